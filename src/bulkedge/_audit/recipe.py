@@ -1,0 +1,87 @@
+"""What an audit measures: everything that the result depends on, besides the two inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bulkedge._errors import RecipeError
+
+MAX_RECIPE_BYTES = 2**20
+Glob = Annotated[str, Field(min_length=1)]
+
+
+class Recipe(BaseModel):
+    """The settings of an audit, frozen and checked.
+
+    Example:
+        >>> Recipe(top_k=5).epsilon
+        0.5
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    top_k: int = Field(10, ge=1, description="How many leading tuned directions are judged.")
+    epsilon: float = Field(0.5, gt=0, le=1, description="Score below which the paper counts one.")
+    side: Literal["left", "right", "both"] = Field("left", description="Singular vectors compared.")
+    include: tuple[Glob, ...] = Field((), description="Only base tensors that match one of these.")
+    exclude: tuple[Glob, ...] = Field((), description="No base tensors that match one of these.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where to compute.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the solver's start block.")
+
+    @property
+    def sides(self) -> tuple[Literal["left", "right"], ...]:
+        """The sides to judge."""
+        return ("left", "right") if self.side == "both" else (self.side,)
+
+
+def make_recipe(settings: dict[str, Any], source: str = "recipe") -> Recipe:
+    """A recipe from plain values.
+
+    Args:
+        settings: Field values.
+        source: Where they come from, for the message.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: Naming every unknown field and every bad value at once.
+    """
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.60}"
+            for e in error.errors()
+        )
+        fields = ", ".join(Recipe.model_fields)
+        raise RecipeError(f"{source}: {problems} (the fields are {fields})") from None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings in a YAML (or JSON) recipe file, not yet checked.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its mapping.
+
+    Raises:
+        RecipeError: If it cannot be read, or is not one mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; is it a recipe?")
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: expected fields and values, got {type(settings).__name__}")
+    return settings

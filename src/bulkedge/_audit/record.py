@@ -1,0 +1,172 @@
+"""The record: the product of an audit, of which every report is a view.
+
+One row a matrix, one a direction.  The schema is versioned: a field may be added within a version,
+never change its meaning.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bulkedge._errors import CheckpointError
+from bulkedge.intruder import COUNTED, Verdict
+
+from .recipe import Recipe
+
+SCHEMA_VERSION = "1"
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
+
+
+class File(_Row):
+    """One input file."""
+
+    name: str = Field(description="File name.")
+    bytes: int = Field(description="Size.")
+    sha256: str = Field(description="Digest of its content.")
+
+
+class Source(_Row):
+    """One of the two inputs."""
+
+    path: str = Field(description="As the caller gave it.")
+    kind: Literal["file", "folder", "sharded", "lora"] = Field(description="What lay there.")
+    files: list[File] = Field(description="The files that were read.")
+
+
+class Inputs(_Row):
+    """What was compared."""
+
+    base: Source
+    tuned: Source
+
+
+class Tool(_Row):
+    """What made the record."""
+
+    name: str = "bulkedge"
+    version: str
+    torch: str
+
+
+class Skipped(_Row):
+    """A tensor that was not audited."""
+
+    name: str = Field(description="Its name in the file that holds it.")
+    reason: str
+
+
+class Direction(_Row):
+    """One leading singular vector of a tuned matrix, seen from the base."""
+
+    index: int = Field(description="Rank of its singular value in the tuned matrix, 0 the largest.")
+    sigma: float = Field(description="Singular value.")
+    side: Literal["left", "right"]
+    score: float = Field(description="Largest |cosine| with a base vector of the same side.")
+    matched_index: int = Field(description="The base vector that attains it; -1 without one.")
+    subspace_overlap: float = Field(description="Norm of its projection on the base's top 2k.")
+    verdict: Verdict
+    residual: float = Field(description="Residual of the triplet over the largest singular value.")
+
+
+class Matrix(_Row):
+    """One audited matrix."""
+
+    name: str = Field(description="Name of the base tensor.")
+    tuned_name: str = Field(description="Name of what was compared with it.")
+    shape: tuple[int, int] = Field(description="As the base stores it.")
+    transposed: bool = Field(description="The base stores (in, out): sides are those of (out, in).")
+    dtype: str = Field(description="Of the base, as safetensors spells it.")
+    update: Literal["dense", "lora"]
+    rank: int | None = Field(description="Rank of the factors; null for a dense update.")
+    status: Literal["audited", "unchanged", "not_finite", "failed"]
+    note: str | None = Field(None, description="What a reader should know about the status.")
+    spectral_norm_base: float | None = None
+    spectral_norm_update: float | None = None
+    intruders: int = Field(0, description="The paper's count: directions with score < epsilon.")
+    directions: list[Direction] = []
+
+
+class Summary(_Row):
+    """The counts."""
+
+    matrices: int = Field(description="Rows in `matrices`.")
+    audited: int = Field(description="Of these, compared direction by direction.")
+    unchanged: int = Field(description="Of these, equal to the base.")
+    not_audited: int = Field(description="Of these, not finite or failed.")
+    intruders: int = Field(description="The paper's count: rotated + intruder.")
+    verdicts: dict[Verdict, int] = Field(description="Directions by verdict.")
+    skipped: int = Field(description="Rows in `skipped`.")
+
+
+class Run(_Row):
+    """How the computation went; the one part that may differ between equal audits."""
+
+    started: str = Field(description="UTC, ISO 8601.")
+    seconds: float
+    jobs: int
+
+
+class Record(_Row):
+    """The result of :func:`bulkedge.audit`."""
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    tool: Tool
+    inputs: Inputs
+    recipe: Recipe
+    summary: Summary
+    skipped: list[Skipped]
+    matrices: list[Matrix]
+    run: Run
+
+    def to_json(self) -> str:
+        """The record as indented JSON text with a final newline."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Record:
+        """Read a record back.
+
+        Args:
+            path: A file that :meth:`to_json` text was written to.
+
+        Returns:
+            The record.
+
+        Raises:
+            CheckpointError: If the file is missing, or is not a record of this schema.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise CheckpointError(
+                f"{path}: not a bulkedge record of schema {SCHEMA_VERSION} "
+                f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
+            ) from None
+
+
+def summarise(matrices: list[Matrix], skipped: list[Skipped]) -> Summary:
+    """The counts of a record."""
+    verdicts = dict.fromkeys(Verdict, 0)
+    for matrix in matrices:
+        for direction in matrix.directions:
+            verdicts[direction.verdict] += 1
+    statuses = [matrix.status for matrix in matrices]
+    audited, unchanged = statuses.count("audited"), statuses.count("unchanged")
+    return Summary(
+        matrices=len(matrices),
+        audited=audited,
+        unchanged=unchanged,
+        not_audited=len(matrices) - audited - unchanged,
+        intruders=sum(verdicts[verdict] for verdict in COUNTED),
+        verdicts=verdicts,
+        skipped=len(skipped),
+    )

@@ -1,0 +1,192 @@
+"""One matrix: read it, solve it, judge it.
+
+The row of a matrix depends on its tensors and the recipe alone, not on the process, the order or
+the number of workers that computed it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import BulkedgeError
+from bulkedge._linmap import Dense as DenseMap
+from bulkedge._linmap import LinearMap, LowRank, Sum
+from bulkedge.checkpoint import LoraFactors, TensorInfo, read_tensor
+from bulkedge.intruder import COUNTED, base_vectors, scores, verdict
+from bulkedge.triplet import BlockKrylov, Dense, SingularTriplets, Status, singular_triplet
+
+from .plan import Comparison
+from .recipe import Recipe
+from .record import Direction, Matrix
+
+# Neighbouring singular values of a trained matrix lie 1e-3 to 1e-5 of σ₁ apart: float32 would mix
+# their vectors at the percent level, float64 leaves 1e-10.
+DTYPE = torch.float64
+# the error of a singular value is quadratic in the residual: this gives ten digits of a norm
+NORM = BlockKrylov(rtol=1e-6)
+
+
+def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
+    """The row of one matrix.
+
+    Cost: a full SVD of the base, O(mn·min(m, n)), and 30 to 100 passes over the tuned matrix.
+
+    Args:
+        comparison: What to compare.
+        recipe: How.
+
+    Returns:
+        The row.  A matrix that cannot be audited says so in ``status`` and ``note``; the others
+        go on.
+    """
+    try:
+        return _audit(comparison, recipe)
+    except (BulkedgeError, RuntimeError) as error:  # torch: no convergence, out of memory
+        return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
+
+
+def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
+    """Load, look for the easy ends, else judge."""
+    device = torch.device(recipe.device)
+    W0 = _load(comparison.base, comparison.transposed, device)
+    replaced = None
+    if comparison.tuned is not None:
+        replaced = _load(comparison.tuned, comparison.transposed, device)
+    factors = None if comparison.factors is None else _load_factors(comparison.factors, device)
+    parts = {"base": W0, "tuned": replaced}
+    parts |= {"lora_A": factors.A, "lora_B": factors.B} if factors else {}
+    if problem := _not_finite(parts):
+        return _row(comparison, "not_finite", note=problem)
+    norm_update = _update_norm(W0, replaced, factors, recipe)
+    if norm_update == 0:
+        return _row(comparison, "unchanged")
+    dense = DenseMap(W0 if replaced is None else replaced)
+    tuned = Sum([dense, factors]) if factors else dense
+    return _judge(comparison, recipe, W0, tuned, norm_update)
+
+
+def _load(info: TensorInfo, transposed: bool, device: torch.device) -> Tensor:
+    """A stored matrix as ``(out, in)`` in the working precision."""
+    stored = read_tensor(info).to(device, DTYPE)
+    return stored.mT if transposed else stored
+
+
+def _load_factors(factors: LoraFactors, device: torch.device) -> LowRank:
+    """The factors in the working precision, as a map of the shape of the weight."""
+    A = read_tensor(factors.A).to(device, DTYPE)
+    B = read_tensor(factors.B).to(device, DTYPE)
+    return LowRank(A.mT, B.mT, factors.scale) if factors.embedding else LowRank(B, A, factors.scale)
+
+
+def _not_finite(parts: dict[str, Tensor | None]) -> str | None:
+    """Where NaN or Inf stand, None if nowhere."""
+    problems = []
+    for name, tensor in parts.items():
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            nans, infs = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+            problems.append(f"{name} holds {nans} NaN and {infs} Inf")
+    return "; ".join(problems) or None
+
+
+def _update_norm(
+    W0: Tensor, replaced: Tensor | None, factors: LowRank | None, recipe: Recipe
+) -> float:
+    """``‖W − W0‖₂``."""
+    if replaced is None:
+        return float(factors.singular_values()[0]) if factors else 0.0
+    update: LinearMap = DenseMap(replaced - W0)
+    if factors:
+        update = Sum([update, factors])
+    return float(_solve(update, 1, recipe, NORM).sigma[0])
+
+
+def _solve(A: LinearMap, k: int, recipe: Recipe, solver: BlockKrylov) -> SingularTriplets:
+    """The k leading triplets; a dense SVD where the iteration stops short."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    result = singular_triplet(A, k, solver=solver, generator=generator, strict=False)
+    if result.status is Status.CONVERGED:
+        return result
+    return singular_triplet(A, k, solver=Dense())
+
+
+def _judge(
+    comparison: Comparison, recipe: Recipe, W0: Tensor, tuned: LinearMap, norm_update: float
+) -> Matrix:
+    """Score the tuned directions on each side against all base vectors."""
+    triplets = _solve(tuned, min(recipe.top_k, *tuned.shape), recipe, BlockKrylov())
+    U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+    directions: list[Direction] = []
+    for side in recipe.sides:
+        vectors, Y = (U, triplets.u) if side == "left" else (Vt.mT, triplets.v)
+        directions += _directions(side, triplets, Y, vectors, S, tuned.shape, recipe)
+    found = len(directions) // len(recipe.sides)
+    note = None
+    if found < recipe.top_k:
+        note = f"the tuned matrix has rank {found}: {found} of {recipe.top_k} directions exist"
+    return _row(
+        comparison,
+        "audited",
+        note=note,
+        spectral_norm_base=float(S[0]),
+        spectral_norm_update=norm_update,
+        intruders=sum(direction.verdict in COUNTED for direction in directions),
+        directions=directions,
+    )
+
+
+def _directions(
+    side: Literal["left", "right"],
+    triplets: SingularTriplets,
+    Y: Tensor,
+    vectors: Tensor,
+    S: Tensor,
+    shape: tuple[int, int],
+    recipe: Recipe,
+) -> list[Direction]:
+    """The rows of one side; directions with σ = 0 do not exist and get none."""
+    result = scores(Y, base_vectors(vectors, S, shape), subspace=2 * recipe.top_k)
+    sigma, errors = triplets.sigma.tolist(), triplets.vector_errors.tolist()
+    rounding = max(shape) * torch.finfo(DTYPE).eps * sigma[0]
+    rows = []
+    for i, value in enumerate(sigma):
+        if value <= rounding:
+            break
+        score, overlap = float(result.score[i]), float(result.subspace_overlap[i])
+        judged = verdict(score, overlap, epsilon=recipe.epsilon, vector_error=errors[i])
+        rows.append(
+            Direction(
+                index=i,
+                sigma=value,
+                side=side,
+                score=score,
+                matched_index=int(result.matched_index[i]),
+                subspace_overlap=overlap,
+                verdict=judged,
+                residual=float(triplets.residuals[i]) / sigma[0],
+            )
+        )
+    return rows
+
+
+def _row(
+    comparison: Comparison,
+    status: Literal["audited", "unchanged", "not_finite", "failed"],
+    **fields: object,
+) -> Matrix:
+    """A row with what is known before any number is."""
+    return Matrix.model_validate(
+        {
+            "name": comparison.base.name,
+            "tuned_name": comparison.tuned_name,
+            "shape": comparison.base.shape,
+            "transposed": comparison.transposed,
+            "dtype": comparison.base.dtype,
+            "update": comparison.update,
+            "rank": comparison.factors.rank if comparison.factors else None,
+            "status": status,
+            **fields,
+        }
+    )

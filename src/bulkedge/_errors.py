@@ -1,0 +1,58 @@
+"""Every error that this package raises on purpose.
+
+::
+
+    BulkedgeError
+    ├── InputError (ValueError)           an argument has the wrong shape, dtype or range
+    ├── RecipeError (ValueError)          a recipe has an unknown field or a bad value
+    ├── CheckpointError (ValueError)      a file or folder is missing, damaged or unsupported
+    │   └── AdapterError                  the same, for a LoRA adapter
+    ├── NothingAuditedError (ValueError)  the two inputs have nothing to compare
+    ├── OutputError (OSError)             a result cannot be written where it was asked for
+    └── ConvergenceError (RuntimeError)   a solver stopped short; its best result is in .partial
+
+Each message says what was expected, what was found, and what to do.  Names that come out of files
+are quoted with ``repr``, so that no control character reaches a terminal through a message.
+"""
+
+from __future__ import annotations
+
+
+class BulkedgeError(Exception):
+    """Base class of all errors of this package."""
+
+
+class InputError(BulkedgeError, ValueError):
+    """An argument has the wrong shape, dtype or range."""
+
+
+class RecipeError(BulkedgeError, ValueError):
+    """A recipe has an unknown field or a bad value."""
+
+
+class CheckpointError(BulkedgeError, ValueError):
+    """A checkpoint file or folder is missing, damaged, hostile or of a kind not supported."""
+
+
+class AdapterError(CheckpointError):
+    """A LoRA adapter cannot be read, or does not belong to the base."""
+
+
+class NothingAuditedError(BulkedgeError, ValueError):
+    """The base and the tuned checkpoint have nothing to compare."""
+
+
+class OutputError(BulkedgeError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class ConvergenceError(BulkedgeError, RuntimeError):
+    """A solver stopped before it reached its tolerance.
+
+    Attributes:
+        partial: The best result so far, with its residuals.
+    """
+
+    def __init__(self, message: str, partial: object = None) -> None:
+        super().__init__(message)
+        self.partial = partial

@@ -1,0 +1,251 @@
+"""A PEFT LoRA adapter folder, as the updates that it makes to base tensors.
+
+PEFT stores A as r×in and B as out×r; the update of a linear layer is ``s·B·A`` with s = α/r, or
+α/√r under ``use_rslora`` (Hu et al., arXiv:2106.09685; Kalajdzievski, arXiv:2312.03732).  For an
+embedding, ``(vocab, dim)``, it is the transpose, ``s·Aᵀ·Bᵀ``.  What an adapter holds besides, or
+holds in a way that cannot be added to the base as a matrix, is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import regex
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bulkedge._errors import AdapterError
+
+from .header import FLOATING, TensorInfo, read_header
+from .read import PICKLES, TO_SAFETENSORS, confined, read_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# what torch.compile and FSDP wrap around a module and leave in its name
+WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module)\.")
+LORA_KEY = re.compile(
+    r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
+)
+PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+# initialisations that also change the base: the file is then relative to a base nobody stores
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
+PATTERN_SECONDS = 1.0
+
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+
+
+class AdapterConfig(BaseModel):
+    """The fields of ``adapter_config.json`` that say what the update is; others are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    peft_type: str
+    r: Annotated[int, Field(ge=1, le=2**20, strict=True)] = 8
+    lora_alpha: Number = 8
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+    alpha_pattern: dict[str, Number] | None = None
+    init_lora_weights: Any = True
+    target_parameters: list[str] | None = None
+    layer_replication: list[Any] | None = None
+    kasa_config: dict[str, Any] | None = None
+    base_model_name_or_path: str | None = None
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The stored factors of one low-rank update.
+
+    Attributes:
+        A: Shape ``(r, in)``; for an embedding ``(r, vocab)``.
+        B: Shape ``(out, r)``; for an embedding ``(dim, r)``.
+        scale: The number in front of ``B A``.
+        embedding: Whether the weight is ``(vocab, dim)`` and the update ``s·Aᵀ·Bᵀ``.
+        fan_in_fan_out: Whether the base may store the weight as ``(in, out)``.
+    """
+
+    A: TensorInfo
+    B: TensorInfo
+    scale: float
+    embedding: bool = False
+    fan_in_fan_out: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The rank r of the factors."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the weight that they update: ``(out, in)``, or ``(vocab, dim)``."""
+        rows, columns = self.B.shape[0], self.A.shape[1]
+        return (columns, rows) if self.embedding else (rows, columns)
+
+    def fits(self, stored: tuple[int, ...]) -> bool:
+        """Whether a base tensor of the shape ``stored`` can be what they update."""
+        return stored == self.shape or self.stored_transposed(stored)
+
+    def stored_transposed(self, stored: tuple[int, ...]) -> bool:
+        """Whether a base tensor of the shape ``stored`` holds the weight as ``(in, out)``."""
+        # the flag is one for the whole adapter, linear layers included: shapes have the first word
+        return self.fan_in_fan_out and not self.embedding and stored == self.shape[::-1]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter.
+
+    Attributes:
+        path: Its folder.
+        file: Its weights.
+        config: The checked part of its configuration.
+        factors: Low-rank updates, by the name that the base tensor would have in the tuned model.
+        tensors: Full tensors that replace the base's, by name: trained heads, embeddings.
+        unsupported: ``(name in the file, reason)`` of everything else.
+    """
+
+    path: Path
+    file: Path
+    config: AdapterConfig
+    factors: Mapping[str, LoraFactors]
+    tensors: Mapping[str, TensorInfo]
+    unsupported: tuple[tuple[str, str], ...]
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether ``path`` is an adapter folder, or the weights in one."""
+    return (_folder(Path(path)) / CONFIG).is_file()
+
+
+def open_adapter(path: str | Path) -> Adapter:
+    """Read the configuration and the header of a PEFT LoRA adapter.
+
+    Args:
+        path: The adapter folder, or the ``adapter_model.safetensors`` in it.
+
+    Returns:
+        The adapter; no tensor has been read.
+
+    Raises:
+        AdapterError: If it is not a LoRA adapter, its base is not the model on disk, or a file is
+            missing or bad.
+    """
+    folder = _folder(Path(path))
+    config = _read_config(confined(folder / CONFIG, folder))
+    file = folder / WEIGHTS
+    if not file.is_file():
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        advice = f"found {pickles[0]!r}: {TO_SAFETENSORS}" if pickles else "save the adapter again"
+        raise AdapterError(f"{file}: no such file; {advice}")
+    tensors, _ = read_header(confined(file, folder))
+    return _sort(folder, file, config, tensors)
+
+
+def _folder(path: Path) -> Path:
+    """The adapter's folder, for the folder itself or the weights in it."""
+    return path.parent if path.name == WEIGHTS else path
+
+
+def _read_config(path: Path) -> AdapterConfig:
+    """Check the configuration, and that the adapter is relative to an unchanged base."""
+    try:
+        config = AdapterConfig.model_validate(read_json(path))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.60}"
+            for e in error.errors()
+        )
+        raise AdapterError(f"{path}: {problems}; save the adapter again with PEFT") from None
+    if config.peft_type != "LORA":
+        raise AdapterError(
+            f"{path}: a {config.peft_type!r:.40} adapter; only LORA is handled, merge it into the "
+            "model and audit the merged checkpoint"
+        )
+    init = "kasa" if config.kasa_config else str(config.init_lora_weights).lower()
+    if init.startswith(CHANGES_THE_BASE):
+        raise AdapterError(
+            f"{path}: initialised by {init!r:.40}, which changes the base weights too; save it "
+            "with path_initial_model_for_weight_conversion, or audit the merged checkpoint"
+        )
+    if config.layer_replication:
+        raise AdapterError(f"{path}: uses layer_replication; audit the merged checkpoint")
+    return config
+
+
+def _sort(
+    folder: Path, file: Path, config: AdapterConfig, stored: Mapping[str, TensorInfo]
+) -> Adapter:
+    """Sort the stored tensors into updates, replacements and what is not handled."""
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    tensors: dict[str, TensorInfo] = {}
+    unsupported: list[tuple[str, str]] = []
+    for key, info in stored.items():
+        name = WRAPPERS.sub("", key.removeprefix(PREFIX))
+        lora = LORA_KEY.fullmatch(name)
+        if lora and lora["leaf"] != ".bias":
+            modules.setdefault(_unwrapped(lora["module"]), {})[lora["part"]] = info
+        elif lora:
+            unsupported.append((key, "1-D tensor: not a matrix"))
+        elif "token_adapter" in name:
+            unsupported.append((key, "trainable tokens: not handled yet"))
+        else:
+            tensors[_unwrapped(name)] = info
+    factors: dict[str, LoraFactors] = {}
+    for module, parts in modules.items():
+        if problem := _problem(module, parts, config):
+            unsupported.extend((info.name, problem) for info in parts.values())
+        else:
+            factors[f"{module}.weight"] = _factors(module, parts, config)
+    return Adapter(folder, file, config, factors, tensors, tuple(unsupported))
+
+
+def _unwrapped(name: str) -> str:
+    """A name without the ``base_layer`` that PEFT puts between a module and its parameters."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
+
+
+def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> str | None:
+    """Why the update of a module cannot be handled, None if it can."""
+    owners = (parameter.rpartition(".")[0] for parameter in config.target_parameters or ())
+    if any(owner and f".{module}".endswith(f".{owner}") for owner in owners):
+        return "stacked experts (target_parameters): not handled yet"
+    if config.use_dora or "lora_magnitude_vector" in parts:
+        return "DoRA: not handled yet"
+    if set(parts) not in PAIRS:
+        return f"expected one pair of factors A and B, found {', '.join(sorted(parts))}"
+    A, B = (parts[name] for name in sorted(parts))
+    if len(A.shape) > 2:
+        return f"{len(A.shape)}-D convolution kernel: not handled yet"
+    if len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1] or A.shape[0] == 0:
+        return f"factors that do not fit together: A {A.shape}, B {B.shape}"
+    if strange := {A.dtype, B.dtype} - set(FLOATING):
+        return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
+    return None
+
+
+def _factors(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> LoraFactors:
+    """The factors of a module with their scale, by PEFT's rules."""
+    A, B = (parts[name] for name in sorted(parts))
+    rank = A.shape[0]  # the tensor is right, whatever rank_pattern says
+    alpha = _by_pattern(config.alpha_pattern or {}, module, default=config.lora_alpha)
+    scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+    return LoraFactors(A, B, scale, "lora_embedding_A" in parts, config.fan_in_fan_out)
+
+
+def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """The value of the first pattern that ends the module's path, as PEFT matches them."""
+    for pattern, value in patterns.items():
+        try:
+            # patterns come with the file: this engine stops where re would backtrack for ever
+            if regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_SECONDS):
+                return value
+        except (regex.error, TimeoutError) as error:
+            raise AdapterError(
+                f"{CONFIG}: alpha_pattern {pattern!r:.80} cannot be matched ({error}); mend it"
+            ) from None
+    return default

@@ -1,0 +1,175 @@
+"""The safetensors header, read without torch and believed only after it adds up.
+
+The format (https://huggingface.co/docs/safetensors) is eight bytes of header length, a JSON object,
+and the tensors' bytes.  Checkpoints are shared between strangers, so everything is checked before
+anything is used: sizes before reading, types, duplicate keys, and that the tensors tile the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bulkedge._errors import CheckpointError
+
+MAX_HEADER_BYTES = 100 * 2**20
+MAX_NAME_LENGTH = 1024
+MAX_DIMENSIONS = 8
+
+BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+"""Bits an element of each dtype, by its name in the header."""
+
+FLOATING = ("BF16", "F16", "F32", "F64")
+"""The dtypes of weights that need no scales to be read."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies, and what it is; the tensor itself stays on disk.
+
+    Attributes:
+        name: Its name in the file.
+        dtype: Its dtype as the header spells it, such as ``BF16``.
+        shape: Its shape.
+        file: The file that holds it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.size * BITS[self.dtype] // 8
+
+
+class _DamagedError(Exception):
+    """What is wrong with a header; :func:`read_header` adds where."""
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of one safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        ``{name: info}`` in file order, and the ``__metadata__`` strings.
+
+    Raises:
+        CheckpointError: If it is not a regular file, or its header is damaged or hostile.
+    """
+    try:
+        text, data_size = _read_bytes(path)
+        entries, metadata = _parse(text)
+        spans = {name: _check_entry(name, entry) for name, entry in entries.items()}
+        _check_tiling(list(spans.values()), data_size)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the path"
+        ) from None
+    except _DamagedError as error:
+        raise CheckpointError(
+            f"{path}: {error}; the file is damaged or hostile, fetch it again"
+        ) from None
+    infos = {
+        name: TensorInfo(name, entry["dtype"], tuple(entry["shape"]), path)
+        for name, entry in entries.items()
+    }
+    return infos, metadata
+
+
+def _read_bytes(path: Path) -> tuple[bytes, int]:
+    """The JSON text, and how many bytes of tensors follow it."""
+    # O_NONBLOCK: opening a FIFO must fail the check below, not wait for a writer
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _DamagedError("not a regular file")
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        available = status.st_size - 8
+        if len(prefix) < 8 or not 2 <= length <= available:
+            raise _DamagedError(f"{status.st_size} bytes, truncated or not safetensors")
+        if length > MAX_HEADER_BYTES:
+            raise _DamagedError(f"header of {length} bytes exceeds {MAX_HEADER_BYTES}")
+        return file.read(length), available - length
+
+
+def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensor entries and metadata from the JSON text."""
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _DamagedError(f"header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise _DamagedError("header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _DamagedError("__metadata__ is not an object of strings")
+    return header, metadata
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, refusing what ``dict`` would silently overwrite."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"duplicate key {key[:100]!r}")
+        result[key] = value
+    return result
+
+
+def _check_entry(name: str, entry: Any) -> tuple[int, int]:
+    """The byte span of one tensor, once its description holds together."""
+    if len(name) > MAX_NAME_LENGTH:
+        raise _DamagedError(f"a tensor's name has {len(name)} characters: {name[:60]!r}…")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _DamagedError(f"tensor {name!r}: expected dtype, shape and data_offsets")
+    dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise _DamagedError(f"tensor {name!r}: unknown dtype {dtype!r:.60}")
+    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _DamagedError(f"tensor {name!r}: bad shape {shape!r:.60}")
+    if not _are_counts(span) or len(span) != 2:
+        raise _DamagedError(f"tensor {name!r}: bad data_offsets {span!r:.60}")
+    if 8 * (span[1] - span[0]) != math.prod(shape) * BITS[dtype]:
+        raise _DamagedError(f"tensor {name!r}: {dtype} {shape} does not fill bytes {span}")
+    return span[0], span[1]
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether ``value`` is a list of non-negative integers (JSON's true is not one)."""
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+
+
+def _check_tiling(spans: list[tuple[int, int]], data_size: int) -> None:
+    """The tensors must cover the rest of the file, without overlap or hole."""
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise _DamagedError(f"tensors overlap or leave a hole at byte {min(start, end)}")
+        end = stop
+    if end != data_size:
+        raise _DamagedError(f"header describes {end} bytes of tensors, the file has {data_size}")

@@ -1,0 +1,229 @@
+"""Checkpoints as they lie on disk: one file, a model folder, or shards with an index.
+
+Only headers are read until a tensor is asked for, and then only that tensor, with ``pread``: a
+memory map would keep every tensor touched in memory, hand out aliases of the file, and kill the
+process when the file shrinks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bulkedge._errors import CheckpointError
+
+from .header import TensorInfo, read_header
+
+if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` stays quick
+    from torch import Tensor
+
+MAX_JSON_BYTES = 100 * 2**20
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+TO_SAFETENSORS = (
+    "it is a pickle, which can run code when it is read; convert it where you trust it: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint, by name, still on disk.
+
+    Attributes:
+        path: What the caller named.
+        kind: ``file``, ``folder`` or ``sharded``.
+        files: The files that hold tensors.
+        tensors: ``{name: info}``.
+        config: The content of ``config.json`` beside them, empty without one.
+    """
+
+    path: Path
+    kind: str
+    files: tuple[Path, ...]
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Read the headers of a ``.safetensors`` file, a model folder or a sharded one.
+
+    Args:
+        path: The file, the folder, or the ``….safetensors.index.json``.
+
+    Returns:
+        The checkpoint; no tensor has been read.
+
+    Raises:
+        CheckpointError: If there is nothing to read at ``path``, or what is there is a pickle,
+            damaged, hostile, or ambiguous.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; check the path")
+    if path.name.endswith(".index.json"):
+        return _open_shards(path, path)
+    if path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: {TO_SAFETENSORS}")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: expected a .safetensors file or a model folder")
+    tensors, _ = read_header(path)
+    return Checkpoint(path, "file", (path,), tensors)
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """Read one tensor, a private copy in memory, dtype as stored.
+
+    Args:
+        info: From the header of its file.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        CheckpointError: If the file has changed or cannot be read any more.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(info.file, framework="pt", backend="pread") as file:
+            tensor = file.get_tensor(info.name)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name!r} cannot be read ({error}); was the file changed "
+            "meanwhile?"
+        ) from None
+    if tuple(tensor.shape) != info.shape:
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name!r} was {info.shape}, is now {tuple(tensor.shape)}; "
+            "the file was changed meanwhile, start again"
+        )
+    return tensor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a small file beside the weights.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: If it is too large, unreadable, or not one JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes; is it a config?")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def confined(file: Path, folder: Path) -> Path:
+    """``file``, once it is known to lie in ``folder`` whatever links it is made of.
+
+    The Hugging Face cache keeps ``models--*/snapshots/REV/x`` as links into ``models--*/blobs``:
+    those are followed, and no others that leave the folder.
+
+    Args:
+        file: A file named by something inside ``folder``.
+        folder: The folder that was opened.
+
+    Returns:
+        ``file`` unchanged.
+
+    Raises:
+        CheckpointError: If a link leads elsewhere.
+    """
+    home, target = folder.resolve(), file.resolve()
+    blobs = home.parent.parent / "blobs"
+    in_cache = home.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink()
+    if target.is_relative_to(home) or (in_cache and target.parent == blobs):
+        return file
+    raise CheckpointError(
+        f"{file}: is a link that leaves {folder}; copy the file there if you trust it"
+    )
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    """A model folder: one file, or shards and their index."""
+    config_file = folder / "config.json"
+    config = read_json(confined(config_file, folder)) if config_file.is_file() else {}
+    single = folder / "model.safetensors"
+    if single.is_file():
+        tensors, _ = read_header(confined(single, folder))
+        return Checkpoint(folder, "folder", (single,), tensors, config)
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indexes) == 1:
+        return _open_shards(indexes[0], folder, config)
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1 and not indexes:
+        tensors, _ = read_header(confined(files[0], folder))
+        return Checkpoint(folder, "folder", (files[0],), tensors, config)
+    raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
+
+
+def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> str:
+    """What to do about a folder that holds no one checkpoint."""
+    if files or indexes:
+        names = ", ".join(path.name for path in (indexes or files)[:5])
+        return f"several checkpoints and no telling which ({names}); name the file"
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        return f"found only {pickles[0]!r}: {TO_SAFETENSORS}"
+    adapters = sorted(p.parent.name for p in folder.glob("*/adapter_config.json"))
+    if adapters:
+        return f"holds adapters in sub-folders: name one of {', '.join(map(repr, adapters[:5]))}"
+    return "no .safetensors file in this folder; is it the model's folder?"
+
+
+def _open_shards(index: Path, path: Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Shards listed in ``index``; its map and the shards' headers must agree both ways."""
+    folder = index.parent
+    weight_map = read_json(confined(index, folder)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: expected a non-empty weight_map; fetch the index again")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain_file_name(shard):
+            raise CheckpointError(
+                f"{index}: tensor {name!r} points to {shard!r}; a shard must be a .safetensors "
+                "file beside the index"
+            )
+    files = tuple(folder / shard for shard in sorted(set(weight_map.values())))
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise CheckpointError(
+            f"{index}: {len(missing)} of {len(files)} shards missing, first {missing[0]!r}; "
+            "finish the download"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        shard_tensors, _ = read_header(confined(file, folder))
+        for name, info in shard_tensors.items():
+            if weight_map.get(name) != file.name:
+                raise CheckpointError(
+                    f"{index}: tensor {name!r} lies in {file.name!r}, the index says "
+                    f"{weight_map.get(name)!r}; the folder mixes two checkpoints"
+                )
+            tensors[name] = info
+    if absent := [name for name in weight_map if name not in tensors]:
+        raise CheckpointError(
+            f"{index}: tensor {absent[0]!r} is not in {weight_map[absent[0]]!r}; "
+            "the folder mixes two checkpoints"
+        )
+    return Checkpoint(path, "sharded", files, tensors, config or {})
+
+
+def _is_plain_file_name(name: str) -> bool:
+    """A name without any path in it, for any operating system."""
+    return name.endswith(".safetensors") and name.isprintable() and not set("/\\:") & set(name)

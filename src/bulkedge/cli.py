@@ -1,0 +1,283 @@
+"""The command line: parse, one library call, show.  Exit 0 clean, 1 findings, 2 failure.
+
+Data goes to stdout, progress and messages to stderr.  Nothing heavier than click is imported until
+a command needs it, so that ``bulkedge --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from ._errors import BulkedgeError, OutputError
+
+if TYPE_CHECKING:
+    from ._audit import Plan, Recipe, Record
+
+CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
+RECORD_NAME = "record.json"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bulkedge")
+def cli() -> None:
+    """Spectral instruments for neural-network weights."""
+
+
+@cli.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("tuned", type=click.Path(path_type=Path))
+@click.option("-k", "--top-k", type=int, help="Leading tuned directions to judge.  [default: 10]")
+@click.option("--epsilon", type=float, help="Score below which one counts.  [default: 0.5]")
+@click.option(
+    "--side",
+    type=click.Choice(["left", "right", "both"]),
+    help="Singular vectors to compare.  [default: left]",
+)
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Only these base tensors; repeatable."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Not these base tensors; repeatable."
+)
+@click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]")
+@click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Recipe in YAML; options override it."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
+@click.option("--force", is_flag=True, help="Write into an output folder that exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Worker processes, one thread each.")  # fmt: skip
+@click.option(
+    "--fail-on",
+    type=click.Choice(["rotated", "intruder", "never"]),
+    default="rotated",
+    show_default=True,
+    help="Mildest verdict that makes the exit code 1; rotated is the paper's count.",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, stop.")
+def audit(base: Path, tuned: Path, **options: Any) -> None:
+    """Find the intruder dimensions that a fine-tune wrote into a model.
+
+    BASE is a .safetensors file or a model folder; TUNED is the same, or a PEFT LoRA adapter folder.
+    """
+    from ._audit import make_plan, run_plan
+
+    recipe = _recipe(options)
+    plan = make_plan(base, tuned, recipe)
+    output: Path | None = options["output"]
+    if output is not None:
+        _check_output(output, options["force"], plan)
+    if options["dry_run"]:
+        click.echo(_describe(plan, recipe))
+        return
+    _one_thread()
+    with _output_folder(output), _progress(options["quiet"]) as progress:
+        record = run_plan(plan, recipe, jobs=options["jobs"], progress=progress)
+        if output is not None:
+            _write(output / RECORD_NAME, record.to_json())
+    _show(record, output, options)
+    sys.exit(_exit_code(record, options["fail_on"]))
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def inspect(path: Path, as_json: bool) -> None:
+    """List the tensors of a checkpoint or an adapter from its headers."""
+    from .checkpoint import is_adapter, open_adapter, open_checkpoint
+
+    if is_adapter(path):
+        adapter = open_adapter(path)
+        rows = [
+            {"name": name, "shape": list(f.shape), "dtype": f.A.dtype, "rank": f.rank,
+             "scale": f.scale} for name, f in adapter.factors.items()
+        ]  # fmt: skip
+        rows += [
+            {"name": name, "shape": list(info.shape), "dtype": info.dtype}
+            for name, info in adapter.tensors.items()
+        ]
+        rows += [{"name": name, "not_handled": reason} for name, reason in adapter.unsupported]
+    else:
+        rows = [
+            {"name": name, "shape": list(info.shape), "dtype": info.dtype, "file": info.file.name}
+            for name, info in open_checkpoint(path).tensors.items()
+        ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(_told(row))
+
+
+def _told(row: dict[str, Any]) -> str:
+    """One tensor on one line."""
+    name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in row["name"])
+    if "not_handled" in row:
+        return f"{name}  ({row['not_handled']})"
+    line = f"{name}  {row['dtype']}  {'×'.join(map(str, row['shape'])) or 'scalar'}"
+    return line + (f"  lora r={row['rank']} scale={row['scale']:g}" if "rank" in row else "")
+
+
+def _recipe(options: dict[str, Any]) -> Recipe:
+    """The recipe file's settings, overridden by what was given on the command line."""
+    from ._audit import Recipe, make_recipe, read_recipe
+
+    path: Path | None = options["config"]
+    settings = read_recipe(path) if path is not None else {}
+    given = {name: options[name] for name in Recipe.model_fields if options[name] not in (None, ())}
+    return make_recipe(settings | given, source=str(path) if path is not None else "options")
+
+
+def _describe(plan: Plan, recipe: Recipe) -> str:
+    """What an audit would do, and what it would need."""
+    infos = [comparison.base for comparison in plan.comparisons]
+    largest = max(infos, key=lambda info: info.size)
+    read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned_files})
+    svd = sum(6 * max(i.shape) * min(i.shape) ** 2 for i in infos)
+    return "\n".join(
+        [
+            f"matrices   {len(infos)} to audit, {len(plan.skipped)} tensors skipped",
+            f"largest    {largest.name!r} {'×'.join(map(str, largest.shape))} {largest.dtype}",
+            f"read       {read / 1e9:.2f} GB",
+            f"memory     about {_peak_bytes(largest.shape) / 1e9:.2f} GB a job",
+            f"work       about {svd / 1e12:.2f} TFLOP in float64",
+            f"recipe     {recipe.model_dump_json()}",
+        ]
+    )
+
+
+def _peak_bytes(shape: tuple[int, ...]) -> float:
+    """Memory of a job whose largest matrix has ``shape``."""
+    return 300e6 + 8 * shape[0] * shape[1] * 9
+
+
+def _check_output(output: Path, force: bool, plan: Plan) -> None:
+    """Everything that can go wrong with the output, before the first computation."""
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; give a folder")
+    if output.exists() and not force:
+        raise OutputError(f"{output}: exists; give another folder, or --force to write into it")
+    for source in (plan.base.path, plan.tuned.path):
+        if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+            raise OutputError(f"{output}: lies inside the input {source}; write elsewhere")
+    parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{output}: {parent} is not writable")
+    needed = 2**20 + 2**14 * len(plan.comparisons) + 2**10 * len(plan.skipped)
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(f"{output}: {free} bytes free, the record needs about {needed}")
+
+
+@contextmanager
+def _output_folder(output: Path | None) -> Iterator[None]:
+    """Make the folder now; take it away again if the audit does not reach its end."""
+    made = output is not None and not output.exists()
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{output}: cannot be made ({error.strerror})") from None
+    try:
+        yield
+    except BaseException:
+        if output is not None and made and not any(output.iterdir()):
+            output.rmdir()
+        raise
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; a link in its place is replaced, not followed."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """A bar with the time left on stderr; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = ("auditing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("auditing", total=None)
+        yield lambda name, done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(record: Record, output: Path | None, options: dict[str, Any]) -> None:
+    """The record on stdout, as JSON or as a table; where it was written on stderr."""
+    if options["as_json"]:
+        click.echo(record.to_json(), nl=False)
+    else:
+        from rich.console import Console
+
+        from .report import print_record
+
+        console = Console()
+        if not console.is_terminal:  # a pipe has no edge to fold at
+            console = Console(width=160)
+        print_record(record, console, brief=options["quiet"])
+    if output is not None and not options["quiet"]:
+        click.echo(f"record written to {output / RECORD_NAME}", err=True)
+
+
+def _exit_code(record: Record, fail_on: str) -> int:
+    """A linter's exit code; a failure outranks findings, and nothing audited is a failure."""
+    from .intruder import Verdict
+    from .report import findings
+
+    if record.summary.audited == 0 or record.summary.not_audited:
+        return FAILURE
+    if fail_on != "never" and findings(record, Verdict(fail_on)):
+        return FINDINGS
+    return CLEAN
+
+
+def _one_thread() -> None:
+    """One thread a job, unless the user has said how many: two on a busy machine are slower."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def main() -> None:
+    """Run the command line; errors of this package become one line and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(FAILURE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BulkedgeError as error:
+        click.echo(f"bulkedge: {error}", err=True)
+        sys.exit(FAILURE)

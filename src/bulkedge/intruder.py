@@ -1,0 +1,162 @@
+"""The intruder score of a tuned singular vector, and the verdict on it.
+
+A tuned vector y is compared with the singular vectors u_i of the base on the same side
+(Shuttleworth et al., "LoRA vs Full Fine-tuning: An Illusion of Equivalence", arXiv:2410.21228):
+
+    score(y) = max_i |⟨y, u_i⟩|,        overlap(y) = ‖U_{2k}ᵀ y‖
+
+where U_{2k} holds the 2k leading base vectors.  The paper calls y an intruder when its score is
+below ε.  A rotation among nearly equal base vectors lowers the score too, although nothing new was
+written, so the verdict tells the two apart by the overlap; the paper's count is their sum.
+
+Two choices make the score independent of how an SVD routine picks its basis.  Base vectors with
+σ_i = 0 do not count: the base says nothing in its null space, and any basis of it is arbitrary.
+For base values that coincide to rounding, the score is the norm of the projection on their common
+space, the only meaning it has there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ._errors import InputError
+
+
+class Verdict(str, Enum):
+    """What a tuned singular vector is, seen from the base."""
+
+    ALIGNED = "aligned"
+    """Its score reaches ε: a base vector, kept."""
+    ROTATED = "rotated"
+    """Its score is below ε, but at least half its energy lies in the base's leading 2k-space."""
+    INTRUDER = "intruder"
+    """Its score is below ε, and most of it lies outside that space."""
+    UNDECIDED = "undecided"
+    """The vector itself is not known well enough to say."""
+
+
+COUNTED = (Verdict.ROTATED, Verdict.INTRUDER)
+"""The verdicts that make up the paper's count."""
+
+
+@dataclass(frozen=True)
+class BaseVectors:
+    """The singular vectors of a base matrix on one side, as far as they are determined.
+
+    Attributes:
+        vectors: Orthonormal columns, by descending singular value, shape ``(m, p)``.
+        eigenspace: The number of the eigenspace that each belongs to, shape ``(p,)``.
+    """
+
+    vectors: Tensor
+    eigenspace: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of k tuned vectors against a base.
+
+    Attributes:
+        score: ``max_i |⟨y, u_i⟩|`` of each, shape ``(k,)``.
+        matched_index: The base vector (0 is the leading one) where it is attained; −1 without one.
+        subspace_overlap: ``‖U_{2k}ᵀ y‖`` of each, shape ``(k,)``.
+    """
+
+    score: Tensor
+    matched_index: Tensor
+    subspace_overlap: Tensor
+
+
+def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, int]) -> BaseVectors:
+    """Keep what a full SVD determines: drop the null space, group equal values.
+
+    Args:
+        vectors: All thin singular vectors of one side, shape ``(m, min(m, n))``.
+        sigma: All singular values, descending, shape ``(min(m, n),)``.
+        shape: ``(m, n)`` of the base, which sets the rounding error max(m, n)·eps·σ₁.
+
+    Returns:
+        The determined vectors.
+
+    Raises:
+        InputError: If the number of vectors and values differ.
+
+    Example:
+        >>> U, S, _ = torch.linalg.svd(torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0])))
+        >>> base_vectors(U, S, (4, 4)).eigenspace.tolist()
+        [0, 1, 1]
+    """
+    if vectors.shape[1] != sigma.shape[0]:
+        raise InputError(
+            f"expected as many vectors as values, got {vectors.shape[1]} and {sigma.shape[0]}"
+        )
+    rounding = max(shape) * torch.finfo(sigma.dtype).eps * sigma[:1]
+    sigma = sigma[sigma > rounding]
+    starts = torch.zeros_like(sigma, dtype=torch.long)
+    starts[1:] = (sigma[:-1] - sigma[1:] > rounding).long()
+    return BaseVectors(vectors[:, : len(sigma)], starts.cumsum(0))
+
+
+def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
+    """Score orthonormal tuned vectors against a base.
+
+    Cost: one product with the base vectors, O(m p k).
+
+    Args:
+        Y: Tuned singular vectors, shape ``(m, k)``, dtype and device of the base vectors.
+        base: Base vectors of the same side.
+        subspace: How many leading base vectors span the space of the overlap, 2k as a rule.
+
+    Returns:
+        Score, matched index and subspace overlap of each vector.
+
+    Example:
+        >>> base = BaseVectors(torch.eye(4)[:, :3], torch.tensor([0, 1, 2]))
+        >>> y = torch.tensor([[0.0], [0.6], [0.0], [0.8]])
+        >>> result = scores(y, base, subspace=2)
+        >>> round(result.score.item(), 4), result.matched_index.item()
+        (0.6, 1)
+    """
+    p, k = base.vectors.shape[1], Y.shape[1]
+    if p == 0:  # a zero base: everything is new
+        nothing = Y.new_zeros(k)
+        return Scores(nothing, nothing.long() - 1, nothing)
+    energy = (base.vectors.mT @ Y).square()  # (p, k)
+    spaces = int(base.eigenspace[-1]) + 1
+    atoms = energy.new_zeros(spaces, k).index_add_(0, base.eigenspace, energy)
+    best, space = atoms.max(dim=0)
+    inside = torch.where(base.eigenspace[:, None] == space, energy, -1.0)
+    return Scores(
+        score=best.sqrt().clamp_max(1.0),
+        matched_index=inside.argmax(dim=0),
+        subspace_overlap=energy[:subspace].sum(dim=0).sqrt().clamp_max(1.0),
+    )
+
+
+def verdict(
+    score: float, subspace_overlap: float, *, epsilon: float, vector_error: float = 0.0
+) -> Verdict:
+    """The verdict on one direction.
+
+    Args:
+        score: Its score.
+        subspace_overlap: Its overlap with the base's leading 2k-space.
+        epsilon: The paper's threshold, 0.5 as a rule.
+        vector_error: Bound on the error of the tuned vector, hence of the score.
+
+    Returns:
+        The verdict; ``UNDECIDED`` when ε lies within the error of the score.
+
+    Example:
+        >>> verdict(0.3, 0.9, epsilon=0.5).value, verdict(0.3, 0.4, epsilon=0.5).value
+        ('rotated', 'intruder')
+    """
+    if abs(score - epsilon) <= vector_error:
+        return Verdict.UNDECIDED
+    if score >= epsilon:
+        return Verdict.ALIGNED
+    return Verdict.ROTATED if subspace_overlap**2 >= 0.5 else Verdict.INTRUDER

@@ -1,0 +1,119 @@
+"""A record in a terminal: a table of what was found, and the verdict in one line.
+
+Names come out of files that strangers made: they are cleaned of control characters and passed to
+rich as plain ``Text``, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ._audit import Matrix, Record, Skipped
+from .intruder import COUNTED, Verdict
+
+MAX_ROWS = 40
+
+
+def clean(name: str) -> str:
+    """``name`` with everything that is not printable shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
+    """Print the table of affected matrices and the verdict.
+
+    Args:
+        record: What to show.
+        console: Where.
+        brief: The verdict alone.
+    """
+    affected = [matrix for matrix in record.matrices if matrix.intruders]
+    broken = [m for m in record.matrices if m.status in ("not_finite", "failed")]
+    if not brief:
+        if affected:
+            console.print(_table(affected[:MAX_ROWS]))
+            console.print()
+        if len(affected) > MAX_ROWS:
+            console.print(f"… and {len(affected) - MAX_ROWS} more affected matrices, in the record")
+        for matrix in broken:
+            _print(console, f"not audited: {clean(matrix.name)}: {clean(matrix.note or '')}")
+        for line in _skipped_lines(record.skipped):
+            _print(console, line)
+    _print(console, verdict_line(record))
+
+
+def verdict_line(record: Record) -> str:
+    """What the audit found, in one sentence."""
+    summary = record.summary
+    if summary.audited == 0 and summary.unchanged:
+        return f"all {summary.unchanged} matrices equal the base: there is no fine-tune here"
+    affected = sum(1 for matrix in record.matrices if matrix.intruders)
+    told = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
+    if summary.verdicts[Verdict.UNDECIDED]:
+        told.append(f"{summary.verdicts[Verdict.UNDECIDED]} undecided")
+    line = (
+        f"{summary.intruders} intruder dimensions by the paper's count "
+        f"(score < {record.recipe.epsilon:g}) in {affected} of {summary.audited} matrices: "
+        f"{', '.join(told)}, of {sum(summary.verdicts.values())} directions"
+    )
+    if summary.unchanged:
+        line += f"; {summary.unchanged} matrices unchanged"
+    if summary.not_audited:
+        line += f"; {summary.not_audited} matrices could NOT be audited"
+    return line
+
+
+def _table(matrices: Iterable[Matrix]) -> Table:
+    """One row a matrix, its worst direction in view."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("matrix", overflow="fold")
+    for header in ("‖ΔW‖/‖W₀‖", "rotated", "intruder", "worst"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for matrix in matrices:
+        counts = Counter(direction.verdict for direction in matrix.directions)
+        worst = min(direction.score for direction in matrix.directions)
+        table.add_row(
+            Text(clean(matrix.name)),
+            _ratio(matrix),
+            str(counts[Verdict.ROTATED]),
+            Text(str(counts[Verdict.INTRUDER]), style="red" if counts[Verdict.INTRUDER] else ""),
+            f"{worst:.2f}",
+        )
+    return table
+
+
+def _ratio(matrix: Matrix) -> str:
+    """Strength of the update, in spectral norms of the base."""
+    base, update = matrix.spectral_norm_base, matrix.spectral_norm_update
+    if base is None or update is None:
+        return "–"
+    return f"{update / base:.2f}" if base else "∞"
+
+
+def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
+    """One line a reason, with a name as example."""
+    by_reason: dict[str, list[str]] = {}
+    for row in skipped:
+        by_reason.setdefault(row.reason.partition(" (")[0], []).append(row.name)
+    return [
+        f"skipped {len(names)}: {clean(reason)}, such as {clean(names[0])}"
+        if len(names) > 1
+        else f"skipped {clean(names[0])}: {clean(reason)}"
+        for reason, names in by_reason.items()
+    ]
+
+
+def _print(console: Console, text: str) -> None:
+    """Print text as it is; a pipe gets it on one line."""
+    console.print(Text(text, overflow="fold"), soft_wrap=not console.is_terminal)
+
+
+def findings(record: Record, mildest: Verdict) -> int:
+    """How many directions are as bad as ``mildest`` (rotated < intruder), or worse."""
+    severe = COUNTED[COUNTED.index(mildest) :]
+    return sum(record.summary.verdicts[verdict] for verdict in severe)

@@ -1,0 +1,77 @@
+"""What a solver returns: the triplets, and the evidence for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+
+class Status(Enum):
+    """How a solve ended; the value is the advice."""
+
+    CONVERGED = "every residual is below the tolerance"
+    MAX_STEPS = (
+        "the step limit was reached before the tolerance: raise max_steps, loosen rtol, or use "
+        "Dense()"
+    )
+
+
+@dataclass(frozen=True)
+class SingularTriplets:
+    """The k leading singular triplets ``A v_i = σ_i u_i``, ``Aᵀ u_i = σ_i v_i``.
+
+    Attributes:
+        sigma: Shape ``(k,)``, descending.
+        u: Left vectors, shape ``(m, k)``.
+        v: Right vectors, shape ``(n, k)``.
+        residuals: ``‖[A v − σu; Aᵀu − σv]‖₂`` of each triplet, shape ``(k,)``, in units of σ.
+        gaps: Distance of each σ_i to the nearest other singular value, shape ``(k,)``; the
+            neighbour below the last is an estimate from the same solve.
+        steps: Iterations of the solver.
+        passes: Products with A or Aᵀ, each with a block of vectors: how often A was read.
+        status: How the solve ended.
+    """
+
+    sigma: Tensor
+    u: Tensor
+    v: Tensor
+    residuals: Tensor
+    gaps: Tensor
+    steps: int
+    passes: int
+    status: Status
+
+    @property
+    def vector_errors(self) -> Tensor:
+        """Bound on the sine of the angle between each computed and true vector, shape ``(k,)``.
+
+        ``sin ∠(û, u) ≤ ‖residual‖ / gap``, at most 1 (Wedin 1972, doi:10.1007/BF01932678; the
+        gap to computed values stands in for the gap to the true ones).  Where two singular values
+        coincide no single vector is defined, and the bound says so by being 1.
+        """
+        resolution = torch.finfo(self.sigma.dtype).eps * self.sigma[:1]
+        error = (self.residuals + resolution) / self.gaps.clamp_min(
+            torch.finfo(self.sigma.dtype).tiny
+        )
+        return error.clamp_max(1.0)
+
+
+def neighbour_gaps(sigma: Tensor, k: int) -> Tensor:
+    """Distance of each of the first ``k`` of the descending ``sigma`` to its nearest neighbour.
+
+    Where ``sigma`` ends, the next value is 0: what follows the spectrum is the null space.
+
+    Args:
+        sigma: Descending, shape ``(≥ k,)``.
+        k: How many are wanted.
+
+    Returns:
+        Shape ``(k,)``.
+    """
+    below = torch.cat([sigma, sigma.new_zeros(1)])
+    down = (below[:-1] - below[1:])[:k]
+    up = torch.cat([sigma.new_full((1,), torch.inf), down[:-1]])
+    return torch.minimum(up, down)

@@ -1,0 +1,25 @@
+"""Forward solvers: one method a file, each a frozen dataclass with its tolerances.
+
+A solver's ``compute(A, k, generator)`` sees numbers only: a map A with m ≥ n, the number of
+triplets, and the one source of randomness.  It returns ``SingularTriplets``.
+"""
+
+from typing import Protocol
+
+import torch
+
+from bulkedge._linmap import LinearMap
+from bulkedge.triplet._result import SingularTriplets
+
+from .block_krylov import BlockKrylov
+from .dense import Dense
+
+__all__ = ["BlockKrylov", "Dense", "Solver"]
+
+
+class Solver(Protocol):
+    """What :func:`singular_triplet` asks of a method."""
+
+    def compute(self, A: LinearMap, k: int, generator: torch.Generator) -> SingularTriplets:
+        """The k leading triplets of A, m ≥ n."""
+        ...

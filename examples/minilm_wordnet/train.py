@@ -24,8 +24,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_TOKENS = 32
-# the usual choices for each method; both are followed by a linear decay to zero
-LEARNING_RATE = {"lora": 1e-3, "full": 1e-4}
+# chosen so that all three arrive at the same accuracy in 500 steps; linear decay to zero
+LEARNING_RATE = {("lora", 1): 3e-3, ("lora", 8): 2e-3, ("full", None): 1e-4}
 
 
 def load_examples() -> dict[str, list[tuple[str, str]]]:
@@ -114,13 +114,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--method", choices=["lora", "full"], required=True)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--alpha", type=float, default=16.0)
+    parser.add_argument("--alpha", type=float, help="default: twice the rank")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    learning_rate = arguments.learning_rate or LEARNING_RATE[arguments.method]
+    lora = arguments.method == "lora"
+    rank = arguments.rank if lora else None
+    alpha = (arguments.alpha or 2.0 * rank) if lora else None
+    learning_rate = arguments.learning_rate or LEARNING_RATE.get((arguments.method, rank), 2e-3)
 
     random.seed(arguments.seed)
     torch.manual_seed(arguments.seed)
@@ -128,16 +131,16 @@ def main() -> None:
     categories = sorted({category for category, _ in examples["train"]})
     tokenizer = AutoTokenizer.from_pretrained(arguments.base, local_files_only=True)
     model = load_base(arguments.base, categories)
-    if arguments.method == "lora":
-        model = add_lora(model, arguments.rank, arguments.alpha)
+    if lora:
+        model = add_lora(model, rank, alpha)
 
     started = time.perf_counter()
     stream = batches(examples["train"], tokenizer, categories, arguments.batch)
     train(model, stream, steps=arguments.steps, learning_rate=learning_rate)
     report = {
         "method": arguments.method,
-        "rank": arguments.rank if arguments.method == "lora" else None,
-        "alpha": arguments.alpha if arguments.method == "lora" else None,
+        "rank": rank,
+        "alpha": alpha,
         "steps": arguments.steps,
         "batch": arguments.batch,
         "learning_rate": learning_rate,

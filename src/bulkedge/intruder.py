@@ -155,7 +155,7 @@ def verdict(
         >>> verdict(0.3, 0.9, epsilon=0.5).value, verdict(0.3, 0.4, epsilon=0.5).value
         ('rotated', 'intruder')
     """
-    if abs(score - epsilon) <= vector_error:
+    if abs(score - epsilon) < vector_error:
         return Verdict.UNDECIDED
     if score >= epsilon:
         return Verdict.ALIGNED

@@ -6,17 +6,17 @@ the number of workers that computed it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bulkedge._errors import BulkedgeError
-from bulkedge._linmap import Dense as DenseMap
-from bulkedge._linmap import LinearMap, LowRank, Sum
+from bulkedge._linmap import Dense, LinearMap, LowRank, Sum
 from bulkedge.checkpoint import LoraFactors, TensorInfo, read_tensor
 from bulkedge.intruder import COUNTED, base_vectors, scores, verdict
-from bulkedge.triplet import BlockKrylov, Dense, SingularTriplets, Status, singular_triplet
+from bulkedge.triplet import BlockKrylov, DenseSVD, SingularTriplets, Status, singular_triplet
 
 from .plan import Comparison
 from .recipe import Recipe
@@ -25,6 +25,7 @@ from .record import Direction, Matrix
 # Neighbouring singular values of a trained matrix lie 1e-3 to 1e-5 of σ₁ apart: float32 would mix
 # their vectors at the percent level, float64 leaves 1e-10.
 DTYPE = torch.float64
+TRIPLETS = BlockKrylov()
 # the error of a singular value is quadratic in the residual: this gives ten digits of a norm
 NORM = BlockKrylov(rtol=1e-6)
 
@@ -48,58 +49,95 @@ def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
         return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
 
 
-def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
-    """Load, look for the easy ends, else judge."""
-    device = torch.device(recipe.device)
-    W0 = _load(comparison.base, comparison.transposed, device)
-    replaced = None
-    if comparison.tuned is not None:
-        replaced = _load(comparison.tuned, comparison.transposed, device)
-    factors = None if comparison.factors is None else _load_factors(comparison.factors, device)
-    parts = {"base": W0, "tuned": replaced}
-    parts |= {"lora_A": factors.A, "lora_B": factors.B} if factors else {}
-    if problem := _not_finite(parts):
-        return _row(comparison, "not_finite", note=problem)
-    norm_update = _update_norm(W0, replaced, factors, recipe)
-    if norm_update == 0:
-        return _row(comparison, "unchanged")
-    dense = DenseMap(W0 if replaced is None else replaced)
-    tuned = Sum([dense, factors]) if factors else dense
-    return _judge(comparison, recipe, W0, tuned, norm_update)
+@dataclass(frozen=True)
+class Pair:
+    """A base matrix and its update in the working precision, as ``(out, in)``.
+
+    Attributes:
+        base: W0.
+        replaced: The full tensor that stands in its place, if any.
+        factors: The low-rank update on top, if any.
+    """
+
+    base: Tensor
+    replaced: Tensor | None
+    factors: LowRank | None
+
+    @property
+    def tuned(self) -> LinearMap:
+        """``W = (replaced or base) + s·B·A``, not formed."""
+        dense = Dense(self.base if self.replaced is None else self.replaced)
+        return Sum([dense, self.factors]) if self.factors else dense
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that was read, under the names of a message."""
+        parts = {"base": self.base, "tuned": self.replaced}
+        if self.factors:
+            parts |= {"A": self.factors.A, "B": self.factors.B}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
 
-def _load(info: TensorInfo, transposed: bool, device: torch.device) -> Tensor:
-    """A stored matrix as ``(out, in)`` in the working precision."""
-    stored = read_tensor(info).to(device, DTYPE)
-    return stored.mT if transposed else stored
+def load(comparison: Comparison, device: torch.device) -> Pair:
+    """Read the tensors of one comparison.
+
+    Args:
+        comparison: What to read.
+        device: Where to put it.
+
+    Returns:
+        The pair.
+
+    Raises:
+        CheckpointError: If a tensor cannot be read.
+    """
+
+    def matrix(info: TensorInfo) -> Tensor:
+        stored = read_tensor(info).to(device, DTYPE)
+        return stored.mT if comparison.transposed else stored
+
+    return Pair(
+        base=matrix(comparison.base),
+        replaced=matrix(comparison.tuned) if comparison.tuned else None,
+        factors=_load_factors(comparison.factors, device) if comparison.factors else None,
+    )
 
 
 def _load_factors(factors: LoraFactors, device: torch.device) -> LowRank:
-    """The factors in the working precision, as a map of the shape of the weight."""
+    """The factors as a map of the shape of the weight."""
     A = read_tensor(factors.A).to(device, DTYPE)
     B = read_tensor(factors.B).to(device, DTYPE)
     return LowRank(A.mT, B.mT, factors.scale) if factors.embedding else LowRank(B, A, factors.scale)
 
 
-def _not_finite(parts: dict[str, Tensor | None]) -> str | None:
+def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
+    """Load, look for the easy ends, else judge."""
+    pair = load(comparison, torch.device(recipe.device))
+    if problem := _not_finite(pair):
+        return _row(comparison, "not_finite", note=problem)
+    norm_update = _update_norm(pair, recipe)
+    if norm_update == 0:
+        return _row(comparison, "unchanged")
+    return _judge(comparison, recipe, pair, norm_update)
+
+
+def _not_finite(pair: Pair) -> str | None:
     """Where NaN or Inf stand, None if nowhere."""
-    problems = []
-    for name, tensor in parts.items():
-        if tensor is not None and not bool(tensor.isfinite().all()):
-            nans, infs = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-            problems.append(f"{name} holds {nans} NaN and {infs} Inf")
+    problems = [
+        f"{name} holds {int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
+        for name, tensor in pair.tensors.items()
+        if not bool(tensor.isfinite().all())
+    ]
     return "; ".join(problems) or None
 
 
-def _update_norm(
-    W0: Tensor, replaced: Tensor | None, factors: LowRank | None, recipe: Recipe
-) -> float:
+def _update_norm(pair: Pair, recipe: Recipe) -> float:
     """``‖W − W0‖₂``."""
-    if replaced is None:
-        return float(factors.singular_values()[0]) if factors else 0.0
-    update: LinearMap = DenseMap(replaced - W0)
-    if factors:
-        update = Sum([update, factors])
+    if pair.replaced is None:
+        return float(pair.factors.singular_values()[0]) if pair.factors else 0.0
+    update: LinearMap = Dense(pair.replaced - pair.base)
+    if pair.factors:
+        update = Sum([update, pair.factors])
     return float(_solve(update, 1, recipe, NORM).sigma[0])
 
 
@@ -109,15 +147,14 @@ def _solve(A: LinearMap, k: int, recipe: Recipe, solver: BlockKrylov) -> Singula
     result = singular_triplet(A, k, solver=solver, generator=generator, strict=False)
     if result.status is Status.CONVERGED:
         return result
-    return singular_triplet(A, k, solver=Dense())
+    return singular_triplet(A, k, solver=DenseSVD())
 
 
-def _judge(
-    comparison: Comparison, recipe: Recipe, W0: Tensor, tuned: LinearMap, norm_update: float
-) -> Matrix:
+def _judge(comparison: Comparison, recipe: Recipe, pair: Pair, norm_update: float) -> Matrix:
     """Score the tuned directions on each side against all base vectors."""
-    triplets = _solve(tuned, min(recipe.top_k, *tuned.shape), recipe, BlockKrylov())
-    U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+    tuned = pair.tuned
+    triplets = _solve(tuned, min(recipe.top_k, *tuned.shape), recipe, TRIPLETS)
+    U, S, Vt = torch.linalg.svd(pair.base, full_matrices=False)
     directions: list[Direction] = []
     for side in recipe.sides:
         vectors, Y = (U, triplets.u) if side == "left" else (Vt.mT, triplets.v)

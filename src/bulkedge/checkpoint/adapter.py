@@ -33,7 +33,7 @@ LORA_KEY = re.compile(
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 # initialisations that also change the base: the file is then relative to a base nobody stores
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
-PATTERN_SECONDS = 1.0
+PATTERN_SECONDS = 0.2
 
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 

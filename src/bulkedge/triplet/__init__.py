@@ -2,6 +2,6 @@
 
 from ._result import SingularTriplets, Status
 from ._triplet import singular_triplet
-from .solver import BlockKrylov, Dense, Solver
+from .solver import BlockKrylov, DenseSVD, Solver
 
-__all__ = ["BlockKrylov", "Dense", "SingularTriplets", "Solver", "Status", "singular_triplet"]
+__all__ = ["BlockKrylov", "DenseSVD", "SingularTriplets", "Solver", "Status", "singular_triplet"]

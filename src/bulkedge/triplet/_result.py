@@ -15,7 +15,7 @@ class Status(Enum):
     CONVERGED = "every residual is below the tolerance"
     MAX_STEPS = (
         "the step limit was reached before the tolerance: raise max_steps, loosen rtol, or use "
-        "Dense()"
+        "DenseSVD()"
     )
 
 

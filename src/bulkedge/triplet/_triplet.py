@@ -42,8 +42,8 @@ def singular_triplet(
         ConvergenceError: If the tolerance is not reached and ``strict``.
 
     Example:
-        >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
-        >>> singular_triplet(A, k=2).sigma.tolist()
+        >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+        >>> [round(s, 12) for s in singular_triplet(A, k=2).sigma.tolist()]
         [3.0, 2.0]
     """
     A = as_map(A)

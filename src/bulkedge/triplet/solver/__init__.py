@@ -12,9 +12,9 @@ from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
 from .block_krylov import BlockKrylov
-from .dense import Dense
+from .dense import DenseSVD
 
-__all__ = ["BlockKrylov", "Dense", "Solver"]
+__all__ = ["BlockKrylov", "DenseSVD", "Solver"]
 
 
 class Solver(Protocol):

@@ -11,7 +11,7 @@ from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseSVD:
     """All singular triplets by one full SVD, of which k are kept.
 
     Cost: O(mn·min(m, n)) and several copies of the matrix.

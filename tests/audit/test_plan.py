@@ -1,0 +1,128 @@
+import pytest
+import torch
+
+from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe
+from bulkedge._audit import make_plan
+from helpers import save, save_adapter, weights
+
+BASE = {
+    "embeddings.weight": weights(9, 4),
+    "encoder.0.weight": weights(4, 4, seed=1),
+    "encoder.0.bias": weights(4),
+    "encoder.1.weight": weights(4, 4, seed=2),
+    "position_ids": torch.arange(9)[None],
+}
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save(tmp_path / "base.safetensors", BASE)
+
+
+def plan_of(base, tuned, **recipe):
+    return make_plan(base, save(base.parent / "tuned.safetensors", tuned), Recipe(**recipe))
+
+
+def names(plan):
+    return [comparison.base.name for comparison in plan.comparisons]
+
+
+def reasons(plan):
+    return {row.name: row.reason for row in plan.skipped}
+
+
+def test_every_tensor_is_compared_or_named(base):
+    tuned = {f"bert.{name}": tensor for name, tensor in BASE.items() if name != "encoder.1.weight"}
+    plan = plan_of(base, tuned | {"classifier.weight": weights(2, 4)})
+    assert names(plan) == ["embeddings.weight", "encoder.0.weight"]
+    assert plan.comparisons[0].tuned_name == "bert.embeddings.weight"
+    assert reasons(plan) == {
+        "classifier.weight": "no counterpart in the base",
+        "bert.encoder.0.bias": "1-D tensor: not a matrix",
+        "bert.position_ids": "I64 tensor: integer or quantised, not handled yet",
+        "encoder.1.weight": "not stored in the tuned checkpoint",
+    }
+
+
+def test_globs_choose_base_names(base):
+    plan = plan_of(base, BASE, include=("encoder.*", "emb*"), exclude=("*.1.*",))
+    assert names(plan) == ["embeddings.weight", "encoder.0.weight"]
+    assert reasons(plan)["encoder.1.weight"] == "excluded by the recipe"
+    assert reasons(plan)["position_ids"] == "not included by the recipe"
+
+
+def test_shape_mismatch_names_both_files_and_the_way_out(base):
+    tuned = BASE | {"embeddings.weight": weights(11, 4)}
+    message = (
+        r"tuned\.safetensors: tensor 'embeddings\.weight' has shape \(11, 4\), expected \(9, 4\) "
+        r"of 'embeddings\.weight' in .*base\.safetensors; .* --exclude 'embeddings\.weight'"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        plan_of(base, tuned)
+    assert names(plan_of(base, tuned, exclude=("embeddings.*",))) == [
+        "encoder.0.weight",
+        "encoder.1.weight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (weights(2, 4, 4), "3-D tensor, stacked experts or a convolution: not handled yet"),
+        (weights(4, 4, 3, 3), "4-D tensor, a convolution kernel: not handled yet"),
+        (torch.zeros(4, 4, dtype=torch.uint8), "U8 tensor: integer or quantised, not handled yet"),
+        (torch.zeros(4, 4).to(torch.float8_e4m3fn), "F8_E4M3 tensor: integer or quantised"),
+        (torch.zeros(0, 4), "empty tensor"),
+        (torch.tensor(1.0), "0-D tensor: not a matrix"),
+    ],
+)
+def test_kinds_that_are_not_handled_are_named(tensor, reason, base, tmp_path):
+    both = {"odd.weight": tensor, "encoder.0.weight": BASE["encoder.0.weight"]}
+    save(base, both)
+    plan = plan_of(base, both)
+    assert names(plan) == ["encoder.0.weight"]
+    assert reasons(plan)["odd.weight"].startswith(reason)
+
+
+def test_quantised_on_one_side_only(base):
+    plan = plan_of(base, BASE | {"encoder.0.weight": torch.zeros(8, 1, dtype=torch.uint8)})
+    assert reasons(plan)["encoder.0.weight"].startswith("U8 tensor")
+
+
+def test_nothing_in_common(base):
+    with pytest.raises(CheckpointError, match=r"the first is 'h\.0\.attn\.weight', the nearest"):
+        plan_of(base, {"h.0.attn.weight": weights(4, 4)})
+
+
+def test_nothing_left(base):
+    with pytest.raises(NothingAuditedError, match=r"nothing to audit in .*: 1-D tensor: not a ma"):
+        plan_of(base, {"encoder.0.bias": weights(4)})
+    with pytest.raises(NothingAuditedError, match="not included by the recipe"):
+        plan_of(base, BASE, include=("decoder.*",))
+
+
+def test_an_adapter_is_no_base(base, tmp_path):
+    adapter = save_adapter(tmp_path / "a", {"x.lora_A.weight": weights(2, 4)})
+    with pytest.raises(CheckpointError, match="the first argument is the base model"):
+        make_plan(adapter, base, Recipe())
+
+
+def test_adapters_listed_in_the_order_of_the_base(base, tmp_path):
+    tensors = {
+        f"base_model.model.encoder.{i}.lora_{factor}.weight": weights(*shape)
+        for i in (1, 0)
+        for factor, shape in {"A": (2, 4), "B": (4, 2)}.items()
+    }
+    plan = make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
+    assert names(plan) == ["encoder.0.weight", "encoder.1.weight"]
+
+
+def test_an_adapter_with_a_trained_tensor_of_another_shape(base, tmp_path):
+    tensors = {
+        "base_model.model.encoder.0.lora_A.weight": weights(2, 4),
+        "base_model.model.encoder.0.lora_B.weight": weights(4, 2),
+        "base_model.model.embeddings.weight": weights(10, 4),
+    }
+    with pytest.raises(CheckpointError, match=r"has shape \(10, 4\), expected \(9, 4\)"):
+        make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
+    assert issubclass(AdapterError, CheckpointError)

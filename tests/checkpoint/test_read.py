@@ -1,0 +1,159 @@
+import json
+import os
+
+import pytest
+import torch
+
+from bulkedge import CheckpointError
+from bulkedge.checkpoint import open_checkpoint, read_tensor
+from helpers import save, weights
+
+TENSORS = {"a.weight": weights(4, 3), "b.weight": weights(5, 2, seed=1)}
+
+
+def sharded(folder, weight_map=None, tensors=TENSORS):
+    for i, (name, tensor) in enumerate(tensors.items()):
+        save(folder / f"model-{i}.safetensors", {name: tensor})
+    if weight_map is None:
+        weight_map = {name: f"model-{i}.safetensors" for i, name in enumerate(tensors)}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_file_folder_and_shards_hold_the_same(tmp_path):
+    save(tmp_path / "one/model.safetensors", TENSORS)
+    sharded(tmp_path / "many")
+    opened = {
+        "file": open_checkpoint(tmp_path / "one/model.safetensors"),
+        "folder": open_checkpoint(str(tmp_path / "one")),
+        "sharded": open_checkpoint(tmp_path / "many"),
+    }
+    named = open_checkpoint(tmp_path / "many/model.safetensors.index.json")
+    for kind, checkpoint in [*opened.items(), ("sharded", named)]:
+        assert checkpoint.kind == kind
+        assert set(checkpoint.tensors) == set(TENSORS)
+        for name, info in checkpoint.tensors.items():
+            assert torch.equal(read_tensor(info), TENSORS[name])
+
+
+def test_a_folder_with_one_file_of_another_name(tmp_path):
+    save(tmp_path / "diffusion_pytorch_model.safetensors", TENSORS)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    checkpoint = open_checkpoint(tmp_path)
+    assert set(checkpoint.tensors) == set(TENSORS)
+    assert checkpoint.config == {"model_type": "gpt2"}
+
+
+def test_tensors_are_private_copies(tmp_path):
+    checkpoint = open_checkpoint(save(tmp_path / "x.safetensors", TENSORS))
+    read_tensor(checkpoint.tensors["a.weight"]).zero_()
+    assert torch.equal(read_tensor(checkpoint.tensors["a.weight"]), TENSORS["a.weight"])
+
+
+def test_truncation_after_opening_is_an_error_not_a_signal(tmp_path):
+    path = save(tmp_path / "x.safetensors", TENSORS)
+    info = open_checkpoint(path).tensors["b.weight"]
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: tensor 'b\.weight' cannot be read"):
+        read_tensor(info)
+
+
+def test_a_file_swapped_after_opening_is_an_error(tmp_path):
+    path = save(tmp_path / "x.safetensors", TENSORS)
+    info = open_checkpoint(path).tensors["b.weight"]
+    save(path, {"b.weight": weights(2, 2)})
+    with pytest.raises(CheckpointError, match=r"was \(5, 2\), is now \(2, 2\)"):
+        read_tensor(info)
+
+
+PATHS = {
+    "missing": (lambda d: d / "nowhere", "no such file or folder"),
+    "empty_folder": (lambda d: d, "no .safetensors file"),
+    "text": (lambda d: touch(d / "notes.txt"), "expected a .safetensors file"),
+    "pickle": (lambda d: touch(d / "pytorch_model.bin"), "is a pickle, which can run code"),
+    "pickle_folder": (lambda d: touch(d / "model.pt").parent, "found only 'model.pt': it is a pi"),
+    "two_files": (
+        lambda d: [save(d / f"{i}.safetensors", TENSORS) for i in "ab"].pop().parent,
+        r"several checkpoints and no telling which \(a.safetensors, b.safetensors\)",
+    ),
+    "adapters": (
+        lambda d: touch(d / "default/adapter_config.json").parents[1],
+        "holds adapters in sub-folders: name one of 'default'",
+    ),
+}
+
+
+def touch(path):
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_paths_that_hold_no_checkpoint(case, tmp_path):
+    make, message = PATHS[case]
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(make(tmp_path))
+
+
+INDEXES = {
+    "absolute": ({"a.weight": "/etc/passwd.safetensors"}, "must be a .safetensors file beside"),
+    "parent": ({"a.weight": "../model-0.safetensors"}, "must be a .safetensors file beside"),
+    "windows": ({"a.weight": "C:\\model.safetensors"}, "must be a .safetensors file beside"),
+    "nul": ({"a.weight": "a\0.safetensors"}, "must be a .safetensors file beside"),
+    "number": ({"a.weight": 3}, "must be a .safetensors file beside"),
+    "pickle": ({"a.weight": "model.bin"}, "must be a .safetensors file beside"),
+    "missing_shard": ({"a.weight": "model-9.safetensors"}, "1 of 1 shards missing, first 'model-9"),
+    "unlisted": ({"a.weight": "model-1.safetensors"}, "mixes two checkpoints"),
+    "absent": (
+        {n: f"model-{i}.safetensors" for i, n in enumerate(TENSORS)} | {"c": "model-0.safetensors"},
+        "tensor 'c' is not in 'model-0",
+    ),
+    "empty": ({}, "non-empty weight_map"),
+    "list": ([1], "non-empty weight_map"),
+}
+
+
+@pytest.mark.parametrize("case", INDEXES)
+def test_hostile_index(case, tmp_path):
+    weight_map, message = INDEXES[case]
+    folder = sharded(tmp_path / "m", weight_map)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "expected a JSON object, got list"), ("{", "not valid JSON")]
+)
+def test_config_that_is_not_an_object(text, message, tmp_path):
+    save(tmp_path / "model.safetensors", TENSORS)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
+        open_checkpoint(tmp_path)
+
+
+def test_config_of_absurd_size(tmp_path, monkeypatch):
+    save(tmp_path / "model.safetensors", TENSORS)
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    monkeypatch.setattr("bulkedge.checkpoint.read.MAX_JSON_BYTES", 4)
+    with pytest.raises(CheckpointError, match="larger than 4 bytes"):
+        open_checkpoint(tmp_path)
+
+
+def test_links_that_leave_the_folder_are_refused(tmp_path):
+    outside = save(tmp_path / "outside.safetensors", TENSORS)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(outside)
+    with pytest.raises(CheckpointError, match="is a link that leaves"):
+        open_checkpoint(folder)
+
+
+def test_the_hub_cache_layout_is_read(tmp_path):
+    repository = tmp_path / "models--org--name"
+    save(repository / "blobs/0123", TENSORS)
+    snapshot = repository / "snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/0123")
+    assert set(open_checkpoint(snapshot).tensors) == set(TENSORS)

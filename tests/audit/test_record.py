@@ -1,0 +1,136 @@
+import hashlib
+import json
+
+import pytest
+import torch
+
+import bulkedge
+from bulkedge import CheckpointError, Recipe, RecipeError, Record
+from bulkedge._audit import make_recipe, read_recipe
+from helpers import save, weights
+
+
+@pytest.fixture
+def record(tmp_path):
+    W0 = weights(150, 120)
+    base = save(tmp_path / "base.safetensors", {"layer.weight": W0, "layer.bias": weights(3)})
+    W = W0 + 40 * torch.eye(150)[:, :1] @ torch.eye(120)[:1]
+    return bulkedge.audit(base, save(tmp_path / "tuned.safetensors", {"layer.weight": W}))
+
+
+def test_the_json_has_the_promised_fields(record, tmp_path):
+    data = json.loads(record.to_json())
+    assert set(data) == {
+        "schema_version", "tool", "inputs", "recipe", "summary", "skipped", "matrices", "run",
+    }  # fmt: skip
+    assert data["schema_version"] == "1"
+    assert data["tool"] == {
+        "name": "bulkedge", "version": bulkedge.__version__, "torch": torch.__version__,
+    }  # fmt: skip
+    tuned = tmp_path / "tuned.safetensors"
+    assert data["inputs"]["tuned"] == {
+        "path": str(tuned),
+        "kind": "file",
+        "files": [
+            {
+                "name": tuned.name,
+                "bytes": tuned.stat().st_size,
+                "sha256": hashlib.sha256(tuned.read_bytes()).hexdigest(),
+            }
+        ],
+    }
+    assert data["summary"]["matrices"] == 1
+    assert data["summary"]["intruders"] == 1
+    assert data["summary"]["verdicts"] == {
+        "aligned": 9, "rotated": 0, "intruder": 1, "undecided": 0,
+    }  # fmt: skip
+    assert data["skipped"] == [
+        {"name": "layer.bias", "reason": "not stored in the tuned checkpoint"}
+    ]
+    (matrix,) = data["matrices"]
+    assert {"name", "shape", "dtype", "update", "rank", "spectral_norm_base"} < set(matrix)
+    assert {"spectral_norm_update", "intruders", "directions", "status", "note"} < set(matrix)
+    assert set(matrix["directions"][0]) == {
+        "index", "sigma", "side", "score", "subspace_overlap", "matched_index", "verdict",
+        "residual",
+    }  # fmt: skip
+
+
+def test_a_record_survives_the_disk(record, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(record.to_json())
+    assert Record.from_json(path) == record
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "not a bulkedge record of schema 1 .*Field required"),
+        ("[", "not a bulkedge record"),
+        ('{"schema_version": "99"}', "schema_version: Input should be '1'"),
+    ],
+)
+def test_other_files_are_no_records(text, message, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        Record.from_json(tmp_path / "x.json")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Record.from_json(tmp_path / "missing.json")
+
+
+def test_the_schema_describes_every_field():
+    schema = Record.model_json_schema()
+    for name, model in schema["$defs"].items():
+        if name in ("Verdict", "Inputs", "Tool", "Record"):
+            continue
+        undescribed = {
+            field
+            for field, told in model["properties"].items()
+            if "description" not in told and "$ref" not in str(told)
+        }
+        assert undescribed <= {
+            "reason", "verdict", "side", "update", "status", "spectral_norm_base",
+            "spectral_norm_update", "seconds", "jobs", "directions",
+        }, name  # fmt: skip
+
+
+def test_bad_recipes_name_every_problem_at_once():
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({"top_k": 0, "epsilon": 2, "colour": "red", "side": "up"}, source="r.yaml")
+    text = str(caught.value)
+    for part in ("r.yaml", "top_k", "epsilon", "colour: Extra inputs", "side", "the fields are"):
+        assert part in text
+
+
+@pytest.mark.parametrize("value", [0, -3])
+def test_recipe_is_frozen_and_checked(value):
+    with pytest.raises(ValueError, match="top_k"):
+        Recipe(top_k=value)
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().top_k = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("top_k: [", "not valid YAML"),
+        ("- 1", "expected fields and values, got list"),
+        ("", "expected fields and values, got NoneType"),
+        ("!!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_recipe_files_that_are_none(text, message, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path)
+
+
+def test_recipe_files_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(tmp_path / "missing.yaml")
+    (tmp_path / "r.yaml").write_text("top_k: 3")
+    assert read_recipe(tmp_path / "r.yaml") == {"top_k": 3}
+    monkeypatch.setattr("bulkedge._audit.recipe.MAX_RECIPE_BYTES", 2)
+    with pytest.raises(RecipeError, match="larger than 2 bytes"):
+        read_recipe(tmp_path / "r.yaml")

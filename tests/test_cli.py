@@ -1,0 +1,285 @@
+"""The command as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from bulkedge import Recipe, Record
+from bulkedge.cli import audit
+from cases import gaussian, orthonormal
+from helpers import save, save_adapter, weights
+
+CLEAN, FINDINGS, FAILURE = 0, 1, 2
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "bulkedge", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A base, a harmless fine-tune, and one with an intruder in one of its two layers."""
+    folder = tmp_path_factory.mktemp("inputs")
+    base = {"a.weight": gaussian(120, 90), "b.weight": gaussian(90, 110)}
+    spike = 40 * orthonormal(120, 1, 1) @ orthonormal(90, 1, 2).mT
+    return {
+        "base": save(folder / "base.safetensors", base),
+        "clean": save(folder / "clean.safetensors", {n: W + 1e-4 for n, W in base.items()}),
+        "found": save(folder / "f.safetensors", base | {"a.weight": base["a.weight"] + spike}),
+    }
+
+
+def test_exit_codes_are_a_linters(inputs):
+    base, found = inputs["base"], inputs["found"]
+    clean = run("audit", base, inputs["clean"])
+    assert (clean.returncode, clean.stderr) == (CLEAN, "")
+    assert clean.stdout.startswith("0 intruder dimensions by the paper's count")
+    assert run("audit", base, found).returncode == FINDINGS
+    assert run("audit", base, found, "--fail-on", "intruder").returncode == FINDINGS
+    assert run("audit", base, found, "--fail-on", "never").returncode == CLEAN
+    assert run("audit", base, found, "--exclude", "a.*").returncode == FAILURE  # nothing changed
+
+
+def test_a_base_against_itself_is_no_clean_audit(inputs):
+    result = run("audit", inputs["base"], inputs["base"])
+    assert result.returncode == FAILURE
+    assert "all 2 matrices equal the base: there is no fine-tune here" in result.stdout
+
+
+def test_a_matrix_that_cannot_be_audited_outranks_findings(inputs, tmp_path):
+    broken = {"a.weight": weights(120, 90), "b.weight": torch.full((90, 110), torch.nan)}
+    result = run("audit", inputs["base"], save(tmp_path / "t.safetensors", broken))
+    assert result.returncode == FAILURE
+    assert "not audited: b.weight: tuned holds 9900 NaN and 0 Inf" in result.stdout
+    assert "1 matrices could NOT be audited" in result.stdout
+
+
+def test_table_and_verdict(inputs):
+    lines = run("audit", inputs["base"], inputs["found"]).stdout.splitlines()
+    assert lines[0].split() == ["matrix", "‖ΔW‖/‖W₀‖", "rotated", "intruder", "worst"]
+    assert lines[1].split()[0] == "a.weight"
+    assert lines[1].split()[2:4] == ["0", "1"]
+    assert lines[-1] == (
+        "1 intruder dimensions by the paper's count (score < 0.5) in 1 of 1 matrices: 0 rotated, "
+        "1 intruder, of 10 directions; 1 matrices unchanged"
+    )
+
+
+def test_json_quiet_and_output(inputs, tmp_path):
+    out = tmp_path / "deep" / "out"
+    result = run("audit", inputs["base"], inputs["found"], "--json", "-o", out)
+    assert result.returncode == FINDINGS
+    assert f"record written to {out / 'record.json'}" in result.stderr
+    assert result.stdout == (out / "record.json").read_text()
+    assert Record.from_json(out / "record.json").summary.intruders == 1
+    assert [path.name for path in out.iterdir()] == ["record.json"]
+
+    again = run("audit", inputs["base"], inputs["found"], "-q", "-o", out)
+    assert again.returncode == FAILURE
+    assert "exists; give another folder, or --force" in again.stderr
+    forced = run("audit", inputs["base"], inputs["found"], "-q", "-o", out, "--force")
+    assert (forced.returncode, forced.stderr) == (FINDINGS, "")
+    assert len(forced.stdout.splitlines()) == 1
+
+
+def test_dry_run_computes_and_writes_nothing(inputs, tmp_path):
+    result = run("audit", inputs["base"], inputs["found"], "--dry-run", "-o", tmp_path / "out")
+    assert result.returncode == CLEAN
+    assert "matrices   2 to audit, 0 tensors skipped" in result.stdout
+    assert "'a.weight' 120×90 F64" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_file_and_options_that_override_it(inputs, tmp_path):
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump({"top_k": 4, "side": "both", "include": ["a.*"]}))
+    arguments = ("audit", inputs["base"], inputs["found"], "--json", "--config", config)
+    recipe = json.loads(run(*arguments).stdout)["recipe"]
+    assert (recipe["top_k"], recipe["side"], recipe["include"]) == (4, "both", ["a.*"])
+    recipe = json.loads(run(*arguments, "-k", 2, "--side", "right").stdout)["recipe"]
+    assert (recipe["top_k"], recipe["side"], recipe["include"]) == (2, "right", ["a.*"])
+    config.write_text("top_n: 4")
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (FAILURE, "")
+    assert f"bulkedge: {config}: top_n: Extra inputs are not permitted" in result.stderr
+
+
+def test_the_help_tells_the_defaults_of_the_recipe():
+    options = {option.name: option for option in audit.params}
+    for name, field in Recipe.model_fields.items():
+        option = options[name]
+        if field.default != ():
+            assert option.help.endswith(f"[default: {field.default}]")
+
+
+def test_several_jobs(inputs):
+    alone, pair = (run("audit", inputs["base"], inputs["found"], "-j", n) for n in (1, 2))
+    assert alone.stdout == pair.stdout
+
+
+BAD = {
+    "missing": (["nowhere", "f"], "nowhere: no such file or folder"),
+    "shape": (["base", "other"], "tensor 'a.weight' has shape (3, 3), expected (120, 90)"),
+    "epsilon": (
+        ["base", "f", "--epsilon", "7"],
+        "epsilon: Input should be less",
+    ),
+    "device": (["base", "f", "--device", "tpu"], "device: String should match pattern"),
+    "cuda": (["base", "f", "--device", "cuda:99"], "device 'cuda:99': torch"),
+    "option": (["base", "f", "--frobnicate"], "No such option"),
+    "side": (["base", "f", "--side", "up"], "'up' is not one of"),
+    "nothing": (["base", "f", "--include", "zzz"], "nothing to audit"),
+    "output_file": (["base", "f", "-o", "taken"], "is a file; give a folder"),
+    "output_inside": (["folder", "f", "-o", "folder/out"], "lies inside the input"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case, inputs, tmp_path):
+    arguments, message = BAD[case]
+    save(tmp_path / "folder/model.safetensors", {"a.weight": weights(120, 90)})
+    (tmp_path / "taken").touch()
+    places = {
+        "base": inputs["base"],
+        "f": inputs["found"],
+        "other": save(tmp_path / "o.safetensors", {"a.weight": weights(3, 3)}),
+    }
+    places |= {name: tmp_path / name for name in ("nowhere", "taken", "folder", "folder/out")}
+    out = [] if "-o" in arguments else ["-o", tmp_path / "out"]
+    result = run("audit", *(places.get(a, a) for a in arguments), *out)
+    assert (result.returncode, result.stdout) == (FAILURE, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "folder/out").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_output(inputs, tmp_path):
+    tmp_path.chmod(0o500)
+    result = run("audit", inputs["base"], inputs["found"], "-o", tmp_path / "out")
+    assert result.returncode == FAILURE
+    assert "is not writable" in result.stderr
+
+
+def test_a_full_disk_is_noticed_first(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("bulkedge._audit.run_plan", None)
+    arguments = ["audit", inputs["base"], inputs["found"], "-o", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["bulkedge", *map(str, arguments)])
+    from bulkedge.cli import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "10 bytes free, the record needs about" in capsys.readouterr().err
+
+
+def test_an_output_link_is_replaced_not_followed(inputs, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/record.json").symlink_to(victim)
+    run("audit", inputs["base"], inputs["found"], "-o", tmp_path / "out", "--force")
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "out/record.json").is_symlink()
+
+
+def test_interruption_leaves_nothing(tmp_path):
+    big = {f"l{i}.weight": weights(700, 700, seed=i) for i in range(30)}
+    base = save(tmp_path / "b.safetensors", big)
+    tuned = save(tmp_path / "t.safetensors", {name: W + 1 for name, W in big.items()})
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bulkedge", "audit", base, tuned, "-o", out],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not out.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip() == "interrupted"
+    assert not out.exists()
+
+
+# ---- names that strangers chose
+
+HOSTILE = ["x[/bold].weight", "y\x1b[31m\r\nfake.weight", "=cmd|'/c calc'.weight", "‮rtl.weight"]
+
+
+def test_hostile_names_stay_inert(tmp_path):
+    base = {name: gaussian(120, 90) for name in HOSTILE}
+    spike = 40 * orthonormal(120, 1, 1) @ orthonormal(90, 1, 2).mT
+    tuned = {name: W + spike for name, W in base.items()} | {"\x1b]0;x\x07.bias": weights(3)}
+    paths = save(tmp_path / "b.safetensors", base), save(tmp_path / "t.safetensors", tuned)
+    for command in (("audit", *paths), ("inspect", paths[1]), ("audit", *paths, "--dry-run")):
+        result = run(*command)
+        assert result.returncode in (CLEAN, FINDINGS)
+        assert not set(result.stdout + result.stderr) & set("\x1b\r\x07\u202e")
+    assert "x[/bold].weight" in run("audit", *paths).stdout
+    data = json.loads(run("audit", *paths, "--json").stdout)
+    assert {matrix["name"] for matrix in data["matrices"]} == set(HOSTILE)
+
+
+def test_errors_quote_hostile_names(tmp_path):
+    base = save(tmp_path / "b.safetensors", {"a\x1b[31m.weight": weights(4, 4)})
+    tuned = save(tmp_path / "t.safetensors", {"a\x1b[31m.weight": weights(5, 5)})
+    result = run("audit", base, tuned)
+    assert result.returncode == FAILURE
+    assert "\x1b" not in result.stderr
+    assert r"'a\x1b[31m.weight'" in result.stderr
+
+
+# ---- the other commands
+
+
+def test_inspect(inputs, tmp_path):
+    lines = run("inspect", inputs["base"]).stdout.splitlines()
+    assert lines == ["a.weight  F64  120×90", "b.weight  F64  90×110"]
+    adapter = save_adapter(
+        tmp_path / "a",
+        {
+            "base_model.model.a.lora_A.weight": weights(2, 90),
+            "base_model.model.a.lora_B.weight": weights(120, 2),
+            "base_model.model.a.lora_B.bias": weights(120),
+            "base_model.model.head.weight": weights(3, 90),
+        },
+    )
+    assert run("inspect", adapter).stdout.splitlines() == [
+        "a.weight  F32  120×90  lora r=2 scale=2",
+        "head.weight  F32  3×90",
+        "base_model.model.a.lora_B.bias  (1-D tensor: not a matrix)",
+    ]
+    rows = json.loads(run("inspect", adapter, "--json").stdout)
+    assert rows[0] == {
+        "name": "a.weight", "shape": [120, 90], "dtype": "F32", "rank": 2, "scale": 2.0,
+    }  # fmt: skip
+    missing = run("inspect", tmp_path / "nowhere")
+    assert (missing.returncode, missing.stdout) == (FAILURE, "")
+
+
+def test_help_and_inspect_load_neither_torch_nor_rich(inputs):
+    code = (
+        "import sys; from bulkedge.cli import cli\n"
+        f"for argv in (['--help'], ['audit', '--help'], ['inspect', {str(inputs['base'])!r}]):\n"
+        "    try: cli(argv, standalone_mode=False)\n"
+        "    except SystemExit: pass\n"
+        "assert not {'torch', 'rich', 'numpy'} & set(sys.modules), sys.modules.keys()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

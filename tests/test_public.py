@@ -1,0 +1,52 @@
+"""The surface of the package, and what importing it costs."""
+
+import subprocess
+import sys
+
+import bulkedge
+
+PUBLIC = {
+    "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "InputError",
+    "NothingAuditedError", "OutputError", "Recipe", "RecipeError", "Record", "__version__", "audit",
+    "checkpoint", "intruder", "singular_triplet", "triplet",
+}  # fmt: skip
+
+
+def test_public_names():
+    assert set(bulkedge.__all__) == set(dir(bulkedge)) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(bulkedge, name) is not None
+
+
+def test_unknown_names_are_attribute_errors():
+    assert not hasattr(bulkedge, "nothing_of_the_kind")
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, bulkedge; assert 'torch' not in sys.modules\n"
+        "bulkedge.audit, bulkedge.triplet\n"
+        "heavy = {'transformers', 'peft', 'ray', 'matplotlib', 'pandas', 'scipy', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_audit_stays_a_function_after_its_parts_are_imported():
+    import bulkedge._audit.run
+
+    assert callable(bulkedge.audit)
+
+
+def test_errors_are_also_the_builtins_that_people_catch():
+    for name, builtin in {
+        "InputError": ValueError,
+        "RecipeError": ValueError,
+        "CheckpointError": ValueError,
+        "AdapterError": bulkedge.CheckpointError,
+        "NothingAuditedError": ValueError,
+        "OutputError": OSError,
+        "ConvergenceError": RuntimeError,
+    }.items():
+        assert issubclass(getattr(bulkedge, name), (builtin, bulkedge.BulkedgeError))
+        assert issubclass(getattr(bulkedge, name), builtin)

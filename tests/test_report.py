@@ -1,0 +1,62 @@
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+import bulkedge
+from bulkedge import report
+from bulkedge.intruder import Verdict
+from cases import gaussian, orthonormal
+from helpers import save
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    name = "encoder.layer.{}.attention.self.query.weight"
+    base = {name.format(i): gaussian(120, 90) for i in range(45)} | {"x.bias": torch.zeros(3)}
+    spike = 40 * orthonormal(120, 1, 1) @ orthonormal(90, 1, 2).mT
+    tuned = {key: W + spike for key, W in base.items() if key != "x.bias"}
+    tuned |= {f"head{i}.bias": torch.zeros(2) for i in range(3)}
+    paths = save(folder / "b.safetensors", base), save(folder / "t.safetensors", tuned)
+    return bulkedge.audit(*paths, recipe=bulkedge.Recipe(top_k=2))
+
+
+def printed(record, *, terminal, width=80, **options):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=width, color_system=None)
+    report.print_record(record, console, **options)
+    return stream.getvalue()
+
+
+def test_the_table_fits_a_terminal_of_80_columns(record):
+    lines = printed(record, terminal=True).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("attention" in line for line in lines) == report.MAX_ROWS
+    assert "… and 5 more affected matrices, in the record" in lines
+
+
+def test_a_pipe_gets_sentences_on_one_line(record):
+    lines = printed(record, terminal=False).splitlines()
+    assert lines[-1] == report.verdict_line(record)
+    assert "skipped 3: no counterpart in the base, such as head0.bias" in lines
+    assert "skipped x.bias: not stored in the tuned checkpoint" in lines
+    assert printed(record, terminal=False, brief=True) == report.verdict_line(record) + "\n"
+
+
+def test_findings_by_severity(record):
+    verdicts = {Verdict.ALIGNED: 1, Verdict.ROTATED: 2, Verdict.INTRUDER: 4, Verdict.UNDECIDED: 8}
+    summary = record.summary.model_copy(update={"verdicts": verdicts})
+    changed = record.model_copy(update={"summary": summary})
+    assert report.findings(changed, Verdict.ROTATED) == 6
+    assert report.findings(changed, Verdict.INTRUDER) == 4
+    assert "2 rotated, 4 intruder, 8 undecided, of 15" in report.verdict_line(changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a.b", "a.b"), ("a\x1bb", r"a\x1bb"), ("\u202ex", r"\u202ex"), ("größe", "größe")],
+)
+def test_clean(name, shown):
+    assert report.clean(name) == shown

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ._errors import InputError
+from .triplet import resolution
 
 
 class Verdict(str, Enum):
@@ -71,7 +72,7 @@ class Scores:
     subspace_overlap: Tensor
 
 
-def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, int]) -> BaseVectors:
+def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> BaseVectors:
     """Keep what a full SVD determines: drop the null space, group equal values.
 
     Args:
@@ -94,7 +95,7 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, int]) -> Base
         raise InputError(
             f"expected as many vectors as values, got {vectors.shape[1]} and {sigma.shape[0]}"
         )
-    rounding = max(shape) * torch.finfo(sigma.dtype).eps * sigma[:1]
+    rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
     starts = torch.zeros_like(sigma, dtype=torch.long)
     starts[1:] = (sigma[:-1] - sigma[1:] > rounding).long()

@@ -5,7 +5,7 @@ import torch
 
 from bulkedge._linmap import Dense as DenseMap
 from bulkedge._linmap import LowRank
-from bulkedge.triplet import BlockKrylov, DenseSVD, Status, singular_triplet
+from bulkedge.triplet import BlockKrylov, DenseSVD, Status, singular_triplet, thin_svd
 from cases import MATRICES, SHAPES, gaussian
 
 SOLVERS = {
@@ -98,3 +98,19 @@ def test_warm_cache_of_randomness_is_the_generator_alone():
     other = singular_triplet(A, 3, generator=torch.Generator().manual_seed(5))
     assert not torch.equal(first.u, other.u)
     torch.testing.assert_close(first.sigma, other.sigma)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_thin_svd_gives_the_matrix_back(shape):
+    A = gaussian(*shape)
+    U, S, V = thin_svd(A)
+    assert (U.shape, V.shape) == ((shape[0], min(shape)), (shape[1], min(shape)))
+    torch.testing.assert_close((U * S) @ V.mT, A)
+    torch.testing.assert_close(S, torch.linalg.svdvals(A))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rank_counts_the_triplets_that_exist(solver):
+    result = singular_triplet(MATRICES["rank_deficient"](60, 40), 6, solver=SOLVERS[solver])
+    assert result.rank == 3
+    assert singular_triplet(torch.zeros(5, 4), 2, solver=SOLVERS[solver]).rank == 0

@@ -15,8 +15,15 @@ from torch import Tensor
 from bulkedge._errors import BulkedgeError
 from bulkedge._linmap import Dense, LinearMap, LowRank, Sum
 from bulkedge.checkpoint import LoraFactors, TensorInfo, read_tensor
-from bulkedge.intruder import COUNTED, base_vectors, scores, verdict
-from bulkedge.triplet import BlockKrylov, DenseSVD, SingularTriplets, Status, singular_triplet
+from bulkedge.intruder import COUNTED, Scores, base_vectors, scores, verdict
+from bulkedge.triplet import (
+    BlockKrylov,
+    DenseSVD,
+    SingularTriplets,
+    Status,
+    singular_triplet,
+    thin_svd,
+)
 
 from .plan import Comparison
 from .recipe import Recipe
@@ -111,14 +118,31 @@ def _load_factors(factors: LoraFactors, device: torch.device) -> LowRank:
 
 
 def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
-    """Load, look for the easy ends, else judge."""
+    """Load, look for the easy ends, else solve and judge."""
     pair = load(comparison, torch.device(recipe.device))
     if problem := _not_finite(pair):
         return _row(comparison, "not_finite", note=problem)
     norm_update = _update_norm(pair, recipe)
     if norm_update == 0:
         return _row(comparison, "unchanged")
-    return _judge(comparison, recipe, pair, norm_update)
+    triplets = _solve(pair.tuned, min(recipe.top_k, *pair.base.shape), recipe, TRIPLETS)
+    base = pair.base
+    del pair  # the SVD of the base is the peak of memory: let the rest go first
+    U, S, V = thin_svd(base)
+    directions = []
+    for side in recipe.sides:
+        vectors, Y = (U, triplets.u) if side == "left" else (V, triplets.v)
+        known = base_vectors(vectors, S, comparison.base.shape)
+        directions += _directions(side, triplets, scores(Y, known, 2 * recipe.top_k), recipe)
+    return _row(
+        comparison,
+        "audited",
+        note=_rank_note(triplets.rank, recipe),
+        spectral_norm_base=float(S[0]),
+        spectral_norm_update=norm_update,
+        intruders=sum(direction.verdict in COUNTED for direction in directions),
+        directions=directions,
+    )
 
 
 def _not_finite(pair: Pair) -> str | None:
@@ -150,62 +174,34 @@ def _solve(A: LinearMap, k: int, recipe: Recipe, solver: BlockKrylov) -> Singula
     return singular_triplet(A, k, solver=DenseSVD())
 
 
-def _judge(comparison: Comparison, recipe: Recipe, pair: Pair, norm_update: float) -> Matrix:
-    """Score the tuned directions on each side against all base vectors."""
-    tuned = pair.tuned
-    triplets = _solve(tuned, min(recipe.top_k, *tuned.shape), recipe, TRIPLETS)
-    U, S, Vt = torch.linalg.svd(pair.base, full_matrices=False)
-    directions: list[Direction] = []
-    for side in recipe.sides:
-        vectors, Y = (U, triplets.u) if side == "left" else (Vt.mT, triplets.v)
-        directions += _directions(side, triplets, Y, vectors, S, tuned.shape, recipe)
-    found = len(directions) // len(recipe.sides)
-    note = None
-    if found < recipe.top_k:
-        note = f"the tuned matrix has rank {found}: {found} of {recipe.top_k} directions exist"
-    return _row(
-        comparison,
-        "audited",
-        note=note,
-        spectral_norm_base=float(S[0]),
-        spectral_norm_update=norm_update,
-        intruders=sum(direction.verdict in COUNTED for direction in directions),
-        directions=directions,
-    )
-
-
 def _directions(
-    side: Literal["left", "right"],
-    triplets: SingularTriplets,
-    Y: Tensor,
-    vectors: Tensor,
-    S: Tensor,
-    shape: tuple[int, int],
-    recipe: Recipe,
+    side: Literal["left", "right"], triplets: SingularTriplets, result: Scores, recipe: Recipe
 ) -> list[Direction]:
-    """The rows of one side; directions with σ = 0 do not exist and get none."""
-    result = scores(Y, base_vectors(vectors, S, shape), subspace=2 * recipe.top_k)
-    sigma, errors = triplets.sigma.tolist(), triplets.vector_errors.tolist()
-    rounding = max(shape) * torch.finfo(DTYPE).eps * sigma[0]
+    """The rows of one side; a direction with σ = 0 is an arbitrary vector and gets none."""
+    errors = triplets.vector_errors.tolist()
     rows = []
-    for i, value in enumerate(sigma):
-        if value <= rounding:
-            break
+    for i in range(triplets.rank):
         score, overlap = float(result.score[i]), float(result.subspace_overlap[i])
-        judged = verdict(score, overlap, epsilon=recipe.epsilon, vector_error=errors[i])
         rows.append(
             Direction(
                 index=i,
-                sigma=value,
+                sigma=float(triplets.sigma[i]),
                 side=side,
                 score=score,
                 matched_index=int(result.matched_index[i]),
                 subspace_overlap=overlap,
-                verdict=judged,
-                residual=float(triplets.residuals[i]) / sigma[0],
+                verdict=verdict(score, overlap, epsilon=recipe.epsilon, vector_error=errors[i]),
+                residual=float(triplets.residuals[i] / triplets.sigma[0]),
             )
         )
     return rows
+
+
+def _rank_note(rank: int, recipe: Recipe) -> str | None:
+    """What to say where fewer directions exist than were asked for."""
+    if rank == recipe.top_k:
+        return None
+    return f"the tuned matrix has rank {rank}: {rank} of {recipe.top_k} directions exist"
 
 
 def _row(

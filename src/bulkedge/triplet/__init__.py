@@ -1,7 +1,16 @@
 """Leading singular triplets of a matrix that is known by its products."""
 
-from ._result import SingularTriplets, Status
+from ._result import SingularTriplets, Status, resolution
 from ._triplet import singular_triplet
-from .solver import BlockKrylov, DenseSVD, Solver
+from .solver import BlockKrylov, DenseSVD, Solver, thin_svd
 
-__all__ = ["BlockKrylov", "DenseSVD", "SingularTriplets", "Solver", "Status", "singular_triplet"]
+__all__ = [
+    "BlockKrylov",
+    "DenseSVD",
+    "SingularTriplets",
+    "Solver",
+    "Status",
+    "resolution",
+    "singular_triplet",
+    "thin_svd",
+]

@@ -45,6 +45,12 @@ class SingularTriplets:
     status: Status
 
     @property
+    def rank(self) -> int:
+        """How many of the k triplets exist: those whose σ stands above rounding."""
+        shape = (self.u.shape[0], self.v.shape[0])
+        return int((self.sigma > resolution(self.sigma, shape)).sum())
+
+    @property
     def vector_errors(self) -> Tensor:
         """Bound on the sine of the angle between each computed and true vector, shape ``(k,)``.
 
@@ -52,11 +58,9 @@ class SingularTriplets:
         gap to computed values stands in for the gap to the true ones).  Where two singular values
         coincide no single vector is defined, and the bound says so by being 1.
         """
-        resolution = torch.finfo(self.sigma.dtype).eps * self.sigma[:1]
-        error = (self.residuals + resolution) / self.gaps.clamp_min(
-            torch.finfo(self.sigma.dtype).tiny
-        )
-        return error.clamp_max(1.0)
+        finfo = torch.finfo(self.sigma.dtype)
+        residuals = self.residuals + finfo.eps * self.sigma[0]
+        return (residuals / self.gaps.clamp_min(finfo.tiny)).clamp_max(1.0)
 
 
 def neighbour_gaps(sigma: Tensor, k: int) -> Tensor:
@@ -75,3 +79,16 @@ def neighbour_gaps(sigma: Tensor, k: int) -> Tensor:
     down = (below[:-1] - below[1:])[:k]
     up = torch.cat([sigma.new_full((1,), torch.inf), down[:-1]])
     return torch.minimum(up, down)
+
+
+def resolution(sigma: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The rounding error of the singular values of a matrix, ``max(m, n) · eps · σ₁``.
+
+    Args:
+        sigma: Its singular values, descending; at least the first.
+        shape: ``(m, n)``.
+
+    Returns:
+        A scalar tensor, 0 for no values at all.
+    """
+    return max(shape) * torch.finfo(sigma.dtype).eps * sigma[:1].sum()

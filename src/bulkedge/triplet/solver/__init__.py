@@ -12,9 +12,9 @@ from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
 from .block_krylov import BlockKrylov
-from .dense import DenseSVD
+from .dense import DenseSVD, thin_svd
 
-__all__ = ["BlockKrylov", "DenseSVD", "Solver"]
+__all__ = ["BlockKrylov", "DenseSVD", "Solver", "thin_svd"]
 
 
 class Solver(Protocol):

@@ -22,6 +22,8 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
+from .dense import thin_svd
+
 
 @dataclass(frozen=True)
 class BlockKrylov:
@@ -58,8 +60,8 @@ class BlockKrylov:
         step = 0
         while True:
             step += 1
-            P, S, Yt = _thin_svd(W)
-            u, sigma, v = P[:, :block], S[:block], V @ Yt[:block].mT
+            P, S, Y = thin_svd(W)
+            u, sigma, v = P[:, :block], S[:block], V @ Y[:, :block]
             R = A.rmatmat(u) - v * sigma  # (n, block)
             residuals = torch.linalg.vector_norm(R, dim=0)
             converged = bool((residuals[:k] <= rtol * sigma[0]).all())
@@ -67,7 +69,7 @@ class BlockKrylov:
                 break
             if V.shape[1] + block > limit:
                 keep = max(limit // 2, block)
-                V, W = V @ Yt[:keep].mT, P[:, :keep] * S[:keep]
+                V, W = V @ Y[:, :keep], P[:, :keep] * S[:keep]
             E = _new_directions(R, V, floor=10 * eps * float(sigma[0]))
             converged = E.shape[1] == 0  # the Krylov space is invariant: exact to rounding
             if converged:
@@ -84,13 +86,6 @@ class BlockKrylov:
             passes=2 * step,
             status=Status.CONVERGED if converged else Status.MAX_STEPS,
         )
-
-
-def _thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of a tall W through its QR factor: the SVD proper is d×d."""
-    Q, R = torch.linalg.qr(W)
-    X, S, Yt = torch.linalg.svd(R)
-    return Q @ X, S, Yt
 
 
 def _new_directions(R: Tensor, V: Tensor, floor: float) -> Tensor:

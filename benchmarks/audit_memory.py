@@ -1,0 +1,101 @@
+"""Peak memory of an audit against the size of the checkpoint and of its largest matrix.
+
+    python benchmarks/audit_memory.py [--gigabytes 2]
+
+Makes up a sharded float32 checkpoint (one embedding of 32768 × 1024, the rest 4096 × 1024) and a
+LoRA adapter on all of it, audits them in a process of its own, and asks the kernel for the peak.
+A checkpoint of one embedding and one layer gives the same peak: what counts is the largest matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import store
+from safetensors.torch import save_file
+
+EMBEDDING, LAYER, RANK = (32768, 1024), (4096, 1024), 8
+SHARD_LAYERS = 30
+
+
+def make_checkpoint(folder: Path, layers: int) -> None:
+    """A sharded base in ``folder/base`` and an adapter in ``folder/adapter``."""
+    names = {"embed.weight": EMBEDDING} | {f"layers.{i}.weight": LAYER for i in range(layers)}
+    base, adapter = folder / "base", folder / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    weight_map, factors = {}, {}
+    items = list(names.items())
+    for start in range(0, len(items), SHARD_LAYERS):
+        shard = f"model-{start:05d}.safetensors"
+        part = dict(items[start : start + SHARD_LAYERS])
+        save_file({name: torch.randn(shape) for name, shape in part.items()}, base / shard)
+        weight_map |= dict.fromkeys(part, shard)
+    for name, (m, n) in names.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        factors[f"{module}.lora_A.weight"] = torch.randn(RANK, n)
+        factors[f"{module}.lora_B.weight"] = torch.randn(m, RANK)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+def peak_of(command: list[str]) -> tuple[int, float]:
+    """Largest resident set of a command in bytes, and its seconds."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed")
+    return usage.ru_maxrss * 1024, time.perf_counter() - started
+
+
+def measure(layers: int) -> dict[str, float]:
+    """Audit a made-up checkpoint of so many layers."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_checkpoint(folder, layers)
+        size = sum(file.stat().st_size for file in (folder / "base").iterdir())
+        bulkedge = [sys.executable, "-m", "bulkedge", "audit"]
+        inputs = [str(folder / "base"), str(folder / "adapter")]
+        peak, seconds = peak_of([*bulkedge, *inputs, "--fail-on", "never", "-q"])
+    return {
+        "checkpoint_MB": round(size / 1e6),
+        "matrices": layers + 1,
+        "peak_MB": round(peak / 1e6),
+        "seconds": round(seconds),
+    }
+
+
+def main() -> None:
+    """Measure a small and a large checkpoint with the same largest matrix."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    arguments = parser.parse_args()
+    largest = 4 * EMBEDDING[0] * EMBEDDING[1]
+    layers = round((arguments.gigabytes * 1e9 - largest) / (4 * LAYER[0] * LAYER[1]))
+    idle, _ = peak_of([sys.executable, "-c", "import torch, bulkedge._audit.run"])
+    small, large = measure(1), measure(layers)
+    store(
+        "audit_memory",
+        {
+            "largest_matrix_MB": round(largest / 1e6),
+            "imports_alone_MB": round(idle / 1e6),
+            "small": small,
+            "large": large,
+            "copies_of_largest": round((large["peak_MB"] * 1e6 - idle) / largest, 1),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,9 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 bench: $(VENV)/.dev $(MINILM)/model.safetensors
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/audit_memory.py
+	$(BIN)/python benchmarks/render.py
 
 minilm: $(MINILM)/model.safetensors
 

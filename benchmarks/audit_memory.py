@@ -4,7 +4,8 @@
 
 Makes up a sharded float32 checkpoint (one embedding of 32768 × 1024, the rest 4096 × 1024) and a
 LoRA adapter on all of it, audits them in a process of its own, and asks the kernel for the peak.
-A checkpoint of one embedding and one layer gives the same peak: what counts is the largest matrix.
+Beside it, a checkpoint of the embedding and one layer, and one of a single square matrix, the shape
+that costs the SVD most.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import torch
 from common import store
 from safetensors.torch import save_file
 
-EMBEDDING, LAYER, RANK = (32768, 1024), (4096, 1024), 8
+EMBEDDING, LAYER, SQUARE, RANK = (32768, 1024), (4096, 1024), (2048, 2048), 8
 SHARD_LAYERS = 30
 
 
-def make_checkpoint(folder: Path, layers: int) -> None:
+def make_checkpoint(folder: Path, shapes: list[tuple[int, int]]) -> None:
     """A sharded base in ``folder/base`` and an adapter in ``folder/adapter``."""
-    names = {"embed.weight": EMBEDDING} | {f"layers.{i}.weight": LAYER for i in range(layers)}
+    names = {f"layers.{i}.weight": shape for i, shape in enumerate(shapes)}
     base, adapter = folder / "base", folder / "adapter"
     base.mkdir()
     adapter.mkdir()
@@ -59,18 +60,18 @@ def peak_of(command: list[str]) -> tuple[int, float]:
     return usage.ru_maxrss * 1024, time.perf_counter() - started
 
 
-def measure(layers: int) -> dict[str, float]:
-    """Audit a made-up checkpoint of so many layers."""
+def measure(shapes: list[tuple[int, int]]) -> dict[str, float]:
+    """Audit a made-up checkpoint of matrices of these shapes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_checkpoint(folder, layers)
+        make_checkpoint(folder, shapes)
         size = sum(file.stat().st_size for file in (folder / "base").iterdir())
         bulkedge = [sys.executable, "-m", "bulkedge", "audit"]
         inputs = [str(folder / "base"), str(folder / "adapter")]
         peak, seconds = peak_of([*bulkedge, *inputs, "--fail-on", "never", "-q"])
     return {
         "checkpoint_MB": round(size / 1e6),
-        "matrices": layers + 1,
+        "matrices": len(shapes),
         "peak_MB": round(peak / 1e6),
         "seconds": round(seconds),
     }
@@ -81,18 +82,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     arguments = parser.parse_args()
-    largest = 4 * EMBEDDING[0] * EMBEDDING[1]
-    layers = round((arguments.gigabytes * 1e9 - largest) / (4 * LAYER[0] * LAYER[1]))
+    embedding, square = (4 * m * n for m, n in (EMBEDDING, SQUARE))
+    layers = round((arguments.gigabytes * 1e9 - embedding) / (4 * LAYER[0] * LAYER[1]))
     idle, _ = peak_of([sys.executable, "-c", "import torch, bulkedge._audit.run"])
-    small, large = measure(1), measure(layers)
+    one_square = measure([SQUARE])
+    small, large = measure([EMBEDDING, LAYER]), measure([EMBEDDING] + [LAYER] * layers)
     store(
         "audit_memory",
         {
-            "largest_matrix_MB": round(largest / 1e6),
+            "largest_matrix_MB": round(embedding / 1e6),
             "imports_alone_MB": round(idle / 1e6),
             "small": small,
             "large": large,
-            "copies_of_largest": round((large["peak_MB"] * 1e6 - idle) / largest, 1),
+            "square": one_square,
+            "copies_of_largest": round((large["peak_MB"] * 1e6 - idle) / embedding, 1),
+            "copies_of_square": round((one_square["peak_MB"] * 1e6 - idle) / square, 1),
         },
     )
 

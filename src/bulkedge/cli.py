@@ -161,8 +161,9 @@ def _describe(plan: Plan, recipe: Recipe) -> str:
 
 
 def _peak_bytes(shape: tuple[int, ...]) -> float:
-    """Memory of a job whose largest matrix has ``shape``."""
-    return 300e6 + 8 * shape[0] * shape[1] * 9
+    """Memory of a job whose largest matrix has ``shape``: torch, and the SVD's copies and work."""
+    long, short = max(shape), min(shape)
+    return 300e6 + 8 * (4 * long * short + 5 * short**2)
 
 
 def _check_output(output: Path, force: bool, plan: Plan) -> None:

@@ -29,8 +29,8 @@ from .plan import Comparison
 from .recipe import Recipe
 from .record import Direction, Matrix
 
-# Neighbouring singular values of a trained matrix lie 1e-3 to 1e-5 of σ₁ apart: float32 would mix
-# their vectors at the percent level, float64 leaves 1e-10.
+# The vectors of close singular values mix by rounding error over gap, and the scores with them.
+# This path is the oracle: float64 (benchmarks/precision.py measures what float32 would cost).
 DTYPE = torch.float64
 TRIPLETS = BlockKrylov()
 # the error of a singular value is quadratic in the residual: this gives ten digits of a norm

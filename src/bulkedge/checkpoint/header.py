@@ -1,6 +1,6 @@
 """The safetensors header, read without torch and believed only after it adds up.
 
-The format (https://huggingface.co/docs/safetensors) is eight bytes of header length, a JSON object,
+The safetensors format is eight bytes of header length, a JSON object,
 and the tensors' bytes.  Checkpoints are shared between strangers, so everything is checked before
 anything is used: sizes before reading, types, duplicate keys, and that the tensors tile the file.
 """

@@ -14,10 +14,10 @@ from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All singular triplets of a matrix that is held in memory.
 
-    LAPACK takes a tall matrix through a QR factorisation; handed a wide one, it was measured four
-    times slower (1024 × 16384, float64) than on the transpose, so the transpose it gets.
+    LAPACK is several times slower on a wide matrix than on its transpose
+    (``benchmarks/precision.py``), so the transpose it gets.
 
-    Cost: O(mn·min(m, n)); about eight copies of the matrix in memory where it is square.
+    Cost: O(mn·min(m, n)) operations; memory of about eight copies where the matrix is square.
 
     Args:
         matrix: Shape ``(m, n)``.

@@ -1,0 +1,160 @@
+"""The documents say what the scripts measured and the program prints; what they show runs."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bulkedge
+from bulkedge.cli import audit
+from helpers import EXAMPLE, MINILM
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("examples/*/*.md")),
+]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# `make` would start this very test, training takes minutes; both have their own checks
+NOT_RUN = ("make ", "python examples/minilm_wordnet/", "pip install", "bulkedge audit BASE")
+
+
+def blocks(language):
+    return [
+        pytest.param(page, code, id=f"{page.relative_to(ROOT)}:{i}")
+        for page in PAGES
+        for i, (found, code) in enumerate(BLOCK.findall(page.read_text()))
+        if found == language
+    ]
+
+
+def load_script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("sh"))
+def test_shell_blocks_run(page, code, tmp_path):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for line in code.replace("\\\n", " ").splitlines():
+        command = line.partition("#")[0].strip()
+        if not command or command.startswith(NOT_RUN):
+            continue
+        command = command.replace("-o out", f"-o {tmp_path / 'out'}")
+        result = subprocess.run(
+            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode in (0, 1), (command, result.stderr)
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"))
+def test_python_blocks_run(page, code, tmp_path):
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("yaml"))
+def test_recipes_are_valid(page, code, tmp_path):
+    (tmp_path / "r.yaml").write_text(code)
+    bulkedge._audit.make_recipe(bulkedge._audit.read_recipe(tmp_path / "r.yaml"))
+
+
+def test_the_readme_shows_what_the_demo_prints():
+    command = [sys.executable, "-m", "bulkedge", "audit", str(MINILM), str(EXAMPLE / "lora-r1")]
+    printed = subprocess.run(command, capture_output=True, text=True).stdout
+    readme = (ROOT / "README.md").read_text()
+    for line in printed.splitlines():
+        # the last line is folded in the README as in a terminal of 80 columns
+        assert " ".join(line.split()) in " ".join(readme.split())
+
+
+def test_the_first_table_is_the_measured_one(capsys):
+    load_script(EXAMPLE / "table.py").show(json.loads((EXAMPLE / "table.json").read_text()))
+    printed = capsys.readouterr().out
+    for page in (ROOT / "README.md", EXAMPLE / "README.md"):
+        assert printed in page.read_text()
+
+
+def test_the_benchmark_page_is_rendered_from_the_results():
+    render = load_script(ROOT / "benchmarks/render.py")
+    assert (ROOT / "docs/benchmarks.md").read_text() == render.render()
+
+
+def test_the_readme_quotes_the_stored_memory_figures():
+    stored = json.loads((ROOT / "benchmarks/results/audit_memory.json").read_text())["measured"]
+    readme = (ROOT / "README.md").read_text()
+    assert f"{stored['large']['peak_MB']:,} MB" in readme
+    assert f"{stored['large']['checkpoint_MB']:,} MB" in readme
+
+
+def test_the_architecture_quotes_the_stored_precision():
+    stored = json.loads((ROOT / "benchmarks/results/precision.json").read_text())["measured"]
+    page = (ROOT / "docs/architecture.md").read_text()
+    for key in ("relative_gap_median", "relative_gap_1_percent", "score_change_largest"):
+        assert f"{stored[key]:.1e}".replace("e-0", "e-") in page
+
+
+def test_every_option_and_record_field_is_documented():
+    page = (ROOT / "docs/audit.md").read_text()
+    for option in audit.params:
+        if option.param_type_name == "option":
+            assert any(f"`{name}`" in page for name in option.opts), option.name
+
+    def fields(model):
+        for name, field in model.model_fields.items():
+            yield name
+            for inner in getattr(field.annotation, "__args__", (field.annotation,)):
+                if hasattr(inner, "model_fields"):
+                    yield from fields(inner)
+
+    for name in fields(bulkedge.Record):
+        assert f"`{name}`" in page or f"`--{name}`" in page, name
+
+
+def test_every_source_file_is_in_the_picture_of_the_house():
+    page = (ROOT / "docs/architecture.md").read_text()
+    source = ROOT / "src/bulkedge"
+    for path in source.rglob("*.py"):
+        if path.stem not in ("__init__", "__main__"):
+            assert f"`{path.stem}" in page or path.name in page, path
+
+
+def test_imports_go_one_way():
+    """The order in docs/architecture.md, checked."""
+    house = ["_errors", "_linmap", "triplet", "intruder", "checkpoint", "_audit", "report", "cli"]
+    level = {name: i for i, name in enumerate(house)}
+    source = ROOT / "src/bulkedge"
+    for path in source.rglob("*.py"):
+        own = path.relative_to(source).parts[0].removesuffix(".py")
+        if own not in level:
+            continue
+        for found in re.findall(r"from (?:bulkedge)?\.(\w+)[\w.]* import", path.read_text()):
+            if found in level:
+                assert level[found] <= level[own], (path, found)
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
+
+
+@pytest.mark.parametrize("adapter", ["lora-r1", "lora-r8"])
+def test_the_example_quotes_the_accuracy_of_its_adapters(adapter):
+    training = json.loads((EXAMPLE / adapter / "training.json").read_text())
+    row = next(
+        line
+        for line in (EXAMPLE / "README.md").read_text().splitlines()
+        if line.startswith(f"| `{adapter}`")
+    )
+    assert row.endswith(f"| {100 * training['accuracy']:.2f} % |")
+    rank, seed = training["rank"], training["seed"]
+    assert f"--rank {rank} --seed {seed}" in row

@@ -6,6 +6,7 @@ from rich.console import Console
 
 import bulkedge
 from bulkedge import report
+from bulkedge._errors import printable
 from bulkedge.intruder import Verdict
 from cases import gaussian, orthonormal
 from helpers import save
@@ -58,5 +59,5 @@ def test_findings_by_severity(record):
     ("name", "shown"),
     [("a.b", "a.b"), ("a\x1bb", r"a\x1bb"), ("\u202ex", r"\u202ex"), ("größe", "größe")],
 )
-def test_clean(name, shown):
-    assert report.clean(name) == shown
+def test_printable(name, shown):
+    assert printable(name) == shown

@@ -11,8 +11,7 @@
     ├── OutputError (OSError)             a result cannot be written where it was asked for
     └── ConvergenceError (RuntimeError)   a solver stopped short; its best result is in .partial
 
-Each message says what was expected, what was found, and what to do.  Names that come out of files
-are quoted with ``repr``, so that no control character reaches a terminal through a message.
+Each message says what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -56,3 +55,21 @@ class ConvergenceError(BulkedgeError, RuntimeError):
     def __init__(self, message: str, partial: object = None) -> None:
         super().__init__(message)
         self.partial = partial
+
+
+def printable(text: str) -> str:
+    r"""``text`` with every character that could act on a terminal shown as an escape.
+
+    Names come out of files that strangers made.
+
+    Args:
+        text: Anything.
+
+    Returns:
+        The same on one line.
+
+    Example:
+        >>> print(printable("layer" + chr(27) + "[31m.weight"))
+        layer\x1b[31m.weight
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

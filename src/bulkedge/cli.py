@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from ._errors import BulkedgeError, OutputError
+from ._errors import BulkedgeError, OutputError, printable
 
 if TYPE_CHECKING:
     from ._audit import Plan, Recipe, Record
@@ -125,7 +125,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
 def _told(row: dict[str, Any]) -> str:
     """One tensor on one line."""
-    name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in row["name"])
+    name = printable(row["name"])
     if "not_handled" in row:
         return f"{name}  ({row['not_handled']})"
     line = f"{name}  {row['dtype']}  {'×'.join(map(str, row['shape'])) or 'scalar'}"
@@ -280,5 +280,5 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except BulkedgeError as error:
-        click.echo(f"bulkedge: {error}", err=True)
+        click.echo(f"bulkedge: {printable(str(error))}", err=True)
         sys.exit(FAILURE)

@@ -14,14 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ._audit import Matrix, Record, Skipped
+from ._errors import printable
 from .intruder import COUNTED, Verdict
 
 MAX_ROWS = 40
-
-
-def clean(name: str) -> str:
-    """``name`` with everything that is not printable shown as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
@@ -41,7 +37,9 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         if len(affected) > MAX_ROWS:
             console.print(f"… and {len(affected) - MAX_ROWS} more affected matrices, in the record")
         for matrix in broken:
-            _print(console, f"not audited: {clean(matrix.name)}: {clean(matrix.note or '')}")
+            _print(
+                console, f"not audited: {printable(matrix.name)}: {printable(matrix.note or '')}"
+            )
         for line in _skipped_lines(record.skipped):
             _print(console, line)
     _print(console, verdict_line(record))
@@ -78,7 +76,7 @@ def _table(matrices: Iterable[Matrix]) -> Table:
         counts = Counter(direction.verdict for direction in matrix.directions)
         worst = min(direction.score for direction in matrix.directions)
         table.add_row(
-            Text(clean(matrix.name)),
+            Text(printable(matrix.name)),
             _ratio(matrix),
             str(counts[Verdict.ROTATED]),
             Text(str(counts[Verdict.INTRUDER]), style="red" if counts[Verdict.INTRUDER] else ""),
@@ -101,16 +99,16 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
     for row in skipped:
         by_reason.setdefault(row.reason.partition(" (")[0], []).append(row.name)
     return [
-        f"skipped {len(names)}: {clean(reason)}, such as {clean(names[0])}"
+        f"skipped {len(names)}: {reason}, such as {names[0]}"
         if len(names) > 1
-        else f"skipped {clean(names[0])}: {clean(reason)}"
+        else f"skipped {names[0]}: {reason}"
         for reason, names in by_reason.items()
     ]
 
 
 def _print(console: Console, text: str) -> None:
-    """Print text as it is; a pipe gets it on one line."""
-    console.print(Text(text, overflow="fold"), soft_wrap=not console.is_terminal)
+    """Print text without markup; a pipe gets it on one line."""
+    console.print(Text(printable(text), overflow="fold"), soft_wrap=not console.is_terminal)
 
 
 def findings(record: Record, mildest: Verdict) -> int:

@@ -126,3 +126,9 @@ def test_an_adapter_with_a_trained_tensor_of_another_shape(base, tmp_path):
     with pytest.raises(CheckpointError, match=r"has shape \(10, 4\), expected \(9, 4\)"):
         make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
     assert issubclass(AdapterError, CheckpointError)
+
+
+def test_two_tuned_tensors_for_one_base_tensor(base):
+    tuned = BASE | {f"bert.{name}": tensor for name, tensor in BASE.items()}
+    with pytest.raises(CheckpointError, match="has two counterparts in the tuned checkpoint"):
+        plan_of(base, tuned)

@@ -300,8 +300,12 @@ BAD_CONFIGS = {
     "pattern": ({"alpha_pattern": {"(": 1}}, "alpha_pattern '.' cannot be matched"),
     "hanging": ({"alpha_pattern": {"(a|a|aa)+x": 1}}, "cannot be matched .*timed out"),
     "loftq": ({"init_lora_weights": "loftq"}, "changes the base weights too"),
-    "kasa": ({"kasa_config": {"beta": 1}}, "changes the base weights too"),
-    "replication": ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    "kasa": ({"kasa_config": {"beta": 1}}, "kasa_config is set: KaSA, which truncates"),
+    "replication": ({"layer_replication": [[0, 2]]}, "layer_replication is set"),
+    "qalora": ({"use_qalora": True}, "use_qalora is set"),
+    "bdlora": ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is set"),
+    "alora": ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is set"),
+    "arrow": ({"arrow_config": {"top_k": 1}}, "arrow_config is set"),
 }
 
 
@@ -361,3 +365,21 @@ def test_factors_without_their_config(base, tmp_path):
     path = save(tmp_path / "lora.safetensors", keys())
     with pytest.raises(AdapterError, match=r"no adapter_config\.json beside them"):
         make_plan(base, path, Recipe())
+
+
+def test_two_names_for_one_part(base, tmp_path):
+    tensors = keys() | keys(infix=".default")
+    with pytest.raises(AdapterError, match="are the same part 'lora_A'"):
+        make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
+
+
+def test_two_layers_of_wrapping_for_one_weight(base, tmp_path):
+    tensors = keys() | keys("layers.0.q.base_layer")
+    with pytest.raises(AdapterError, match=r"are the same part 'layers\.0\.q\.weight'"):
+        make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
+
+
+def test_trained_tensors_alone_tell_the_prefix(base, tmp_path):
+    tensors = {f"base_model.model.bert.{name}": W + 1 for name, W in BASE.items()}
+    plan = make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
+    assert [c.base.name for c in plan.comparisons] == list(BASE)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from bulkedge._errors import BulkedgeError
@@ -35,30 +36,28 @@ def compute_rows(
         for i, comparison in enumerate(comparisons):
             yield i, audit_matrix(comparison, recipe)
         return
-    # the largest first, so that no worker is left alone with it at the end
-    order = sorted(range(len(comparisons)), key=lambda i: -comparisons[i].base.size)
     # spawn: a forked child of a process that has used torch threads or CUDA may hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(jobs, len(comparisons)), mp_context=context, initializer=_one_thread
-    ) as pool:
-        try:
-            jobs_and_rows = pool.map(_positioned, [(i, comparisons[i], recipe) for i in order])
-            yield from jobs_and_rows
-        except BrokenProcessPool:
-            raise BulkedgeError(
-                f"a worker process died, most likely for want of memory; use fewer than {jobs} jobs"
-            ) from None
+    pool = ProcessPoolExecutor(
+        min(jobs, len(comparisons)), mp_context=context, initializer=_settle_worker
+    )
+    # the largest first, so that no worker is left alone with it at the end
+    order = sorted(range(len(comparisons)), key=lambda i: -comparisons[i].base.size)
+    try:
+        futures = {pool.submit(audit_matrix, comparisons[i], recipe): i for i in order}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise BulkedgeError(
+            f"a worker process died, most likely for want of memory; use fewer than {jobs} jobs"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
-    """Two threads on a busy machine are slower than one; parallel work is the pool's."""
+def _settle_worker() -> None:
+    """One thread, since parallel work is the pool's; and Ctrl-C ends a worker without a word."""
     import torch
 
     torch.set_num_threads(1)
-
-
-def _positioned(task: tuple[int, Comparison, Recipe]) -> tuple[int, Matrix]:
-    """A row with the position that it belongs to."""
-    i, comparison, recipe = task
-    return i, audit_matrix(comparison, recipe)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -111,6 +111,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
             wanted.append(comparison)
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
+    _check_unique(wanted)
     order = {name: i for i, name in enumerate(base_checkpoint.tensors)}
     wanted.sort(key=lambda comparison: order[comparison.base.name])
     return Plan(base_checkpoint, opened, tuple(wanted), tuple(skipped))
@@ -138,27 +139,30 @@ def _pair_checkpoint(base: Checkpoint, tuned: Checkpoint) -> tuple[list[Comparis
 
 def _pair_adapter(base: Checkpoint, adapter: Adapter) -> tuple[list[Comparison], list[Skipped]]:
     """Pair an adapter's updates and replaced tensors with the base."""
-    rule = infer_rule(
-        adapter.factors, _shapes(base), lambda name, shape: adapter.factors[name].fits(shape)
-    )
+
+    def fits(name: str, shape: tuple[int, ...]) -> bool:
+        if name in adapter.factors:
+            return adapter.factors[name].fits(shape)
+        return adapter.tensors[name].shape == shape
+
+    rule = infer_rule({**adapter.tensors, **adapter.factors}, _shapes(base), fits)
     pairs, skipped = _pair_tensors(base, adapter.tensors, rule)
     skipped += [Skipped(name=name, reason=reason) for name, reason in adapter.unsupported]
-    replaced = {pair.base.name: pair for pair in pairs}
+    replaced = {pair.base.name: pair.tuned for pair in pairs}
+    updates: dict[str, Comparison] = {}
     for name, factors in adapter.factors.items():
         target = rule.find(name)
         if target is None:
             reason = f"no counterpart in the base (nearest: {rule.nearest(name)})"
             skipped.append(Skipped(name=factors.A.name, reason=reason))
-            continue
-        info = base.tensors[target]
-        tensor = replaced.pop(target, None)
-        transposed = factors.stored_transposed(info.shape)
-        replaced[target] = Comparison(
-            info, tensor.tuned if tensor else None, factors, transposed, name
-        )
-    if adapter.factors and not any(pair.factors for pair in replaced.values()):
+        else:
+            info = base.tensors[target]
+            transposed = factors.stored_transposed(info.shape)
+            updates[name] = Comparison(info, replaced.get(target), factors, transposed, name)
+    if adapter.factors and not updates:
         raise _foreign(adapter.path, base, adapter.factors, rule)
-    return list(replaced.values()), skipped
+    updated = {pair.base.name for pair in updates.values()}
+    return [*updates.values(), *(p for p in pairs if p.base.name not in updated)], skipped
 
 
 def _pair_tensors(
@@ -227,6 +231,18 @@ def _check_shapes(comparison: Comparison) -> None:
             f"{factors.shape}, but {base.name!r} in {base.file} has {base.shape}; the adapter was "
             "trained for another base"
         )
+
+
+def _check_unique(comparisons: Iterable[Comparison]) -> None:
+    """Raise where two tuned tensors claim one base tensor."""
+    seen: dict[str, str] = {}
+    for comparison in comparisons:
+        other = seen.setdefault(comparison.base.name, comparison.tuned_name)
+        if other != comparison.tuned_name:
+            raise CheckpointError(
+                f"{comparison.base.file}: tensor {comparison.base.name!r} has two counterparts in "
+                f"the tuned checkpoint, {other!r} and {comparison.tuned_name!r}; remove one"
+            )
 
 
 def _foreign(path: Path, base: Checkpoint, names: Iterable[str], rule: NameRule) -> CheckpointError:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,9 +32,18 @@ LORA_KEY = re.compile(
 )
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 # initialisations that also change the base: the file is then relative to a base nobody stores
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "kasa")
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+NOT_A_SUM = {
+    "kasa_config": "KaSA, which truncates the base",
+    "layer_replication": "layer_replication, which changes the layers",
+    "use_qalora": "QALoRA, which pools the inputs",
+    "use_bdlora": "BD-LoRA, whose factors are block-diagonal",
+    "alora_invocation_tokens": "aLoRA, which acts on some tokens only",
+    "arrow_config": "Arrow, which mixes adapters by input",
+}
 PATTERN_SECONDS = 0.2
 
+T = TypeVar("T")
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
@@ -52,9 +61,14 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
-    layer_replication: list[Any] | None = None
-    kasa_config: dict[str, Any] | None = None
     base_model_name_or_path: str | None = None
+    # variants of which W0 + s·B·A is not the tuned weight
+    kasa_config: Any = None
+    layer_replication: Any = None
+    use_qalora: Any = None
+    use_bdlora: Any = None
+    alora_invocation_tokens: Any = None
+    arrow_config: Any = None
 
 
 @dataclass(frozen=True)
@@ -166,14 +180,17 @@ def _read_config(path: Path) -> AdapterConfig:
             f"{path}: a {config.peft_type!r:.40} adapter; only LORA is handled, merge it into the "
             "model and audit the merged checkpoint"
         )
-    init = "kasa" if config.kasa_config else str(config.init_lora_weights).lower()
+    init = str(config.init_lora_weights).lower()
     if init.startswith(CHANGES_THE_BASE):
         raise AdapterError(
             f"{path}: initialised by {init!r:.40}, which changes the base weights too; save it "
             "with path_initial_model_for_weight_conversion, or audit the merged checkpoint"
         )
-    if config.layer_replication:
-        raise AdapterError(f"{path}: uses layer_replication; audit the merged checkpoint")
+    for field, variant in NOT_A_SUM.items():
+        if getattr(config, field):
+            raise AdapterError(
+                f"{path}: {field} is set: {variant}; its update is no matrix added to the base"
+            )
     return config
 
 
@@ -188,20 +205,31 @@ def _sort(
         name = WRAPPERS.sub("", key.removeprefix(PREFIX))
         lora = LORA_KEY.fullmatch(name)
         if lora and lora["leaf"] != ".bias":
-            modules.setdefault(_unwrapped(lora["module"]), {})[lora["part"]] = info
+            _add(modules.setdefault(lora["module"], {}), lora["part"], info)
         elif lora:
             unsupported.append((key, "1-D tensor: not a matrix"))
         elif "token_adapter" in name:
             unsupported.append((key, "trainable tokens: not handled yet"))
         else:
-            tensors[_unwrapped(name)] = info
+            _add(tensors, _unwrapped(name), info)
     factors: dict[str, LoraFactors] = {}
     for module, parts in modules.items():
+        module = _unwrapped(module)
         if problem := _problem(module, parts, config):
             unsupported.extend((info.name, problem) for info in parts.values())
         else:
-            factors[f"{module}.weight"] = _factors(module, parts, config)
+            _add(factors, f"{module}.weight", _factors(module, parts, config))
     return Adapter(folder, file, config, factors, tensors, tuple(unsupported))
+
+
+def _add(known: dict[str, T], name: str, value: T) -> None:
+    """Put a value under its plain name, which only one may have."""
+    if name in known:
+        raise AdapterError(
+            f"two tensors of {WEIGHTS} are the same part {name!r}: {known[name]} and {value}; "
+            "keep one"
+        )
+    known[name] = value
 
 
 def _unwrapped(name: str) -> str:

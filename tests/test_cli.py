@@ -210,9 +210,12 @@ def test_interruption_leaves_nothing(tmp_path):
     deadline = time.monotonic() + 60
     while not out.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert out.exists()
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # CPython dies of the signal itself where it arrived within an exec(), as imports do: a shell
+    # shows 130 for either
+    assert process.returncode in (130, -signal.SIGINT)
     assert error.strip() == "interrupted"
     assert not out.exists()
 

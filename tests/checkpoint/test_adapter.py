@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+import bulkedge
 from bulkedge import AdapterError, NothingAuditedError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.run import load
@@ -239,6 +240,28 @@ def test_a_replaced_base_layer_carries_the_update_on_top(base, tmp_path):
         rtol=1e-6,
         atol=1e-6,
     )
+
+
+def test_a_stored_copy_of_the_base_is_no_update(base, tmp_path):
+    copy = {"base_model.model.layers.0.q.base_layer.weight": BASE["layers.0.q.weight"]}
+    new = {"base_model.model.layers.0.q.base_layer.weight": weights(6, 6, seed=9)}
+    rows = [
+        bulkedge.audit(base, save_adapter(tmp_path / name, keys() | tensors)).matrices[0]
+        for name, tensors in {"copy": copy, "new": new}.items()
+    ]
+    assert [(row.update, row.rank) for row in rows] == [("lora", 2), ("dense", None)]
+    assert rows[0].spectral_norm_update == pytest.approx(
+        float(torch.linalg.matrix_norm(2 * B @ A, 2)), rel=1e-5
+    )
+
+
+def test_only_the_first_strangers_get_their_nearest(base, tmp_path):
+    tensors = keys()
+    for i in range(2, 12):
+        tensors |= keys(f"layers.{i}.q")
+    plan = make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
+    assert sum("nearest: 'layers." in row.reason for row in plan.skipped) == 5
+    assert len(plan.skipped) == 10
 
 
 UNHANDLED = {

@@ -28,6 +28,8 @@ from .record import Skipped
 # GPT-2 and its kin store these layers as (in, out), transformers' Conv1D
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_LAYERS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
+# comparing a name with all names of a large base takes a while
+MAX_NEAREST = 5
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,14 @@ def _pair_adapter(base: Checkpoint, adapter: Adapter) -> tuple[list[Comparison],
     skipped += [Skipped(name=name, reason=reason) for name, reason in adapter.unsupported]
     replaced = {pair.base.name: pair.tuned for pair in pairs}
     updates: dict[str, Comparison] = {}
+    strangers = 0
     for name, factors in adapter.factors.items():
         target = rule.find(name)
         if target is None:
-            reason = f"no counterpart in the base (nearest: {rule.nearest(name)})"
+            reason = "no counterpart in the base"
+            strangers += 1
+            if strangers <= MAX_NEAREST:
+                reason += f" (nearest: {rule.nearest(name)})"
             skipped.append(Skipped(name=factors.A.name, reason=reason))
         else:
             info = base.tensors[target]

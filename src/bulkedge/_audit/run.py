@@ -103,11 +103,12 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
         stored = read_tensor(info).to(device, DTYPE)
         return stored.mT if comparison.transposed else stored
 
-    return Pair(
-        base=matrix(comparison.base),
-        replaced=matrix(comparison.tuned) if comparison.tuned else None,
-        factors=_load_factors(comparison.factors, device) if comparison.factors else None,
-    )
+    base = matrix(comparison.base)
+    replaced = matrix(comparison.tuned) if comparison.tuned else None
+    if replaced is not None and torch.equal(replaced, base):
+        replaced = None  # PEFT stores the base of an adapted embedding once more
+    factors = _load_factors(comparison.factors, device) if comparison.factors else None
+    return Pair(base, replaced, factors)
 
 
 def _load_factors(factors: LoraFactors, device: torch.device) -> LowRank:
@@ -127,6 +128,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         return _row(comparison, "unchanged")
     triplets = _solve(pair.tuned, min(recipe.top_k, *pair.base.shape), recipe, TRIPLETS)
     base = pair.base
+    kind = {} if pair.replaced is None else {"update": "dense", "rank": None}
     del pair  # the SVD of the base is the peak of memory: let the rest go first
     U, S, V = thin_svd(base)
     directions = []
@@ -142,6 +144,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         spectral_norm_update=norm_update,
         intruders=sum(direction.verdict in COUNTED for direction in directions),
         directions=directions,
+        **kind,
     )
 
 

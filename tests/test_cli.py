@@ -197,21 +197,24 @@ def test_an_output_link_is_replaced_not_followed(inputs, tmp_path):
     assert not (tmp_path / "out/record.json").is_symlink()
 
 
-def test_interruption_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_interruption_leaves_nothing(jobs, tmp_path):
     big = {f"l{i}.weight": weights(700, 700, seed=i) for i in range(30)}
     base = save(tmp_path / "b.safetensors", big)
     tuned = save(tmp_path / "t.safetensors", {name: W + 1 for name, W in big.items()})
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "bulkedge", "audit", base, tuned, "-o", out],
+        [sys.executable, "-m", "bulkedge", "audit", base, tuned, "-o", out, "-j", jobs],
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not out.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert out.exists()
-    process.send_signal(signal.SIGINT)
+    time.sleep(6 * (jobs == "2"))  # workers import torch first
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, error = process.communicate(timeout=60)
     # CPython dies of the signal itself where it arrived within an exec(), as imports do: a shell
     # shows 130 for either

@@ -6,5 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import settings
 
+# a deadline measures the machine, not the code
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 torch.set_num_threads(1)

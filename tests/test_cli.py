@@ -209,11 +209,7 @@ def test_interruption_leaves_nothing(jobs, tmp_path):
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while not out.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert out.exists()
-    time.sleep(6 * (jobs == "2"))  # workers import torch first
+    time.sleep(7)  # in the middle of some twenty seconds of work
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, error = process.communicate(timeout=60)
     # CPython dies of the signal itself where it arrived within an exec(), as imports do: a shell

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkedge import InputError
-from bulkedge.intruder import Verdict, base_vectors, scores, verdict
+from bulkedge.intruder import BaseVectors, Verdict, base_vectors, scores, verdict
+from bulkedge.triplet import thin_svd
 from cases import gaussian, orthonormal, with_spectrum
 from helpers import oracle_scores
 
@@ -41,6 +42,23 @@ def test_equal_values_are_scored_by_their_common_space():
     torch.testing.assert_close(result.score, torch.ones(3, dtype=torch.float64))
     one_by_one = (torch.linalg.svd(Q).U.mT @ Y).abs().max()
     assert one_by_one < 0.95  # what the definition read literally would have given
+
+
+@pytest.mark.parametrize("noise", [1e-9, 1e-12, 3e-13])
+def test_a_dense_tail_is_no_eigenspace(noise):
+    """Values a little above rounding, each near the next, are not all one value."""
+    sigma = torch.cat([torch.tensor([9.0, 8, 7, 6, 5]), noise * torch.linspace(2, 1, 165)])
+    W0 = with_spectrum(200, 170, sigma.double())
+    Y = orthonormal(200, 1, 9)
+    literal = (thin_svd(W0)[0].mT @ Y).abs().max()
+    assert judge(W0, Y).score.item() < 2 * literal.item() + 0.05
+
+
+def test_the_match_lies_in_the_best_space():
+    base = BaseVectors(torch.eye(4, dtype=torch.float64), torch.tensor([0, 1, 1, 2]))
+    y = torch.tensor([[0.0], [0.55], [0.55], [0.6]], dtype=torch.float64)
+    result = scores(y / y.norm(), base, 2)
+    assert result.matched_index.item() == 1  # not 3, the largest single cosine
 
 
 def test_null_space_of_the_base_does_not_count():
@@ -84,6 +102,8 @@ def test_scores_are_cosines_and_no_larger_than_the_whole_overlap(seed):
         (0.10, 0.1, 0.3, Verdict.INTRUDER),
         (0.40, 0.9, 0.2, Verdict.UNDECIDED),
         (0.60, 0.9, 0.2, Verdict.UNDECIDED),
+        (0.10, 0.70, 0.05, Verdict.UNDECIDED),  # √½ = 0.707 lies within the error of the overlap
+        (0.10, 0.70, 0.005, Verdict.INTRUDER),
     ],
 )
 def test_verdict(score, overlap, error, expected):

@@ -16,6 +16,12 @@ Each message says what was expected, what was found, and what to do.
 
 from __future__ import annotations
 
+import reprlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class BulkedgeError(Exception):
     """Base class of all errors of this package."""
@@ -73,3 +79,19 @@ def printable(text: str) -> str:
         layer\x1b[31m.weight
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def problems(error: ValidationError) -> str:
+    """Everything that a validation found, on one line.
+
+    Args:
+        error: From pydantic.
+
+    Returns:
+        ``field: what is wrong, got value`` for each, separated by semicolons.
+    """
+    # reprlib stops early, where repr would write out a value built to be endless
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {reprlib.repr(e['input'])}"
+        for e in error.errors()
+    )

@@ -1,4 +1,4 @@
-"""Linear maps known by their products: ``Dense``, ``LowRank``, ``Sum``, ``Adjoint``.
+"""Linear maps known by their products: ``Dense``, ``LowRank``, ``Sum``, ``Adjoint``, ``Scaled``.
 
 A fine-tuned weight ``W0 + s·B·A`` is the sum of a dense and a low-rank map.  Everything that this
 package asks of it is a product with a thin block, so the sum is never formed.
@@ -207,6 +207,31 @@ class Adjoint(LinearMap):
     def T(self) -> LinearMap:
         """The map that was transposed."""
         return self.inner
+
+
+class Scaled(LinearMap):
+    """The map ``factor · W``.
+
+    Args:
+        inner: The map W.
+        factor: The number in front.
+    """
+
+    def __init__(self, inner: LinearMap, factor: float) -> None:
+        self.inner, self.factor = inner, factor
+        self.shape, self.dtype, self.device = inner.shape, inner.dtype, inner.device
+
+    def matmat(self, X: Tensor) -> Tensor:
+        """See :meth:`LinearMap.matmat`."""
+        return self.inner.matmat(X) * self.factor
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        """See :meth:`LinearMap.rmatmat`."""
+        return self.inner.rmatmat(Y) * self.factor
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearMap.to_dense`."""
+        return self.inner.to_dense() * self.factor
 
 
 MatrixLike = Union[Tensor, LinearMap]  # noqa: UP007 — evaluated at run time on Python 3.10

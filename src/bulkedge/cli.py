@@ -6,6 +6,7 @@ a command needs it, so that ``bulkedge --help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -74,10 +75,11 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
 
     BASE is a .safetensors file or a model folder; TUNED is the same, or a PEFT LoRA adapter folder.
     """
-    from ._audit import make_plan, run_plan
+    from ._audit import check_device, make_plan, run_plan
 
     recipe = _recipe(options)
     plan = make_plan(base, tuned, recipe)
+    check_device(recipe.device)
     output: Path | None = options["output"]
     if output is not None:
         _check_output(output, options["force"], plan)
@@ -85,10 +87,10 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
         click.echo(_describe(plan, recipe))
         return
     _one_thread()
-    with _output_folder(output), _progress(options["quiet"]) as progress:
+    with _progress(options["quiet"]) as progress:
         record = run_plan(plan, recipe, jobs=options["jobs"], progress=progress)
-        if output is not None:
-            _write(output / RECORD_NAME, record.to_json())
+    if output is not None:
+        _write(output / RECORD_NAME, record.to_json())
     _show(record, output, options)
     sys.exit(_exit_code(record, options["fail_on"]))
 
@@ -110,7 +112,7 @@ def inspect(path: Path, as_json: bool) -> None:
             {"name": name, "shape": list(info.shape), "dtype": info.dtype}
             for name, info in adapter.tensors.items()
         ]
-        rows += [{"name": name, "not_handled": reason} for name, reason in adapter.unsupported]
+        rows += [{"name": row.info.name, "not_handled": row.reason} for row in adapter.unhandled]
     else:
         rows = [
             {"name": name, "shape": list(info.shape), "dtype": info.dtype, "file": info.file.name}
@@ -168,8 +170,8 @@ def _peak_bytes(shape: tuple[int, ...]) -> float:
 
 def _check_output(output: Path, force: bool, plan: Plan) -> None:
     """Everything that can go wrong with the output, before the first computation."""
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file; give a folder")
+    if (output.exists() and not output.is_dir()) or (output / RECORD_NAME).is_dir():
+        raise OutputError(f"{output}: is a file, or {RECORD_NAME} in it a folder; give another")
     if output.exists() and not force:
         raise OutputError(f"{output}: exists; give another folder, or --force to write into it")
     for source in (plan.base.path, plan.tuned.path):
@@ -184,27 +186,12 @@ def _check_output(output: Path, force: bool, plan: Plan) -> None:
         raise OutputError(f"{output}: {free} bytes free, the record needs about {needed}")
 
 
-@contextmanager
-def _output_folder(output: Path | None) -> Iterator[None]:
-    """Make the folder now; take it away again if the audit does not reach its end."""
-    made = output is not None and not output.exists()
-    if output is not None:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{output}: cannot be made ({error.strerror})") from None
-    try:
-        yield
-    except BaseException:
-        if output is not None and made and not any(output.iterdir()):
-            output.rmdir()
-        raise
-
-
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all; a link in its place is replaced, not followed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -212,7 +199,8 @@ def _write(path: Path, text: str) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -235,7 +223,10 @@ def _progress(quiet: bool) -> Iterator[Any]:
 def _show(record: Record, output: Path | None, options: dict[str, Any]) -> None:
     """The record on stdout, as JSON or as a table; where it was written on stderr."""
     if options["as_json"]:
-        click.echo(record.to_json(), nl=False)
+        text = record.to_json()
+        if sys.stdout.isatty():  # names may hold characters that act on a terminal
+            text = json.dumps(json.loads(text), indent=2) + "\n"
+        click.echo(text, nl=False)
     else:
         from rich.console import Console
 
@@ -250,11 +241,11 @@ def _show(record: Record, output: Path | None, options: dict[str, Any]) -> None:
 
 
 def _exit_code(record: Record, fail_on: str) -> int:
-    """A linter's exit code; a failure outranks findings, and nothing audited is a failure."""
+    """A linter's exit code; what could not be judged outranks what was."""
     from .intruder import Verdict
     from .report import findings
 
-    if record.summary.audited == 0 or record.summary.not_audited:
+    if not record.summary.complete:
         return FAILURE
     if fail_on != "never" and findings(record, Verdict(fail_on)):
         return FINDINGS
@@ -270,7 +261,10 @@ def _one_thread() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors of this package become one line and exit code 2."""
+    """Run the command line; whatever goes wrong becomes one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show σ gets an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -281,4 +275,10 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except BulkedgeError as error:
         click.echo(f"bulkedge: {printable(str(error))}", err=True)
+        sys.exit(FAILURE)
+    except Exception as error:  # Python's own exit code would be 1, which here means findings
+        if "BULKEDGE_TRACEBACK" in os.environ:
+            raise
+        what = printable(f"{type(error).__name__}: {error}")
+        click.echo(f"bulkedge: {what}; set BULKEDGE_TRACEBACK=1 to see where", err=True)
         sys.exit(FAILURE)

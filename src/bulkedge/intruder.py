@@ -41,7 +41,9 @@ class Verdict(str, Enum):
 
 
 COUNTED = (Verdict.ROTATED, Verdict.INTRUDER)
-"""The verdicts that make up the paper's count."""
+"""The verdicts that make up the paper's count, the milder first."""
+
+HALF_THE_ENERGY = 0.5**0.5
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
     Args:
         vectors: All thin singular vectors of one side, shape ``(m, min(m, n))``.
         sigma: All singular values, descending, shape ``(min(m, n),)``.
-        shape: ``(m, n)`` of the base, which sets the rounding error max(m, n)·eps·σ₁.
+        shape: ``(m, n)`` of the base.  Values up to max(m, n)·eps·σ₁ count as zero, values within
+            √max(m, n)·eps·σ₁ as equal.
 
     Returns:
         The determined vectors.
@@ -97,9 +100,17 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         )
     rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
-    starts = torch.zeros_like(sigma, dtype=torch.long)
-    starts[1:] = (sigma[:-1] - sigma[1:] > rounding).long()
-    return BaseVectors(vectors[:, : len(sigma)], starts.cumsum(0))
+    # the bound max(m, n)·eps·σ₁ is for the worst case; errors that add up at random reach its root
+    spaces, head, width = [], float("inf"), float(rounding) / max(shape) ** 0.5
+    for value in sigma.tolist():
+        # near the first of its space, not only the last: a dense tail is not one space
+        if head - value > width:
+            head = value
+            spaces.append(spaces[-1] + 1 if spaces else 0)
+        else:
+            spaces.append(spaces[-1])
+    eigenspace = torch.tensor(spaces, dtype=torch.long, device=sigma.device)
+    return BaseVectors(vectors[:, : len(sigma)], eigenspace)
 
 
 def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
@@ -147,10 +158,10 @@ def verdict(
         score: Its score.
         subspace_overlap: Its overlap with the base's leading 2k-space.
         epsilon: The paper's threshold, 0.5 as a rule.
-        vector_error: Bound on the error of the tuned vector, hence of the score.
+        vector_error: Bound on the error of the tuned vector, hence of both figures.
 
     Returns:
-        The verdict; ``UNDECIDED`` when ε lies within the error of the score.
+        The verdict; ``UNDECIDED`` when a threshold lies within the error of what it is set for.
 
     Example:
         >>> verdict(0.3, 0.9, epsilon=0.5).value, verdict(0.3, 0.4, epsilon=0.5).value
@@ -160,4 +171,6 @@ def verdict(
         return Verdict.UNDECIDED
     if score >= epsilon:
         return Verdict.ALIGNED
-    return Verdict.ROTATED if subspace_overlap**2 >= 0.5 else Verdict.INTRUDER
+    if abs(subspace_overlap - HALF_THE_ENERGY) < vector_error:
+        return Verdict.UNDECIDED
+    return Verdict.ROTATED if subspace_overlap >= HALF_THE_ENERGY else Verdict.INTRUDER

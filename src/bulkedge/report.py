@@ -48,12 +48,10 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
 def verdict_line(record: Record) -> str:
     """What the audit found, in one sentence."""
     summary = record.summary
-    if summary.audited == 0 and summary.unchanged:
+    if summary.unchanged == summary.matrices and not summary.lost:
         return f"all {summary.unchanged} matrices equal the base: there is no fine-tune here"
     affected = sum(1 for matrix in record.matrices if matrix.intruders)
     told = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
-    if summary.verdicts[Verdict.UNDECIDED]:
-        told.append(f"{summary.verdicts[Verdict.UNDECIDED]} undecided")
     line = (
         f"{summary.intruders} intruder dimensions by the paper's count "
         f"(score < {record.recipe.epsilon:g}) in {affected} of {summary.audited} matrices: "
@@ -61,8 +59,12 @@ def verdict_line(record: Record) -> str:
     )
     if summary.unchanged:
         line += f"; {summary.unchanged} matrices unchanged"
+    if summary.verdicts[Verdict.UNDECIDED]:
+        line += f"; {summary.verdicts[Verdict.UNDECIDED]} directions UNDECIDED"
     if summary.not_audited:
         line += f"; {summary.not_audited} matrices could NOT be audited"
+    if summary.lost:
+        line += f"; {summary.lost} tensors of the update were NOT judged (--exclude accepts that)"
     return line
 
 

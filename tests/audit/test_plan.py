@@ -39,7 +39,7 @@ def test_every_tensor_is_compared_or_named(base):
     assert reasons(plan) == {
         "classifier.weight": "no counterpart in the base",
         "bert.encoder.0.bias": "1-D tensor: not a matrix",
-        "bert.position_ids": "I64 tensor: integer or quantised, not handled yet",
+        "bert.position_ids": "I64 tensor: indices, not a weight",
         "encoder.1.weight": "not stored in the tuned checkpoint",
     }
 
@@ -69,9 +69,9 @@ def test_shape_mismatch_names_both_files_and_the_way_out(base):
     ("tensor", "reason"),
     [
         (weights(2, 4, 4), "3-D tensor, stacked experts or a convolution: not handled yet"),
-        (weights(4, 4, 3, 3), "4-D tensor, a convolution kernel: not handled yet"),
-        (torch.zeros(4, 4, dtype=torch.uint8), "U8 tensor: integer or quantised, not handled yet"),
-        (torch.zeros(4, 4).to(torch.float8_e4m3fn), "F8_E4M3 tensor: integer or quantised"),
+        (weights(4, 4, 3, 3), "4-D tensor, a convolution: not handled yet"),
+        (torch.zeros(4, 4, dtype=torch.uint8), "U8 tensor: quantised, not handled yet"),
+        (torch.zeros(4, 4).to(torch.float8_e4m3fn), "F8_E4M3 tensor: quantised, not handled yet"),
         (torch.zeros(0, 4), "empty tensor"),
         (torch.tensor(1.0), "0-D tensor: not a matrix"),
     ],
@@ -81,7 +81,16 @@ def test_kinds_that_are_not_handled_are_named(tensor, reason, base, tmp_path):
     save(base, both)
     plan = plan_of(base, both)
     assert names(plan) == ["encoder.0.weight"]
-    assert reasons(plan)["odd.weight"].startswith(reason)
+    (row,) = plan.skipped
+    assert (row.name, row.reason.startswith(reason)) == ("odd.weight", True)
+    assert row.lost == ("not handled yet" in reason)
+
+
+def test_what_is_excluded_is_not_lost(base):
+    both = {"odd.weight": weights(2, 4, 4), "encoder.0.weight": BASE["encoder.0.weight"]}
+    save(base, both)
+    plan = plan_of(base, both, exclude=("odd.*",))
+    assert [(row.reason, row.lost) for row in plan.skipped] == [("excluded by the recipe", False)]
 
 
 def test_quantised_on_one_side_only(base):
@@ -92,6 +101,28 @@ def test_quantised_on_one_side_only(base):
 def test_nothing_in_common(base):
     with pytest.raises(CheckpointError, match=r"the first is 'h\.0\.attn\.weight', the nearest"):
         plan_of(base, {"h.0.attn.weight": weights(4, 4)})
+
+
+def test_one_name_by_chance_makes_no_rule(base):
+    save(base, BASE | {"dense.weight": weights(4, 4)})
+    plan = plan_of(base, BASE | {"classifier.dense.weight": weights(4, 4)})
+    assert reasons(plan)["classifier.dense.weight"] == "no counterpart in the base"
+
+
+CONV1D = {"h.0.attn.c_attn.weight": weights(4, 12), "h.0.attn.c_proj.weight": weights(4, 4)}
+
+
+@pytest.mark.parametrize("config_beside", ["base", "tuned"])
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_the_model_type_is_found_beside_the_file(config_beside, named, tmp_path):
+    for side in ("base", "tuned"):
+        save(tmp_path / side / "model.safetensors", CONV1D)
+    (tmp_path / config_beside / "config.json").write_text('{"model_type": "gpt2"}')
+    paths = [tmp_path / side for side in ("base", "tuned")]
+    if named == "file":
+        paths = [path / "model.safetensors" for path in paths]
+    plan = make_plan(*paths, Recipe())
+    assert [comparison.transposed for comparison in plan.comparisons] == [True, True]
 
 
 def test_nothing_left(base):
@@ -129,6 +160,7 @@ def test_an_adapter_with_a_trained_tensor_of_another_shape(base, tmp_path):
 
 
 def test_two_tuned_tensors_for_one_base_tensor(base):
-    tuned = BASE | {f"bert.{name}": tensor for name, tensor in BASE.items()}
+    tuned = {f"bert.{name}": tensor for name, tensor in BASE.items()}
+    tuned["encoder.0.weight"] = weights(4, 4)
     with pytest.raises(CheckpointError, match="has two counterparts in the tuned checkpoint"):
         plan_of(base, tuned)

@@ -45,7 +45,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "aligned": 9, "rotated": 0, "intruder": 1, "undecided": 0,
     }  # fmt: skip
     assert data["skipped"] == [
-        {"name": "layer.bias", "reason": "not stored in the tuned checkpoint"}
+        {"name": "layer.bias", "reason": "not stored in the tuned checkpoint", "lost": False}
     ]
     (matrix,) = data["matrices"]
     assert {"name", "shape", "dtype", "update", "rank", "spectral_norm_base"} < set(matrix)

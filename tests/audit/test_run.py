@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import bulkedge
+import bulkedge._audit
 from bulkedge import CheckpointError, InputError, Recipe
 from cases import gaussian, orthonormal
 from helpers import oracle_scores, save, save_adapter, weights
@@ -101,6 +102,50 @@ def test_a_large_step_count_falls_back_to_a_dense_svd(tmp_path, monkeypatch):
     assert record.matrices[0].status == "audited"
     found = torch.tensor([d.score for d in record.matrices[0].directions], dtype=torch.float64)
     torch.testing.assert_close(found, oracle_scores(W0, W, 10))
+
+
+def test_a_vector_that_is_not_defined_is_undecided_but_counted(tmp_path):
+    """All tuned values coincide: each vector is any of the whole space, its score an accident."""
+    W0 = gaussian(120, 120)
+    record = audit_pair(tmp_path, W0, orthonormal(120, 120, 4))
+    assert record.summary.verdicts["undecided"] == 10
+    below = sum(d.score < 0.5 for d in record.matrices[0].directions)
+    assert record.summary.intruders == below == 10
+    assert not record.summary.complete
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e-30, 1e30, 1e150])
+def test_scores_do_not_depend_on_the_scale_of_the_weights(factor, tmp_path):
+    W0, W = planted()
+    record = audit_pair(tmp_path, W0 * factor, W * factor)
+    (row,) = record.matrices
+    found = torch.tensor([d.score for d in row.directions], dtype=torch.float64)
+    torch.testing.assert_close(found, oracle_scores(W0, W, 10), rtol=0, atol=1e-8)
+    assert row.spectral_norm_update == pytest.approx(50 * factor)
+    assert bulkedge.Record.model_validate_json(record.to_json()) == record
+
+
+def test_figures_of_the_record(tmp_path):
+    W0, W = planted()
+    (row,) = audit_pair(tmp_path, W0, W).matrices
+    S = torch.linalg.svdvals(W)
+    assert row.spectral_norm_base == pytest.approx(float(torch.linalg.svdvals(W0)[0]))
+    assert [d.sigma for d in row.directions] == pytest.approx(S[:10].tolist())
+    U0 = torch.linalg.svd(W0).U
+    U = torch.linalg.svd(W).U[:, :10]
+    cosines = (U0.mT @ U).abs()
+    assert [d.matched_index for d in row.directions] == cosines.argmax(dim=0).tolist()
+    overlaps = cosines[:20].norm(dim=0).tolist()
+    assert [d.subspace_overlap for d in row.directions] == pytest.approx(overlaps, abs=1e-8)
+
+
+def test_residuals_are_over_the_largest_singular_value(tmp_path, monkeypatch):
+    monkeypatch.setattr("bulkedge._audit.run.TRIPLETS", bulkedge.triplet.BlockKrylov(rtol=1e-3))
+    W0, W = planted()
+    small = audit_pair(tmp_path, W0 / 1024, W / 1024).matrices[0].directions
+    large = audit_pair(tmp_path, W0 * 1024, W * 1024).matrices[0].directions
+    assert max(d.residual for d in small) > 1e-6
+    assert [d.residual for d in small] == pytest.approx([d.residual for d in large], rel=1e-6)
 
 
 # ---- something is wrong with one matrix
@@ -225,6 +270,34 @@ def test_jobs_and_device_are_checked_first(tmp_path, monkeypatch):
         bulkedge.audit(base, tuned, jobs=0)
     with pytest.raises(InputError, match=r"device 'cuda:99': torch .* sees"):
         bulkedge.audit(base, tuned, recipe=Recipe(device="cuda:99"))
+
+
+def test_inputs_that_vanish_during_the_audit(tmp_path):
+    base, tuned = several(tmp_path)
+    with pytest.raises(CheckpointError, match="changed during the audit"):
+        bulkedge.audit(base, tuned, progress=lambda *_: tuned.unlink(missing_ok=True))
+    assert not tuned.exists()
+
+
+def test_an_input_that_cannot_be_hashed(tmp_path, monkeypatch):
+    base, tuned = several(tmp_path)
+    plan = bulkedge._audit.make_plan(base, tuned, Recipe())
+    base.unlink()
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: cannot be read"):
+        bulkedge._audit.run_plan(plan, Recipe())
+
+
+def test_adapters_that_differ_in_scale_alone_leave_different_records(tmp_path):
+    W0 = gaussian(60, 40)
+    records = [bulkedge.audit(*lora(tmp_path, W0, lora_alpha=a)) for a in (4, 60)]
+    assert [record.matrices[0].scale for record in records] == [2.0, 30.0]
+    digests = [record.inputs.tuned.files for record in records]
+    assert [file.name for file in digests[0]] == [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    ]
+    assert digests[0][0] == digests[1][0]
+    assert digests[0][1] != digests[1][1]
 
 
 def test_torch_state_is_left_alone(tmp_path):

@@ -5,13 +5,14 @@ import re
 import warnings
 
 import pytest
+import safetensors
 import torch
 
 import bulkedge
 from bulkedge import AdapterError, NothingAuditedError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.run import load
-from bulkedge.checkpoint import is_adapter, open_adapter
+from bulkedge.checkpoint import is_adapter
 from helpers import save, save_adapter, weights
 
 with warnings.catch_warnings():
@@ -34,6 +35,13 @@ def bert():
 def gpt2():
     config = transformers.GPT2Config(
         vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=8
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def untied_gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=8, tie_word_embeddings=False
     )
     return transformers.GPT2LMHeadModel(config)
 
@@ -126,14 +134,15 @@ def test_tuned_weights_are_those_that_peft_merges(case, layout, tmp_path):
         torch.testing.assert_close(W, expected, rtol=1e-5, atol=1e-5)
         assert (W - pair.base).abs().max() > 0.1
 
-    # nothing is lost: what the adapter trains is compared, or named with a reason
-    told = {row.name for row in plan.skipped}
-    compared = {c.tuned_name for c in plan.comparisons}
-    adapted = open_adapter(adapter)
-    for name, info in adapted.tensors.items():
-        assert name in compared or info.name in told or name in told
-    for name, factors in adapted.factors.items():
-        assert name in compared or factors.A.name in told
+    # nothing is lost: every key in the file is compared, or named with a reason
+    with safetensors.safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        keys = set(file.keys())
+    used = set()
+    for comparison in plan.comparisons:
+        factors = comparison.factors
+        used |= {info.name for info in (factors.A, factors.B)} if factors else set()
+        used |= {comparison.tuned.name} if comparison.tuned else set()
+    assert keys - used == {row.name for row in plan.skipped}
 
 
 def test_conv1d_is_judged_as_the_layer_acts(tmp_path):
@@ -145,6 +154,30 @@ def test_conv1d_is_judged_as_the_layer_acts(tmp_path):
     B = pair.factors.B
     left = torch.linalg.qr(pair.tuned.to_dense() - pair.base).Q[:, :4]
     torch.testing.assert_close(left @ left.T @ B, B)  # left vectors lie on the output side
+
+
+@pytest.mark.parametrize("targets", [r".*attn\.c_proj|lm_head", r".*c_attn|lm_head", r".*c_fc"])
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_flag_of_the_last_layer_is_not_that_of_all(targets, flag, tmp_path):
+    """PEFT stores fan_in_fan_out once, as the layer it wrapped last had it."""
+    config = {"target_modules": targets}
+    base, adapter, merged = saved(tmp_path, untied_gpt2, config)
+    settings = json.loads((adapter / "adapter_config.json").read_text()) | {"fan_in_fan_out": flag}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    for named in (base, base / "model.safetensors"):
+        for comparison in make_plan(named, adapter, Recipe()).comparisons:
+            stored = merged[comparison.tuned_name].double()
+            expected = stored.mT if comparison.transposed else stored
+            W = load(comparison, CPU).tuned.to_dense()
+            torch.testing.assert_close(W, expected, rtol=1e-5, atol=1e-5)
+            assert comparison.transposed == ("lm_head" not in comparison.tuned_name)
+
+
+def test_without_a_model_type_the_flag_decides_on_a_square_weight(tmp_path):
+    base, adapter, _ = saved(tmp_path, *CASES["conv1d"])
+    (base / "config.json").unlink()
+    plan = make_plan(base, adapter, Recipe())
+    assert all(comparison.transposed for comparison in plan.comparisons)
 
 
 def test_full_gpt2_checkpoints_are_judged_the_same_way(tmp_path):
@@ -260,8 +293,11 @@ def test_only_the_first_strangers_get_their_nearest(base, tmp_path):
     for i in range(2, 12):
         tensors |= keys(f"layers.{i}.q")
     plan = make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
-    assert sum("nearest: 'layers." in row.reason for row in plan.skipped) == 5
-    assert len(plan.skipped) == 10
+    assert sum("nearest: 'layers." in row.reason for row in plan.skipped) == 10  # A and B of 5
+    assert len(plan.skipped) == 20
+    assert all(row.lost for row in plan.skipped)
+    accepted = make_plan(base, tmp_path / "a", Recipe(include=("layers.0.*",)))
+    assert not any(row.lost for row in accepted.skipped)
 
 
 UNHANDLED = {
@@ -308,9 +344,8 @@ def test_what_is_not_handled_is_named_with_the_reason(case, base, tmp_path):
     tensors, reason = UNHANDLED[case]
     plan = make_plan(base, save_adapter(tmp_path / "a", keys() | tensors), Recipe())
     assert [c.base.name for c in plan.comparisons] == ["layers.0.q.weight"]
-    names = {row.name for row in plan.skipped}
-    assert names <= set(tensors)
-    assert names
+    assert {row.name for row in plan.skipped} == set(tensors)
+    assert all(row.lost == (case != "bias") for row in plan.skipped)
     assert all(re.search(reason, row.reason) for row in plan.skipped)
 
 
@@ -349,7 +384,7 @@ def test_experts_are_named(base, tmp_path):
     plan = make_plan(base, folder, Recipe())
     assert len(plan.comparisons) == 1
     assert {row.reason for row in plan.skipped} == {
-        "stacked experts (target_parameters): not handled yet"
+        "a bare parameter (target_parameters): not handled yet"
     }
 
 

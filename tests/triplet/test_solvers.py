@@ -5,7 +5,15 @@ import torch
 
 from bulkedge._linmap import Dense as DenseMap
 from bulkedge._linmap import LowRank
-from bulkedge.triplet import BlockKrylov, DenseSVD, Status, singular_triplet, thin_svd
+from bulkedge.triplet import (
+    BlockKrylov,
+    DenseSVD,
+    Status,
+    resolution,
+    singular_triplet,
+    thin_svd,
+)
+from bulkedge.triplet._result import neighbour_gaps
 from cases import MATRICES, SHAPES, gaussian
 
 SOLVERS = {
@@ -114,3 +122,40 @@ def test_rank_counts_the_triplets_that_exist(solver):
     result = singular_triplet(MATRICES["rank_deficient"](60, 40), 6, solver=SOLVERS[solver])
     assert result.rank == 3
     assert singular_triplet(torch.zeros(5, 4), 2, solver=SOLVERS[solver]).rank == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("exponent", [-100, -25, 25, 30])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_scale_of_a_matrix_does_not_matter(solver, exponent, dtype):
+    A = gaussian(80, 60).to(dtype)
+    factor = 10.0**exponent
+    if not 0 < A.abs().min() * factor < torch.inf:
+        pytest.skip("not in the range of the dtype")
+    plain = singular_triplet(A, 4, solver=SOLVERS[solver])
+    scaled = singular_triplet(A * factor, 4, solver=SOLVERS[solver])
+    torch.testing.assert_close(scaled.sigma, plain.sigma * factor, rtol=1e-5, atol=0)
+    assert float((scaled.gaps / plain.gaps / factor - 1).abs().max()) < 1e-2
+    assert float(scaled.vector_errors.max()) < 1e-3
+
+
+def test_gaps_look_both_ways_and_trust_no_missing_neighbour():
+    S = torch.tensor([5.0, 4.0, 3.9, 1.0])
+    expected = torch.tensor([1.0, 0.1, 0.1])
+    torch.testing.assert_close(neighbour_gaps(S, 3, complete=False), expected)
+    assert neighbour_gaps(S, 4, complete=True)[3] == 1.0
+    assert neighbour_gaps(S, 4, complete=False)[3] == 0.0
+    lonely = singular_triplet(torch.eye(20), 1, solver=BlockKrylov(oversample=0))
+    assert lonely.vector_errors.tolist() == [1.0]
+
+
+def test_resolution_is_that_of_the_longer_side():
+    eps = torch.finfo(torch.float64).eps
+    assert float(resolution(torch.tensor([2.0], dtype=torch.float64), (3, 50))) == 100 * eps
+
+
+def test_restarts_cost_few_steps():
+    """A basis of 8 blocks, compressed to half, stays within twice the steps of an endless one."""
+    A = MATRICES["nearly_degenerate"](400, 400)
+    endless = singular_triplet(A, 4, solver=BlockKrylov(width=1000))
+    assert singular_triplet(A, 4).steps <= 2 * endless.steps

@@ -27,6 +27,7 @@ __all__ = [
     "Skipped",
     "Summary",
     "audit",
+    "check_device",
     "make_plan",
     "make_recipe",
     "read_recipe",
@@ -114,7 +115,7 @@ def run_plan(
 
     if jobs < 1:
         raise InputError(f"expected jobs ≥ 1, got {jobs}")
-    _check_device(recipe.device)
+    check_device(recipe.device)
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     files = [*plan.base.files, *plan.tuned_files]
     before = _stamps(files)
@@ -150,11 +151,18 @@ def run_plan(
     )
 
 
-def _check_device(device: str) -> None:
-    """Raise unless torch can compute on ``device``."""
-    import torch
+def check_device(device: str) -> None:
+    """Raise unless torch can compute on ``device``.
 
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        InputError: If it is not there.
+    """
     if device.startswith("cuda"):
+        import torch
+
         index = int(device.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
             raise InputError(
@@ -165,19 +173,25 @@ def _check_device(device: str) -> None:
 
 def _source(path: Path, kind: str, files: Iterable[Path]) -> Source:
     """An input with the digests of its files."""
-    rows = [File(name=f.name, bytes=f.stat().st_size, sha256=_sha256(f)) for f in files]
-    return Source.model_validate({"path": str(path), "kind": kind, "files": rows})
+    rows = [File(name=f.name, sha256=_sha256(f), bytes=f.stat().st_size) for f in files]
+    # a path may hold bytes that are no text, which JSON cannot
+    told = os.fsencode(path).decode(errors="backslashreplace")
+    return Source.model_validate({"path": told, "kind": kind, "files": rows})
 
 
 def _sha256(path: Path) -> str:
     """Digest of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """Size and time of last change of each file."""
-    return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
+    """Size and time of last change of each file, none of one that is gone."""
+    found = (file.stat() for file in files if file.exists())
+    return [(status.st_size, status.st_mtime_ns) for status in found]

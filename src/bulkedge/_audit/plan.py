@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError
 from bulkedge.checkpoint import (
@@ -15,6 +15,7 @@ from bulkedge.checkpoint import (
     LoraFactors,
     NameRule,
     TensorInfo,
+    Unhandled,
     infer_rule,
     is_adapter,
     open_adapter,
@@ -28,6 +29,7 @@ from .record import Skipped
 # GPT-2 and its kin store these layers as (in, out), transformers' Conv1D
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_LAYERS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
+INDEX_DTYPES = ("BOOL", "I64")
 # comparing a name with all names of a large base takes a while
 MAX_NEAREST = 5
 
@@ -51,9 +53,15 @@ class Comparison:
     tuned_name: str
 
     @property
-    def update(self) -> Literal["dense", "lora"]:
-        """How the update is stored."""
-        return "dense" if self.factors is None else "lora"
+    def infos(self) -> tuple[TensorInfo, ...]:
+        """The full tensors of both sides."""
+        return (self.base,) if self.tuned is None else (self.base, self.tuned)
+
+    @property
+    def stored_names(self) -> list[str]:
+        """What the tuned side's file calls the parts of it."""
+        factors = (self.factors.A, self.factors.B) if self.factors else ()
+        return [info.name for info in (self.tuned, *factors) if info is not None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Plan:
     @property
     def tuned_files(self) -> tuple[Path, ...]:
         """The files that the tuned side is read from."""
-        return (self.tuned.file,) if isinstance(self.tuned, Adapter) else self.tuned.files
+        return self.tuned.files
 
 
 def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
@@ -99,15 +107,17 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     base_checkpoint = open_checkpoint(base)
     if is_adapter(tuned):
         opened: Checkpoint | Adapter = open_adapter(tuned)
-        pairs, skipped = _pair_adapter(base_checkpoint, opened)
+        pairs, skipped = _pair_adapter(base_checkpoint, opened, recipe)
     else:
         opened = open_checkpoint(tuned)
         pairs, skipped = _pair_checkpoint(base_checkpoint, opened)
     wanted = []
     for comparison in pairs:
-        reason = _not_wanted(comparison.base.name, recipe) or _not_a_matrix(comparison)
-        if reason:
-            skipped.append(Skipped(name=comparison.tuned_name, reason=reason))
+        unwanted = _not_wanted(comparison.base.name, recipe) or _not_a_weight(comparison)
+        unhandled = _not_handled(comparison)
+        if reason := unwanted or unhandled:
+            names = comparison.stored_names
+            skipped += [Skipped(name=name, reason=reason, lost=not unwanted) for name in names]
         else:
             _check_shapes(comparison)
             wanted.append(comparison)
@@ -129,17 +139,19 @@ def _pair_checkpoint(base: Checkpoint, tuned: Checkpoint) -> tuple[list[Comparis
     rule = infer_rule(
         tuned.tensors, _shapes(base), lambda name, shape: tuned.tensors[name].shape == shape
     )
-    pairs, skipped = _pair_tensors(base, tuned.tensors, rule)
+    pairs, skipped = _pair_tensors(base, tuned.tensors, rule, base.config or tuned.config)
     if not pairs:
         raise _foreign(tuned.path, base, tuned.tensors, rule)
     found = {pair.base.name for pair in pairs}
     for name in base.tensors:
         if name not in found:
-            skipped.append(Skipped(name=name, reason="not stored in the tuned checkpoint"))
+            skipped.append(_harmless(name, "not stored in the tuned checkpoint"))
     return pairs, skipped
 
 
-def _pair_adapter(base: Checkpoint, adapter: Adapter) -> tuple[list[Comparison], list[Skipped]]:
+def _pair_adapter(
+    base: Checkpoint, adapter: Adapter, recipe: Recipe
+) -> tuple[list[Comparison], list[Skipped]]:
     """Pair an adapter's updates and replaced tensors with the base."""
 
     def fits(name: str, shape: tuple[int, ...]) -> bool:
@@ -148,8 +160,9 @@ def _pair_adapter(base: Checkpoint, adapter: Adapter) -> tuple[list[Comparison],
         return adapter.tensors[name].shape == shape
 
     rule = infer_rule({**adapter.tensors, **adapter.factors}, _shapes(base), fits)
-    pairs, skipped = _pair_tensors(base, adapter.tensors, rule)
-    skipped += [Skipped(name=name, reason=reason) for name, reason in adapter.unsupported]
+    pairs, skipped = _pair_tensors(base, adapter.tensors, rule, base.config)
+    lost = [row for row in adapter.unhandled if not row.harmless]
+    skipped += [_harmless(r.info.name, r.reason) for r in adapter.unhandled if r.harmless]
     replaced = {pair.base.name: pair.tuned for pair in pairs}
     updates: dict[str, Comparison] = {}
     strangers = 0
@@ -160,30 +173,45 @@ def _pair_adapter(base: Checkpoint, adapter: Adapter) -> tuple[list[Comparison],
             strangers += 1
             if strangers <= MAX_NEAREST:
                 reason += f" (nearest: {rule.nearest(name)})"
-            skipped.append(Skipped(name=factors.A.name, reason=reason))
+            lost += [Unhandled(info, name, reason) for info in (factors.A, factors.B)]
         else:
             info = base.tensors[target]
-            transposed = factors.stored_transposed(info.shape)
+            transposed = _acts_transposed(factors, info, base.config)
             updates[name] = Comparison(info, replaced.get(target), factors, transposed, name)
     if adapter.factors and not updates:
         raise _foreign(adapter.path, base, adapter.factors, rule)
+    skipped += [_lost(row.info.name, row.name, row.reason, recipe) for row in lost]
     updated = {pair.base.name for pair in updates.values()}
     return [*updates.values(), *(p for p in pairs if p.base.name not in updated)], skipped
 
 
 def _pair_tensors(
-    base: Checkpoint, tensors: Mapping[str, TensorInfo], rule: NameRule
+    base: Checkpoint,
+    tensors: Mapping[str, TensorInfo],
+    rule: NameRule,
+    config: Mapping[str, Any],
 ) -> tuple[list[Comparison], list[Skipped]]:
     """Pair full tensors by name."""
     pairs, skipped = [], []
     for name, info in tensors.items():
         target = rule.find(name)
         if target is None:
-            skipped.append(Skipped(name=info.name, reason="no counterpart in the base"))
+            skipped.append(_harmless(info.name, "no counterpart in the base"))
         else:
-            transposed = _is_conv1d(target, base.config)
+            transposed = config.get("model_type") in CONV1D_MODELS and _is_conv1d(target)
             pairs.append(Comparison(base.tensors[target], info, None, transposed, name))
     return pairs, skipped
+
+
+def _harmless(name: str, reason: str) -> Skipped:
+    """The row of a tensor with which no update of a weight is lost."""
+    return Skipped(name=name, reason=reason, lost=False)
+
+
+def _lost(stored_name: str, name: str, reason: str, recipe: Recipe) -> Skipped:
+    """The row of an update that goes unjudged, unless the recipe has left it out anyway."""
+    unwanted = _not_wanted(name, recipe)
+    return Skipped(name=stored_name, reason=unwanted or reason, lost=not unwanted)
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -191,9 +219,21 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in checkpoint.tensors.items()}
 
 
-def _is_conv1d(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a full checkpoint stores this layer as ``(in, out)``."""
-    return config.get("model_type") in CONV1D_MODELS and name.endswith(CONV1D_LAYERS)
+def _is_conv1d(name: str) -> bool:
+    """Whether a layer of this name is stored as ``(in, out)`` in a model that has such layers."""
+    return name.endswith(CONV1D_LAYERS)
+
+
+def _acts_transposed(factors: LoraFactors, base: TensorInfo, config: Mapping[str, Any]) -> bool:
+    """Whether the base stores ``(in, out)`` what the factors update as ``(out, in)``."""
+    if factors.embedding or base.shape != factors.shape[::-1]:
+        return False
+    if base.shape != factors.shape:
+        return factors.fan_in_fan_out or _is_conv1d(base.name)
+    # a square weight does not tell: the model's type does, and PEFT's flag where it is not known
+    if "model_type" in config:
+        return config["model_type"] in CONV1D_MODELS and _is_conv1d(base.name)
+    return factors.fan_in_fan_out
 
 
 def _not_wanted(name: str, recipe: Recipe) -> str | None:
@@ -205,20 +245,26 @@ def _not_wanted(name: str, recipe: Recipe) -> str | None:
     return None
 
 
-def _not_a_matrix(comparison: Comparison) -> str | None:
-    """Why a pair cannot be audited as matrices, None if it can."""
-    infos = [info for info in (comparison.base, comparison.tuned) if info is not None]
-    for info in infos:
-        dimensions = len(info.shape)
-        if dimensions < 2:
-            return f"{dimensions}-D tensor: not a matrix"
-        if dimensions > 2:
-            kind = "stacked experts or a convolution" if dimensions == 3 else "a convolution kernel"
-            return f"{dimensions}-D tensor, {kind}: not handled yet"
-        if info.dtype not in FLOATING:
-            return f"{info.dtype} tensor: integer or quantised, not handled yet"
+def _not_a_weight(comparison: Comparison) -> str | None:
+    """Why a pair is no pair of weight matrices, None if it is one."""
+    for info in comparison.infos:
+        if len(info.shape) < 2:
+            return f"{len(info.shape)}-D tensor: not a matrix"
         if 0 in info.shape:
             return "empty tensor"
+        if info.dtype in INDEX_DTYPES:
+            return f"{info.dtype} tensor: indices, not a weight"
+    return None
+
+
+def _not_handled(comparison: Comparison) -> str | None:
+    """Why a pair of weights cannot be judged, None if it can."""
+    for info in comparison.infos:
+        if info.dtype not in FLOATING:
+            return f"{info.dtype} tensor: quantised, not handled yet"
+        if len(info.shape) > 2:
+            what = "stacked experts or a convolution" if len(info.shape) == 3 else "a convolution"
+            return f"{len(info.shape)}-D tensor, {what}: not handled yet"
     return None
 
 
@@ -231,7 +277,7 @@ def _check_shapes(comparison: Comparison) -> None:
             f"of {base.name!r} in {base.file}; give the base that it was tuned from, or "
             f"leave it out with --exclude {base.name!r}"
         )
-    if factors is not None and not factors.fits(base.shape):
+    if factors is not None and not (comparison.transposed or factors.shape == base.shape):
         raise AdapterError(
             f"{factors.A.file}: tensor {factors.A.name!r} updates a weight of shape "
             f"{factors.shape}, but {base.name!r} in {base.file} has {base.shape}; the adapter was "

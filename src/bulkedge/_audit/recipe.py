@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bulkedge._errors import RecipeError
+from bulkedge._errors import RecipeError, problems
 
 MAX_RECIPE_BYTES = 2**20
 Glob = Annotated[str, Field(min_length=1)]
@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     side: Literal["left", "right", "both"] = Field("left", description="Singular vectors compared.")
     include: tuple[Glob, ...] = Field((), description="Only base tensors that match one of these.")
     exclude: tuple[Glob, ...] = Field((), description="No base tensors that match one of these.")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where to compute.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,4})?)$", description="Where to compute.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the solver's start block.")
 
     @property
@@ -54,12 +54,8 @@ def make_recipe(settings: dict[str, Any], source: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.60}"
-            for e in error.errors()
-        )
         fields = ", ".join(Recipe.model_fields)
-        raise RecipeError(f"{source}: {problems} (the fields are {fields})") from None
+        raise RecipeError(f"{source}: {problems(error)} (the fields are {fields})") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -80,7 +76,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    # ValueError: PyYAML builds dates and integers that are none, and text that is no UTF-8
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: expected fields and values, got {type(settings).__name__}")

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import CheckpointError
-from bulkedge.intruder import COUNTED, Verdict
+from bulkedge.intruder import Verdict
 
 from .recipe import Recipe
 
@@ -59,6 +59,7 @@ class Skipped(_Row):
 
     name: str = Field(description="Its name in the file that holds it.")
     reason: str
+    lost: bool = Field(description="Part of the update of a weight, which went unjudged.")
 
 
 class Direction(_Row):
@@ -84,6 +85,7 @@ class Matrix(_Row):
     dtype: str = Field(description="Of the base, as safetensors spells it.")
     update: Literal["dense", "lora"]
     rank: int | None = Field(description="Rank of the factors; null for a dense update.")
+    scale: float | None = Field(description="The number in front of B·A; null for a dense update.")
     status: Literal["audited", "unchanged", "not_finite", "failed"]
     note: str | None = Field(None, description="What a reader should know about the status.")
     spectral_norm_base: float | None = None
@@ -99,9 +101,17 @@ class Summary(_Row):
     audited: int = Field(description="Of these, compared direction by direction.")
     unchanged: int = Field(description="Of these, equal to the base.")
     not_audited: int = Field(description="Of these, not finite or failed.")
-    intruders: int = Field(description="The paper's count: rotated + intruder.")
+    intruders: int = Field(description="The paper's count: directions with score < epsilon.")
     verdicts: dict[Verdict, int] = Field(description="Directions by verdict.")
     skipped: int = Field(description="Rows in `skipped`.")
+    lost: int = Field(description="Of these, updates of weights, which went unjudged.")
+
+    @property
+    def complete(self) -> bool:
+        """Whether every update was judged and every direction decided."""
+        undecided = self.verdicts[Verdict.UNDECIDED]
+        judged = sum(self.verdicts.values())
+        return judged > 0 and not (self.not_audited or self.lost or undecided)
 
 
 class Run(_Row):
@@ -166,7 +176,8 @@ def summarise(matrices: list[Matrix], skipped: list[Skipped]) -> Summary:
         audited=audited,
         unchanged=unchanged,
         not_audited=len(matrices) - audited - unchanged,
-        intruders=sum(verdicts[verdict] for verdict in COUNTED),
+        intruders=sum(matrix.intruders for matrix in matrices),
         verdicts=verdicts,
         skipped=len(skipped),
+        lost=sum(row.lost for row in skipped),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from bulkedge._errors import BulkedgeError
 from bulkedge._linmap import Dense, LinearMap, LowRank, Sum
 from bulkedge.checkpoint import LoraFactors, TensorInfo, read_tensor
-from bulkedge.intruder import COUNTED, Scores, base_vectors, scores, verdict
+from bulkedge.intruder import Scores, base_vectors, scores, verdict
 from bulkedge.triplet import (
     BlockKrylov,
     DenseSVD,
@@ -52,7 +52,7 @@ def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
     """
     try:
         return _audit(comparison, recipe)
-    except (BulkedgeError, RuntimeError) as error:  # torch: no convergence, out of memory
+    except (BulkedgeError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError
         return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
 
 
@@ -128,7 +128,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         return _row(comparison, "unchanged")
     triplets = _solve(pair.tuned, min(recipe.top_k, *pair.base.shape), recipe, TRIPLETS)
     base = pair.base
-    kind = {} if pair.replaced is None else {"update": "dense", "rank": None}
+    low_rank = pair.replaced is None
     del pair  # the SVD of the base is the peak of memory: let the rest go first
     U, S, V = thin_svd(base)
     directions = []
@@ -142,9 +142,9 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         note=_rank_note(triplets.rank, recipe),
         spectral_norm_base=float(S[0]),
         spectral_norm_update=norm_update,
-        intruders=sum(direction.verdict in COUNTED for direction in directions),
+        intruders=sum(direction.score < recipe.epsilon for direction in directions),
         directions=directions,
-        **kind,
+        low_rank=low_rank,
     )
 
 
@@ -210,9 +210,12 @@ def _rank_note(rank: int, recipe: Recipe) -> str | None:
 def _row(
     comparison: Comparison,
     status: Literal["audited", "unchanged", "not_finite", "failed"],
+    *,
+    low_rank: bool = True,
     **fields: object,
 ) -> Matrix:
-    """A row with what is known before any number is."""
+    """A row; ``low_rank`` is False where more than the factors was found to differ."""
+    factors = comparison.factors if low_rank else None
     return Matrix.model_validate(
         {
             "name": comparison.base.name,
@@ -220,8 +223,9 @@ def _row(
             "shape": comparison.base.shape,
             "transposed": comparison.transposed,
             "dtype": comparison.base.dtype,
-            "update": comparison.update,
-            "rank": comparison.factors.rank if comparison.factors else None,
+            "update": "lora" if factors else "dense",
+            "rank": factors.rank if factors else None,
+            "scale": factors.scale if factors else None,
             "status": status,
             **fields,
         }

@@ -1,6 +1,6 @@
 """Checkpoints and adapters on disk: listed from their headers, read a tensor at a time."""
 
-from .adapter import Adapter, AdapterConfig, LoraFactors, is_adapter, open_adapter
+from .adapter import Adapter, AdapterConfig, LoraFactors, Unhandled, is_adapter, open_adapter
 from .header import TensorInfo, read_header
 from .names import NameRule, infer_rule
 from .read import Checkpoint, open_checkpoint, read_tensor
@@ -12,6 +12,7 @@ __all__ = [
     "LoraFactors",
     "NameRule",
     "TensorInfo",
+    "Unhandled",
     "infer_rule",
     "is_adapter",
     "open_adapter",

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bulkedge._errors import AdapterError
+from bulkedge._errors import AdapterError, problems
 
 from .header import FLOATING, TensorInfo, read_header
 from .read import PICKLES, TO_SAFETENSORS, confined, read_json
@@ -33,6 +33,7 @@ LORA_KEY = re.compile(
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 # initialisations that also change the base: the file is then relative to a base nobody stores
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# variants of which W0 + s·B·A is not the tuned weight, by the field that asks for them
 NOT_A_SUM = {
     "kasa_config": "KaSA, which truncates the base",
     "layer_replication": "layer_replication, which changes the layers",
@@ -62,13 +63,6 @@ class AdapterConfig(BaseModel):
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
     base_model_name_or_path: str | None = None
-    # variants of which W0 + s·B·A is not the tuned weight
-    kasa_config: Any = None
-    layer_replication: Any = None
-    use_qalora: Any = None
-    use_bdlora: Any = None
-    alora_invocation_tokens: Any = None
-    arrow_config: Any = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,8 @@ class LoraFactors:
         B: Shape ``(out, r)``; for an embedding ``(dim, r)``.
         scale: The number in front of ``B A``.
         embedding: Whether the weight is ``(vocab, dim)`` and the update ``s·Aᵀ·Bᵀ``.
-        fan_in_fan_out: Whether the base may store the weight as ``(in, out)``.
+        fan_in_fan_out: Whether the adapter says that the base stores weights as ``(in, out)``.
+            PEFT writes what held for the last layer it wrapped: a hint, no more.
     """
 
     A: TensorInfo
@@ -102,12 +97,24 @@ class LoraFactors:
 
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Whether a base tensor of the shape ``stored`` can be what they update."""
-        return stored == self.shape or self.stored_transposed(stored)
+        return stored == self.shape or (not self.embedding and stored == self.shape[::-1])
 
-    def stored_transposed(self, stored: tuple[int, ...]) -> bool:
-        """Whether a base tensor of the shape ``stored`` holds the weight as ``(in, out)``."""
-        # the flag is one for the whole adapter, linear layers included: shapes have the first word
-        return self.fan_in_fan_out and not self.embedding and stored == self.shape[::-1]
+
+@dataclass(frozen=True)
+class Unhandled:
+    """A stored tensor that is neither an update nor a replacement.
+
+    Attributes:
+        info: The tensor.
+        name: What the base tensor would be called.
+        reason: Why it is left out.
+        harmless: Whether nothing of the update of a weight is lost with it.
+    """
+
+    info: TensorInfo
+    name: str
+    reason: str
+    harmless: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,19 +123,19 @@ class Adapter:
 
     Attributes:
         path: Its folder.
-        file: Its weights.
+        files: Its weights, and the configuration that has their scale.
         config: The checked part of its configuration.
         factors: Low-rank updates, by the name that the base tensor would have in the tuned model.
         tensors: Full tensors that replace the base's, by name: trained heads, embeddings.
-        unsupported: ``(name in the file, reason)`` of everything else.
+        unhandled: Everything else, with the reason.
     """
 
     path: Path
-    file: Path
+    files: tuple[Path, ...]
     config: AdapterConfig
     factors: Mapping[str, LoraFactors]
     tensors: Mapping[str, TensorInfo]
-    unsupported: tuple[tuple[str, str], ...]
+    unhandled: tuple[Unhandled, ...]
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -167,14 +174,11 @@ def _folder(path: Path) -> Path:
 
 def _read_config(path: Path) -> AdapterConfig:
     """Check the configuration, and that the adapter is relative to an unchanged base."""
+    content = read_json(path)
     try:
-        config = AdapterConfig.model_validate(read_json(path))
+        config = AdapterConfig.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.60}"
-            for e in error.errors()
-        )
-        raise AdapterError(f"{path}: {problems}; save the adapter again with PEFT") from None
+        raise AdapterError(f"{path}: {problems(error)}; save it again with PEFT") from None
     if config.peft_type != "LORA":
         raise AdapterError(
             f"{path}: a {config.peft_type!r:.40} adapter; only LORA is handled, merge it into the "
@@ -187,7 +191,7 @@ def _read_config(path: Path) -> AdapterConfig:
             "with path_initial_model_for_weight_conversion, or audit the merged checkpoint"
         )
     for field, variant in NOT_A_SUM.items():
-        if getattr(config, field):
+        if content.get(field):
             raise AdapterError(
                 f"{path}: {field} is set: {variant}; its update is no matrix added to the base"
             )
@@ -200,26 +204,30 @@ def _sort(
     """Sort the stored tensors into updates, replacements and what is not handled."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     tensors: dict[str, TensorInfo] = {}
-    unsupported: list[tuple[str, str]] = []
+    unhandled: list[Unhandled] = []
     for key, info in stored.items():
         name = WRAPPERS.sub("", key.removeprefix(PREFIX))
         lora = LORA_KEY.fullmatch(name)
         if lora and lora["leaf"] != ".bias":
             _add(modules.setdefault(lora["module"], {}), lora["part"], info)
         elif lora:
-            unsupported.append((key, "1-D tensor: not a matrix"))
-        elif "token_adapter" in name:
-            unsupported.append((key, "trainable tokens: not handled yet"))
+            module = _unwrapped(lora["module"])
+            unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
+        elif ".token_adapter." in name:
+            module = _unwrapped(name.partition(".token_adapter.")[0])
+            reason = "trainable tokens: not handled yet"
+            unhandled.append(Unhandled(info, f"{module}.weight", reason))
         else:
             _add(tensors, _unwrapped(name), info)
     factors: dict[str, LoraFactors] = {}
-    for module, parts in modules.items():
-        module = _unwrapped(module)
-        if problem := _problem(module, parts, config):
-            unsupported.extend((info.name, problem) for info in parts.values())
+    for wrapped, parts in modules.items():
+        module = _unwrapped(wrapped)
+        name = f"{module}.weight"
+        if reason := _problem(module, parts, config):
+            unhandled.extend(Unhandled(info, name, reason) for info in parts.values())
         else:
-            _add(factors, f"{module}.weight", _factors(module, parts, config))
-    return Adapter(folder, file, config, factors, tensors, tuple(unsupported))
+            _add(factors, name, _factors(module, parts, config))
+    return Adapter(folder, (file, folder / CONFIG), config, factors, tensors, tuple(unhandled))
 
 
 def _add(known: dict[str, T], name: str, value: T) -> None:
@@ -241,7 +249,7 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
     """Why the update of a module cannot be handled, None if it can."""
     owners = (parameter.rpartition(".")[0] for parameter in config.target_parameters or ())
     if any(owner and f".{module}".endswith(f".{owner}") for owner in owners):
-        return "stacked experts (target_parameters): not handled yet"
+        return "a bare parameter (target_parameters): not handled yet"
     if config.use_dora or "lora_magnitude_vector" in parts:
         return "DoRA: not handled yet"
     if set(parts) not in PAIRS:

@@ -7,13 +7,14 @@ anything is used: sizes before reading, types, duplicate keys, and that the tens
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bulkedge._errors import CheckpointError
 
@@ -99,22 +100,38 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return infos, metadata
 
 
+def open_regular(path: Path) -> tuple[BinaryIO, int]:
+    """Open a file that is a file: no pipe to wait for, no device to drink from.
+
+    Args:
+        path: Where.
+
+    Returns:
+        The open file, and its size.
+
+    Raises:
+        OSError: If it cannot be opened, or is not a regular file.
+    """
+    # O_NONBLOCK: opening a FIFO must come to the check below, not wait for a writer
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(descriptor, "rb"), status.st_size
+
+
 def _read_bytes(path: Path) -> tuple[bytes, int]:
     """The JSON text, and how many bytes of tensors follow it."""
-    # O_NONBLOCK: opening a FIFO must fail the check below, not wait for a writer
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _DamagedError("not a regular file")
+    file, size = open_regular(path)
+    with file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        available = status.st_size - 8
-        if len(prefix) < 8 or not 2 <= length <= available:
-            raise _DamagedError(f"{status.st_size} bytes, truncated or not safetensors")
+        if len(prefix) < 8 or not 2 <= length <= size - 8:
+            raise _DamagedError(f"{size} bytes, truncated or not safetensors")
         if length > MAX_HEADER_BYTES:
             raise _DamagedError(f"header of {length} bytes exceeds {MAX_HEADER_BYTES}")
-        return file.read(length), available - length
+        return file.read(length), size - 8 - length
 
 
 def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -145,6 +162,8 @@ def _check_entry(name: str, entry: Any) -> tuple[int, int]:
     """The byte span of one tensor, once its description holds together."""
     if len(name) > MAX_NAME_LENGTH:
         raise _DamagedError(f"a tensor's name has {len(name)} characters: {name[:60]!r}…")
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise _DamagedError(f"a tensor's name is no text: {name[:60]!r}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _DamagedError(f"tensor {name!r}: expected dtype, shape and data_offsets")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]

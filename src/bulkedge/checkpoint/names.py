@@ -2,21 +2,21 @@
 
 A fine-tune often carries one more prefix than its base (``bert.encoder…`` against ``encoder…``), or
 one less.  It does so throughout, so one rule is inferred for the whole checkpoint: the prefix to
-strip or to add that explains most names, shapes agreeing.  A name that lies in the base as it is
-needs no rule.  Nothing is matched by likeness: a head named ``classifier.dense`` is not some other
-``dense`` of the base.
+strip or to add, or none, that explains most names, shapes agreeing.  Nothing is matched by
+likeness: a head named ``classifier.dense`` is not some other ``dense`` of the base.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bulkedge._errors import CheckpointError
 
 Shape = tuple[int, ...]
+Rule = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,14 @@ def infer_rule(
     Raises:
         CheckpointError: If two rules explain the names equally well.
     """
-    with_suffix = _names_by_suffix(base)
-    votes: Counter[tuple[str, str]] = Counter()
-    hits: Counter[tuple[str, str]] = Counter()
-    for name in tuned:
-        if name in base:
-            continue
-        for rule, target in _candidates(name, base, with_suffix):
-            hits[rule] += 1
-            votes[rule] += fits(name, base[target])
+    names = set(tuned)
+    fitting: Counter[Rule] = Counter()
+    named: Counter[Rule] = Counter()
+    for rule, name, target in _candidates(names, base):
+        named[rule] += 1
+        fitting[rule] += fits(name, base[target])
     # without one fitting shape the names still tell where the mismatch is
-    ranked = (votes if any(votes.values()) else hits).most_common(2)
+    ranked = (fitting if any(fitting.values()) else named).most_common(2)
     if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
         first, second = (_told(rule) for rule, _ in ranked)
         raise CheckpointError(
@@ -87,33 +84,29 @@ def infer_rule(
     return NameRule(strip, add, frozenset(base))
 
 
-def _names_by_suffix(base: Iterable[str]) -> dict[str, list[str]]:
-    """Base names under each of their proper dotted suffixes."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in base:
+def _candidates(tuned: Collection[str], base: Collection[str]) -> Iterator[tuple[Rule, str, str]]:
+    """Every rule that turns a tuned name into a base name, with the two names."""
+    for name in tuned:
+        if name in base:
+            yield ("", ""), name, name
         for suffix in _proper_suffixes(name):
-            found[suffix].append(name)
-    return found
+            if suffix in base:
+                yield (name.removesuffix(suffix), ""), name, suffix
+    for target in base:
+        for suffix in _proper_suffixes(target):
+            if suffix in tuned:
+                yield ("", target.removesuffix(suffix)), suffix, target
 
 
-def _proper_suffixes(name: str) -> Iterable[str]:
+def _proper_suffixes(name: str) -> Iterator[str]:
     """``b.c.weight``, ``c.weight`` for ``a.b.c.weight``: at least a module and its parameter."""
     parts = name.split(".")
     return (".".join(parts[i:]) for i in range(1, len(parts) - 1))
 
 
-def _candidates(
-    name: str, base: Mapping[str, Shape], with_suffix: Mapping[str, list[str]]
-) -> Iterable[tuple[tuple[str, str], str]]:
-    """Every ``(strip, add)`` that would turn ``name`` into a base name, and that name."""
-    for suffix in _proper_suffixes(name):
-        if suffix in base:
-            yield (name.removesuffix(suffix), ""), suffix
-    for target in with_suffix.get(name, ()):
-        yield ("", target.removesuffix(name)), target
-
-
-def _told(rule: tuple[str, str]) -> str:
+def _told(rule: Rule) -> str:
     """A rule in words."""
     strip, add = rule
+    if not strip and not add:
+        return "as they are"
     return f"without {strip!r}" if strip else f"with {add!r} in front"

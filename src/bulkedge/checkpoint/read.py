@@ -8,6 +8,7 @@ process when the file shrinks.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bulkedge._errors import CheckpointError
 
-from .header import TensorInfo, read_header
+from .header import TensorInfo, open_regular, read_header
 
 if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` stays quick
     from torch import Tensor
@@ -61,10 +62,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             damaged, hostile, or ambiguous.
     """
     path = Path(path)
+    if not os.path.exists(path):  # unlike Path.exists, this is False for an impossible name
+        raise CheckpointError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         return _open_folder(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder; check the path")
     if path.name.endswith(".index.json"):
         return _open_shards(path, path)
     if path.suffix in PICKLES:
@@ -72,7 +73,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: expected a .safetensors file or a model folder")
     tensors, _ = read_header(path)
-    return Checkpoint(path, "file", (path,), tensors)
+    return Checkpoint(path, "file", (path,), tensors, _read_config(path.parent))
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
@@ -92,7 +93,7 @@ def read_tensor(info: TensorInfo) -> Tensor:
     try:
         with safetensors.safe_open(info.file, framework="pt", backend="pread") as file:
             tensor = file.get_tensor(info.name)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, MemoryError) as error:
         raise CheckpointError(
             f"{info.file}: tensor {info.name!r} cannot be read ({error}); was the file changed "
             "meanwhile?"
@@ -118,11 +119,15 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: If it is too large, unreadable, or not one JSON object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes; is it a config?")
-        content = json.loads(path.read_bytes())
+        file, _ = open_regular(path)
+        with file:
+            text = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(text) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes; is it a config?")
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
@@ -146,27 +151,42 @@ def confined(file: Path, folder: Path) -> Path:
     Raises:
         CheckpointError: If a link leads elsewhere.
     """
-    home, target = folder.resolve(), file.resolve()
-    blobs = home.parent.parent / "blobs"
-    in_cache = home.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink()
-    if target.is_relative_to(home) or (in_cache and target.parent == blobs):
+    try:
+        home, target = folder.resolve(), file.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        raise CheckpointError(f"{file}: is a link that leads nowhere; fetch it again") from None
+    if target.is_relative_to(home) or target.parent == _blobs(home):
         return file
     raise CheckpointError(
         f"{file}: is a link that leaves {folder}; copy the file there if you trust it"
     )
 
 
+def _blobs(folder: Path) -> Path | None:
+    """The store of the hub cache that ``folder`` is a snapshot in, None if it is in none."""
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots" and parent.parents[1].name.startswith("models--"):
+            blobs = parent.parents[1] / "blobs"
+            return blobs if blobs.is_dir() and not blobs.is_symlink() else None
+    return None
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """The ``config.json`` of a model's folder, empty without one."""
+    path = folder / "config.json"
+    return read_json(confined(path, folder)) if path.is_file() else {}
+
+
 def _open_folder(folder: Path) -> Checkpoint:
     """A model folder: one file, or shards and their index."""
-    config_file = folder / "config.json"
-    config = read_json(confined(config_file, folder)) if config_file.is_file() else {}
+    config = _read_config(folder)
     single = folder / "model.safetensors"
     if single.is_file():
         tensors, _ = read_header(confined(single, folder))
         return Checkpoint(folder, "folder", (single,), tensors, config)
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(indexes) == 1:
-        return _open_shards(indexes[0], folder, config)
+        return _open_shards(indexes[0], folder)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1 and not indexes:
         tensors, _ = read_header(confined(files[0], folder))
@@ -188,7 +208,7 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
     return "no .safetensors file in this folder; is it the model's folder?"
 
 
-def _open_shards(index: Path, path: Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
+def _open_shards(index: Path, path: Path) -> Checkpoint:
     """Shards listed in ``index``; its map and the shards' headers must agree both ways."""
     folder = index.parent
     weight_map = read_json(confined(index, folder)).get("weight_map")
@@ -221,7 +241,7 @@ def _open_shards(index: Path, path: Path, config: Mapping[str, Any] | None = Non
             f"{index}: tensor {absent[0]!r} is not in {weight_map[absent[0]]!r}; "
             "the folder mixes two checkpoints"
         )
-    return Checkpoint(path, "sharded", files, tensors, config or {})
+    return Checkpoint(path, "sharded", files, tensors, _read_config(folder))
 
 
 def _is_plain_file_name(name: str) -> bool:

@@ -58,24 +58,25 @@ class SingularTriplets:
         gap to computed values stands in for the gap to the true ones).  Where two singular values
         coincide no single vector is defined, and the bound says so by being 1.
         """
-        finfo = torch.finfo(self.sigma.dtype)
-        residuals = self.residuals + finfo.eps * self.sigma[0]
-        return (residuals / self.gaps.clamp_min(finfo.tiny)).clamp_max(1.0)
+        tiny = torch.finfo(self.sigma.dtype).tiny
+        shape = (self.u.shape[0], self.v.shape[0])
+        residuals = self.residuals + resolution(self.sigma, shape)
+        return (residuals / self.gaps.clamp_min(tiny)).clamp_max(1.0)
 
 
-def neighbour_gaps(sigma: Tensor, k: int) -> Tensor:
+def neighbour_gaps(sigma: Tensor, k: int, *, complete: bool) -> Tensor:
     """Distance of each of the first ``k`` of the descending ``sigma`` to its nearest neighbour.
-
-    Where ``sigma`` ends, the next value is 0: what follows the spectrum is the null space.
 
     Args:
         sigma: Descending, shape ``(≥ k,)``.
         k: How many are wanted.
+        complete: Whether ``sigma`` is the whole spectrum: then the null space follows it, at 0.
+            Otherwise the value after the last is not known, and the last gap is 0.
 
     Returns:
         Shape ``(k,)``.
     """
-    below = torch.cat([sigma, sigma.new_zeros(1)])
+    below = torch.cat([sigma, sigma.new_zeros(1) if complete else sigma[-1:]])
     down = (below[:-1] - below[1:])[:k]
     up = torch.cat([sigma.new_full((1,), torch.inf), down[:-1]])
     return torch.minimum(up, down)

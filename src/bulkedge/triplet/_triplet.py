@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
 from bulkedge._errors import ConvergenceError, InputError
-from bulkedge._linmap import LinearMap, MatrixLike, as_map
+from bulkedge._linmap import LinearMap, MatrixLike, Scaled, as_map
 
 from ._result import SingularTriplets, Status
 from .solver import BlockKrylov, Solver
@@ -51,11 +52,11 @@ def singular_triplet(
     solver = BlockKrylov() if solver is None else solver
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with torch.no_grad():
-        if A.shape[0] >= A.shape[1]:
-            result = solver.compute(A, k, generator)
-        else:  # solvers work on the shorter side: transpose, and swap u and v back
-            flipped = solver.compute(A.T, k, generator)
-            result = dataclasses.replace(flipped, u=flipped.v, v=flipped.u)
+        size = _size(A)
+        result = _solve_upright(Scaled(A, 1 / size) if size != 1 else A, k, solver, generator)
+    if size != 1:
+        figures = {name: getattr(result, name) * size for name in ("sigma", "residuals", "gaps")}
+        result = dataclasses.replace(result, **figures)
     if strict and result.status is not Status.CONVERGED:
         raise ConvergenceError(
             f"{type(solver).__name__} on a {A.shape[0]}×{A.shape[1]} matrix, k={k}: largest "
@@ -72,6 +73,24 @@ def _check(A: LinearMap, k: int) -> None:
         raise InputError(f"expected float32 or float64, got {A.dtype}; convert the matrix first")
     if not 1 <= k <= min(A.shape):
         raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}")
-    probe = A.matmat(torch.ones(A.shape[1], 1, dtype=A.dtype, device=A.device))
-    if not bool(probe.isfinite().all()):
+
+
+def _size(A: LinearMap) -> float:
+    """A power of two by which A must be divided lest the squares in a norm under- or overflow."""
+    probe = torch.randn(A.shape[1], 1, generator=torch.Generator().manual_seed(1), dtype=A.dtype)
+    largest = float(A.matmat(probe.to(A.device)).abs().max())
+    if not math.isfinite(largest):
         raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
+    if largest == 0 or 2**-20 < largest < 2**20:
+        return 1.0
+    return 2.0 ** (math.frexp(largest)[1] - 1)
+
+
+def _solve_upright(
+    A: LinearMap, k: int, solver: Solver, generator: torch.Generator
+) -> SingularTriplets:
+    """Solvers work on the shorter side: transpose a wide map, and swap u and v back."""
+    if A.shape[0] >= A.shape[1]:
+        return solver.compute(A, k, generator)
+    flipped = solver.compute(A.T, k, generator)
+    return dataclasses.replace(flipped, u=flipped.v, v=flipped.u)

@@ -81,7 +81,7 @@ class BlockKrylov:
             u[:, :k].clone(),
             v[:, :k].clone(),
             residuals[:k],
-            neighbour_gaps(S, k),
+            neighbour_gaps(S, k, complete=len(S) == n),
             steps=step,
             passes=2 * step,
             status=Status.CONVERGED if converged else Status.MAX_STEPS,

@@ -50,6 +50,7 @@ class DenseSVD:
             torch.linalg.vector_norm(A.matmat(v) - u * sigma, dim=0),
             torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0),
         )
+        gaps = neighbour_gaps(S, k, complete=True)
         return SingularTriplets(
-            sigma, u, v, residuals, neighbour_gaps(S, k), steps=1, passes=2, status=Status.CONVERGED
+            sigma, u, v, residuals, gaps, steps=1, passes=2, status=Status.CONVERGED
         )

@@ -40,6 +40,7 @@ minilm: $(MINILM)/model.safetensors
 
 # torch first, by its pin: another package's open range would fetch a newer and far larger build
 $(VENV)/.core: pyproject.toml constraints.txt
+	@echo "installing into $(VENV): torch first, a minute or more"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	$(PIP) -e .

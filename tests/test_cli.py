@@ -46,7 +46,7 @@ def test_exit_codes_are_a_linters(inputs):
     base, found = inputs["base"], inputs["found"]
     clean = run("audit", base, inputs["clean"])
     assert (clean.returncode, clean.stderr) == (CLEAN, "")
-    assert clean.stdout.startswith("0 intruder dimensions by the paper's count")
+    assert clean.stdout.startswith("0 of 20 leading directions are new by the paper's count")
     assert run("audit", base, found).returncode == FINDINGS
     assert run("audit", base, found, "--fail-on", "intruder").returncode == FINDINGS
     assert run("audit", base, found, "--fail-on", "never").returncode == CLEAN
@@ -67,14 +67,43 @@ def test_a_matrix_that_cannot_be_audited_outranks_findings(inputs, tmp_path):
     assert "1 matrices could NOT be audited" in result.stdout
 
 
+def half_adapter(folder, *, known="a", stranger="zzz"):
+    tensors = {
+        f"base_model.model.{module}.lora_{factor}.weight": weights(*shape) * 1e-6
+        for module in (known, stranger)
+        for factor, shape in {"A": (2, 90), "B": (120, 2)}.items()
+    }
+    return save_adapter(folder, tensors)
+
+
+def test_an_update_that_goes_unjudged_is_no_clean_audit(inputs, tmp_path):
+    adapter = half_adapter(tmp_path / "a")
+    result = run("audit", inputs["base"], adapter, "-q")
+    assert result.returncode == FAILURE
+    assert "2 tensors of the update were NOT judged (--exclude accepts that)" in result.stdout
+    accepted = run("audit", inputs["base"], adapter, "-q", "--exclude", "zzz.*")
+    assert accepted.returncode == CLEAN
+    assert "NOT" not in accepted.stdout
+
+
+def test_an_all_zero_model_and_an_undecided_one_are_no_clean_audits(inputs, tmp_path):
+    shapes = {"a.weight": (120, 90), "b.weight": (90, 110)}
+    zero = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    assert run("audit", inputs["base"], save(tmp_path / "z.safetensors", zero)).returncode == 2
+    flat = {name: orthonormal(*shape) for name, shape in shapes.items() if name == "a.weight"}
+    result = run("audit", inputs["base"], save(tmp_path / "f.safetensors", flat), "-q")
+    assert result.returncode == FAILURE
+    assert "10 directions UNDECIDED" in result.stdout
+
+
 def test_table_and_verdict(inputs):
     lines = run("audit", inputs["base"], inputs["found"]).stdout.splitlines()
     assert lines[0].split() == ["matrix", "‖ΔW‖/‖W₀‖", "rotated", "intruder", "worst"]
     assert lines[1].split()[0] == "a.weight"
     assert lines[1].split()[2:4] == ["0", "1"]
     assert lines[-1] == (
-        "1 intruder dimensions by the paper's count (score < 0.5) in 1 of 1 matrices: 0 rotated, "
-        "1 intruder, of 10 directions; 1 matrices unchanged"
+        "1 of 10 leading directions are new by the paper's count (score < 0.5), in 1 of 1 "
+        "matrices: 0 rotated, 1 intruder; 1 matrices unchanged"
     )
 
 
@@ -98,8 +127,9 @@ def test_json_quiet_and_output(inputs, tmp_path):
 def test_dry_run_computes_and_writes_nothing(inputs, tmp_path):
     result = run("audit", inputs["base"], inputs["found"], "--dry-run", "-o", tmp_path / "out")
     assert result.returncode == CLEAN
-    assert "matrices   2 to audit, 0 tensors skipped" in result.stdout
-    assert "'a.weight' 120×90 F64" in result.stdout
+    assert "a.weight 120×90 F64" in result.stdout
+    data = json.loads(run("audit", inputs["base"], inputs["found"], "--dry-run", "--json").stdout)
+    assert (data["matrices"], data["skipped"], data["lost"]) == (2, 0, 0)
     assert not (tmp_path / "out").exists()
 
 
@@ -141,8 +171,9 @@ BAD = {
     "cuda": (["base", "f", "--device", "cuda:99"], "device 'cuda:99': torch"),
     "option": (["base", "f", "--frobnicate"], "No such option"),
     "side": (["base", "f", "--side", "up"], "'up' is not one of"),
-    "nothing": (["base", "f", "--include", "zzz"], "nothing to audit"),
+    "nothing": (["base", "f", "--include", "zzz"], "'zzz' matches no tensor of the base"),
     "output_file": (["base", "f", "-o", "taken"], "is a file; give a folder"),
+    "record_folder": (["base", "f", "--force", "-o", "made"], "record.json in it is a folder"),
     "output_inside": (["folder", "f", "-o", "folder/out"], "lies inside the input"),
 }
 
@@ -152,12 +183,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, inputs, tmp_path):
     arguments, message = BAD[case]
     save(tmp_path / "folder/model.safetensors", {"a.weight": weights(120, 90)})
     (tmp_path / "taken").touch()
+    (tmp_path / "made/record.json").mkdir(parents=True)
     places = {
         "base": inputs["base"],
         "f": inputs["found"],
         "other": save(tmp_path / "o.safetensors", {"a.weight": weights(3, 3)}),
     }
-    places |= {name: tmp_path / name for name in ("nowhere", "taken", "folder", "folder/out")}
+    places |= {
+        name: tmp_path / name for name in ("nowhere", "taken", "made", "folder", "folder/out")
+    }
     out = [] if "-o" in arguments else ["-o", tmp_path / "out"]
     result = run("audit", *(places.get(a, a) for a in arguments), *out)
     assert (result.returncode, result.stdout) == (FAILURE, "")
@@ -173,6 +207,83 @@ def test_unwritable_output(inputs, tmp_path):
     result = run("audit", inputs["base"], inputs["found"], "-o", tmp_path / "out")
     assert result.returncode == FAILURE
     assert "is not writable" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "x" * 300], "File name too long"),
+        (["--dry-run", "--device", "cuda:99"], "device 'cuda:99'"),
+        (["--device", "cuda:" + "9" * 5000], "device: String should match pattern"),
+    ],
+    ids=["long output", "dry run without the device", "device of many digits"],
+)
+def test_whatever_goes_wrong_is_one_line_and_exit_code_2(arguments, message, inputs):
+    result = run("audit", inputs["base"], inputs["found"], *arguments)
+    assert result.returncode == FAILURE
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["-q", "--json"])
+def test_a_full_disk_behind_a_pipe_is_no_finding(option, inputs):
+    command = [sys.executable, "-m", "bulkedge", "audit", inputs["base"], inputs["found"], option]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode not in (CLEAN, FINDINGS)
+
+
+def test_an_empty_output_folder_is_as_good_as_none(inputs, tmp_path):
+    result = run("audit", inputs["base"], inputs["clean"], "-o", tmp_path)
+    assert result.returncode == CLEAN
+    assert (tmp_path / "record.json").is_file()
+
+
+def test_a_bug_is_one_line_with_a_way_to_see_more(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ZeroDivisionError("oh")
+
+    from bulkedge import cli
+
+    monkeypatch.setattr(cli, "cli", fail)
+    monkeypatch.delenv("BULKEDGE_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "ZeroDivisionError: oh; set BULKEDGE_TRACEBACK=1" in capsys.readouterr().err
+    monkeypatch.setenv("BULKEDGE_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_terminal_without_unicode_gets_escapes(inputs):
+    result = run("audit", inputs["base"], inputs["found"], PYTHONIOENCODING="ascii")
+    assert result.returncode == FINDINGS
+    assert r"\u0394W" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+def test_a_path_that_is_no_text(inputs, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/base\xff.safetensors"
+    with open(odd, "wb") as file:
+        file.write(inputs["base"].read_bytes())
+    command = [sys.executable, "-m", "bulkedge", "audit", odd, inputs["found"], "--json"]
+    result = subprocess.run(command, capture_output=True)
+    assert result.returncode == FINDINGS, result.stderr
+    assert json.loads(result.stdout)["inputs"]["base"]["path"].endswith(r"base\xff.safetensors")
+
+
+def test_a_record_that_cannot_be_written(inputs, tmp_path, monkeypatch):
+    from bulkedge import OutputError
+    from bulkedge.cli import _write
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match=r"cannot be written .No space left"):
+        _write(tmp_path / "out/record.json", "{}")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_full_disk_is_noticed_first(inputs, tmp_path, monkeypatch, capsys):

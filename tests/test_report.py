@@ -35,7 +35,9 @@ def test_the_table_fits_a_terminal_of_80_columns(record):
     lines = printed(record, terminal=True).splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("attention" in line for line in lines) == report.MAX_ROWS
-    assert "… and 5 more affected matrices, in the record" in lines
+    assert "… and 5 matrices less affected: see the record (--output)" in lines
+    layers = [int(line.split(".")[2]) for line in lines if "attention" in line]
+    assert layers == sorted(layers)
 
 
 def test_a_pipe_gets_sentences_on_one_line(record):
@@ -52,7 +54,15 @@ def test_findings_by_severity(record):
     changed = record.model_copy(update={"summary": summary})
     assert report.findings(changed, Verdict.ROTATED) == 6
     assert report.findings(changed, Verdict.INTRUDER) == 4
-    assert "2 rotated, 4 intruder, 8 undecided, of 15" in report.verdict_line(changed)
+    line = report.verdict_line(changed)
+    assert line.startswith("45 of 15 leading directions are new by the paper's count")
+    assert "2 rotated, 4 intruder; 8 directions UNDECIDED" in line
+
+
+def test_both_sides_are_told_apart(record):
+    recipe = record.recipe.model_copy(update={"side": "both"})
+    both = record.model_copy(update={"recipe": recipe})
+    assert "intruder (left 45, right 0)" in report.verdict_line(both)
 
 
 @pytest.mark.parametrize(

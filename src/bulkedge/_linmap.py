@@ -238,5 +238,22 @@ MatrixLike = Union[Tensor, LinearMap]  # noqa: UP007 — evaluated at run time o
 
 
 def as_map(matrix: MatrixLike) -> LinearMap:
-    """``matrix`` itself if it is a map, else :class:`Dense` around it."""
-    return matrix if isinstance(matrix, LinearMap) else Dense(matrix)
+    """``matrix`` itself if it is a map, else :class:`Dense` around it.
+
+    Args:
+        matrix: A tensor or a map.
+
+    Returns:
+        A map.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if isinstance(matrix, LinearMap):
+        return matrix
+    if not isinstance(matrix, Tensor):
+        raise InputError(
+            f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; "
+            "torch.as_tensor converts arrays and lists"
+        )
+    return Dense(matrix)

@@ -46,10 +46,10 @@ def cli() -> None:
     help="Singular vectors to compare.  [default: left]",
 )
 @click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only these base tensors; repeatable."
+    "--include", multiple=True, metavar="GLOB", help="Only base tensors that match; repeatable."
 )
 @click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Not these base tensors; repeatable."
+    "--exclude", multiple=True, metavar="GLOB", help="No base tensors that match; repeatable."
 )
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]")
 @click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]")
@@ -84,14 +84,18 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     if output is not None:
         _check_output(output, options["force"], plan)
     if options["dry_run"]:
-        click.echo(_describe(plan, recipe))
+        facts = _describe(plan, recipe)
+        told = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
+        click.echo(json.dumps(facts, indent=2) if options["as_json"] else told)
         return
     _one_thread()
-    with _progress(options["quiet"]) as progress:
+    with _progress(options["quiet"], len(plan.comparisons)) as progress:
         record = run_plan(plan, recipe, jobs=options["jobs"], progress=progress)
+    _show(record, options)
     if output is not None:
         _write(output / RECORD_NAME, record.to_json())
-    _show(record, output, options)
+        if not options["quiet"]:
+            click.echo(f"record written to {output / RECORD_NAME}", err=True)
     sys.exit(_exit_code(record, options["fail_on"]))
 
 
@@ -144,22 +148,22 @@ def _recipe(options: dict[str, Any]) -> Recipe:
     return make_recipe(settings | given, source=str(path) if path is not None else "options")
 
 
-def _describe(plan: Plan, recipe: Recipe) -> str:
+def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """What an audit would do, and what it would need."""
     infos = [comparison.base for comparison in plan.comparisons]
     largest = max(infos, key=lambda info: info.size)
     read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned_files})
     svd = sum(6 * max(i.shape) * min(i.shape) ** 2 for i in infos)
-    return "\n".join(
-        [
-            f"matrices   {len(infos)} to audit, {len(plan.skipped)} tensors skipped",
-            f"largest    {largest.name!r} {'×'.join(map(str, largest.shape))} {largest.dtype}",
-            f"read       {read / 1e9:.2f} GB",
-            f"memory     about {_peak_bytes(largest.shape) / 1e9:.2f} GB a job",
-            f"work       about {svd / 1e12:.2f} TFLOP in float64",
-            f"recipe     {recipe.model_dump_json()}",
-        ]
-    )
+    return {
+        "matrices": len(infos),
+        "skipped": len(plan.skipped),
+        "lost": sum(row.lost for row in plan.skipped),
+        "largest": f"{largest.name} {'×'.join(map(str, largest.shape))} {largest.dtype}",
+        "gigabytes_to_read": round(read / 1e9, 2),
+        "gigabytes_of_memory": round(_peak_bytes(largest.shape) / 1e9, 2),
+        "teraflop_in_float64": round(svd / 1e12, 2),
+        "recipe": recipe.model_dump(mode="json"),
+    }
 
 
 def _peak_bytes(shape: tuple[int, ...]) -> float:
@@ -170,9 +174,11 @@ def _peak_bytes(shape: tuple[int, ...]) -> float:
 
 def _check_output(output: Path, force: bool, plan: Plan) -> None:
     """Everything that can go wrong with the output, before the first computation."""
-    if (output.exists() and not output.is_dir()) or (output / RECORD_NAME).is_dir():
-        raise OutputError(f"{output}: is a file, or {RECORD_NAME} in it a folder; give another")
-    if output.exists() and not force:
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; give a folder")
+    if (output / RECORD_NAME).is_dir():
+        raise OutputError(f"{output}: {RECORD_NAME} in it is a folder; give another")
+    if output.exists() and any(output.iterdir()) and not force:
         raise OutputError(f"{output}: exists; give another folder, or --force to write into it")
     for source in (plan.base.path, plan.tuned.path):
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
@@ -205,7 +211,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
+def _progress(quiet: bool, total: int) -> Iterator[Any]:
     """A bar with the time left on stderr; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -216,12 +222,12 @@ def _progress(quiet: bool) -> Iterator[Any]:
         return
     columns = ("auditing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("auditing", total=None)
-        yield lambda name, done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("auditing", total=total)
+        yield lambda name, done, total: bar.update(task, completed=done)
 
 
-def _show(record: Record, output: Path | None, options: dict[str, Any]) -> None:
-    """The record on stdout, as JSON or as a table; where it was written on stderr."""
+def _show(record: Record, options: dict[str, Any]) -> None:
+    """The record on stdout, as JSON or as a table."""
     if options["as_json"]:
         text = record.to_json()
         if sys.stdout.isatty():  # names may hold characters that act on a terminal
@@ -236,8 +242,7 @@ def _show(record: Record, output: Path | None, options: dict[str, Any]) -> None:
         if not console.is_terminal:  # a pipe has no edge to fold at
             console = Console(width=160)
         print_record(record, console, brief=options["quiet"])
-    if output is not None and not options["quiet"]:
-        click.echo(f"record written to {output / RECORD_NAME}", err=True)
+    sys.stdout.flush()  # a full disk must be noticed here, not at exit
 
 
 def _exit_code(record: Record, fail_on: str) -> int:

@@ -6,6 +6,7 @@ rich as plain ``Text``, never as markup.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -28,14 +29,15 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         console: Where.
         brief: The verdict alone.
     """
-    affected = [matrix for matrix in record.matrices if matrix.intruders]
+    affected = sorted((m for m in record.matrices if m.intruders), key=_worst)
     broken = [m for m in record.matrices if m.status in ("not_finite", "failed")]
     if not brief:
         if affected:
-            console.print(_table(affected[:MAX_ROWS]))
+            console.print(_table(sorted(affected[:MAX_ROWS], key=_natural)))
             console.print()
         if len(affected) > MAX_ROWS:
-            console.print(f"… and {len(affected) - MAX_ROWS} more affected matrices, in the record")
+            rest = len(affected) - MAX_ROWS
+            console.print(f"… and {rest} matrices less affected: see the record (--output)")
         for matrix in broken:
             _print(
                 console, f"not audited: {printable(matrix.name)}: {printable(matrix.note or '')}"
@@ -52,11 +54,14 @@ def verdict_line(record: Record) -> str:
         return f"all {summary.unchanged} matrices equal the base: there is no fine-tune here"
     affected = sum(1 for matrix in record.matrices if matrix.intruders)
     told = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
+    judged = sum(summary.verdicts.values())
     line = (
-        f"{summary.intruders} intruder dimensions by the paper's count "
-        f"(score < {record.recipe.epsilon:g}) in {affected} of {summary.audited} matrices: "
-        f"{', '.join(told)}, of {sum(summary.verdicts.values())} directions"
+        f"{summary.intruders} of {judged} leading directions are new by the paper's count "
+        f"(score < {record.recipe.epsilon:g}), in {affected} of {summary.audited} matrices: "
+        f"{', '.join(told)}"
     )
+    if len(record.recipe.sides) > 1:
+        line += f" ({_by_side(record)})"
     if summary.unchanged:
         line += f"; {summary.unchanged} matrices unchanged"
     if summary.verdicts[Verdict.UNDECIDED]:
@@ -68,21 +73,42 @@ def verdict_line(record: Record) -> str:
     return line
 
 
+def _by_side(record: Record) -> str:
+    """The paper's count on each side."""
+    counts = Counter(
+        direction.side
+        for matrix in record.matrices
+        for direction in matrix.directions
+        if direction.score < record.recipe.epsilon
+    )
+    return ", ".join(f"{side} {counts[side]}" for side in record.recipe.sides)
+
+
+def _worst(matrix: Matrix) -> float:
+    """The lowest score of a matrix."""
+    return min(direction.score for direction in matrix.directions)
+
+
+def _natural(matrix: Matrix) -> list[tuple[int, str]]:
+    """A key that sorts layer 2 before layer 10."""
+    parts = re.split(r"(\d+)", matrix.name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+
+
 def _table(matrices: Iterable[Matrix]) -> Table:
     """One row a matrix, its worst direction in view."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
     for header in ("‖ΔW‖/‖W₀‖", "rotated", "intruder", "worst"):
         table.add_column(header, justify="right", no_wrap=True)
     for matrix in matrices:
         counts = Counter(direction.verdict for direction in matrix.directions)
-        worst = min(direction.score for direction in matrix.directions)
         table.add_row(
             Text(printable(matrix.name)),
             _ratio(matrix),
             str(counts[Verdict.ROTATED]),
             Text(str(counts[Verdict.INTRUDER]), style="red" if counts[Verdict.INTRUDER] else ""),
-            f"{worst:.2f}",
+            f"{_worst(matrix):.3f}",
         )
     return table
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe
+from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe, RecipeError
 from bulkedge._audit import make_plan
 from helpers import save, save_adapter, weights
 
@@ -129,7 +129,16 @@ def test_nothing_left(base):
     with pytest.raises(NothingAuditedError, match=r"nothing to audit in .*: 1-D tensor: not a ma"):
         plan_of(base, {"encoder.0.bias": weights(4)})
     with pytest.raises(NothingAuditedError, match="not included by the recipe"):
-        plan_of(base, BASE, include=("decoder.*",))
+        plan_of(base, BASE, include=("encoder.0.bias",))
+
+
+@pytest.mark.parametrize("field", ["include", "exclude"])
+def test_a_glob_that_matches_nothing(field, base):
+    message = (
+        r"'bert\.\*' matches no tensor of the base, whose names look like 'embeddings\.weight'"
+    )
+    with pytest.raises(RecipeError, match=message):
+        plan_of(base, BASE, **{field: ("encoder.*", "bert.*")})
 
 
 def test_an_adapter_is_no_base(base, tmp_path):

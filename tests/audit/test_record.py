@@ -102,6 +102,13 @@ def test_bad_recipes_name_every_problem_at_once():
         assert part in text
 
 
+def test_a_value_built_to_be_endless_is_not_written_out(tmp_path):
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
+    (tmp_path / "r.yaml").write_text("\n".join([*lines, "top_k: *a39"]))
+    with pytest.raises(RecipeError, match=r"top_k: Input should be a valid integer, got \[\["):
+        make_recipe(read_recipe(tmp_path / "r.yaml"))
+
+
 @pytest.mark.parametrize("value", [0, -3])
 def test_recipe_is_frozen_and_checked(value):
     with pytest.raises(ValueError, match="top_k"):
@@ -117,6 +124,8 @@ def test_recipe_is_frozen_and_checked(value):
         ("- 1", "expected fields and values, got list"),
         ("", "expected fields and values, got NoneType"),
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("seed: 2024-13-45", "not valid YAML: month must be in"),
+        ("top_k: !!int x", "not valid YAML"),
     ],
 )
 def test_recipe_files_that_are_none(text, message, tmp_path):

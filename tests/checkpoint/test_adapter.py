@@ -9,7 +9,7 @@ import safetensors
 import torch
 
 import bulkedge
-from bulkedge import AdapterError, NothingAuditedError, Recipe
+from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.run import load
 from bulkedge.checkpoint import is_adapter
@@ -250,11 +250,12 @@ def test_noise_in_the_keys(tensors, base, tmp_path):
     torch.testing.assert_close(update(comparison), 2.0 * B.double() @ A.double())
 
 
-def test_the_tensor_has_the_word_on_the_rank(base, tmp_path):
+def test_factors_of_another_rank_than_the_config_says(base, tmp_path):
     folder = save_adapter(tmp_path / "a", keys(), r=64, lora_alpha=8)
-    (comparison,) = make_plan(base, folder, Recipe()).comparisons
-    assert comparison.factors.rank == 2
-    assert comparison.factors.scale == 4.0
+    with pytest.raises(
+        NothingAuditedError, match=r"rank 2 where .* says 64: their scale is in dou"
+    ):
+        make_plan(base, folder, Recipe())
 
 
 def test_the_weights_file_stands_for_its_folder(base, tmp_path):
@@ -355,7 +356,7 @@ BAD_CONFIGS = {
     "rank": ({"r": "8"}, "r: Input should be a valid integer"),
     "alpha": ({"lora_alpha": "NaN"}, "lora_alpha"),
     "infinite": ({"lora_alpha": float("inf")}, "lora_alpha: Input should be a finite number"),
-    "pattern": ({"alpha_pattern": {"(": 1}}, "alpha_pattern '.' cannot be matched"),
+    "pattern": ({"alpha_pattern": {"(": 1}}, "pattern '.' cannot be matched"),
     "hanging": ({"alpha_pattern": {"(a|a|aa)+x": 1}}, "cannot be matched .*timed out"),
     "loftq": ({"init_lora_weights": "loftq"}, "changes the base weights too"),
     "kasa": ({"kasa_config": {"beta": 1}}, "kasa_config is set: KaSA, which truncates"),
@@ -441,3 +442,12 @@ def test_trained_tensors_alone_tell_the_prefix(base, tmp_path):
     tensors = {f"base_model.model.bert.{name}": W + 1 for name, W in BASE.items()}
     plan = make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe())
     assert [c.base.name for c in plan.comparisons] == list(BASE)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_links_that_leave_the_adapter_are_refused(name, base, tmp_path):
+    folder = save_adapter(tmp_path / "a", keys())
+    (folder / name).rename(tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(CheckpointError, match="is a link that leaves"):
+        make_plan(base, folder, Recipe())

@@ -79,9 +79,24 @@ PATHS = {
     ),
     "adapters": (
         lambda d: touch(d / "default/adapter_config.json").parents[1],
-        "holds adapters in sub-folders: name one of 'default'",
+        "in this folder itself, but below it: name one of 'default'",
     ),
+    "cache": (
+        lambda d: save(d / "snapshots/abc/model.safetensors", TENSORS).parents[2],
+        "below it: name one of 'snapshots/abc'",
+    ),
+    "both": (
+        lambda d: save(sharded(d / "m") / "model.safetensors", TENSORS).parent,
+        "several checkpoints and no telling which",
+    ),
+    "unset": (lambda d: "", "expected a path, got an empty one"),
+    "lfs": (lambda d: text(d / "x.safetensors", "version https://git-lfs"), "git lfs pull"),
 }
+
+
+def text(path, content):
+    path.write_text(content)
+    return path
 
 
 def touch(path):
@@ -141,19 +156,76 @@ def test_config_of_absurd_size(tmp_path, monkeypatch):
         open_checkpoint(tmp_path)
 
 
-def test_links_that_leave_the_folder_are_refused(tmp_path):
-    outside = save(tmp_path / "outside.safetensors", TENSORS)
-    folder = tmp_path / "model"
+LINKED = {
+    "weights": ("model.safetensors", {}),
+    "config": ("config.json", {"model.safetensors": TENSORS}),
+    "index": ("model.safetensors.index.json", {"model-0.safetensors": TENSORS}),
+    "shard": ("model-0.safetensors", {}),
+}
+
+
+@pytest.mark.parametrize("case", LINKED)
+def test_links_that_leave_the_folder_are_refused(case, tmp_path):
+    name, others = LINKED[case]
+    outside, folder = tmp_path / "outside", tmp_path / "model"
     folder.mkdir()
-    (folder / "model.safetensors").symlink_to(outside)
+    for other, tensors in others.items():
+        save(folder / other, tensors)
+    index = json.dumps({"weight_map": dict.fromkeys(TENSORS, "model-0.safetensors")})
+    if name.endswith(".json"):
+        outside.write_text(index if "index" in name else "{}")
+    else:
+        save(outside, TENSORS)
+    if case == "shard":
+        (folder / "model.safetensors.index.json").write_text(index)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=rf"{name}: is a link that leaves"):
+        open_checkpoint(folder)
+
+
+def cached(tmp_path, sub="", store="blobs"):
+    """A file of a hub cache, linked from a snapshot as the hub's client does."""
+    repository = tmp_path / "models--org--name"
+    blob = save(repository / store / "0123", TENSORS)
+    folder = repository / "snapshots/abc" / sub
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").symlink_to(os.path.relpath(blob, folder))
+    return folder
+
+
+@pytest.mark.parametrize("sub", ["", "unet"])
+def test_the_hub_cache_layout_is_read(sub, tmp_path):
+    assert set(open_checkpoint(cached(tmp_path, sub)).tensors) == set(TENSORS)
+
+
+def test_links_to_elsewhere_in_the_hub_cache_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is a link that leaves"):
+        open_checkpoint(cached(tmp_path, store="elsewhere"))
+
+
+def test_a_store_that_is_itself_a_link_is_no_store(tmp_path):
+    folder = cached(tmp_path)
+    store = tmp_path / "models--org--name/blobs"
+    store.rename(tmp_path / "outside")
+    store.symlink_to(tmp_path / "outside")
     with pytest.raises(CheckpointError, match="is a link that leaves"):
         open_checkpoint(folder)
 
 
-def test_the_hub_cache_layout_is_read(tmp_path):
-    repository = tmp_path / "models--org--name"
-    save(repository / "blobs/0123", TENSORS)
-    snapshot = repository / "snapshots/abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").symlink_to("../../blobs/0123")
-    assert set(open_checkpoint(snapshot).tensors) == set(TENSORS)
+def test_a_loop_of_links(tmp_path):
+    (tmp_path / "a.safetensors").symlink_to("a.safetensors")
+    with pytest.raises(CheckpointError, match=r"leads nowhere|no such file|cannot be read"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_an_index_that_is_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors.index.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"], ids=["long", "nul"])
+def test_impossible_paths(path):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_checkpoint(path)

@@ -8,7 +8,8 @@ from cases import gaussian, nearly_degenerate
 BAD = {
     "k_zero": (gaussian(4, 3), 0, "expected 1 ≤ k ≤ 3"),
     "k_too_large": (gaussian(4, 3), 4, "expected 1 ≤ k ≤ 3 for shape .4, 3., got k=4"),
-    "empty": (torch.zeros(0, 3), 1, "expected 1 ≤ k ≤ 0"),
+    "empty": (torch.zeros(0, 3), 1, "expected a matrix with entries, got shape .0, 3."),
+    "list": ([[1.0]], 1, "expected a torch tensor or a LinearMap, got list"),
     "vector": (torch.zeros(3), 1, "got shape .3,."),
     "half": (torch.zeros(3, 3, dtype=torch.float16), 1, "float32 or float64"),
     "complex": (torch.zeros(3, 3, dtype=torch.complex64), 1, "real floating-point"),

@@ -6,8 +6,9 @@ import datetime
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bulkedge import __version__
 from bulkedge._errors import CheckpointError, InputError
@@ -42,7 +43,7 @@ def audit(
     base: str | os.PathLike[str],
     tuned: str | os.PathLike[str],
     *,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> Record:
@@ -55,7 +56,7 @@ def audit(
     Args:
         base: A ``.safetensors`` file, a model folder, or a sharded one.
         tuned: The same, or a PEFT LoRA adapter folder.
-        recipe: What to measure; ``Recipe()`` if None.
+        recipe: What to measure, a ``Recipe`` or its fields; ``Recipe()`` if None.
         jobs: Worker processes of one thread each.  With more than one, a script needs the usual
             ``if __name__ == "__main__":`` guard.
         progress: Called after each matrix.
@@ -67,6 +68,7 @@ def audit(
         CheckpointError: If an input cannot be read or does not fit the other.
         AdapterError: The same, for an adapter.
         NothingAuditedError: If the two have no matrix to compare.
+        RecipeError: If the recipe has an unknown field, a bad value, or an idle glob.
         InputError: If ``jobs`` or the device is not to be had.
         BulkedgeError: If a worker process died.
 
@@ -85,10 +87,9 @@ def audit(
         >>> audit(folder / "base.safetensors", folder / "tuned.safetensors").summary.intruders
         1
     """
-    recipe = Recipe() if recipe is None else recipe  # pyright: ignore[reportCallIssue]
-    return run_plan(
-        make_plan(Path(base), Path(tuned), recipe), recipe, jobs=jobs, progress=progress
-    )
+    settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
+    plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
+    return run_plan(plan, settled, jobs=jobs, progress=progress)
 
 
 def run_plan(
@@ -173,10 +174,13 @@ def check_device(device: str) -> None:
 
 def _source(path: Path, kind: str, files: Iterable[Path]) -> Source:
     """An input with the digests of its files."""
-    rows = [File(name=f.name, sha256=_sha256(f), bytes=f.stat().st_size) for f in files]
-    # a path may hold bytes that are no text, which JSON cannot
-    told = os.fsencode(path).decode(errors="backslashreplace")
-    return Source.model_validate({"path": told, "kind": kind, "files": rows})
+    rows = [File(name=_text(f.name), sha256=_sha256(f), bytes=f.stat().st_size) for f in files]
+    return Source.model_validate({"path": _text(path), "kind": kind, "files": rows})
+
+
+def _text(path: str | Path) -> str:
+    """A path for JSON, which cannot hold bytes that are no text."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _sha256(path: Path) -> str:

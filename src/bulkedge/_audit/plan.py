@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError
+from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError, RecipeError
 from bulkedge.checkpoint import (
     Adapter,
     Checkpoint,
@@ -101,6 +101,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         CheckpointError: If an input cannot be read, or a pair differs in shape.
         AdapterError: If the adapter does not belong to the base.
         NothingAuditedError: If no matrix is left to compare.
+        RecipeError: If a glob of the recipe matches nothing.
     """
     if is_adapter(base):
         raise CheckpointError(f"{base}: is an adapter; the first argument is the base model")
@@ -121,6 +122,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         else:
             _check_shapes(comparison)
             wanted.append(comparison)
+    _check_globs(recipe, [*base_checkpoint.tensors, *_update_names(opened)])
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
@@ -140,7 +142,7 @@ def _pair_checkpoint(base: Checkpoint, tuned: Checkpoint) -> tuple[list[Comparis
         tuned.tensors, _shapes(base), lambda name, shape: tuned.tensors[name].shape == shape
     )
     pairs, skipped = _pair_tensors(base, tuned.tensors, rule, base.config or tuned.config)
-    if not pairs:
+    if not pairs and tuned.tensors:
         raise _foreign(tuned.path, base, tuned.tensors, rule)
     found = {pair.base.name for pair in pairs}
     for name in base.tensors:
@@ -261,7 +263,8 @@ def _not_handled(comparison: Comparison) -> str | None:
     """Why a pair of weights cannot be judged, None if it can."""
     for info in comparison.infos:
         if info.dtype not in FLOATING:
-            return f"{info.dtype} tensor: quantised, not handled yet"
+            kind = "complex" if info.dtype.startswith("C") else "quantised"
+            return f"{info.dtype} tensor: {kind}, not handled yet"
         if len(info.shape) > 2:
             what = "stacked experts or a convolution" if len(info.shape) == 3 else "a convolution"
             return f"{len(info.shape)}-D tensor, {what}: not handled yet"
@@ -283,6 +286,24 @@ def _check_shapes(comparison: Comparison) -> None:
             f"{factors.shape}, but {base.name!r} in {base.file} has {base.shape}; the adapter was "
             "trained for another base"
         )
+
+
+def _update_names(tuned: Checkpoint | Adapter) -> list[str]:
+    """What an adapter calls the weights that it updates: a stranger goes by no other name."""
+    if isinstance(tuned, Checkpoint):
+        return []
+    return [*tuned.factors, *(row.name for row in tuned.unhandled)]
+
+
+def _check_globs(recipe: Recipe, names: list[str]) -> None:
+    """Raise where a glob matches nothing: it is misspelt, or means the other side's names."""
+    for glob in (*recipe.include, *recipe.exclude):
+        if not any(fnmatchcase(name, glob) for name in names):
+            example = max(names, key=len, default="")
+            raise RecipeError(
+                f"{glob!r} matches no tensor of the base, whose names look like {example!r}; see "
+                "`bulkedge inspect BASE`"
+            )
 
 
 def _check_unique(comparisons: Iterable[Comparison]) -> None:

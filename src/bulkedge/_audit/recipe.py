@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ class Recipe(BaseModel):
         return ("left", "right") if self.side == "both" else (self.side,)
 
 
-def make_recipe(settings: dict[str, Any], source: str = "recipe") -> Recipe:
+def make_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """A recipe from plain values.
 
     Args:
@@ -52,7 +53,7 @@ def make_recipe(settings: dict[str, Any], source: str = "recipe") -> Recipe:
         RecipeError: Naming every unknown field and every bad value at once.
     """
     try:
-        return Recipe.model_validate(settings)
+        return Recipe.model_validate(dict(settings))
     except ValidationError as error:
         fields = ", ".join(Recipe.model_fields)
         raise RecipeError(f"{source}: {problems(error)} (the fields are {fields})") from None

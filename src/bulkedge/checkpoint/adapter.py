@@ -59,6 +59,7 @@ class AdapterConfig(BaseModel):
     use_rslora: bool = False
     use_dora: bool = False
     fan_in_fan_out: bool = False
+    rank_pattern: dict[str, Number] | None = None
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
@@ -261,13 +262,16 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
         return f"factors that do not fit together: A {A.shape}, B {B.shape}"
     if strange := {A.dtype, B.dtype} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
+    rank = _by_pattern(config.rank_pattern or {}, module, default=config.r)
+    if rank != A.shape[0]:
+        return f"factors of rank {A.shape[0]} where {CONFIG} says {rank:g}: their scale is in doubt"
     return None
 
 
 def _factors(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> LoraFactors:
     """The factors of a module with their scale, by PEFT's rules."""
     A, B = (parts[name] for name in sorted(parts))
-    rank = A.shape[0]  # the tensor is right, whatever rank_pattern says
+    rank = A.shape[0]
     alpha = _by_pattern(config.alpha_pattern or {}, module, default=config.lora_alpha)
     scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
     return LoraFactors(A, B, scale, "lora_embedding_A" in parts, config.fan_in_fan_out)
@@ -282,6 +286,6 @@ def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
                 return value
         except (regex.error, TimeoutError) as error:
             raise AdapterError(
-                f"{CONFIG}: alpha_pattern {pattern!r:.80} cannot be matched ({error}); mend it"
+                f"{CONFIG}: pattern {pattern!r:.80} cannot be matched ({error}); mend it"
             ) from None
     return default

@@ -126,6 +126,8 @@ def _read_bytes(path: Path) -> tuple[bytes, int]:
     file, size = open_regular(path)
     with file:
         prefix = file.read(8)
+        if prefix == b"version ":
+            raise _DamagedError("a Git LFS pointer, not the file itself (run `git lfs pull`)")
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or not 2 <= length <= size - 8:
             raise _DamagedError(f"{size} bytes, truncated or not safetensors")

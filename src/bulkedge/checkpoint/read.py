@@ -61,9 +61,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: If there is nothing to read at ``path``, or what is there is a pickle,
             damaged, hostile, or ambiguous.
     """
+    if not str(path):
+        raise CheckpointError("expected a path, got an empty one; is a variable unset?")
     path = Path(path)
     if not os.path.exists(path):  # unlike Path.exists, this is False for an impossible name
-        raise CheckpointError(f"{path}: no such file or folder; check the path")
+        raise CheckpointError(f"{path}: no such file or folder; nothing is fetched, check the path")
     if path.is_dir():
         return _open_folder(path)
     if path.name.endswith(".index.json"):
@@ -158,7 +160,7 @@ def confined(file: Path, folder: Path) -> Path:
     if target.is_relative_to(home) or target.parent == _blobs(home):
         return file
     raise CheckpointError(
-        f"{file}: is a link that leaves {folder}; copy the file there if you trust it"
+        f"{file}: is a link that leaves {folder}; name the file itself if you trust it"
     )
 
 
@@ -181,11 +183,11 @@ def _open_folder(folder: Path) -> Checkpoint:
     """A model folder: one file, or shards and their index."""
     config = _read_config(folder)
     single = folder / "model.safetensors"
-    if single.is_file():
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if single.is_file() and not indexes:
         tensors, _ = read_header(confined(single, folder))
         return Checkpoint(folder, "folder", (single,), tensors, config)
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if len(indexes) == 1:
+    if len(indexes) == 1 and not single.exists():
         return _open_shards(indexes[0], folder)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1 and not indexes:
@@ -197,14 +199,16 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> str:
     """What to do about a folder that holds no one checkpoint."""
     if files or indexes:
-        names = ", ".join(path.name for path in (indexes or files)[:5])
+        names = ", ".join(path.name for path in [*indexes, *files][:5])
         return f"several checkpoints and no telling which ({names}); name the file"
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         return f"found only {pickles[0]!r}: {TO_SAFETENSORS}"
-    adapters = sorted(p.parent.name for p in folder.glob("*/adapter_config.json"))
-    if adapters:
-        return f"holds adapters in sub-folders: name one of {', '.join(map(repr, adapters[:5]))}"
+    below = {p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/*.safetensors*")}
+    below |= {p.parent for p in folder.glob("*/adapter_config.json")}
+    if below:
+        names = ", ".join(repr(str(p.relative_to(folder))) for p in sorted(below)[:5])
+        return f"no .safetensors file in this folder itself, but below it: name one of {names}"
     return "no .safetensors file in this folder; is it the model's folder?"
 
 

@@ -71,6 +71,8 @@ def _check(A: LinearMap, k: int) -> None:
     """Raise InputError where there is nothing to solve."""
     if A.dtype not in (torch.float32, torch.float64):
         raise InputError(f"expected float32 or float64, got {A.dtype}; convert the matrix first")
+    if 0 in A.shape:
+        raise InputError(f"expected a matrix with entries, got shape {A.shape}")
     if not 1 <= k <= min(A.shape):
         raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}")
 

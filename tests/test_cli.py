@@ -171,7 +171,7 @@ BAD = {
     "cuda": (["base", "f", "--device", "cuda:99"], "device 'cuda:99': torch"),
     "option": (["base", "f", "--frobnicate"], "No such option"),
     "side": (["base", "f", "--side", "up"], "'up' is not one of"),
-    "nothing": (["base", "f", "--include", "zzz"], "'zzz' matches no tensor of the base"),
+    "nothing": (["base", "f", "--include", "zzz"], "'zzz' matches no tensor of either side"),
     "output_file": (["base", "f", "-o", "taken"], "is a file; give a folder"),
     "record_folder": (["base", "f", "--force", "-o", "made"], "record.json in it is a folder"),
     "output_inside": (["folder", "f", "-o", "folder/out"], "lies inside the input"),

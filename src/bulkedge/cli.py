@@ -46,11 +46,9 @@ def cli() -> None:
     help="Singular vectors to compare.  [default: left]",
 )
 @click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only base tensors that match; repeatable."
+    "--include", multiple=True, metavar="GLOB", help="Only tensors that match; repeatable."
 )
-@click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="No base tensors that match; repeatable."
-)
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors that match; repeatable.")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]")
 @click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]")
 @click.option(

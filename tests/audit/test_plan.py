@@ -51,6 +51,13 @@ def test_globs_choose_base_names(base):
     assert reasons(plan)["position_ids"] == "not included by the recipe"
 
 
+def test_globs_choose_tuned_names_too(base):
+    tuned = {f"bert.{name}": tensor for name, tensor in BASE.items()}
+    plan = plan_of(base, tuned, exclude=("bert.encoder.*",))
+    assert names(plan) == ["embeddings.weight"]
+    assert reasons(plan)["bert.encoder.0.weight"] == "excluded by the recipe"
+
+
 def test_shape_mismatch_names_both_files_and_the_way_out(base):
     tuned = BASE | {"embeddings.weight": weights(11, 4)}
     message = (
@@ -135,7 +142,7 @@ def test_nothing_left(base):
 @pytest.mark.parametrize("field", ["include", "exclude"])
 def test_a_glob_that_matches_nothing(field, base):
     message = (
-        r"'bert\.\*' matches no tensor of the base, whose names look like 'embeddings\.weight'"
+        r"'bert\.\*' matches no tensor of either side, whose names look like 'embeddings\.weight'"
     )
     with pytest.raises(RecipeError, match=message):
         plan_of(base, BASE, **{field: ("encoder.*", "bert.*")})

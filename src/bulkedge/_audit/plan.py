@@ -114,7 +114,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         pairs, skipped = _pair_checkpoint(base_checkpoint, opened)
     wanted = []
     for comparison in pairs:
-        unwanted = _not_wanted(comparison.base.name, recipe) or _not_a_weight(comparison)
+        either = (comparison.base.name, comparison.tuned_name)
+        unwanted = _not_wanted(recipe, *either) or _not_a_weight(comparison)
         unhandled = _not_handled(comparison)
         if reason := unwanted or unhandled:
             names = comparison.stored_names
@@ -122,7 +123,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         else:
             _check_shapes(comparison)
             wanted.append(comparison)
-    _check_globs(recipe, [*base_checkpoint.tensors, *_update_names(opened)])
+    _check_globs(recipe, [*base_checkpoint.tensors, *_tuned_names(opened)])
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
@@ -212,7 +213,7 @@ def _harmless(name: str, reason: str) -> Skipped:
 
 def _lost(stored_name: str, name: str, reason: str, recipe: Recipe) -> Skipped:
     """The row of an update that goes unjudged, unless the recipe has left it out anyway."""
-    unwanted = _not_wanted(name, recipe)
+    unwanted = _not_wanted(recipe, name)
     return Skipped(name=stored_name, reason=unwanted or reason, lost=not unwanted)
 
 
@@ -238,11 +239,15 @@ def _acts_transposed(factors: LoraFactors, base: TensorInfo, config: Mapping[str
     return factors.fan_in_fan_out
 
 
-def _not_wanted(name: str, recipe: Recipe) -> str | None:
-    """Why the recipe leaves a base tensor out, None if it does not."""
-    if recipe.include and not any(fnmatchcase(name, glob) for glob in recipe.include):
+def _not_wanted(recipe: Recipe, *names: str) -> str | None:
+    """Why the recipe leaves out a tensor of these names, None if it does not."""
+
+    def match(globs: Iterable[str]) -> bool:
+        return any(fnmatchcase(name, glob) for name in names for glob in globs)
+
+    if recipe.include and not match(recipe.include):
         return "not included by the recipe"
-    if any(fnmatchcase(name, glob) for glob in recipe.exclude):
+    if match(recipe.exclude):
         return "excluded by the recipe"
     return None
 
@@ -288,21 +293,21 @@ def _check_shapes(comparison: Comparison) -> None:
         )
 
 
-def _update_names(tuned: Checkpoint | Adapter) -> list[str]:
-    """What an adapter calls the weights that it updates: a stranger goes by no other name."""
+def _tuned_names(tuned: Checkpoint | Adapter) -> list[str]:
+    """What the tuned side calls its weights."""
     if isinstance(tuned, Checkpoint):
-        return []
-    return [*tuned.factors, *(row.name for row in tuned.unhandled)]
+        return list(tuned.tensors)
+    return [*tuned.factors, *tuned.tensors, *(row.name for row in tuned.unhandled)]
 
 
 def _check_globs(recipe: Recipe, names: list[str]) -> None:
-    """Raise where a glob matches nothing: it is misspelt, or means the other side's names."""
+    """Raise where a glob matches nothing: misspelt, it must not turn a gate green."""
     for glob in (*recipe.include, *recipe.exclude):
         if not any(fnmatchcase(name, glob) for name in names):
             example = max(names, key=len, default="")
             raise RecipeError(
-                f"{glob!r} matches no tensor of the base, whose names look like {example!r}; see "
-                "`bulkedge inspect BASE`"
+                f"{glob!r} matches no tensor of either side, whose names look like {example!r}; "
+                "see `bulkedge inspect`"
             )
 
 

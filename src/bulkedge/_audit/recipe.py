@@ -28,8 +28,12 @@ class Recipe(BaseModel):
     top_k: int = Field(10, ge=1, description="How many leading tuned directions are judged.")
     epsilon: float = Field(0.5, gt=0, le=1, description="Score below which the paper counts one.")
     side: Literal["left", "right", "both"] = Field("left", description="Singular vectors compared.")
-    include: tuple[Glob, ...] = Field((), description="Only base tensors that match one of these.")
-    exclude: tuple[Glob, ...] = Field((), description="No base tensors that match one of these.")
+    include: tuple[Glob, ...] = Field(
+        (), description="Only tensors whose name on either side matches."
+    )
+    exclude: tuple[Glob, ...] = Field(
+        (), description="No tensors whose name on either side matches."
+    )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,4})?)$", description="Where to compute.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the solver's start block.")
 

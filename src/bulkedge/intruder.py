@@ -81,7 +81,7 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         vectors: All thin singular vectors of one side, shape ``(m, min(m, n))``.
         sigma: All singular values, descending, shape ``(min(m, n),)``.
         shape: ``(m, n)`` of the base.  Values up to max(m, n)·eps·σ₁ count as zero, values within
-            √max(m, n)·eps·σ₁ as equal.
+            2√max(m, n)·eps·σ₁ as equal.
 
     Returns:
         The determined vectors.
@@ -100,8 +100,8 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         )
     rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
-    # the bound max(m, n)·eps·σ₁ is for the worst case; errors that add up at random reach its root
-    spaces, head, width = [], float("inf"), float(rounding) / max(shape) ** 0.5
+    # max(m, n)·eps·σ₁ is for the worst case; errors that add up at random stay below twice its root
+    spaces, head, width = [], float("inf"), 2 * float(rounding) / max(shape) ** 0.5
     for value in sigma.tolist():
         # near the first of its space, not only the last: a dense tail is not one space
         if head - value > width:

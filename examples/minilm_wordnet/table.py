@@ -56,7 +56,7 @@ def count(base: Path, tuned: Path) -> dict[str, int]:
 
 def show(rows: list[dict]) -> None:
     """The table in Markdown: mean over the seeds, and each seed's count."""
-    print("| fine-tune | trained parameters | accuracy | paper's count in 36 encoder matrices, by seed |")
+    print("| fine-tune | trained parameters | accuracy | paper's count in 36 matrices, by seed |")
     print("|---|---|---|---|")
     for name in METHODS:
         runs = [row for row in rows if row["name"] == name]

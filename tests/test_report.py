@@ -43,9 +43,21 @@ def test_the_table_fits_a_terminal_of_80_columns(record):
 def test_a_pipe_gets_sentences_on_one_line(record):
     lines = printed(record, terminal=False).splitlines()
     assert lines[-1] == report.verdict_line(record)
-    assert "skipped 3: no counterpart in the base, such as head0.bias" in lines
-    assert "skipped x.bias: not stored in the tuned checkpoint" in lines
+    assert "skipped: 3, such as head0.bias: no counterpart in the base" in lines
+    assert "skipped: x.bias: not stored in the tuned checkpoint" in lines
     assert printed(record, terminal=False, brief=True) == report.verdict_line(record) + "\n"
+
+
+def test_what_is_lost_is_said_loudly(record):
+    lost = [
+        report.Skipped(name=f"l{i}.lora_A", reason=f"no counterpart in the base{near}", lost=True)
+        for i, near in enumerate([" (nearest: 'l7')", ""])
+    ]
+    changed = record.model_copy(update={"skipped": [*record.skipped, *lost]})
+    lines = printed(changed, terminal=False).splitlines()
+    told = "NOT judged: 2, such as l0.lora_A: no counterpart in the base (nearest: 'l7')"
+    assert told in lines
+    assert "skipped: 3, such as head0.bias: no counterpart in the base" in lines
 
 
 def test_findings_by_severity(record):

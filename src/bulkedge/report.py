@@ -122,16 +122,18 @@ def _ratio(matrix: Matrix) -> str:
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
-    """One line a reason, with a name as example."""
-    by_reason: dict[str, list[str]] = {}
+    """One line a reason, with the first name as example; what is lost is said loudly."""
+    groups: dict[tuple[bool, str], list[Skipped]] = {}
     for row in skipped:
-        by_reason.setdefault(row.reason.partition(" (")[0], []).append(row.name)
-    return [
-        f"skipped {len(names)}: {reason}, such as {names[0]}"
-        if len(names) > 1
-        else f"skipped {names[0]}: {reason}"
-        for reason, names in by_reason.items()
-    ]
+        # the nearest names in parentheses belong to one row, not to the reason
+        groups.setdefault((row.lost, row.reason.partition(" (")[0]), []).append(row)
+    lines = []
+    for (lost, _), rows in groups.items():
+        first = rows[0]
+        done = "NOT judged" if lost else "skipped"
+        count = f"{len(rows)}, such as " if len(rows) > 1 else ""
+        lines.append(f"{done}: {count}{first.name}: {first.reason}")
+    return lines
 
 
 def _print(console: Console, text: str) -> None:

@@ -385,7 +385,7 @@ def test_experts_are_named(base, tmp_path):
     plan = make_plan(base, folder, Recipe())
     assert len(plan.comparisons) == 1
     assert {row.reason for row in plan.skipped} == {
-        "a bare parameter (target_parameters): not handled yet"
+        "a bare parameter, by target_parameters: not handled yet"
     }
 
 

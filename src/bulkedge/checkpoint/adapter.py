@@ -250,7 +250,7 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
     """Why the update of a module cannot be handled, None if it can."""
     owners = (parameter.rpartition(".")[0] for parameter in config.target_parameters or ())
     if any(owner and f".{module}".endswith(f".{owner}") for owner in owners):
-        return "a bare parameter (target_parameters): not handled yet"
+        return "a bare parameter, by target_parameters: not handled yet"
     if config.use_dora or "lora_magnitude_vector" in parts:
         return "DoRA: not handled yet"
     if set(parts) not in PAIRS:

@@ -46,6 +46,10 @@ def singular_triplet(
         >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
         >>> [round(s, 12) for s in singular_triplet(A, k=2).sigma.tolist()]
         [3.0, 2.0]
+        >>> from bulkedge.triplet import Dense, LowRank
+        >>> tuned = Dense(A) + LowRank(A[:, :1], A[:1], scale=2.0)  # W0 + s·B·A, not formed
+        >>> round(singular_triplet(tuned).sigma.item(), 12)
+        21.0
     """
     A = as_map(A)
     _check(A, k)

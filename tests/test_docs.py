@@ -94,6 +94,7 @@ def test_the_readme_quotes_the_stored_memory_figures():
     readme = (ROOT / "README.md").read_text()
     assert f"{stored['large']['peak_MB']:,} MB" in readme
     assert f"{stored['large']['checkpoint_MB']:,} MB" in readme
+    assert f"has {stored['largest_matrix_MB']} MB" in readme
 
 
 def test_the_architecture_quotes_the_stored_precision():

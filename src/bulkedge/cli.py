@@ -150,7 +150,7 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """What an audit would do, and what it would need."""
     infos = [comparison.base for comparison in plan.comparisons]
     largest = max(infos, key=lambda info: info.size)
-    read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned_files})
+    read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
     svd = sum(6 * max(i.shape) * min(i.shape) ** 2 for i in infos)
     return {
         "matrices": len(infos),

@@ -39,9 +39,7 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
             rest = len(affected) - MAX_ROWS
             console.print(f"… and {rest} matrices less affected: see the record (--output)")
         for matrix in broken:
-            _print(
-                console, f"not audited: {printable(matrix.name)}: {printable(matrix.note or '')}"
-            )
+            _print(console, f"not audited: {matrix.name}: {matrix.note}")
         for line in _skipped_lines(record.skipped):
             _print(console, line)
     _print(console, verdict_line(record))

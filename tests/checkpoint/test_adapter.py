@@ -413,10 +413,13 @@ def test_pickled_and_missing_weights(base, tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(AdapterError, match="no such file; save the adapter again"):
+    with pytest.raises(AdapterError, match="no such file; save it again"):
         make_plan(base, folder, Recipe())
     (folder / "adapter_model.bin").touch()
-    with pytest.raises(AdapterError, match=r"found 'adapter_model\.bin': it is a pickle"):
+    with pytest.raises(
+        AdapterError,
+        match=r"found 'adapter_model\.bin': it is a pickle.*'adapter_model\.safetensors'",
+    ):
         make_plan(base, folder, Recipe())
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bulkedge import CheckpointError
-from bulkedge.checkpoint import open_checkpoint, read_tensor
+from bulkedge.checkpoint import is_adapter, open_checkpoint, read_tensor
 from helpers import save, weights
 
 TENSORS = {"a.weight": weights(4, 3), "b.weight": weights(5, 2, seed=1)}
@@ -229,3 +229,4 @@ def test_an_index_that_is_a_pipe_does_not_hang(tmp_path):
 def test_impossible_paths(path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         open_checkpoint(path)
+    assert not is_adapter(path)

@@ -12,12 +12,11 @@ from typing import Any
 
 from bulkedge import __version__
 from bulkedge._errors import CheckpointError, InputError
-from bulkedge.checkpoint import Adapter
+from bulkedge.checkpoint import Adapter, Checkpoint
 
 from .plan import Comparison, Plan, make_plan
 from .recipe import Recipe, make_recipe, read_recipe
-from .record import File, Inputs, Matrix, Record, Skipped, Source, Summary, Tool, summarise
-from .record import Run as Run
+from .record import File, Inputs, Matrix, Record, Run, Skipped, Source, Summary, Tool, summarise
 
 __all__ = [
     "Comparison",
@@ -118,16 +117,9 @@ def run_plan(
         raise InputError(f"expected jobs ≥ 1, got {jobs}")
     check_device(recipe.device)
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    files = [*plan.base.files, *plan.tuned_files]
+    files = [*plan.base.files, *plan.tuned.files]
     before = _stamps(files)
-    inputs = Inputs(
-        base=_source(plan.base.path, plan.base.kind, plan.base.files),
-        tuned=_source(
-            plan.tuned.path,
-            "lora" if isinstance(plan.tuned, Adapter) else plan.tuned.kind,
-            plan.tuned_files,
-        ),
-    )
+    inputs = Inputs(base=_source(plan.base), tuned=_source(plan.tuned))
     rows: dict[int, Matrix] = {}
     for position, row in compute_rows(plan.comparisons, recipe, jobs):
         rows[position] = row
@@ -172,10 +164,13 @@ def check_device(device: str) -> None:
             )
 
 
-def _source(path: Path, kind: str, files: Iterable[Path]) -> Source:
+def _source(opened: Checkpoint | Adapter) -> Source:
     """An input with the digests of its files."""
-    rows = [File(name=_text(f.name), sha256=_sha256(f), bytes=f.stat().st_size) for f in files]
-    return Source.model_validate({"path": _text(path), "kind": kind, "files": rows})
+    rows = [
+        File(name=_text(file.name), sha256=_sha256(file), bytes=file.stat().st_size)
+        for file in opened.files
+    ]
+    return Source.model_validate({"path": _text(opened.path), "kind": opened.kind, "files": rows})
 
 
 def _text(path: str | Path) -> str:

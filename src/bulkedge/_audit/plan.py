@@ -80,11 +80,6 @@ class Plan:
     comparisons: tuple[Comparison, ...]
     skipped: tuple[Skipped, ...]
 
-    @property
-    def tuned_files(self) -> tuple[Path, ...]:
-        """The files that the tuned side is read from."""
-        return self.tuned.files
-
 
 def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     """Open both inputs, pair their tensors, and check that each pair fits.

@@ -40,7 +40,8 @@ NORM = BlockKrylov(rtol=1e-6)
 def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
     """The row of one matrix.
 
-    Cost: a full SVD of the base, O(mn·min(m, n)), and 30 to 100 passes over the tuned matrix.
+    Cost: a full SVD of the base, O(mn·min(m, n)), and the passes of ``BlockKrylov`` over the tuned
+    matrix.
 
     Args:
         comparison: What to compare.

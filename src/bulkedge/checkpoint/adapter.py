@@ -9,6 +9,7 @@ holds in a way that cannot be added to the base as a matrix, is listed with the 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bulkedge._errors import AdapterError, problems
 
 from .header import FLOATING, TensorInfo, read_header
-from .read import PICKLES, TO_SAFETENSORS, confined, read_json
+from .read import PICKLES, confined, convert, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -63,7 +64,6 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
-    base_model_name_or_path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,12 @@ class Adapter:
     factors: Mapping[str, LoraFactors]
     tensors: Mapping[str, TensorInfo]
     unhandled: tuple[Unhandled, ...]
+    kind = "lora"
 
 
 def is_adapter(path: str | Path) -> bool:
     """Whether ``path`` is an adapter folder, or the weights in one."""
-    return (_folder(Path(path)) / CONFIG).is_file()
+    return os.path.isfile(_folder(Path(path)) / CONFIG)  # False, too, for an impossible name
 
 
 def open_adapter(path: str | Path) -> Adapter:
@@ -162,7 +163,7 @@ def open_adapter(path: str | Path) -> Adapter:
     file = folder / WEIGHTS
     if not file.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        advice = f"found {pickles[0]!r}: {TO_SAFETENSORS}" if pickles else "save the adapter again"
+        advice = f"found {pickles[0]!r}: {convert(WEIGHTS)}" if pickles else "save it again"
         raise AdapterError(f"{file}: no such file; {advice}")
     tensors, _ = read_header(confined(file, folder))
     return _sort(folder, file, config, tensors)

@@ -23,10 +23,6 @@ if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` sta
 
 MAX_JSON_BYTES = 100 * 2**20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-TO_SAFETENSORS = (
-    "it is a pickle, which can run code when it is read; convert it where you trust it: "
-    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return _open_shards(path, path)
     if path.suffix in PICKLES:
-        raise CheckpointError(f"{path}: {TO_SAFETENSORS}")
+        raise CheckpointError(f"{path}: {convert('model.safetensors')}")
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: expected a .safetensors file or a model folder")
     tensors, _ = read_header(path)
@@ -137,6 +133,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def convert(name: str) -> str:
+    """What to do about a pickle that should be the safetensors file ``name``."""
+    return (
+        "it is a pickle, which can run code when it is read; convert it where you trust it: "
+        f"safetensors.torch.save_file(torch.load(FILE, weights_only=True), {name!r})"
+    )
+
+
 def confined(file: Path, folder: Path) -> Path:
     """``file``, once it is known to lie in ``folder`` whatever links it is made of.
 
@@ -181,18 +185,14 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 def _open_folder(folder: Path) -> Checkpoint:
     """A model folder: one file, or shards and their index."""
-    config = _read_config(folder)
     single = folder / "model.safetensors"
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if single.is_file() and not indexes:
-        tensors, _ = read_header(confined(single, folder))
-        return Checkpoint(folder, "folder", (single,), tensors, config)
-    if len(indexes) == 1 and not single.exists():
-        return _open_shards(indexes[0], folder)
-    files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1 and not indexes:
         tensors, _ = read_header(confined(files[0], folder))
-        return Checkpoint(folder, "folder", (files[0],), tensors, config)
+        return Checkpoint(folder, "folder", (files[0],), tensors, _read_config(folder))
+    if len(indexes) == 1 and not single.exists():
+        return _open_shards(indexes[0], folder)
     raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
 
 
@@ -203,7 +203,7 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
         return f"several checkpoints and no telling which ({names}); name the file"
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
-        return f"found only {pickles[0]!r}: {TO_SAFETENSORS}"
+        return f"found only {pickles[0]!r}: {convert('model.safetensors')}"
     below = {p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/*.safetensors*")}
     below |= {p.parent for p in folder.glob("*/adapter_config.json")}
     if below:

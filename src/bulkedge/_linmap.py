@@ -7,7 +7,8 @@ package asks of it is a product with a thin block, so the sum is never formed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Union
 
 import torch
@@ -40,6 +41,35 @@ class LinearMap(ABC):
     @abstractmethod
     def to_dense(self) -> Tensor:
         """The matrix itself, shape ``(m, n)``: for tests, oracles and the last resort."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that the map is made of: gradients go to these."""
+
+    @abstractmethod
+    def with_tensors(self, *tensors: Tensor) -> LinearMap:
+        """The same map made of other tensors, in the order of :attr:`tensors`."""
+
+    def pullback(self, L: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of ``tr(Lᵀ W R)``, one for each of :attr:`tensors`, itself differentiable.
+
+        Args:
+            L: Shape ``(m, b)``.
+            R: Shape ``(n, b)``.
+
+        Returns:
+            Tensors shaped like those of the map.
+        """
+
+        def product(*tensors: Tensor) -> Tensor:
+            return self.with_tensors(*tensors).matmat(R)
+
+        return torch.func.vjp(product, *self.tensors)[1](L)
+
+    def pushforward(self, *tangents: Tensor) -> LinearMap:
+        """The derivative of the map in the direction of ``tangents``, one for each tensor."""
+        return Tangent(self, tangents)
 
     @property
     def T(self) -> LinearMap:
@@ -88,6 +118,19 @@ class Dense(LinearMap):
         """See :meth:`LinearMap.to_dense`."""
         return self.matrix
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See :attr:`LinearMap.tensors`."""
+        return (self.matrix,)
+
+    def with_tensors(self, *tensors: Tensor) -> Dense:
+        """See :meth:`LinearMap.with_tensors`."""
+        return Dense(*tensors)
+
+    def pullback(self, L: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`LinearMap.pullback`; here it is ``L Rᵀ``."""
+        return (L @ R.mT,)
+
 
 class LowRank(LinearMap):
     """The map ``scale · B A``, kept as its factors.
@@ -133,6 +176,15 @@ class LowRank(LinearMap):
         """See :meth:`LinearMap.to_dense`."""
         return self.scale * (self.B @ self.A)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See :attr:`LinearMap.tensors`."""
+        return self.B, self.A
+
+    def with_tensors(self, *tensors: Tensor) -> LowRank:
+        """See :meth:`LinearMap.with_tensors`."""
+        return LowRank(*tensors, scale=self.scale)
+
     def singular_values(self) -> Tensor:
         """All ``min(r, m, n)`` non-trivial singular values, from thin QR factors in O((m+n)r²)."""
         R_B = torch.linalg.qr(self.B, mode="r").R
@@ -177,6 +229,16 @@ class Sum(LinearMap):
         first, *rest = self.terms
         return sum((term.to_dense() for term in rest), start=first.to_dense())
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See :attr:`LinearMap.tensors`."""
+        return tuple(tensor for term in self.terms for tensor in term.tensors)
+
+    def with_tensors(self, *tensors: Tensor) -> Sum:
+        """See :meth:`LinearMap.with_tensors`."""
+        left = iter(tensors)
+        return Sum([term.with_tensors(*islice(left, len(term.tensors))) for term in self.terms])
+
 
 class Adjoint(LinearMap):
     """The transpose of a map.
@@ -202,6 +264,19 @@ class Adjoint(LinearMap):
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.inner.to_dense().mT
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See :attr:`LinearMap.tensors`."""
+        return self.inner.tensors
+
+    def with_tensors(self, *tensors: Tensor) -> Adjoint:
+        """See :meth:`LinearMap.with_tensors`."""
+        return Adjoint(self.inner.with_tensors(*tensors))
+
+    def pullback(self, L: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`LinearMap.pullback`."""
+        return self.inner.pullback(R, L)
 
     @property
     def T(self) -> LinearMap:
@@ -232,6 +307,56 @@ class Scaled(LinearMap):
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.inner.to_dense() * self.factor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See :attr:`LinearMap.tensors`."""
+        return self.inner.tensors
+
+    def with_tensors(self, *tensors: Tensor) -> Scaled:
+        """See :meth:`LinearMap.with_tensors`."""
+        return Scaled(self.inner.with_tensors(*tensors), self.factor)
+
+
+class Tangent(LinearMap):
+    """The derivative of a map in a direction of its tensors.
+
+    Args:
+        inner: The map.
+        tangents: One for each of ``inner.tensors``.
+    """
+
+    def __init__(self, inner: LinearMap, tangents: Sequence[Tensor]) -> None:
+        self.inner, self.tangents = inner, tuple(tangents)
+        self.shape, self.dtype, self.device = inner.shape, inner.dtype, inner.device
+
+    def _along(self, product: Callable[[LinearMap], Tensor]) -> Tensor:
+        def function(*tensors: Tensor) -> Tensor:
+            return product(self.inner.with_tensors(*tensors))
+
+        return torch.func.jvp(function, self.inner.tensors, self.tangents)[1]
+
+    def matmat(self, X: Tensor) -> Tensor:
+        """See :meth:`LinearMap.matmat`."""
+        return self._along(lambda W: W.matmat(X))
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        """See :meth:`LinearMap.rmatmat`."""
+        return self._along(lambda W: W.rmatmat(Y))
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearMap.to_dense`."""
+        return self._along(lambda W: W.to_dense())
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors and the tangents."""
+        return *self.inner.tensors, *self.tangents
+
+    def with_tensors(self, *tensors: Tensor) -> Tangent:
+        """See :meth:`LinearMap.with_tensors`."""
+        half = len(tensors) // 2
+        return Tangent(self.inner.with_tensors(*tensors[:half]), tensors[half:])
 
 
 MatrixLike = Union[Tensor, LinearMap]  # noqa: UP007 — evaluated at run time on Python 3.10

@@ -33,6 +33,9 @@ class SingularTriplets:
         steps: Iterations of the solver.
         passes: Products with A or Aᵀ, each with a block of vectors: how often A was read.
         status: How the solve ended.
+        near: What the solver saw of the spectrum beyond the k-th value, if it tells: approximate
+            singular values, shape ``(b,)``, and their vectors on the shorter side of A, shape
+            ``(min(m, n), b)``.  They precondition the derivative, nothing else.
     """
 
     sigma: Tensor
@@ -43,6 +46,7 @@ class SingularTriplets:
     steps: int
     passes: int
     status: Status
+    near: tuple[Tensor, Tensor] | None = None
 
     @property
     def rank(self) -> int:

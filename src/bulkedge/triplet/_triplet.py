@@ -97,6 +97,6 @@ def _solve_upright(
 ) -> SingularTriplets:
     """Solvers work on the shorter side: transpose a wide map, and swap u and v back."""
     if A.shape[0] >= A.shape[1]:
-        return solver.compute(A, k, generator)
-    flipped = solver.compute(A.T, k, generator)
+        return solver.compute(A, k, None, generator)
+    flipped = solver.compute(A.T, k, None, generator)
     return dataclasses.replace(flipped, u=flipped.v, v=flipped.u)

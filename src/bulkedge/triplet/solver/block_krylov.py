@@ -22,6 +22,7 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
+from ._start import start_block
 from .dense import thin_svd
 
 
@@ -46,16 +47,16 @@ class BlockKrylov:
     oversample: int = 4
     width: int = 8
 
-    def compute(self, A: LinearMap, k: int, generator: torch.Generator) -> SingularTriplets:
-        """The k leading triplets of A, m ≥ n, from a Gaussian start block."""
+    def compute(
+        self, A: LinearMap, k: int, start: Tensor | None, generator: torch.Generator
+    ) -> SingularTriplets:
+        """The k leading triplets of A, m ≥ n, from ``start`` completed by a Gaussian block."""
         eps = torch.finfo(A.dtype).eps
         rtol = eps**0.75 if self.rtol is None else self.rtol
         n = A.shape[1]
         block = min(k + self.oversample, n)
         limit = min(self.width * block, n)
-        # drawn on the CPU in float64, so that every device and dtype starts alike
-        start = torch.randn(n, block, generator=generator, dtype=torch.float64)
-        V = torch.linalg.qr(start.to(A.device, A.dtype)).Q  # (n, d)
+        V = start_block(A, block, start, generator)  # (n, d)
         W = A.matmat(V)  # (m, d)
         step = 0
         while True:
@@ -85,6 +86,7 @@ class BlockKrylov:
             steps=step,
             passes=2 * step,
             status=Status.CONVERGED if converged else Status.MAX_STEPS,
+            near=(S[k:], V @ Y[:, k:]) if len(S) > k else None,
         )
 
 

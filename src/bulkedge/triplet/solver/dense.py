@@ -42,8 +42,10 @@ class DenseSVD:
     Cost: O(mn·min(m, n)) and several copies of the matrix.
     """
 
-    def compute(self, A: LinearMap, k: int, generator: torch.Generator) -> SingularTriplets:
-        """The k leading triplets; nothing is drawn from ``generator``."""
+    def compute(
+        self, A: LinearMap, k: int, start: Tensor | None, generator: torch.Generator
+    ) -> SingularTriplets:
+        """The k leading triplets; a start helps nothing here, and nothing is drawn."""
         U, S, V = thin_svd(A.to_dense())
         u, sigma, v = U[:, :k], S[:k], V[:, :k]
         residuals = torch.hypot(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._errors import BulkedgeError as BulkedgeError
     from ._errors import CheckpointError as CheckpointError
     from ._errors import ConvergenceError as ConvergenceError
+    from ._errors import DegenerateWarning as DegenerateWarning
     from ._errors import InputError as InputError
     from ._errors import NothingAuditedError as NothingAuditedError
     from ._errors import OutputError as OutputError
@@ -38,6 +39,7 @@ _HOME = {
     "AdapterError": "._errors",
     "CheckpointError": "._errors",
     "ConvergenceError": "._errors",
+    "DegenerateWarning": "._errors",
     "InputError": "._errors",
     "NothingAuditedError": "._errors",
     "OutputError": "._errors",

@@ -11,6 +11,8 @@
     ├── OutputError (OSError)             a result cannot be written where it was asked for
     └── ConvergenceError (RuntimeError)   a solver stopped short; its best result is in .partial
 
+    DegenerateWarning (UserWarning)       a derivative that the data do not determine
+
 Each message says what was expected, what was found, and what to do.
 """
 
@@ -61,6 +63,10 @@ class ConvergenceError(BulkedgeError, RuntimeError):
     def __init__(self, message: str, partial: object = None) -> None:
         super().__init__(message)
         self.partial = partial
+
+
+class DegenerateWarning(UserWarning):
+    """A derivative of singular vectors where the vectors are not unique to rounding."""
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ package asks of it is a product with a thin block, so the sum is never formed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Union
 
@@ -68,8 +68,18 @@ class LinearMap(ABC):
         return torch.func.vjp(product, *self.tensors)[1](L)
 
     def pushforward(self, *tangents: Tensor) -> LinearMap:
-        """The derivative of the map in the direction of ``tangents``, one for each tensor."""
-        return Tangent(self, tangents)
+        """The derivative of the map in the direction of ``tangents``, one for each tensor.
+
+        This default is for a map that is linear in its tensors.
+
+        Returns:
+            A map of the same shape.
+        """
+        return self.with_tensors(*tangents)
+
+    def widened(self) -> LinearMap:
+        """The same map with products in float64."""
+        return self.with_tensors(*(tensor.double() for tensor in self.tensors))
 
     @property
     def T(self) -> LinearMap:
@@ -131,6 +141,38 @@ class Dense(LinearMap):
         """See :meth:`LinearMap.pullback`; here it is ``L Rᵀ``."""
         return (L @ R.mT,)
 
+    def widened(self) -> LinearMap:
+        """See :meth:`LinearMap.widened`; the matrix itself is not copied."""
+        return Widened(self.matrix)
+
+
+class Widened(Dense):
+    """A matrix of any floating dtype whose products are taken in float64, a tile at a time."""
+
+    rows = 64  # of a tile: it stays in the cache between conversion and product
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix)
+        self.dtype = torch.float64
+
+    def matmat(self, X: Tensor) -> Tensor:
+        """See :meth:`LinearMap.matmat`."""
+        return torch.cat([tile.double() @ X for tile in self.matrix.split(self.rows)])
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        """See :meth:`LinearMap.rmatmat`."""
+        tiles = zip(self.matrix.split(self.rows), Y.split(self.rows), strict=True)
+        start = Y.new_zeros(self.shape[1], Y.shape[1])
+        return sum((tile.double().mT @ y for tile, y in tiles), start=start)
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearMap.to_dense`."""
+        return self.matrix.double()
+
+    def with_tensors(self, *tensors: Tensor) -> Widened:
+        """See :meth:`LinearMap.with_tensors`."""
+        return Widened(*tensors)
+
 
 class LowRank(LinearMap):
     """The map ``scale · B A``, kept as its factors.
@@ -184,6 +226,11 @@ class LowRank(LinearMap):
     def with_tensors(self, *tensors: Tensor) -> LowRank:
         """See :meth:`LinearMap.with_tensors`."""
         return LowRank(*tensors, scale=self.scale)
+
+    def pushforward(self, *tangents: Tensor) -> LinearMap:
+        """See :meth:`LinearMap.pushforward`; the product rule."""
+        dB, dA = tangents
+        return LowRank(dB, self.A, self.scale) + LowRank(self.B, dA, self.scale)
 
     def singular_values(self) -> Tensor:
         """All ``min(r, m, n)`` non-trivial singular values, from thin QR factors in O((m+n)r²)."""
@@ -239,6 +286,15 @@ class Sum(LinearMap):
         left = iter(tensors)
         return Sum([term.with_tensors(*islice(left, len(term.tensors))) for term in self.terms])
 
+    def pushforward(self, *tangents: Tensor) -> Sum:
+        """See :meth:`LinearMap.pushforward`."""
+        left = iter(tangents)
+        return Sum([term.pushforward(*islice(left, len(term.tensors))) for term in self.terms])
+
+    def widened(self) -> Sum:
+        """See :meth:`LinearMap.widened`."""
+        return Sum([term.widened() for term in self.terms])
+
 
 class Adjoint(LinearMap):
     """The transpose of a map.
@@ -273,6 +329,14 @@ class Adjoint(LinearMap):
     def with_tensors(self, *tensors: Tensor) -> Adjoint:
         """See :meth:`LinearMap.with_tensors`."""
         return Adjoint(self.inner.with_tensors(*tensors))
+
+    def pushforward(self, *tangents: Tensor) -> Adjoint:
+        """See :meth:`LinearMap.pushforward`."""
+        return Adjoint(self.inner.pushforward(*tangents))
+
+    def widened(self) -> Adjoint:
+        """See :meth:`LinearMap.widened`."""
+        return Adjoint(self.inner.widened())
 
     def pullback(self, L: Tensor, R: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`LinearMap.pullback`."""
@@ -317,46 +381,53 @@ class Scaled(LinearMap):
         """See :meth:`LinearMap.with_tensors`."""
         return Scaled(self.inner.with_tensors(*tensors), self.factor)
 
+    def pushforward(self, *tangents: Tensor) -> Scaled:
+        """See :meth:`LinearMap.pushforward`."""
+        return Scaled(self.inner.pushforward(*tangents), self.factor)
 
-class Tangent(LinearMap):
-    """The derivative of a map in a direction of its tensors.
+    def widened(self) -> Scaled:
+        """See :meth:`LinearMap.widened`."""
+        return Scaled(self.inner.widened(), self.factor)
+
+
+class Counted(LinearMap):
+    """A map that counts its products, those of its relatives included.
 
     Args:
         inner: The map.
-        tangents: One for each of ``inner.tensors``.
+        passes: A list of one number, shared between relatives.
     """
 
-    def __init__(self, inner: LinearMap, tangents: Sequence[Tensor]) -> None:
-        self.inner, self.tangents = inner, tuple(tangents)
+    def __init__(self, inner: LinearMap, passes: list[int] | None = None) -> None:
+        self.inner, self.passes = inner, [0] if passes is None else passes
         self.shape, self.dtype, self.device = inner.shape, inner.dtype, inner.device
-
-    def _along(self, product: Callable[[LinearMap], Tensor]) -> Tensor:
-        def function(*tensors: Tensor) -> Tensor:
-            return product(self.inner.with_tensors(*tensors))
-
-        return torch.func.jvp(function, self.inner.tensors, self.tangents)[1]
 
     def matmat(self, X: Tensor) -> Tensor:
         """See :meth:`LinearMap.matmat`."""
-        return self._along(lambda W: W.matmat(X))
+        self.passes[0] += 1
+        return self.inner.matmat(X)
 
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
-        return self._along(lambda W: W.rmatmat(Y))
+        self.passes[0] += 1
+        return self.inner.rmatmat(Y)
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
-        return self._along(lambda W: W.to_dense())
+        return self.inner.to_dense()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors and the tangents."""
-        return *self.inner.tensors, *self.tangents
+        """See :attr:`LinearMap.tensors`."""
+        return self.inner.tensors
 
-    def with_tensors(self, *tensors: Tensor) -> Tangent:
+    def with_tensors(self, *tensors: Tensor) -> Counted:
         """See :meth:`LinearMap.with_tensors`."""
-        half = len(tensors) // 2
-        return Tangent(self.inner.with_tensors(*tensors[:half]), tensors[half:])
+        return Counted(self.inner.with_tensors(*tensors), self.passes)
+
+    def widened(self) -> Counted:
+        """See :meth:`LinearMap.widened`."""
+        return Counted(self.inner.widened(), self.passes)
 
 
 MatrixLike = Union[Tensor, LinearMap]  # noqa: UP007 — evaluated at run time on Python 3.10

@@ -4,15 +4,52 @@ from bulkedge._linmap import Adjoint, Dense, LinearMap, LowRank, Scaled, Sum
 
 from ._result import SingularTriplets, Status, resolution
 from ._triplet import singular_triplet
-from .solver import BlockKrylov, DenseSVD, Solver, thin_svd
+from .adjoint import (
+    KKT,
+    AdjointSolver,
+    AugmentedLeastSquares,
+    DeflatedCG,
+    ExplicitSVD,
+    Minres,
+    PushThrough,
+)
+from .solver import (
+    Auto,
+    BlockKrylov,
+    DenseSVD,
+    GradientAscent,
+    Lanczos,
+    Newton,
+    Power,
+    RayleighQuotient,
+    Refined,
+    Riemannian,
+    Solver,
+    thin_svd,
+)
 
 __all__ = [
+    "KKT",
     "Adjoint",
+    "AdjointSolver",
+    "AugmentedLeastSquares",
+    "Auto",
     "BlockKrylov",
+    "DeflatedCG",
     "Dense",
     "DenseSVD",
+    "ExplicitSVD",
+    "GradientAscent",
+    "Lanczos",
     "LinearMap",
     "LowRank",
+    "Minres",
+    "Newton",
+    "Power",
+    "PushThrough",
+    "RayleighQuotient",
+    "Refined",
+    "Riemannian",
     "Scaled",
     "SingularTriplets",
     "Solver",

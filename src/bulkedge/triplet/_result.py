@@ -17,11 +17,17 @@ class Status(Enum):
         "the step limit was reached before the tolerance: raise max_steps, loosen rtol, or use "
         "DenseSVD()"
     )
+    DEFERRED = (
+        "not known while the code is being compiled or vmapped; strict=True raises when it runs"
+    )
 
 
 @dataclass(frozen=True)
 class SingularTriplets:
     """The k leading singular triplets ``A v_i = σ_i u_i``, ``Aᵀ u_i = σ_i v_i``.
+
+    For a batch every tensor has the batch in front, ``steps`` is the largest, ``passes`` the sum
+    and ``status`` the worst.
 
     Attributes:
         sigma: Shape ``(k,)``, descending.

@@ -1,17 +1,20 @@
-"""The entry: validate, orient, solve, judge."""
+"""The entry: validate, solve with a derivative attached, wrap."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from bulkedge._errors import ConvergenceError, InputError
-from bulkedge._linmap import LinearMap, MatrixLike, Scaled, as_map
+from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap, MatrixLike, as_map
 
+from ._implicit import Problem, triplet
+from ._numbers import Outputs, full_precision
 from ._result import SingularTriplets, Status
-from .solver import BlockKrylov, Solver
+from .adjoint import AdjointSolver, DeflatedCG
+from .solver import Auto, Solver
 
 
 def singular_triplet(
@@ -19,19 +22,33 @@ def singular_triplet(
     k: int = 1,
     *,
     solver: Solver | None = None,
+    adjoint: AdjointSolver | None = None,
+    init: tuple[Tensor, Tensor] | None = None,
     generator: torch.Generator | None = None,
     strict: bool = True,
 ) -> SingularTriplets:
-    """The k leading singular triplets (σ, u, v) of A, without a full SVD.
+    """The k leading singular triplets (σ, u, v) of A, differentiable, without a full SVD.
 
-    The result carries values only, no gradients.
+    Derivatives of every order, reverse and forward, reach A, or the tensors of a map: W0, B and A
+    of W0 + s·B·A.  A loss of σ alone costs no further solve.  One of u and v costs one linear
+    system ``[[σI, −A], [−Aᵀ, σI]] [p; q] = [φ; ψ]`` a triplet, in which the gap σ_k − σ_{k+1}
+    decides; where the data do not determine the answer, a :class:`~bulkedge.DegenerateWarning`
+    names the gap.
+
+    The sign of (u_i, v_i) is arbitrary, so only a loss that does not change with it is defined.
+    Among equal values inside the block the same holds for every rotation.
 
     Args:
-        A: A tensor of shape ``(m, n)``, float32 or float64, or a ``LinearMap``.
+        A: A tensor of shape ``(..., m, n)`` or a ``LinearMap``, real; float16 and bfloat16 are
+            taken in float32.  A batch is solved one matrix after the other.
         k: How many triplets, ``1 ≤ k ≤ min(m, n)``.
-        solver: The method; ``BlockKrylov()`` if None.
-        generator: Source of the random start block; None takes a fixed seed, so that equal input
-            gives equal output.
+        solver: The forward method; ``Auto()`` if None.
+        adjoint: The backward method; ``DeflatedCG()`` if None.
+        init: A guess (u, v), shapes ``(..., m, j)`` and ``(..., n, j)``, say the result for a
+            matrix nearby; j ≥ 1 columns, and vectors ``(m,)``, ``(n,)`` will do for one matrix.
+            Never written to; no gradient goes there.
+        generator: Source of the random start; None takes a fixed seed, so that equal input gives
+            equal output.
         strict: Raise when the tolerance is not reached; False returns what there is, and
             ``status`` tells.
 
@@ -39,64 +56,126 @@ def singular_triplet(
         The triplets, with residuals, gaps, steps and passes.
 
     Raises:
-        InputError: If A is empty, not finite or not of a supported dtype, or k does not fit.
+        InputError: If A is empty, not finite or not of a supported dtype, or k or init does not
+            fit.
         ConvergenceError: If the tolerance is not reached and ``strict``.
 
     Example:
-        >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
-        >>> [round(s, 12) for s in singular_triplet(A, k=2).sigma.tolist()]
-        [3.0, 2.0]
+        >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)).requires_grad_()
+        >>> top = singular_triplet(A)
+        >>> round(top.sigma.item(), 12)
+        3.0
+        >>> (top.u[1, 0] * top.v[0, 0]).backward()  # du/dA: 1/gap shared by both sides of A
+        >>> [round(x, 12) for x in A.grad[:, 0].tolist()]
+        [0.0, 0.6, 0.0]
         >>> from bulkedge.triplet import Dense, LowRank
         >>> tuned = Dense(A) + LowRank(A[:, :1], A[:1], scale=2.0)  # W0 + s·B·A, not formed
         >>> round(singular_triplet(tuned).sigma.item(), 12)
         21.0
     """
-    A = as_map(A)
-    _check(A, k)
-    solver = BlockKrylov() if solver is None else solver
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    with torch.no_grad():
-        size = _size(A)
-        result = _solve_upright(Scaled(A, 1 / size) if size != 1 else A, k, solver, generator)
-    if size != 1:
-        figures = {name: getattr(result, name) * size for name in ("sigma", "residuals", "gaps")}
-        result = dataclasses.replace(result, **figures)
-    if strict and result.status is not Status.CONVERGED:
-        raise ConvergenceError(
-            f"{type(solver).__name__} on a {A.shape[0]}×{A.shape[1]} matrix, k={k}: largest "
-            f"residual {float(result.residuals.max()):.2e} after {result.steps} steps; "
-            f"{result.status.value}",
-            result,
-        )
-    return result
+    options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
+    if isinstance(A, Tensor) and A.ndim > 2:
+        return _batch(A, k, init, options)
+    A = _checked(as_map(A), k)
+    start = None if init is None else _start(A, init)
+    problem = Problem(
+        A.with_tensors(*(torch.empty_like(tensor, device="meta") for tensor in A.tensors)),
+        k,
+        solver or Auto(),
+        adjoint or DeflatedCG(),
+        generator,
+        strict,
+    )
+    solve = triplet if problem.plain or not torch.compiler.is_compiling() else _uncompiled
+    with full_precision(A.device):
+        sigma, u, v, residuals, gaps, counts, theta, Z = solve(problem, start, *A.tensors)
+    steps, passes, status = _counts(counts)
+    return SingularTriplets(
+        sigma,
+        u,
+        v,
+        residuals,
+        gaps,
+        steps,
+        passes,
+        status,
+        near=(theta, Z),
+    )
 
 
-def _check(A: LinearMap, k: int) -> None:
-    """Raise InputError where there is nothing to solve."""
+def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
+    """Maps and generators break the graph: the registered operators take plain matrices."""
+    return triplet(problem, start, *tensors)
+
+
+# what torch.compiler.disable sets, without loading the compiler at import
+_uncompiled._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _checked(A: LinearMap, k: int) -> LinearMap:
+    """The map in float32 or float64; InputError where there is nothing to solve."""
+    if A.dtype in (torch.float16, torch.bfloat16):
+        A = A.with_tensors(*(tensor.float() for tensor in A.tensors))
     if A.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"expected float32 or float64, got {A.dtype}; convert the matrix first")
+        raise InputError(f"expected a floating dtype of at most 64 bits, got {A.dtype}; convert it")
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
     if not 1 <= k <= min(A.shape):
         raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}")
+    return A
 
 
-def _size(A: LinearMap) -> float:
-    """A power of two by which A must be divided lest the squares in a norm under- or overflow."""
-    probe = torch.randn(A.shape[1], 1, generator=torch.Generator().manual_seed(1), dtype=A.dtype)
-    largest = float(A.matmat(probe.to(A.device)).abs().max())
-    if not math.isfinite(largest):
-        raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
-    if largest == 0 or 2**-20 < largest < 2**20:
-        return 1.0
-    return 2.0 ** (math.frexp(largest)[1] - 1)
+def _start(A: LinearMap, init: tuple[Tensor, Tensor]) -> Tensor:
+    """The guess on the shorter side of A, shape ``(min(m, n), j)``, detached."""
+    u, v = (x.unsqueeze(-1) if x.ndim == 1 else x for x in init)
+    for name, x, rows in (("u", u, A.shape[0]), ("v", v, A.shape[1])):
+        if x.ndim != 2 or x.shape[0] != rows or x.shape[1] != u.shape[1] or x.shape[1] == 0:
+            raise InputError(
+                f"expected init=(u, v) of shapes ({A.shape[0]}, j) and ({A.shape[1]}, j) for a "
+                f"matrix of shape {A.shape}, got {name} of shape {tuple(x.shape)}"
+            )
+        if (x.dtype, x.device) != (A.dtype, A.device):
+            raise InputError(
+                f"expected init in {A.dtype} on {A.device}, got {name} in {x.dtype} on "
+                f"{x.device}; convert it"
+            )
+    return (v if A.shape[0] >= A.shape[1] else u).detach()
 
 
-def _solve_upright(
-    A: LinearMap, k: int, solver: Solver, generator: torch.Generator
+def _counts(counts: Tensor) -> tuple[int, int, Status]:
+    """Steps, passes and status; inside compiled or vmapped code they are not known yet."""
+    if not torch.compiler.is_compiling():
+        try:
+            steps, passes, status = counts.tolist()
+            return steps, passes, list(Status)[status]
+        except RuntimeError:  # a batch, one level up
+            pass
+    return -1, -1, Status.DEFERRED
+
+
+def _batch(
+    A: Tensor, k: int, init: tuple[Tensor, Tensor] | None, options: dict[str, Any]
 ) -> SingularTriplets:
-    """Solvers work on the shorter side: transpose a wide map, and swap u and v back."""
-    if A.shape[0] >= A.shape[1]:
-        return solver.compute(A, k, None, generator)
-    flipped = solver.compute(A.T, k, None, generator)
-    return dataclasses.replace(flipped, u=flipped.v, v=flipped.u)
+    """One matrix after the other, results stacked."""
+    batch = A.shape[:-2]
+    if 0 in A.shape:
+        raise InputError(f"expected matrices with entries, got shape {tuple(A.shape)}")
+    starts: list[tuple[Tensor, Tensor] | None] = [None] * batch.numel()
+    if init is not None:
+        flat = [x.expand(*batch, *x.shape[-2:]).flatten(0, -3) for x in init]
+        starts = list(zip(*flat, strict=True))
+    results = [
+        singular_triplet(matrix, k, init=start, **options)
+        for matrix, start in zip(A.flatten(0, -3), starts, strict=True)
+    ]
+
+    def stacked(name: str) -> Tensor:
+        one = torch.stack([getattr(result, name) for result in results])
+        return one.unflatten(0, batch)
+
+    return SingularTriplets(
+        *(stacked(name) for name in ("sigma", "u", "v", "residuals", "gaps")),
+        steps=max(result.steps for result in results),
+        passes=sum(result.passes for result in results),
+        status=max((result.status for result in results), key=list(Status).index),
+    )

@@ -7,23 +7,44 @@ triplets, a guess of the right vectors (or None), and the one source of randomne
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
+from ._start import Randomness
+from .auto import Auto
 from .block_krylov import BlockKrylov
 from .dense import DenseSVD, thin_svd
+from .gradient import GradientAscent
+from .lanczos import Lanczos
+from .newton import Newton
+from .power import Power
+from .rayleigh import RayleighQuotient
+from .refined import Refined
+from .riemannian import Riemannian
 
-__all__ = ["BlockKrylov", "DenseSVD", "Solver", "thin_svd"]
+__all__ = [
+    "Auto",
+    "BlockKrylov",
+    "DenseSVD",
+    "GradientAscent",
+    "Lanczos",
+    "Newton",
+    "Power",
+    "RayleighQuotient",
+    "Refined",
+    "Riemannian",
+    "Solver",
+    "thin_svd",
+]
 
 
 class Solver(Protocol):
     """What :func:`singular_triplet` asks of a method."""
 
     def compute(
-        self, A: LinearMap, k: int, start: Tensor | None, generator: torch.Generator
+        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n; ``start`` is a guess of V, shape ``(n, ≥ 1)``."""
         ...

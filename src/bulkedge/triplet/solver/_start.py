@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Union
+
+import numpy
 import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
 
+# numpy's for the fixed seed: torch refuses to draw inside vmap, even where nothing is batched
+Randomness = Union[torch.Generator, numpy.random.Generator]  # noqa: UP007 — Python 3.10
 
-def start_block(
-    A: LinearMap, columns: int, start: Tensor | None, generator: torch.Generator
-) -> Tensor:
+
+def gaussian(rows: int, columns: int, generator: Randomness) -> Tensor:
+    """Standard normal matrix, float64 on the CPU, so that every device and dtype starts alike."""
+    if isinstance(generator, torch.Generator):
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return torch.from_numpy(generator.standard_normal((rows, columns)))
+
+
+def start_block(A: LinearMap, columns: int, start: Tensor | None, generator: Randomness) -> Tensor:
     """Orthonormal block, shape ``(n, columns)``: the guess first, completed by Gaussian vectors.
 
     Args:
@@ -24,7 +35,6 @@ def start_block(
     """
     n = A.shape[1]
     guess = torch.empty(n, 0, dtype=A.dtype, device=A.device) if start is None else start
-    # drawn on the CPU in float64, so that every device and dtype starts alike
-    drawn = torch.randn(n, columns, generator=generator, dtype=torch.float64)
+    drawn = gaussian(n, columns, generator)
     block = torch.cat([guess, drawn.to(A.device, A.dtype)], dim=1)[:, :columns]
     return torch.linalg.qr(block).Q

@@ -22,7 +22,7 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
-from ._start import start_block
+from ._start import Randomness, start_block
 from .dense import thin_svd
 
 
@@ -48,7 +48,7 @@ class BlockKrylov:
     width: int = 8
 
     def compute(
-        self, A: LinearMap, k: int, start: Tensor | None, generator: torch.Generator
+        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n, from ``start`` completed by a Gaussian block."""
         eps = torch.finfo(A.dtype).eps

@@ -10,6 +10,8 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
+from ._start import Randomness
+
 
 def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All singular triplets of a matrix that is held in memory.
@@ -37,22 +39,28 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class DenseSVD:
-    """All singular triplets by one full SVD, of which k are kept.
+    """All singular triplets by one full SVD in float64, of which k are kept.
 
-    Cost: O(mn·min(m, n)) and several copies of the matrix.
+    Cost: O(mn·min(m, n)) and several copies of the matrix in float64.
     """
 
     def compute(
-        self, A: LinearMap, k: int, start: Tensor | None, generator: torch.Generator
+        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
     ) -> SingularTriplets:
         """The k leading triplets; a start helps nothing here, and nothing is drawn."""
-        U, S, V = thin_svd(A.to_dense())
+        matrix = A.to_dense().double()
+        U, S, V = thin_svd(matrix)
         u, sigma, v = U[:, :k], S[:k], V[:, :k]
         residuals = torch.hypot(
-            torch.linalg.vector_norm(A.matmat(v) - u * sigma, dim=0),
-            torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0),
+            torch.linalg.vector_norm(matrix @ v - u * sigma, dim=0),
+            torch.linalg.vector_norm(matrix.mT @ u - v * sigma, dim=0),
         )
         gaps = neighbour_gaps(S, k, complete=True)
+        figures = (x.to(A.dtype) for x in (sigma, u, v, residuals, gaps))
         return SingularTriplets(
-            sigma, u, v, residuals, gaps, steps=1, passes=2, status=Status.CONVERGED
+            *figures,
+            steps=1,
+            passes=2,
+            status=Status.CONVERGED,
+            near=(S[k:].to(A.dtype), V[:, k:].to(A.dtype)),
         )

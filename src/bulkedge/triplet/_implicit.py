@@ -1,0 +1,307 @@
+"""The one derivative rule of singular triplets: any order, reverse and forward, for any map.
+
+For simple singular values the conditions ``A v_i = σ_i u_i``, ``Aᵀ u_i = σ_i v_i`` with unit
+vectors define (σ_i, u_i, v_i) implicitly.  Differentiating them gives ``dσ_i = u_iᵀ dA v_i`` and::
+
+    K_i [du_i; dv_i] = [dA v_i − dσ_i u_i; dAᵀ u_i − dσ_i v_i],   K_i = [[σ_i I, −A], [−Aᵀ, σ_i I]].
+
+K_i is symmetric; its null vector [u_i; v_i] and the right-hand side are orthogonal, and du_i ⊥ u_i,
+dv_i ⊥ v_i make the solution unique.  We split it.  *Inside the block* of the k triplets, K_i is
+diagonal in pairs, and with ``X = UᵀdA V``::
+
+    u_jᵀdu_i = ½(X_ji + X_ij)/(σ_i − σ_j) + ½(X_ji − X_ij)/(σ_i + σ_j)
+    v_jᵀdv_i = ½(X_ji + X_ij)/(σ_i − σ_j) − ½(X_ji − X_ij)/(σ_i + σ_j).
+
+*Outside*, p_i ⊥ U and q_i ⊥ V solve K_i [p_i; q_i] = [φ_i; ψ_i] for the projected right-hand
+side; there K_i is positive definite, and this solve is the work of an adjoint solver.  Reverse mode
+is the transpose: for cotangents ξ, Φ, Ψ of σ, U, V, with a = UᵀΦ − ΦᵀU and b = VᵀΨ − ΨᵀV::
+
+    Ā = U (diag ξ + M) Vᵀ + P Vᵀ + U Qᵀ,   M_ji = ½(a + b)_ji/(σ_i − σ_j) + ½(a − b)_ji/(σ_i + σ_j).
+
+Ā has rank 2k at most and goes to the tensors of a map as the gradient of ``tr(LᵀA R)``, with
+``L = [U(diag ξ + M) + P, U]`` and ``R = [V, Q]``: A = W0 + s·B·A₁ is never formed.
+
+``a + b`` measures how the loss depends on the rotation of u_i, v_i within the block.  For a loss of
+projectors it is zero, and the first term of M vanishes however close σ_i and σ_j are.  So the
+quotient is zero where its numerator is zero to rounding.  Where it is not and σ_i and σ_j cannot be
+told apart, the loss depends on an arbitrary choice of basis, and a warning names the gap.
+
+The solve itself is differentiated as a function of (A, σ, U, V, Φ, Ψ), with the multipliers of its
+constraints λ = UᵀΦ, μ = VᵀΨ; so derivatives of every order are further solves of the same kind.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import Dense, LinearMap
+
+from ._compiled import one_by_one, op_implicit, op_leading, token
+from ._gauge import over_gap, scale, sums, turns, warn_of_ties
+from ._numbers import Outputs, flatten, full_precision, implicit, leading
+from .adjoint import AdjointSolver
+from .solver import Solver
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked for: everything but the tensors.
+
+    Attributes:
+        A: The map; its tensors are placeholders, the real ones come with each call.
+        k: How many triplets.
+        solver: The forward method.
+        adjoint: The backward method.
+        generator: Source of the start, None for a fixed seed.
+        strict: Raise where the tolerance is not reached.
+    """
+
+    A: LinearMap
+    k: int
+    solver: Solver
+    adjoint: AdjointSolver
+    generator: torch.Generator | None
+    strict: bool
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one matrix, that a registered operator can take."""
+        return isinstance(self.A, Dense) and self.generator is None
+
+
+def _in_full_precision(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast at the place of a backward call would turn our products into half precision."""
+
+    @functools.wraps(rule)
+    def wrapped(ctx: Any, *args: Any) -> Any:
+        with full_precision(ctx.saved_tensors[0].device):
+            return rule(ctx, *args)
+
+    return wrapped
+
+
+class Triplet(torch.autograd.Function):
+    """σ, U, V and the evidence, with reverse mode; :class:`TripletBothWays` adds the rest."""
+
+    @staticmethod
+    def forward(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
+        """Solve; the derivative does not see how."""
+        if problem.plain:
+            return op_leading(*tensors, start, problem.k, token(problem.solver), problem.strict)
+        A = problem.A.with_tensors(*tensors)
+        return flatten(
+            leading(A, problem.k, problem.solver, start, problem.generator, strict=problem.strict)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+        """Keep the triplets: they are all that the rule needs."""
+        ctx.problem, _, *tensors = inputs
+        sigma, u, v, residuals, gaps, counts, theta, Z = output
+        ctx.mark_non_differentiable(residuals, gaps, counts, theta, Z)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(sigma, u, v, gaps, theta, Z, *tensors)
+        if not (ctx.problem.plain and torch.compiler.is_compiling()):
+            ctx.save_for_forward(sigma, u, v, gaps, theta, Z, *tensors)
+
+    @staticmethod
+    @_in_full_precision
+    def backward(
+        ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        """``Ā = U (diag ξ + M) Vᵀ + P Vᵀ + U Qᵀ``, pulled back to the tensors of the map."""
+        sigma, u, v, gaps, theta, Z, *tensors = ctx.saved_tensors
+        A = ctx.problem.A.with_tensors(*tensors)
+        L, R = torch.zeros_like(u) if xi is None else u * xi, v
+        if phi is not None or psi is not None:
+            if len(sigma) > 1:
+                L = L + u @ _inside(sigma, u, v, phi, psi)
+            P, Q = outside(ctx.problem, xi, True, sigma, u, v, phi, psi, gaps, theta, Z, *tensors)
+            L, R = torch.cat([L + P, u], dim=1), torch.cat([v, Q], dim=1)
+        return None, None, *A.pullback(L, R)
+
+
+class TripletBothWays(Triplet):
+    """With forward mode and vmap, which the compiler's tracer does not take."""
+
+    @staticmethod
+    @_in_full_precision
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """``dσ``, ``dU`` and ``dV``."""
+        sigma, u, v, gaps, theta, Z, *tensors = ctx.saved_tensors
+        dA = ctx.problem.A.with_tensors(*tensors).pushforward(
+            *(
+                torch.zeros_like(tensor) if tangent is None else tangent
+                for tensor, tangent in zip(tensors, tangents[2:], strict=True)
+            )
+        )
+        right, left = dA.matmat(v), dA.rmatmat(u)
+        X = u.mT @ right
+        du, dv = outside(
+            ctx.problem, None, False, sigma, u, v, right, left, gaps, theta, Z, *tensors
+        )
+        if len(sigma) > 1:
+            warn_of_ties(sigma)
+            even = over_gap(sigma, X + X.mT, torch.zeros_like(X)) / 2
+            odd = (X - X.mT) / sums(sigma) / 2
+            du, dv = du + u @ (even + odd), dv + v @ (even - odd)
+        return torch.diagonal(X), du, dv, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        """One matrix after the other."""
+        return one_by_one(TripletBothWays.apply, info, in_dims, *args)
+
+
+class Outside(torch.autograd.Function):
+    """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` outside the block."""
+
+    @staticmethod
+    def forward(
+        problem: Problem, xi: Tensor | None, judge: bool, *args: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Solve, and judge whether the data determine the answer."""
+        sigma, u, v, phi, psi, gaps, theta, Z, *tensors = args
+        if problem.plain:
+            name = token(problem.adjoint)
+            return op_implicit(*tensors, sigma, u, v, phi, psi, xi, gaps, theta, Z, name, judge)
+        A = problem.A.with_tensors(*tensors)
+        triplets, near = (sigma, u, v), (theta, Z)
+        return implicit(A, problem.adjoint, triplets, (phi, psi), gaps, near, xi=xi, judge=judge)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the system and its solution."""
+        ctx.problem, _, _, *args = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output, *args)
+        if not (ctx.problem.plain and torch.compiler.is_compiling()):
+            ctx.save_for_forward(*output, *args)
+
+    @staticmethod
+    @_in_full_precision
+    def backward(ctx: Any, p_bar: Tensor | None, q_bar: Tensor | None) -> tuple[Any, ...]:
+        """With the same solve (a, b) for the cotangents of P and Q."""
+        P, Q, sigma, u, v, phi, psi, gaps, theta, Z, *tensors = ctx.saved_tensors
+        A = ctx.problem.A.with_tensors(*tensors)
+        a, b = outside(
+            ctx.problem, None, False, sigma, u, v, p_bar, q_bar, gaps, theta, Z, *tensors
+        )
+        sigma_bar = -((a * P).sum(dim=0) + (b * Q).sum(dim=0))
+        u_bar = -_bordered(u, (a, phi), (P, p_bar))
+        v_bar = -_bordered(v, (b, psi), (Q, q_bar))
+        A_bar = A.pullback(torch.cat([a, P], dim=1), torch.cat([Q, b], dim=1))
+        phi_bar, psi_bar = (None if x is None else g for x, g in ((phi, a), (psi, b)))
+        return None, None, None, sigma_bar, u_bar, v_bar, phi_bar, psi_bar, None, None, None, *A_bar
+
+
+class OutsideBothWays(Outside):
+    """With forward mode and vmap."""
+
+    @staticmethod
+    @_in_full_precision
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The solve for the tangent of the right-hand side less that of K times the solution."""
+        P, Q, sigma, u, v, phi, psi, gaps, theta, Z, *tensors = ctx.saved_tensors
+        values = (sigma, u, v, phi, psi, gaps, theta, Z, *tensors)
+        filled = [
+            None if x is None else torch.zeros_like(x) if t is None else t
+            for x, t in zip(values, tangents[3:], strict=True)
+        ]
+        d_sigma, du, dv, d_phi, d_psi, _, _, _, *d_tensors = cast("list[Tensor]", filled)
+        dA = ctx.problem.A.with_tensors(*tensors).pushforward(*d_tensors)
+        right = dA.matmat(Q) - d_sigma * P
+        left = dA.rmatmat(P) - d_sigma * Q
+        if phi is not None:
+            right = right + d_phi - du @ (u.mT @ phi)
+        if psi is not None:
+            left = left + d_psi - dv @ (v.mT @ psi)
+        p, q = outside(ctx.problem, None, False, sigma, u, v, right, left, gaps, theta, Z, *tensors)
+        # P stays orthogonal to U as both move
+        return p - u @ (du.mT @ P), q - v @ (dv.mT @ Q)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        """One system after the other."""
+        return one_by_one(OutsideBothWays.apply, info, in_dims, *args)
+
+
+class TripletTraced(Triplet):
+    """For the compiler's tracer, which wants a fixed number of arguments."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        problem: Problem, start: Tensor | None, A: Tensor
+    ) -> Outputs:
+        """One matrix."""
+        return Triplet.forward(problem, start, A)
+
+
+class OutsideTraced(Outside):
+    """For the compiler's tracer."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        problem: Problem,
+        xi: Tensor | None,
+        judge: bool,
+        sigma: Tensor,
+        u: Tensor,
+        v: Tensor,
+        phi: Tensor | None,
+        psi: Tensor | None,
+        gaps: Tensor,
+        theta: Tensor,
+        Z: Tensor,
+        A: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One matrix."""
+        return Outside.forward(problem, xi, judge, sigma, u, v, phi, psi, gaps, theta, Z, A)
+
+
+def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
+    """The differentiable triplets, flat: see :func:`flatten`."""
+    if problem.plain and torch.compiler.is_compiling():
+        return TripletTraced.apply(problem, start, *tensors)
+    _refuse_forward_over_forward()
+    return TripletBothWays.apply(problem, start, *tensors)
+
+
+def outside(problem: Problem, *args: Any) -> tuple[Tensor, Tensor]:
+    """The differentiable solve."""
+    if problem.plain and torch.compiler.is_compiling():
+        return OutsideTraced.apply(problem, *args)
+    return OutsideBothWays.apply(problem, *args)
+
+
+def _refuse_forward_over_forward() -> None:
+    """Inside two forward modes a custom function loses the outer tangent, and torch is silent."""
+    if torch._C._are_functorch_transforms_active():
+        from torch._C._functorch import TransformType
+        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+        kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
+        if kinds.count(TransformType.Jvp) > 1:
+            raise InputError(
+                "forward mode over forward mode is not supported by torch's custom functions; "
+                "take reverse mode for one of the two, say jacfwd(jacrev(f))"
+            )
+
+
+def _inside(sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor | None, psi: Tensor | None) -> Tensor:
+    """M, the part of Ā inside the block, shape ``(k, k)``."""
+    a, b = turns(u, phi), turns(v, psi)
+    return over_gap(sigma, a + b, scale(phi, psi)) / 2 + (a - b) / sums(sigma) / 2
+
+
+def _bordered(basis: Tensor, *pairs: tuple[Tensor, Tensor | None]) -> Tensor:
+    """``Σ x (basisᵀ y)ᵀ``: the derivative of the constraints."""
+    terms = [x @ (y.mT @ basis) for x, y in pairs if y is not None]
+    return sum(terms, start=torch.zeros_like(basis))

@@ -1,0 +1,242 @@
+"""The two places where numbers are computed: the triplets, and the system of their derivative.
+
+Both work on an upright map (m ≥ n) divided by a power of two, so that no square under- or overflows
+and the solvers need to know neither.  Neither knows of autograd.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+
+import numpy
+import torch
+from torch import Tensor
+
+from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
+from bulkedge._linmap import LinearMap, Scaled
+
+from ._gauge import scale, turns, warn_of_turns
+from ._result import SingularTriplets, Status, resolution
+from .adjoint import AdjointSolver, System
+from .solver import Solver
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+NEAR = 16  # how many singular values beyond the k-th are kept to precondition the derivative
+
+
+def leading(
+    A: LinearMap,
+    k: int,
+    solver: Solver,
+    start: Tensor | None,
+    generator: torch.Generator | None,
+    *,
+    strict: bool,
+) -> SingularTriplets:
+    """The k leading triplets of A; ``start`` is on the shorter side of A."""
+    with torch.no_grad(), full_precision(A.device):
+        if start is not None and not bool(torch.isfinite(start).all()):
+            raise InputError("expected a finite init, got NaN or Inf")
+        size = _size(A)
+        upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
+        result = solver.compute(upright, k, start, generator or numpy.random.default_rng(0))
+    if size != 1:
+        figures = {name: getattr(result, name) * size for name in ("sigma", "residuals", "gaps")}
+        result = dataclasses.replace(result, **figures)
+    u, v = (result.u, result.v) if _is_upright(A) else (result.v, result.u)
+    result = dataclasses.replace(result, u=u, v=v, near=_near(result, size, min(A.shape)))
+    if strict and result.status is not Status.CONVERGED:
+        raise ConvergenceError(
+            f"{type(solver).__name__} on a {A.shape[0]}×{A.shape[1]} matrix, k={k}: largest "
+            f"residual {float(result.residuals.max()):.2e} after {result.steps} steps; "
+            f"{result.status.value}",
+            result,
+        )
+    return result
+
+
+def implicit(
+    A: LinearMap,
+    adjoint: AdjointSolver,
+    triplets: tuple[Tensor, Tensor, Tensor],
+    cotangents: tuple[Tensor | None, Tensor | None],
+    gaps: Tensor,
+    near: tuple[Tensor, Tensor],
+    *,
+    xi: Tensor | None,
+    judge: bool,
+) -> tuple[Tensor, Tensor]:
+    """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` on the complement of the block.
+
+    float32 is refined: the residual is taken in float64 where values lie close, since its rounding
+    error comes back multiplied by σ/gap.  With ``judge``, φ and ψ are the cotangents of the vectors
+    themselves and ξ that of σ: then a loss that depends on an arbitrary basis is told so.
+
+    Returns:
+        P and Q, shaped like U and V.
+    """
+    with torch.no_grad(), full_precision(A.device):
+        sigma, u, v = triplets
+        if not _is_upright(A):
+            q, p = implicit(
+                A.T,
+                adjoint,
+                (sigma, v, u),
+                (cotangents[1], cotangents[0]),
+                gaps,
+                near,
+                xi=xi,
+                judge=judge,
+            )
+            return p, q
+        phi, psi = (None if c is None or not bool(c.any()) else c for c in cotangents)
+        if phi is None and psi is None:
+            return torch.zeros_like(u), torch.zeros_like(v)
+        _require_nonzero(sigma, A.shape)
+        if judge and len(sigma) > 1:
+            warn_of_turns(sigma, turns(u, phi) + turns(v, psi), scale(phi, psi), xi)
+        size = _power_of_two(float(sigma[0]))
+        system = System(
+            Scaled(A, 1 / size), sigma / size, u, v, None, None, (near[0] / size, near[1])
+        )
+        system = dataclasses.replace(
+            system,
+            Phi=None if phi is None else system.outside_u(phi),
+            Psi=None if psi is None else system.outside_v(psi),
+        )
+        p, q = _refined(adjoint, system, close=float(gaps.min()) < 0.1 * float(sigma[0]))
+        _judge(adjoint, system, (p, q), gaps / size)
+        return p / size, q / size
+
+
+def flatten(result: SingularTriplets) -> Outputs:
+    """Tensors alone: σ, u, v, residuals, gaps, (steps, passes, status), near values and vectors."""
+    counts = torch.tensor([result.steps, result.passes, list(Status).index(result.status)])
+    if result.near is None:
+        raise TypeError("expected a result of leading(), which fills near")
+    figures = (result.sigma, result.u, result.v, result.residuals, result.gaps)
+    theta, Z = result.near
+    # of their own memory, in one layout: autograd keeps account of views
+    own = (x.clone(memory_format=torch.contiguous_format) for x in (*figures, theta, Z))
+    sigma, u, v, residuals, gaps, theta, Z = own
+    return sigma, u, v, residuals, gaps, counts, theta, Z
+
+
+def _refined(adjoint: AdjointSolver, system: System, *, close: bool) -> tuple[Tensor, Tensor]:
+    """Solve; in float32 once more for the residual, until the correction is small."""
+    p, q = adjoint.solve(system)
+    if p.dtype is torch.float64:
+        return p, q
+    exact = _in_float64(system) if close else system
+    p, q = p.to(exact.U), q.to(exact.U)
+    for _ in range(4):
+        r_u, r_v = (r.to(system.U) for r in _residual(exact, p, q))
+        d_p, d_q = adjoint.solve(dataclasses.replace(system, Phi=r_u, Psi=r_v))
+        p, q = p + d_p, q + d_q
+        if bool((_norms(d_p, d_q) <= 1e-3 * _norms(p, q)).all()):
+            break
+    return p.to(system.U), q.to(system.U)
+
+
+def _in_float64(system: System) -> System:
+    """The same system in float64, with σ from its Rayleigh quotient: its error counts most."""
+    A = system.A.widened()
+    U, V = system.U.double(), system.V.double()
+    lengths = U.square().sum(dim=0).sqrt() * V.square().sum(dim=0).sqrt()
+    sigma = (U * A.matmat(V)).sum(dim=0) / lengths
+    Phi, Psi = (None if c is None else c.double() for c in (system.Phi, system.Psi))
+    return System(A, sigma, U, V, Phi, Psi, system.near)
+
+
+def _residual(system: System, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of the right-hand side outside the block."""
+    Phi, Psi = system.filled
+    r_u = Phi - (system.sigma * p - system.A.matmat(q))
+    r_v = Psi - (system.sigma * q - system.A.rmatmat(p))
+    return system.outside_u(r_u), system.outside_v(r_v)
+
+
+def _judge(
+    adjoint: AdjointSolver, system: System, solution: tuple[Tensor, Tensor], gaps: Tensor
+) -> None:
+    """Say so where the vectors have no derivative to working accuracy."""
+    rhs, size = _norms(*system.filled), _norms(*solution)
+    root = math.sqrt(torch.finfo(size.dtype).eps)
+    residual = _norms(*_residual(system, *solution)) / torch.where(rhs > 0, rhs, 1.0)
+    # a solution far larger than its right-hand side has met a gap of their ratio
+    seen = torch.where(size > 0, rhs / torch.where(size > 0, size, 1.0), torch.inf)
+    narrow = (seen <= root * system.sigma[0]) | ((gaps <= root * system.sigma[0]) & (rhs > 0))
+    failed = ~(residual <= 10 * root)
+    if bool((failed & ~narrow).any()) or not bool(torch.isfinite(size).all()):
+        raise ConvergenceError(
+            f"{type(adjoint).__name__}: the derivative of the singular vectors was not found, "
+            f"relative residual {float(residual.max()):.1e}; raise max_steps of the adjoint, or "
+            "use adjoint=ExplicitSVD()",
+            solution,
+        )
+    outer = narrow & (seen <= root * system.sigma[0]) | failed
+    if bool(outer.any()):
+        i = int(outer.nonzero()[0])
+        warnings.warn(
+            f"the derivative of singular vector {i} (from 0) meets a relative gap of "
+            f"{float(torch.minimum(seen, gaps)[i] / system.sigma[0]):.1e} to a singular value "
+            f"beyond the k={len(rhs)} leading ones, below what {size.dtype} resolves; ask for more "
+            "triplets (larger k) or use a loss of σ alone",
+            DegenerateWarning,
+            stacklevel=2,
+        )
+
+
+def _require_nonzero(sigma: Tensor, shape: tuple[int, int]) -> None:
+    rank = int((sigma > resolution(sigma, shape)).sum())
+    if rank < len(sigma):
+        raise InputError(
+            f"singular value {rank} (from 0) is zero to rounding, so that its vectors are "
+            f"arbitrary and have no derivative; ask for k ≤ {rank} triplets, or use a loss of "
+            "σ alone"
+        )
+
+
+def _is_upright(A: LinearMap) -> bool:
+    return A.shape[0] >= A.shape[1]
+
+
+def _upright(A: LinearMap) -> LinearMap:
+    """Solvers work on the shorter side."""
+    return A if _is_upright(A) else A.T
+
+
+def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor]:
+    """NEAR values and vectors, zeros where the solver told fewer."""
+    theta, Z = result.sigma.new_zeros(NEAR), result.v.new_zeros(n, NEAR)
+    if result.near is not None:
+        count = min(NEAR, len(result.near[0]))
+        theta[:count] = result.near[0][:count] * size
+        Z[:, :count] = result.near[1][:, :count]
+    return theta, Z
+
+
+def _size(A: LinearMap) -> float:
+    """A power of two by which A must be divided lest the squares in a norm under- or overflow."""
+    probe = torch.from_numpy(numpy.random.default_rng(1).standard_normal((A.shape[1], 1)))
+    largest = float(A.matmat(probe.to(A.device, A.dtype)).abs().max())
+    if not math.isfinite(largest):
+        raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
+    return 1.0 if 2**-20 < largest < 2**20 else _power_of_two(largest)
+
+
+def _power_of_two(x: float) -> float:
+    """The largest power of two that is at most x, 1 for 0: dividing by it rounds nothing."""
+    return 2.0 ** (math.frexp(x)[1] - 1) if x else 1.0
+
+
+def _norms(p: Tensor, q: Tensor) -> Tensor:
+    return torch.hypot(torch.linalg.vector_norm(p, dim=0), torch.linalg.vector_norm(q, dim=0))
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Autocast would turn our products into half precision."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,128 @@
+"""Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation and thick restart.
+
+Golub, Kahan, SIAM J. Numer. Anal. 2 (1965), doi:10.1137/0702016; restart after Baglama, Reichel,
+SIAM J. Sci. Comput. 27 (2005), doi:10.1137/04060593X.
+
+From a unit vector v₁ two orthonormal bases grow such that ``A V_j = U_j B_j`` and
+``Aᵀ U_j = V_j B_jᵀ + β v_{j+1} e_jᵀ``, with B_j upper bidiagonal, and after a restart an arrow in
+front.  With ``B = P S Qᵀ`` the pairs ``u = U P_i``, ``v = V Q_i`` satisfy ``A v = σu`` exactly and
+``‖Aᵀu − σv‖ = β |P_{ji}|``: the stopping test costs no product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bulkedge._linmap import LinearMap
+from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+
+from ._start import Randomness, gaussian, start_block
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """Lanczos on single vectors: the fewest passes for one triplet of a large matrix.
+
+    Cost: two passes a step (one with A, one with Aᵀ), each with one vector, and one at the end for
+    the residuals; memory for ``width`` vectors on either side.
+
+    A Krylov space of one vector holds one vector of every eigenspace: of a singular value that
+    occurs several times it sees one copy until rounding, or a restart from an exhausted space,
+    brings the next.  Where k > 1 and equal values are possible take :class:`BlockKrylov`.
+
+    Attributes:
+        rtol: Stop when every residual is below ``rtol · σ₁``; None takes eps^¾ of the dtype.
+        max_steps: Steps before giving up.
+        width: Vectors in the basis before it is compressed to half; at least 2k + 2 are used.
+    """
+
+    rtol: float | None = None
+    max_steps: int = 2000
+    width: int = 60
+
+    def compute(
+        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
+    ) -> SingularTriplets:
+        """The k leading triplets of A, m ≥ n, from the sum of the start's columns."""
+        n = A.shape[1]
+        eps = torch.finfo(A.dtype).eps
+        rtol = eps**0.75 if self.rtol is None else self.rtol
+        exact = max(10 * eps, rtol / 10)  # a coupling below it ends the Krylov space
+        width = min(max(self.width, 2 * k + 2), n)
+        U, V, B = (
+            torch.zeros(*shape, dtype=A.dtype, device=A.device).mT  # columns lie contiguous
+            for shape in ((width, A.shape[0]), (width + 1, n), (width, width))
+        )
+        guess = None if start is None else start[:, :k].sum(dim=1, keepdim=True)
+        V[:, :1] = start_block(A, 1, guess, generator)
+        j = step = next_test = 0
+        exhausted: Tensor | None = None  # the k leading values when a Krylov space last ended
+        norm = 0.0
+        while True:
+            step += 1
+            u, B[:j, j : j + 1], alpha = _orthonormal(A.matmat(V[:, j : j + 1]), U[:, :j])
+            norm = max(norm, alpha)
+            alpha = alpha if alpha > 10 * eps * norm else 0.0  # below: rounding of the products
+            U[:, j : j + 1] = u if alpha else _fresh(U[:, :j], generator)
+            B[j, j] = alpha
+            j += 1
+            v, _, beta = _orthonormal(A.rmatmat(U[:, j - 1 : j]), V[:, :j])
+            norm = max(norm, beta)
+            beta = beta if beta > exact * norm and j < n else 0.0
+            if j < n:
+                V[:, j : j + 1] = v if beta else _fresh(V[:, :j], generator)
+            if step < min(next_test, self.max_steps) and beta and j < width:
+                continue
+            next_test = step + max(step // 8, 1)  # a test costs a small SVD, a step two passes
+            P, S, Qt = torch.linalg.svd(B[:j, :j])
+            if beta == 0.0:
+                # the space is exact, but holds one vector of each eigenspace: only when the space
+                # of a fresh vector brought nothing into the first k are these the leading ones
+                converged = j == n or (exhausted is not None and _same(S[:k], exhausted, exact))
+                exhausted = S[:k] if j >= k else None
+            else:
+                below = beta * P[-1, :k].abs() <= rtol * S[0]
+                converged = exhausted is None and j >= k and bool(below.all())
+            if converged or step == self.max_steps:
+                break
+            if j == width:
+                j = max(width // 2, k + 1)
+                U[:, :j], V[:, :j] = U @ P[:, :j], V[:, :width] @ Qt[:j].mT
+                V[:, j] = V[:, width]
+                B.zero_().diagonal()[:j] = S[:j]
+        u, sigma, v = U[:, :j] @ P[:, :k], S[:k].clone(), V[:, :j] @ Qt[:k].mT
+        residuals = torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0)
+        return SingularTriplets(
+            sigma,
+            u,
+            v,
+            residuals,
+            neighbour_gaps(S, k, complete=j == n),
+            steps=step,
+            passes=2 * step + 1,
+            status=Status.CONVERGED if converged else Status.MAX_STEPS,
+            near=(S[k:], V[:, :j] @ Qt[k:].mT) if j > k else None,
+        )
+
+
+def _orthonormal(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, float]:
+    """``x = basis · h + alpha · q`` with unit q orthogonal to the basis: q, h, alpha."""
+    h = basis.mT @ x
+    x = x - basis @ h
+    again = basis.mT @ x  # twice is enough (Kahan-Parlett)
+    x = x - basis @ again
+    alpha = float(torch.linalg.vector_norm(x))
+    return x / (alpha or 1.0), h + again, alpha
+
+
+def _fresh(basis: Tensor, generator: Randomness) -> Tensor:
+    """A random unit vector orthogonal to the basis."""
+    return _orthonormal(gaussian(len(basis), 1, generator).to(basis), basis)[0]
+
+
+def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether two lists of descending values agree relative to the first."""
+    return bool(((a - b).abs() <= tolerance * a[0]).all())

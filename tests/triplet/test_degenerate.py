@@ -1,0 +1,156 @@
+"""Near-equal singular values: right, or warned of with the gap; never silent, never NaN."""
+
+import warnings
+
+import pytest
+import torch
+
+from bulkedge import ConvergenceError, DegenerateWarning, InputError
+from bulkedge.triplet import KKT, ExplicitSVD, PushThrough, singular_triplet
+from cases import gaussian, orthonormal
+
+TARGET = gaussian(9, 7)
+
+
+def matrix(*sigma, dtype=torch.float64):
+    values = torch.tensor(sigma, dtype=torch.float64)
+    U, V = orthonormal(9, len(sigma), 1), orthonormal(7, len(sigma), 2)
+    return ((U * values) @ V.mT).to(dtype)
+
+
+def projector_loss(t):
+    """Depends on the spaces of the block alone."""
+    return ((t.u @ t.u.mT) @ TARGET.to(t.u) @ (t.v @ t.v.mT)).sum()
+
+
+def partial_isometry_loss(t):
+    """UVᵀ: invariant under one rotation of both sides."""
+    return (TARGET.to(t.u) * (t.u @ t.v.mT)).sum()
+
+
+def truncation_loss(t):
+    """UΣVᵀ: σ and vectors together."""
+    return (TARGET.to(t.u) * ((t.u * t.sigma) @ t.v.mT)).sum()
+
+
+def vector_loss(t):
+    """The first pair alone: even in its sign, but not invariant within the block."""
+    return (TARGET.to(t.u) * (t.u[:, :1] @ t.v[:, :1].mT)).sum()
+
+
+def gradient(loss, A, k=2, **options):
+    return torch.func.grad(lambda A: loss(singular_triplet(A, k, **options)))(A)
+
+
+def invariant_oracle(loss, A, gap=1e-3):
+    """The invariant derivative where the two leading values coincide, from those nearby."""
+    U, S, Vt = torch.linalg.svd(A.double(), full_matrices=False)
+    directions = []
+    for sign in (1, -1):
+        apart = S.clone()
+        apart[0] += sign * gap
+        directions.append(gradient(loss, (U * apart) @ Vt))
+    return sum(directions) / 2
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-15, 1e-13, 1e-11, 1e-9, 1e-6])
+@pytest.mark.parametrize("loss", [projector_loss, partial_isometry_loss])
+def test_invariant_losses_do_not_feel_the_gap(loss, gap):
+    A = matrix(2.0 + gap, 2.0, 1.0, 0.5)
+    expected = invariant_oracle(loss, matrix(2.0, 2.0, 1.0, 0.5))
+    torch.testing.assert_close(gradient(loss, A), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-7, 1e-5, 1e-3])
+def test_invariant_losses_in_float32(gap):
+    A = matrix(2.0 + gap, 2.0, 1.0, 0.5, dtype=torch.float32)
+    expected = invariant_oracle(projector_loss, matrix(2.0 + gap, 2.0, 1.0, 0.5), gap=0.01)
+    error = (gradient(projector_loss, A).double() - expected).norm() / expected.norm()
+    assert float(error) < 1e-3
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-13, 1e-10])
+def test_other_losses_are_warned_of_with_the_gap(gap):
+    A = matrix(2.0 + gap, 2.0, 1.0, 0.5)
+    with pytest.warns(DegenerateWarning, match=r"values [01] and [01] .* differ by") as caught:
+        found = gradient(vector_loss, A)
+    assert torch.isfinite(found).all()
+    told = float(str(caught[0].message).split("differ by ")[1].split(" ")[0])
+    assert told <= gap / 2 + 1e-14
+
+
+def test_a_truncated_svd_is_right_until_the_gap_is_gone():
+    """U Σ Vᵀ hides its turns in σ_i − σ_j: the quotient of two small numbers, or a warning."""
+    for gap in (1e-2, 1e-4, 1e-6):
+        A = matrix(2.0 + gap, 2.0, 1.0, 0.5)
+        U, V = (x[:, :2] for x in (orthonormal(9, 4, 1), orthonormal(7, 4, 2)))
+        found = gradient(truncation_loss, A)
+        block = U.mT @ found @ V
+        torch.testing.assert_close(block, U.mT @ TARGET @ V, rtol=1e-6, atol=1e-6)
+    with pytest.warns(DegenerateWarning, match="differ by"):
+        gradient(truncation_loss, matrix(2.0, 2.0, 1.0, 0.5))
+
+
+def test_a_loss_of_values_needs_no_gap():
+    A = matrix(2.0, 2.0, 1.0, 0.5)
+    found = gradient(lambda t: t.sigma.sum(), A)
+    U, V = (x[:, :2] for x in (orthonormal(9, 4, 1), orthonormal(7, 4, 2)))
+    torch.testing.assert_close(found, U @ V.mT)
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (30, 10), (10, 30)], ids=str)
+def test_subgradient_of_a_multiple_norm(shape):
+    """∂‖A‖₂ = conv{U₁ h hᵀ V₁ᵀ}: the gradient has norm one, and supports A from below."""
+    A = torch.eye(*shape, dtype=torch.float64)
+    G = gradient(lambda t: t.sigma.sum(), A, k=1)
+    torch.testing.assert_close((G * A).sum(), torch.linalg.matrix_norm(A, 2))
+    assert float(torch.linalg.svdvals(G).sum()) == pytest.approx(1)
+    for seed in range(20):
+        other = A + 0.1 * gaussian(*shape) * (seed - 10)
+        assert torch.linalg.matrix_norm(other, 2) >= 1 + (G * (other - A)).sum() - 1e-12
+
+
+@pytest.mark.parametrize("adjoint", [None, KKT(), ExplicitSVD(), PushThrough()], ids=repr)
+@pytest.mark.parametrize("gap", [0.0, 1e-16, 1e-12, 1e-9])
+def test_a_block_that_cuts_a_cluster_is_warned_of(gap, adjoint):
+    """It is never silent: a warning, or a clear error where a solver breaks down."""
+
+    A = matrix(3.0, 2.0 + gap, 2.0, 0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found = gradient(projector_loss, A, adjoint=adjoint)
+        except ConvergenceError:
+            return
+    assert [
+        w for w in caught if w.category is DegenerateWarning and "relative gap" in str(w.message)
+    ]
+    assert torch.isfinite(found).all()
+
+
+def test_a_block_that_cuts_a_cluster_may_be_asked_about_the_rest():
+    """No warning where the cotangent does not meet the cluster."""
+    A = matrix(3.0, 2.0, 2.0, 0.5)
+
+    def first_alone(t):
+        return ((t.u[:, :1].mT @ gaussian(9, 1)) ** 2).sum()
+
+    # the whole cluster beside it in the block: the same gradient
+    torch.testing.assert_close(gradient(first_alone, A), gradient(first_alone, A, k=3))
+
+
+def test_forward_mode_warns_of_ties():
+    A = matrix(2.0, 2.0, 1.0, 0.5)
+    with pytest.warns(DegenerateWarning, match="differ by"):
+        _, tangent = torch.func.jvp(lambda A: singular_triplet(A, 2).u, (A,), (TARGET,))
+    assert torch.isfinite(tangent).all()
+
+
+@pytest.mark.parametrize("A", [torch.zeros(5, 4), torch.ones(5, 4)], ids=["zero", "rank one"])
+def test_vectors_of_a_zero_singular_value_have_no_derivative(A):
+    A = A.double().requires_grad_()
+    t = singular_triplet(A, 2)
+    with pytest.raises(InputError, match=r"singular value [01] \(from 0\) is zero to rounding"):
+        (t.u.sum() + t.v.sum()).backward()
+    singular_triplet(A, 2).sigma[0].backward()
+    assert torch.isfinite(A.grad).all()

@@ -78,6 +78,20 @@ def singular_triplet(
         return _batch(A, k, init, options)
     A = _checked(as_map(A), k)
     start = None if init is None else _start(A, init)
+    return solve_from(A, k, start, **options)
+
+
+def solve_from(
+    A: LinearMap,
+    k: int,
+    start: Tensor | None,
+    *,
+    solver: Solver | None = None,
+    adjoint: AdjointSolver | None = None,
+    generator: torch.Generator | None = None,
+    strict: bool = True,
+) -> SingularTriplets:
+    """The same for one map and a start on its shorter side, shape ``(min(m, n), j)``."""
     problem = Problem(
         A.with_tensors(*(torch.empty_like(tensor, device="meta") for tensor in A.tensors)),
         k,
@@ -90,17 +104,7 @@ def singular_triplet(
     with full_precision(A.device):
         sigma, u, v, residuals, gaps, counts, theta, Z = solve(problem, start, *A.tensors)
     steps, passes, status = _counts(counts)
-    return SingularTriplets(
-        sigma,
-        u,
-        v,
-        residuals,
-        gaps,
-        steps,
-        passes,
-        status,
-        near=(theta, Z),
-    )
+    return SingularTriplets(sigma, u, v, residuals, gaps, steps, passes, status, near=(theta, Z))
 
 
 def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:

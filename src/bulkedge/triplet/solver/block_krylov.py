@@ -68,13 +68,13 @@ class BlockKrylov:
             converged = bool((residuals[:k] <= rtol * sigma[0]).all())
             if converged or step == self.max_steps:
                 break
-            if V.shape[1] + block > limit:
-                keep = max(limit // 2, block)
-                V, W = V @ Y[:, :keep], P[:, :keep] * S[:keep]
             E = _new_directions(R, V, floor=10 * eps * float(sigma[0]))
             converged = E.shape[1] == 0  # the Krylov space is invariant: exact to rounding
             if converged:
                 break
+            if V.shape[1] + block > limit:
+                keep = max(limit // 2, block)
+                V, W = V @ Y[:, :keep], P[:, :keep] * S[:keep]
             V = torch.cat([V, E], dim=1)
             W = torch.cat([W, A.matmat(E)], dim=1)
         return SingularTriplets(

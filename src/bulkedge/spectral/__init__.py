@@ -1,0 +1,22 @@
+"""Spectral norms, their certificates, and layers and weights that are held below a bound."""
+
+from .certificate import Certificate, NormBound, Probable, Rigorous
+from .convolution import Convolution
+from .norm import cap, normalize, spectral_norm
+from .parametrization import SpectralCap, spectral_cap
+from .project import hold_spectral_ball, project_spectral_ball
+
+__all__ = [
+    "Certificate",
+    "Convolution",
+    "NormBound",
+    "Probable",
+    "Rigorous",
+    "SpectralCap",
+    "cap",
+    "hold_spectral_ball",
+    "normalize",
+    "project_spectral_ball",
+    "spectral_cap",
+    "spectral_norm",
+]

@@ -1,0 +1,64 @@
+"""The leading triplet of a matrix that changes a little from step to step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bulkedge._linmap import LinearMap
+from bulkedge.triplet import BlockKrylov, SingularTriplets
+from bulkedge.triplet._triplet import solve_from
+
+BLOCK = 6  # vectors carried from step to step, the explorer included
+
+
+def fresh_start(A: LinearMap) -> Tensor:
+    """A start from nothing, shape ``(min(m, n), ≤ BLOCK)``: the leading vectors of A."""
+    n = min(A.shape)
+    columns = min(BLOCK, n)
+    slope = torch.arange(1, n + 1, dtype=torch.float64)
+    # no two entries alike, and no randomness of the caller's spent
+    block = torch.stack([(slope * (i + 1.618)).sin() for i in range(columns)], dim=1)
+    with torch.no_grad():
+        start = torch.linalg.qr(block).Q.to(A.device, A.dtype)
+        return track(A, start, rtol=1e-3)[1]
+
+
+def track(
+    A: LinearMap, start: Tensor, *, rtol: float, max_steps: int | None = None
+) -> tuple[SingularTriplets, Tensor]:
+    """The leading triplet of A, differentiable, and the start for the next matrix.
+
+    A warm start sees what the last step saw: its block is nearly invariant, and a new direction
+    orthogonal to it would stay unseen however large.  So the last column, the explorer, does power
+    iteration outside the others, and is turned a little each time; what it finds enters the block.
+
+    Cost: four passes if the matrix hardly changed, two of them with one vector.
+
+    Args:
+        A: Shape ``(m, n)``.
+        start: Shape ``(min(m, n), b)``.
+        rtol: Wanted residual relative to σ₁; σ₁ itself is far better, by about residual/gap.
+        max_steps: Steps at most; None for no limit worth the name.
+
+    Returns:
+        The triplet and a start of the same shape.
+    """
+    columns = start.shape[1]
+    solver = BlockKrylov(rtol=rtol, oversample=columns - 1, max_steps=max_steps or 500)
+    result = solve_from(A, 1, start, solver=solver, strict=False)
+    with torch.no_grad():
+        upright = A if A.shape[0] >= A.shape[1] else A.T
+        v = result.v if A.shape[0] >= A.shape[1] else result.u
+        near = start[:, :0] if result.near is None else result.near[1]
+        block = torch.cat([v.detach(), near], dim=1)[:, : max(columns - 1, 1)]
+        x = start[:, -1:]
+        x = upright.rmatmat(upright.matmat(x)) + 0.1 * result.sigma.detach().square() * x.roll(1, 0)
+        x = x - block @ (block.mT @ x)
+        x = x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
+        return result, torch.cat([block, x], dim=1)[:, :columns]
+
+
+def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:
+    """The weight with ``dim`` in front and the rest flattened, as torch's own takes it."""
+    return weight.movedim(dim, 0).flatten(1)

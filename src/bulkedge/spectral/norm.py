@@ -1,0 +1,152 @@
+"""‖A‖₂ with its derivative, and a matrix scaled by it."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import MatrixLike, as_map
+from bulkedge.triplet import Solver, singular_triplet
+
+from .certificate import Certificate, NormBound
+
+
+@overload
+def spectral_norm(
+    A: MatrixLike,
+    *,
+    solver: Solver | None = ...,
+    init: tuple[Tensor, Tensor] | None = ...,
+    generator: torch.Generator | None = ...,
+    certified: None = ...,
+) -> Tensor: ...
+@overload
+def spectral_norm(
+    A: MatrixLike,
+    *,
+    solver: Solver | None = ...,
+    init: tuple[Tensor, Tensor] | None = ...,
+    generator: torch.Generator | None = ...,
+    certified: Certificate,
+) -> NormBound: ...
+def spectral_norm(
+    A: MatrixLike,
+    *,
+    solver: Solver | None = None,
+    init: tuple[Tensor, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    certified: Certificate | None = None,
+) -> Tensor | NormBound:
+    """The largest singular value of A, differentiable, or an interval that certainly holds it.
+
+    The gradient is ``u vᵀ``; where σ₁ = σ₂, and at A = 0, that is a subgradient, and no warning is
+    due.  Second derivatives need one linear solve, see :func:`~bulkedge.singular_triplet`.
+
+    An iteration bounds a norm from below alone.  With ``certified`` the answer is an interval with
+    an upper end that is proved (:class:`Rigorous`) or probable (:class:`Probable`), no gradient.
+
+    Args:
+        A: Shape ``(..., m, n)``, or a ``LinearMap``.
+        solver: The method; ``Auto()`` if None.
+        init: A guess (u, v).
+        generator: Source of the random start; None takes a fixed seed.
+        certified: The certificate wanted, for one matrix.
+
+    Returns:
+        Shape ``(...)``, or the interval.
+
+    Raises:
+        InputError: As :func:`~bulkedge.singular_triplet`; or a certificate for a batch is asked.
+        ConvergenceError: If the tolerance is not reached.
+
+    Example:
+        >>> from bulkedge.spectral import Rigorous
+        >>> A = torch.tensor([[0.0, 3.0], [2.0, 0.0]], requires_grad=True)
+        >>> norm = spectral_norm(A)
+        >>> norm.backward()
+        >>> A.grad.abs().tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+        >>> interval = spectral_norm(A, certified=Rigorous())
+        >>> interval.lower <= 3.0 <= interval.upper < 3.0000001
+        True
+    """
+    if certified is not None and isinstance(A, Tensor) and A.ndim != 2:
+        raise InputError(
+            f"expected one matrix to certify, got shape {tuple(A.shape)}; certify one at a time"
+        )
+    triplet = singular_triplet(A, solver=solver, init=init, generator=generator)
+    if certified is None:
+        return triplet.sigma.squeeze(-1)
+    with torch.no_grad():
+        return certified.bound(as_map(A), triplet.v.detach(), generator)
+
+
+def normalize(A: Tensor, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """``A / ‖A‖₂``, with the whole derivative: ``Ā = V/σ − (⟨V, A⟩/σ²) u vᵀ``.
+
+    Args:
+        A: Shape ``(..., m, n)``.
+        init: A guess (u, v).
+
+    Returns:
+        Shape ``(..., m, n)``, of the dtype of A.
+
+    Raises:
+        InputError: If a matrix is zero.
+
+    Example:
+        >>> normalize(torch.diag(torch.tensor([4.0, 2.0]))).tolist()
+        [[1.0, 0.0], [0.0, 0.5]]
+    """
+    norm = spectral_norm(A, init=init)[..., None, None]
+    if not torch.compiler.is_compiling() and not _all(norm > 0):
+        raise InputError("expected a matrix other than zero, whose norm nothing can be scaled by")
+    return (A / norm).to(A.dtype)
+
+
+def cap(A: Tensor, bound: float = 1.0, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """``min(1, bound/‖A‖₂) · A``: the radial projection onto the spectral ball.
+
+    Inside the ball it is the identity, to the bit.
+
+    Args:
+        A: Shape ``(..., m, n)``.
+        bound: The largest norm allowed, positive.
+        init: A guess (u, v).
+
+    Returns:
+        Shape ``(..., m, n)``, of the dtype of A.
+
+    Raises:
+        InputError: If the bound is not positive.
+
+    Example:
+        >>> cap(torch.diag(torch.tensor([4.0, 2.0])), 2.0).tolist()
+        [[2.0, 0.0], [0.0, 1.0]]
+    """
+    norm = spectral_norm(A, init=init)[..., None, None]
+    return (A * cap_factor(norm, bound)).to(A.dtype)
+
+
+def cap_factor(norm: Tensor, bound: float) -> Tensor:
+    """``min(1, bound/norm)``, differentiable at zero too."""
+    require_bound(bound)
+    ceiling = torch.full_like(norm, bound)
+    return ceiling / torch.maximum(norm, ceiling)
+
+
+def require_bound(bound: float) -> None:
+    """Raise InputError unless the bound is positive and finite."""
+    if not 0 < bound < float("inf"):
+        raise InputError(f"expected a positive finite bound, got {bound}")
+
+
+def _all(condition: Tensor) -> bool:
+    """Whether it holds everywhere; True inside vmap, where it cannot be looked at."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return True

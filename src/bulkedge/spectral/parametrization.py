@@ -1,0 +1,180 @@
+"""A layer whose weight never exceeds a spectral norm: a parametrization."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import Dense, LinearMap
+
+from ._track import as_matrix, fresh_start, track
+from .certificate import Certificate, Rigorous
+from .convolution import of_module
+from .norm import cap_factor, require_bound
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def spectral_cap(
+    module: Module,
+    name: str = "weight",
+    n_power_iterations: int | None = None,
+    eps: float = 1e-12,
+    dim: int | None = None,
+    *,
+    bound: float = 1.0,
+    shrink_only: bool = True,
+    rtol: float = 1e-3,
+    input_size: int | tuple[int, ...] | None = None,
+    certified: bool | Certificate = False,
+) -> Module:
+    """Cap the spectral norm of a weight: ``W ↦ min(1, bound/‖W‖₂) · W``.
+
+    In place of ``torch.nn.utils.parametrizations.spectral_norm``, with the same leading arguments.
+    What differs: σ is solved for to a tolerance, not by a fixed number of power iterations, so the
+    bound holds at the first forward, in evaluation without training, and after a weight is loaded;
+    evaluation writes to no buffer; the gradient is right to second order; weights inside the ball
+    are left alone (``shrink_only=False`` scales them up to the bound, as torch does).
+
+    The previous step's vectors start the solve: four passes over the weight and one to scale it.
+    Inside ``torch.nn.utils.parametrize.cached()`` it is done once a forward, however often the
+    weight is read.
+
+    Args:
+        module: The module, changed in place.
+        name: Its parameter.
+        n_power_iterations: None solves until the residual is below ``rtol``; a number stops after
+            as many steps at most, whatever the residual, as torch does.
+        eps: Norms below it are taken for it.
+        dim: The dimension of the outputs: None is 0, or 1 for transposed convolutions; the rest is
+            flattened.
+        bound: The largest norm allowed.
+        shrink_only: Leave a weight inside the ball alone.
+        rtol: Residual of the leading triplet, relative to σ₁.  The norm is better than that, by
+            about residual/gap: docs/benchmarks.md measures it.
+        input_size: For a convolution: the spatial size of its input, and the norm is that of the
+            operator on it.  None takes the norm of the reshaped kernel, as torch does: a different
+            number, smaller or larger than the operator's.
+        certified: True divides by a proved upper bound (:class:`Rigorous`), so that the norm in
+            exact arithmetic is at most ``bound``; a certificate of another kind may be given.  A
+            factorisation each forward: for evaluation, or small layers.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: If the parameter, the bound or ``dim`` does not fit.
+
+    Example:
+        >>> layer = spectral_cap(nn.Linear(20, 30), bound=0.5)
+        >>> bool(torch.linalg.matrix_norm(layer.weight, 2) <= 0.5001)
+        True
+    """
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        raise InputError(
+            f"expected a parameter {name!r} of at least two dimensions in "
+            f"{type(module).__name__}, got {'none' if weight is None else tuple(weight.shape)}"
+        )
+    if dim is None:
+        transposed = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+        dim = 1 if isinstance(module, transposed) else 0
+    operator = None if input_size is None else of_module(module, input_size)
+    parametrize.register_parametrization(
+        module,
+        name,
+        SpectralCap(
+            weight.detach(),
+            bound,
+            n_power_iterations=n_power_iterations,
+            eps=eps,
+            dim=dim,
+            shrink_only=shrink_only,
+            rtol=rtol,
+            operator=operator,
+            certified=Rigorous() if certified is True else certified or None,
+        ),
+    )
+    return module
+
+
+class SpectralCap(nn.Module):
+    """The parametrization behind :func:`spectral_cap`."""
+
+    start: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bound: float,
+        *,
+        n_power_iterations: int | None,
+        eps: float,
+        dim: int,
+        shrink_only: bool,
+        rtol: float,
+        operator: LinearMap | None,
+        certified: Certificate | None,
+    ) -> None:
+        super().__init__()
+        require_bound(bound)
+        if not -weight.ndim <= dim < weight.ndim:
+            raise InputError(f"expected a dim of a {weight.ndim}-dimensional weight, got {dim}")
+        self.bound, self.eps, self.dim = bound, eps, dim
+        self.max_steps, self.rtol = n_power_iterations, rtol
+        self.shrink_only, self.certified = shrink_only, certified
+        self.operator = operator  # for its shape and strides: its kernel is replaced
+        self.register_buffer("start", fresh_start(self._map(weight)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The capped weight."""
+        A = self._map(weight)
+        start = self.start.to(A.dtype)
+        result, start = track(A, start, rtol=self.rtol, max_steps=self.max_steps)
+        if self.training:
+            with torch.no_grad():
+                self.start.copy_(start)
+        norm = result.sigma[0].clamp_min(self.eps)
+        if self.certified is not None:
+            upper = self.certified.bound(A, result.v.detach()).upper
+            norm = norm * ((upper + _rounding(weight, upper)) / float(norm.detach()))
+        factor = cap_factor(norm, self.bound) if self.shrink_only else self.bound / norm
+        # a half-precision weight times a number is rounded once, at the end
+        return (weight.to(factor.dtype) * factor).to(weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """A weight assigned is the weight kept: the cap of it is what is read."""
+        if hasattr(self, "start"):
+            self.start.copy_(fresh_start(self._map(weight.detach())))
+        return weight
+
+    def _map(self, weight: Tensor) -> LinearMap:
+        """The linear map whose norm is meant, in float32 at least."""
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            weight = weight.float()
+        if self.operator is not None:
+            return self.operator.with_tensors(weight)
+        return Dense(as_matrix(weight, self.dim))
+
+    def extra_repr(self) -> str:
+        """For printing a module."""
+        return f"bound={self.bound}, rtol={self.rtol}"
+
+
+def _rounding(weight: Tensor, upper: float) -> float:
+    """Bound on what rounding adds to the norm of a scaled weight, before scaling.
+
+    Each entry of the result is rounded once in its own dtype, half a unit: in norm at most
+    ``½ eps ‖W‖_F``.  The factor is rounded four times in float32 at least, ``2 eps`` together.
+
+    Returns:
+        An absolute amount, in units of the norm of W.
+    """
+    working = torch.promote_types(weight.dtype, torch.float32)
+    frobenius = float(torch.linalg.vector_norm(weight.detach().double()))
+    entries = 0.51 * (torch.finfo(weight.dtype).eps + torch.finfo(working).eps) * frobenius
+    return entries + 3 * torch.finfo(working).eps * upper

@@ -1,0 +1,229 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+
+from bulkedge import InputError
+from bulkedge.spectral import Convolution, Probable, Rigorous, spectral_cap
+from bulkedge.triplet import singular_triplet
+from cases import gaussian, orthonormal
+
+
+def norm(weight):
+    return float(torch.linalg.matrix_norm(weight.detach().double().flatten(1), 2))
+
+
+def linear(rows=120, columns=150, scale=1.0, **options):
+    layer = nn.Linear(columns, rows)
+    with torch.no_grad():
+        layer.weight.copy_(scale * gaussian(rows, columns))
+    return spectral_cap(layer, **options)
+
+
+@pytest.mark.parametrize("shape", [(150, 120), (120, 150), (1, 9), (9, 1), (4, 4)], ids=str)
+def test_the_first_forward_is_capped_in_either_mode(shape):
+    for training in (True, False):
+        layer = linear(*shape).train(training)
+        assert norm(layer.weight) == pytest.approx(1, abs=1e-4)
+
+
+def test_it_stays_capped_while_weights_move():
+    """Gaussian layers are the hardest: σ₁ and σ₂ lie within a percent."""
+    layer = linear(300, 300)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    worst = 0.0
+    for step in range(30):
+        optimizer.zero_grad()
+        (layer.weight * gaussian(300, 300).roll(step, 0).float()).sum().backward()
+        optimizer.step()
+        worst = max(worst, norm(layer.weight))
+    assert worst <= 1 + 1e-4
+
+
+def test_a_direction_that_the_start_cannot_see_is_found():
+    """A spike orthogonal to all that was tracked: the explorer finds it within a few forwards."""
+    U, V = orthonormal(200, 40, 1).float(), orthonormal(150, 40, 2).float()
+    layer = nn.Linear(150, 200)
+    with torch.no_grad():
+        layer.weight.copy_((U[:, :39] * torch.linspace(2, 1, 39)) @ V[:, :39].mT)
+    spectral_cap(layer)
+    original = layer.parametrizations.weight.original
+    with torch.no_grad():
+        original += 3 * torch.outer(U[:, 39], V[:, 39])
+    norms = [norm(layer.weight) for _ in range(12)]
+    assert norms[-1] == pytest.approx(1, abs=1e-4)
+
+
+def test_evaluation_changes_no_state():
+    layer = linear().eval()
+    before = {name: x.clone() for name, x in layer.state_dict().items()}
+    for _ in range(3):
+        layer(torch.randn(2, 150, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(x, before[name]) for name, x in layer.state_dict().items())
+    assert torch.equal(layer.weight, layer.weight)
+
+
+def test_double_use_in_one_forward():
+    """torch's own raises here (pytorch#66363): its buffers change under the saved graph."""
+    layer = linear(30, 30)
+    x = torch.ones(2, 30)
+    layer(layer(x)).sum().backward()
+    first = layer.parametrizations.weight.original.grad.clone()
+    layer.zero_grad()
+    with parametrize.cached():
+        assert layer.weight is layer.weight
+        layer(layer(x)).sum().backward()
+    torch.testing.assert_close(
+        layer.parametrizations.weight.original.grad, first, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_cached_solves_once(monkeypatch):
+    calls = []
+    from bulkedge.spectral import parametrization
+
+    original = parametrization.track
+    monkeypatch.setattr(
+        parametrization, "track", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    layer = linear(20, 20)
+    calls.clear()
+    with parametrize.cached():
+        layer(layer(torch.ones(1, 20)))
+    assert len(calls) == 1
+
+
+def test_the_gradient_is_that_of_the_dense_formula_to_second_order():
+    layer = linear(12, 9, rtol=1e-10).double()
+    original = layer.parametrizations.weight.original
+    target = gaussian(12, 9)
+    x = gaussian(3, 9)
+
+    def penalty(weight):
+        y = (x @ weight.mT).tanh().sum()
+        return y
+
+    ours = torch.autograd.grad(penalty(layer.weight), original, create_graph=True)[0]
+    plain = original.detach().requires_grad_()
+    theirs = torch.autograd.grad(
+        penalty(plain / torch.linalg.matrix_norm(plain, 2)), plain, create_graph=True
+    )[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    second = torch.autograd.grad((ours * target).sum(), original)[0]
+    torch.testing.assert_close(
+        second, torch.autograd.grad((theirs * target).sum(), plain)[0], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_deepcopy_and_state_dict():
+    layer = linear(40, 30)
+    other = linear(40, 30, scale=5.0)
+    twin = copy.deepcopy(layer)
+    assert torch.equal(twin.weight, copy.deepcopy(layer).weight)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.weight, copy.deepcopy(layer).weight)
+    assert norm(other.weight) == pytest.approx(1, abs=1e-4)
+
+
+def test_right_inverse():
+    layer = linear(40, 30, bound=2.0)
+    small = 0.1 * gaussian(40, 30).float()
+    layer.weight = small
+    assert torch.equal(layer.weight, small)
+    layer.weight = 7 * orthonormal(40, 30).float()
+    assert norm(layer.weight) == pytest.approx(2, abs=1e-4)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert norm(layer.weight) == pytest.approx(2, abs=1e-4)
+
+
+def test_in_place_of_torchs_own():
+    for arguments in [
+        (),
+        ("weight",),
+        ("weight", 1),
+        ("weight", 3, 1e-12),
+        ("weight", 1, 1e-12, 1),
+    ]:
+        a, b = nn.Linear(20, 30), nn.Linear(20, 30)
+        b.load_state_dict(a.state_dict())
+        spectral_cap(a, *arguments, shrink_only=False)
+        torch_spectral_norm(b, *arguments)
+        for _ in range(60):
+            _ = b.weight, a.weight
+        torch.testing.assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_transposed_convolutions_flatten_after_their_outputs():
+    a = nn.ConvTranspose2d(3, 8, 3)
+    spectral_cap(a)
+    assert norm(a.weight.movedim(1, 0)) <= 1.0001
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_operator_norm_of_a_convolution(stride):
+    layer = nn.Conv2d(3, 8, 3, stride=stride, padding=1)
+    with torch.no_grad():
+        layer.weight.mul_(5)
+    reshaped = spectral_cap(copy.deepcopy(layer))
+    spectral_cap(layer, input_size=(9, 10))
+    operator = Convolution(layer.weight.detach(), (9, 10), stride=stride, padding=1)
+    assert float(singular_triplet(operator).sigma) == pytest.approx(1, abs=1e-4)
+    other = Convolution(reshaped.weight.detach(), (9, 10), stride=stride, padding=1)
+    assert abs(float(singular_triplet(other).sigma) - 1) > 0.01
+    layer(torch.ones(1, 3, 9, 10)).sum().backward()
+    assert torch.isfinite(layer.parametrizations.weight.original.grad).all()
+
+
+@pytest.mark.parametrize(
+    "certified", [True, Rigorous(), Probable(failure=1e-9, rtol=1e-7)], ids=repr
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_certified_is_at_most_the_bound(certified, dtype):
+    for seed in range(5):
+        layer = nn.Linear(30, 40, dtype=dtype)
+        with torch.no_grad():
+            layer.weight.copy_(gaussian(40, 30).roll(seed, 0))
+        spectral_cap(layer, bound=0.7, certified=certified)
+        assert norm(layer.weight) <= 0.7
+        # and no smaller than rounding and the certificate ask for
+        assert norm(layer.weight) >= 0.7 * (1 - 7 * torch.finfo(dtype).eps - 1e-7)
+
+
+def test_half_precision_weights():
+    layer = linear(40, 30).bfloat16()
+    assert layer.weight.dtype == torch.bfloat16
+    assert norm(layer.weight) <= 1.01
+    layer(torch.ones(2, 30, dtype=torch.bfloat16)).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compile():
+    layer = linear(40, 30)
+    x = gaussian(5, 30).float()
+    expected = copy.deepcopy(layer)(x)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+    compiled(x).sum().backward()
+
+
+def test_zero_weight_is_capped_to_zero():
+    layer = nn.Linear(4, 3)
+    nn.init.zeros_(layer.weight)
+    spectral_cap(layer)
+    assert torch.equal(layer.weight, torch.zeros(3, 4))
+    layer(torch.ones(1, 4)).sum().backward()
+    assert torch.isfinite(layer.parametrizations.weight.original.grad).all()
+
+
+def test_errors():
+    with pytest.raises(InputError, match="expected a parameter 'bias' of at least two dimensions"):
+        spectral_cap(nn.Linear(3, 3), "bias")
+    with pytest.raises(InputError, match=r"expected a parameter 'nothing' .*got none"):
+        spectral_cap(nn.Linear(3, 3), "nothing")
+    with pytest.raises(InputError, match="positive finite bound"):
+        spectral_cap(nn.Linear(3, 3), bound=0.0)
+    with pytest.raises(InputError, match="expected a dim of a 2-dimensional weight, got 2"):
+        spectral_cap(nn.Linear(3, 3), dim=2)

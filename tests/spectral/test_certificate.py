@@ -9,13 +9,10 @@ import torch
 
 from bulkedge import InputError
 from bulkedge._linmap import Dense, LowRank
-from bulkedge.spectral import certificate
-from bulkedge.spectral.certificate import (
-    Probable,
-    Rigorous,
+from bulkedge.spectral.certificate import Probable, Rigorous, rigorous
+from bulkedge.spectral.certificate.probable import _beyond, _component_quantile, _upper_end
+from bulkedge.spectral.certificate.rigorous import (
     _above,
-    _beyond,
-    _component_quantile,
     _defect_above,
     _lower_gram,
     _norm_above,
@@ -23,7 +20,6 @@ from bulkedge.spectral.certificate import (
     _proven_square,
     _rayleigh_below,
     _root_above,
-    _upper_end,
 )
 from cases import MATRICES, SHAPES, gaussian, generator, orthonormal, with_spectrum
 
@@ -194,12 +190,12 @@ def test_any_guess_gives_a_valid_bound_and_a_good_one_saves_passes(shape):
 def test_search_that_finds_only_half_the_norm_still_ends_with_a_proof(monkeypatch):
     A = with_spectrum(60, 40, torch.linspace(2, 1, 40))
     worst = torch.linalg.svd(A)[2][39]
-    monkeypatch.setattr(certificate, "_leading_vector", lambda *_: (worst, 1))
+    monkeypatch.setattr(rigorous, "_leading_vector", lambda *_: (worst, 1))
     found = Rigorous().bound(Dense(A))
     assert found.lower == pytest.approx(1)
     assert found.upper >= 2
     # nothing at all found: what remains is the Frobenius norm
-    monkeypatch.setattr(certificate, "_leading_vector", lambda *_: (0 * worst, 1))
+    monkeypatch.setattr(rigorous, "_leading_vector", lambda *_: (0 * worst, 1))
     found = Rigorous().bound(Dense(A))
     assert found.lower == 0
     frobenius = float(torch.linalg.vector_norm(A))
@@ -254,7 +250,7 @@ def test_whole_proof_needs_its_margin():
 @pytest.mark.parametrize("block", [4, 256])
 @pytest.mark.parametrize("seed", range(4))
 def test_bound_of_the_defect_holds_in_rational_arithmetic(seed, block, monkeypatch):
-    monkeypatch.setattr(certificate, "_BLOCK", block)
+    monkeypatch.setattr(rigorous, "_BLOCK", block)
     W = torch.randn(12, 10, generator=generator(seed), dtype=torch.float64)
     s = float(torch.linalg.matrix_norm(W, 2)) ** 2 * (1 + 1e-9)
     R = torch.linalg.cholesky(s * torch.eye(10, dtype=torch.float64) - W.mT @ W)
@@ -264,7 +260,7 @@ def test_bound_of_the_defect_holds_in_rational_arithmetic(seed, block, monkeypat
 
 @pytest.mark.parametrize("block", [4, 256])
 def test_bound_holds_whatever_the_factorisation_returns(block, monkeypatch):
-    monkeypatch.setattr(certificate, "_BLOCK", block)
+    monkeypatch.setattr(rigorous, "_BLOCK", block)
     W = torch.linalg.qr(gaussian(12, 10)).Q
     good = torch.linalg.cholesky_ex
     factors = {
@@ -321,7 +317,7 @@ def test_no_proof_below_the_norm(name):
 
 @pytest.mark.parametrize("block", [4, 256])
 def test_norm_of_the_defect_counts_both_halves(block, monkeypatch):
-    monkeypatch.setattr(certificate, "_BLOCK", block)
+    monkeypatch.setattr(rigorous, "_BLOCK", block)
     M, R = integers(9, 9, 1), integers(9, 9, 2).tril()
     square = int(((M + M.mT - R @ R.mT) ** 2).sum())
     # inside a diagonal block the whole of it is seen, beyond it the lower half stands for both

@@ -1,0 +1,74 @@
+"""What a certificate returns, and what every certificate asks of a map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap
+
+
+@dataclass(frozen=True)
+class NormBound:
+    """An interval that holds ‖A‖₂.
+
+    Attributes:
+        lower: At most ‖A‖₂.
+        upper: At least ‖A‖₂, but for the ``failure``.
+        failure: The probability, over the random start, that ‖A‖₂ exceeds ``upper``; 0 if proved.
+        passes: How often A was read: products with A or Aᵀ, of one vector each but for a Gram
+            matrix.
+    """
+
+    lower: float
+    upper: float
+    failure: float
+    passes: int
+
+
+class Certificate(Protocol):
+    """What bounds ‖A‖₂ from above."""
+
+    def bound(
+        self, A: LinearMap, v: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> NormBound:
+        """The interval; ``v``, shape ``(n,)``, is a guess of the leading right singular vector."""
+        ...
+
+
+def check(A: LinearMap, v: Tensor | None) -> None:
+    """Raise InputError where there is nothing to bound, or a guess that does not fit."""
+    if 0 in A.shape:
+        raise InputError(f"expected a matrix with entries, got shape {A.shape}")
+    if v is not None and (v.numel() != A.shape[1] or not bool(v.isfinite().all())):
+        raise InputError(
+            f"expected v finite and of shape ({A.shape[1]},), a right vector of a map of shape "
+            f"{A.shape}; got shape {tuple(v.shape)}"
+        )
+
+
+def gaussian_start(n: int, generator: torch.Generator | None) -> Tensor:
+    """A Gaussian column on the CPU, so that every device draws alike."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.randn(n, 1, generator=generator, dtype=torch.float64)
+
+
+def binary_exponent(largest: float) -> int | None:
+    """The e with 2ᵉ⁻¹ ≤ largest < 2ᵉ; None for 0."""
+    if not math.isfinite(largest):
+        raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
+    return math.frexp(largest)[1] if largest else None
+
+
+def unscale(x: float, exponent: int, towards: float) -> float:
+    """x·2ᵉ, rounded in the direction of ``towards``."""
+    try:
+        x = math.ldexp(x, exponent)
+    except OverflowError:
+        x = math.inf
+    return math.nextafter(x, towards)

@@ -61,10 +61,12 @@ def rotated(sigma: Tensor, seed: int) -> Tensor:
 
 
 def gaussian(n: int, seed: int) -> Tensor:
+    """Pure noise: the leading values crowd at the edge of the bulk."""
     return torch.randn(n, n, generator=torch.Generator().manual_seed(seed))
 
 
 def decaying(n: int, seed: int) -> Tensor:
+    """σ_i = 1/i."""
     return rotated(1 / torch.arange(1, n + 1), seed)
 
 
@@ -89,16 +91,19 @@ SPECTRA: dict[str, Callable[[int, int], Tensor]] = {
 
 
 def through_triplet(A: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Ours."""
     found = singular_triplet(A, **options)
     return found.u[:, 0], found.v[:, 0]
 
 
 def through_svd(A: Tensor) -> tuple[Tensor, Tensor]:
+    """The full SVD and its derivative by autograd."""
     U, _, Vt = torch.linalg.svd(A, full_matrices=False)
     return U[:, 0], Vt[0]
 
 
 def through_svd_lowrank(A: Tensor) -> tuple[Tensor, Tensor]:
+    """torch's randomised SVD with its defaults, differentiated through its steps."""
     U, _, V = torch.svd_lowrank(A)
     return U[:, 0], V[:, 0]
 
@@ -125,16 +130,19 @@ def gradient(method: Callable[..., tuple[Tensor, Tensor]], A: Tensor, **options:
 
 
 def seconds(function: Callable[[], Any]) -> float:
+    """How long one call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
 def error(found: Tensor, reference: Tensor) -> float:
+    """Relative, in the Frobenius norm."""
     return float((found.double() - reference).norm() / reference.norm())
 
 
 def reference(A: Tensor) -> Tensor:
+    """The gradient in float64."""
     dense = A.shape[0] <= DENSE_REFERENCE
     return gradient(through_svd if dense else through_triplet, A.double())
 

@@ -190,12 +190,12 @@ def test_any_guess_gives_a_valid_bound_and_a_good_one_saves_passes(shape):
 def test_search_that_finds_only_half_the_norm_still_ends_with_a_proof(monkeypatch):
     A = with_spectrum(60, 40, torch.linspace(2, 1, 40))
     worst = torch.linalg.svd(A)[2][39]
-    monkeypatch.setattr(rigorous, "_leading_vector", lambda *_: (worst, 1))
+    monkeypatch.setattr(rigorous, "leading_vector", lambda *_: (worst, 1))
     found = Rigorous().bound(Dense(A))
     assert found.lower == pytest.approx(1)
     assert found.upper >= 2
     # nothing at all found: what remains is the Frobenius norm
-    monkeypatch.setattr(rigorous, "_leading_vector", lambda *_: (0 * worst, 1))
+    monkeypatch.setattr(rigorous, "leading_vector", lambda *_: (0 * worst, 1))
     found = Rigorous().bound(Dense(A))
     assert found.lower == 0
     frobenius = float(torch.linalg.vector_norm(A))

@@ -27,7 +27,7 @@ class Auto:
             triplets beyond which it is.
     """
 
-    dense_below: int = 96
+    dense_below: int = 192
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

@@ -34,6 +34,8 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/audit_memory.py
+	$(BIN)/python benchmarks/triplet.py
+	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/render.py
 
 minilm: $(MINILM)/model.safetensors

@@ -103,7 +103,7 @@ def through_svd(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_svd_lowrank(A: Tensor) -> tuple[Tensor, Tensor]:
-    """torch's randomised SVD with its defaults, differentiated through its steps."""
+    """The randomised SVD of torch with its defaults, differentiated through its steps."""
     U, _, V = torch.svd_lowrank(A)
     return U[:, 0], V[:, 0]
 

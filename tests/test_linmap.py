@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge._linmap import Adjoint, Dense, LowRank, Sum, as_map
+from bulkedge._linmap import Adjoint, Counted, Dense, LowRank, Scaled, Sum, as_map
 from cases import gaussian
 
 W0, B, A = gaussian(7, 5), gaussian(7, 2), gaussian(2, 5)
@@ -12,6 +12,9 @@ MAPS = {
     "sum": (Dense(W0) + LowRank(B, A, 2.0), W0 + 2 * B @ A),
     "adjoint": (Adjoint(LowRank(B, A)), (B @ A).T),
     "adjoint_twice": (Dense(W0).T.T, W0),
+    "scaled": (Scaled(Dense(W0) + LowRank(B, A), -3.0), -3 * (W0 + B @ A)),
+    "scaled_adjoint": (Scaled(LowRank(B, A, 0.5).T, 2.0), (B @ A).T),
+    "counted": (Counted(Dense(W0) + LowRank(B, A)), W0 + B @ A),
     "nested_sum": (Sum([Dense(W0), Dense(W0) + LowRank(B, A)]), 2 * W0 + B @ A),
 }
 
@@ -28,6 +31,61 @@ def test_products_equal_those_of_the_dense_matrix(name):
     torch.testing.assert_close(linmap.T.matmat(Y), matrix.T @ Y)
     torch.testing.assert_close(linmap.T.to_dense(), matrix.T)
     assert (linmap.T.dtype, linmap.T.device) == (matrix.dtype, matrix.device)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_derivatives_in_the_tensors_of_a_map(name):
+    linmap, _ = MAPS[name]
+    m, n = linmap.shape
+    L, R = gaussian(m, 2), gaussian(n, 2)
+    tangents = tuple(gaussian(*t.shape).flip(0) for t in linmap.tensors)
+
+    def dense(*tensors):
+        return linmap.with_tensors(*tensors).to_dense()
+
+    _, pull = torch.func.vjp(dense, *linmap.tensors)
+    for found, expected in zip(linmap.pullback(L, R), pull(L @ R.mT), strict=True):
+        torch.testing.assert_close(found, expected)
+    _, expected = torch.func.jvp(dense, linmap.tensors, tangents)
+    moved = linmap.pushforward(*tangents)
+    torch.testing.assert_close(moved.to_dense(), expected)
+    torch.testing.assert_close(moved.matmat(R), expected @ R)
+    torch.testing.assert_close(moved.rmatmat(L), expected.mT @ L)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MAPS)
+def test_widened_maps_multiply_in_float64(name, dtype):
+    linmap = MAPS[name][0]
+    narrow = linmap.with_tensors(*(tensor.to(dtype) for tensor in linmap.tensors))
+    exact = linmap.with_tensors(*(tensor.to(dtype).double() for tensor in linmap.tensors))
+    wide = narrow.widened()
+    m, n = linmap.shape
+    X, Y = gaussian(n, 3), gaussian(m, 3)
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide.matmat(X), exact.matmat(X))
+    torch.testing.assert_close(wide.rmatmat(Y), exact.rmatmat(Y))
+    torch.testing.assert_close(wide.to_dense(), exact.to_dense())
+    again = wide.with_tensors(*wide.tensors)
+    torch.testing.assert_close(again.matmat(X), exact.matmat(X))
+
+
+def test_tiles_of_a_widened_matrix_cover_it():
+    matrix = gaussian(200, 30).float()
+    wide = Dense(matrix).widened()
+    torch.testing.assert_close(wide.matmat(gaussian(30, 2)), matrix.double() @ gaussian(30, 2))
+    torch.testing.assert_close(
+        wide.rmatmat(gaussian(200, 2)), matrix.double().mT @ gaussian(200, 2)
+    )
+
+
+def test_counted_counts_for_its_relatives_too():
+    counted = Counted(Dense(W0))
+    counted.matmat(gaussian(5, 1))
+    counted.widened().rmatmat(gaussian(7, 1))
+    counted.with_tensors(W0).matmat(gaussian(5, 1))
+    counted.T.matmat(gaussian(7, 1))
+    assert counted.passes == [4]
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (3, 8), (2, 2)])

@@ -6,9 +6,10 @@ import sys
 import bulkedge
 
 PUBLIC = {
-    "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "InputError",
-    "NothingAuditedError", "OutputError", "Recipe", "RecipeError", "Record", "__version__", "audit",
-    "checkpoint", "intruder", "singular_triplet", "triplet",
+    "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "DegenerateWarning",
+    "InputError", "NothingAuditedError", "OutputError", "Recipe", "RecipeError", "Record",
+    "__version__", "audit", "checkpoint", "intruder", "project_spectral_ball", "singular_triplet",
+    "spectral", "spectral_cap", "spectral_norm", "triplet",
 }  # fmt: skip
 
 
@@ -27,6 +28,9 @@ def test_importing_the_package_loads_nothing_heavy():
         "import sys, bulkedge; assert 'torch' not in sys.modules\n"
         "bulkedge.audit, bulkedge.triplet\n"
         "heavy = {'transformers', 'peft', 'ray', 'matplotlib', 'pandas', 'scipy', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "import bulkedge.spectral\n"
+        "heavy |= {'torch._dynamo', 'torch._inductor'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ._errors import NothingAuditedError as NothingAuditedError
     from ._errors import OutputError as OutputError
     from ._errors import RecipeError as RecipeError
+    from .spectral import project_spectral_ball as project_spectral_ball
+    from .spectral import spectral_cap as spectral_cap
+    from .spectral import spectral_norm as spectral_norm
     from .triplet import singular_triplet as singular_triplet
 
 _HOME = {
@@ -35,6 +38,9 @@ _HOME = {
     "Recipe": "._audit",
     "Record": "._audit",
     "singular_triplet": ".triplet",
+    "spectral_norm": ".spectral",
+    "spectral_cap": ".spectral",
+    "project_spectral_ball": ".spectral",
     "BulkedgeError": "._errors",
     "AdapterError": "._errors",
     "CheckpointError": "._errors",
@@ -45,7 +51,7 @@ _HOME = {
     "OutputError": "._errors",
     "RecipeError": "._errors",
 }
-_MODULES = ("checkpoint", "intruder", "triplet")
+_MODULES = ("checkpoint", "intruder", "spectral", "triplet")
 
 __all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -425,6 +425,10 @@ class Counted(LinearMap):
         """See :meth:`LinearMap.with_tensors`."""
         return Counted(self.inner.with_tensors(*tensors), self.passes)
 
+    def pushforward(self, *tangents: Tensor) -> Counted:
+        """See :meth:`LinearMap.pushforward`."""
+        return Counted(self.inner.pushforward(*tangents), self.passes)
+
     def widened(self) -> Counted:
         """See :meth:`LinearMap.widened`."""
         return Counted(self.inner.widened(), self.passes)

@@ -18,10 +18,13 @@ from bulkedge.triplet import (
 )
 from bulkedge.triplet._result import neighbour_gaps
 from bulkedge.triplet.solver import (
+    Auto,
     GradientAscent,
+    Lanczos,
     Newton,
     Power,
     RayleighQuotient,
+    Refined,
     Riemannian,
 )
 from bulkedge.triplet.solver._deflation import solve_nearly_singular, unit
@@ -30,6 +33,10 @@ from cases import MATRICES, SHAPES, gaussian, generator, with_spectrum
 SOLVERS = {
     "block_krylov": BlockKrylov(),
     "narrow": BlockKrylov(oversample=1, width=3),
+    "lanczos": Lanczos(),
+    "restarted": Lanczos(width=8),
+    "refined": Refined(),
+    "auto": Auto(dense_below=4),
     "dense": DenseSVD(),
     "power": Power(),
     "gradient": GradientAscent(max_steps=4000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,22 @@ def store(name: str, measured: dict[str, Any]) -> None:
 
 def _where() -> dict[str, Any]:
     """The machine, as far as it matters to a figure."""
-    command = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False)
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def _commit() -> str:
+    """The commit of the working tree, if git knows."""
+    git = shutil.which("git")
+    command = [git or "git", "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False) if git else None
+    return (found.stdout.strip() if found else "") or "unknown"
 
 
 def _processor() -> str:

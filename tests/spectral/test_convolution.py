@@ -9,7 +9,7 @@ from torch import nn
 
 from bulkedge import InputError
 from bulkedge.spectral.certificate import Probable, Rigorous
-from bulkedge.spectral.convolution import Convolution, of_module
+from bulkedge.spectral.convolution import Convolution
 from bulkedge.triplet import singular_triplet
 from cases import gaussian, generator
 
@@ -63,7 +63,7 @@ def name(settings):
 def test_products_and_their_adjoints(settings):
     module, size = make(**settings)
     with torch.no_grad():
-        A = of_module(module, size)
+        A = Convolution.of(module, size)
         matrix = matrix_of(module, size)
         assert A.shape == matrix.shape
         X, Y = gaussian(A.shape[1], 3), gaussian(A.shape[0], 2)
@@ -106,7 +106,7 @@ def test_no_columns():
 )
 def test_norm_equals_that_of_the_dense_matrix(settings):
     module, size = make(**settings)
-    A = of_module(module, size)
+    A = Convolution.of(module, size)
     sigma = torch.linalg.svdvals(matrix_of(module, size))
     found = singular_triplet(A, k=2)
     torch.testing.assert_close(found.sigma, sigma[:2])
@@ -124,7 +124,7 @@ def test_certificates_of_a_float32_layer():
     dense = matrix_of(layer.double(), (6, 6))
     norm = float(torch.linalg.matrix_norm(dense, 2))
     for bound in (Rigorous(), Probable()):
-        found = bound.bound(of_module(layer.float(), (6, 6)))
+        found = bound.bound(Convolution.of(layer.float(), (6, 6)))
         assert found.lower <= norm * (1 + 1e-13)
         assert norm * (1 - 1e-13) <= found.upper <= norm * 1.0101
 
@@ -159,7 +159,7 @@ def test_pushforward_is_the_convolution_with_the_tangent():
 
 def test_gradients_reach_the_layer():
     layer = nn.Conv2d(2, 3, 3, padding="same")
-    A = of_module(layer, 8)
+    A = Convolution.of(layer, 8)
     assert A.tensors[0] is layer.weight
     found = singular_triplet(A.with_tensors(*(t.detach() for t in A.tensors)))
     (gradient,) = A.pullback(found.u, found.v)  # of σ₁
@@ -215,13 +215,13 @@ def test_one_tap_is_a_matrix(dims):
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_other_padding_is_refused_by_name(mode):
     with pytest.raises(InputError, match=f"got '{mode}'"):
-        of_module(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode), (8, 8))
+        Convolution.of(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode), (8, 8))
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(2, 2), nn.ConvTranspose2d(2, 2, 3)])
 def test_other_layers_are_refused_by_name(layer):
     with pytest.raises(InputError, match=f"got {type(layer).__name__}"):
-        of_module(layer, (8, 8))
+        Convolution.of(layer, (8, 8))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,9 @@ def test_errors():
         spectral_norm(torch.ones(2, 2, 2), certified=Rigorous())
 
 
-@pytest.mark.parametrize("certificate", [Rigorous(), Probable(failure=1e-6, rtol=1e-7)], ids=repr)
+@pytest.mark.parametrize(
+    "certificate", [True, Rigorous(), Probable(failure=1e-6, rtol=1e-7)], ids=repr
+)
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60)], ids=str)
 def test_certified_interval(certificate, shape):
     A = gaussian(*shape)

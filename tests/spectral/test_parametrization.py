@@ -209,6 +209,31 @@ def test_compile():
     compiled(x).sum().backward()
 
 
+def test_functional_transforms():
+    layer = linear(12, 9, rtol=1e-10).double()
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    x = gaussian(4, 9)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,)).tanh().sum()
+
+    start = layer.parametrizations.weight[0].start.clone()
+    name = "parametrizations.weight.original"
+    whole = torch.func.grad(loss)(parameters, x)[name]
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)[name]
+    torch.testing.assert_close(each.sum(dim=0), whole)
+    loss(dict(layer.named_parameters()), x).backward()
+    torch.testing.assert_close(layer.parametrizations.weight.original.grad, whole)
+    layer.parametrizations.weight[0].start.copy_(start)
+
+
+def test_a_printed_cap_tells_what_it_is():
+    text = repr(spectral_cap(nn.Conv1d(2, 3, 3), bound=2.0, input_size=9, certified=True))
+    for part in ("bound=2.0", "operator=(21, 18)", "Rigorous"):
+        assert part in text
+    assert "shrink_only=False" in repr(spectral_cap(nn.Linear(2, 2), shrink_only=False))
+
+
 def test_zero_weight_is_capped_to_zero():
     layer = nn.Linear(4, 3)
     nn.init.zeros_(layer.weight)

@@ -88,7 +88,37 @@ def test_the_update_of_the_seed_and_the_right_one():
     assert value(clipped) < value(A)
 
 
+def test_the_weights_are_inside_from_the_start():
+    layer = nn.Linear(10, 10)
+    with torch.no_grad():
+        layer.weight.mul_(10)
+    hold_spectral_ball(torch.optim.SGD(layer.parameters(), lr=0.1), 1.0)
+    assert norm(layer.weight) == pytest.approx(1, abs=1e-5)
+
+
+def test_large_matrices_with_few_values_above_need_no_svd(monkeypatch):
+    from bulkedge.spectral import project
+
+    W = with_spectrum(700, 600, torch.cat([torch.full((5,), 3.0), torch.linspace(1, 0, 595)]))
+    expected = oracle(W, 1.5)
+    monkeypatch.setattr(project, "thin_svd", None)
+    torch.testing.assert_close(project_spectral_ball(W, 1.5), expected)
+    monkeypatch.undo()
+    torch.testing.assert_close(project_spectral_ball(W, 0.5), oracle(W, 0.5))
+
+
 def test_errors():
+    layer = nn.Linear(3, 3)
+    for nothing in ([nn.Parameter(torch.ones(2, 2))], [layer.bias], []):
+        with pytest.raises(InputError, match="weights of at least two dimensions that the optim"):
+            hold_spectral_ball(torch.optim.SGD(layer.parameters(), lr=0.1), parameters=nothing)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    hold_spectral_ball(optimizer, parameters=layer.weight)
+    layer.weight.grad = torch.full((3, 3), torch.nan)
+    with pytest.raises(
+        InputError, match=r"parameter 0 of group 0 of shape \(3, 3\): expected finite"
+    ):
+        optimizer.step()
     with pytest.raises(InputError, match='expected method="rescale" or "clip"'):
         project_spectral_ball(torch.ones(2, 2), 1.0, "shrink")
     with pytest.raises(InputError, match="positive finite bound"):

@@ -174,6 +174,36 @@ class Convolution(LinearMap):
             return self.matmat(torch.eye(n, dtype=self.dtype, device=self.device))
         return self.rmatmat(torch.eye(m, dtype=self.dtype, device=self.device)).mT
 
+    @classmethod
+    def of(cls, module: nn.Module, input_size: Sizes) -> Convolution:
+        """The map of a convolution layer, made of its present weight.
+
+        Args:
+            module: An ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` with padding by zeros; its
+                bias shifts the output and is left out.
+            input_size: Extent of the input, without batch and channels.
+
+        Returns:
+            The map; gradients go to the layer's weight.
+
+        Raises:
+            InputError: If it is another layer or pads otherwise.
+
+        Example:
+            >>> Convolution.of(nn.Conv1d(2, 3, kernel_size=5, stride=2), (11,)).shape
+            (12, 22)
+        """
+        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            raise InputError(f"expected nn.Conv1d, Conv2d or Conv3d, got {type(module).__name__}")
+        if module.padding_mode != "zeros":
+            raise InputError(
+                f"expected padding_mode='zeros', got {module.padding_mode!r}: that layer is "
+                "another linear map, which is not implemented"
+            )
+        return cls(
+            module.weight, input_size, module.stride, module.padding, module.dilation, module.groups
+        )
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """See :attr:`LinearMap.tensors`."""
@@ -185,36 +215,6 @@ class Convolution(LinearMap):
         return Convolution(
             kernel, self._input_size, self.stride, self.padding, self.dilation, self.groups
         )
-
-
-def of_module(module: nn.Module, input_size: Sizes) -> Convolution:
-    """The map of a convolution layer, made of its present weight.
-
-    Args:
-        module: An ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` with padding by zeros; its bias
-            shifts the output and is left out.
-        input_size: Extent of the input, without batch and channels.
-
-    Returns:
-        The map; gradients go to the layer's weight.
-
-    Raises:
-        InputError: If it is another layer or pads otherwise.
-
-    Example:
-        >>> of_module(nn.Conv1d(2, 3, kernel_size=5, stride=2), (11,)).shape
-        (12, 22)
-    """
-    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        raise InputError(f"expected nn.Conv1d, Conv2d or Conv3d, got {type(module).__name__}")
-    if module.padding_mode != "zeros":
-        raise InputError(
-            f"expected padding_mode='zeros', got {module.padding_mode!r}: that layer is another "
-            "linear map, which is not implemented"
-        )
-    return Convolution(
-        module.weight, input_size, module.stride, module.padding, module.dilation, module.groups
-    )
 
 
 def _each(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import MatrixLike, as_map
 from bulkedge.triplet import Solver, singular_triplet
 
-from .certificate import Certificate, NormBound
+from .certificate import Certificate, NormBound, Rigorous
 
 
 @overload
@@ -21,7 +21,7 @@ def spectral_norm(
     solver: Solver | None = ...,
     init: tuple[Tensor, Tensor] | None = ...,
     generator: torch.Generator | None = ...,
-    certified: None = ...,
+    certified: Literal[False] | None = ...,
 ) -> Tensor: ...
 @overload
 def spectral_norm(
@@ -30,7 +30,7 @@ def spectral_norm(
     solver: Solver | None = ...,
     init: tuple[Tensor, Tensor] | None = ...,
     generator: torch.Generator | None = ...,
-    certified: Certificate,
+    certified: Certificate | Literal[True],
 ) -> NormBound: ...
 def spectral_norm(
     A: MatrixLike,
@@ -38,7 +38,7 @@ def spectral_norm(
     solver: Solver | None = None,
     init: tuple[Tensor, Tensor] | None = None,
     generator: torch.Generator | None = None,
-    certified: Certificate | None = None,
+    certified: Certificate | bool | None = None,
 ) -> Tensor | NormBound:
     """The largest singular value of A, differentiable, or an interval that certainly holds it.
 
@@ -53,7 +53,7 @@ def spectral_norm(
         solver: The method; ``Auto()`` if None.
         init: A guess (u, v).
         generator: Source of the random start; None takes a fixed seed.
-        certified: The certificate wanted, for one matrix.
+        certified: The certificate wanted, for one matrix; True is :class:`Rigorous`.
 
     Returns:
         Shape ``(...)``, or the interval.
@@ -73,15 +73,16 @@ def spectral_norm(
         >>> interval.lower <= 3.0 <= interval.upper < 3.0000001
         True
     """
-    if certified is not None and isinstance(A, Tensor) and A.ndim != 2:
+    certificate = Rigorous() if certified is True else certified or None
+    if certificate is not None and isinstance(A, Tensor) and A.ndim != 2:
         raise InputError(
             f"expected one matrix to certify, got shape {tuple(A.shape)}; certify one at a time"
         )
     triplet = singular_triplet(A, solver=solver, init=init, generator=generator)
-    if certified is None:
+    if certificate is None:
         return triplet.sigma.squeeze(-1)
     with torch.no_grad():
-        return certified.bound(as_map(A), triplet.v.detach(), generator)
+        return certificate.bound(as_map(A), triplet.v.detach(), generator)
 
 
 def normalize(A: Tensor, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from bulkedge._linmap import Dense, LinearMap
 
 from ._track import as_matrix, fresh_start, track
 from .certificate import Certificate, Rigorous
-from .convolution import of_module
+from .convolution import Convolution
 from .norm import cap_factor, require_bound
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -42,7 +42,8 @@ def spectral_cap(
 
     The previous step's vectors start the solve: four passes over the weight and one to scale it.
     Inside ``torch.nn.utils.parametrize.cached()`` it is done once a forward, however often the
-    weight is read.
+    weight is read.  Evaluation solves too; to be done with it, seal a trained layer:
+    ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` keeps the capped weight.
 
     Args:
         module: The module, changed in place.
@@ -83,7 +84,7 @@ def spectral_cap(
     if dim is None:
         transposed = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
         dim = 1 if isinstance(module, transposed) else 0
-    operator = None if input_size is None else of_module(module, input_size)
+    operator = None if input_size is None else Convolution.of(module, input_size)
     parametrize.register_parametrization(
         module,
         name,
@@ -135,7 +136,8 @@ class SpectralCap(nn.Module):
         A = self._map(weight)
         start = self.start.to(A.dtype)
         result, start = track(A, start, rtol=self.rtol, max_steps=self.max_steps)
-        if self.training:
+        # inside torch.func nothing outside may change: the next step starts from an older guess
+        if self.training and not torch._C._are_functorch_transforms_active():
             with torch.no_grad():
                 self.start.copy_(start)
         norm = result.sigma[0].clamp_min(self.eps)
@@ -162,7 +164,11 @@ class SpectralCap(nn.Module):
 
     def extra_repr(self) -> str:
         """For printing a module."""
-        return f"bound={self.bound}, rtol={self.rtol}"
+        parts = [f"bound={self.bound}", f"rtol={self.rtol}"]
+        parts += [] if self.shrink_only else ["shrink_only=False"]
+        parts += [f"operator={self.operator.shape}"] if self.operator else []
+        parts += [repr(self.certified)] if self.certified else []
+        return ", ".join(parts)
 
 
 def _rounding(weight: Tensor, upper: float) -> float:

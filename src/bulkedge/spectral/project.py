@@ -12,12 +12,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import Dense
-from bulkedge.triplet import singular_triplet, thin_svd
+from bulkedge.triplet import BlockKrylov, singular_triplet, thin_svd
 
 from ._track import as_matrix, fresh_start, track
 from .norm import cap_factor, require_bound
 
 Method = Literal["rescale", "clip"]
+
+FEW = 16  # triplets tried for a clip
+LARGE = 512  # shorter side from which they are cheaper than a full SVD
 
 
 def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip") -> Tensor:
@@ -27,8 +30,8 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     bound, ``W − U (Σ − bound)₊ Vᵀ``.  ``"rescale"`` multiplies by ``min(1, bound/‖W‖₂)``: cheaper,
     further away, a retraction (docs/errata.md, A38).  Inside the ball both return W to the bit.
 
-    Cost: ``"rescale"``, one leading triplet.  ``"clip"``, as many triplets as values exceed the
-    bound, in rounds of 4, 16, …, or one SVD if they are more than a quarter.
+    Cost: ``"rescale"``, one leading triplet.  ``"clip"``, the 16 leading triplets of a large matrix
+    if no more exceed the bound, else one SVD.
 
     Args:
         W: Shape ``(m, n)``, or more dimensions, flattened after the first.
@@ -49,8 +52,7 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
         [[2.0, 0.0], [0.0, 0.5]]
     """
     require_bound(bound)
-    if method not in ("rescale", "clip"):
-        raise InputError(f'expected method="rescale" or "clip", got {method!r}')
+    _require_method(method)
     with torch.no_grad():
         matrix = as_matrix(W.detach())
         matrix = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
@@ -70,8 +72,12 @@ def hold_spectral_ball(
     """Project weights onto the spectral ball after each step of ``optimizer``.
 
     Projected gradient descent: the step, then the projection; the gradient is that of the loss at
-    the weight itself, nothing is differentiated through.  A warm-started triplet tells whether a
-    weight left the ball, at four passes; only then is it touched, and only by what exceeds.
+    the weight itself, nothing is differentiated through.  The weights are projected once now, so
+    that the first forward is inside.  After a step a warm-started triplet tells whether a weight
+    left the ball, at four passes; only then is it touched, and only by what exceeds.
+
+    ``"rescale"`` is the cheaper one, but shrinks all of a weight for one direction of it; with
+    steps as large as Adam's that can cost accuracy (examples/lipschitz_digits).
 
     Args:
         optimizer: Any optimiser of torch.
@@ -84,7 +90,8 @@ def hold_spectral_ball(
         A handle: ``handle.remove()`` ends it.
 
     Raises:
-        InputError: If the bound is not positive, or the method unknown.
+        InputError: If the bound is not positive, the method unknown, or ``parameters`` are none of
+            the optimiser's weights; and after a step, if a weight is not finite.
 
     Example:
         >>> layer = torch.nn.Linear(20, 10)
@@ -95,18 +102,47 @@ def hold_spectral_ball(
         >>> bool(torch.linalg.matrix_norm(layer.weight, 2) <= 2.0001)
         True
     """
-    project_spectral_ball(torch.zeros(1, 1), bound, method)  # refuse now, not at the first step
-    chosen = None if parameters is None else {id(parameter) for parameter in parameters}
+    require_bound(bound)
+    _require_method(method)
+    held = _chosen(optimizer, parameters)
     starts = WeakTensorKeyDictionary()
 
-    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def hook(*_: Any) -> None:
         with torch.no_grad():
-            for group in optimizer.param_groups:
-                for weight in group["params"]:
-                    if weight.ndim >= 2 and (chosen is None or id(weight) in chosen):
-                        _hold(weight, bound, method, rtol, starts)
+            for place, weight in held:
+                try:
+                    _hold(weight, bound, method, rtol, starts)
+                except InputError as error:
+                    raise InputError(f"{place} of shape {tuple(weight.shape)}: {error}") from error
 
+    hook()
     return optimizer.register_step_post_hook(hook)
+
+
+def _chosen(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor] | None
+) -> list[tuple[str, Tensor]]:
+    """The weights to hold, each with its place in the optimiser."""
+    weights = [
+        (f"parameter {i} of group {j}", weight)
+        for j, group in enumerate(optimizer.param_groups)
+        for i, weight in enumerate(group["params"])
+        if weight.ndim >= 2
+    ]
+    if parameters is not None:
+        wanted = {id(p) for p in ([parameters] if isinstance(parameters, Tensor) else parameters)}
+        weights = [(place, weight) for place, weight in weights if id(weight) in wanted]
+    if not weights:
+        raise InputError(
+            "expected weights of at least two dimensions that the optimiser has, got none; pass "
+            "parameters=model.parameters(), or an optimiser of the model"
+        )
+    return weights
+
+
+def _require_method(method: str) -> None:
+    if method not in ("rescale", "clip"):
+        raise InputError(f'expected method="rescale" or "clip", got {method!r}')
 
 
 def _hold(
@@ -129,13 +165,9 @@ def _hold(
 
 def _excess(matrix: Tensor, bound: float) -> Tensor:
     """``U (Σ − bound)₊ Vᵀ``."""
-    k, n = 4, min(matrix.shape)
-    while True:
-        if 4 * k >= n:
-            U, S, V = thin_svd(matrix)
-        else:
-            found = singular_triplet(matrix, k)
-            U, S, V = found.u, found.sigma, found.v
-        if len(S) == n or bool(S[-1] <= bound):
-            return (U * (S - bound).clamp_min(0)) @ V.mT
-        k *= 4
+    if min(matrix.shape) >= LARGE:
+        found = singular_triplet(matrix, FEW, solver=BlockKrylov())
+        if found.sigma[-1] <= bound:
+            return (found.u * (found.sigma - bound).clamp_min(0)) @ found.v.mT
+    U, S, V = thin_svd(matrix)
+    return (U * (S - bound).clamp_min(0)) @ V.mT

@@ -80,6 +80,7 @@ class Probable:
         max_passes: Stop then in any case; the interval is valid, if wider.
 
     Example:
+        >>> from bulkedge.triplet import Dense
         >>> found = Probable().bound(Dense(torch.diag(torch.tensor([3.0, 2.0]))))
         >>> found.lower <= 3 <= found.upper < 3.01, found.failure
         (True, 1e-09)

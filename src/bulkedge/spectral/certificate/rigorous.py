@@ -83,6 +83,7 @@ class Rigorous:
         rtol: The first δ.
 
     Example:
+        >>> from bulkedge.triplet import Dense
         >>> found = Rigorous().bound(Dense(torch.diag(torch.tensor([3.0, 2.0]))))
         >>> found.lower <= 3 <= found.upper, found.upper < 3 * (1 + 2e-9), found.failure
         (True, True, 0.0)

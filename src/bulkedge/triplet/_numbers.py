@@ -221,8 +221,8 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
 
 def _size(A: LinearMap) -> float:
     """A power of two by which A must be divided lest the squares in a norm under- or overflow."""
-    probe = torch.from_numpy(numpy.random.default_rng(1).standard_normal((A.shape[1], 1)))
-    largest = float(A.matmat(probe.to(A.device, A.dtype)).abs().max())
+    steps = torch.arange(1, A.shape[1] + 1, dtype=A.dtype, device=A.device)
+    largest = float(A.matmat(steps.sin().unsqueeze(1)).abs().max())  # no two entries alike
     if not math.isfinite(largest):
         raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
     return 1.0 if 2**-20 < largest < 2**20 else _power_of_two(largest)

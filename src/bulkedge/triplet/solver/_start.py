@@ -35,6 +35,8 @@ def start_block(A: LinearMap, columns: int, start: Tensor | None, generator: Ran
     """
     n = A.shape[1]
     guess = torch.empty(n, 0, dtype=A.dtype, device=A.device) if start is None else start
-    drawn = gaussian(n, columns, generator)
-    block = torch.cat([guess, drawn.to(A.device, A.dtype)], dim=1)[:, :columns]
+    block = guess[:, :columns]
+    if block.shape[1] < columns:
+        drawn = gaussian(n, columns - block.shape[1], generator)
+        block = torch.cat([block, drawn.to(A.device, A.dtype)], dim=1)
     return torch.linalg.qr(block).Q

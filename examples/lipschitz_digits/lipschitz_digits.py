@@ -37,7 +37,6 @@ from bulkedge.spectral import (
     NormBound,
     Rigorous,
     hold_spectral_ball,
-    project_spectral_ball,
     spectral_cap,
     spectral_norm,
 )
@@ -133,12 +132,9 @@ def cap_operator(network: nn.Sequential, optimizer: Optimizer | None) -> None:
 
 
 def projected(method: str) -> Apply:
-    """Projection after each step, and once before the first, which the hook does not see."""
+    """Projection of the start, and after each step."""
 
     def apply(network: nn.Sequential, optimizer: Optimizer | None) -> None:
-        with torch.no_grad():
-            for layer in layers(network):
-                layer.weight.copy_(project_spectral_ball(layer.weight, BOUND, method))
         hold_spectral_ball(optimizer, BOUND, method=method)
 
     return apply

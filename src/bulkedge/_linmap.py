@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ._errors import InputError
 
+Gradients = tuple[Union[Tensor, None], ...]  # noqa: UP007 — evaluated on Python 3.10
+
 
 class LinearMap(ABC):
     """A real m×n matrix, known by its products with thin blocks.
@@ -51,15 +53,16 @@ class LinearMap(ABC):
     def with_tensors(self, *tensors: Tensor) -> LinearMap:
         """The same map made of other tensors, in the order of :attr:`tensors`."""
 
-    def pullback(self, L: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
         """The gradient of ``tr(Lᵀ W R)``, one for each of :attr:`tensors`, itself differentiable.
 
         Args:
             L: Shape ``(m, b)``.
             R: Shape ``(n, b)``.
+            needs: Which tensors' gradients are wanted; empty for all.
 
         Returns:
-            Tensors shaped like those of the map.
+            Tensors shaped like those of the map, None for what is not wanted.
         """
 
         def product(*tensors: Tensor) -> Tensor:
@@ -137,9 +140,9 @@ class Dense(LinearMap):
         """See :meth:`LinearMap.with_tensors`."""
         return Dense(*tensors)
 
-    def pullback(self, L: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
         """See :meth:`LinearMap.pullback`; here it is ``L Rᵀ``."""
-        return (L @ R.mT,)
+        return (L @ R.mT if all(needs) else None,)
 
     def widened(self) -> LinearMap:
         """See :meth:`LinearMap.widened`; the matrix itself is not copied."""
@@ -227,6 +230,10 @@ class LowRank(LinearMap):
         """See :meth:`LinearMap.with_tensors`."""
         return LowRank(*tensors, scale=self.scale)
 
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
+        """See :meth:`LinearMap.pullback`."""
+        return self.scale * L @ (self.A @ R).mT, self.scale * (self.B.mT @ L) @ R.mT
+
     def pushforward(self, *tangents: Tensor) -> LinearMap:
         """See :meth:`LinearMap.pushforward`; the product rule."""
         dB, dA = tangents
@@ -286,6 +293,15 @@ class Sum(LinearMap):
         left = iter(tensors)
         return Sum([term.with_tensors(*islice(left, len(term.tensors))) for term in self.terms])
 
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
+        """See :meth:`LinearMap.pullback`."""
+        left, gradients = iter(needs), []
+        for term in self.terms:
+            wanted = tuple(islice(left, len(term.tensors)))
+            skipped = bool(wanted) and not any(wanted)
+            gradients += [None] * len(wanted) if skipped else term.pullback(L, R, wanted)
+        return tuple(gradients)
+
     def pushforward(self, *tangents: Tensor) -> Sum:
         """See :meth:`LinearMap.pushforward`."""
         left = iter(tangents)
@@ -338,9 +354,9 @@ class Adjoint(LinearMap):
         """See :meth:`LinearMap.widened`."""
         return Adjoint(self.inner.widened())
 
-    def pullback(self, L: Tensor, R: Tensor) -> tuple[Tensor, ...]:
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
         """See :meth:`LinearMap.pullback`."""
-        return self.inner.pullback(R, L)
+        return self.inner.pullback(R, L, needs)
 
     @property
     def T(self) -> LinearMap:
@@ -380,6 +396,10 @@ class Scaled(LinearMap):
     def with_tensors(self, *tensors: Tensor) -> Scaled:
         """See :meth:`LinearMap.with_tensors`."""
         return Scaled(self.inner.with_tensors(*tensors), self.factor)
+
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
+        """See :meth:`LinearMap.pullback`."""
+        return self.inner.pullback(L * self.factor, R, needs)
 
     def pushforward(self, *tangents: Tensor) -> Scaled:
         """See :meth:`LinearMap.pushforward`."""
@@ -425,6 +445,10 @@ class Counted(LinearMap):
         """See :meth:`LinearMap.with_tensors`."""
         return Counted(self.inner.with_tensors(*tensors), self.passes)
 
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
+        """See :meth:`LinearMap.pullback`."""
+        return self.inner.pullback(L, R, needs)
+
     def pushforward(self, *tangents: Tensor) -> Counted:
         """See :meth:`LinearMap.pushforward`."""
         return Counted(self.inner.pushforward(*tangents), self.passes)
@@ -455,5 +479,10 @@ def as_map(matrix: MatrixLike) -> LinearMap:
         raise InputError(
             f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; "
             "torch.as_tensor converts arrays and lists"
+        )
+    if matrix.layout is not torch.strided or matrix.device.type == "meta":
+        raise InputError(
+            f"expected a dense tensor with entries, got {matrix.layout} on {matrix.device}; "
+            "to_dense() converts a sparse one"
         )
     return Dense(matrix)

@@ -182,19 +182,7 @@ def test_the_registered_operators_keep_their_promises():
     A = gaussian(6, 5)
     outputs = op_leading(A, None, 2, token(BlockKrylov()), True)
     torch.library.opcheck(op_leading, (A, None, 2, token(BlockKrylov()), True))
-    sigma, u, v, _, gaps, _, theta, Z = outputs
-    arguments = (
-        A,
-        sigma,
-        u,
-        v,
-        torch.ones_like(u),
-        None,
-        None,
-        gaps,
-        theta,
-        Z,
-        token(Minres()),
-        True,
-    )
+    sigma, u, v, residuals, gaps, _, theta, Z = outputs
+    known = sigma, u, v, residuals, gaps, theta, Z, A
+    arguments = None, torch.ones_like(u), None, *known, token(Minres()), True
     torch.library.opcheck(op_implicit, arguments)

@@ -8,6 +8,7 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet import BlockKrylov, SingularTriplets
 from bulkedge.triplet._triplet import solve_from
+from bulkedge.triplet.solver._start import generic
 
 BLOCK = 6  # vectors carried from step to step, the explorer included
 
@@ -16,12 +17,9 @@ def fresh_start(A: LinearMap) -> Tensor:
     """A start from nothing, shape ``(min(m, n), ≤ BLOCK)``: the leading vectors of A."""
     n = min(A.shape)
     columns = min(BLOCK, n)
-    slope = torch.arange(1, n + 1, dtype=torch.float64)
-    # no two entries alike, and no randomness of the caller's spent
-    block = torch.stack([(slope * (i + 1.618)).sin() for i in range(columns)], dim=1)
     with torch.no_grad():
-        start = torch.linalg.qr(block).Q.to(A.device, A.dtype)
-        return track(A, start, rtol=1e-3)[1]
+        like = torch.empty(0, dtype=A.dtype, device=A.device)
+        return track(A, generic(n, columns, like), rtol=1e-3)[1]
 
 
 def track(

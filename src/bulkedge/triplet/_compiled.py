@@ -1,6 +1,6 @@
 """Registered operators: ``torch.compile`` and ``vmap`` take a solve as one node.
 
-An operator takes tensors and plain values alone, so a strategy object travels as its ``repr``.
+An operator takes tensors and plain values alone, so a strategy object travels as a number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bulkedge._linmap import Dense
 
-from ._numbers import NEAR, flatten, implicit, leading
+from ._numbers import NEAR, Evidence, flatten, implicit, leading
 
 
 def one_by_one(
@@ -37,14 +37,14 @@ def one_by_one(
     return stacked, (0,) * len(stacked)
 
 
-_STRATEGIES: dict[str, Any] = {}
+_STRATEGIES: list[Any] = []
 
 
-def token(strategy: object) -> str:
-    """The name under which an operator finds the strategy; a constant to the compiler."""
-    name = repr(strategy)
-    _STRATEGIES[name] = strategy
-    return name
+def token(strategy: object) -> int:
+    """The number under which an operator finds the strategy; a constant to the compiler."""
+    if strategy not in _STRATEGIES:  # equal strategies are the same strategy
+        _STRATEGIES.append(strategy)
+    return _STRATEGIES.index(strategy)
 
 
 # what torch.compiler.assume_constant_result sets, without loading the compiler at import
@@ -56,7 +56,7 @@ def op_leading(
     A: Tensor,
     start: Tensor | None,
     k: int,
-    solver: str,
+    solver: int,
     strict: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The k leading triplets of a matrix, see :func:`~bulkedge.triplet._numbers.flatten`."""
@@ -64,7 +64,7 @@ def op_leading(
 
 
 @op_leading.register_fake
-def _(A: Tensor, start: Tensor | None, k: int, solver: str, strict: bool) -> tuple[Tensor, ...]:
+def _(A: Tensor, start: Tensor | None, k: int, solver: int, strict: bool) -> tuple[Tensor, ...]:
     (m, n), near = A.shape, NEAR
     shapes = ((k,), (m, k), (n, k), (k,), (k,))
     counts = torch.empty(3, dtype=torch.int64, device="cpu")
@@ -78,28 +78,30 @@ def _(A: Tensor, start: Tensor | None, k: int, solver: str, strict: bool) -> tup
 
 @torch.library.custom_op("bulkedge::implicit_solve", mutates_args=())
 def op_implicit(
-    A: Tensor,
+    xi: Tensor | None,
+    phi: Tensor | None,
+    psi: Tensor | None,
     sigma: Tensor,
     u: Tensor,
     v: Tensor,
-    phi: Tensor | None,
-    psi: Tensor | None,
-    xi: Tensor | None,
+    residuals: Tensor,
     gaps: Tensor,
     theta: Tensor,
     Z: Tensor,
-    adjoint: str,
+    A: Tensor,
+    adjoint: int,
     judge: bool,
 ) -> tuple[Tensor, Tensor]:
     """The system of the derivative, see :func:`~bulkedge.triplet._numbers.implicit`."""
-    method = _STRATEGIES[adjoint]
-    return implicit(
-        Dense(A), method, (sigma, u, v), (phi, psi), gaps, (theta, Z), xi=xi, judge=judge
-    )
+    evidence = Evidence(residuals, gaps, (theta, Z))
+    method, triplets = _STRATEGIES[adjoint], (sigma, u, v)
+    return implicit(Dense(A), method, triplets, (phi, psi), evidence, xi=xi, judge=judge)
 
 
 @op_implicit.register_fake
-def _(A: Tensor, sigma: Tensor, u: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def _(
+    xi: object, phi: object, psi: object, sigma: Tensor, u: Tensor, v: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u), torch.empty_like(v)
 
 

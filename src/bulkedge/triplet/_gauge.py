@@ -25,7 +25,7 @@ def sums(sigma: Tensor) -> Tensor:
     return sigma + sigma[:, None]
 
 
-def scale(phi: Tensor | None, psi: Tensor | None) -> Tensor | float:
+def pair_scale(phi: Tensor | None, psi: Tensor | None) -> Tensor | float:
     """Size of the cotangents of each pair of columns, shape ``(k, k)``: sets that of rounding."""
     lengths = [torch.linalg.vector_norm(x, dim=0) for x in (phi, psi) if x is not None]
     return sums(sum(lengths[1:], start=lengths[0])) if lengths else 0.0
@@ -78,8 +78,8 @@ def _warn(sigma: Tensor, i: int, j: int) -> None:
 
 
 def _tied(sigma: Tensor) -> Tensor:
-    gap = (sigma - sigma[:, None]).abs()
-    return gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * sigma[0]
+    gap, larger = (sigma - sigma[:, None]).abs(), torch.maximum(sigma, sigma[:, None])
+    return gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * larger
 
 
 def _quiet(numerator: Tensor, size: Tensor | float) -> Tensor:
@@ -87,7 +87,7 @@ def _quiet(numerator: Tensor, size: Tensor | float) -> Tensor:
 
 
 def _noise(x: Tensor) -> float:
-    return 64 * torch.finfo(x.dtype).eps
+    return 16 * torch.finfo(x.dtype).eps
 
 
 def _resolution(sigma: Tensor) -> Tensor:

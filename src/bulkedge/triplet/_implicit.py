@@ -32,20 +32,20 @@ constraints λ = UᵀΦ, μ = VᵀΨ; so derivatives of every order are further 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._errors import DegenerateWarning, InputError
 from bulkedge._linmap import Dense, LinearMap
 
 from ._compiled import one_by_one, op_implicit, op_leading, token
-from ._gauge import over_gap, scale, sums, turns, warn_of_ties
-from ._numbers import Outputs, flatten, full_precision, implicit, leading
+from ._gauge import over_gap, pair_scale, sums, turns, warn_of_ties
+from ._numbers import Evidence, Outputs, flatten, full_precision, implicit, leading
 from .adjoint import AdjointSolver
 from .solver import Solver
 
@@ -73,18 +73,7 @@ class Problem:
     @property
     def plain(self) -> bool:
         """Whether it is one matrix, that a registered operator can take."""
-        return isinstance(self.A, Dense) and self.generator is None
-
-
-def _in_full_precision(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Autocast at the place of a backward call would turn our products into half precision."""
-
-    @functools.wraps(rule)
-    def wrapped(ctx: Any, *args: Any) -> Any:
-        with full_precision(ctx.saved_tensors[0].device):
-            return rule(ctx, *args)
-
-    return wrapped
+        return type(self.A) is Dense and self.generator is None
 
 
 class Triplet(torch.autograd.Function):
@@ -93,7 +82,7 @@ class Triplet(torch.autograd.Function):
     @staticmethod
     def forward(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
         """Solve; the derivative does not see how."""
-        if problem.plain:
+        if problem.plain and _needs_operator(*tensors):
             return op_leading(*tensors, start, problem.k, token(problem.solver), problem.strict)
         A = problem.A.with_tensors(*tensors)
         return flatten(
@@ -102,57 +91,54 @@ class Triplet(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-        """Keep the triplets: they are all that the rule needs."""
+        """Keep the triplets and the evidence: they are all that the rule needs."""
         ctx.problem, _, *tensors = inputs
         sigma, u, v, residuals, gaps, counts, theta, Z = output
         ctx.mark_non_differentiable(residuals, gaps, counts, theta, Z)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(sigma, u, v, gaps, theta, Z, *tensors)
-        if not (ctx.problem.plain and torch.compiler.is_compiling()):
-            ctx.save_for_forward(sigma, u, v, gaps, theta, Z, *tensors)
+        _keep(ctx, sigma, u, v, residuals, gaps, theta, Z, *tensors)
 
     @staticmethod
-    @_in_full_precision
-    def backward(
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         """``Ā = U (diag ξ + M) Vᵀ + P Vᵀ + U Qᵀ``, pulled back to the tensors of the map."""
-        sigma, u, v, gaps, theta, Z, *tensors = ctx.saved_tensors
-        A = ctx.problem.A.with_tensors(*tensors)
-        L, R = torch.zeros_like(u) if xi is None else u * xi, v
-        if phi is not None or psi is not None:
-            if len(sigma) > 1:
-                L = L + u @ _inside(sigma, u, v, phi, psi)
-            P, Q = outside(ctx.problem, xi, True, sigma, u, v, phi, psi, gaps, theta, Z, *tensors)
-            L, R = torch.cat([L + P, u], dim=1), torch.cat([v, Q], dim=1)
-        return None, None, *A.pullback(L, R)
+        known = ctx.saved_tensors
+        sigma, u, v, _, _, _, _, *tensors = known
+        with full_precision(u.device):
+            L, R = torch.zeros_like(u) if xi is None else u * xi, v
+            if phi is not None or psi is not None:
+                if len(sigma) > 1:
+                    L = L + u @ _inside(sigma, u, v, phi, psi)
+                P, Q = outside(ctx.problem, True, xi, phi, psi, *known)
+                L, R = torch.cat([L + P, u], dim=1), torch.cat([v, Q], dim=1)
+            A = ctx.problem.A.with_tensors(*tensors)
+            return None, None, *A.pullback(L, R, ctx.needs_input_grad[2:])
 
 
 class TripletBothWays(Triplet):
     """With forward mode and vmap, which the compiler's tracer does not take."""
 
     @staticmethod
-    @_in_full_precision
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """``dσ``, ``dU`` and ``dV``."""
-        sigma, u, v, gaps, theta, Z, *tensors = ctx.saved_tensors
-        dA = ctx.problem.A.with_tensors(*tensors).pushforward(
-            *(
-                torch.zeros_like(tensor) if tangent is None else tangent
-                for tensor, tangent in zip(tensors, tangents[2:], strict=True)
-            )
-        )
-        right, left = dA.matmat(v), dA.rmatmat(u)
-        X = u.mT @ right
-        du, dv = outside(
-            ctx.problem, None, False, sigma, u, v, right, left, gaps, theta, Z, *tensors
-        )
-        if len(sigma) > 1:
-            warn_of_ties(sigma)
-            even = over_gap(sigma, X + X.mT, torch.zeros_like(X)) / 2
-            odd = (X - X.mT) / sums(sigma) / 2
-            du, dv = du + u @ (even + odd), dv + v @ (even - odd)
-        return torch.diagonal(X), du, dv, None, None, None, None, None
+        known = ctx.saved_tensors
+        sigma, u, v, _, _, _, _, *tensors = known
+        with full_precision(u.device):
+            dA = ctx.problem.A.with_tensors(*tensors).pushforward(*_filled(tensors, tangents[2:]))
+            right, left = dA.matmat(v), dA.rmatmat(u)
+            X = u.mT @ right
+            try:
+                du, dv = outside(ctx.problem, False, None, right, left, *known)
+            except InputError as error:  # vectors of a zero σ; that of σ itself is defined
+                warnings.warn(f"{error}; theirs is NaN", DegenerateWarning, stacklevel=2)
+                du, dv = torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
+            if len(sigma) > 1:
+                warn_of_ties(sigma)
+                even = over_gap(sigma, X + X.mT, torch.zeros_like(X)) / 2
+                odd = (X - X.mT) / sums(sigma) / 2
+                du, dv = du + u @ (even + odd), dv + v @ (even - odd)
+            return torch.diagonal(X), du, dv, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -165,67 +151,75 @@ class Outside(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        problem: Problem, xi: Tensor | None, judge: bool, *args: Any
+        problem: Problem,
+        judge: bool,
+        xi: Tensor | None,
+        phi: Tensor | None,
+        psi: Tensor | None,
+        *known: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Solve, and judge whether the data determine the answer."""
-        sigma, u, v, phi, psi, gaps, theta, Z, *tensors = args
-        if problem.plain:
-            name = token(problem.adjoint)
-            return op_implicit(*tensors, sigma, u, v, phi, psi, xi, gaps, theta, Z, name, judge)
-        A = problem.A.with_tensors(*tensors)
-        triplets, near = (sigma, u, v), (theta, Z)
-        return implicit(A, problem.adjoint, triplets, (phi, psi), gaps, near, xi=xi, judge=judge)
+        if problem.plain and _needs_operator(phi, psi, *known):
+            return op_implicit(xi, phi, psi, *known, token(problem.adjoint), judge)
+        sigma, u, v, residuals, gaps, theta, Z, *tensors = known
+        return implicit(
+            problem.A.with_tensors(*tensors),
+            problem.adjoint,
+            (sigma, u, v),
+            (phi, psi),
+            Evidence(residuals, gaps, (theta, Z)),
+            xi=xi,
+            judge=judge,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the system and its solution."""
-        ctx.problem, _, _, *args = inputs
+        ctx.problem, _, _, *system = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output, *args)
-        if not (ctx.problem.plain and torch.compiler.is_compiling()):
-            ctx.save_for_forward(*output, *args)
+        _keep(ctx, *output, *system)
 
     @staticmethod
-    @_in_full_precision
-    def backward(ctx: Any, p_bar: Tensor | None, q_bar: Tensor | None) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, p_bar: Tensor | None, q_bar: Tensor | None
+    ) -> tuple[Any, ...]:
         """With the same solve (a, b) for the cotangents of P and Q."""
-        P, Q, sigma, u, v, phi, psi, gaps, theta, Z, *tensors = ctx.saved_tensors
-        A = ctx.problem.A.with_tensors(*tensors)
-        a, b = outside(
-            ctx.problem, None, False, sigma, u, v, p_bar, q_bar, gaps, theta, Z, *tensors
-        )
-        sigma_bar = -((a * P).sum(dim=0) + (b * Q).sum(dim=0))
-        u_bar = -_bordered(u, (a, phi), (P, p_bar))
-        v_bar = -_bordered(v, (b, psi), (Q, q_bar))
-        A_bar = A.pullback(torch.cat([a, P], dim=1), torch.cat([Q, b], dim=1))
+        P, Q, phi, psi, *known = ctx.saved_tensors
+        _, u, v, _, _, _, _, *tensors = known
+        with full_precision(u.device):
+            a, b = outside(ctx.problem, False, None, p_bar, q_bar, *known)
+            sigma_bar = -((a * P).sum(dim=0) + (b * Q).sum(dim=0))
+            u_bar = -_bordered(u, (a, phi), (P, p_bar))
+            v_bar = -_bordered(v, (b, psi), (Q, q_bar))
+            A = ctx.problem.A.with_tensors(*tensors)
+            L, R = torch.cat([a, P], dim=1), torch.cat([Q, b], dim=1)
+            A_bar = A.pullback(L, R, ctx.needs_input_grad[-len(tensors) :])
         phi_bar, psi_bar = (None if x is None else g for x, g in ((phi, a), (psi, b)))
-        return None, None, None, sigma_bar, u_bar, v_bar, phi_bar, psi_bar, None, None, None, *A_bar
+        evidence = None, None, None, None
+        return None, None, None, phi_bar, psi_bar, sigma_bar, u_bar, v_bar, *evidence, *A_bar
 
 
 class OutsideBothWays(Outside):
     """With forward mode and vmap."""
 
     @staticmethod
-    @_in_full_precision
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
         """The solve for the tangent of the right-hand side less that of K times the solution."""
-        P, Q, sigma, u, v, phi, psi, gaps, theta, Z, *tensors = ctx.saved_tensors
-        values = (sigma, u, v, phi, psi, gaps, theta, Z, *tensors)
-        filled = [
-            None if x is None else torch.zeros_like(x) if t is None else t
-            for x, t in zip(values, tangents[3:], strict=True)
-        ]
-        d_sigma, du, dv, d_phi, d_psi, _, _, _, *d_tensors = cast("list[Tensor]", filled)
-        dA = ctx.problem.A.with_tensors(*tensors).pushforward(*d_tensors)
-        right = dA.matmat(Q) - d_sigma * P
-        left = dA.rmatmat(P) - d_sigma * Q
-        if phi is not None:
-            right = right + d_phi - du @ (u.mT @ phi)
-        if psi is not None:
-            left = left + d_psi - dv @ (v.mT @ psi)
-        p, q = outside(ctx.problem, None, False, sigma, u, v, right, left, gaps, theta, Z, *tensors)
-        # P stays orthogonal to U as both move
-        return p - u @ (du.mT @ P), q - v @ (dv.mT @ Q)
+        P, Q, phi, psi, *known = ctx.saved_tensors
+        _, u, v, _, _, _, _, *tensors = known
+        with full_precision(u.device):
+            moved = _filled((phi, psi, *known), tangents[3:])
+            d_phi, d_psi, d_sigma, du, dv, _, _, _, _, *d_tensors = cast("list[Tensor]", moved)
+            dA = ctx.problem.A.with_tensors(*tensors).pushforward(*d_tensors)
+            right = dA.matmat(Q) - d_sigma * P
+            left = dA.rmatmat(P) - d_sigma * Q
+            if phi is not None:
+                right = right + d_phi - du @ (u.mT @ phi)
+            if psi is not None:
+                left = left + d_psi - dv @ (v.mT @ psi)
+            p, q = outside(ctx.problem, False, None, right, left, *known)
+            # P stays orthogonal to U as both move
+            return p - u @ (du.mT @ P), q - v @ (dv.mT @ Q)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -250,20 +244,22 @@ class OutsideTraced(Outside):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         problem: Problem,
-        xi: Tensor | None,
         judge: bool,
+        xi: Tensor | None,
+        phi: Tensor | None,
+        psi: Tensor | None,
         sigma: Tensor,
         u: Tensor,
         v: Tensor,
-        phi: Tensor | None,
-        psi: Tensor | None,
+        residuals: Tensor,
         gaps: Tensor,
         theta: Tensor,
         Z: Tensor,
         A: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One matrix."""
-        return Outside.forward(problem, xi, judge, sigma, u, v, phi, psi, gaps, theta, Z, A)
+        known = sigma, u, v, residuals, gaps, theta, Z, A
+        return Outside.forward(problem, judge, xi, phi, psi, *known)
 
 
 def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
@@ -279,6 +275,38 @@ def outside(problem: Problem, *args: Any) -> tuple[Tensor, Tensor]:
     if problem.plain and torch.compiler.is_compiling():
         return OutsideTraced.apply(problem, *args)
     return OutsideBothWays.apply(problem, *args)
+
+
+def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save for either mode; the compiler's tracer knows of one alone."""
+    ctx.save_for_backward(*tensors)
+    if not (ctx.problem.plain and torch.compiler.is_compiling()):
+        ctx.save_for_forward(*tensors)
+
+
+def _needs_operator(*tensors: Tensor | None) -> bool:
+    """Whether someone else must unpack the numbers: the compiler, or autograd's own vmap.
+
+    That vmap (``is_grads_batched``) is not torch.func's, and knows only operators.  In all other
+    cases they are passed by, because the first call of a registered operator loads the compiler.
+
+    Returns:
+        True for a registered operator.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    batched: Any = torch._C._parse_dispatch_key("Batched")
+    return any(torch._C._dispatch_keys(x).has(batched) for x in tensors if x is not None)
+
+
+def _filled(
+    values: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Zeros where a tangent is absent."""
+    return [
+        None if x is None else torch.zeros_like(x) if t is None else t
+        for x, t in zip(values, tangents, strict=True)
+    ]
 
 
 def _refuse_forward_over_forward() -> None:
@@ -298,7 +326,7 @@ def _refuse_forward_over_forward() -> None:
 def _inside(sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor | None, psi: Tensor | None) -> Tensor:
     """M, the part of Ā inside the block, shape ``(k, k)``."""
     a, b = turns(u, phi), turns(v, psi)
-    return over_gap(sigma, a + b, scale(phi, psi)) / 2 + (a - b) / sums(sigma) / 2
+    return over_gap(sigma, a + b, pair_scale(phi, psi)) / 2 + (a - b) / sums(sigma) / 2
 
 
 def _bordered(basis: Tensor, *pairs: tuple[Tensor, Tensor | None]) -> Tensor:

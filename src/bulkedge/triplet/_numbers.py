@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from dataclasses import dataclass
 
 import numpy
 import torch
@@ -17,14 +18,30 @@ from torch import Tensor
 from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
 from bulkedge._linmap import LinearMap, Scaled
 
-from ._gauge import scale, turns, warn_of_turns
+from ._gauge import pair_scale, turns, warn_of_turns
 from ._result import SingularTriplets, Status, resolution
 from .adjoint import AdjointSolver, System
 from .solver import Solver
+from .solver._start import generic
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 NEAR = 16  # how many singular values beyond the k-th are kept to precondition the derivative
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the forward solve knows about its triplets, for the derivative to use.
+
+    Attributes:
+        residuals: Shape ``(k,)``.
+        gaps: Shape ``(k,)``.
+        near: See :class:`SingularTriplets`.
+    """
+
+    residuals: Tensor
+    gaps: Tensor
+    near: tuple[Tensor, Tensor]
 
 
 def leading(
@@ -47,7 +64,8 @@ def leading(
         figures = {name: getattr(result, name) * size for name in ("sigma", "residuals", "gaps")}
         result = dataclasses.replace(result, **figures)
     u, v = (result.u, result.v) if _is_upright(A) else (result.v, result.u)
-    result = dataclasses.replace(result, u=u, v=v, near=_near(result, size, min(A.shape)))
+    near = _near(result, size, min(A.shape))
+    result = dataclasses.replace(result, u=u, v=v, near=near, passes=result.passes + 1)
     if strict and result.status is not Status.CONVERGED:
         raise ConvergenceError(
             f"{type(solver).__name__} on a {A.shape[0]}×{A.shape[1]} matrix, k={k}: largest "
@@ -63,8 +81,7 @@ def implicit(
     adjoint: AdjointSolver,
     triplets: tuple[Tensor, Tensor, Tensor],
     cotangents: tuple[Tensor | None, Tensor | None],
-    gaps: Tensor,
-    near: tuple[Tensor, Tensor],
+    evidence: Evidence,
     *,
     xi: Tensor | None,
     judge: bool,
@@ -76,40 +93,43 @@ def implicit(
     themselves and ξ that of σ: then a loss that depends on an arbitrary basis is told so.
 
     Returns:
-        P and Q, shaped like U and V.
+        P and Q, shaped like U and V; NaN where a cotangent is not finite.
     """
     with torch.no_grad(), full_precision(A.device):
         sigma, u, v = triplets
         if not _is_upright(A):
-            q, p = implicit(
-                A.T,
-                adjoint,
-                (sigma, v, u),
-                (cotangents[1], cotangents[0]),
-                gaps,
-                near,
-                xi=xi,
-                judge=judge,
-            )
+            swapped = (sigma, v, u), (cotangents[1], cotangents[0])
+            q, p = implicit(A.T, adjoint, *swapped, evidence, xi=xi, judge=judge)
             return p, q
-        phi, psi = (None if c is None or not bool(c.any()) else c for c in cotangents)
+        scale = _scale(cotangents)
+        phi, psi = (None if c is None or not bool(c.any()) else c / scale for c in cotangents)
         if phi is None and psi is None:
             return torch.zeros_like(u), torch.zeros_like(v)
+        if math.isnan(scale):
+            return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
         _require_nonzero(sigma, A.shape)
         if judge and len(sigma) > 1:
-            warn_of_turns(sigma, turns(u, phi) + turns(v, psi), scale(phi, psi), xi)
+            xi = None if xi is None else xi / scale
+            warn_of_turns(sigma, turns(u, phi) + turns(v, psi), pair_scale(phi, psi), xi)
         size = _power_of_two(float(sigma[0]))
-        system = System(
-            Scaled(A, 1 / size), sigma / size, u, v, None, None, (near[0] / size, near[1])
-        )
+        theta, Z = evidence.near
+        system = System(Scaled(A, 1 / size), sigma / size, u, v, None, None, (theta / size, Z))
         system = dataclasses.replace(
             system,
             Phi=None if phi is None else system.outside_u(phi),
             Psi=None if psi is None else system.outside_v(psi),
         )
-        p, q = _refined(adjoint, system, close=float(gaps.min()) < 0.1 * float(sigma[0]))
-        _judge(adjoint, system, (p, q), gaps / size)
-        return p / size, q / size
+        close = float(evidence.gaps.min()) < 0.1 * float(sigma[0])
+        p, q = _refined(adjoint, system, close=close)
+        _judge(adjoint, system, (p, q), evidence.residuals / size)
+        return p / size * scale, q / size * scale
+
+
+def _scale(cotangents: tuple[Tensor | None, Tensor | None]) -> float:
+    """A power of two of the size of Φ and Ψ, lest their squares vanish; Inf or NaN if they are."""
+    largest = max((float(c.abs().max()) for c in cotangents if c is not None), default=0.0)
+    finite = all(bool(torch.isfinite(c).all()) for c in cotangents if c is not None)
+    return _power_of_two(largest) if finite else math.nan
 
 
 def flatten(result: SingularTriplets) -> Outputs:
@@ -160,31 +180,47 @@ def _residual(system: System, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _judge(
-    adjoint: AdjointSolver, system: System, solution: tuple[Tensor, Tensor], gaps: Tensor
+    adjoint: AdjointSolver, system: System, solution: tuple[Tensor, Tensor], residuals: Tensor
 ) -> None:
-    """Say so where the vectors have no derivative to working accuracy."""
-    rhs, size = _norms(*system.filled), _norms(*solution)
-    root = math.sqrt(torch.finfo(size.dtype).eps)
-    residual = _norms(*_residual(system, *solution)) / torch.where(rhs > 0, rhs, 1.0)
-    # a solution far larger than its right-hand side has met a gap of their ratio
-    seen = torch.where(size > 0, rhs / torch.where(size > 0, size, 1.0), torch.inf)
-    narrow = (seen <= root * system.sigma[0]) | ((gaps <= root * system.sigma[0]) & (rhs > 0))
-    failed = ~(residual <= 10 * root)
-    if bool((failed & ~narrow).any()) or not bool(torch.isfinite(size).all()):
+    """Say so where the vectors, or their derivative, are not known to working accuracy.
+
+    ``λ = xᵀK x / xᵀx`` of the solution x is at least the gap below σ_k, and near it where x has met
+    that gap.  The vectors are known to residual/λ, their derivative in x no better.
+
+    Raises:
+        ConvergenceError: If the adjoint stopped short, and no gap is to blame.
+    """
+    rhs, x = torch.cat(system.filled), torch.cat(solution)
+    root = math.sqrt(torch.finfo(x.dtype).eps)
+    lengths = torch.linalg.vector_norm(rhs, dim=0)
+    error = torch.linalg.vector_norm(torch.cat(_residual(system, *solution)), dim=0)
+    error = error / torch.where(lengths > 0, lengths, 1.0)
+    met = (x * rhs).sum(dim=0) / (x * x).sum(dim=0).clamp_min(torch.finfo(x.dtype).tiny)
+    met = torch.where(lengths > 0, met.abs(), torch.inf)
+    known = residuals + 8 * torch.finfo(torch.float64).eps * system.sigma[0]
+    narrow = ~(known <= 1e-3 * met)
+    rounding = (
+        8
+        * torch.finfo(x.dtype).eps
+        * torch.linalg.vector_norm(x, dim=0)
+        / lengths.clamp_min(torch.finfo(x.dtype).tiny)
+    )
+    failed = ~(error <= 10 * root + rounding)
+    if bool((failed & ~narrow).any()) or not bool(torch.isfinite(x).all()):
         raise ConvergenceError(
             f"{type(adjoint).__name__}: the derivative of the singular vectors was not found, "
-            f"relative residual {float(residual.max()):.1e}; raise max_steps of the adjoint, or "
-            "use adjoint=ExplicitSVD()",
+            f"relative residual {float(error.max()):.1e}; raise max_steps of the adjoint, or use "
+            "adjoint=ExplicitSVD()",
             solution,
         )
-    outer = narrow & (seen <= root * system.sigma[0]) | failed
-    if bool(outer.any()):
-        i = int(outer.nonzero()[0])
+    if bool(narrow.any()):
+        i = int(narrow.nonzero()[0])
         warnings.warn(
             f"the derivative of singular vector {i} (from 0) meets a relative gap of "
-            f"{float(torch.minimum(seen, gaps)[i] / system.sigma[0]):.1e} to a singular value "
-            f"beyond the k={len(rhs)} leading ones, below what {size.dtype} resolves; ask for more "
-            "triplets (larger k) or use a loss of σ alone",
+            f"{float(met[i] / system.sigma[0]):.1e} to a singular value beyond the "
+            f"k={len(lengths)} leading ones, and the vectors have a relative residual of "
+            f"{float(residuals[i] / system.sigma[0]):.1e}: ask for more triplets (larger k), a "
+            "tighter rtol of the solver, or use a loss of σ alone",
             DegenerateWarning,
             stacklevel=2,
         )
@@ -221,8 +257,8 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
 
 def _size(A: LinearMap) -> float:
     """A power of two by which A must be divided lest the squares in a norm under- or overflow."""
-    steps = torch.arange(1, A.shape[1] + 1, dtype=A.dtype, device=A.device)
-    largest = float(A.matmat(steps.sin().unsqueeze(1)).abs().max())  # no two entries alike
+    probe = generic(A.shape[1], 1, torch.empty(0, dtype=A.dtype, device=A.device))
+    largest = A.shape[1] ** 0.5 * float(A.matmat(probe).abs().max())
     if not math.isfinite(largest):
         raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
     return 1.0 if 2**-20 < largest < 2**20 else _power_of_two(largest)

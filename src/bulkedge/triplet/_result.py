@@ -56,9 +56,9 @@ class SingularTriplets:
 
     @property
     def rank(self) -> int:
-        """How many of the k triplets exist: those whose σ stands above rounding."""
-        shape = (self.u.shape[0], self.v.shape[0])
-        return int((self.sigma > resolution(self.sigma, shape)).sum())
+        """How many triplets exist, their σ above rounding; of a batch the least."""
+        shape = (self.u.shape[-2], self.v.shape[-2])
+        return int((self.sigma > resolution(self.sigma, shape)).sum(dim=-1).min())
 
     @property
     def vector_errors(self) -> Tensor:
@@ -69,7 +69,7 @@ class SingularTriplets:
         coincide no single vector is defined, and the bound says so by being 1.
         """
         tiny = torch.finfo(self.sigma.dtype).tiny
-        shape = (self.u.shape[0], self.v.shape[0])
+        shape = (self.u.shape[-2], self.v.shape[-2])
         residuals = self.residuals + resolution(self.sigma, shape)
         return (residuals / self.gaps.clamp_min(tiny)).clamp_max(1.0)
 
@@ -100,6 +100,6 @@ def resolution(sigma: Tensor, shape: tuple[int, ...]) -> Tensor:
         shape: ``(m, n)``.
 
     Returns:
-        A scalar tensor, 0 for no values at all.
+        Shape ``(..., 1)``, 0 for no values at all.
     """
-    return max(shape) * torch.finfo(sigma.dtype).eps * sigma[:1].sum()
+    return max(shape) * torch.finfo(sigma.dtype).eps * sigma[..., :1].sum(dim=-1, keepdim=True)

@@ -15,6 +15,7 @@ from ._numbers import Outputs, full_precision
 from ._result import SingularTriplets, Status
 from .adjoint import AdjointSolver, DeflatedCG
 from .solver import Auto, Solver
+from .solver._start import generic
 
 
 def singular_triplet(
@@ -46,7 +47,8 @@ def singular_triplet(
         adjoint: The backward method; ``DeflatedCG()`` if None.
         init: A guess (u, v), shapes ``(..., m, j)`` and ``(..., n, j)``, say the result for a
             matrix nearby; j ≥ 1 columns, and vectors ``(m,)``, ``(n,)`` will do for one matrix.
-            Never written to; no gradient goes there.
+            Never written to; no gradient goes there.  It is tilted a little (by eps^(3/16)): an
+            exact lower triplet would satisfy every solver.
         generator: Source of the random start; None takes a fixed seed, so that equal input gives
             equal output.
         strict: Raise when the tolerance is not reached; False returns what there is, and
@@ -77,6 +79,7 @@ def singular_triplet(
     if isinstance(A, Tensor) and A.ndim > 2:
         return _batch(A, k, init, options)
     A = _checked(as_map(A), k)
+    _check_methods(solver, adjoint, generator)
     start = None if init is None else _start(A, init)
     return solve_from(A, k, start, **options)
 
@@ -124,13 +127,28 @@ def _checked(A: LinearMap, k: int) -> LinearMap:
         raise InputError(f"expected a floating dtype of at most 64 bits, got {A.dtype}; convert it")
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
-    if not 1 <= k <= min(A.shape):
+    if not isinstance(k, int) or not 1 <= k <= min(A.shape):
         raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}")
     return A
 
 
+def _check_methods(solver: object, adjoint: object, generator: object) -> None:
+    """InputError for what is no method: a class instead of an object, a name, the wrong kind."""
+    for name, given, does, example in (
+        ("solver", solver, "compute", "BlockKrylov()"),
+        ("adjoint", adjoint, "solve", "DeflatedCG()"),
+    ):
+        if given is not None and (isinstance(given, type) or not hasattr(given, does)):
+            raise InputError(f"expected {name} to be an object such as {example}, got {given!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(f"expected generator to be a torch.Generator, got {generator!r}")
+
+
 def _start(A: LinearMap, init: tuple[Tensor, Tensor]) -> Tensor:
     """The guess on the shorter side of A, shape ``(min(m, n), j)``, detached."""
+    pair = isinstance(init, tuple | list) and len(init) == 2
+    if not pair or not all(isinstance(x, Tensor) for x in init):
+        raise InputError("expected init to be a pair (u, v) of tensors")
     u, v = (x.unsqueeze(-1) if x.ndim == 1 else x for x in init)
     for name, x, rows in (("u", u, A.shape[0]), ("v", v, A.shape[1])):
         if x.ndim != 2 or x.shape[0] != rows or x.shape[1] != u.shape[1] or x.shape[1] == 0:
@@ -143,7 +161,9 @@ def _start(A: LinearMap, init: tuple[Tensor, Tensor]) -> Tensor:
                 f"expected init in {A.dtype} on {A.device}, got {name} in {x.dtype} on "
                 f"{x.device}; convert it"
             )
-    return (v if A.shape[0] >= A.shape[1] else u).detach()
+    guess = (v if A.shape[0] >= A.shape[1] else u).detach()
+    tilt = torch.finfo(A.dtype).eps ** (3 / 16) * torch.linalg.vector_norm(guess, dim=0)
+    return guess + tilt * generic(*guess.shape, like=guess)
 
 
 def _counts(counts: Tensor) -> tuple[int, int, Status]:
@@ -166,7 +186,13 @@ def _batch(
         raise InputError(f"expected matrices with entries, got shape {tuple(A.shape)}")
     starts: list[tuple[Tensor, Tensor] | None] = [None] * batch.numel()
     if init is not None:
-        flat = [x.expand(*batch, *x.shape[-2:]).flatten(0, -3) for x in init]
+        try:
+            flat = [x.expand(*batch, *x.shape[-2:]).flatten(0, -3) for x in init]
+        except (RuntimeError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"expected init=(u, v) of shapes (..., m, j) and (..., n, j) for a batch of shape "
+                f"{tuple(A.shape)}: {error}"
+            ) from error
         starts = list(zip(*flat, strict=True))
     results = [
         singular_triplet(matrix, k, init=start, **options)

@@ -202,7 +202,8 @@ def warmed_up(
     Returns:
         The rough right vectors, the value below them, and the passes that they took.
     """
-    rough, passes = 0.1, 0
+    # a start may be a lower triplet, slightly tilted: no rough tolerance tells that from a good one
+    rough, passes = (0.1 if start is None else 0.5 * rtol), 0
     while True:
         warm = BlockKrylov(rtol=rough).compute(A, k, start, generator)
         passes += warm.passes

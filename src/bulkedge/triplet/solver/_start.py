@@ -21,6 +21,14 @@ def gaussian(rows: int, columns: int, generator: Randomness) -> Tensor:
     return torch.from_numpy(generator.standard_normal((rows, columns)))
 
 
+def generic(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Unit columns that no matrix has been made for, without spending anyone's randomness."""
+    i = torch.arange(1, rows + 1, dtype=torch.float64).unsqueeze(1)
+    j = torch.arange(1, columns + 1, dtype=torch.float64)
+    block = (0.618034 * i.square() + j * i + j.square()).sin()
+    return (block / torch.linalg.vector_norm(block, dim=0)).to(like.device, like.dtype)
+
+
 def start_block(A: LinearMap, columns: int, start: Tensor | None, generator: Randomness) -> Tensor:
     """Orthonormal block, shape ``(n, columns)``: the guess first, completed by Gaussian vectors.
 

@@ -21,6 +21,8 @@ from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
 from ._start import Randomness, gaussian, start_block
 
+LOOK = 12  # steps that a fresh vector has to bring something new
+
 
 @dataclass(frozen=True)
 class Lanczos:
@@ -29,9 +31,10 @@ class Lanczos:
     Cost: two passes a step (one with A, one with Aᵀ), each with one vector, and one at the end for
     the residuals; memory for ``width`` vectors on either side.
 
-    A Krylov space of one vector holds one vector of every eigenspace: of a singular value that
-    occurs several times it sees one copy until rounding, or a restart from an exhausted space,
-    brings the next.  Where k > 1 and equal values are possible take :class:`BlockKrylov`.
+    A Krylov space of one vector holds one vector of every eigenspace, so of a singular value that
+    occurs several times it sees one copy.  For one triplet that is enough.  For several, whenever
+    the k leading ones stand, they are set aside and a fresh vector looks for what is missing, until
+    it brings nothing new: twice the passes at least.  :class:`BlockKrylov` is better at that.
 
     Attributes:
         rtol: Stop when every residual is below ``rtol · σ₁``; None takes eps^¾ of the dtype.
@@ -58,11 +61,11 @@ class Lanczos:
         )
         guess = None if start is None else start[:, :k].sum(dim=1, keepdim=True)
         V[:, :1] = start_block(A, 1, guess, generator)
-        j = step = next_test = 0
-        exhausted: Tensor | None = None  # the k leading values when a Krylov space last ended
+        j = step = next_test = since = 0
+        known: Tensor | None = None  # the k leading values when the last fresh vector came in
         norm = 0.0
         while True:
-            step += 1
+            step, since = step + 1, since + 1
             u, B[:j, j : j + 1], alpha = _orthonormal(A.matmat(V[:, j : j + 1]), U[:, :j])
             norm = max(norm, alpha)
             alpha = alpha if alpha > 10 * eps * norm else 0.0  # below: rounding of the products
@@ -78,21 +81,26 @@ class Lanczos:
                 continue
             next_test = step + max(step // 8, 1)  # a test costs a small SVD, a step two passes
             P, S, Qt = torch.linalg.svd(B[:j, :j])
-            if beta == 0.0:
-                # the space is exact, but holds one vector of each eigenspace: only when the space
-                # of a fresh vector brought nothing into the first k are these the leading ones
-                converged = j == n or (exhausted is not None and _same(S[:k], exhausted, exact))
-                exhausted = S[:k] if j >= k else None
-            else:
-                below = beta * P[-1, :k].abs() <= rtol * S[0]
-                converged = exhausted is None and j >= k and bool(below.all())
-            if converged or step == self.max_steps:
+            stands = j >= k and bool((beta * P[-1, :k].abs() <= rtol * S[0]).all())
+            # one vector's space holds a vector of each eigenspace: the rest is the fresh ones' part
+            looked = (
+                known is not None and _same(S[:k], known, exact) and (since >= LOOK or not beta)
+            )
+            converged = j == n or (stands and (k == 1 or looked))
+            if converged or step >= self.max_steps:
                 break
-            if j == width:
+            if stands and since >= LOOK and beta:
+                U[:, :k], V[:, :k] = U[:, :j] @ P[:, :k], V[:, :j] @ Qt[:k].mT
+                V[:, k : k + 1] = _fresh(V[:, :k], generator)
+                B.zero_().diagonal()[:k] = S[:k]
+                j, beta = k, 0.0
+            elif j == width:
                 j = max(width // 2, k + 1)
                 U[:, :j], V[:, :j] = U @ P[:, :j], V[:, :width] @ Qt[:j].mT
                 V[:, j] = V[:, width]
                 B.zero_().diagonal()[:j] = S[:j]
+            if not beta:
+                known, since = (S[:k].clone() if len(S) >= k else None), 0
         u, sigma, v = U[:, :j] @ P[:, :k], S[:k].clone(), V[:, :j] @ Qt[:k].mT
         residuals = torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0)
         return SingularTriplets(

@@ -1,15 +1,15 @@
 """Working precision first, then Newton steps with residuals in float64.
 
-With u, v from a solve in float32, ``r_u = Av − σu`` and ``r_v = Aᵀu − σv`` in float64, the Newton
-correction (p, q) solves ``K [p; q] = [r_u; r_v]`` on the complement of the block: the system of the
-derivative, solved by the same conjugate gradients in float32.  Each step squares the error, or
-multiplies it by the tolerance of the solve if that is larger: iterative refinement.  Inside the
-block a Rayleigh-Ritz step, a k×k SVD in float64, does the same for close values.
+With v from a solve in float32, ``u = Av/σ`` and ``r = Aᵀu − σv`` in float64, the Newton correction
+(p, q) solves ``K [p; q] = [0; r]`` on the complement of the block: the system of the derivative,
+solved by the same conjugate gradients in float32.  Rayleigh-Ritz on the span of v and q, in
+float64, takes the best of both: the error is squared, or multiplied by the tolerance of the solve
+if that is larger.  Where a second value lies so close that float32 saw one mixed vector, q is the
+other direction, and Rayleigh-Ritz tells the two apart and puts them in order.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Counted, LinearMap
-from bulkedge.triplet._result import SingularTriplets
+from bulkedge.triplet._result import SingularTriplets, neighbour_gaps
 
 from ._start import Randomness
-from .lanczos import Lanczos
+from .block_krylov import BlockKrylov
+from .dense import thin_svd
 
 if TYPE_CHECKING:
     from . import Solver
@@ -43,7 +44,7 @@ class Refined:
         max_steps: Newton steps before giving up: then the result of ``inner`` stands.
     """
 
-    inner: Solver = field(default_factory=Lanczos)
+    inner: Solver = field(default_factory=BlockKrylov)
     error: float = 3e-6
     max_steps: int = 4
 
@@ -58,6 +59,7 @@ class Refined:
             A.dtype is torch.float64
             or coarse.near is None
             or gap <= 0
+            or coarse.rank < k
             or bool((coarse.residuals + rounding <= self.error * coarse.gaps).all())
         ):
             return coarse
@@ -68,35 +70,32 @@ class Refined:
     ) -> SingularTriplets | None:
         from bulkedge.triplet.adjoint import DeflatedCG, System
 
-        A, dtype = Counted(A), A.dtype
+        A, dtype, k = Counted(A), A.dtype, len(coarse.sigma)
         wide, correction = A.widened(), DeflatedCG(rtol=1e-3, max_steps=200)
-        u, v = coarse.u.double(), coarse.v.double()
+        basis = coarse.v.double()
         for step in range(1, self.max_steps + 1):
-            u, v, sigma, r_u, r_v = _rayleigh_ritz(wide, u, v)
-            residuals = torch.linalg.vector_norm(torch.cat([r_u, r_v]), dim=0)
+            basis = torch.linalg.qr(basis).Q
+            U, S, Y = thin_svd(wide.matmat(basis))
+            u, sigma, v = U[:, :k], S[:k], basis @ Y[:, :k]
+            r = wide.rmatmat(u) - v * sigma
+            residuals = torch.linalg.vector_norm(r, dim=0)
+            gap = min(gap, float(sigma[-1] - S[k])) if len(S) > k else gap
             if bool((residuals <= self.error * gap).all()):
-                return dataclasses.replace(
-                    coarse,
-                    sigma=sigma.to(dtype),
-                    u=u.to(dtype),
-                    v=v.to(dtype),
-                    residuals=residuals.to(dtype),
+                gaps = neighbour_gaps(S, k, complete=False) if len(S) > k else coarse.gaps.double()
+                gaps = torch.minimum(coarse.gaps.double(), gaps)
+                figures = (x.to(dtype) for x in (sigma, u, v, residuals, gaps))
+                return SingularTriplets(
+                    *figures,
                     steps=coarse.steps + step,
                     passes=coarse.passes + A.passes[0],
+                    status=coarse.status,
+                    near=near,
                 )
-            numbers = (x.to(dtype) for x in (sigma, u, v, r_u, r_v))
-            p, q = correction.solve(System(A, *numbers, near=near))
-            u, v = u + p, v + q
+            right = (r - v @ (v.mT @ r)).to(dtype)
+            system = System(A, sigma.to(dtype), u.to(dtype), v.to(dtype), None, right, near)
+            _, q = correction.solve(system)
+            basis = torch.cat([v, q.double()], dim=1)
         return None
-
-
-def _rayleigh_ritz(A: LinearMap, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """The best triplets in the spans of u and v: u, v, σ and the residuals outside the spans."""
-    u, v = torch.linalg.qr(u).Q, torch.linalg.qr(v).Q
-    right, left = A.matmat(v), A.rmatmat(u)
-    P, sigma, Qt = torch.linalg.svd(u.mT @ right)
-    r_u, r_v = right - u @ (u.mT @ right), left - v @ (v.mT @ left)
-    return u @ P, v @ Qt.mT, sigma, r_u @ Qt.mT, r_v @ P
 
 
 def _outer_gap(result: SingularTriplets) -> float:

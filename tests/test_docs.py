@@ -165,3 +165,21 @@ def test_the_example_quotes_the_accuracy_of_its_adapters(adapter):
     assert row.endswith(f"| {100 * training['accuracy']:.2f} % |")
     rank, seed = training["rank"], training["seed"]
     assert f"--rank {rank} --seed {seed}" in row
+
+
+def test_the_readme_quotes_the_stored_speeds():
+    results = ROOT / "benchmarks/results"
+    rows = json.loads((results / "triplet.json").read_text())["measured"]["rows"]
+    bad = json.loads((results / "bad_gradients.json").read_text())["measured"]
+    training = json.loads((results / "training_step.json").read_text())["measured"]["rows"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for spectrum in ("gaussian", "decaying", "spiked"):
+        (row,) = (r for r in rows if (r["n"], r["spectrum"]) == (2048, spectrum))
+        assert f"{row['svd_ratio']:.0f} times" in readme, spectrum
+    assert f"{bad['bad']} of {bad['seeds']:,}" in readme
+    assert f"{bad['error_largest']:.1e}" in readme
+    assert f"{bad['default_lstsq_bad']} of {bad['default_lstsq_seeds']}" in readme
+    (row,) = (r for r in training if r["width"] == 1024)
+    assert f"{row['cap_over_torch']:.2f} times" in readme
+    assert f"{row['torch_norm_largest']:.3f}" in readme
+    assert f"{row['cap_norm_largest'] - 1:.0e}" in readme

@@ -7,7 +7,7 @@ package asks of it is a product with a thin block, so the sum is never formed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Union
 
@@ -158,15 +158,22 @@ class Widened(Dense):
         super().__init__(matrix)
         self.dtype = torch.float64
 
+    def _tiles(self) -> Iterator[Tensor]:
+        """Blocks of rows in float64, each valid until the next: they share one buffer."""
+        rows = self.matrix.detach().split(self.rows)
+        buffer = torch.empty_like(rows[0], dtype=torch.float64)  # a fresh one each would cost more
+        for tile in rows:
+            yield buffer[: len(tile)].copy_(tile)
+
     def matmat(self, X: Tensor) -> Tensor:
         """See :meth:`LinearMap.matmat`."""
-        return torch.cat([tile.double() @ X for tile in self.matrix.split(self.rows)])
+        return torch.cat([tile @ X for tile in self._tiles()])
 
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
-        tiles = zip(self.matrix.split(self.rows), Y.split(self.rows), strict=True)
+        tiles = zip(self._tiles(), Y.split(self.rows), strict=True)
         start = Y.new_zeros(self.shape[1], Y.shape[1])
-        return sum((tile.double().mT @ y for tile, y in tiles), start=start)
+        return sum((tile.mT @ y for tile, y in tiles), start=start)
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

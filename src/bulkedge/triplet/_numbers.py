@@ -126,7 +126,7 @@ def implicit(
 
 
 def _scale(cotangents: tuple[Tensor | None, Tensor | None]) -> float:
-    """A power of two of the size of Φ and Ψ, lest their squares vanish; Inf or NaN if they are."""
+    """A power of two of the size of Φ and Ψ, lest their squares vanish; NaN if not finite."""
     largest = max((float(c.abs().max()) for c in cotangents if c is not None), default=0.0)
     finite = all(bool(torch.isfinite(c).all()) for c in cotangents if c is not None)
     return _power_of_two(largest) if finite else math.nan

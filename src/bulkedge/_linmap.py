@@ -211,6 +211,11 @@ class LowRank(LinearMap):
                 f"expected factors alike, got B {B.dtype} on {B.device} and A {A.dtype} on "
                 f"{A.device}; convert one of them"
             )
+        if isinstance(scale, Tensor):
+            raise InputError(
+                "expected a number as scale, got a tensor, which would have no gradient; multiply "
+                "it into B, or pass float(scale)"
+            )
         self.B, self.A, self.scale = B, A, scale
         self.shape = (B.shape[0], A.shape[1])
         self.dtype = B.dtype

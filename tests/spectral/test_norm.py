@@ -78,6 +78,8 @@ def test_errors():
     for bound in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="expected a positive finite bound"):
             cap(torch.ones(2, 2), bound)
+    with pytest.raises(InputError, match="expected certified to be True or a certificate"):
+        spectral_norm(torch.ones(2, 2), certified="yes")
     with pytest.raises(InputError, match="certify one at a time"):
         spectral_norm(torch.ones(2, 2, 2), certified=Rigorous())
 

@@ -57,6 +57,38 @@ def test_a_direction_that_the_start_cannot_see_is_found():
     assert norms[-1] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", ["block", "buried"])
+def test_a_direction_that_overtakes_is_seen_at_once(case, training):
+    """What was tracked stays nearly invariant, so its residual tells nothing."""
+    U, V = orthonormal(256, 256, 1), orthonormal(256, 256, 2)
+    if case == "block":
+        W = torch.block_diag(1.5 * gaussian(128, 128), gaussian(128, 128).flip(0))
+        change = torch.block_diag(torch.zeros(128, 128), 2 * gaussian(128, 128).flip(0))
+    else:
+        W = (U * torch.cat([torch.tensor([2.0]), torch.linspace(1, 0.1, 255)])) @ V.mT
+        change = 2.2 * torch.outer(U[:, 200], V[:, 200])
+    layer = nn.Linear(256, 256)
+    with torch.no_grad():
+        layer.weight.copy_(W)
+    spectral_cap(layer)
+    for _ in range(3):
+        _ = layer.weight
+    layer.train(training)
+    with torch.no_grad():
+        layer.parametrizations.weight.original += change
+    assert norm(layer.weight) == pytest.approx(1, abs=1e-4)
+
+
+def test_checkpoints_of_torchs_own_load():
+    theirs = torch_spectral_norm(nn.Linear(20, 30))
+    with torch.no_grad():
+        theirs.parametrizations.weight.original.mul_(3)
+    ours = spectral_cap(nn.Linear(20, 30), shrink_only=False)
+    ours.load_state_dict(theirs.state_dict())
+    assert norm(ours.eval().weight) == pytest.approx(1, abs=1e-4)
+
+
 def test_evaluation_changes_no_state():
     layer = linear().eval()
     before = {name: x.clone() for name, x in layer.state_dict().items()}
@@ -248,7 +280,12 @@ def test_errors():
         spectral_cap(nn.Linear(3, 3), "bias")
     with pytest.raises(InputError, match=r"expected a parameter 'nothing' .*got none"):
         spectral_cap(nn.Linear(3, 3), "nothing")
-    with pytest.raises(InputError, match="positive finite bound"):
-        spectral_cap(nn.Linear(3, 3), bound=0.0)
+    for bound in (0.0, "1", torch.ones(1)):
+        with pytest.raises(InputError, match="positive finite bound"):
+            spectral_cap(nn.Linear(3, 3), bound=bound)
+    with pytest.raises(InputError, match="expected n_power_iterations ≥ 1 or None, got 0"):
+        spectral_cap(nn.Linear(3, 3), "weight", 0)
+    with pytest.raises(InputError, match="expected certified to be True or a certificate"):
+        spectral_cap(nn.Linear(3, 3), certified="yes")
     with pytest.raises(InputError, match="expected a dim of a 2-dimensional weight, got 2"):
         spectral_cap(nn.Linear(3, 3), dim=2)

@@ -332,3 +332,32 @@ def test_vectors_of_a_cluster_span_its_space():
     found = singular_triplet(A.float(), 3)
     U = orthonormal(260, 250)[:, :3]
     torch.testing.assert_close(found.u.double() @ found.u.double().mT, U @ U.mT, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("A", [torch.eye(50), torch.eye(300), torch.eye(50).double()], ids=str)
+@pytest.mark.parametrize("k", [1, 2])
+def test_exact_ties_are_warned_of_by_their_gap(A, k):
+    with pytest.warns(DegenerateWarning, match=r"larger k|use a loss of projectors"):
+        gradient = torch.func.grad(loss(outputs))(A, k)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_an_orthogonal_matrix_is_told_or_right(k):
+    """As layers are initialised: in float32 its values differ by rounding alone."""
+    A = orthonormal(40, 40).float()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = torch.func.grad(loss(outputs))(A, k).double()
+        reference = torch.func.grad(loss(dense_outputs))(A.double(), k)
+    right = float((ours - reference).norm() / reference.norm()) < 1e-2
+    assert right or DegenerateWarning in [w.category for w in caught]
+
+
+def test_a_result_is_a_start_and_unpacks():
+    A = gaussian(300, 250)
+    last = singular_triplet(A, 2)
+    sigma, u, v = last
+    assert (sigma is last.sigma, u is last.u, v is last.v) == (True, True, True)
+    warm = singular_triplet(A + 1e-6, 2, init=last)
+    assert warm.passes < last.passes

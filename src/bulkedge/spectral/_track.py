@@ -11,6 +11,7 @@ from bulkedge.triplet._triplet import solve_from
 from bulkedge.triplet.solver._start import generic
 
 BLOCK = 6  # vectors carried from step to step, the explorer included
+EXPLORE = 4  # steps of the explorer
 
 
 def fresh_start(A: LinearMap) -> Tensor:
@@ -28,10 +29,12 @@ def track(
     """The leading triplet of A, differentiable, and the start for the next matrix.
 
     A warm start sees what the last step saw: its block is nearly invariant, and a new direction
-    orthogonal to it would stay unseen however large.  So the last column, the explorer, does power
-    iteration outside the others, and is turned a little each time; what it finds enters the block.
+    orthogonal to it would stay unseen however large.  So the last column, the explorer, is turned a
+    little and does a few steps of power iteration outside the others first: a direction that
+    has come to exceed the known ones dominates it, and Rayleigh-Ritz finds it in the block.  Only a
+    certificate excludes that something is missed.
 
-    Cost: four passes if the matrix hardly changed, two of them with one vector.
+    Cost: two passes with the block if the matrix hardly changed, ``2 · EXPLORE`` with one vector.
 
     Args:
         A: Shape ``(m, n)``.
@@ -43,18 +46,27 @@ def track(
         The triplet and a start of the same shape.
     """
     columns = start.shape[1]
+    with torch.no_grad():
+        upright = A if A.shape[0] >= A.shape[1] else A.T
+        start = torch.cat([start[:, :-1], _explore(upright, start)], dim=1)
     solver = BlockKrylov(rtol=rtol, oversample=columns - 1, max_steps=max_steps or 500)
     result = solve_from(A, 1, start, solver=solver, strict=False)
     with torch.no_grad():
-        upright = A if A.shape[0] >= A.shape[1] else A.T
         v = result.v if A.shape[0] >= A.shape[1] else result.u
         near = start[:, :0] if result.near is None else result.near[1]
         block = torch.cat([v.detach(), near], dim=1)[:, : max(columns - 1, 1)]
-        x = start[:, -1:]
-        x = upright.rmatmat(upright.matmat(x)) + 0.1 * result.sigma.detach().square() * x.roll(1, 0)
+        return result, torch.cat([block, start[:, -1:]], dim=1)[:, :columns]
+
+
+def _explore(A: LinearMap, start: Tensor) -> Tensor:
+    """The explorer, shape ``(n, 1)``: power iteration on AᵀA outside the other columns."""
+    block, x = start[:, :-1], start[:, -1:]
+    x = x + 0.3 * x.roll(1, 0)
+    for _ in range(EXPLORE):
+        x = A.rmatmat(A.matmat(x))
         x = x - block @ (block.mT @ x)
         x = x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
-        return result, torch.cat([block, x], dim=1)[:, :columns]
+    return x
 
 
 def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:

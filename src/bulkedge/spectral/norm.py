@@ -49,7 +49,8 @@ def spectral_norm(
     an upper end that is proved (:class:`Rigorous`) or probable (:class:`Probable`), no gradient.
 
     Args:
-        A: Shape ``(..., m, n)``, or a ``LinearMap``.
+        A: Shape ``(..., m, n)``, or a ``LinearMap``.  **The kernel of a convolution is a batch
+            here**: take ``kernel.flatten(1)``, or ``Convolution.of(layer, input_size)``.
         solver: The method; ``Auto()`` if None.
         init: A guess (u, v).
         generator: Source of the random start; None takes a fixed seed.
@@ -74,6 +75,8 @@ def spectral_norm(
         True
     """
     certificate = Rigorous() if certified is True else certified or None
+    if certificate is not None and not hasattr(certificate, "bound"):
+        raise InputError(f"expected certified to be True or a certificate, got {certified!r}")
     if certificate is not None and isinstance(A, Tensor) and A.ndim != 2:
         raise InputError(
             f"expected one matrix to certify, got shape {tuple(A.shape)}; certify one at a time"
@@ -89,7 +92,7 @@ def normalize(A: Tensor, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor
     """``A / ‖A‖₂``, with the whole derivative: ``Ā = V/σ − (⟨V, A⟩/σ²) u vᵀ``.
 
     Args:
-        A: Shape ``(..., m, n)``.
+        A: Shape ``(..., m, n)``; flatten the kernel of a convolution first.
         init: A guess (u, v).
 
     Returns:
@@ -114,7 +117,7 @@ def cap(A: Tensor, bound: float = 1.0, *, init: tuple[Tensor, Tensor] | None = N
     Inside the ball it is the identity, to the bit.
 
     Args:
-        A: Shape ``(..., m, n)``.
+        A: Shape ``(..., m, n)``; flatten the kernel of a convolution first.
         bound: The largest norm allowed, positive.
         init: A guess (u, v).
 
@@ -141,8 +144,8 @@ def cap_factor(norm: Tensor, bound: float) -> Tensor:
 
 def require_bound(bound: float) -> None:
     """Raise InputError unless the bound is positive and finite."""
-    if not 0 < bound < float("inf"):
-        raise InputError(f"expected a positive finite bound, got {bound}")
+    if not isinstance(bound, int | float) or not 0 < bound < float("inf"):
+        raise InputError(f"expected a positive finite bound, got {bound!r}")
 
 
 def _all(condition: Tensor) -> bool:

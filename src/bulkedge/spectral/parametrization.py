@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap
+from bulkedge.triplet.solver._start import generic
 
 from ._track import as_matrix, fresh_start, track
 from .certificate import Certificate, Rigorous
@@ -35,12 +36,15 @@ def spectral_cap(
     """Cap the spectral norm of a weight: ``W ↦ min(1, bound/‖W‖₂) · W``.
 
     In place of ``torch.nn.utils.parametrizations.spectral_norm``, with the same leading arguments.
-    What differs: σ is solved for to a tolerance, not by a fixed number of power iterations, so the
-    bound holds at the first forward, in evaluation without training, and after a weight is loaded;
-    evaluation writes to no buffer; the gradient is right to second order; weights inside the ball
-    are left alone (``shrink_only=False`` scales them up to the bound, as torch does).
+    What differs: **weights inside the ball are left alone**, unless ``shrink_only=False`` scales
+    them up to the bound, as torch does.  σ is solved for to a tolerance, not by a fixed number of
+    power iterations, at the first forward and in evaluation too; evaluation writes to no buffer;
+    the gradient is right to second order.  Checkpoints of torch's parametrization load.
 
-    The previous step's vectors start the solve: four passes over the weight and one to scale it.
+    The previous step's vectors start the solve, and one more vector looks for what they cannot
+    see: ten thin passes over the weight and one to scale it.  The bound holds to what ``rtol``
+    leaves, to rounding in the dtype of the weight, and unless a new direction has just overtaken
+    all known ones unseen; ``certified`` holds without any of these.
     Inside ``torch.nn.utils.parametrize.cached()`` it is done once a forward, however often the
     weight is read.  Evaluation solves too; to be done with it, seal a trained layer:
     ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` keeps the capped weight.
@@ -58,8 +62,8 @@ def spectral_cap(
         rtol: Residual of the leading triplet, relative to σ₁.  The norm is better than that, by
             about residual/gap: docs/benchmarks.md measures it.
         input_size: For a convolution: the spatial size of its input, and the norm is that of the
-            operator on it.  None takes the norm of the reshaped kernel, as torch does: a different
-            number, smaller or larger than the operator's.
+            operator on inputs of that size (padding by zeros; not for transposed ones).  None takes
+            the norm of the reshaped kernel, as torch does: a different number, smaller or larger.
         certified: True divides by a proved upper bound (:class:`Rigorous`), so that the norm in
             exact arithmetic is at most ``bound``; a certificate of another kind may be given.  A
             factorisation each forward: for evaluation, or small layers.
@@ -125,6 +129,10 @@ class SpectralCap(nn.Module):
         require_bound(bound)
         if not -weight.ndim <= dim < weight.ndim:
             raise InputError(f"expected a dim of a {weight.ndim}-dimensional weight, got {dim}")
+        if n_power_iterations is not None and n_power_iterations < 1:
+            raise InputError(f"expected n_power_iterations ≥ 1 or None, got {n_power_iterations}")
+        if certified is not None and not hasattr(certified, "bound"):
+            raise InputError(f"expected certified to be True or a certificate, got {certified!r}")
         self.bound, self.eps, self.dim = bound, eps, dim
         self.max_steps, self.rtol = n_power_iterations, rtol
         self.shrink_only, self.certified = shrink_only, certified
@@ -153,6 +161,16 @@ class SpectralCap(nn.Module):
         if hasattr(self, "start"):
             self.start.copy_(fresh_start(self._map(weight.detach())))
         return weight
+
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        """Checkpoints of torch's own have vectors of their own, of no use here."""
+        if f"{prefix}_u" in state_dict:
+            for name in ("_u", "_v"):
+                state_dict.pop(f"{prefix}{name}")
+            state_dict[f"{prefix}start"] = generic(*self.start.shape, like=self.start)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _map(self, weight: Tensor) -> LinearMap:
         """The linear map whose norm is meant, in float32 at least."""

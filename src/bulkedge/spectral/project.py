@@ -76,6 +76,9 @@ def hold_spectral_ball(
     that the first forward is inside.  After a step a warm-started triplet tells whether a weight
     left the ball, at four passes; only then is it touched, and only by what exceeds.
 
+    Held are the trainable weights of at least two dimensions, embeddings included, that the
+    optimiser has now; groups added later are not.  Kernels are held in their reshaped form.
+
     ``"rescale"`` is the cheaper one, but shrinks all of a weight for one direction of it; with
     steps as large as Adam's that can cost accuracy (examples/lipschitz_digits).
 
@@ -127,7 +130,7 @@ def _chosen(
         (f"parameter {i} of group {j}", weight)
         for j, group in enumerate(optimizer.param_groups)
         for i, weight in enumerate(group["params"])
-        if weight.ndim >= 2
+        if weight.ndim >= 2 and weight.requires_grad
     ]
     if parameters is not None:
         wanted = {id(p) for p in ([parameters] if isinstance(parameters, Tensor) else parameters)}

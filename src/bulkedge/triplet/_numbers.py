@@ -55,9 +55,9 @@ def leading(
 ) -> SingularTriplets:
     """The k leading triplets of A; ``start`` is on the shorter side of A."""
     with torch.no_grad(), full_precision(A.device):
+        size = _size(A)
         if start is not None and not bool(torch.isfinite(start).all()):
             raise InputError("expected a finite init, got NaN or Inf")
-        size = _size(A)
         upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
         result = solver.compute(upright, k, start, generator or numpy.random.default_rng(0))
     if size != 1:
@@ -121,7 +121,7 @@ def implicit(
         )
         close = float(evidence.gaps.min()) < 0.1 * float(sigma[0])
         p, q = _refined(adjoint, system, close=close)
-        _judge(adjoint, system, (p, q), evidence.residuals / size)
+        _judge(adjoint, system, (p, q), evidence.residuals / size, evidence.gaps / size)
         return p / size * scale, q / size * scale
 
 
@@ -180,7 +180,11 @@ def _residual(system: System, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _judge(
-    adjoint: AdjointSolver, system: System, solution: tuple[Tensor, Tensor], residuals: Tensor
+    adjoint: AdjointSolver,
+    system: System,
+    solution: tuple[Tensor, Tensor],
+    residuals: Tensor,
+    gaps: Tensor,
 ) -> None:
     """Say so where the vectors, or their derivative, are not known to working accuracy.
 
@@ -206,24 +210,30 @@ def _judge(
         / lengths.clamp_min(torch.finfo(x.dtype).tiny)
     )
     failed = ~(error <= 10 * root + rounding)
-    if bool((failed & ~narrow).any()) or not bool(torch.isfinite(x).all()):
+    # a solve that found nothing met nothing: then what the forward solve saw has to tell
+    lost = 64 * torch.finfo(x.dtype).eps * system.sigma[0]
+    narrow |= failed & ~((known <= 1e-3 * gaps.min()) & (gaps.min() > lost))
+    met = torch.where(failed, gaps.min(), met)
+    if bool((failed & ~narrow).any()):
         raise ConvergenceError(
             f"{type(adjoint).__name__}: the derivative of the singular vectors was not found, "
             f"relative residual {float(error.max()):.1e}; raise max_steps of the adjoint, or use "
             "adjoint=ExplicitSVD()",
             solution,
         )
-    if bool(narrow.any()):
-        i = int(narrow.nonzero()[0])
-        warnings.warn(
-            f"the derivative of singular vector {i} (from 0) meets a relative gap of "
-            f"{float(met[i] / system.sigma[0]):.1e} to a singular value beyond the "
-            f"k={len(lengths)} leading ones, and the vectors have a relative residual of "
-            f"{float(residuals[i] / system.sigma[0]):.1e}: ask for more triplets (larger k), a "
-            "tighter rtol of the solver, or use a loss of σ alone",
-            DegenerateWarning,
-            stacklevel=2,
-        )
+    if not bool(narrow.any()):
+        return
+    i = int(narrow.nonzero()[0])
+    advice = (
+        f"the derivative of singular vector {i} (from 0) meets a relative gap of "
+        f"{float(met[i] / system.sigma[0]):.1e} to a singular value beyond the k={len(lengths)} "
+        f"leading ones, and the vectors have a relative residual of "
+        f"{float(residuals[i] / system.sigma[0]):.1e}: ask for more triplets (larger k), a tighter "
+        "rtol of the solver, or use a loss of σ alone"
+    )
+    if not bool(torch.isfinite(x).all()):
+        raise ConvergenceError(advice, solution)
+    warnings.warn(advice, DegenerateWarning, stacklevel=2)
 
 
 def _require_nonzero(sigma: Tensor, shape: tuple[int, int]) -> None:
@@ -231,8 +241,9 @@ def _require_nonzero(sigma: Tensor, shape: tuple[int, int]) -> None:
     if rank < len(sigma):
         raise InputError(
             f"singular value {rank} (from 0) is zero to rounding, so that its vectors are "
-            f"arbitrary and have no derivative; ask for k ≤ {rank} triplets, or use a loss of "
-            "σ alone"
+            f"arbitrary and have no derivative; "
+            + (f"ask for k ≤ {rank} triplets, or " if rank else "")
+            + "use a loss of σ alone"
         )
 
 

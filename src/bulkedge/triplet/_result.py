@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -53,6 +54,10 @@ class SingularTriplets:
     passes: int
     status: Status
     near: tuple[Tensor, Tensor] | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """``sigma, u, v = result``."""
+        return iter((self.sigma, self.u, self.v))
 
     @property
     def rank(self) -> int:

@@ -24,7 +24,7 @@ def singular_triplet(
     *,
     solver: Solver | None = None,
     adjoint: AdjointSolver | None = None,
-    init: tuple[Tensor, Tensor] | None = None,
+    init: tuple[Tensor, Tensor] | SingularTriplets | None = None,
     generator: torch.Generator | None = None,
     strict: bool = True,
 ) -> SingularTriplets:
@@ -45,8 +45,8 @@ def singular_triplet(
         k: How many triplets, ``1 ≤ k ≤ min(m, n)``.
         solver: The forward method; ``Auto()`` if None.
         adjoint: The backward method; ``DeflatedCG()`` if None.
-        init: A guess (u, v), shapes ``(..., m, j)`` and ``(..., n, j)``, say the result for a
-            matrix nearby; j ≥ 1 columns, and vectors ``(m,)``, ``(n,)`` will do for one matrix.
+        init: The result for a matrix nearby, or a guess (u, v) of shapes ``(..., m, j)`` and
+            ``(..., n, j)``; j ≥ 1 columns, and vectors ``(m,)``, ``(n,)`` will do for one matrix.
             Never written to; no gradient goes there.  It is tilted a little (by eps^(3/16)): an
             exact lower triplet would satisfy every solver.
         generator: Source of the random start; None takes a fixed seed, so that equal input gives
@@ -75,6 +75,7 @@ def singular_triplet(
         >>> round(singular_triplet(tuned).sigma.item(), 12)
         21.0
     """
+    init = (init.u, init.v) if isinstance(init, SingularTriplets) else init
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2:
         return _batch(A, k, init, options)

@@ -24,6 +24,13 @@ def test_clip_is_the_nearest_point_of_the_ball(shape, quantile):
     torch.testing.assert_close(project_spectral_ball(W, bound), oracle(W, bound))
 
 
+@pytest.mark.parametrize("n", [40, 600])
+def test_a_weight_far_outside_comes_back_exactly(n):
+    """A step that overshoots by 1e5: what is left must not be the rounding of what was taken."""
+    W = with_spectrum(n, n, torch.cat([torch.tensor([1e5]), torch.linspace(1, 0, n - 1)])).float()
+    assert norm(project_spectral_ball(W, 0.5)) <= 0.5 * (1 + 1e-5)
+
+
 def test_rescale_lies_on_the_ray_and_is_further_away():
     W = gaussian(40, 30)
     clipped, rescaled = (project_spectral_ball(W, 2.0, method) for method in ("clip", "rescale"))

@@ -58,7 +58,7 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
         matrix = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
         if method == "rescale":
             return (W * cap_factor(singular_triplet(matrix).sigma[0], bound)).to(W.dtype)
-        return (W - _excess(matrix, bound).view_as(W)).to(W.dtype)
+        return _clipped(matrix, bound).view_as(W).to(W.dtype)
 
 
 def hold_spectral_ball(
@@ -163,14 +163,15 @@ def _hold(
     if method == "rescale":
         weight.mul_(cap_factor(result.sigma[0], bound).to(weight.dtype))
     else:
-        weight.sub_(_excess(A.matrix, bound).view_as(weight).to(weight.dtype))
+        weight.copy_(_clipped(A.matrix, bound).view_as(weight))
 
 
-def _excess(matrix: Tensor, bound: float) -> Tensor:
-    """``U (Σ − bound)₊ Vᵀ``."""
+def _clipped(matrix: Tensor, bound: float) -> Tensor:
+    """``U min(Σ, bound) Vᵀ``; the matrix itself inside the ball."""
     if min(matrix.shape) >= LARGE:
-        found = singular_triplet(matrix, FEW, solver=BlockKrylov())
-        if found.sigma[-1] <= bound:
-            return (found.u * (found.sigma - bound).clamp_min(0)) @ found.v.mT
+        S, U, V = singular_triplet(matrix, FEW, solver=BlockKrylov())
+        # what is taken away must not be so large that rounding of it matters
+        if S[-1] <= bound and S[0] <= 10 * bound:
+            return matrix - (U * (S - bound).clamp_min(0)) @ V.mT
     U, S, V = thin_svd(matrix)
-    return (U * (S - bound).clamp_min(0)) @ V.mT
+    return matrix if S[0] <= bound else (U * S.clamp_max(bound)) @ V.mT

@@ -71,4 +71,9 @@ def _explore(A: LinearMap, start: Tensor) -> Tensor:
 
 def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:
     """The weight with ``dim`` in front and the rest flattened, as torch's own takes it."""
-    return weight.movedim(dim, 0).flatten(1)
+    return working(weight).movedim(dim, 0).flatten(1)
+
+
+def working(weight: Tensor) -> Tensor:
+    """The weight in float32 at least."""
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight

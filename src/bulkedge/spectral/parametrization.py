@@ -12,7 +12,7 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.triplet.solver._start import generic
 
-from ._track import as_matrix, fresh_start, track
+from ._track import as_matrix, fresh_start, track, working
 from .certificate import Certificate, Rigorous
 from .convolution import Convolution
 from .norm import cap_factor, require_bound
@@ -45,6 +45,7 @@ def spectral_cap(
     see: ten thin passes over the weight and one to scale it.  The bound holds to what ``rtol``
     leaves, to rounding in the dtype of the weight, and unless a new direction has just overtaken
     all known ones unseen; ``certified`` holds without any of these.
+
     Inside ``torch.nn.utils.parametrize.cached()`` it is done once a forward, however often the
     weight is read.  Evaluation solves too; to be done with it, seal a trained layer:
     ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` keeps the capped weight.
@@ -174,10 +175,8 @@ class SpectralCap(nn.Module):
 
     def _map(self, weight: Tensor) -> LinearMap:
         """The linear map whose norm is meant, in float32 at least."""
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            weight = weight.float()
         if self.operator is not None:
-            return self.operator.with_tensors(weight)
+            return self.operator.with_tensors(working(weight))
         return Dense(as_matrix(weight, self.dim))
 
     def extra_repr(self) -> str:

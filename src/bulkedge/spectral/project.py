@@ -55,7 +55,6 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     _require_method(method)
     with torch.no_grad():
         matrix = as_matrix(W.detach())
-        matrix = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
         if method == "rescale":
             return (W * cap_factor(singular_triplet(matrix).sigma[0], bound)).to(W.dtype)
         return _clipped(matrix, bound).view_as(W).to(W.dtype)
@@ -152,8 +151,7 @@ def _hold(
     weight: Tensor, bound: float, method: Method, rtol: float, starts: WeakTensorKeyDictionary
 ) -> None:
     """Project one weight in place if it left the ball."""
-    matrix = as_matrix(weight.detach())
-    A = Dense(matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix)
+    A = Dense(as_matrix(weight.detach()))
     if weight not in starts:
         starts[weight] = fresh_start(A)
     result, starts[weight] = track(A, starts[weight], rtol=rtol)

@@ -3,6 +3,7 @@
 from ._law import Law
 from .marchenko_pastur import MarchenkoPastur, QuarterCircle, SingularValueLaw
 from .semicircle import Semicircle, SpikedSemicircle
+from .tracy_widom import TracyWidom
 
 __all__ = [
     "Law",
@@ -11,4 +12,5 @@ __all__ = [
     "Semicircle",
     "SingularValueLaw",
     "SpikedSemicircle",
+    "TracyWidom",
 ]

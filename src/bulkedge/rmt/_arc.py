@@ -137,6 +137,7 @@ def _solve(
         now = mass(angle)
         step = (some / now).log() * now / (angle * density(angle))
         angle = (angle * step.exp()).clamp(max=math.pi)
-        if not bool((step.abs() > 4e-16).any()):
+        # one step more squares the error
+        if not bool((step.abs() > 1e-9).any()):
             break
     return torch.where(target > 0, angle, 0.0)

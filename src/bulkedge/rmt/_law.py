@@ -34,7 +34,7 @@ class Law(ABC):
         Returns:
             The shape of x.
         """
-        return _keep_nan(x, self._pdf(x))
+        return keep_nan(x, self._pdf(x))
 
     @elementwise
     def cdf(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Law(ABC):
         Returns:
             The shape of x.
         """
-        return _keep_nan(x, self._cdf(x))
+        return keep_nan(x, self._cdf(x))
 
     @elementwise
     def sf(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Law(ABC):
         Returns:
             The shape of x.
         """
-        return _keep_nan(x, self._sf(x))
+        return keep_nan(x, self._sf(x))
 
     @elementwise
     def ppf(self, q: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ def require_positive(name: str, value: float) -> None:
         raise InputError(f"expected {name} to be positive and finite, got {value!r}")
 
 
-def _keep_nan(x: Tensor, y: Tensor) -> Tensor:
+def keep_nan(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, y)
 
 

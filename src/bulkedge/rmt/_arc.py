@@ -21,6 +21,7 @@ from torch import Tensor
 _FAR = 2.0
 """Up to this angle from π a Gauss rule sees no singularity, whatever r."""
 _STEPS = 60
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Arc:
     def _near_density(self, angle: Tensor) -> Tensor:
         """sin² divided out of numerator and denominator: r = 1 has no 0/0, small φ no underflow."""
         half = angle / 2
-        return (8 / math.pi) * half.cos() ** 2 / (4 * self.radius + (self.gap / half.sin()) ** 2)
+        sine = half.sin().clamp(min=_TINY)
+        return (8 / math.pi) * half.cos() ** 2 / (4 * self.radius + (self.gap / sine) ** 2)
 
     def _far_density(self, angle: Tensor) -> Tensor:
         denominator = self.gap**2 + 4 * self.radius * (angle / 2).cos() ** 2
@@ -130,7 +132,7 @@ def _solve(
     """The angle with this mass, by Newton on log mass over log angle."""
     # the curve rises and is concave, of slope 3 and less, so steps from the left stay left; and the
     # start is left, since the density is at most 2/π, and at most (2/π)(φ/width)²
-    some = target.clamp(min=torch.finfo(torch.float64).tiny)
+    some = target.clamp(min=_TINY)
     scaled = math.pi / 2 * some
     angle = torch.maximum(scaled, (3 * width**2 * scaled) ** (1 / 3))
     for _ in range(_STEPS):

@@ -165,7 +165,7 @@ class ArcLaw(Law):
     """An increasing image of the arc measure, and atoms outside it.
 
     A subclass gives the measure, its ends, the density, and where its points lie: with a, b from
-    ``_gaps``, ``tan²(φ/2) = a/b``.  By default points are ``low + (high − low) sin²(φ/2)``.
+    ``_gaps``, ``tan(φ/2) = a/b``.  By default points are ``low + (high − low) sin²(φ/2)``.
     """
 
     @functools.cached_property
@@ -177,14 +177,13 @@ class ArcLaw(Law):
 
     def _gaps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.bulk_support()
-        return x - low, high - x
+        return (x - low).sqrt(), (high - x).sqrt()
 
-    def _place(self, share: Tensor) -> Tensor:
-        """The point with a/(a + b) = share."""
+    def _place(self, sine: Tensor, cosine: Tensor) -> Tensor:
+        """The point, from those of φ/2."""
         low, high = self.bulk_support()
-        return torch.where(
-            share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share)
-        )
+        width = high - low
+        return torch.where(sine < cosine, low + width * sine**2, high - width * cosine**2)
 
     def _pdf(self, x: Tensor) -> Tensor:
         low, high = self.bulk_support()
@@ -203,7 +202,7 @@ class ArcLaw(Law):
         """The mass of the bulk on one side of x."""
         low, high = self.bulk_support()
         inside = (x > low) & (x < high)
-        a, b = (gap.sqrt() for gap in self._gaps(x.where(inside, (low + high) / 2)))
+        a, b = self._gaps(x.where(inside, (low + high) / 2))
         angles = 2 * torch.atan2(a, b), 2 * torch.atan2(b, a)
         mass = self._arc.below(*angles) if below else self._arc.above(*angles)
         outside = self._arc.mass * ((x >= high) if below else (x <= low)).to(x)
@@ -231,10 +230,11 @@ class ArcLaw(Law):
     def _between(self, below: Tensor, above: Tensor) -> Tensor:
         """The point of the bulk with these masses below and above it, the smaller one used."""
         left, half = below <= above, self._arc.mass / 2
-        share = torch.empty_like(below)
-        share[left] = (self._arc.angle_below(below[left].clamp(0, half)) / 2).sin() ** 2
-        share[~left] = (self._arc.angle_above(above[~left].clamp(0, half)) / 2).cos() ** 2
-        return self._place(share)
+        angle = torch.empty_like(below)
+        angle[left] = self._arc.angle_below(below[left].clamp(0, half))
+        angle[~left] = self._arc.angle_above(above[~left].clamp(0, half))
+        sine, cosine = (angle / 2).sin(), (angle / 2).cos()
+        return self._place(torch.where(left, sine, cosine), torch.where(left, cosine, sine))
 
 
 class AffineLaw(ArcLaw):
@@ -257,7 +257,7 @@ class AffineLaw(ArcLaw):
             z: Real and outside the open bulk, or complex.
 
         Returns:
-            The shape of z, infinite at an atom.
+            The shape of z; it has a pole at an atom.
 
         Raises:
             InputError: If a real z lies inside the bulk, where the integral does not exist.
@@ -273,7 +273,8 @@ class AffineLaw(ArcLaw):
         if z.is_complex():
             root = below.sqrt() * above.sqrt()
         else:
-            root = torch.where(z < low, -1.0, 1.0) * (below * above).clamp(min=0).sqrt()
+            root = below.abs().sqrt() * above.abs().sqrt()
+            root = torch.where(z <= low, -root, root)
         return 1 / (kappa * ((below + above + 2 * root) / 4 + self._r))
 
     @elementwise

@@ -73,9 +73,9 @@ class MarchenkoPastur(AffineLaw):
 
     def _density(self, x: Tensor) -> Tensor:
         a, b = self._gaps(x)
-        # with λ₋ = 0 the factor √x cancels, and the density is infinite there
-        start = a / x if self.bulk_support()[0] else torch.ones_like(x)
-        return (start * (b / x)).sqrt() / (2 * math.pi * self.sigma**2 * self.ratio)
+        # with λ₋ = 0, a = √x: the density is infinite there
+        start = a / x if self.bulk_support()[0] else x**-0.5
+        return start * b / (2 * math.pi * self.sigma**2 * self.ratio)
 
 
 @dataclass(frozen=True)
@@ -153,22 +153,19 @@ class SingularValueLaw(ArcLaw):
 
     def _gaps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.bulk_support()
-        return (x - low) * (x + low), (high - x) * (high + x)
+        return (x - low).sqrt() * (x + low).sqrt(), (high - x).sqrt() * (high + x).sqrt()
 
-    def _place(self, share: Tensor) -> Tensor:
+    def _place(self, sine: Tensor, cosine: Tensor) -> Tensor:
         low, high = self.bulk_support()
-        squares = torch.where(
-            share < 0.5,
-            low**2 + (high - low) * (high + low) * share,
-            high**2 - (high - low) * (high + low) * (1 - share),
-        )
-        return squares.sqrt()
+        width = math.sqrt((high - low) * (high + low))
+        near = torch.hypot(width * sine, torch.full_like(sine, low))
+        return torch.where(sine < cosine, near, (high**2 - (width * cosine) ** 2).sqrt())
 
     def _density(self, x: Tensor) -> Tensor:
         a, b = self._gaps(x)
-        # with s₋ = 0 the factor s cancels, and the density is finite there
-        start = a / x**2 if self.bulk_support()[0] else torch.ones_like(x)
-        return (start * b).sqrt() / (math.pi * self.sigma**2 * min(self.ratio, 1.0))
+        # with s₋ = 0, a = s: the density is finite there
+        start = a / x if self.bulk_support()[0] else torch.ones_like(x)
+        return start * b / (math.pi * self.sigma**2 * min(self.ratio, 1.0))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Semicircle(AffineLaw):
 
     def _density(self, x: Tensor) -> Tensor:
         a, b = self._gaps(x)
-        return (a * b).sqrt() / (2 * math.pi * self.sigma**2)
+        return a * b / (2 * math.pi * self.sigma**2)
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,6 @@ class SpikedSemicircle(AffineLaw):
     def _density(self, x: Tensor) -> Tensor:
         a, b = self._gaps(x)
         theta, sigma = abs(self.theta), self.sigma
-        square = (sigma - theta) ** 2 + theta * (b if self.theta > 0 else a)
-        density = (a * b).sqrt() / (2 * math.pi * square)
+        square = (sigma - theta) ** 2 + theta * (b if self.theta > 0 else a) ** 2
+        density = a * b / (2 * math.pi * square)
         return torch.where(square == 0, math.inf, density)

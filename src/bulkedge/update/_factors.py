@@ -1,0 +1,102 @@
+"""An update in the factors that every form of the secular equation works with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``s·B·A = P Qᵀ`` with ``PᵀP = QᵀQ = diag(γ)``: balanced, and of the true rank.
+
+    Attributes:
+        P: Shape ``(m, r)``, float64.
+        Q: Shape ``(n, r)``, float64.
+        gamma: The singular values of the update above rounding, descending, shape ``(r,)``.
+    """
+
+    P: Tensor
+    Q: Tensor
+    gamma: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The rank r of the product."""
+        return len(self.gamma)
+
+    @property
+    def norm(self) -> float:
+        """``‖s·B·A‖₂``."""
+        return float(self.gamma[:1].sum())
+
+    @property
+    def T(self) -> Factors:
+        """The transposed update."""
+        return Factors(self.Q, self.P, self.gamma)
+
+    def over(self, size: float) -> Factors:
+        """The update divided by ``size``."""
+        root = math.sqrt(size)
+        return Factors(self.P / root, self.Q / root, self.gamma / size)
+
+
+def balanced(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> Factors:
+    """The factors of ``scale·B·A`` by two thin QR and one r×r SVD, in O((m+n)r²).
+
+    LoRA factors are far from balanced, and the initial B is zero: both are gone here.
+
+    Returns:
+        The factors.
+
+    Raises:
+        InputError: If the factors are not real, not finite, or do not fit the shape of the base.
+    """
+    fits = B.ndim == A.ndim == 2 and B.shape[1] == A.shape[0]
+    if not fits or (B.shape[0], A.shape[1]) != shape:
+        raise InputError(
+            f"expected factors B ({shape[0]}, r) and A (r, {shape[1]}), got {tuple(B.shape)} and "
+            f"{tuple(A.shape)}; PEFT stores them so"
+        )
+    B, A = require_real("B", B), require_real("A", A)
+    if isinstance(scale, Tensor) or not math.isfinite(scale):
+        raise InputError(f"expected a finite number as scale, got {scale!r}; pass float(scale)")
+    Q_B, R_B = torch.linalg.qr(scale * B)
+    Q_A, R_A = torch.linalg.qr(A.mT)
+    X, gamma, Yt = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    keep = gamma > torch.finfo(gamma.dtype).eps * gamma[:1].sum()
+    X, gamma, Y = X[:, keep], gamma[keep], Yt.mT[:, keep]
+    root = gamma.sqrt()
+    return Factors(Q_B @ X * root, Q_A @ Y * root, gamma)
+
+
+def require_real(name: str, x: Tensor) -> Tensor:
+    """``x`` in float64, without its history; InputError unless it is real and finite."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        raise InputError(f"expected {name} to be a real torch tensor, got {_kind(x)}; convert it")
+    x = x.detach().double()
+    if not bool(torch.isfinite(x).all()):
+        raise InputError(f"expected finite entries, got NaN or Inf in {name}")
+    return x
+
+
+def power_of_two(x: float) -> float:
+    """The largest power of two that is at most x, 1 for 0: dividing by it rounds nothing."""
+    return 2.0 ** (math.frexp(x)[1] - 1) if x else 1.0
+
+
+def tie_groups(values: Tensor, width: float) -> list[tuple[int, int]]:
+    """Ranges ``[first, end)`` of descending values in which neighbours differ by up to width."""
+    cuts = ((values[:-1] - values[1:]) > width).nonzero().flatten() + 1
+    edges = [0, *cuts.tolist(), len(values)]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _kind(x: object) -> str:
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__

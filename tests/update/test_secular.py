@@ -101,6 +101,24 @@ def test_scores_are_the_published_definition():
     assert torch.equal(found.left_matched, cosines.argmax(dim=0))
 
 
+def test_a_truncated_base():
+    U, S, V = (x[..., :4] for x in thin_svd(gaussian(12, 9)))
+    B, A = normal(12, 2, seed=1), normal(2, 9, seed=2)
+    found = Secular.from_svd(U, S, V, B, A).singular_values(9)
+    exact = torch.linalg.svdvals((U * S) @ V.mT + B @ A)
+    torch.testing.assert_close(found, exact, atol=1e-13, rtol=0)
+
+
+def test_no_numbers_give_no_counts():
+    W0, B, A = gaussian(5, 4), normal(5, 1), normal(1, 4)
+    for solver in SOLVERS:
+        solved = Secular.from_solves(W0, B, A, solver=solver)
+        assert solved.count([]).shape == (0,)
+        assert len(solved.triplets(0)) == 0
+    assert secular(W0, B, A).count([]).shape == (0,)
+    assert secular(W0, B, A).triplets(0).u.shape == (5, 0)
+
+
 U, S, V = thin_svd(gaussian(20, 14))
 ALIGNED = {
     "raises one value": (U[:, 4:5], 3 * V[:, 4:5]),

@@ -86,7 +86,7 @@ class ConjugateGradients:
         def solve(squares: Tensor, R: Tensor) -> Tensor:
             columns = R.repeat(1, len(squares))
             Z = self._solved(W0, squares.repeat_interleave(R.shape[1]), columns)
-            return Z.unflatten(1, (len(squares), -1)).movedim(1, 0)
+            return Z.reshape(len(R), len(squares), R.shape[1]).movedim(1, 0)
 
         return solve
 

@@ -163,13 +163,15 @@ class BySVD:
 
     def _roots(self, problem: Bordered, k: int) -> Tensor:
         """The k largest values over ``size``, to a few units in the last place of the norm."""
-        S, r, norm = self.base[1] / self.size, self.factors.rank, self.factors.norm / self.size
+        r, norm = self.factors.rank, self.factors.norm / self.size
+        S = self.base[1] / self.size
+        S = torch.cat([S, S.new_zeros(min(self.shape) - len(S))])
         above, below = S.new_full((r,), float(S[:1].sum()) + norm), S.new_zeros(r)
         slack = 4 * float(resolution(S, self.shape))
         low = torch.maximum(torch.cat([S, below])[r : r + k], S[:k] - norm) - slack
         high = torch.minimum(torch.cat([above, S])[:k], S[:k] + norm) + slack
         low, high, wanted = low.clamp_min(0), high + EPS, torch.arange(1, k + 1, device=S.device)
-        while bool((high - low > EPS).any()):
+        while bool((high - low > 2 * EPS).any()):
             middle = (low + high) / 2
             more = problem.count(middle) >= wanted
             low, high = torch.where(more, middle, low), torch.where(more, high, middle)

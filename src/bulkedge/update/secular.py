@@ -141,7 +141,7 @@ class Secular:
 
         Args:
             U: Left vectors, shape ``(m, p)``, as :func:`bulkedge.triplet.thin_svd` gives them.
-            S: Singular values, descending, shape ``(p,)``.
+            S: Singular values, descending, shape ``(p,)``; where p < min(m, n), the others are 0.
             V: Right vectors, shape ``(n, p)``.
             B: Shape ``(m, r)``.
             A: Shape ``(r, n)``.

@@ -1,16 +1,45 @@
-"""Laws of random matrices: what singular values and eigenvalues noise alone would have."""
+"""Random-matrix theory of weights: laws, bulks, edges, and what a spike does to them.
+
+What noise alone looks like (:class:`MarchenkoPastur`, :class:`Semicircle`,
+:class:`TracyWidom`), where it ends in given singular values (:func:`fit_bulk`, :func:`edge_test`),
+and when something added to it stands out (:func:`spike`).  Everything takes numbers, NumPy arrays
+or torch tensors, and answers in kind.
+"""
 
 from ._law import Law
+from .bulk import Bulk, Spike, Traces, White
+from .edge import BulkFit, edge_test, fit_bulk
+from .empirical import Edge, Empirical, fit_edge, separated
 from .marchenko_pastur import MarchenkoPastur, QuarterCircle, SingularValueLaw
 from .semicircle import Semicircle, SpikedSemicircle
+from .spike import Wigner, spike, strength
 from .tracy_widom import TracyWidom
+from .transform import d_transform, resolvent_traces, stieltjes, stieltjes_inversion
 
 __all__ = [
+    "Bulk",
+    "BulkFit",
+    "Edge",
+    "Empirical",
     "Law",
     "MarchenkoPastur",
     "QuarterCircle",
     "Semicircle",
     "SingularValueLaw",
+    "Spike",
     "SpikedSemicircle",
+    "Traces",
     "TracyWidom",
+    "White",
+    "Wigner",
+    "d_transform",
+    "edge_test",
+    "fit_bulk",
+    "fit_edge",
+    "resolvent_traces",
+    "separated",
+    "spike",
+    "stieltjes",
+    "stieltjes_inversion",
+    "strength",
 ]

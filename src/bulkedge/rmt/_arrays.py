@@ -39,7 +39,7 @@ def enter(x: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(x, Tensor):
         precision = torch.empty((), dtype=x.dtype).real.dtype
         precision = precision if precision.is_floating_point else torch.float64
-        return _widen(x), lambda y: y.to(precision.to_complex() if y.is_complex() else precision)
+        return _widen(x), lambda y: _narrow(y, precision)
     try:
         array = np.asarray(x)
         array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
@@ -68,6 +68,12 @@ def elementwise(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Array
 
 def _widen(x: Tensor) -> Tensor:
     return x.to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _narrow(y: Tensor, precision: torch.dtype) -> Tensor:
+    if y.dtype == torch.bool:
+        return y
+    return y.to(precision.to_complex() if y.is_complex() else precision)
 
 
 def _to_numpy(y: Tensor) -> Any:

@@ -8,8 +8,8 @@ import bulkedge
 PUBLIC = {
     "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "DegenerateWarning",
     "InputError", "NothingAuditedError", "OutputError", "Recipe", "RecipeError", "Record",
-    "__version__", "audit", "checkpoint", "intruder", "project_spectral_ball", "singular_triplet",
-    "spectral", "spectral_cap", "spectral_norm", "triplet",
+    "__version__", "audit", "checkpoint", "intruder", "project_spectral_ball", "rmt",
+    "singular_triplet", "spectral", "spectral_cap", "spectral_norm", "triplet", "update",
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ _HOME = {
     "OutputError": "._errors",
     "RecipeError": "._errors",
 }
-_MODULES = ("checkpoint", "intruder", "spectral", "triplet")
+_MODULES = ("checkpoint", "intruder", "rmt", "spectral", "triplet", "update")
 
 __all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,4 +1,8 @@
-"""What a low-rank update does to the singular values and vectors of its base, exactly."""
+"""What a low-rank update does to the singular values and vectors of its base.
+
+Exactly (:class:`Secular`), to second order (:func:`singular_perturbation`), and in expectation,
+from singular values alone (:func:`predict`, :func:`budget`).
+"""
 
 from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
 from .perturbation import (
@@ -8,19 +12,35 @@ from .perturbation import (
     eigenvalue_perturbation,
     singular_perturbation,
 )
+from .predict import (
+    BaseSpectrum,
+    Budget,
+    Expectation,
+    Prediction,
+    budget,
+    predict,
+    predict_spikes,
+)
 from .resolvent import resolvent_update, resolvent_update_low_rank, secular_function
 from .secular import Outliers, Secular
 
 __all__ = [
+    "BaseSpectrum",
+    "Budget",
     "Cholesky",
     "ConjugateGradients",
     "EigenPerturbation",
+    "Expectation",
     "Outliers",
+    "Prediction",
     "Secular",
     "SingularPerturbation",
     "SystemSolver",
+    "budget",
     "eigen_perturbation",
     "eigenvalue_perturbation",
+    "predict",
+    "predict_spikes",
     "resolvent_update",
     "resolvent_update_low_rank",
     "secular_function",

@@ -1,0 +1,334 @@
+"""What an update will do to a base, from the base's singular values alone.
+
+The vectors of the update are taken for isotropic: they know nothing of the base.  Then each of its
+spikes θ meets the bulk as :mod:`bulkedge.rmt` says, and the outlier's vector û has on a base vector
+u_i a component that is Gaussian with variance
+
+    v_i = θ² (ρ² β_v/m + s_i² β_u/n) / (ρ² − s_i²)²                                  (left side)
+
+since ``⟨u_i, û⟩ = θ (ρ ⟨u_i, u⟩⟨v, v̂⟩ + s_i ⟨v_i, v⟩⟨u, û⟩)/(ρ² − s_i²)`` holds exactly, and
+⟨u_i, u⟩, ⟨v_i, v⟩ have variances 1/m, 1/n.  (On the right m and n, β_u and β_v change places.)
+So the chance that no base vector reaches cosine ε, the paper's criterion, is a product of error
+functions.  Where a base value lies so near ρ that the variance exceeds one, two vectors mix by an
+angle whose tangent is that component.
+
+Where the update's vectors are *not* generic, the exact answer is :class:`~bulkedge.update.Secular`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import LowRank
+from bulkedge.rmt import BulkFit, Spike, fit_bulk
+
+
+class Expectation(str, Enum):
+    """What is expected of a spike of the update."""
+
+    ABSORBED = "absorbed"
+    """Below the threshold: it makes no outlier."""
+    ALIGNED = "aligned"
+    """It makes an outlier, whose vector some base vector probably matches."""
+    INTRUDER = "intruder"
+    """It makes an outlier that is probably new: no base vector reaches ε."""
+
+
+@dataclass(frozen=True)
+class BaseSpectrum:
+    """The singular values of a base and what of them is bulk.
+
+    Attributes:
+        values: All of them, descending, float64, shape ``(min(m, n),)``.
+        fit: Bulk, edge and spikes.
+    """
+
+    values: Tensor
+    fit: BulkFit
+
+    @classmethod
+    def of(cls, W0: Tensor, *, level: float = 0.05) -> BaseSpectrum:
+        """Measure a base.
+
+        Cost: one ``svdvals`` in float64.
+
+        Args:
+            W0: Shape ``(m, n)``, at least 12 on either side.
+            level: See :func:`bulkedge.rmt.fit_bulk`.
+
+        Returns:
+            Its spectrum.
+
+        Raises:
+            InputError: If it is not a matrix, or has no bulk.
+
+        Example:
+            >>> W0 = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
+            >>> BaseSpectrum.of(W0).shape
+            (60, 40)
+        """
+        if W0.ndim != 2:
+            raise InputError(f"expected a matrix, got shape {tuple(W0.shape)}")
+        values = torch.linalg.svdvals(W0.detach().double())
+        return cls.from_values(values, (W0.shape[0], W0.shape[1]), level=level)
+
+    @classmethod
+    def from_values(
+        cls, values: Tensor, shape: tuple[int, int], *, level: float = 0.05
+    ) -> BaseSpectrum:
+        """The same from singular values that are known already; see :meth:`of`."""
+        return cls(values.detach().double().cpu(), fit_bulk(values, shape, level=level))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return self.fit.shape
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What isotropic spikes are expected to do; r of them, the strongest first.
+
+    Attributes:
+        theta: Strengths, the singular values of the update, shape ``(r,)``.
+        threshold: θ_c of the layer.
+        edge: Upper edge of its bulk.
+        separated: Whether θ > θ_c.
+        location: Where the outlier is expected; the edge without one.
+        sd: Standard deviation of the location; NaN without one.
+        left_overlap: |⟨u, û⟩|², how much of the outlier's left vector is the spike's.
+        right_overlap: |⟨v, v̂⟩|², likewise.
+        place: The outlier's rank among the tuned values, 0 the largest.
+        left_score: Median of the intruder score of û: its largest cosine with a base vector; NaN,
+            as the next three, without an outlier.
+        right_score: The same of v̂.
+        left_new: Chance that the score of û is below ε.
+        right_new: The same of v̂.
+        expected: The verdict on the left side.
+    """
+
+    theta: Tensor
+    threshold: float
+    edge: float
+    separated: Tensor
+    location: Tensor
+    sd: Tensor
+    left_overlap: Tensor
+    right_overlap: Tensor
+    place: Tensor
+    left_score: Tensor
+    right_score: Tensor
+    left_new: Tensor
+    right_new: Tensor
+    expected: tuple[Expectation, ...]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How strong an update a layer bears before a generic one makes an outlier.
+
+    Attributes:
+        rank: Rank r of the update.
+        threshold: θ_c: no outlier as long as ``‖ΔW‖₂`` stays below.
+        concentrated: Largest ``‖ΔW‖_F`` that is safe however the update spends it: θ_c.
+        spread: Largest ``‖ΔW‖_F`` that is safe if all r spikes are equal: θ_c √r.
+        relative: θ_c over ``‖W0‖₂``.
+        lora: Largest safe ``‖B·A‖₂`` under the scale α/r; None without an α.
+        rslora: The same under α/√r.
+        leading: Strength at which an outlier reaches the k-th value of the base, and so stands
+            among the k leading directions that an audit judges.
+    """
+
+    rank: int
+    threshold: float
+    concentrated: float
+    spread: float
+    relative: float
+    lora: float | None
+    rslora: float | None
+    leading: float
+
+
+def predict(
+    base: Tensor | BaseSpectrum,
+    B: Tensor,
+    A: Tensor,
+    scale: float = 1.0,
+    *,
+    epsilon: float = 0.5,
+) -> Prediction:
+    """What the update ``scale·B·A`` is expected to do to a base that it knows nothing of.
+
+    Cost: O((m+n) r²) for the spikes and O(p r) for each, p = min(m, n), once the base's singular
+    values are known.
+
+    Args:
+        base: W0, shape ``(m, n)``, or what is known of it.
+        B: Shape ``(m, r)``.
+        A: Shape ``(r, n)``.
+        scale: The number in front, α/r or α/√r for a LoRA.
+        epsilon: The score below which a direction counts as new.
+
+    Returns:
+        The prediction, a row for each non-zero singular value of the update.
+
+    Raises:
+        InputError: If shapes do not fit, or the base has no bulk.
+
+    References:
+        Benaych-Georges and Nadakuditi, arXiv:1103.2221; Shuttleworth et al., arXiv:2410.21228.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> shapes = [(200, 300), (200, 1), (1, 300)]
+        >>> W0, B, A = (torch.randn(shape, generator=generator) for shape in shapes)
+        >>> found = predict(W0, B, A, scale=0.2)
+        >>> found.expected[0].value, bool(found.theta[0] > found.threshold)
+        ('intruder', True)
+    """
+    spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
+    if (B.shape[:1], A.shape[1:]) != (spectrum.shape[:1], spectrum.shape[1:]):
+        raise InputError(
+            f"expected factors of a {spectrum.shape} update, got B {tuple(B.shape)} and "
+            f"A {tuple(A.shape)}"
+        )
+    update = LowRank(B.detach().double(), A.detach().double(), scale)
+    theta = update.singular_values().cpu()
+    return predict_spikes(spectrum, theta[theta > theta[:1].sum() * 1e-12], epsilon=epsilon)
+
+
+def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.5) -> Prediction:
+    """The prediction for spikes of given strengths: :func:`predict` before there is an update.
+
+    Args:
+        spectrum: The base.
+        theta: Strengths, descending, shape ``(r,)``.
+        epsilon: The score below which a direction counts as new.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        InputError: If a strength is negative or not finite, or ε is not in (0, 1].
+
+    Example:
+        >>> W0 = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+        >>> found = predict_spikes(BaseSpectrum.of(W0), torch.tensor([40.0, 10.0]))
+        >>> [expected.value for expected in found.expected]
+        ['intruder', 'absorbed']
+    """
+    if not 0 < epsilon <= 1:
+        raise InputError(f"expected 0 < epsilon ≤ 1, got {epsilon}")
+    bulk = spectrum.fit.bulk
+    spike = bulk.spike(theta.double())
+    left, right = _component_variances(spectrum, spike.location, spike)
+    others = spectrum.values[: spectrum.fit.spikes]
+    place = (others > spike.location[:, None]).sum(1) + torch.arange(len(theta))
+    nothing = torch.where(spike.separated, 0.0, math.nan)
+    left_new, right_new = (_chance_below(epsilon, side) + nothing for side in (left, right))
+    left_score, right_score = (_median_score(side) + nothing for side in (left, right))
+    return Prediction(
+        theta=spike.theta,
+        threshold=bulk.threshold,
+        edge=bulk.edge,
+        separated=spike.separated,
+        location=spike.location,
+        sd=spike.sd,
+        left_overlap=spike.left_overlap,
+        right_overlap=spike.right_overlap,
+        place=place,
+        left_score=left_score,
+        right_score=right_score,
+        left_new=left_new,
+        right_new=right_new,
+        expected=tuple(map(_expectation, spike.separated.tolist(), left_new.tolist())),
+    )
+
+
+def budget(
+    base: Tensor | BaseSpectrum, rank: int, alpha: float | None = None, *, top_k: int = 10
+) -> Budget:
+    """How strong a generic update of this rank the layer bears, before any training.
+
+    Args:
+        base: W0, shape ``(m, n)``, or what is known of it.
+        rank: Rank r of the update.
+        alpha: α of a LoRA, for the limits on ``‖B·A‖₂``.
+        top_k: How many leading directions an audit judges.
+
+    Returns:
+        The budget.
+
+    Raises:
+        InputError: If the rank is not in 1 … min(m, n), or the base has no bulk.
+
+    Example:
+        >>> W0 = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+        >>> found = budget(W0, rank=4, alpha=8.0)
+        >>> round(found.threshold / 300**0.5, 2), round(found.spread / found.threshold, 2)
+        (1.0, 2.0)
+        >>> round(found.threshold / found.lora, 2), round(found.threshold / found.rslora, 2)
+        (2.0, 4.0)
+    """
+    spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
+    if not 1 <= rank <= min(spectrum.shape):
+        raise InputError(f"expected a rank between 1 and {min(spectrum.shape)}, got {rank}")
+    threshold = spectrum.fit.threshold
+    reached = float(spectrum.values[min(top_k, len(spectrum.values)) - 1])
+    bulk = spectrum.fit.bulk
+    return Budget(
+        rank=rank,
+        threshold=threshold,
+        concentrated=threshold,
+        spread=threshold * math.sqrt(rank),
+        relative=threshold / float(spectrum.values[0]),
+        lora=None if alpha is None else threshold * rank / alpha,
+        rslora=None if alpha is None else threshold * math.sqrt(rank) / alpha,
+        leading=threshold if reached <= bulk.edge else bulk.strength(reached),
+    )
+
+
+def _component_variances(
+    spectrum: BaseSpectrum, location: Tensor, spike: Spike
+) -> tuple[Tensor, Tensor]:
+    """Variances of the outlier's components on each base vector, left and right, ``(r, p)``."""
+    m, n = spectrum.shape
+    square = spectrum.values.square()
+    far = (location.square()[:, None] - square).square().clamp_min(torch.finfo(torch.float64).tiny)
+    strength = spike.theta.double().square()[:, None]
+    rho, left, right = (
+        x[:, None] for x in (location.square(), spike.left_overlap, spike.right_overlap)
+    )
+    return (
+        strength * (rho * right / m + square * left / n) / far,
+        strength * (rho * left / n + square * right / m) / far,
+    )
+
+
+def _chance_below(epsilon: float, variance: Tensor) -> Tensor:
+    """Chance that every cosine stays below ε: the tangent x of each angle is Gaussian."""
+    tangent = math.inf if epsilon == 1 else epsilon / math.sqrt(1 - epsilon**2)
+    return torch.erf(tangent / (2 * variance).sqrt()).prod(-1)
+
+
+def _median_score(variance: Tensor) -> Tensor:
+    """The ε with a chance of one half, by bisection."""
+    low, high = variance.new_zeros(len(variance)), variance.new_ones(len(variance))
+    for _ in range(40):
+        middle = (low + high) / 2
+        tangent = middle / (1 - middle.square()).sqrt()
+        below = torch.erf(tangent[:, None] / (2 * variance).sqrt()).prod(-1) < 0.5
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _expectation(separated: bool, new: float) -> Expectation:
+    if not separated:
+        return Expectation.ABSORBED
+    return Expectation.INTRUDER if new > 0.5 else Expectation.ALIGNED

@@ -131,11 +131,12 @@ class SingularValueLaw(ArcLaw):
 
     def mean(self) -> float:
         """``τ·₂F₁(½, −½; 2; κ)`` with κ = min(c, 1/c) and τ = σ max(1, √c)."""
-        return self._tau * _hypergeometric(min(self.ratio, 1 / self.ratio))
+        return self._tau * (1 - _shortfall(min(self.ratio, 1 / self.ratio)))
 
     def var(self) -> float:
         """``σ² max(1, c) − mean²``."""
-        return (self._tau - self.mean()) * (self._tau + self.mean())
+        short = _shortfall(min(self.ratio, 1 / self.ratio))
+        return self._tau**2 * short * (2 - short)
 
     def bulk_support(self) -> tuple[float, float]:
         """``σ|1 ∓ √c|``."""
@@ -199,19 +200,19 @@ def _edges(ratio: float, sigma: float) -> tuple[float, float]:
     return sigma * abs(_gap(ratio)), sigma * (1 + math.sqrt(ratio))
 
 
-def _hypergeometric(c: float) -> float:
-    """``₂F₁(½, −½; 2; c)`` for 0 ≤ c ≤ 1, from 1 down to 8/(3π)."""
-    # the series, and where it is slow 4/(3πc) ((1 + c)E − (1 − c)K) of modulus √c
+def _shortfall(c: float) -> float:
+    """``1 − ₂F₁(½, −½; 2; c)`` for 0 ≤ c ≤ 1, from 0 up to 1 − 8/(3π)."""
+    # the series, and where it is slow ₂F₁ = 4/(3πc) ((1 + c)E − (1 − c)K) of modulus √c
     if c < 0.25:
-        term = total = 1.0
+        term, total = 1.0, 0.0
         for k in range(40):
             term *= (k + 0.5) * (k - 0.5) / ((k + 1) * (k + 2)) * c
-            total += term
+            total -= term
         return total
     if c == 1:
-        return 8 / (3 * math.pi)
+        return 1 - 8 / (3 * math.pi)
     first, second = _elliptic(c)
-    return 4 / (3 * math.pi * c) * ((1 + c) * second - (1 - c) * first)
+    return 1 - 4 / (3 * math.pi * c) * ((1 + c) * second - (1 - c) * first)
 
 
 def _elliptic(c: float) -> tuple[float, float]:

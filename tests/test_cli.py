@@ -98,9 +98,9 @@ def test_an_all_zero_model_and_an_undecided_one_are_no_clean_audits(inputs, tmp_
 
 def test_table_and_verdict(inputs):
     lines = run("audit", inputs["base"], inputs["found"]).stdout.splitlines()
-    assert lines[0].split() == ["matrix", "‖ΔW‖/‖W₀‖", "rotated", "intruder", "worst"]
+    assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"]
     assert lines[1].split()[0] == "a.weight"
-    assert lines[1].split()[2:4] == ["0", "1"]
+    assert lines[1].split()[3:5] == ["0", "1"]
     assert lines[-1] == (
         "1 of 10 leading directions are new by the paper's count (score < 0.5), in 1 of 1 "
         "matrices: 0 rotated, 1 intruder; 1 matrices unchanged"

@@ -42,6 +42,8 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
             _print(console, f"not audited: {matrix.name}: {matrix.note}")
         for line in _skipped_lines(record.skipped):
             _print(console, line)
+        if record.summary.spikes:
+            _print(console, spikes_line(record))
     _print(console, verdict_line(record))
 
 
@@ -71,6 +73,15 @@ def verdict_line(record: Record) -> str:
     return line
 
 
+def spikes_line(record: Record) -> str:
+    """How much of a low-rank update is strong enough to make outliers."""
+    summary = record.summary
+    return (
+        f"{summary.separated} of {summary.spikes} spikes of the update stand above the threshold "
+        "θ_c of their matrix, from which a generic one makes an outlier"
+    )
+
+
 def _by_side(record: Record) -> str:
     """The paper's count on each side."""
     counts = Counter(
@@ -97,13 +108,14 @@ def _table(matrices: Iterable[Matrix]) -> Table:
     """One row a matrix, its worst direction in view."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    for header in ("‖ΔW‖/‖W₀‖", "rotated", "intruder", "worst"):
+    for header in ("ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"):
         table.add_column(header, justify="right", no_wrap=True)
     for matrix in matrices:
         counts = Counter(direction.verdict for direction in matrix.directions)
         table.add_row(
             Text(printable(matrix.name)),
-            _ratio(matrix),
+            _ratio(matrix.spectral_norm_update, matrix.spectral_norm_base),
+            _ratio(matrix.spectral_norm_update, matrix.threshold),
             str(counts[Verdict.ROTATED]),
             Text(str(counts[Verdict.INTRUDER]), style="red" if counts[Verdict.INTRUDER] else ""),
             f"{_worst(matrix):.3f}",
@@ -111,12 +123,11 @@ def _table(matrices: Iterable[Matrix]) -> Table:
     return table
 
 
-def _ratio(matrix: Matrix) -> str:
-    """Strength of the update, in spectral norms of the base."""
-    base, update = matrix.spectral_norm_base, matrix.spectral_norm_update
-    if base is None or update is None:
+def _ratio(update: float | None, unit: float | None) -> str:
+    """Strength of the update, in spectral norms of the base or in thresholds."""
+    if unit is None or update is None:
         return "–"
-    return f"{update / base:.2f}" if base else "∞"
+    return f"{update / unit:.2f}" if unit else "∞"
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:

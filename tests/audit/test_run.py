@@ -189,11 +189,12 @@ def test_zero_base_zero_tuned_and_deficient_rank(tmp_path):
     assert {(d.score, d.matched_index) for d in row.directions} == {(0.0, -1)}
     (row,) = audit_pair(tmp_path, W0, zero).matrices
     assert (row.status, row.directions) == ("audited", [])
-    assert row.note == "the tuned matrix has rank 0: 0 of 10 directions exist"
+    few = "no bulk fitted: expected at least 12 singular values, got 10"
+    assert row.note == f"the tuned matrix has rank 0: 0 of 10 directions exist; {few}"
     rank3 = orthonormal(20, 3, 1) @ orthonormal(10, 3, 2).mT * 9
     (row,) = audit_pair(tmp_path, W0, rank3, side="both").matrices
     assert len(row.directions) == 6
-    assert row.note == "the tuned matrix has rank 3: 3 of 10 directions exist"
+    assert row.note == f"the tuned matrix has rank 3: 3 of 10 directions exist; {few}"
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (1, 1)], ids=str)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import CheckpointError
 from bulkedge.intruder import Verdict
+from bulkedge.update import Expectation
 
 from .recipe import Recipe
 
@@ -75,6 +76,38 @@ class Direction(_Row):
     residual: float = Field(description="Residual of the triplet over the largest singular value.")
 
 
+class Bulk(_Row):
+    """The singular values of a base matrix: what of them is noise, and where it ends."""
+
+    white: bool = Field(description="Whether the Marchenko–Pastur law describes them.")
+    sigma: float = Field(description="Noise level (of an entry) by that law; a guess if not white.")
+    edge: float = Field(description="Upper edge: by that law if white, else from the values.")
+    misfit: float = Field(description="Kolmogorov–Smirnov distance from that law.")
+    misfit_limit: float = Field(description="What noise reaches once in a thousand times.")
+    spikes: int = Field(description="How many values of the base stand beyond the edge.")
+    p_value: float = Field(description="Of the last of them; of the largest value without any.")
+
+
+class Predicted(_Row):
+    """One spike (singular value of a low-rank update): expected, and measured."""
+
+    theta: float = Field(description="Its strength.")
+    separated: bool = Field(description="Whether it exceeds the threshold.")
+    expected: Expectation = Field(description="What generic vectors of that strength would do.")
+    location: float | None = Field(description="Expected outlier; null, as below, without one.")
+    sd: float | None = Field(description="Its standard deviation.")
+    left_overlap: float | None = Field(description="Expected |⟨u, û⟩|².")
+    right_overlap: float | None = Field(description="Expected |⟨v, v̂⟩|².")
+    left_score: float | None = Field(description="Expected (median) score of û.")
+    right_score: float | None = Field(description="Expected (median) score of v̂.")
+    measured_index: int | None = Field(
+        None, description="The direction that carries the spike; null if no judged one does."
+    )
+    measured_location: float | None = Field(None, description="Its singular value.")
+    measured_left_overlap: float | None = Field(None, description="Its |⟨u, û⟩|².")
+    measured_right_overlap: float | None = Field(None, description="Its |⟨v, v̂⟩|².")
+
+
 class Matrix(_Row):
     """One audited matrix."""
 
@@ -92,6 +125,13 @@ class Matrix(_Row):
     spectral_norm_update: float | None = None
     intruders: int = Field(0, description="The paper's count: directions with score < epsilon.")
     directions: list[Direction] = []
+    bulk: Bulk | None = Field(None, description="Of the base; null where none could be fitted.")
+    threshold: float | None = Field(
+        None, description="Strength beyond which a generic spike makes an outlier."
+    )
+    spikes: int | None = Field(None, description="Spikes of a low-rank update: its true rank.")
+    separated: int | None = Field(None, description="Of these, beyond the threshold.")
+    predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
 
 
 class Summary(_Row):
@@ -105,6 +145,8 @@ class Summary(_Row):
     verdicts: dict[Verdict, int] = Field(description="Directions by verdict.")
     skipped: int = Field(description="Rows in `skipped`.")
     lost: int = Field(description="Of these, updates of weights, which went unjudged.")
+    spikes: int = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
+    separated: int = Field(0, description="Of these, beyond their threshold.")
 
     @property
     def complete(self) -> bool:
@@ -180,4 +222,6 @@ def summarise(matrices: list[Matrix], skipped: list[Skipped]) -> Summary:
         verdicts=verdicts,
         skipped=len(skipped),
         lost=sum(row.lost for row in skipped),
+        spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.separated is not None),
+        separated=sum(matrix.separated or 0 for matrix in matrices),
     )

@@ -24,10 +24,12 @@ from bulkedge.triplet import (
     singular_triplet,
     thin_svd,
 )
+from bulkedge.update import BaseSpectrum
 
 from .plan import Comparison
 from .recipe import Recipe
 from .record import Direction, Matrix
+from .spikes import UpdateSpikes, bulk_row, measure_base, predicted_rows
 
 # The vectors of close singular values mix by rounding error over gap, and the scores with them.
 # This path is the oracle: float64 (benchmarks/precision.py measures what float32 would cost).
@@ -130,6 +132,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     triplets = _solve(pair.tuned, min(recipe.top_k, *pair.base.shape), recipe, TRIPLETS)
     base = pair.base
     low_rank = pair.replaced is None
+    spikes = UpdateSpikes.of(pair.factors) if low_rank and pair.factors else None
     del pair  # the SVD of the base is the peak of memory: let the rest go first
     U, S, V = thin_svd(base)
     directions = []
@@ -137,16 +140,37 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         vectors, Y = (U, triplets.u) if side == "left" else (V, triplets.v)
         known = base_vectors(vectors, S, comparison.base.shape)
         directions += _directions(side, triplets, scores(Y, known, 2 * recipe.top_k), recipe)
+    spectrum, problem = measure_base(S, (base.shape[0], base.shape[1]))
     return _row(
         comparison,
         "audited",
-        note=_rank_note(triplets.rank, recipe),
+        note="; ".join(filter(None, (_rank_note(triplets.rank, recipe), problem))) or None,
         spectral_norm_base=float(S[0]),
         spectral_norm_update=norm_update,
         intruders=sum(direction.score < recipe.epsilon for direction in directions),
         directions=directions,
         low_rank=low_rank,
+        spikes=None if spikes is None else len(spikes.theta),
+        **_theory(spectrum, spikes, triplets, recipe),
     )
+
+
+def _theory(
+    base: BaseSpectrum | None,
+    spikes: UpdateSpikes | None,
+    tuned: SingularTriplets,
+    recipe: Recipe,
+) -> dict[str, object]:
+    """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""
+    if base is None:
+        return {}
+    found = {"bulk": bulk_row(base), "threshold": base.fit.threshold}
+    if spikes is None:
+        return found
+    return found | {
+        "separated": int((spikes.theta > base.fit.threshold).sum()),
+        "predicted": predicted_rows(base, spikes, tuned, recipe.epsilon),
+    }
 
 
 def _not_finite(pair: Pair) -> str | None:

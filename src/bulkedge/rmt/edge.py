@@ -39,6 +39,7 @@ LOWER = 0.8
 SURELY = 1e-3
 """Level of the first pass for outliers, before anything is fitted well."""
 MOST = 8  # of p values, at most p/8 can be outliers of a white bulk
+SMALLEST = 1e-60  # of a norm: fourth powers of its inverse must not overflow
 GRID = np.linspace(0.0, math.pi, 1025)
 MODES = 1024
 
@@ -121,6 +122,11 @@ def fit_bulk(values: Array, shape: tuple[int, int], *, level: float = 0.05) -> B
         raise InputError(f"expected a level between 0 and 1, got {level}")
     if p < FEWEST:
         raise InputError(f"expected at least {FEWEST} singular values, got {p}")
+    if not SMALLEST < found[0] < 1 / SMALLEST:
+        raise InputError(
+            f"expected a norm between {SMALLEST:g} and {1 / SMALLEST:g}, got {found[0]:g}; "
+            "rescale the matrix"
+        )
     if not found[p // 2] > 0:
         raise InputError("expected a matrix with a bulk, got one whose median singular value is 0")
     noise = _fit_white(found, (m, n))

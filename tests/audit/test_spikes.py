@@ -1,0 +1,137 @@
+"""The bulk of a base in the record, and predictions beside measurements."""
+
+import json
+
+import pytest
+import torch
+
+import bulkedge
+from bulkedge import Record
+from bulkedge.rmt import White
+from bulkedge.update import Secular
+from cases import gaussian, generator, orthonormal
+from helpers import save, save_adapter
+
+
+def noise(m, n, seed=7):
+    return torch.randn(m, n, generator=generator(seed), dtype=torch.float64)
+
+
+def audit_lora(tmp_path, W0, B, A, scale, *, transposed=False, **recipe):
+    """One layer and a LoRA on it; ``transposed`` as GPT-2 stores its layers."""
+    name = "h.0.attn.c_attn" if transposed else "layer"
+    rank = A.shape[0]
+    base = tmp_path / "base"
+    save(base / "model.safetensors", {f"{name}.weight": W0.mT if transposed else W0})
+    config = {"model_type": "gpt2"} if transposed else {"model_type": "bert"}
+    (base / "config.json").write_text(json.dumps(config))
+    tensors = {
+        f"base_model.model.{name}.lora_A.weight": A,
+        f"base_model.model.{name}.lora_B.weight": B,
+    }
+    settings = {"r": rank, "lora_alpha": scale * rank, "fan_in_fan_out": transposed}
+    adapter = save_adapter(tmp_path / "adapter", tensors, **settings)
+    return bulkedge.audit(base, adapter, recipe=recipe)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(300, 120), (120, 300), (200, 200)], ids=str)
+def test_a_generic_spike_lands_where_it_was_expected(shape, transposed, tmp_path):
+    m, n = shape
+    W0 = noise(m, n)
+    threshold = White(shape).threshold
+    strengths = torch.tensor([3.0, 2.0, 0.4], dtype=torch.float64) * threshold
+    B, A = orthonormal(m, 3, 5) * strengths, orthonormal(n, 3, 6).mT
+    record = audit_lora(tmp_path, W0, B, A, 2.0, transposed=transposed)
+    (matrix,) = record.matrices
+    assert matrix.bulk.white
+    assert matrix.bulk.spikes == 0
+    assert matrix.bulk.sigma == pytest.approx(1, abs=0.02)
+    assert matrix.threshold == pytest.approx(threshold, rel=0.02)
+    assert (matrix.spikes, matrix.separated) == (3, 2)
+    assert (record.summary.spikes, record.summary.separated) == (3, 2)
+    S = torch.linalg.svdvals(W0 + 2 * B @ A)
+    for i, row in enumerate(matrix.predicted[:2]):
+        assert row.theta == pytest.approx(float(2 * strengths[i]))
+        assert (row.separated, row.expected.value, row.measured_index) == (True, "intruder", i)
+        assert row.measured_location == pytest.approx(float(S[i]), rel=1e-9)
+        assert abs(row.measured_location - row.location) < 4 * row.sd
+        assert row.measured_left_overlap == pytest.approx(row.left_overlap, abs=0.06)
+        assert row.measured_right_overlap == pytest.approx(row.right_overlap, abs=0.06)
+        assert matrix.directions[i].score < 0.5
+        # the longer side has the smaller overlap
+        assert (row.left_overlap < row.right_overlap) == (m > n)
+    assert matrix.predicted[2].location is None
+    assert matrix.predicted[2].expected.value == "absorbed"
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_a_spike_below_the_threshold_is_expected_to_drown(strength, tmp_path):
+    W0 = noise(200, 200)
+    B, A = orthonormal(200, 1, 5), strength * 200**0.5 * orthonormal(200, 1, 6).mT
+    (matrix,) = audit_lora(tmp_path, W0, B, A, 1.0).matrices
+    (row,) = matrix.predicted
+    assert (matrix.spikes, matrix.separated, row.separated) == (1, 0, False)
+    assert row.expected.value == "absorbed"
+    assert (row.location, row.sd, row.left_score, row.measured_index) == (None,) * 4
+
+
+def test_the_measured_outlier_is_the_exact_one(tmp_path):
+    W0 = noise(150, 100)
+    B, A = orthonormal(150, 2, 5) * 40, orthonormal(100, 2, 6).mT * torch.tensor([[1.0], [0.8]])
+    (matrix,) = audit_lora(tmp_path, W0, B, A.double(), 1.0).matrices
+    U, S, Vh = torch.linalg.svd(W0, full_matrices=False)
+    exact = Secular.from_svd(U, S, Vh.mT, B, A).outliers(matrix.bulk.edge)
+    assert [row.measured_location for row in matrix.predicted] == pytest.approx(
+        exact.sigma.tolist(), rel=1e-9
+    )
+
+
+def test_only_as_many_spikes_are_listed_as_directions_are_judged(tmp_path):
+    B, A = orthonormal(60, 8, 5), orthonormal(40, 8, 6).mT * 100
+    (matrix,) = audit_lora(tmp_path, noise(60, 40), B, A, 1.0, top_k=3).matrices
+    assert (matrix.spikes, matrix.separated, len(matrix.predicted)) == (8, 8, 3)
+
+
+def test_the_rank_is_that_of_the_product(tmp_path):
+    B = orthonormal(60, 1, 5).repeat(1, 4)
+    (matrix,) = audit_lora(tmp_path, noise(60, 40), B, orthonormal(40, 4, 6).mT, 50.0).matrices
+    assert (matrix.rank, matrix.spikes) == (4, 1)
+
+
+def test_a_dense_update_has_a_bulk_and_a_threshold_but_no_spikes(tmp_path):
+    W0 = noise(60, 40)
+    base = save(tmp_path / "base.safetensors", {"layer.weight": W0})
+    tuned = save(tmp_path / "tuned.safetensors", {"layer.weight": W0 + 0.01 * gaussian(60, 40)})
+    record = bulkedge.audit(base, tuned)
+    (matrix,) = record.matrices
+    assert matrix.threshold == pytest.approx(White((60, 40)).threshold, rel=0.05)
+    assert (matrix.spikes, matrix.separated, matrix.predicted) == (None, None, [])
+    assert (record.summary.spikes, record.summary.separated) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("W0", "why"),
+    [(noise(60, 8), "at least 12 singular values"), (torch.eye(60, 40), "they have no edge")],
+    ids=["narrow", "equal"],
+)
+def test_a_base_without_a_bulk_says_so(W0, why, tmp_path):
+    m, n = W0.shape
+    B, A = orthonormal(m, 1, 5), 9 * orthonormal(n, 1, 6).mT
+    record = audit_lora(tmp_path, W0.double(), B, A, 1.0)
+    (matrix,) = record.matrices
+    assert (matrix.status, matrix.bulk, matrix.threshold) == ("audited", None, None)
+    assert "no bulk fitted: " in matrix.note
+    assert why in matrix.note
+    assert (matrix.spikes, matrix.separated, record.summary.spikes) == (1, None, 0)
+
+
+def test_a_record_written_before_these_fields_is_still_read(tmp_path):
+    B, A = orthonormal(60, 1, 5), orthonormal(40, 1, 6).mT
+    data = json.loads(audit_lora(tmp_path, noise(60, 40), B, A, 50.0).to_json())
+    for field in ("spikes", "separated"):
+        del data["summary"][field]
+    for field in ("bulk", "threshold", "spikes", "separated", "predicted"):
+        del data["matrices"][0][field]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert Record.from_json(tmp_path / "old.json").matrices[0].bulk is None

@@ -136,8 +136,8 @@ class Bulk(ABC):
         outside = ~((values > 0) & (theta > self.threshold))
         if bool(outside.any()):
             raise InputError(
-                f"expected values of D between 0 and {self.threshold**-2:.6g}, where the bulk "
-                f"ends, got {float(values[outside][0]):.6g}"
+                f"expected values of D between 0 and {self.d_transform(self.edge):.6g}, where the "
+                f"bulk ends, got {float(values[outside][0]):.6g}"
             )
         return leave(self._locate(theta))
 
@@ -333,7 +333,10 @@ def checked_shape(shape: tuple[int, int]) -> tuple[int, int]:
     Raises:
         InputError: If it is anything else.
     """
-    sizes = tuple(shape)
-    if len(sizes) != 2 or any(int(size) != size or size < 1 for size in sizes):
+    try:
+        sizes = [int(size) for size in shape]
+    except (TypeError, ValueError, OverflowError):
+        sizes = []
+    if len(sizes) != 2 or min(sizes) < 1 or sizes != list(shape):
         raise InputError(f"expected a shape (m, n) of two sizes ≥ 1, got {shape!r}")
-    return int(sizes[0]), int(sizes[1])
+    return sizes[0], sizes[1]

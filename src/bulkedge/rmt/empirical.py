@@ -31,6 +31,8 @@ FEWEST = 12
 """Values of a bulk without which its edge cannot be told."""
 CLEARLY_HARD = 4.5
 """How many times better a line must fit than the 2/3 power for the edge to be called hard."""
+FAR = 30.0  # widths from the edge, beyond which a series of so many terms is exact to rounding
+FAR_TERMS = 12
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ def separated(values: Array, *, level: float = 0.05) -> tuple[int, float]:
 
     Each of the first p/20 values is compared with the edge that the 15 values after it make,
     in units of their own scale, by the Tracy–Widom law; the last that stands apart counts, and all
-    before it.  Pure noise of any entry distribution is taken for an outlier with probability
-    ``level`` at most (Bonferroni over the tests).
+    before it.  Pure noise is taken for an outlier with probability ``level`` at most (Bonferroni
+    over the tests), if there are 30 values or more: fewer alarm more often, a dozen more than
+    twice as often.  Heavy-tailed entries make outliers of their own.
 
     Args:
         values: Singular values in descending order, shape ``(p,)``, p ≥ 12.
@@ -199,7 +202,9 @@ def _average_hard(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
 def _average_soft(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
     """``∫₀¹ 3√x/2 dx/(g + w x)`` and its derivative by g, for w > −g."""
     # with x = y² and q = g/|w| it is (3/w)(1 − T), T = √q·arctan(1/√q), or √q·artanh(1/√q) if w < 0
-    q = g / abs(w)
+    near = g < FAR * abs(w)
+    far, far_slope = _average_soft_far(torch.where(near, FAR * abs(w), g), w)
+    q = torch.where(near, g, FAR * abs(w)) / abs(w)
     root = q.sqrt()
     if w > 0:
         angle = torch.atan2(torch.ones_like(root), root)
@@ -207,7 +212,19 @@ def _average_soft(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
     else:
         angle = torch.atanh(1 / root)
         T, slope = root * angle, angle / (2 * root) - 0.5 / (q - 1)
-    return (1 - T) * 3 / w, -slope * 3 / (w * abs(w))
+    return (
+        torch.where(near, (1 - T) * 3 / w, far),
+        torch.where(near, -slope * 3 / (w * abs(w)), far_slope),
+    )
+
+
+def _average_soft_far(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
+    """The same by its series in w/g, since 1 − T loses the digits of g/|w|."""
+    total, slope = torch.zeros_like(g), torch.zeros_like(g)
+    for k in reversed(range(FAR_TERMS)):
+        total = 3 / (2 * k + 3) - w / g * total
+        slope = 3 * (k + 1) / (2 * k + 3) - w / g * slope
+    return total / g, -slope / g.square()
 
 
 def _studentised(values: np.ndarray) -> float:

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate
+from scipy.sparse.linalg import svds
+
+from bulkedge._errors import InputError
+from bulkedge.rmt import Empirical, SingularValueLaw, White, d_transform, fit_edge, separated
+from bulkedge.rmt.bulk import Bulk
+from bulkedge.rmt.empirical import _average_hard, _average_soft
+from noise import diagonal, noise_values, outlier, unit
+
+SHAPES = [(40, 160), (160, 40), (100, 100)]
+
+
+def double(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+def quantiles(shape):
+    """A sample of the white bulk without noise."""
+    p = min(shape)
+    return SingularValueLaw.of(shape).isf((np.arange(p) + 0.5) / p)
+
+
+def uniform(size):
+    return (np.arange(size)[::-1] + 0.5) / size
+
+
+# ---- the white bulk
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_white_closed_forms_agree_with_the_way_through_the_d_transform(shape):
+    bulk = White(shape, sigma=0.3)
+    theta = double([1.01, 1.2, 2.0, 5.0, 50.0]) * bulk.threshold
+    closed, general = bulk._outlier(theta), Bulk._outlier(bulk, theta)
+    torch.testing.assert_close(Bulk._locate(bulk, theta), closed.location, rtol=1e-14, atol=0)
+    for one, other in zip(closed, general, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=0)
+    assert Bulk.threshold.fget(bulk) == pytest.approx(bulk.threshold, rel=1e-14)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_white_traces_are_integrals_over_the_marchenko_pastur_law(shape):
+    (m, n), tau, p = shape, 0.7, min(shape)
+    low, high = tau * abs(math.sqrt(m) - math.sqrt(n)), tau * (math.sqrt(m) + math.sqrt(n))
+
+    def mean(function):
+        def integrand(s):
+            density = math.sqrt(max((s * s - low * low) * (high * high - s * s), 0))
+            return function(s) * density / (math.pi * tau**2 * p * s)
+
+        return integrate.quad(integrand, low, high, epsabs=1e-13, limit=300)[0]
+
+    assert mean(lambda s: 1.0) == pytest.approx(1, rel=1e-7)
+    for z in (1.02 * high, 1.5 * high, 4 * high):
+        total = p * mean(lambda s, z=z: z / (z * z - s * s))
+        slope = -p * mean(lambda s, z=z: (z * z + s * s) / (z * z - s * s) ** 2)
+        expected = [
+            (total + (m - p) / z) / m,
+            (total + (n - p) / z) / n,
+            (slope - (m - p) / z**2) / m,
+            (slope - (n - p) / z**2) / n,
+        ]
+        found = [float(x) for x in White(shape, tau).traces(double(z))]
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("shape", "ratio"), [((100, 400), 2.0), ((400, 100), 1.5), ((200, 200), 2.0)], ids=str
+)
+def test_white_spikes_lie_where_simulation_puts_them(shape, ratio, seed):
+    rng = np.random.default_rng(seed)
+    expected = White(shape).spike(ratio * White(shape).threshold)
+    draws = np.array([outlier(rng.standard_normal(shape), expected.theta, rng) for _ in range(60)])
+    location, left, right = draws.mean(0)
+    assert abs(location - expected.location) < 3 * expected.sd / math.sqrt(60)
+    assert draws[:, 0].std(ddof=1) == pytest.approx(expected.sd, rel=0.25)
+    # fluctuations of an overlap are O(1/√N), its bias O(1/N)
+    assert left == pytest.approx(expected.left_overlap, abs=0.025)
+    assert right == pytest.approx(expected.right_overlap, abs=0.025)
+
+
+def test_a_wide_matrix_of_full_size():
+    shape, rng = (400, 1600), np.random.default_rng(0)
+    expected = White(shape).spike(2 * White(shape).threshold)
+    draws = []
+    for _ in range(30):
+        u, v = unit(400, rng), unit(1600, rng)
+        W = rng.standard_normal(shape) + expected.theta * np.outer(u, v)
+        U, S, Vh = svds(W, k=1, random_state=rng)
+        draws.append((S[0], (u @ U[:, 0]) ** 2, (Vh[0] @ v) ** 2))
+    location, left, right = np.mean(draws, axis=0)
+    assert abs(location - expected.location) < 3 * expected.sd / math.sqrt(30)
+    assert left == pytest.approx(expected.left_overlap, abs=0.01)
+    assert right == pytest.approx(expected.right_overlap, abs=0.01)
+
+
+def test_below_the_threshold_nothing_separates():
+    bulk, rng = White((300, 300)), np.random.default_rng(0)
+    spike = bulk.spike([0.0, 0.7 * bulk.threshold, bulk.threshold])
+    assert spike.separated.tolist() == [False] * 3
+    assert spike.location.tolist() == [bulk.edge] * 3
+    assert spike.left_overlap.tolist() == spike.right_overlap.tolist() == [0.0] * 3
+    assert np.isnan(spike.sd).all()
+    draws = []
+    for _ in range(10):
+        u, v = unit(300, rng), unit(300, rng)
+        W = rng.standard_normal((300, 300)) + 0.7 * bulk.threshold * np.outer(u, v)
+        U, S, _ = np.linalg.svd(W)
+        draws.append((S[0], (u @ U[:, 0]) ** 2))
+    value, overlap = np.mean(draws, axis=0)
+    assert value == pytest.approx(bulk.edge, rel=0.015)
+    assert overlap < 0.05
+
+
+@pytest.mark.parametrize("make", [White, lambda shape: Empirical(quantiles(shape), shape)])
+def test_transposition_swaps_left_and_right(make):
+    one, other = make((60, 90)), make((90, 60))
+    theta = one.threshold * np.array([1.2, 2.0, 9.0])
+    a, b = one.spike(theta), other.spike(theta)
+    np.testing.assert_allclose(a.location, b.location, rtol=1e-13)
+    np.testing.assert_allclose(a.left_overlap, b.right_overlap, rtol=1e-11)
+    np.testing.assert_allclose(a.right_overlap, b.left_overlap, rtol=1e-11)
+    np.testing.assert_allclose(a.sd, b.sd, rtol=1e-11)
+    assert (a.left_overlap > a.right_overlap).all()  # the longer side has the smaller overlap
+
+
+BULKS = st.sampled_from(
+    [
+        White((40, 90)),
+        White((90, 40), 0.02),
+        White((50, 50), 7.0),
+        Empirical(quantiles((60, 90)), (60, 90)),
+        Empirical(uniform(80), (80, 120)),
+    ]
+)
+
+
+@given(BULKS, st.floats(1.05, 1e4))
+@settings(max_examples=25)
+def test_the_maps_invert_each_other(bulk, ratio):
+    theta = ratio * (bulk.threshold or 0.3 * bulk.edge)
+    location = bulk.spike(theta).location
+    assert bulk.strength(location) == pytest.approx(theta, rel=1e-9)
+    assert bulk.inverse_d(bulk.d_transform(location)) == pytest.approx(location, rel=1e-11)
+    assert bulk.inverse_d(theta**-2) == pytest.approx(location, rel=1e-11)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(1e-6, 1e6), st.floats(0.1, 50))
+@settings(max_examples=60)
+def test_white_spikes_scale(m, n, scale, ratio):
+    theta = ratio * White((m, n)).threshold
+    one, other = White((m, n)).spike(theta), White((m, n), scale).spike(scale * theta)
+    assert other.location == pytest.approx(scale * one.location, rel=1e-12)
+    assert other.threshold == pytest.approx(scale * one.threshold, rel=1e-12)
+    if abs(ratio - 1) > 1e-9:
+        assert other.separated == one.separated
+        assert other.left_overlap == pytest.approx(one.left_overlap, rel=1e-6)
+        assert other.sd == pytest.approx(scale * one.sd, rel=1e-6, nan_ok=True)
+
+
+def test_what_goes_in_comes_out_in_kind():
+    bulk = White((30, 40))
+    for x in (torch.full((2, 1), 20.0), torch.full((2, 1), 20.0, dtype=torch.float64)):
+        for y in (bulk.spike(x).location, bulk.strength(x), bulk.d_transform(x)):
+            assert isinstance(y, torch.Tensor)
+            assert (y.dtype, y.shape) == (x.dtype, x.shape)
+        assert bulk.spike(x).separated.dtype == torch.bool
+    assert isinstance(bulk.spike(20.0).location, float)
+    assert bulk.spike(20.0).separated is True
+    assert bulk.spike([[20.0, 1.0]]).sd.shape == (1, 2)
+    assert bulk.d_transform(np.array([20.0])).dtype == np.float64
+    assert bulk.spike(torch.tensor([20])).location.dtype == torch.float64
+    assert bulk.inverse_d([]).shape == (0,)
+
+
+def test_bad_input_of_a_bulk():
+    for shape in [(0, 3), (3,), 5, (2.5, 4), (math.nan, 3), (math.inf, 3), "ab"]:
+        with pytest.raises(InputError, match=r"expected a shape \(m, n\) of two sizes ≥ 1, got"):
+            White(shape)
+    for sigma in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match=r"expected a positive finite sigma, got"):
+            White((3, 4), sigma)
+    bulk = White((3, 4))
+    with pytest.raises(InputError, match=r"beyond the bulk edge 3\.73205, got 0\.1"):
+        bulk.d_transform([5.0, 0.1])
+    with pytest.raises(InputError, match=r"beyond the bulk edge 3\.73205, got 1"):
+        bulk.strength(1.0)
+    for w in (0.0, -1.0, 0.3, math.nan):
+        with pytest.raises(InputError, match=r"values of D between 0 and 0\.288675, where"):
+            bulk.inverse_d(w)
+    with pytest.raises(InputError, match=r"between 0 and inf, where the bulk ends, got -1"):
+        Empirical(uniform(30), (30, 30)).inverse_d(-1.0)
+    for theta in (-1.0, math.nan, math.inf):
+        with pytest.raises(InputError, match=r"expected finite strengths ≥ 0, got a negative one"):
+            bulk.spike(theta)
+
+
+# ---- the empirical bulk
+
+
+@pytest.mark.parametrize("shape", [(300, 500), (500, 300), (400, 400), (100, 1600)], ids=str)
+def test_the_empirical_bulk_of_white_values_is_the_white_one(shape):
+    empirical, white = Empirical(quantiles(shape), shape), White(shape)
+    assert not empirical.fitted.hard
+    assert empirical.edge == pytest.approx(white.edge, rel=3e-3)
+    assert empirical.threshold == pytest.approx(white.threshold, rel=0.01)
+    theta = white.threshold * np.array([1.3, 1.5, 2.0, 4.0])
+    found, expected = empirical.spike(theta), white.spike(theta)
+    np.testing.assert_allclose(found.location, expected.location, rtol=2e-3)
+    np.testing.assert_allclose(found.left_overlap, expected.left_overlap, rtol=0.015)
+    np.testing.assert_allclose(found.right_overlap, expected.right_overlap, rtol=0.015)
+    np.testing.assert_allclose(found.sd, expected.sd, rtol=0.01)
+
+
+def test_the_empirical_threshold_of_noise_is_right_on_average():
+    rng, shape = np.random.default_rng(0), (150, 250)
+    bulks = [Empirical(noise_values(shape, rng), shape) for _ in range(40)]
+    thresholds = np.array([bulk.threshold for bulk in bulks]) / White(shape).threshold
+    edges = np.array([bulk.edge for bulk in bulks]) / White(shape).edge
+    assert abs(thresholds.mean() - 1) < 0.02
+    assert thresholds.std() < 0.06
+    assert abs(edges.mean() - 1) < 0.005
+    assert not any(bulk.fitted.hard for bulk in bulks)
+
+
+@given(st.floats(0.2, 20))
+@settings(max_examples=40)
+def test_a_uniform_bulk_has_a_closed_form(theta):
+    # φ = ½ ln((z+1)/(z−1)) for a square matrix, so that ρ = coth(1/θ)
+    bulk = Empirical(uniform(400), (400, 400))
+    assert bulk.fitted.hard
+    assert bulk.edge == pytest.approx(1, rel=1e-12)
+    assert bulk.threshold == 0.0
+    spike = bulk.spike(theta)
+    assert spike.separated
+    assert spike.location - 1 == pytest.approx(1 / math.tanh(1 / theta) - 1, rel=2e-4)
+    overlap = (theta * math.sinh(1 / theta)) ** -2
+    assert spike.left_overlap == pytest.approx(overlap, rel=2e-4)
+    assert spike.right_overlap == pytest.approx(overlap, rel=2e-4)
+
+
+@pytest.mark.parametrize("theta", [0.5, 1.5])
+def test_a_hard_edge_holds_back_no_spike(theta):
+    shape, rng = (200, 300), np.random.default_rng(1)
+    expected = Empirical(uniform(200), shape).spike(theta)
+    draws = np.array([outlier(diagonal(uniform(200), shape), theta, rng) for _ in range(50)])
+    location, left, right = draws.mean(0)
+    assert abs(location - expected.location) < 3 * expected.sd / math.sqrt(50)
+    assert draws[:, 0].std(ddof=1) == pytest.approx(expected.sd, rel=0.25)
+    assert left == pytest.approx(expected.left_overlap, abs=0.03)
+    assert right == pytest.approx(expected.right_overlap, abs=0.03)
+
+
+POWER = (1 + np.arange(200) / 30) ** -1.0
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (300, 200)], ids=str)
+def test_a_power_law_bulk_against_haar_vectors(shape):
+    rng, theta = np.random.default_rng(2), 1.3
+    expected = Empirical(POWER, shape).spike(theta)
+    draws = np.array([outlier(diagonal(POWER, shape), theta, rng) for _ in range(50)])
+    location, left, right = draws.mean(0)
+    assert abs(location - expected.location) < 3 * expected.sd / math.sqrt(50)
+    assert draws[:, 0].std(ddof=1) == pytest.approx(expected.sd, rel=0.25)
+    assert left == pytest.approx(expected.left_overlap, abs=0.02)
+    assert right == pytest.approx(expected.right_overlap, abs=0.02)
+
+
+@pytest.mark.parametrize("own", [(2.2, 1.9), (5.0, 4.0)], ids=["near", "far"])
+def test_outliers_left_out_of_a_bulk_cost_a_few_percent(own):
+    values, shape = np.array([*own, *POWER[2:]]), (200, 300)
+    bulk = Empirical(values, shape, outliers=2)
+    rng, theta = np.random.default_rng(2), 1.3
+    expected = bulk.spike(theta)
+    draws = np.array([outlier(diagonal(values, shape), theta, rng) for _ in range(50)])
+    location, left, right = draws.mean(0)
+    # an outlier above ρ repels it and takes of its overlap, which the bulk alone cannot know
+    assert bulk.edge < location < own[1]
+    assert location == pytest.approx(expected.location, rel=0.02)
+    assert left == pytest.approx(expected.left_overlap, abs=0.05)
+    assert right == pytest.approx(expected.right_overlap, abs=0.05)
+    whole = Empirical(values, shape)  # takes them for bulk
+    assert whole.threshold > 1.3 * bulk.threshold
+
+
+def test_far_from_the_edge_the_smooth_sum_is_the_plain_one():
+    values = noise_values((60, 80), np.random.default_rng(0))
+    z = values[0] * np.array([3.0, 10.0, 100.0])
+    plain = d_transform(values, (60, 80), z)
+    np.testing.assert_allclose(Empirical(values, (60, 80)).d_transform(z), plain, rtol=1e-3)
+
+
+def test_values_that_nearly_coincide_lose_no_digits():
+    values = 1 + 1e-9 * uniform(40)
+    spike = Empirical(values, (40, 40)).spike(np.array([1.0, 1e3]))
+    # all values one: φ = z/(z² − 1)
+    location = (theta := np.array([1.0, 1e3])) / 2 + np.sqrt(theta**2 / 4 + 1)
+    np.testing.assert_allclose(spike.location, location, rtol=1e-8)
+    overlap = (location**2 - 1) ** 2 / (theta**2 * (location**2 + 1))
+    np.testing.assert_allclose(spike.left_overlap, overlap, rtol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.3, 1e5])
+def test_the_empirical_bulk_scales(scale):
+    values = noise_values((30, 50), np.random.default_rng(0))
+    one, other = Empirical(values, (30, 50)), Empirical(scale * values, (30, 50))
+    a, b = one.spike(20.0), other.spike(scale * 20.0)
+    assert other.threshold == pytest.approx(scale * one.threshold, rel=1e-10)
+    assert b.location == pytest.approx(scale * a.location, rel=1e-10)
+    assert b.left_overlap == pytest.approx(a.left_overlap, rel=1e-9)
+    assert b.sd == pytest.approx(scale * a.sd, rel=1e-9)
+
+
+SPANS = [(0.3, 0.5), (1e-6, 0.5), (5.0, 0.01), (20.0, 0.5), (2.0, -1.9), (2.0, -0.1), (1e3, -1e-3)]
+
+
+@pytest.mark.parametrize(("g", "w"), SPANS)
+@pytest.mark.parametrize("soft", [True, False], ids=["soft", "hard"])
+def test_closed_integrals_over_the_first_values(g, w, soft):
+    # x = y²
+    def moment(power):
+        def integrand(y):
+            return (3 * y * y if soft else 2 * y) / (g + w * y * y) ** power
+
+        cut = min(0.5, 3 * math.sqrt(abs(g / w)))
+        options = {"epsabs": 0, "epsrel": 1e-12, "limit": 500}
+        pieces = [integrate.quad(integrand, *ends, **options)[0] for ends in ((0, cut), (cut, 1))]
+        return sum(pieces)
+
+    value, slope = (_average_soft if soft else _average_hard)(double(g), w)
+    assert float(value) == pytest.approx(moment(1), rel=1e-11)
+    assert float(slope) == pytest.approx(-moment(2), rel=1e-11)
+
+
+def test_at_a_soft_edge_the_average_is_finite():
+    value, slope = _average_soft(double(0.0), 0.5)
+    assert float(value) == 6.0
+    assert float(slope) == -math.inf
+
+
+def test_the_slopes_are_derivatives():
+    bulk = Empirical(noise_values((40, 60), np.random.default_rng(3)), (40, 60), outliers=1)
+    z = double([1.01, 1.3, 4.0]) * bulk.edge
+    h = 1e-5 * z
+    up, down, middle = bulk.traces(z + h), bulk.traces(z - h), bulk.traces(z)
+    for i in (0, 1):
+        torch.testing.assert_close((up[i] - down[i]) / (2 * h), middle[i + 2], rtol=1e-6, atol=0)
+
+
+def test_bad_input_of_an_empirical_bulk():
+    values = uniform(30)
+    with pytest.raises(InputError, match=r"all 30 singular values of a 30×40 matrix, got 29"):
+        Empirical(values[1:], (30, 40))
+    for make in (fit_edge, separated, lambda v: Empirical(v, (len(v), 90))):
+        with pytest.raises(InputError, match=r"at least 12 singular values in a bulk, got 11"):
+            make(values[:11])
+        with pytest.raises(InputError, match=r"in descending order; sort them first"):
+            make(values[::-1])
+        with pytest.raises(InputError, match=r"singular values that differ, got equal ones"):
+            make(np.ones(30))
+        for wrong in (-values[::-1], np.full(30, math.nan)):
+            with pytest.raises(InputError, match=r"one row of finite singular values ≥ 0"):
+                make(wrong)
+    with pytest.raises(InputError, match=r"one row of finite singular values ≥ 0"):
+        fit_edge(values[:, None])
+    with pytest.raises(InputError, match=r"at least 12 singular values in a bulk, got 11"):
+        Empirical(values, (30, 40), outliers=19)

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._linmap import LowRank
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
+
+from ._factors import balanced, require_real
 
 
 class Expectation(str, Enum):
@@ -66,7 +67,7 @@ class BaseSpectrum:
             Its spectrum.
 
         Raises:
-            InputError: If it is not a matrix, or has no bulk.
+            InputError: If it is not a real finite matrix, or has no bulk.
 
         Example:
             >>> W0 = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
@@ -75,7 +76,7 @@ class BaseSpectrum:
         """
         if W0.ndim != 2:
             raise InputError(f"expected a matrix, got shape {tuple(W0.shape)}")
-        values = torch.linalg.svdvals(W0.detach().double())
+        values = torch.linalg.svdvals(require_real("W0", W0))
         return cls.from_values(values, (W0.shape[0], W0.shape[1]), level=level)
 
     @classmethod
@@ -179,7 +180,8 @@ def predict(
         The prediction, a row for each non-zero singular value of the update.
 
     Raises:
-        InputError: If shapes do not fit, or the base has no bulk.
+        InputError: If shapes do not fit, something is not real and finite, or the base has no
+            bulk.
 
     References:
         Benaych-Georges and Nadakuditi, arXiv:1103.2221; Shuttleworth et al., arXiv:2410.21228.
@@ -193,14 +195,8 @@ def predict(
         ('intruder', True)
     """
     spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
-    if (B.shape[:1], A.shape[1:]) != (spectrum.shape[:1], spectrum.shape[1:]):
-        raise InputError(
-            f"expected factors of a {spectrum.shape} update, got B {tuple(B.shape)} and "
-            f"A {tuple(A.shape)}"
-        )
-    update = LowRank(B.detach().double(), A.detach().double(), scale)
-    theta = update.singular_values().cpu()
-    return predict_spikes(spectrum, theta[theta > theta[:1].sum() * 1e-12], epsilon=epsilon)
+    theta = balanced(B, A, scale, spectrum.shape).gamma.cpu()
+    return predict_spikes(spectrum, theta, epsilon=epsilon)
 
 
 def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.5) -> Prediction:
@@ -266,7 +262,8 @@ def budget(
         The budget.
 
     Raises:
-        InputError: If the rank is not in 1 … min(m, n), or the base has no bulk.
+        InputError: If the rank is not in 1 … min(m, n), α or top_k is not positive, or the base
+            has no bulk.
 
     Example:
         >>> W0 = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
@@ -279,6 +276,8 @@ def budget(
     spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
     if not 1 <= rank <= min(spectrum.shape):
         raise InputError(f"expected a rank between 1 and {min(spectrum.shape)}, got {rank}")
+    if top_k < 1 or (alpha is not None and not alpha > 0):
+        raise InputError(f"expected positive alpha and top_k, got {alpha} and {top_k}")
     threshold = spectrum.fit.threshold
     reached = float(spectrum.values[min(top_k, len(spectrum.values)) - 1])
     bulk = spectrum.fit.bulk

@@ -36,6 +36,8 @@ bench: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(BIN)/python benchmarks/audit_memory.py
 	$(BIN)/python benchmarks/triplet.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/rmt.py
+	$(BIN)/python benchmarks/predicted.py
 	$(BIN)/python benchmarks/render.py
 
 minilm: $(MINILM)/model.safetensors

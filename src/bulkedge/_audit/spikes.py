@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._linmap import LowRank
 from bulkedge.triplet import SingularTriplets
-from bulkedge.update import BaseSpectrum, Prediction, predict_spikes
+from bulkedge.update import BaseSpectrum, Factors, Prediction, predict_spikes
 
 from .record import Bulk, Predicted
 
 # A spike's outlier carries half of it and more, unless it mixes with a base vector; a direction
 # that carries less than this of either side is another's.
 CARRIED = 0.25
-
-
-@dataclass(frozen=True)
-class UpdateSpikes:
-    """The singular triplets of a low-rank update.
-
-    Attributes:
-        theta: Singular values above rounding, descending, shape ``(r,)``.
-        u: Left vectors, shape ``(m, r)``.
-        v: Right vectors, shape ``(n, r)``.
-    """
-
-    theta: Tensor
-    u: Tensor
-    v: Tensor
-
-    @classmethod
-    def of(cls, update: LowRank) -> UpdateSpikes:
-        """From two thin QR and one small SVD, in O((m + n) r²)."""
-        Q_B, R_B = torch.linalg.qr(update.B)
-        Q_A, R_A = torch.linalg.qr(update.A.mT)
-        U, theta, Vh = torch.linalg.svd(update.scale * (R_B @ R_A.mT))
-        rank = int((theta > theta[0] * max(update.shape) * torch.finfo(theta.dtype).eps).sum())
-        return cls(theta[:rank], Q_B @ U[:, :rank], Q_A @ Vh.mT[:, :rank])
 
 
 def measure_base(values: Tensor, shape: tuple[int, int]) -> tuple[BaseSpectrum | None, str | None]:
@@ -66,13 +38,13 @@ def bulk_row(base: BaseSpectrum) -> Bulk:
 
 
 def predicted_rows(
-    base: BaseSpectrum, spikes: UpdateSpikes, tuned: SingularTriplets, epsilon: float
+    base: BaseSpectrum, update: Factors, tuned: SingularTriplets, epsilon: float
 ) -> list[Predicted]:
     """Prediction beside measurement, for as many of the strongest spikes as directions are judged.
 
     Args:
         base: The base.
-        spikes: Those of the update.
+        update: The update in balanced factors.
         tuned: The leading triplets of the tuned matrix.
         epsilon: The recipe's.
 
@@ -80,9 +52,9 @@ def predicted_rows(
         A row a spike.
     """
     first = slice(len(tuned.sigma))
-    found = predict_spikes(base, spikes.theta[first].cpu(), epsilon=epsilon)
-    left = (spikes.u[:, first].mT @ tuned.u).square()
-    right = (spikes.v[:, first].mT @ tuned.v).square()
+    found = predict_spikes(base, update.gamma[first].cpu(), epsilon=epsilon)
+    left = (update.u[:, first].mT @ tuned.u).square()
+    right = (update.v[:, first].mT @ tuned.v).square()
     inside = tuned.sigma <= found.edge  # these are bulk, whatever they carry
     carried = (left * right).sqrt().masked_fill(inside, 0.0)
     return [

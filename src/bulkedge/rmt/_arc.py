@@ -1,7 +1,7 @@
 """The one measure behind every compact law here, ``(2/π) sin²φ dφ / |1 − r e^{iφ}|²`` on (0, π).
 
 Pushed forward by ``−2 cos φ`` it is the semicircle (r = 0) and its spectral measure at a spike; by
-``|1 − r e^{iφ}|²`` it is Marčenko–Pastur (r = √c), whose square root gives the singular values.
+``|1 − r e^{iφ}|²`` it is Marchenko–Pastur (r = √c), whose square root gives the singular values.
 
 The closed form of its mass cancels in the tails, and near r = 0.  There a Gauss rule is used: the
 integrand has no singularity but at ±i|ln r|, so 20 nodes reach rounding up to φ = 2|ln r|.

@@ -1,4 +1,4 @@
-"""Marčenko–Pastur: the squared singular values of noise, and the singular values themselves."""
+"""Marchenko–Pastur: the squared singular values of noise, and the singular values themselves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MarchenkoPastur(AffineLaw):
         InputError: If a parameter is not positive and finite.
 
     References:
-        Marčenko and Pastur, Math. USSR-Sb. 1 (1967) 457, doi:10.1070/SM1967v001n04ABEH001994.
+        Marchenko and Pastur, Math. USSR-Sb. 1 (1967) 457, doi:10.1070/SM1967v001n04ABEH001994.
 
     Example:
         >>> MarchenkoPastur(0.25).support()
@@ -94,7 +94,7 @@ class SingularValueLaw(ArcLaw):
         InputError: If a parameter is not positive and finite.
 
     References:
-        Marčenko and Pastur, Math. USSR-Sb. 1 (1967) 457, doi:10.1070/SM1967v001n04ABEH001994.
+        Marchenko and Pastur, Math. USSR-Sb. 1 (1967) 457, doi:10.1070/SM1967v001n04ABEH001994.
 
     Example:
         >>> SingularValueLaw(0.25).support()
@@ -180,7 +180,7 @@ class QuarterCircle(SingularValueLaw):
         InputError: If σ is not positive and finite.
 
     References:
-        Marčenko and Pastur, Math. USSR-Sb. 1 (1967) 457, doi:10.1070/SM1967v001n04ABEH001994.
+        Marchenko and Pastur, Math. USSR-Sb. 1 (1967) 457, doi:10.1070/SM1967v001n04ABEH001994.
 
     Example:
         >>> round(QuarterCircle().mean(), 6)

@@ -5,6 +5,7 @@ from singular values alone (:func:`predict`, :func:`budget`).
 """
 
 from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
+from ._factors import Factors, balanced
 from .perturbation import (
     EigenPerturbation,
     SingularPerturbation,
@@ -31,11 +32,13 @@ __all__ = [
     "ConjugateGradients",
     "EigenPerturbation",
     "Expectation",
+    "Factors",
     "Outliers",
     "Prediction",
     "Secular",
     "SingularPerturbation",
     "SystemSolver",
+    "balanced",
     "budget",
     "eigen_perturbation",
     "eigenvalue_perturbation",

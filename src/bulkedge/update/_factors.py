@@ -32,6 +32,16 @@ class Factors:
         return len(self.gamma)
 
     @property
+    def u(self) -> Tensor:
+        """Left singular vectors of the update, shape ``(m, r)``."""
+        return self.P / self.gamma.sqrt()
+
+    @property
+    def v(self) -> Tensor:
+        """Right singular vectors of the update, shape ``(n, r)``."""
+        return self.Q / self.gamma.sqrt()
+
+    @property
     def norm(self) -> float:
         """``‖s·B·A‖₂``."""
         return float(self.gamma[:1].sum())
@@ -52,11 +62,22 @@ def balanced(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> Fact
 
     LoRA factors are far from balanced, and the initial B is zero: both are gone here.
 
+    Args:
+        B: Shape ``(m, r)``.
+        A: Shape ``(r, n)``.
+        scale: The number in front.
+        shape: ``(m, n)`` of the base.
+
     Returns:
-        The factors.
+        The factors, and so the spikes of the update: their strengths γ and their vectors.
 
     Raises:
         InputError: If the factors are not real, not finite, or do not fit the shape of the base.
+
+    Example:
+        >>> update = balanced(torch.ones(4, 2), torch.ones(2, 9), 0.5, (4, 9))
+        >>> update.rank, round(update.norm, 12)
+        (1, 6.0)
     """
     fits = B.ndim == A.ndim == 2 and B.shape[1] == A.shape[0]
     if not fits or (B.shape[0], A.shape[1]) != shape:

@@ -176,9 +176,7 @@ def vector(trials: Trials) -> Step:
     new = torch.stack([each.left_new for each in trials.expected]).numpy().mean(0)
     score = np.median(torch.stack([each.left_score for each in trials.expected]).numpy(), axis=0)
     measured = (trials.score < 0.5).mean(0)
-    spike = White(trials.shape).spike(fine * White(trials.shape).threshold)
-    near = spike.separated & (spike.location - 2 * spike.sd < White(trials.shape).edge)
-    far = spike.separated & ~near
+    above = fine > 1.001
 
     def draw(axes: list[Any]) -> None:
         middle, share = axes
@@ -189,8 +187,7 @@ def vector(trials: Trials) -> Step:
         share.plot(trials.ratios, measured, "o", ms=4, color=BLUE, label="simulated")
         share.set(ylabel="share with score < 0.5", ylim=(-0.02, 1.02))
         for axis, line in ((middle, score), (share, new)):
-            axis.plot(fine[far], line[far], color=BLUE, label="predicted")
-            axis.plot(fine[near], line[near], color=RED, ls=":", label="too near the edge")
+            axis.plot(fine[above], line[above], color=BLUE, label="predicted")
             axis.axvline(1, color="black", ls=":", lw=1)
             axis.set(xlabel="strength of the spike θ/θ_c")
             axis.legend()
@@ -199,7 +196,6 @@ def vector(trials: Trials) -> Step:
     here = int(np.flatnonzero(np.isclose(fine, 1.5))[0])
     quotes = {
         "even": quote("{:.1f}", float(np.interp(0.5, measured, trials.ratios))),
-        "far": quote("{:.1f}", float(fine[far][0])),
         "share_just_above": quote("{:.0f} %", 100 * measured[at[1.1]]),
         "share_above": quote("{:.0f} %", 100 * measured[at[1.5]]),
         "share_predicted": quote("{:.0f} %", 100 * new[here]),

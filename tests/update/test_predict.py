@@ -299,3 +299,18 @@ def test_bad_input():
         budget(W0[:5], 2)
     with pytest.raises(InputError, match=r"the 40 singular values of a 40×60 matrix, got 39"):
         BaseSpectrum.from_values(torch.ones(39), (40, 60))
+
+
+def test_near_the_threshold_a_spike_is_not_announced_as_an_intruder():
+    W0 = weights(120, 200, dtype=torch.float64)
+    known = spectrum(W0)
+    ratios = torch.tensor([1.02, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0], dtype=torch.float64)
+    found = predict_spikes(known, known.fit.threshold * ratios)
+    for chance in (found.left_new, found.right_new):
+        assert (chance.diff() > 0).all()
+        assert chance[0] < 0.5 < chance[-2]
+    assert found.expected[0] is Expectation.ALIGNED
+    for i in (1, 3):  # the score falls from nearly one as simulated, within the width of its law
+        rows = simulated(W0, float(known.fit.threshold * ratios[i]), 60, seed=3)
+        low, high = np.quantile(rows[:, 3], [0.25, 0.75])
+        assert low - 0.05 < found.left_score[i] < high + 0.05

@@ -1,16 +1,19 @@
 """What an update will do to a base, from the base's singular values alone.
 
 The vectors of the update are taken for isotropic: they know nothing of the base.  Then each of its
-spikes θ meets the bulk as :mod:`bulkedge.rmt` says, and the outlier's vector û has on a base vector
-u_i a component that is Gaussian with variance
+spikes θ meets the bulk as :mod:`bulkedge.rmt` says.  The outlier's vector û satisfies exactly
 
-    v_i = θ² (ρ² β_v/m + s_i² β_u/n) / (ρ² − s_i²)²                                  (left side)
+    ⟨u_i, û⟩ = θ (ρ ⟨u_i, u⟩⟨v, v̂⟩ + s_i ⟨v_i, v⟩⟨u, û⟩) / (ρ² − s_i²)                  (left side)
 
-since ``⟨u_i, û⟩ = θ (ρ ⟨u_i, u⟩⟨v, v̂⟩ + s_i ⟨v_i, v⟩⟨u, û⟩)/(ρ² − s_i²)`` holds exactly, and
-⟨u_i, u⟩, ⟨v_i, v⟩ have variances 1/m, 1/n.  (On the right m and n, β_u and β_v change places.)
-So the chance that no base vector reaches cosine ε, the paper's criterion, is a product of error
-functions.  Where a base value lies so near ρ that the variance exceeds one, two vectors mix by an
-angle whose tangent is that component.
+on every base vector u_i, those of the null space (s = 0) included, and ⟨u_i, u⟩, ⟨v_i, v⟩ are
+independent Gaussians of variance 1/m, 1/n.  So its squared components are x_i² w_i / Σ_j x_j² w_j
+with standard Gaussians x and weights
+
+    w_i ∝ (ρ² β_v/m + s_i² β_u/n) / (ρ² − s_i²)²,     Σ w_i = 1,
+
+β_u, β_v the overlaps.  (On the right m and n, β_u and β_v change places.)  The chance that none
+reaches ε², the paper's criterion, is that of |x_i| < t √((1 − w_i)/w_i) for all i with
+t = ε/√(1 − ε²), once the rest of the sum is taken for its mean: a product of error functions.
 
 Where the update's vectors are *not* generic, the exact answer is :class:`~bulkedge.update.Secular`.
 """
@@ -223,7 +226,7 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.
         raise InputError(f"expected 0 < epsilon ≤ 1, got {epsilon}")
     bulk = spectrum.fit.bulk
     spike = bulk.spike(theta.double())
-    left, right = _component_variances(spectrum, spike.location, spike)
+    left, right = _component_weights(spectrum, spike)
     others = spectrum.values[: spectrum.fit.spikes]
     place = (others > spike.location[:, None]).sum(1) + torch.arange(len(theta))
     nothing = torch.where(spike.separated, 0.0, math.nan)
@@ -293,36 +296,36 @@ def budget(
     )
 
 
-def _component_variances(
-    spectrum: BaseSpectrum, location: Tensor, spike: Spike
-) -> tuple[Tensor, Tensor]:
-    """Variances of the outlier's components on each base vector, left and right, ``(r, p)``."""
+def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Tensor]:
+    """Mean squared components of the outlier on each base vector, left and right, ``(r, p)``."""
     m, n = spectrum.shape
+    p = len(spectrum.values)
     square = spectrum.values.square()
-    far = (location.square()[:, None] - square).square().clamp_min(torch.finfo(torch.float64).tiny)
-    strength = spike.theta.double().square()[:, None]
     rho, left, right = (
-        x[:, None] for x in (location.square(), spike.left_overlap, spike.right_overlap)
+        x[:, None] for x in (spike.location.square(), spike.left_overlap, spike.right_overlap)
     )
-    return (
-        strength * (rho * right / m + square * left / n) / far,
-        strength * (rho * left / n + square * right / m) / far,
-    )
+    far = (rho - square).square().clamp_min(torch.finfo(torch.float64).tiny)
+    sides = []
+    for size, own, other in ((m, right / m, left / n), (n, left / n, right / m)):
+        weight = (rho * own + square * other) / far
+        null = (size - p) * own / rho
+        sides.append(weight / (weight.sum(-1, keepdim=True) + null))
+    return sides[0], sides[1]
 
 
-def _chance_below(epsilon: float, variance: Tensor) -> Tensor:
-    """Chance that every cosine stays below ε: the tangent x of each angle is Gaussian."""
-    tangent = math.inf if epsilon == 1 else epsilon / math.sqrt(1 - epsilon**2)
-    return torch.erf(tangent / (2 * variance).sqrt()).prod(-1)
+def _chance_below(epsilon: float | Tensor, weight: Tensor) -> Tensor:
+    """Chance that every component stays below ε."""
+    epsilon = torch.as_tensor(epsilon, dtype=weight.dtype)[..., None]
+    tangent = epsilon / (1 - epsilon.square()).sqrt()
+    return torch.erf(tangent * ((1 - weight).clamp_min(0.0) / (2 * weight)).sqrt()).prod(-1)
 
 
-def _median_score(variance: Tensor) -> Tensor:
+def _median_score(weight: Tensor) -> Tensor:
     """The ε with a chance of one half, by bisection."""
-    low, high = variance.new_zeros(len(variance)), variance.new_ones(len(variance))
+    low, high = weight.new_zeros(len(weight)), weight.new_ones(len(weight))
     for _ in range(40):
         middle = (low + high) / 2
-        tangent = middle / (1 - middle.square()).sqrt()
-        below = torch.erf(tangent[:, None] / (2 * variance).sqrt()).prod(-1) < 0.5
+        below = _chance_below(middle, weight) < 0.5
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
 

@@ -7,9 +7,10 @@ import bulkedge
 
 PUBLIC = {
     "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "DegenerateWarning",
-    "InputError", "NothingAuditedError", "OutputError", "Recipe", "RecipeError", "Record",
-    "__version__", "audit", "checkpoint", "intruder", "project_spectral_ball", "rmt",
-    "singular_triplet", "spectral", "spectral_cap", "spectral_norm", "triplet", "update",
+    "InputError", "MissingExtraError", "NothingAuditedError", "OutputError", "Recipe",
+    "RecipeError", "Record", "__version__", "audit", "checkpoint", "intruder",
+    "project_spectral_ball", "rmt", "simulate", "singular_triplet", "spectral",
+    "spectral_cap", "spectral_norm", "triplet", "update",
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def test_errors_are_also_the_builtins_that_people_catch():
         "AdapterError": bulkedge.CheckpointError,
         "NothingAuditedError": ValueError,
         "OutputError": OSError,
+        "MissingExtraError": ImportError,
         "ConvergenceError": RuntimeError,
     }.items():
         assert issubclass(getattr(bulkedge, name), (builtin, bulkedge.BulkedgeError))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._errors import ConvergenceError as ConvergenceError
     from ._errors import DegenerateWarning as DegenerateWarning
     from ._errors import InputError as InputError
+    from ._errors import MissingExtraError as MissingExtraError
     from ._errors import NothingAuditedError as NothingAuditedError
     from ._errors import OutputError as OutputError
     from ._errors import RecipeError as RecipeError
@@ -47,11 +48,12 @@ _HOME = {
     "ConvergenceError": "._errors",
     "DegenerateWarning": "._errors",
     "InputError": "._errors",
+    "MissingExtraError": "._errors",
     "NothingAuditedError": "._errors",
     "OutputError": "._errors",
     "RecipeError": "._errors",
 }
-_MODULES = ("checkpoint", "intruder", "rmt", "spectral", "triplet", "update")
+_MODULES = ("checkpoint", "intruder", "rmt", "simulate", "spectral", "triplet", "update")
 
 __all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

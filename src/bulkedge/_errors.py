@@ -9,6 +9,7 @@
     │   └── AdapterError                  the same, for a LoRA adapter
     ├── NothingAuditedError (ValueError)  the two inputs have nothing to compare
     ├── OutputError (OSError)             a result cannot be written where it was asked for
+    ├── MissingExtraError (ImportError)   a package is needed that is not installed
     └── ConvergenceError (RuntimeError)   a solver stopped short; its best result is in .partial
 
     DegenerateWarning (UserWarning)       a derivative that the data do not determine
@@ -51,6 +52,10 @@ class NothingAuditedError(BulkedgeError, ValueError):
 
 class OutputError(BulkedgeError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class MissingExtraError(BulkedgeError, ImportError):
+    """Something needs a package that is not installed."""
 
 
 class ConvergenceError(BulkedgeError, RuntimeError):

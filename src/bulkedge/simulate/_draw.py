@@ -1,0 +1,159 @@
+"""Figures without a global setting: the object interface of matplotlib, in one style."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bulkedge._errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ._table import Table
+
+# Okabe and Ito's colours, told apart by every kind of colour vision
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
+)  # fmt: skip
+BLACK, GREY = "#000000", "#767676"
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKERS = "osD^vP*"
+
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",  # a third of the size
+    "svg.hashsalt": "bulkedge",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib's defaults and ours inside, the user's settings untouched outside.
+
+    Raises:
+        MissingExtraError: Without matplotlib.
+    """
+    try:
+        import matplotlib.style
+    except ImportError:
+        raise MissingExtraError(
+            "expected matplotlib for the figure, found none; pip install 'bulkedge[report]'"
+        ) from None
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text, the same bytes for the same figure.
+
+    Args:
+        figure: What ``Experiment.draw`` gave.
+
+    Returns:
+        The text of an SVG file.
+
+    Raises:
+        MissingExtraError: Without matplotlib.
+    """
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def panels(
+    rows: int, columns: int, *, note: str = "", size: tuple[float, float] = (3.2, 2.7)
+) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels, row by row; a note above says how to read it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.3))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    if note:
+        figure.suptitle(note, x=0.01, ha="left", fontsize=8, color=GREY)
+    return figure, list(axes.flat)
+
+
+def points(
+    axes: Axes,
+    table: Table,
+    x: str,
+    y: str,
+    *,
+    look: int,
+    label: str | None = None,
+    bars: bool = True,
+    joined: bool = False,
+) -> None:
+    """Means and standard deviations of what was simulated; ``look`` picks colour and marker."""
+    known = bars and f"{y}_sd" in table.columns
+    spread = np.nan_to_num(table.numbers(f"{y}_sd")) if known else None
+    axes.errorbar(
+        np.array(table.column(x)),
+        table.numbers(y),
+        yerr=spread,
+        fmt=MARKERS[look % len(MARKERS)] + ("-" if joined else ""),
+        color=COLOURS[look % len(COLOURS)],
+        markersize=3.5,
+        linewidth=0.9,
+        elinewidth=0.7,
+        label=label,
+        zorder=2,
+    )
+
+
+def line(
+    axes: Axes,
+    table: Table,
+    x: str,
+    y: str,
+    *,
+    look: int,
+    label: str | None = None,
+    dash: str = "-",
+) -> None:
+    """What theory says, over the points."""
+    colour = COLOURS[look % len(COLOURS)]
+    axes.plot(
+        table.numbers(x), table.numbers(y), dash, color=colour, label=label, alpha=0.8, zorder=3
+    )
+
+
+def integers(*all_axes: Axes) -> None:
+    """Ticks for ranks and counts on both axes."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axes in all_axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def mark(axes: Axes, *, x: float | None = None, y: float | None = None) -> None:
+    """A thin line at a critical value."""
+    look: dict[str, Any] = {"color": GREY, "linewidth": 0.7, "linestyle": ":", "zorder": 1}
+    if x is not None:
+        axes.axvline(x, **look)
+    if y is not None:
+        axes.axhline(y, **look)
+
+
+def labels(axes: Axes, x: str, y: str, title: str = "") -> None:
+    """Name both axes, and the panel."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title)

@@ -1,0 +1,121 @@
+"""Bases whose spectrum is no Marchenko–Pastur law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bulkedge.rmt import Bulk, Empirical, White, fit_bulk
+
+from . import _draw
+from ._model import Base, gaussian, haar, spikes
+from ._table import Experiment, Row, Strengths, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SPECTRA = ("product", "rows", "power law")
+
+
+class HeavyTailed(Experiment):
+    """A spike on spectra that are not white: white fit, empirical bulk and exact equation."""
+
+    name: ClassVar[str] = "heavy_tailed"
+    keys: ClassVar = {
+        "spectrum": "product of two Gaussian matrices; rows: Gaussian with log-normal row sizes; "
+        "power law: singular values (i/p + 0.05)^(−a)",
+        "strength": "θ/s_1(W0)",
+    }
+    measured: ClassVar = {
+        "location": "largest singular value over s_1(W0), by an SVD",
+        "exact": "the same by the secular equation",
+        "white": "the same predicted by the white fit",
+        "empirical": "the same predicted by the empirical bulk",
+        "left_overlap": "|⟨u, û⟩|² of the spike's and the leading left vector",
+        "white_overlap": "the same predicted by the white fit",
+        "empirical_overlap": "the same predicted by the empirical bulk",
+        "white_threshold": "θ_c/s_1(W0) of the white fit",
+        "empirical_threshold": "θ_c/s_1(W0) of the empirical bulk; 0 for a hard edge",
+    }
+    quick: ClassVar = {"size": 60, "repeats": 2, "strengths": [0.3, 1.5]}
+
+    size: int = Field(300, ge=40, le=2000, description="Side of the square matrix.")
+    exponent: float = Field(0.5, gt=0, le=4, description="a of the power law.")
+    spread: float = Field(0.4, ge=0, le=2, description="Standard deviation of log row sizes.")
+    strengths: Strengths = Field(
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0),
+        description="θ/s_1(W0), ascending.",
+    )
+
+    def trial(self, generator: torch.Generator) -> Iterator[Row]:
+        """See :meth:`Experiment.trial`."""
+        shape = (self.size, self.size)
+        for name in SPECTRA:
+            base = Base.of(self._base(name, generator))
+            fit = fit_bulk(base.S, shape)
+            bulks = (
+                White(shape, fit.sigma),
+                Empirical(base.S, shape, outliers=0 if fit.white else fit.spikes),
+            )
+            u, vt = spikes(shape, torch.ones(1), generator)
+            for strength in self.strengths:
+                row = _measure(base, u, vt, strength, *bulks)
+                yield {"spectrum": name, "strength": strength, **row}
+
+    def _base(self, name: str, generator: torch.Generator) -> Tensor:
+        n = self.size
+        if name == "product":
+            return gaussian((n, n), generator) @ gaussian((n, n), generator) / n
+        if name == "rows":
+            rows = (self.spread * gaussian((n, 1), generator)).exp()
+            return rows * gaussian((n, n), generator) / math.sqrt(n)
+        values = (torch.arange(n, dtype=torch.float64) / n + 0.05) ** -self.exponent
+        return (haar(n, n, generator) * values) @ haar(n, n, generator).mT
+
+    def paint(self, table: Table) -> Figure:
+        """See :meth:`Experiment.paint`."""
+        note = (
+            f"points: mean ± sd of {self.repeats} draws, {self.size}×{self.size}; lines: predicted"
+        )
+        figure, axes = _draw.panels(2, len(SPECTRA), note=note)
+        for column, name in enumerate(SPECTRA):
+            found = table.where(spectrum=name)
+            for panel, simulated, predicted, told in (
+                (axes[column], "location", ("white", "empirical"), r"$s_1(W)/s_1(W_0)$"),
+                (
+                    axes[column + len(SPECTRA)], "left_overlap",
+                    ("white_overlap", "empirical_overlap"), r"$|\langle u,\hat u\rangle|^2$",
+                ),
+            ):  # fmt: skip
+                _draw.points(panel, found, "strength", simulated, look=6, label="measured")
+                for look, bulk in enumerate(predicted):
+                    label, dash = bulk.removesuffix("_overlap"), ("--", "-")[look]
+                    found_line = (found, "strength", bulk)
+                    _draw.line(panel, *found_line, look=1 - look, label=label, dash=dash)
+                _draw.labels(panel, r"strength $\theta/s_1(W_0)$", told, name)
+        axes[0].legend()
+        return figure
+
+
+def _measure(base: Base, u: Tensor, vt: Tensor, strength: float, noise: Bulk, bulk: Bulk) -> Row:
+    """One spike on one base; lengths in units of its largest singular value."""
+    size = float(base.S[0])
+    update = (strength * size * u, vt)
+    tuned = Base.of(base.matrix + update[0] @ vt)
+    plain, shaped = (kind.spike(strength * size) for kind in (noise, bulk))
+    return {
+        "location": float(tuned.S[0]) / size,
+        "exact": float(base.secular(update).singular_values(1)) / size,
+        "white": plain.location / size,
+        "empirical": shaped.location / size,
+        "left_overlap": float((tuned.U[:, 0] @ u[:, 0]).square()),
+        "white_overlap": plain.left_overlap,
+        "empirical_overlap": shaped.left_overlap,
+        "white_threshold": noise.threshold / size,
+        "empirical_threshold": bulk.threshold / size,
+    }

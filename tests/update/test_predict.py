@@ -133,6 +133,22 @@ def test_a_spike_beside_a_strong_direction_of_the_base_is_aligned():
     assert np.mean(np.array(scores) > 0.5) > 0.5
 
 
+def test_an_outlier_on_top_of_a_base_value_is_that_value_s_own():
+    bulk = torch.linalg.svdvals(weights(150, 150, dtype=torch.float64))[1:]
+    exact = 0
+    for top in np.random.default_rng(0).uniform(30, 60, 40):
+        known = BaseSpectrum.from_values(torch.cat([torch.tensor([top]), bulk]), (150, 150))
+        leading = budget(known, rank=1, top_k=1).leading
+        found = predict_spikes(known, torch.tensor([leading], dtype=torch.float64))
+        exact += float(found.location) == top
+        assert found.expected == (Expectation.ALIGNED,)
+        assert float(found.left_new) == pytest.approx(0, abs=1e-6)
+        assert float(found.left_score) == pytest.approx(1, abs=1e-6)
+        certain = predict_spikes(known, found.theta, epsilon=1.0)
+        assert float(certain.left_new) == float(certain.right_new) == 1.0
+    assert exact > 0  # some meet to the last bit
+
+
 @pytest.mark.parametrize("base", ["wide", "trained"])
 def test_an_isotropic_update_of_rank_r_agrees_with_the_exact_equation(base):
     W0 = BASES[base]()

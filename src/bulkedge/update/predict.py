@@ -304,7 +304,8 @@ def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Te
     rho, left, right = (
         x[:, None] for x in (spike.location.square(), spike.left_overlap, spike.right_overlap)
     )
-    far = (rho - square).square().clamp_min(torch.finfo(torch.float64).tiny)
+    # a base value may equal ρ, and does at the strength that a budget calls leading
+    far = torch.maximum((rho - square).square(), (torch.finfo(torch.float64).eps * rho).square())
     sides = []
     for size, own, other in ((m, right / m, left / n), (n, left / n, right / m)):
         weight = (rho * own + square * other) / far
@@ -317,7 +318,8 @@ def _chance_below(epsilon: float | Tensor, weight: Tensor) -> Tensor:
     """Chance that every component stays below ε."""
     epsilon = torch.as_tensor(epsilon, dtype=weight.dtype)[..., None]
     tangent = epsilon / (1 - epsilon.square()).sqrt()
-    return torch.erf(tangent * ((1 - weight).clamp_min(0.0) / (2 * weight)).sqrt()).prod(-1)
+    rest = (1 - weight).clamp_min(torch.finfo(torch.float64).tiny)  # ε = 1 makes the tangent ∞
+    return torch.erf(tangent * (rest / (2 * weight)).sqrt()).prod(-1)
 
 
 def _median_score(weight: Tensor) -> Tensor:

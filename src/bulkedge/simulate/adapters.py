@@ -93,8 +93,8 @@ class Adapters(Experiment):
         figure, axes = _draw.panels(2, 3, note=note)
         measures = {
             "value_change": r"$\max_i|\Delta s_i|/s_1$",
-            "score": r"mean score $\max_i|\langle u_i,\hat u\rangle|$",
-            "overlap": r"mean overlap $\|U_1^\top\hat u\|$",
+            "score": r"mean score $\max_i|\langle u_i, û\rangle|$",
+            "overlap": r"mean overlap $\|U_1^\top û\|$",
             "counted": "score < 0.5 (the paper's count)",
             "rotated": "of these rotated",
             "intruders": "of these intruders",

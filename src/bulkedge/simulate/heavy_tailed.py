@@ -89,7 +89,7 @@ class HeavyTailed(Experiment):
                 (axes[column], "location", ("white", "empirical"), r"$s_1(W)/s_1(W_0)$"),
                 (
                     axes[column + len(SPECTRA)], "left_overlap",
-                    ("white_overlap", "empirical_overlap"), r"$|\langle u,\hat u\rangle|^2$",
+                    ("white_overlap", "empirical_overlap"), r"$|\langle u, û\rangle|^2$",
                 ),
             ):  # fmt: skip
                 _draw.points(panel, found, "strength", simulated, look=6, label="measured")

@@ -125,7 +125,7 @@ class Laws(Experiment):
     def paint(self, table: Table) -> Figure:
         """See :meth:`Experiment.paint`."""
         note = f"bars: {self.repeats} draws, shorter side {self.size}; D: distance to each law"
-        figure, all_axes = _draw.panels(2, 2, note=note)
+        figure, all_axes = _draw.panels(2, 2, note=note, size=(3.7, 2.7))
         for axes, (name, ensemble) in zip(all_axes, self._ensembles().items(), strict=True):
             found = table.where(ensemble=name)
             x, height = found.numbers("x"), found.numbers("density")

@@ -74,13 +74,15 @@ class Rank(Experiment):
             "outliers": "outliers",
             "intruders": f"outliers with score < {EPSILON}",
         }
+        every = range(self.ranks[0], self.ranks[-1] + 1)
         for panel, (name, told) in zip(axes, measures.items(), strict=True):
             for look, kind in enumerate(KINDS):
                 found = table.where(spikes=kind)
                 _draw.points(panel, found, "rank", name, look=look, label=kind)
                 if kind == "equal":
                     theory = "theory_strongest" if name == "strongest" else "theory_outliers"
-                    _draw.line(panel, found, "rank", theory, look=look)
+                    told_of = [self.theory({"spikes": kind, "rank": r})[theory] for r in every]
+                    _draw.curve(panel, every, told_of, look=look)
             _draw.mark(panel, x=self.norm**2)
             _draw.labels(panel, "rank $r$", told)
             panel.set_xscale("log", base=2)
@@ -98,7 +100,7 @@ def measure(base: Base, update: Factors) -> Row:
     return {
         "strongest": float(theta[0]),
         "effective_rank": float(theta.square().sum().square() / theta.pow(4).sum()),
-        "above": int((theta > 1).sum()),
+        "above": int((theta > 1 + 1e-9).sum()),  # θ_c itself is not above it
         "outliers": len(outliers),
         "intruders": int((score < EPSILON).sum()),
     }

@@ -88,13 +88,16 @@ class Scaling(Experiment):
             "strongest": r"strongest spike $\|\Delta W\|_2/\theta_c$",
             "outliers": "outliers",
         }
+        every = range(self.ranks[0], self.ranks[-1] + 1)
         for row, factors in enumerate(FACTORS):
             for panel, (name, told) in zip(axes[2 * row :], measures.items(), strict=False):
                 for look, scale in enumerate(SCALES):
                     found = table.where(factors=factors, scale=scale)
                     _draw.points(panel, found, "rank", name, look=look, label=scale)
                     if factors == "orthonormal":
-                        _draw.line(panel, found, "rank", f"theory_{name}", look=look)
+                        key = {"factors": factors, "scale": scale}
+                        theory = [self.theory(key | {"rank": r})[f"theory_{name}"] for r in every]
+                        _draw.curve(panel, every, theory, look=look)
                 panel.set_xscale("log", base=2)
                 _draw.labels(panel, "rank $r$", told, f"{factors} factors")
             axes[2 * row].set_yscale("log", base=2)

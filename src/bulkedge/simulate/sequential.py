@@ -88,8 +88,8 @@ class Sequential(Experiment):
         figure, axes = _draw.panels(2, 2, note=note)
         measures = {
             "counted": f"score < 0.5 among the top {self.top_k}",
-            "subspace": r"$\|U_k^\top\hat U_k\|_F^2/k$",
-            "weakest": r"$\min_i\|\hat U_k^\top u_i\|^2$",
+            "subspace": r"$\|U_k^\top Û_k\|_F^2/k$",
+            "weakest": r"$\min_i\|Û_k^\top u_i\|^2$",
             "norm": r"$\|W - W_0\|_F/\theta_c$",
         }
         for panel, (name, told) in zip(axes, measures.items(), strict=True):

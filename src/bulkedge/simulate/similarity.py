@@ -66,6 +66,6 @@ class Similarity(Experiment):
             _draw.integers(panel)
             _draw.labels(panel, r"tuned direction $j$", r"base direction $i$", update)
         if image is not None:
-            label = r"$|\langle u_i,\hat u_j\rangle|$"
+            label = r"$|\langle u_i, û_j\rangle|$"
             figure.colorbar(image, ax=axes, label=label, shrink=0.9)
         return figure

@@ -47,10 +47,10 @@ class Transition(Experiment):
     size: int = Field(200, ge=20, le=2000, description="Shorter side of a matrix.")
     aspect: int = Field(4, ge=2, le=16, description="Longer over shorter side of wide and tall.")
     strengths: Strengths = Field(
-        (0.25, 0.5, 0.75, 0.9, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0),
+        (0.25, 0.5, 0.75, 0.9, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0),
         description="θ/θ_c, ascending.",
     )
-    repeats: int = Field(20, ge=1, le=100_000, description="How often everything is drawn.")
+    repeats: int = Field(40, ge=1, le=100_000, description="How often everything is drawn.")
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -62,11 +62,11 @@ class Transition(Experiment):
         """See :meth:`Experiment.trial`."""
         for name, shape in self.shapes.items():
             base = Base.of(noise(shape, generator))
-            u, vt = spikes(shape, torch.ones(1), generator)
             spectrum = BaseSpectrum.from_values(base.S, shape)
             strengths = torch.tensor(self.strengths, dtype=torch.float64)
             told = predict_spikes(spectrum, strengths, epsilon=EPSILON)
             for i, theta in enumerate(self.strengths):
+                u, vt = spikes(shape, torch.ones(1), generator)
                 top = base.secular((theta * u, vt)).triplets(1)
                 score = float(base.scores(top.u).score)
                 yield {
@@ -97,9 +97,13 @@ class Transition(Experiment):
         figure, axes = _draw.panels(2, 3, note=note)
         measures = [
             ("location", "theory_location", r"largest singular value $s_1/\theta_c$"),
-            ("left_overlap", "theory_left_overlap", r"left overlap $|\langle u,\hat u\rangle|^2$"),
-            ("right_overlap", "theory_right_overlap", r"right $|\langle v,\hat v\rangle|^2$"),
-            ("score", "predicted_score", r"score $\max_i|\langle u_i,\hat u\rangle|$"),
+            (
+                "left_overlap",
+                "theory_left_overlap",
+                r"left overlap $\beta_u = |\langle u, û\rangle|^2$",
+            ),
+            ("right_overlap", "theory_right_overlap", r"right overlap $\beta_v$"),
+            ("score", "predicted_score", r"score $\max_i|\langle u_i, û\rangle|$"),
             ("location_sd", "theory_sd", r"standard deviation of $s_1/\theta_c$"),
             ("new", "predicted_new", "share with score < 0.5"),
         ]

@@ -128,14 +128,13 @@ class Universality(Experiment):
             "false_alarm": ("share of noise matrices", LEVEL),
             "location": (r"$s_1/\theta_c$ with a spike", table.numbers("theory_location")[0]),
             "left_overlap": (
-                r"$|\langle u,\hat u\rangle|^2$", table.numbers("theory_left_overlap")[0],
+                r"left overlap $|\langle u, û\rangle|^2$", table.numbers("theory_left_overlap")[0],
             ),
         }  # fmt: skip
         for panel, (name, (told, theory)) in zip(axes, measures.items(), strict=True):
             bars = name != "false_alarm"
             _draw.points(panel, table, "entries", name, look=0, bars=bars, label="a spike found")
             panel.axhline(theory, color=_draw.GREY, linewidth=1)
-            panel.tick_params(axis="x", rotation=40)
             _draw.labels(panel, "entries", told)
         _draw.points(
             axes[1], table, "entries", "white", look=1, bars=False, label="taken for white"

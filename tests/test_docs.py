@@ -183,3 +183,18 @@ def test_the_readme_quotes_the_stored_speeds():
     assert f"{row['cap_over_torch']:.2f} times" in readme
     assert f"{row['torch_norm_largest']:.3f}" in readme
     assert f"{row['cap_norm_largest'] - 1:.0e}" in readme
+
+
+def test_the_readme_quotes_the_stored_predictions():
+    results = ROOT / "benchmarks/results"
+    stored = json.loads((results / "predicted.json").read_text())["measured"]
+    alarms = json.loads((results / "alarms.json").read_text())["measured"]["rows"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    others = stored["matrices"] - stored["with_intruders"]
+    assert f"of the {stored['with_intruders']} matrices with intruders" in readme
+    assert f"{stored['with_intruders_above']} have a spike above their θ_c" in readme
+    assert f"of the {others} others {stored['without_intruders_above']}." in readme
+    assert f"R² = {stored['encoder']['location_r2']:.2f}, and" in readme
+    assert f"R² = {stored['random_vectors']['location_r2']:.2f} once" in readme
+    rates = [100 * row["fitted"]["0.05"] for row in alarms]
+    assert f"{min(rates):.1f} to {max(rates):.1f} % of pure noise" in readme

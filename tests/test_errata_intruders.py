@@ -176,7 +176,7 @@ def test_B04_the_first_equation_is_the_measure_at_the_spike_not_the_histogram(th
     np.testing.assert_allclose(weights, at_spike, atol=0.02)
     np.testing.assert_allclose(histogram, unspiked, atol=0.01)
     assert np.abs(weights - unspiked).max() > 0.04
-    assert weights[:4].sum() > 0.1  # below zero, where Marčenko–Pastur has nothing
+    assert weights[:4].sum() > 0.1  # below zero, where Marchenko–Pastur has nothing
     assert SpikedSemicircle(theta).pdf(0.3) == pytest.approx(spiked_density(0.3, theta))
 
 

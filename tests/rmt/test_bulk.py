@@ -375,3 +375,27 @@ def test_bad_input_of_an_empirical_bulk():
         fit_edge(values[:, None])
     with pytest.raises(InputError, match=r"at least 12 singular values in a bulk, got 11"):
         Empirical(values, (30, 40), outliers=19)
+
+
+def test_gradients_pass_through_the_root_of_an_empirical_bulk():
+    values = torch.linspace(1, 0.1, 60, dtype=torch.float64) ** 2
+    bulk = Empirical(values, (60, 90))
+
+    def told(theta):
+        found = bulk.spike(theta)
+        return found.location, found.left_overlap, found.right_overlap, found.sd
+
+    theta = torch.tensor([3.0, 1.5], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(told, theta)
+    w = (0.05 * theta).detach().requires_grad_()
+    assert torch.autograd.gradcheck(bulk.inverse_d, w)
+
+
+def test_an_outlier_that_digits_cannot_tell_from_the_edge_is_none():
+    soft = Empirical(torch.linspace(1, 0.1, 60, dtype=torch.float64) ** 2, (60, 90))
+    hard = Empirical(torch.linspace(1, 0.1, 60, dtype=torch.float64), (60, 90))
+    assert hard.threshold == 0
+    for found in (soft.spike(soft.threshold * (1 + 1e-9)), hard.spike(1e-8)):
+        assert (found.separated, found.left_overlap, found.right_overlap) == (False, 0.0, 0.0)
+        assert math.isnan(found.sd)
+    assert hard.spike(0.5).separated

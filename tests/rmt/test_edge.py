@@ -275,3 +275,8 @@ def test_standing_apart_knows_no_unit(scale):
     one, other = separated(values), separated(scale * values)
     assert one[0] == other[0] == 1
     assert other[1] == pytest.approx(one[1], rel=1e-6)
+
+
+def test_a_dozen_values_can_spare_none():
+    values = np.concatenate([[9.0], np.linspace(1, 0.9, 11)])
+    assert fit_bulk(values, (12, 40)).spikes == 0

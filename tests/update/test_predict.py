@@ -15,6 +15,7 @@ from bulkedge.update import (
     Expectation,
     Prediction,
     Secular,
+    balanced,
     budget,
     predict,
     predict_spikes,
@@ -330,3 +331,20 @@ def test_near_the_threshold_a_spike_is_not_announced_as_an_intruder():
         rows = simulated(W0, float(known.fit.threshold * ratios[i]), 60, seed=3)
         low, high = np.quantile(rows[:, 3], [0.25, 0.75])
         assert low - 0.05 < found.left_score[i] < high + 0.05
+
+
+def test_strengths_must_descend():
+    known = spectrum(weights(40, 60, dtype=torch.float64))
+    for theta in (torch.tensor([20.0, 40.0]), torch.tensor(20.0)):
+        with pytest.raises(InputError, match=r"one row of strengths in descending order; sort"):
+            predict_spikes(known, theta)
+
+
+@pytest.mark.parametrize(("m", "copies", "rank"), [(768, 16, 4), (2048, 64, 1)])
+def test_the_rank_of_repeated_columns_is_not_rounding(m, copies, rank):
+    B = weights(m, rank, dtype=torch.float64).repeat(1, copies)
+    A = weights(rank * copies, m, seed=1, dtype=torch.float64)
+    assert balanced(B, A, 1.0, (m, m)).rank == rank
+    tiny = torch.diag(torch.tensor([1.0, 1e-12], dtype=torch.float64))
+    thin = torch.eye(2, m, dtype=torch.float64)
+    assert balanced(thin.mT @ tiny, thin, 1.0, (m, m)).rank == 2

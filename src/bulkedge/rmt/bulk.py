@@ -168,6 +168,9 @@ class Bulk(ABC):
         # below the threshold any value that separates keeps the arithmetic quiet
         above = torch.where(separated, strengths, 2 * self.threshold + self.edge)
         found = self._outlier(above)
+        # so weak a spike that its outlier cannot be told from the edge in these digits is none
+        resolved = found.sd.isfinite() & (found.location > self.edge * (1 + 1e-15))
+        separated = separated & resolved
 
         def where(value: Tensor, otherwise: float) -> Any:
             return leave(torch.where(separated, value, otherwise))
@@ -204,13 +207,20 @@ class Bulk(ABC):
 
     def _locate(self, theta: Tensor) -> Tensor:
         """The root of D(ρ) = 1/θ², by bisection: ρ ≤ b + θ, since norms add up at most."""
-        low, high = torch.full_like(theta, self.edge), self.edge + theta
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            found = self.traces(middle)
-            below = found.left * found.right > theta**-2  # D falls, so the root lies higher
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        with torch.no_grad():
+            low, high = torch.full_like(theta, self.edge), self.edge + theta
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                found = self.traces(middle)
+                below = found.left * found.right > theta**-2  # D falls, so the root lies higher
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            root = (low + high) / 2
+            found = self.traces(root)
+        if not theta.requires_grad:
+            return root
+        # one Newton step from the root, of length zero, carries its derivative by θ
+        slope = found.left_slope * found.right + found.left * found.right_slope
+        return root + (theta**-2 - theta.detach() ** -2) / slope
 
     def _outlier(self, theta: Tensor) -> _Outlier:
         """Location, overlaps and spread of spikes that separate."""

@@ -92,11 +92,15 @@ def fit_bulk(values: Array, shape: tuple[int, int], *, level: float = 0.05) -> B
     Args:
         values: All singular values in descending order, shape ``(min(m, n),)``, at least 12.
         shape: ``(m, n)`` of the matrix.
-        level: Probability that noise alone is said to have a spike.
+        level: Probability that noise alone is said to have a spike, if its entries have the tails
+            of a Gaussian and one variance.  Of heavier tails the largest values stray farther
+            (Student's t with 5 degrees of freedom alarms several times as often); then ask
+            :func:`~bulkedge.rmt.separated`, which knows no variance.
 
     Returns:
         The fit.  ``white`` tells whether the Marchenko–Pastur law describes the values; where it
-        does not, edge, spikes and bulk are empirical.
+        does not, edge, spikes and bulk are empirical.  At most p/8 values can be spikes of a white
+        bulk, p/20 of an empirical one; more are taken for bulk.
 
     Raises:
         InputError: If the number of values does not fit the shape or is below 12, if values are

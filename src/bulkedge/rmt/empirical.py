@@ -109,7 +109,9 @@ def separated(values: Array, *, level: float = 0.05) -> tuple[int, float]:
         2
     """
     found = _descending(values)
-    tests = max(1, len(found) // 20)
+    tests = max(0, min(max(1, len(found) // 20), len(found) - FEWEST))
+    if tests == 0:  # no value can be spared
+        return 0, 1.0
     scores = [_studentised(found[k:]) for k in range(tests)]
     p_values = np.minimum(TracyWidom().sf(np.array(scores)) * tests, 1.0)
     beyond = np.flatnonzero(p_values < level)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 
+ROUNDING = 4.0  # of a product of factors, in √max(m, n)·eps of their norms
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -91,7 +93,9 @@ def balanced(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> Fact
     Q_B, R_B = torch.linalg.qr(scale * B)
     Q_A, R_A = torch.linalg.qr(A.mT)
     X, gamma, Yt = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
-    keep = gamma > torch.finfo(gamma.dtype).eps * gamma[:1].sum()
+    # QR and the product leave rounding of the factors' norms, not only of their product's
+    norms = torch.linalg.vector_norm(R_B) * torch.linalg.vector_norm(R_A)
+    keep = gamma > ROUNDING * max(shape) ** 0.5 * torch.finfo(gamma.dtype).eps * norms
     X, gamma, Y = X[:, keep], gamma[keep], Yt.mT[:, keep]
     root = gamma.sqrt()
     return Factors(Q_B @ X * root, Q_A @ Y * root, gamma)

@@ -15,6 +15,8 @@ with standard Gaussians x and weights
 reaches ε², the paper's criterion, is that of |x_i| < t √((1 − w_i)/w_i) for all i with
 t = ε/√(1 − ε²), once the rest of the sum is taken for its mean: a product of error functions.
 
+The base's own outliers are no part of the bulk: beside one of them, two vectors mix and two values
+repel, which is left out here.
 Where the update's vectors are *not* generic, the exact answer is :class:`~bulkedge.update.Secular`.
 """
 
@@ -214,7 +216,8 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.
         The prediction.
 
     Raises:
-        InputError: If a strength is negative or not finite, or ε is not in (0, 1].
+        InputError: If strengths are not descending, one is negative or not finite, or ε is not in
+            (0, 1].
 
     Example:
         >>> W0 = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
@@ -224,8 +227,10 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.
     """
     if not 0 < epsilon <= 1:
         raise InputError(f"expected 0 < epsilon ≤ 1, got {epsilon}")
+    if theta.ndim != 1 or bool((theta[1:] > theta[:-1]).any()):
+        raise InputError("expected one row of strengths in descending order; sort them first")
     bulk = spectrum.fit.bulk
-    spike = bulk.spike(theta.double())
+    spike = bulk.spike(theta.double().cpu())
     left, right = _component_weights(spectrum, spike)
     others = spectrum.values[: spectrum.fit.spikes]
     place = (others > spike.location[:, None]).sum(1) + torch.arange(len(theta))

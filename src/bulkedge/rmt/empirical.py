@@ -109,7 +109,8 @@ def separated(values: Array, *, level: float = 0.05) -> tuple[int, float]:
         2
     """
     found = _descending(values)
-    tests = max(0, min(max(1, len(found) // 20), len(found) - FEWEST))
+    _count(len(found))
+    tests = min(max(1, len(found) // 20), len(found) - FEWEST)
     if tests == 0:  # no value can be spared
         return 0, 1.0
     scores = [_studentised(found[k:]) for k in range(tests)]

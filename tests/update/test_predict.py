@@ -333,11 +333,11 @@ def test_near_the_threshold_a_spike_is_not_announced_as_an_intruder():
         assert low - 0.05 < found.left_score[i] < high + 0.05
 
 
-def test_strengths_must_descend():
+def test_strengths_come_in_any_order_and_in_one_row():
     known = spectrum(weights(40, 60, dtype=torch.float64))
-    for theta in (torch.tensor([20.0, 40.0]), torch.tensor(20.0)):
-        with pytest.raises(InputError, match=r"one row of strengths in descending order; sort"):
-            predict_spikes(known, theta)
+    assert predict_spikes(known, torch.tensor([20.0, 40.0, 40.0])).place.tolist() == [2, 0, 1]
+    with pytest.raises(InputError, match=r"one row of strengths, got shape \(\)"):
+        predict_spikes(known, torch.tensor(20.0))
 
 
 @pytest.mark.parametrize(("m", "copies", "rank"), [(768, 16, 4), (2048, 64, 1)])

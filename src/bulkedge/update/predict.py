@@ -99,7 +99,7 @@ class BaseSpectrum:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What isotropic spikes are expected to do; r of them, the strongest first.
+    """What isotropic spikes are expected to do; r of them, in the order of ``theta``.
 
     Attributes:
         theta: Strengths, the singular values of the update, shape ``(r,)``.
@@ -209,14 +209,14 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.
 
     Args:
         spectrum: The base.
-        theta: Strengths, descending, shape ``(r,)``.
+        theta: Strengths, shape ``(r,)``, in any order.
         epsilon: The score below which a direction counts as new.
 
     Returns:
         The prediction.
 
     Raises:
-        InputError: If strengths are not descending, one is negative or not finite, or ε is not in
+        InputError: If strengths are not one row, one is negative or not finite, or ε is not in
             (0, 1].
 
     Example:
@@ -227,13 +227,14 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.
     """
     if not 0 < epsilon <= 1:
         raise InputError(f"expected 0 < epsilon ≤ 1, got {epsilon}")
-    if theta.ndim != 1 or bool((theta[1:] > theta[:-1]).any()):
-        raise InputError("expected one row of strengths in descending order; sort them first")
+    if theta.ndim != 1:
+        raise InputError(f"expected one row of strengths, got shape {tuple(theta.shape)}")
     bulk = spectrum.fit.bulk
     spike = bulk.spike(theta.double().cpu())
     left, right = _component_weights(spectrum, spike)
     others = spectrum.values[: spectrum.fit.spikes]
-    place = (others > spike.location[:, None]).sum(1) + torch.arange(len(theta))
+    stronger = spike.theta.argsort(descending=True, stable=True).argsort()
+    place = (others > spike.location[:, None]).sum(1) + stronger
     nothing = torch.where(spike.separated, 0.0, math.nan)
     left_new, right_new = (_chance_below(epsilon, side) + nothing for side in (left, right))
     left_score, right_score = (_median_score(side) + nothing for side in (left, right))

@@ -101,6 +101,12 @@ def test_table_and_verdict(inputs):
     assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"]
     assert lines[1].split()[0] == "a.weight"
     assert lines[1].split()[3:5] == ["0", "1"]
+    (row, _) = json.loads(run("audit", inputs["base"], inputs["found"], "--json").stdout)[
+        "matrices"
+    ]
+    norm = row["spectral_norm_update"]
+    ratios = norm / row["spectral_norm_base"], norm / row["threshold"]
+    assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
     assert lines[-1] == (
         "1 of 10 leading directions are new by the paper's count (score < 0.5), in 1 of 1 "
         "matrices: 0 rotated, 1 intruder; 1 matrices unchanged"

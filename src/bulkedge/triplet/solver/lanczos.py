@@ -102,7 +102,11 @@ class Lanczos:
             if not beta:
                 known, since = (S[:k].clone() if len(S) >= k else None), 0
         u, sigma, v = U[:, :j] @ P[:, :k], S[:k].clone(), V[:, :j] @ Qt[:k].mT
-        residuals = torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0)
+        # both halves: the recurrence makes the first zero, but restarts leave their rounding in it
+        residuals = torch.hypot(
+            torch.linalg.vector_norm(A.matmat(v) - u * sigma, dim=0),
+            torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0),
+        )
         return SingularTriplets(
             sigma,
             u,
@@ -110,7 +114,7 @@ class Lanczos:
             residuals,
             neighbour_gaps(S, k, complete=j == n),
             steps=step,
-            passes=2 * step + 1,
+            passes=2 * step + 2,
             status=Status.CONVERGED if converged else Status.MAX_STEPS,
             near=(S[k:], V[:, :j] @ Qt[k:].mT) if j > k else None,
         )

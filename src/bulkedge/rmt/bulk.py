@@ -164,9 +164,10 @@ class Bulk(ABC):
         strengths, leave = enter(theta)
         if not bool((strengths.isfinite() & (strengths >= 0)).all()):
             raise InputError("expected finite strengths ≥ 0, got a negative one, NaN or infinity")
-        separated = strengths > self.threshold
+        critical = self.threshold
+        separated = strengths > critical
         # below the threshold any value that separates keeps the arithmetic quiet
-        above = torch.where(separated, strengths, 2 * self.threshold + self.edge)
+        above = torch.where(separated, strengths, 2 * critical + self.edge)
         found = self._outlier(above)
         # so weak a spike that its outlier cannot be told from the edge in these digits is none
         resolved = found.sd.isfinite() & (found.location > self.edge * (1 + 1e-15))
@@ -177,7 +178,7 @@ class Bulk(ABC):
 
         return Spike(
             theta=theta,
-            threshold=self.threshold,
+            threshold=critical,
             location=where(found.location, self.edge),
             left_overlap=where(found.left_overlap, 0.0),
             right_overlap=where(found.right_overlap, 0.0),
@@ -215,10 +216,10 @@ class Bulk(ABC):
                 below = found.left * found.right > theta**-2  # D falls, so the root lies higher
                 low, high = torch.where(below, middle, low), torch.where(below, high, middle)
             root = (low + high) / 2
-            found = self.traces(root)
         if not theta.requires_grad:
             return root
         # one Newton step from the root, of length zero, carries its derivative by θ
+        found = self.traces(root)
         slope = found.left_slope * found.right + found.left * found.right_slope
         return root + (theta**-2 - theta.detach() ** -2) / slope
 

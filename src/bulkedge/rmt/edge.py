@@ -196,8 +196,8 @@ def _p_values(
     values: np.ndarray, shape: tuple[int, int], sigma: float, *, first: int, fitted: bool
 ) -> np.ndarray:
     """Chances of the values of rank ``first``, ``first + 1``, … in noise without those before."""
-    before = np.arange(first - 1, first - 1 + len(values))
-    centre, scale = _edge_scales(shape, before)
+    spikes = np.arange(first - 1, first - 1 + len(values))
+    centre, scale = _edge_scales(shape, spikes)
     x = ((values / sigma) ** 2 - centre) / scale
     if not fitted:
         return TracyWidom().sf(x)
@@ -209,11 +209,10 @@ def _p_values(
 
 @dataclass(frozen=True)
 class _White:
-    """The white model's fit: shape, τ, spikes in units t, misfit."""
+    """The white model's fit: shape, τ, misfit."""
 
     shape: tuple[int, int]
     sigma: float
-    spikes: np.ndarray
     misfit: float
 
 
@@ -223,17 +222,15 @@ def _fit_white(values: np.ndarray, shape: tuple[int, int]) -> _White:
     rank = np.arange(count, len(values))
     lower = slice(int((1 - LOWER) * len(rank)), None)
     counts, squares = _expected(shape, np.empty(0))
-    spikes = np.empty(0)
     for _ in range(20 if count < len(values) // MOST else 1):
-        spikes = _strengths(values[:count], shape, sigma)
-        counts, squares = _expected(shape, spikes)
+        counts, squares = _expected(shape, _strengths(values[:count], shape, sigma))
         places = np.interp(rank + 0.5, counts, squares)
         before, sigma = sigma, math.sqrt((values[count:][lower] ** 2).sum() / places[lower].sum())
         if abs(sigma - before) < 1e-7 * sigma:
             break
     expected = np.interp(-((values[count:] / sigma) ** 2), -squares, counts)
     misfit = np.abs(expected - rank - 0.5).max() / len(values)
-    return _White(shape, sigma, spikes, float(misfit))
+    return _White(shape, sigma, float(misfit))
 
 
 def _first_guess(values: np.ndarray, shape: tuple[int, int]) -> tuple[float, int]:

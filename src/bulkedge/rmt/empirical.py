@@ -25,7 +25,7 @@ from ._arrays import Array, enter
 from .bulk import Bulk, Traces, checked_shape
 from .tracy_widom import TracyWidom
 
-# more values see the curvature of the bulk, fewer are noisier: benchmarks/rmt.py measures both
+# more values see the curvature of the bulk, fewer are noisier
 TOP = 16
 FEWEST = 12
 """Values of a bulk without which its edge cannot be told."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from . import _draw
 from ._model import Base, Factors, gaussian, haar, noise
 from ._table import Experiment, Ranks, Row, Table
-from .rank import measure
+from .rank import Rank, measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,13 +29,7 @@ class Scaling(Experiment):
         "scale": "the number in front of B·A",
         "rank": "rank r of the update",
     }
-    measured: ClassVar = {
-        "strongest": "‖ΔW‖₂/θ_c",
-        "effective_rank": "‖ΔW‖_F⁴/Σθ⁴, r for equal spikes",
-        "above": "spikes above θ_c",
-        "outliers": "singular values beyond what noise reaches once in 20 times",
-        "intruders": "of these, those with score < 0.5",
-    }
+    measured: ClassVar = Rank.measured
     predicted: ClassVar = {
         "theory_strongest": "the scale itself, for orthonormal factors",
         "theory_outliers": "r if the scale exceeds θ_c, else 0, for orthonormal factors",

@@ -150,18 +150,24 @@ class Dense(LinearMap):
 
 
 class Widened(Dense):
-    """A matrix of any floating dtype whose products are taken in float64, a tile at a time."""
+    """A matrix of any floating dtype whose products are taken in a wider one, a tile at a time.
+
+    Args:
+        matrix: Shape ``(m, n)``.
+        dtype: The dtype of the products.
+    """
 
     rows = 64  # of a tile: it stays in the cache between conversion and product
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(matrix)
-        self.dtype = torch.float64
+        self.dtype = dtype
 
     def _tiles(self) -> Iterator[Tensor]:
-        """Blocks of rows in float64, each valid until the next: they share one buffer."""
+        """Blocks of rows in the wider dtype, each valid until the next: they share one buffer."""
         rows = self.matrix.detach().split(self.rows)
-        buffer = torch.empty_like(rows[0], dtype=torch.float64)  # a fresh one each would cost more
+        # a fresh one each would cost more
+        buffer = torch.empty_like(rows[0], dtype=self.dtype)
         for tile in rows:
             yield buffer[: len(tile)].copy_(tile)
 
@@ -177,11 +183,15 @@ class Widened(Dense):
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
-        return self.matrix.double()
+        return self.matrix.to(self.dtype)
 
     def with_tensors(self, *tensors: Tensor) -> Widened:
         """See :meth:`LinearMap.with_tensors`."""
-        return Widened(*tensors)
+        return Widened(*tensors, dtype=self.dtype)
+
+    def widened(self) -> LinearMap:
+        """See :meth:`LinearMap.widened`."""
+        return Widened(self.matrix)
 
 
 class LowRank(LinearMap):

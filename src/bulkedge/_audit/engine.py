@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from bulkedge._errors import BulkedgeError
 
@@ -44,7 +45,8 @@ def compute_rows(
     # the largest first, so that no worker is left alone with it at the end
     order = sorted(range(len(comparisons)), key=lambda i: -comparisons[i].base.size)
     try:
-        futures = {pool.submit(audit_matrix, comparisons[i], recipe): i for i in order}
+        with _interrupts_held():  # submitting starts the workers
+            futures = {pool.submit(audit_matrix, comparisons[i], recipe): i for i in order}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
@@ -55,6 +57,22 @@ def compute_rows(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, here for a moment, in the processes begun meanwhile until they are settled.
+
+    A signal mask is inherited; without it a worker interrupted while it imports prints a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _settle_worker() -> None:
     """One thread, since parallel work is the pool's; and Ctrl-C ends a worker without a word."""
     import torch
@@ -62,3 +80,5 @@ def _settle_worker() -> None:
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # what has come meanwhile ends this worker now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -6,15 +6,12 @@ the number of workers that computed it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from bulkedge._errors import BulkedgeError
-from bulkedge._linmap import Dense, LinearMap, LowRank, Sum
-from bulkedge.checkpoint import LoraFactors, TensorInfo, read_tensor
+from bulkedge._linmap import LinearMap, LowRank
 from bulkedge.intruder import Scores, base_vectors, scores, verdict
 from bulkedge.triplet import (
     BlockKrylov,
@@ -26,6 +23,7 @@ from bulkedge.triplet import (
 )
 from bulkedge.update import BaseSpectrum, Factors, balanced
 
+from .load import Pair, load
 from .plan import Comparison
 from .recipe import Recipe
 from .record import Direction, Matrix
@@ -59,68 +57,6 @@ def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
         return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A base matrix and its update in the working precision, as ``(out, in)``.
-
-    Attributes:
-        base: W0.
-        replaced: The full tensor that stands in its place, if any.
-        factors: The low-rank update on top, if any.
-    """
-
-    base: Tensor
-    replaced: Tensor | None
-    factors: LowRank | None
-
-    @property
-    def tuned(self) -> LinearMap:
-        """``W = (replaced or base) + s·B·A``, not formed."""
-        dense = Dense(self.base if self.replaced is None else self.replaced)
-        return Sum([dense, self.factors]) if self.factors else dense
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that was read, under the names of a message."""
-        parts = {"base": self.base, "tuned": self.replaced}
-        if self.factors:
-            parts |= {"A": self.factors.A, "B": self.factors.B}
-        return {name: tensor for name, tensor in parts.items() if tensor is not None}
-
-
-def load(comparison: Comparison, device: torch.device) -> Pair:
-    """Read the tensors of one comparison.
-
-    Args:
-        comparison: What to read.
-        device: Where to put it.
-
-    Returns:
-        The pair.
-
-    Raises:
-        CheckpointError: If a tensor cannot be read.
-    """
-
-    def matrix(info: TensorInfo) -> Tensor:
-        stored = read_tensor(info).to(device, DTYPE)
-        return stored.mT if comparison.transposed else stored
-
-    base = matrix(comparison.base)
-    replaced = matrix(comparison.tuned) if comparison.tuned else None
-    if replaced is not None and torch.equal(replaced, base):
-        replaced = None  # PEFT stores the base of an adapted embedding once more
-    factors = _load_factors(comparison.factors, device) if comparison.factors else None
-    return Pair(base, replaced, factors)
-
-
-def _load_factors(factors: LoraFactors, device: torch.device) -> LowRank:
-    """The factors as a map of the shape of the weight."""
-    A = read_tensor(factors.A).to(device, DTYPE)
-    B = read_tensor(factors.B).to(device, DTYPE)
-    return LowRank(A.mT, B.mT, factors.scale) if factors.embedding else LowRank(B, A, factors.scale)
-
-
 def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     """Load, look for the easy ends, else solve and judge."""
     pair = load(comparison, torch.device(recipe.device))
@@ -129,11 +65,12 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     norm_update = _update_norm(pair, recipe)
     if norm_update == 0:
         return _row(comparison, "unchanged")
-    triplets = _solve(pair.tuned, min(recipe.top_k, *pair.base.shape), recipe, TRIPLETS)
-    base = pair.base
+    tuned = pair.tuned_map(DTYPE)
+    triplets = _solve(tuned, min(recipe.top_k, *pair.base.shape), recipe, TRIPLETS)
+    base = pair.base.to(DTYPE)
     low_rank = pair.replaced is None
-    update = _balanced(pair.factors) if low_rank and pair.factors else None
-    del pair  # the SVD of the base is the peak of memory: let the rest go first
+    update = _balanced(pair.low_rank) if pair.low_rank else None
+    del pair, tuned  # the SVD of the base is the peak of memory: let the rest go first
     U, S, V = thin_svd(base)
     directions = []
     for side in recipe.sides:
@@ -190,12 +127,10 @@ def _not_finite(pair: Pair) -> str | None:
 
 def _update_norm(pair: Pair, recipe: Recipe) -> float:
     """``‖W − W0‖₂``."""
-    if pair.replaced is None:
-        return float(pair.factors.singular_values()[0]) if pair.factors else 0.0
-    update: LinearMap = Dense(pair.replaced - pair.base)
-    if pair.factors:
-        update = Sum([update, pair.factors])
-    return float(_solve(update, 1, recipe, NORM).sigma[0])
+    if pair.low_rank is not None:
+        return float(pair.low_rank.singular_values()[0])
+    update = pair.update_map(DTYPE)
+    return 0.0 if update is None else float(_solve(update, 1, recipe, NORM).sigma[0])
 
 
 def _solve(A: LinearMap, k: int, recipe: Recipe, solver: BlockKrylov) -> SingularTriplets:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from bulkedge import CheckpointError
+from bulkedge import CheckpointError, InputError
 from bulkedge.checkpoint import read_header
 from bulkedge.checkpoint.header import BITS
 from helpers import raw_safetensors, save, weights
@@ -27,6 +27,11 @@ HOSTILE = {
     "not_json": (b"{]", b"", "not valid JSON"),
     "not_utf8": (b'{"\xff": 1}', b"", "not valid JSON"),
     "deep": (b'{"a":' * 100_000, b"", "not valid JSON"),
+    "space": (b" {}", b"", "must begin with {"),
+    "utf16": ('{"a":1}'.encode("utf-16"), b"", "must begin with {"),
+    "byte_order_mark": (b"\xef\xbb\xbf{}", b"", "must begin with {"),
+    "huge_number": (b'{"w": ' + b"9" * 5000 + b"}", b"", "not valid JSON"),
+    "not_a_number": (b'{"w": NaN}', b"", "expected dtype, shape and data_offsets"),
     "list": ([], b"", "not a JSON object"),
     "metadata": ({"__metadata__": {"a": 1}}, b"", "__metadata__"),
     "entry": ({"w": 3}, EIGHT, "expected dtype, shape and data_offsets"),
@@ -34,6 +39,8 @@ HOSTILE = {
     "dtype": (entry(dtype="F31"), EIGHT, "unknown dtype 'F31'"),
     "dtype_list": (entry(dtype=["F32"]), EIGHT, "unknown dtype"),
     "negative": (entry(shape=[-2]), EIGHT, "bad shape"),
+    "negative_offset": (entry(data_offsets=[-8, 0]), EIGHT, "bad data_offsets"),
+    "more_than_64_bits": (entry(shape=[2**63, 0]), b"", "bad shape"),
     "float_shape": (entry(shape=[2.0]), EIGHT, "bad shape"),
     "bool_shape": (entry(shape=[True, 2]), EIGHT, "bad shape"),
     "many_dims": (entry(shape=[1] * 8 + [2]), EIGHT, "bad shape"),
@@ -42,6 +49,16 @@ HOSTILE = {
     "three_offsets": (entry(data_offsets=[0, 8, 8]), EIGHT, "bad data_offsets"),
     "hole": (entry(data_offsets=[8, 16]), EIGHT * 2, "hole at byte 0"),
     "overlap": ({"a": GOOD, "b": GOOD}, EIGHT, "overlap"),
+    "part_overlap": (
+        {"a": GOOD, "b": GOOD | {"data_offsets": [4, 12]}},
+        EIGHT + b"\0" * 4,
+        "overlap .* byte 4",
+    ),
+    "empty_inside": (
+        {"a": GOOD, "b": {"dtype": "U8", "shape": [0], "data_offsets": [5, 5]}},
+        EIGHT,
+        "overlap",
+    ),
     "trailing": (entry(), EIGHT * 2, "describes 8 bytes of tensors, the file has 16"),
     "truncated": (entry(), b"\0" * 4, "describes 8 bytes of tensors, the file has 4"),
     "long_name": ({"n" * 1025: GOOD}, EIGHT, "1025 characters"),
@@ -60,6 +77,12 @@ def test_hostile_header(case, tmp_path):
     assert "\x1b" not in str(caught.value)
 
 
+def test_duplicate_fields(tmp_path):
+    text = b'{"w": {"dtype": "U8", "dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+    with pytest.raises(CheckpointError, match="duplicate key 'dtype'"):
+        read_header(raw_safetensors(tmp_path / "x.safetensors", text, EIGHT))
+
+
 def test_duplicate_keys_which_the_library_takes_silently(tmp_path):
     text = f'{{"w": {json.dumps(GOOD)}, "w": {json.dumps(GOOD)}}}'.encode()
     with pytest.raises(CheckpointError, match="duplicate key 'w'"):
@@ -75,9 +98,22 @@ def test_short_files(content, tmp_path):
 
 
 def test_header_length_is_capped_before_reading(tmp_path, monkeypatch):
+    """A file of 25 MB of zeros behind the length: refused for its size, so not parsed."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", 25 * 2**20 + 1))
+    os.truncate(path, 26 * 2**20 + 8)
+    with pytest.raises(CheckpointError, match=r"exceeds 26214400 \(BULKEDGE_MAX_HEADER_MB raises"):
+        read_header(path)
+    monkeypatch.setenv("BULKEDGE_MAX_HEADER_MB", "26")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("value", ["", "0", "101", "-1", "2.5", "x", "9" * 5000, "²"])
+def test_the_cap_is_a_number_of_megabytes(value, tmp_path, monkeypatch):
+    monkeypatch.setenv("BULKEDGE_MAX_HEADER_MB", value)
     path = save(tmp_path / "x.safetensors", {"w": weights(2, 2)})
-    monkeypatch.setattr("bulkedge.checkpoint.header.MAX_HEADER_BYTES", 10)
-    with pytest.raises(CheckpointError, match="exceeds 10"):
+    with pytest.raises(InputError, match=r"expected BULKEDGE_MAX_HEADER_MB from 1 to 100, got '"):
         read_header(path)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from bulkedge import CheckpointError
 from bulkedge.checkpoint import is_adapter, open_checkpoint, read_tensor
-from helpers import save, weights
+from helpers import raw_safetensors, save, weights
 
 TENSORS = {"a.weight": weights(4, 3), "b.weight": weights(5, 2, seed=1)}
 
@@ -117,6 +117,10 @@ INDEXES = {
     "parent": ({"a.weight": "../model-0.safetensors"}, "must be a .safetensors file beside"),
     "windows": ({"a.weight": "C:\\model.safetensors"}, "must be a .safetensors file beside"),
     "nul": ({"a.weight": "a\0.safetensors"}, "must be a .safetensors file beside"),
+    "long": ({"a.weight": "x" * 5000 + ".safetensors"}, "must be a .safetensors file beside"),
+    "dots": ({"a.weight": ".."}, "must be a .safetensors file beside"),
+    "newline": ({"a.weight": "a\n.safetensors"}, "must be a .safetensors file beside"),
+    "surrogate": ({"a.weight": "\ud800.safetensors"}, "must be a .safetensors file beside"),
     "number": ({"a.weight": 3}, "must be a .safetensors file beside"),
     "pickle": ({"a.weight": "model.bin"}, "must be a .safetensors file beside"),
     "missing_shard": ({"a.weight": "model-9.safetensors"}, "1 of 1 shards missing, first 'model-9"),
@@ -130,6 +134,22 @@ INDEXES = {
 }
 
 
+def test_an_index_that_says_a_thing_twice(tmp_path):
+    folder = sharded(tmp_path / "m")
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
+    with pytest.raises(CheckpointError, match="duplicate key 'a'"):
+        open_checkpoint(folder)
+
+
+def test_what_torch_cannot_hold_is_an_error_of_ours(tmp_path):
+    path = tmp_path / "x.safetensors"
+    header = {"w": {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}}
+    info = open_checkpoint(raw_safetensors(path, header, b"\0" * 8)).tensors["w"]
+    with pytest.raises(CheckpointError, match=r"is F4 \(16,\) too much for torch"):
+        read_tensor(info)
+
+
 @pytest.mark.parametrize("case", INDEXES)
 def test_hostile_index(case, tmp_path):
     weight_map, message = INDEXES[case]
@@ -139,7 +159,16 @@ def test_hostile_index(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("[]", "expected a JSON object, got list"), ("{", "not valid JSON")]
+    ("text", "message"),
+    [
+        ("[]", "expected a JSON object, got list"),
+        ("{", "not valid JSON"),
+        ('{"a": 1, "a": 2}', "not valid JSON .duplicate key 'a'"),
+        ('{"a": {"b": 1, "b": 1}}', "not valid JSON .duplicate key 'b'"),
+        ('{"a": ' * 100_000, "not valid JSON .nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
+    ],
+    ids=["list", "cut", "duplicate", "duplicate_below", "deep", "long_number"],
 )
 def test_config_that_is_not_an_object(text, message, tmp_path):
     save(tmp_path / "model.safetensors", TENSORS)
@@ -150,9 +179,10 @@ def test_config_that_is_not_an_object(text, message, tmp_path):
 
 def test_config_of_absurd_size(tmp_path, monkeypatch):
     save(tmp_path / "model.safetensors", TENSORS)
-    (tmp_path / "config.json").write_text('{"a": 1}')
-    monkeypatch.setattr("bulkedge.checkpoint.read.MAX_JSON_BYTES", 4)
-    with pytest.raises(CheckpointError, match="larger than 4 bytes"):
+    (tmp_path / "config.json").write_text('{"a": "' + "x" * 2**20 + '"}')
+    assert len(open_checkpoint(tmp_path).config["a"]) == 2**20
+    monkeypatch.setenv("BULKEDGE_MAX_HEADER_MB", "1")
+    with pytest.raises(CheckpointError, match=r"larger than 1048576 bytes; .*BULKEDGE_MAX_HEADER"):
         open_checkpoint(tmp_path)
 
 

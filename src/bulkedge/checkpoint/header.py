@@ -3,6 +3,8 @@
 The safetensors format is eight bytes of header length, a JSON object,
 and the tensors' bytes.  Checkpoints are shared between strangers, so everything is checked before
 anything is used: sizes before reading, types, duplicate keys, and that the tensors tile the file.
+Parsed JSON takes up to some thirty times the memory of its text, so the text is capped: at 25 MB,
+or as many as ``BULKEDGE_MAX_HEADER_MB`` says, up to the 100 MB that the safetensors library takes.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bulkedge._errors import CheckpointError
+from bulkedge._errors import CheckpointError, InputError
 
-MAX_HEADER_BYTES = 100 * 2**20
+MEGABYTE = 2**20
+MAX_JSON_MEGABYTES, MAX_LIBRARY_MEGABYTES = 25, 100
+CAP_VARIABLE = "BULKEDGE_MAX_HEADER_MB"
 MAX_NAME_LENGTH = 1024
 MAX_DIMENSIONS = 8
 
@@ -78,7 +82,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         ``{name: info}`` in file order, and the ``__metadata__`` strings.
 
     Raises:
-        CheckpointError: If it is not a regular file, or its header is damaged or hostile.
+        CheckpointError: If it is not a regular file, or its header is damaged, hostile or larger
+            than the cap.
     """
     try:
         text, data_size = _read_bytes(path)
@@ -100,6 +105,41 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return infos, metadata
 
 
+def json_cap() -> int:
+    """How many bytes of JSON are read from one file.
+
+    Returns:
+        25 MB, or what the environment allows.
+
+    Raises:
+        InputError: If the environment says no number of megabytes from 1 to 100.
+    """
+    text = os.environ.get(CAP_VARIABLE, str(MAX_JSON_MEGABYTES))
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_LIBRARY_MEGABYTES):
+        raise InputError(
+            f"expected {CAP_VARIABLE} from 1 to {MAX_LIBRARY_MEGABYTES}, got {text!r:.40}; mend it"
+        )
+    return int(text) * MEGABYTE
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON as UTF-8 without duplicate keys, of which every reader would take another.
+
+    Args:
+        text: What a file holds.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: If it is anything else, or nested too deeply.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
     """Open a file that is a file: no pipe to wait for, no device to drink from.
 
@@ -112,8 +152,10 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
     Raises:
         OSError: If it cannot be opened, or is not a regular file.
     """
-    # O_NONBLOCK: opening a FIFO must come to the check below, not wait for a writer
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    # O_NONBLOCK: opening a FIFO must come to the check below, not wait for a writer; O_NOCTTY: a
+    # terminal must not become ours
+    quietly = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | quietly)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -131,16 +173,20 @@ def _read_bytes(path: Path) -> tuple[bytes, int]:
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or not 2 <= length <= size - 8:
             raise _DamagedError(f"{size} bytes, truncated or not safetensors")
-        if length > MAX_HEADER_BYTES:
-            raise _DamagedError(f"header of {length} bytes exceeds {MAX_HEADER_BYTES}")
+        if length > (cap := json_cap()):
+            raise _DamagedError(
+                f"header of {length} bytes exceeds {cap} ({CAP_VARIABLE} raises that)"
+            )
         return file.read(length), size - 8 - length
 
 
 def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensor entries and metadata from the JSON text."""
+    if text[:1] not in (b"{", b"["):  # the format allows no space in front
+        raise _DamagedError("header is not valid JSON (it must begin with {)")
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text)
+    except ValueError as error:
         raise _DamagedError(f"header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise _DamagedError("header is not a JSON object")

@@ -7,7 +7,6 @@ process when the file shrinks.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from bulkedge._errors import CheckpointError
 
-from .header import TensorInfo, open_regular, read_header
+from .header import CAP_VARIABLE, TensorInfo, json_cap, open_regular, parse_json, read_header
 
 if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` stays quick
     from torch import Tensor
 
-MAX_JSON_BYTES = 100 * 2**20
+MAX_FILE_NAME_BYTES = 255
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -84,17 +83,26 @@ def read_tensor(info: TensorInfo) -> Tensor:
         The tensor.
 
     Raises:
-        CheckpointError: If the file has changed or cannot be read any more.
+        CheckpointError: If the file has changed, cannot be read any more, or holds what torch
+            cannot.
     """
     import safetensors
 
     try:
         with safetensors.safe_open(info.file, framework="pt", backend="pread") as file:
             tensor = file.get_tensor(info.name)
-    except (OSError, safetensors.SafetensorError, MemoryError) as error:
+    # torch's own refusals, of a dtype or of a size, are RuntimeError, TypeError or ValueError
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(
-            f"{info.file}: tensor {info.name!r} cannot be read ({error}); was the file changed "
-            "meanwhile?"
+            f"{info.file}: tensor {info.name!r} cannot be read ({error or type(error).__name__}); "
+            f"was the file changed meanwhile, or is {info.dtype} {info.shape} too much for torch?"
         ) from None
     if tuple(tensor.shape) != info.shape:
         raise CheckpointError(
@@ -116,17 +124,20 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is too large, unreadable, or not one JSON object.
     """
+    cap = json_cap()
     try:
         file, _ = open_regular(path)
         with file:
-            text = file.read(MAX_JSON_BYTES + 1)
+            text = file.read(cap + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(text) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes; is it a config?")
+    if len(text) > cap:
+        raise CheckpointError(
+            f"{path}: larger than {cap} bytes; is it a config? ({CAP_VARIABLE} raises that)"
+        )
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
@@ -225,7 +236,7 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
                 "file beside the index"
             )
     files = tuple(folder / shard for shard in sorted(set(weight_map.values())))
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [file.name for file in files if not os.path.isfile(file)]:
         raise CheckpointError(
             f"{index}: {len(missing)} of {len(files)} shards missing, first {missing[0]!r}; "
             "finish the download"
@@ -250,4 +261,5 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
 
 def _is_plain_file_name(name: str) -> bool:
     """A name without any path in it, for any operating system."""
-    return name.endswith(".safetensors") and name.isprintable() and not set("/\\:") & set(name)
+    plain = name.isprintable() and not set("/\\:") & set(name)
+    return plain and name.endswith(".safetensors") and len(name.encode()) <= MAX_FILE_NAME_BYTES

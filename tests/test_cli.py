@@ -281,14 +281,14 @@ def test_a_path_that_is_no_text(inputs, tmp_path):
 
 def test_a_record_that_cannot_be_written(inputs, tmp_path, monkeypatch):
     from bulkedge import OutputError
-    from bulkedge.cli import _write
+    from bulkedge.cli._output import write
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OutputError, match=r"cannot be written .No space left"):
-        _write(tmp_path / "out/record.json", "{}")
+        write(tmp_path / "out/record.json", "{}")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -1,0 +1,57 @@
+"""The command line: parse, one library call, show.  Exit 0 clean, 1 findings, 2 failure.
+
+Data goes to stdout, progress and messages to stderr.  Nothing heavier than click is imported until
+a command needs it, so that ``bulkedge --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import click
+
+from bulkedge import __version__
+from bulkedge._errors import BulkedgeError, printable
+
+from ._audit import audit
+from ._inspect import inspect
+from ._output import FAILURE, INTERRUPTED
+from ._simulate import simulate
+
+__all__ = ["audit", "cli", "inspect", "main", "simulate"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bulkedge")
+def cli() -> None:
+    """Spectral instruments for neural-network weights."""
+
+
+for command in (audit, inspect, simulate):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; whatever goes wrong becomes one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show σ gets an escape
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(FAILURE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BulkedgeError as error:
+        click.echo(f"bulkedge: {printable(str(error))}", err=True)
+        sys.exit(FAILURE)
+    except Exception as error:  # Python's own exit code would be 1, which here means findings
+        if "BULKEDGE_TRACEBACK" in os.environ:
+            raise
+        what = printable(f"{type(error).__name__}: {error}")
+        click.echo(f"bulkedge: {what}; set BULKEDGE_TRACEBACK=1 to see where", err=True)
+        sys.exit(FAILURE)

@@ -1,3 +1,4 @@
+import csv
 import io
 
 import pytest
@@ -75,6 +76,69 @@ def test_both_sides_are_told_apart(record):
     recipe = record.recipe.model_copy(update={"side": "both"})
     both = record.model_copy(update={"recipe": recipe})
     assert "intruder (left 45, right 0)" in report.verdict_line(both)
+
+
+def csv_rows(record):
+    return list(csv.DictReader(io.StringIO(report.to_csv(record))))
+
+
+def test_csv_has_every_direction_and_every_field(record):
+    rows = csv_rows(record)
+    expected = [(m, d) for m in record.matrices for d in m.directions]
+    assert len(rows) == len(expected) == 90
+    for row, (matrix, direction) in zip(rows, expected, strict=True):
+        assert (row["matrix"], row["tuned_name"]) == (matrix.name, matrix.tuned_name)
+        assert (row["status"], float(row["threshold"])) == ("audited", matrix.threshold)
+        for field, value in direction.model_dump(mode="json").items():
+            if isinstance(value, float):
+                assert float(row[field]) == value
+            else:
+                assert row[field] == ("" if value is None else str(value))
+
+
+def test_csv_tells_what_was_not_judged(record):
+    broken = record.matrices[0].model_copy(
+        update={"status": "failed", "directions": [], "threshold": None, "note": "oh, no\nno"}
+    )
+    lost = report.Skipped(name="x.lora_A", reason="DoRA", lost=True)
+    skipped = [*record.skipped, lost]
+    rows = csv_rows(record.model_copy(update={"matrices": [broken], "skipped": skipped}))
+    assert [(r["matrix"], r["tuned_name"], r["status"], r["note"]) for r in rows] == [
+        (broken.name, broken.tuned_name, "failed", r"oh, no\nno"),
+        ("", "x.lora_A", "lost", "DoRA"),
+    ]
+    assert {row[field] for row in rows for field in ("score", "side", "verdict")} == {""}
+
+
+HOSTILE = {
+    "=cmd|'/c calc'!A1": "'=cmd|'/c calc'!A1",
+    "+1": "'+1",
+    "-1": "'-1",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\t=1": r"'\t=1",
+    "\r=1": r"'\r=1",
+    "\n=1": r"'\n=1",
+    "＝1": "'＝1",
+    'a","=1': 'a","=1',
+    "a;=1": "a;=1",
+    "a\r\n=1,2": r"a\r\n=1,2",
+    "a\x1b[31m\u202e\0": r"a\x1b[31m\u202e\x00",
+    "größe.weight": "größe.weight",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_csv_cells_of_hostile_names_stay_text(name, record):
+    matrix = record.matrices[0].model_copy(update={"name": name, "tuned_name": name})
+    lost = report.Skipped(name=name, reason=name, lost=True)
+    changed = record.model_copy(update={"matrices": [matrix], "skipped": [lost]})
+    text = report.to_csv(changed)
+    assert len(text.splitlines()) == 1 + len(matrix.directions) + 1
+    *rows, last = csv_rows(changed)
+    cells = [row[field] for row in rows for field in ("matrix", "tuned_name")]
+    assert {*cells, last["tuned_name"], last["note"]} == {HOSTILE[name]}
+    assert all(line.startswith('"') for line in text.splitlines())
 
 
 @pytest.mark.parametrize(

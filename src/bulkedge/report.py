@@ -1,24 +1,32 @@
-"""A record in a terminal: a table of what was found, and the verdict in one line.
+"""A record in a terminal, a table of what was found and the verdict in one line; and as CSV.
 
-Names come out of files that strangers made: they are cleaned of control characters and passed to
-rich as plain ``Text``, never as markup.
+Names come out of files that strangers made: they are cleaned of control characters, passed to
+rich as plain ``Text``, never as markup, and to a spreadsheet as text, never as a formula.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from enum import Enum
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ._audit import Matrix, Record, Skipped
+from ._audit.record import Direction
 from ._errors import printable
 from .intruder import COUNTED, Verdict
 
 MAX_ROWS = 40
+# what makes a cell a formula, also where tabs or full-width signs are taken for it
+FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
+OF_MATRIX = ("status", "spectral_norm_base", "spectral_norm_update", "threshold", "note")
+OF_DIRECTION = tuple(Direction.model_fields)
 
 
 def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
@@ -143,6 +151,47 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
         count = f"{len(rows)}, such as " if len(rows) > 1 else ""
         lines.append(f"{done}: {count}{first.name}: {first.reason}")
     return lines
+
+
+def to_csv(record: Record) -> str:
+    """One row a direction; what could not be judged has a row too, without a direction.
+
+    Args:
+        record: What to write.
+
+    Returns:
+        CSV with a header: ``matrix``, ``tuned_name``, ``status``, every field of a direction, then
+        norms, threshold and note of its matrix.  ``status`` is the matrix's, or ``lost``.
+    """
+    text = io.StringIO()
+    # quotes around all text: another program may take semicolons for the end of a cell
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(["matrix", "tuned_name", OF_MATRIX[0], *OF_DIRECTION, *OF_MATRIX[1:]])
+    for row in _csv_rows(record):
+        writer.writerow([_cell(value) for value in row])
+    return text.getvalue()
+
+
+def _csv_rows(record: Record) -> Iterator[list[object]]:
+    """The values of each row."""
+    for matrix in record.matrices:
+        status, *rest = (getattr(matrix, name) for name in OF_MATRIX)
+        for found in matrix.directions or [None]:
+            direction = [getattr(found, name, None) for name in OF_DIRECTION]
+            yield [matrix.name, matrix.tuned_name, status, *direction, *rest]
+    for row in record.skipped:
+        if row.lost:
+            nothing = [None] * (len(OF_DIRECTION) + len(OF_MATRIX) - 2)
+            yield ["", row.name, "lost", *nothing, row.reason]
+
+
+def _cell(value: object) -> object:
+    """A number as it is; text that no program takes for anything else."""
+    if isinstance(value, Enum):
+        value = value.value
+    if not isinstance(value, str):
+        return "" if value is None else value
+    return ("'" if value.startswith(FORMULA_SIGNS) else "") + printable(value)
 
 
 def _print(console: Console, text: str) -> None:

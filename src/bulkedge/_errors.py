@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+MAX_PROBLEMS = 10
+
+
 class BulkedgeError(Exception):
     """Base class of all errors of this package."""
 
@@ -93,16 +96,19 @@ def printable(text: str) -> str:
 
 
 def problems(error: ValidationError) -> str:
-    """Everything that a validation found, on one line.
+    """What a validation found, on one line.
 
     Args:
         error: From pydantic.
 
     Returns:
-        ``field: what is wrong, got value`` for each, separated by semicolons.
+        ``field: what is wrong, got value`` for each, separated by semicolons; the first ten.
     """
     # reprlib stops early, where repr would write out a value built to be endless
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {reprlib.repr(e['input'])}"
-        for e in error.errors()
-    )
+    found = error.errors()
+    told = [
+        f"{'.'.join(map(str, e['loc'])):.100}: {e['msg']:.200}, got {reprlib.repr(e['input'])}"
+        for e in found[:MAX_PROBLEMS]
+    ]
+    more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
+    return "; ".join(told + more)

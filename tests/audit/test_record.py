@@ -102,6 +102,12 @@ def test_bad_recipes_name_every_problem_at_once():
         assert part in text
 
 
+def test_the_message_on_a_thousand_problems_has_ten():
+    with pytest.raises(RecipeError, match="; and 991 more") as caught:
+        make_recipe({f"field{i}" + "x" * 1000: i for i in range(1001)})
+    assert len(str(caught.value)) < 4000
+
+
 def test_a_value_built_to_be_endless_is_not_written_out(tmp_path):
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
     (tmp_path / "r.yaml").write_text("\n".join([*lines, "top_k: *a39"]))

@@ -134,6 +134,13 @@ INDEXES = {
 }
 
 
+def test_a_message_does_not_repeat_megabytes(tmp_path):
+    folder = sharded(tmp_path / "m", {"n" * 10**6: "s" * 10**6})
+    with pytest.raises(CheckpointError, match=r"must be a \.safetensors file") as caught:
+        open_checkpoint(folder)
+    assert len(str(caught.value)) < 1000
+
+
 def test_an_index_that_says_a_thing_twice(tmp_path):
     folder = sharded(tmp_path / "m")
     index = folder / "model.safetensors.index.json"

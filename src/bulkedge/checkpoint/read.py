@@ -232,8 +232,8 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_plain_file_name(shard):
             raise CheckpointError(
-                f"{index}: tensor {name!r} points to {shard!r}; a shard must be a .safetensors "
-                "file beside the index"
+                f"{index}: tensor {name!r:.100} points to {shard!r:.100}; a shard must be "
+                "a .safetensors file beside the index"
             )
     files = tuple(folder / shard for shard in sorted(set(weight_map.values())))
     if missing := [file.name for file in files if not os.path.isfile(file)]:
@@ -248,12 +248,12 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
             if weight_map.get(name) != file.name:
                 raise CheckpointError(
                     f"{index}: tensor {name!r} lies in {file.name!r}, the index says "
-                    f"{weight_map.get(name)!r}; the folder mixes two checkpoints"
+                    f"{weight_map.get(name)!r:.100}; the folder mixes two checkpoints"
                 )
             tensors[name] = info
     if absent := [name for name in weight_map if name not in tensors]:
         raise CheckpointError(
-            f"{index}: tensor {absent[0]!r} is not in {weight_map[absent[0]]!r}; "
+            f"{index}: tensor {absent[0]!r:.100} is not in {weight_map[absent[0]]!r}; "
             "the folder mixes two checkpoints"
         )
     return Checkpoint(path, "sharded", files, tensors, _read_config(folder))

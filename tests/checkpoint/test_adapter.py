@@ -78,6 +78,10 @@ CASES = {
 }
 
 
+def tuned_weight(pair):
+    return pair.tuned_map(torch.float64).to_dense()
+
+
 def trained(make, config):
     """A PEFT model with random factors, and random values in its trained full tensors."""
     torch.manual_seed(0)
@@ -128,7 +132,7 @@ def test_tuned_weights_are_those_that_peft_merges(case, layout, tmp_path):
     assert plan.comparisons
     for comparison in plan.comparisons:
         pair = load(comparison, CPU)
-        W = pair.tuned.to_dense()
+        W = tuned_weight(pair)
         stored = merged[comparison.tuned_name].double()
         expected = stored.mT if comparison.transposed else stored
         torch.testing.assert_close(W, expected, rtol=1e-5, atol=1e-5)
@@ -141,7 +145,7 @@ def test_tuned_weights_are_those_that_peft_merges(case, layout, tmp_path):
     for comparison in plan.comparisons:
         factors = comparison.factors
         used |= {info.name for info in (factors.A, factors.B)} if factors else set()
-        used |= {comparison.tuned.name} if comparison.tuned else set()
+        used |= {comparison.tuned.info.name} if comparison.tuned else set()
     assert keys - used == {row.name for row in plan.skipped}
 
 
@@ -152,7 +156,7 @@ def test_conv1d_is_judged_as_the_layer_acts(tmp_path):
     square = next(c for c in plan.comparisons if c.base.name.endswith("attn.c_proj.weight"))
     pair = load(square, CPU)
     B = pair.factors.B
-    left = torch.linalg.qr(pair.tuned.to_dense() - pair.base).Q[:, :4]
+    left = torch.linalg.qr(tuned_weight(pair) - pair.base).Q[:, :4]
     torch.testing.assert_close(left @ left.T @ B, B)  # left vectors lie on the output side
 
 
@@ -168,7 +172,7 @@ def test_the_flag_of_the_last_layer_is_not_that_of_all(targets, flag, tmp_path):
         for comparison in make_plan(named, adapter, Recipe()).comparisons:
             stored = merged[comparison.tuned_name].double()
             expected = stored.mT if comparison.transposed else stored
-            W = load(comparison, CPU).tuned.to_dense()
+            W = tuned_weight(load(comparison, CPU))
             torch.testing.assert_close(W, expected, rtol=1e-5, atol=1e-5)
             assert comparison.transposed == ("lm_head" not in comparison.tuned_name)
 
@@ -269,7 +273,7 @@ def test_a_replaced_base_layer_carries_the_update_on_top(base, tmp_path):
     tensors = keys() | {"base_model.model.layers.0.q.base_layer.weight": new}
     (comparison,) = make_plan(base, save_adapter(tmp_path / "a", tensors), Recipe()).comparisons
     torch.testing.assert_close(
-        load(comparison, CPU).tuned.to_dense(),
+        tuned_weight(load(comparison, CPU)),
         new.double() + 2 * B.double() @ A.double(),
         rtol=1e-6,
         atol=1e-6,

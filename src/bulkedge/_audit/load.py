@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, LinearMap, LowRank, Scaled, Sum, Widened
-from bulkedge.checkpoint import LoraFactors, TensorInfo, read_tensor
+from bulkedge.checkpoint import LoraFactors
 
 from .plan import Comparison
-
-FACTORS = torch.float64  # they are small, and their product is the update itself
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,8 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
     Raises:
         CheckpointError: If a tensor cannot be read.
     """
-
-    def matrix(info: TensorInfo) -> Tensor:
-        stored = read_tensor(info).to(device)
-        return stored.mT if comparison.transposed else stored
-
-    base = matrix(comparison.base)
-    replaced = matrix(comparison.tuned) if comparison.tuned else None
+    base = comparison.base.read().to(device)
+    replaced = comparison.tuned.read().to(device) if comparison.tuned else None
     if replaced is not None and torch.equal(replaced, base):
         replaced = None  # PEFT stores the base of an adapted embedding once more
     factors = _load_factors(comparison.factors, device) if comparison.factors else None
@@ -87,9 +80,8 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
 
 def _load_factors(factors: LoraFactors, device: torch.device) -> LowRank:
     """The factors as a map of the shape of the weight."""
-    A = read_tensor(factors.A).to(device, FACTORS)
-    B = read_tensor(factors.B).to(device, FACTORS)
-    return LowRank(A.mT, B.mT, factors.scale) if factors.embedding else LowRank(B, A, factors.scale)
+    B, A, scale = factors.read()
+    return LowRank(B.to(device), A.to(device), scale)
 
 
 def _converted(factors: LowRank, dtype: torch.dtype) -> LowRank:

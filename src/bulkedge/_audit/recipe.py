@@ -13,6 +13,7 @@ from bulkedge._errors import RecipeError, problems
 
 MAX_RECIPE_BYTES = 2**20
 Glob = Annotated[str, Field(min_length=1)]
+Rows = Annotated[int, Field(ge=1)]
 
 
 class Recipe(BaseModel):
@@ -33,6 +34,9 @@ class Recipe(BaseModel):
     )
     exclude: tuple[Glob, ...] = Field(
         (), description="No tensors whose name on either side matches."
+    )
+    split: dict[Glob, tuple[Rows, ...]] = Field(
+        {}, description="Fused weights to judge block by block: a glob, and the rows of each block."
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,4})?)$", description="Where to compute.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the solver's start block.")

@@ -177,6 +177,7 @@ def _row(
     status: Literal["audited", "unchanged", "not_finite", "failed"],
     *,
     low_rank: bool = True,
+    note: str | None = None,
     **fields: object,
 ) -> Matrix:
     """A row; ``low_rank`` is False where more than the factors was found to differ."""
@@ -192,6 +193,7 @@ def _row(
             "rank": factors.rank if factors else None,
             "scale": factors.scale if factors else None,
             "status": status,
+            "note": "; ".join(filter(None, (comparison.note, note))) or None,
             **fields,
         }
     )

@@ -1,16 +1,23 @@
 """Checkpoints and adapters on disk: listed from their headers, read a tensor at a time."""
 
-from .adapter import Adapter, AdapterConfig, LoraFactors, Unhandled, is_adapter, open_adapter
+from .adapter import Adapter, AdapterConfig, Unhandled, is_adapter, open_adapter
+from .factors import LoraFactors
 from .header import TensorInfo, read_header
+from .layout import Layout, Part
+from .matrix import BlockScales, StoredMatrix
 from .names import NameRule, infer_rule
 from .read import Checkpoint, open_checkpoint, read_tensor
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
+    "BlockScales",
     "Checkpoint",
+    "Layout",
     "LoraFactors",
     "NameRule",
+    "Part",
+    "StoredMatrix",
     "TensorInfo",
     "Unhandled",
     "infer_rule",

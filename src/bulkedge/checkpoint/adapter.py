@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import AdapterError, problems
 
+from .factors import LoraFactors
 from .header import FLOATING, TensorInfo, read_header
 from .read import PICKLES, confined, convert, read_json
 
@@ -64,41 +65,6 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class LoraFactors:
-    """The stored factors of one low-rank update.
-
-    Attributes:
-        A: Shape ``(r, in)``; for an embedding ``(r, vocab)``.
-        B: Shape ``(out, r)``; for an embedding ``(dim, r)``.
-        scale: The number in front of ``B A``.
-        embedding: Whether the weight is ``(vocab, dim)`` and the update ``s·Aᵀ·Bᵀ``.
-        fan_in_fan_out: Whether the adapter says that the base stores weights as ``(in, out)``.
-            PEFT writes what held for the last layer it wrapped: a hint, no more.
-    """
-
-    A: TensorInfo
-    B: TensorInfo
-    scale: float
-    embedding: bool = False
-    fan_in_fan_out: bool = False
-
-    @property
-    def rank(self) -> int:
-        """The rank r of the factors."""
-        return self.A.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the weight that they update: ``(out, in)``, or ``(vocab, dim)``."""
-        rows, columns = self.B.shape[0], self.A.shape[1]
-        return (columns, rows) if self.embedding else (rows, columns)
-
-    def fits(self, stored: tuple[int, ...]) -> bool:
-        """Whether a base tensor of the shape ``stored`` can be what they update."""
-        return stored == self.shape or (not self.embedding and stored == self.shape[::-1])
 
 
 @dataclass(frozen=True)

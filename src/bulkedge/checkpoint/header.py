@@ -50,12 +50,14 @@ class TensorInfo:
         dtype: Its dtype as the header spells it, such as ``BF16``.
         shape: Its shape.
         file: The file that holds it.
+        start: The byte of its file where it begins.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    start: int
 
     @property
     def size(self) -> int:
@@ -87,6 +89,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """
     try:
         text, data_size = _read_bytes(path)
+        data = 8 + len(text)
         entries, metadata = _parse(text)
         spans = {name: _check_entry(name, entry) for name, entry in entries.items()}
         _check_tiling(list(spans.values()), data_size)
@@ -99,7 +102,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             f"{path}: {error}; the file is damaged or hostile, fetch it again"
         ) from None
     infos = {
-        name: TensorInfo(name, entry["dtype"], tuple(entry["shape"]), path)
+        name: TensorInfo(name, entry["dtype"], tuple(entry["shape"]), path, data + spans[name][0])
         for name, entry in entries.items()
     }
     return infos, metadata

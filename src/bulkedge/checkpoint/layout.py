@@ -1,0 +1,227 @@
+"""Which matrices a checkpoint holds, under the names that a model's layers go by.
+
+Most names stand for one matrix.  Some stand for several: the experts stacked in one tensor, or the
+blocks of a fused projection that are to be judged apart.  And some matrices have another name than
+the layer: a mixture of experts is often stored one tensor an expert (``experts.3.w1.weight``)
+where the model holds one for all of them (``experts.gate_up_proj``); such a parameter is listed
+here, too, as what it is made of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from bulkedge._errors import RecipeError
+
+from .header import TensorInfo
+from .matrix import StoredMatrix
+from .quantised import scales_of
+from .read import Checkpoint
+
+Shape = tuple[int, ...]
+Rows = tuple[int, int]
+Split = Mapping[str, Sequence[int]]
+
+# GPT-2 and its kin store these layers as (in, out), transformers' Conv1D
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D_LAYERS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
+# and these store each expert as (in, out)
+IN_OUT_EXPERTS = ("aria", "gpt_oss", "llama4", "openai_privacy_filter")
+# what a stacked parameter is called, and the layers of one expert that it is made of, row by row
+FUSED = (
+    ("gate_up_proj", ("gate_proj", "up_proj")),
+    ("gate_up_proj", ("w1", "w3")),
+    ("down_proj", ("down_proj",)),
+    ("down_proj", ("w2",)),
+)
+ONE_EXPERT = re.compile(r"(?P<stem>.*\bexperts)\.(?P<expert>\d{1,6})\.(?P<layer>\w+)\.weight")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix of a parameter.
+
+    Attributes:
+        matrix: Where it lies.
+        expert: Which expert's it is; None if the parameter is not stacked.
+        rows: Which of the parameter's output rows it holds; None for all.
+    """
+
+    matrix: StoredMatrix
+    expert: int | None = None
+    rows: Rows | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What tells it from the other parts, in a name: empty for the only one."""
+        return replace(self.matrix, expert=self.expert, rows=self.rows, alias=None).suffix
+
+
+class Layout:
+    """The parameters of a checkpoint and the matrices that they are made of.
+
+    Args:
+        checkpoint: Its headers.
+        model: The model's configuration, which tells some orientations.
+        split: Globs of fused parameters that are to be split, and the rows of each block.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: Mapping[str, Any], split: Split) -> None:
+        self.checkpoint, self.model, self.split = checkpoint, model, split
+        self.stacks = _stacks(checkpoint.tensors)
+        stored = {name: info.shape for name, info in checkpoint.tensors.items()}
+        self.shapes: dict[str, Shape] = {
+            **{name: _stacked_shape(experts) for name, experts in self.stacks.items()},
+            **stored,
+        }
+
+    def parts(self, name: str, *, transposed: bool | None = None) -> list[Part]:
+        """The matrices of a parameter, in order.
+
+        Args:
+            name: One of :attr:`shapes`.
+            transposed: Whether it is stored as ``(in, out)``; None to go by the model.
+
+        Returns:
+            At least one part.
+
+        Raises:
+            RecipeError: If the blocks of ``split`` do not add up to its rows.
+        """
+        info = self.checkpoint.tensors.get(name)
+        if info is None:
+            return [
+                Part(self._matrix(piece, False), e, rows)
+                for e, pieces in enumerate(self.stacks[name])
+                for piece, rows in zip(pieces, _places(pieces), strict=True)
+            ]
+        if transposed is None:
+            transposed = self.transposed(name)
+        whole = self._matrix(info, transposed)
+        if not is_stack(name, info.shape):
+            return self._split(name, Part(whole))
+        experts = (replace(whole, expert=e) for e in range(info.shape[0]))
+        return [
+            part for e, matrix in enumerate(experts) for part in self._split(name, Part(matrix, e))
+        ]
+
+    def part(self, name: str, like: Part) -> StoredMatrix | None:
+        """The matrix of the same expert and rows as a part of the other side; None without."""
+        info = self.checkpoint.tensors.get(name)
+        if info is None or (like.expert is None) != (not is_stack(name, info.shape)):
+            same = (like.expert, like.rows)
+            found = (p.matrix for p in self.parts(name) if (p.expert, p.rows) == same)
+            return next(found, None)
+        whole = self._matrix(info, self.transposed(name))
+        if like.expert is not None and like.expert >= info.shape[0]:
+            return None
+        matrix = replace(whole, expert=like.expert)
+        rows = None if like.rows == (0, matrix.acts_as[0]) else like.rows
+        return replace(matrix, rows=rows)
+
+    def transposed(self, name: str) -> bool:
+        """Whether a parameter is stored as ``(in, out)``, as far as the model's type tells."""
+        shape = self.shapes[name]
+        if is_stack(name, shape):
+            return _experts_transposed(name, shape, self.model)
+        return self.model.get("model_type") in CONV1D_MODELS and name.endswith(CONV1D_LAYERS)
+
+    def _matrix(self, info: TensorInfo, transposed: bool) -> StoredMatrix:
+        return StoredMatrix(info, transposed, scales=scales_of(info, self.checkpoint))
+
+    def _split(self, name: str, part: Part) -> list[Part]:
+        """The blocks that the recipe asks for; the part itself if it asks for none."""
+        sizes = next((sizes for glob, sizes in self.split.items() if fnmatchcase(name, glob)), None)
+        if sizes is None:
+            return [part]
+        rows = part.matrix.acts_as[0]
+        if sum(sizes) != rows:
+            raise RecipeError(
+                f"split: the blocks {list(sizes)} of {name!r} in {part.matrix.info.file} have "
+                f"{sum(sizes)} rows together, it has {rows}; give the rows of each block"
+            )
+        return [
+            Part(replace(part.matrix, rows=block), part.expert, block) for block in _blocks(sizes)
+        ]
+
+
+def is_stack(name: str, shape: Shape) -> bool:
+    """Whether a tensor holds one matrix an expert."""
+    return len(shape) == 3 and "experts" in name.split(".")
+
+
+def is_kernel(name: str, shape: Shape) -> bool:
+    """Whether a tensor is a convolution kernel."""
+    return 3 <= len(shape) <= 5 and name.endswith("weight") and not is_stack(name, shape)
+
+
+def place_in_stack(name: str) -> tuple[str, int, int, int] | None:
+    """Where an expert's layer would lie if the experts were stacked.
+
+    Args:
+        name: Such as ``layers.0.experts.3.w3.weight``.
+
+    Returns:
+        The parameter's name, the expert, the layer's place among the layers fused in it and how
+        many these are: ``("layers.0.experts.gate_up_proj", 3, 1, 2)``; None if it is no expert's.
+    """
+    found = ONE_EXPERT.fullmatch(name)
+    if not found:
+        return None
+    for parameter, layers in FUSED:
+        if found["layer"] in layers:
+            place = layers.index(found["layer"])
+            return f"{found['stem']}.{parameter}", int(found["expert"]), place, len(layers)
+    return None
+
+
+def _stacks(tensors: Mapping[str, TensorInfo]) -> dict[str, list[list[TensorInfo]]]:
+    """Parameters stored an expert at a time: by name, for each expert the tensors in it."""
+    found: dict[str, dict[str, dict[int, TensorInfo]]] = {}
+    for name, info in tensors.items():
+        if (match := ONE_EXPERT.fullmatch(name)) and len(info.shape) == 2:
+            layers = found.setdefault(match["stem"], {})
+            layers.setdefault(match["layer"], {})[int(match["expert"])] = info
+    stacks = {}
+    for stem, layers in found.items():
+        for parameter, names in FUSED:
+            columns = [layers.get(layer, {}) for layer in names]
+            count = len(columns[0])
+            if count and all(set(column) == set(range(count)) for column in columns):
+                experts = [[column[e] for column in columns] for e in range(count)]
+                if len({tuple(info.shape for info in pieces) for pieces in experts}) == 1:
+                    stacks[f"{stem}.{parameter}"] = experts
+    return stacks
+
+
+def _stacked_shape(experts: list[list[TensorInfo]]) -> Shape:
+    """The shape of a parameter that is stored an expert at a time."""
+    return len(experts), sum(info.shape[0] for info in experts[0]), experts[0][0].shape[1]
+
+
+def _places(pieces: list[TensorInfo]) -> list[Rows | None]:
+    """The rows of the parameter that each tensor of an expert holds."""
+    if len(pieces) == 1:
+        return [None]
+    return list(_blocks([info.shape[0] for info in pieces]))
+
+
+def _blocks(sizes: Sequence[int]) -> list[Rows]:
+    """From and to of blocks of these sizes, one after the other."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _experts_transposed(name: str, shape: Shape, model: Mapping[str, Any]) -> bool:
+    """Whether each expert is stored as ``(in, out)``: by the model's width, else by its type."""
+    text = model.get("text_config")
+    width = (text if isinstance(text, dict) else model).get("hidden_size")
+    first, last = shape[1:]
+    if width in (first, last) and first != last:
+        # the width goes into gate and up, and comes out of down
+        return (width == first) != ("down" in name.rpartition(".")[2])
+    return str(model.get("model_type")).startswith(IN_OUT_EXPERTS)

@@ -1,0 +1,119 @@
+"""Small healthy inputs, one of each kind that is read: what the mutations begin with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+
+from helpers import weights
+
+
+@dataclass(frozen=True)
+class Victim:
+    """Files by path, and which of them are given to an audit."""
+
+    files: dict[str, bytes]
+    base: str
+    tuned: str
+
+
+M, N, VOCAB = 9, 7, 11
+SHAPES = {"embed.weight": (VOCAB, N), "h.0.q.weight": (M, N), "h.1.q.weight": (M, N)}
+CONFIG = {"model_type": "llama", "tie_word_embeddings": False, "quantization_config": None}
+LORA = {
+    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "use_dora": False,
+    "fan_in_fan_out": False, "bias": "none", "target_modules": ["q"], "modules_to_save": None,
+    "rank_pattern": {"h.0.q": 2}, "alpha_pattern": {".*q": 3}, "init_lora_weights": True,
+    "target_parameters": None, "base_model_name_or_path": "org/name", "peft_version": "0.21.2",
+    "auto_mapping": {"base_model_class": "X", "parent_library": "os"},
+}  # fmt: skip
+
+
+def _base(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    tensors = {name: weights(*shape, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
+    return {name: W.to(dtype) for name, W in tensors.items()} | {"norm.weight": torch.ones(N)}
+
+
+def _tuned(base: dict[str, Any]) -> dict[str, Any]:
+    return {name: W + 3 * weights(*W.shape, seed=7).to(W.dtype) for name, W in base.items()}
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+def _model(folder: str, tensors: dict[str, Any], config: Any = None) -> dict[str, bytes]:
+    return {
+        f"{folder}/model.safetensors": to_safetensors(tensors, {"format": "pt"}),
+        f"{folder}/config.json": _json(CONFIG | (config or {})),
+    }
+
+
+def _sharded(folder: str, tensors: dict[str, Any]) -> dict[str, bytes]:
+    names = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    files = {
+        f"{folder}/{shard}": to_safetensors({n: tensors[n] for n in tensors if names[n] == shard})
+        for shard in set(names.values())
+    }
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    return files | {f"{folder}/model.safetensors.index.json": _json(index)}
+
+
+def _adapter(tensors: dict[str, Any], **config: Any) -> dict[str, bytes]:
+    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    return {
+        "tuned/adapter_model.safetensors": to_safetensors(named),
+        "tuned/adapter_config.json": _json(LORA | config),
+    }
+
+
+def _pair(module: str, out: int, into: int, r: int = 2) -> dict[str, Any]:
+    return {f"{module}.lora_A.weight": weights(r, into), f"{module}.lora_B.weight": weights(out, r)}
+
+
+def _files() -> Victim:
+    base = _base()
+    files = {"b.safetensors": to_safetensors(base), "t.safetensors": to_safetensors(_tuned(base))}
+    return Victim(files, "b.safetensors", "t.safetensors")
+
+
+def _half_precision() -> Victim:
+    base = _base(torch.bfloat16)
+    tuned = {name: W.to(torch.float16) for name, W in _tuned(base).items()}
+    return Victim(_model("base", base) | _model("tuned", tuned), "base", "tuned")
+
+
+def _shards() -> Victim:
+    base = _base()
+    tuned = {f"model.{name}": W for name, W in _tuned(base).items()}
+    return Victim(_sharded("base", base) | _sharded("tuned", tuned), "base", "tuned")
+
+
+def _lora() -> Victim:
+    factors = _pair("h.0.q", M, N) | _pair("h.1.q", M, N)
+    return Victim(_model("base", _base()) | _adapter(factors), "base", "tuned")
+
+
+def _lora_and_more() -> Victim:
+    tensors = _pair("h.0.q", M, N) | {
+        "embed.lora_embedding_A": weights(2, VOCAB),
+        "embed.lora_embedding_B": weights(N, 2),
+        "h.0.q.lora_B.bias": weights(M),
+        "h.1.q.weight": weights(M, N),
+        "head.weight": weights(3, N),
+    }
+    config = {"rank_pattern": {}, "use_rslora": True, "modules_to_save": ["h.1.q", "head"]}
+    return Victim(_sharded("base", _base()) | _adapter(tensors, **config), "base", "tuned")
+
+
+VICTIMS = {
+    "files": _files,
+    "half_precision": _half_precision,
+    "shards": _shards,
+    "lora": _lora,
+    "lora_and_more": _lora_and_more,
+}

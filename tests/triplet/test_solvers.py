@@ -11,6 +11,7 @@ from bulkedge._linmap import LowRank
 from bulkedge.triplet import (
     BlockKrylov,
     DenseSVD,
+    GolubKahan,
     Status,
     resolution,
     singular_triplet,
@@ -33,6 +34,8 @@ from cases import MATRICES, SHAPES, gaussian, generator, with_spectrum
 SOLVERS = {
     "block_krylov": BlockKrylov(),
     "narrow": BlockKrylov(oversample=1, width=3),
+    "golub_kahan": GolubKahan(),
+    "short_golub_kahan": GolubKahan(max_steps=2, oversample=2),
     "lanczos": Lanczos(),
     "restarted": Lanczos(width=8),
     "refined": Refined(),

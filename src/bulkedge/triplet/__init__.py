@@ -2,6 +2,7 @@
 
 from bulkedge._linmap import Adjoint, Dense, LinearMap, LowRank, Scaled, Sum
 
+from ._bidiagonal import Bidiagonalization, Ritz
 from ._result import SingularTriplets, Status, resolution
 from ._triplet import singular_triplet
 from .adjoint import (
@@ -17,6 +18,7 @@ from .solver import (
     Auto,
     BlockKrylov,
     DenseSVD,
+    GolubKahan,
     GradientAscent,
     Lanczos,
     Newton,
@@ -34,11 +36,13 @@ __all__ = [
     "AdjointSolver",
     "AugmentedLeastSquares",
     "Auto",
+    "Bidiagonalization",
     "BlockKrylov",
     "DeflatedCG",
     "Dense",
     "DenseSVD",
     "ExplicitSVD",
+    "GolubKahan",
     "GradientAscent",
     "Lanczos",
     "LinearMap",
@@ -50,6 +54,7 @@ __all__ = [
     "RayleighQuotient",
     "Refined",
     "Riemannian",
+    "Ritz",
     "Scaled",
     "SingularTriplets",
     "Solver",

@@ -16,6 +16,7 @@ from ._start import Randomness
 from .auto import Auto
 from .block_krylov import BlockKrylov
 from .dense import DenseSVD, thin_svd
+from .golub_kahan import GolubKahan
 from .gradient import GradientAscent
 from .lanczos import Lanczos
 from .newton import Newton
@@ -28,6 +29,7 @@ __all__ = [
     "Auto",
     "BlockKrylov",
     "DenseSVD",
+    "GolubKahan",
     "GradientAscent",
     "Lanczos",
     "Newton",

@@ -23,8 +23,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ._errors import InputError
-from .triplet import resolution
+from bulkedge._errors import InputError
+from bulkedge.triplet import resolution
 
 
 class Verdict(str, Enum):

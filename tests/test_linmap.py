@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge._linmap import Adjoint, Counted, Dense, LowRank, Scaled, Sum, as_map
+from bulkedge._linmap import Adjoint, Counted, Dense, LowRank, RowScaled, Scaled, Sum, as_map
 from cases import gaussian
 
 W0, B, A = gaussian(7, 5), gaussian(7, 2), gaussian(2, 5)
+D = gaussian(7, 1).flatten()
 MAPS = {
     "dense": (Dense(W0), W0),
     "low_rank": (LowRank(B, A, 0.5), 0.5 * B @ A),
@@ -14,6 +15,8 @@ MAPS = {
     "adjoint_twice": (Dense(W0).T.T, W0),
     "scaled": (Scaled(Dense(W0) + LowRank(B, A), -3.0), -3 * (W0 + B @ A)),
     "scaled_adjoint": (Scaled(LowRank(B, A, 0.5).T, 2.0), (B @ A).T),
+    "row_scaled": (RowScaled(Dense(W0) + LowRank(B, A), D), D.diag() @ (W0 + B @ A)),
+    "column_scaled": (RowScaled(Dense(W0).T, D[:5]).T, W0 @ D[:5].diag()),
     "counted": (Counted(Dense(W0) + LowRank(B, A)), W0 + B @ A),
     "nested_sum": (Sum([Dense(W0), Dense(W0) + LowRank(B, A)]), 2 * W0 + B @ A),
 }
@@ -38,7 +41,7 @@ def test_derivatives_in_the_tensors_of_a_map(name):
     linmap, _ = MAPS[name]
     m, n = linmap.shape
     L, R = gaussian(m, 2), gaussian(n, 2)
-    tangents = tuple(gaussian(*t.shape).flip(0) for t in linmap.tensors)
+    tangents = tuple(gaussian(t.numel(), 1).reshape(t.shape).flip(0) for t in linmap.tensors)
 
     def dense(*tensors):
         return linmap.with_tensors(*tensors).to_dense()
@@ -116,3 +119,9 @@ def test_as_map_leaves_maps_alone():
 def test_parts_that_do_not_fit_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("factors", [gaussian(6, 1).flatten(), gaussian(7, 1), D.float()], ids=str)
+def test_row_factors_must_fit(factors):
+    with pytest.raises(InputError, match=r"expected 7 factors in torch\.float64, one a row, got"):
+        RowScaled(Dense(W0), factors)

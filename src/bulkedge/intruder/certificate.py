@@ -1,0 +1,436 @@
+"""Scores of tuned vectors as rigorous intervals, without an SVD of the base.
+
+A block Golub–Kahan process on W0, begun with the tuned vectors, gives two kinds of evidence, both
+from the same small matrices:
+
+* *from above*: no singular vector of W0, found or not, can have a larger component on y than the
+  ellipsoid of :mod:`bulkedge.intruder._bound` leaves room for;
+* *from below*: where Ritz vectors have converged, ``sin ∠ ≤ residual / gap`` (Davis and Kahan 1970,
+  doi:10.1137/0707001) says how near they are to singular vectors, and y's components on those are
+  known.
+
+Steps are added until the verdict on every direction is the same at both ends of its interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap, MatrixLike, as_map
+from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets
+from bulkedge.triplet.solver._start import gaussian
+
+from ._bound import Extent, largest
+from .score import HALF_THE_ENERGY, Verdict
+
+CLOSE = 0.3
+"""A gap counts as one while ``residual / gap`` is below this."""
+APART = 0.05
+"""Tuned vectors are told apart while ``residual / gap`` is below this."""
+FIRST = 3
+"""Steps before the first look."""
+COSINE = 32
+"""Bound on the rounding error of a cosine, in units of eps."""
+GRAM = 4
+"""Bound on the rounding error of ``W0ᵀW0`` and its factorisation, in units of eps ‖W0‖_F²."""
+HOPE = 0.7
+"""A floor is tried up to this part of the smallest value that the space has seen."""
+ROUNDING = 2.0
+"""Bound on the error of a product with a unit vector, in units of eps ‖W0‖_F (measured: 0.3)."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of k tuned vectors; every figure is in [0, 1], every tensor of shape ``(k,)``.
+
+    Attributes:
+        lower: The score is at least this.
+        upper: The score is at most this.
+        score: The best guess in between: the largest component on a Ritz vector.
+        matched_index: The Ritz vector that has it, 0 for the largest value; −1 without one.
+        overlap_lower: The overlap ``‖U_{2k}ᵀy‖`` is at least this.
+        overlap_upper: The overlap is at most this.
+        overlap: The best guess in between.
+        verdicts: ``UNDECIDED`` where the ends of an interval disagree.
+        cosines: Of the principal angles between the tuned space and the base's leading one,
+            descending.
+        cosine_error: How wrong each of them can be.
+        base_sigma: Leading singular values of the base, as far as they have converged.
+        spectrum: All singular values of the base, shape ``(min(m, n),)``: first those, then what
+            the quadrature of the process makes of the rest.
+        steps: Steps that were taken.
+        passes: Products with W0 or its transpose.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    score: Tensor
+    matched_index: Tensor
+    overlap_lower: Tensor
+    overlap_upper: Tensor
+    overlap: Tensor
+    verdicts: tuple[Verdict, ...]
+    cosines: Tensor
+    cosine_error: float
+    base_sigma: Tensor
+    spectrum: Tensor
+    steps: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The leading Ritz vectors as far as they are reliable, cut where there is a gap.
+
+    Attributes:
+        ends: Sizes of the leading spaces that are known, ascending.
+        errors: Bound on the sine between each and the true one.
+        spaces: ``(first, last, error)`` of what lies between two cuts.
+        reach: Upper bound on the next singular value after each of the ends.
+    """
+
+    ends: list[int]
+    errors: list[float]
+    spaces: list[tuple[int, int, float]]
+    reach: list[float]
+
+
+def certify(
+    W0: MatrixLike,
+    Y: Tensor,
+    *,
+    epsilon: float = 0.5,
+    errors: Tensor | None = None,
+    groups: Tensor | None = None,
+    subspace: int | None = None,
+    frobenius: float | None = None,
+    max_steps: int = 16,
+    probes: int = 6,
+    generator: torch.Generator | None = None,
+) -> Certificate:
+    """Bound the intruder score of tuned left singular vectors from both sides.
+
+    Cost: two passes over W0 a step, each with a block of at most ``k + probes`` vectors; usually 5
+    to 10 steps.
+
+    Args:
+        W0: The base, shape ``(m, n)``; for right vectors give the transpose.
+        Y: Tuned left singular vectors, orthonormal columns, shape ``(m, k)``.
+        epsilon: The paper's threshold.
+        errors: Bound on ``sin ∠`` between each column and the true tuned vector, shape ``(k,)``;
+            for tied ones, on that of their span.  Zero if None.
+        groups: The number of the group of each direction, ascending from 0: vectors of one group
+            are known as a space only, and bounded as such.  Each its own if None.
+        subspace: How many leading base vectors span the space of the overlap; 2k if None.
+        frobenius: ``‖W0‖_F`` if it is known.
+        max_steps: Steps before the rest is left undecided.
+        probes: Random vectors to start from beside Y: they find leading base vectors to which Y is
+            orthogonal, and sample the spectrum.
+        generator: Source of the probes; a fixed seed if None.
+
+    Returns:
+        The intervals and verdicts.
+
+    Raises:
+        InputError: If shapes do not fit.
+
+    References:
+        docs/certificate.md; the definition is Shuttleworth et al., arXiv:2410.21228.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> W0 = torch.randn(200, 150, generator=generator, dtype=torch.float64)
+        >>> W0[0, 0] += 60.0
+        >>> known = torch.linalg.svd(W0).U[:, :1]
+        >>> certify(W0, known).verdicts[0].value
+        'aligned'
+    """
+    A = as_map(W0)
+    m, k = Y.shape
+    if m != A.shape[0] or k == 0:
+        raise InputError(f"expected vectors of shape ({A.shape[0]}, k ≥ 1), got {tuple(Y.shape)}")
+    drawn = gaussian(m, min(probes, min(A.shape) - k), generator or numpy.random.default_rng(0))
+    block = torch.cat([Y.to(A.device, A.dtype), drawn.to(A.device, A.dtype)], dim=1)
+    size = A.norm_bound() if frobenius is None else frobenius
+    eps = torch.finfo(A.dtype).eps
+    process = Bidiagonalization(A, torch.linalg.qr(block).Q, ROUNDING * eps * size)
+    known = torch.zeros(k, dtype=torch.float64) if errors is None else errors.double().cpu()
+    judge = _Judge(
+        epsilon=epsilon,
+        errors=known + COSINE * eps,
+        groups=torch.arange(k) if groups is None else groups.cpu(),
+        subspace=2 * k if subspace is None else subspace,
+        noise=process.noise,
+        frobenius=size,
+        start=block.shape[1],
+    )
+    floor, step = _Floor(A, size), 0
+    while True:
+        process.extend()
+        step += 1
+        last = process.closed or step == max_steps
+        if step < FIRST and not last:
+            continue
+        found, wanted = judge.look(process, Y, floor.plausible(process))
+        if wanted > 0 and floor.holds(wanted):
+            judge = dataclasses.replace(judge, floor=wanted)
+            found, _ = judge.look(process, Y)
+        if last or Verdict.UNDECIDED not in found.verdicts:
+            return found
+
+
+class _Floor:
+    """A certified lower bound on the smallest singular value of a tall matrix.
+
+    A vector outside the range of a tall W0 is seen by W0ᵀ as one on a tiny singular value would
+    be, and no product can tell them apart.  A Cholesky factorisation of ``W0ᵀW0 − x²`` does: it
+    succeeds only where all of the n singular values exceed x (Sylvester's law of inertia).
+    """
+
+    def __init__(self, A: LinearMap, frobenius: float) -> None:
+        self.map, self.tall = A, A.shape[0] > A.shape[1]
+        self.rounding = GRAM * torch.finfo(A.dtype).eps * frobenius**2
+        self._gram: Tensor | None = None
+        self._too_high = float("inf")
+
+    def plausible(self, process: Bidiagonalization) -> float:
+        """Below what x a test may succeed, by what is known so far."""
+        if not self.tall:
+            return 0.0
+        return min(HOPE * process.least, HOPE * self._too_high)
+
+    def holds(self, x: float) -> bool:
+        """Whether every singular value is certain to exceed x."""
+        if self._gram is None:
+            self._gram = self.map.gram()
+        shifted = self._gram.clone()
+        shifted.diagonal().sub_(x * x + self.rounding)
+        holds = int(torch.linalg.cholesky_ex(shifted, check_errors=False).info) == 0
+        self._too_high = self._too_high if holds else x
+        return holds
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What a Krylov space says of the directions."""
+
+    epsilon: float
+    errors: Tensor
+    groups: Tensor
+    subspace: int
+    noise: float
+    frobenius: float
+    start: int
+    floor: float = 0.0
+
+    def look(
+        self, process: Bidiagonalization, Y: Tensor, plausible: float = 0.0
+    ) -> tuple[Certificate, float]:
+        """All intervals as they are after the last step; and what floor would settle more of them.
+
+        Args:
+            process: The space.
+            Y: The directions.
+            plausible: The highest floor worth asking for.
+
+        Returns:
+            The certificate, and a floor, 0 if none would help.
+        """
+        ritz = process.ritz()
+        coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
+        heads = _heads(ritz, self.noise)
+        extent = Extent(ritz, coordinates, self.noise)
+        count = int(self.groups[-1]) + 1
+        low, high = torch.zeros(2, count, dtype=torch.float64)
+        for g in range(count):
+            low[g], high[g] = _from_heads(heads, coordinates[:, self.groups == g])
+        error = torch.zeros(count, dtype=torch.float64)
+        error = error.scatter_reduce(0, self.groups, _chord(self.errors), "amax")
+        aligned = low - error >= self.epsilon
+        limits = (self.epsilon - error).clamp_min(0.0).square().masked_fill(aligned, torch.inf)
+        top = float(ritz.sigma[0]) + float(ritz.residuals.max()) + self.noise
+        bound, where = largest(extent, self.groups, limits, (self.floor, top, self.frobenius))
+        wanted = max((x for x in where.tolist() if x <= plausible), default=0.0)
+        if wanted > 0:
+            above, _ = largest(extent, self.groups, limits, (wanted, top, self.frobenius))
+            wanted = wanted if bool((above.isfinite() & ~bound.isfinite()).any()) else 0.0
+        high = torch.where(aligned | ~bound.isfinite(), high, torch.minimum(high, bound.sqrt()))
+        return self._result(process, extent, heads, (low - error, high + error)), wanted
+
+    def _result(
+        self,
+        process: Bidiagonalization,
+        extent: Extent,
+        heads: Heads,
+        ends: tuple[Tensor, Tensor],
+    ) -> Certificate:
+        """Put the figures of groups to their members."""
+        t = extent.directions
+        lower, upper = (end.clamp(0.0, 1.0)[self.groups] for end in ends)
+        inside = self._overlap(extent, heads)
+        o_lower, o_upper = (end[self.groups] for end in inside)
+        o_lower = (o_lower - _chord(self.errors)).clamp_min(0.0)
+        o_upper = (o_upper + _chord(self.errors)).clamp_max(1.0)
+        pairs = min(len(extent.ritz.left), len(extent.ritz.right))
+        best, index = t[:pairs].abs().max(dim=0)
+        verdicts = tuple(
+            _verdict(self.epsilon, *ends)
+            for ends in zip(*(x.tolist() for x in (lower, upper, o_lower, o_upper)), strict=True)
+        )
+        overlap = torch.linalg.vector_norm(t[: self.subspace], dim=0)
+        known = heads.ends[-1] if heads.ends else 0
+        cut = max([e for e in heads.ends if e <= self.subspace], default=0)
+        exact = cut == self.subspace
+        return Certificate(
+            lower=lower,
+            upper=upper,
+            score=torch.minimum(torch.maximum(best, lower), upper),
+            matched_index=index,
+            overlap_lower=o_lower,
+            overlap_upper=o_upper,
+            overlap=torch.minimum(torch.maximum(overlap, o_lower), o_upper),
+            verdicts=verdicts,
+            cosines=torch.linalg.svdvals(t[: self.subspace]).clamp_max(1.0),
+            cosine_error=heads.errors[heads.ends.index(cut)] if exact else 1.0,
+            base_sigma=extent.ritz.sigma[:known],
+            spectrum=_spectrum(extent.ritz, known, process.map.shape, t.shape[1], self.start),
+            steps=process.passes // 2,
+            passes=process.passes,
+        )
+
+    def _overlap(self, extent: Extent, heads: Heads) -> tuple[Tensor, Tensor]:
+        """Bounds on ``‖U_{2k}ᵀy‖`` for the vectors of each group."""
+        t, count = extent.directions, int(self.groups[-1]) + 1
+        sigma = extent.ritz.sigma
+        pairs = min(len(extent.ritz.left), len(extent.ritz.right))
+        below = float(sigma[self.subspace - 1]) if self.subspace <= pairs else 0.0
+        lower = torch.zeros(count, dtype=torch.float64)
+        upper = torch.ones(count, dtype=torch.float64)
+        cuts = [(0, 0.0, float(sigma[0] + extent.ritz.residuals.max()))]
+        cuts += zip(heads.ends, heads.errors, heads.reach, strict=True)
+        for end, error, reach in cuts:
+            inside = [torch.linalg.svdvals(t[:end, self.groups == g]) for g in range(count)]
+            size = torch.bincount(self.groups)
+            least = torch.tensor(
+                [float(s[-1]) if end >= n else 0.0 for s, n in zip(inside, size, strict=True)]
+            )
+            most = torch.tensor([float(s[0]) if end else 0.0 for s in inside])
+            if end <= self.subspace:
+                lower = torch.maximum(lower, least - error)
+            if end >= self.subspace:
+                upper = torch.minimum(upper, most + error)
+            else:
+                # what the next values, up to the 2k-th, may hold
+                low, high = below - self.noise, reach + self.noise
+                rest = extent.over(
+                    torch.tensor([(low + high) / 2], dtype=torch.float64),
+                    torch.tensor([(high - low) / 2], dtype=torch.float64),
+                )[0]
+                rest = torch.zeros(count, dtype=torch.float64).index_add_(0, self.groups, rest)
+                upper = torch.minimum(upper, ((most + error).square() + rest).sqrt())
+        return lower.clamp(0.0, 1.0), upper.clamp(0.0, 1.0)
+
+
+def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
+    """Which tuned vectors are known one by one, and which as a space only.
+
+    Args:
+        tuned: Leading triplets.
+
+    Returns:
+        ``groups`` and ``errors`` for :func:`certify`: neighbours whose gap their residuals fill
+        are of one group, whose error is ``‖residuals‖ / gap`` (Davis and Kahan), at most 1.
+    """
+    sigma, rho = tuned.sigma.double().cpu(), tuned.residuals.double().cpu()
+    k = len(sigma)
+    below = sigma[:-1] - sigma[1:]
+    last = tuned.near[0][:1].double().cpu() if tuned.near is not None else sigma.new_zeros(1)
+    below = torch.cat([below, (sigma[-1:] - last) if len(last) else sigma[-1:]])
+    joined = torch.hypot(rho[:-1], rho[1:]) > APART * below[:-1]
+    groups = torch.cat([torch.zeros(1, dtype=torch.long), (~joined).long().cumsum(0)])
+    errors = torch.ones(k, dtype=torch.float64)
+    for g in range(int(groups[-1]) + 1):
+        member = (groups == g).nonzero().flatten()
+        first, end = int(member[0]), int(member[-1])
+        gap = min(float(below[first - 1]) if first else float("inf"), float(below[end]))
+        if gap > 0:
+            errors[member] = min(float(torch.linalg.vector_norm(rho[member])) / gap, 1.0)
+    return groups, errors
+
+
+def _heads(ritz: Ritz, noise: float) -> Heads:
+    """Where the leading Ritz values leave a gap that their residuals do not fill."""
+    pairs = min(len(ritz.left), len(ritz.right))
+    s, rho = ritz.sigma[:pairs], ritz.residuals + noise
+    # a Ritz value is at most the true one, which lies within the residual above
+    reach = torch.cat([s[1:] + rho[1:], rho.new_zeros(1)])
+    complete = len(ritz.lacking) == 0
+    gaps = s - reach
+    total = rho.square().cumsum(0).sqrt()
+    heads = Heads([], [], [], [])
+    first, above = 0, float("inf")
+    for i in range(pairs if complete else pairs - 1):
+        gap = float(gaps[i])
+        if gap <= 0 or float(total[i]) > CLOSE * gap:
+            continue
+        inside = float(rho[first : i + 1].square().sum().sqrt())
+        heads.ends.append(i + 1)
+        heads.errors.append(float(total[i]) / gap)
+        heads.spaces.append((first, i + 1, inside / min(gap, above)))
+        heads.reach.append(float(reach[i]))
+        first, above = i + 1, float(s[i] - s[i + 1]) if i + 1 < pairs else float("inf")
+    return heads
+
+
+def _spectrum(ritz: Ritz, known: int, shape: tuple[int, int], k: int, start: int) -> Tensor:
+    """All singular values: the ``known`` first, the others where Gauss quadrature puts them."""
+    # The Ritz vectors' components on the start block are the weights of a quadrature of its
+    # spectral measure: the k directions count for themselves, the random ones for all that is left.
+    m, p = shape[0], min(shape)
+    share = (m - k) / (start - k) if start > k else 0.0
+    weight = torch.full((start,), share, dtype=torch.float64)
+    weight[:k] = 1.0
+    counts = weight @ ritz.left[:start].square()
+    sigma, counts = ritz.sigma[known : len(counts)].numpy(), counts[known:].numpy()
+    if p == known or counts.sum() == 0:
+        return ritz.sigma[:p]
+    counts = counts * ((m - known) / counts.sum())
+    above = numpy.cumsum(counts) - counts / 2
+    rest = numpy.interp(numpy.arange(p - known) + 0.5, above, sigma)
+    return torch.cat([ritz.sigma[:known], torch.from_numpy(rest)])
+
+
+def _from_heads(heads: Heads, t: Tensor) -> tuple[float, float]:
+    """Bounds on the score of any unit vector in the span of a group, from converged vectors."""
+    lower, largest_atom, elsewhere = 0.0, 0.0, 1.0
+    for first, last, error in heads.spaces:
+        inside = torch.linalg.svdvals(t[first:last])
+        least = float(inside[-1]) if last - first >= t.shape[1] else 0.0
+        lower = max(lower, (least - error) / (last - first) ** 0.5)
+        largest_atom = max(largest_atom, float(inside[0]) + error)
+        elsewhere -= max(least - error, 0.0) ** 2
+    return lower, min(max(largest_atom, max(elsewhere, 0.0) ** 0.5), 1.0)
+
+
+def _verdict(
+    epsilon: float, lower: float, upper: float, overlap_lower: float, overlap_upper: float
+) -> Verdict:
+    """The verdict that holds in the whole of both intervals."""
+    if lower >= epsilon:
+        return Verdict.ALIGNED
+    if upper < epsilon and overlap_lower >= HALF_THE_ENERGY:
+        return Verdict.ROTATED
+    if upper < epsilon and overlap_upper < HALF_THE_ENERGY:
+        return Verdict.INTRUDER
+    return Verdict.UNDECIDED
+
+
+def _chord(sine: Tensor) -> Tensor:
+    """``2 sin(θ/2)``: how far two unit vectors at that angle are apart."""
+    return 2 * torch.sin(torch.asin(sine.clamp(0.0, 1.0)) / 2)

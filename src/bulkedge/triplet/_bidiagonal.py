@@ -1,0 +1,136 @@
+"""Block Golub–Kahan bidiagonalisation: two bases in which a large matrix is a small one.
+
+From a block P₁ of left vectors the columns ``P₁, AᵀP₁, AAᵀP₁, …`` are orthonormalised as they come,
+which gives
+
+    Aᵀ P = Q Bᵀ,      A Q = P B + P₊ L
+
+with P ``(m, d)``, Q ``(n, e)`` orthonormal, B ``(d, e)``, and P₊ the block that comes next,
+orthogonal to P; L is zero but for the columns of the last block of Q.  Directions that a block does
+not add are left out, so that blocks shrink where the space closes upon itself.
+
+Golub, Luk, Overton, ACM TOMS 7 (1981), doi:10.1145/355945.355946, with full reorthogonalisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bulkedge._linmap import LinearMap
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """The SVD ``B = X S Yᵀ`` and what it lacks of being one of A.
+
+    The pairs ``u = P x_i``, ``v = Q y_i`` satisfy ``Aᵀu = s v`` and ``A v = s u + P₊ (L Y)_i``.
+
+    Attributes:
+        sigma: Descending, padded with zeros to ``max(d, e)``.
+        left: X, shape ``(d, d)``.
+        right: Y, shape ``(e, e)``.
+        lacking: ``L Y``, shape ``(b, e)``.
+    """
+
+    sigma: Tensor
+    left: Tensor
+    right: Tensor
+    lacking: Tensor
+
+    @property
+    def residuals(self) -> Tensor:
+        """‖A v − s u‖ of each pair, shape ``(min(d, e),)``."""
+        pairs = min(len(self.left), len(self.right))
+        return torch.linalg.vector_norm(self.lacking[:, :pairs], dim=0)
+
+
+class Bidiagonalization:
+    """The bases as they grow.
+
+    Args:
+        A: Shape ``(m, n)``.
+        start: P₁, orthonormal columns, shape ``(m, b)``.
+        noise: What is below it in a product is rounding: a bound on ``‖fl(A x) − A x‖`` for unit x.
+
+    Attributes:
+        passes: Products with A or Aᵀ so far.
+        noise: As given: the equations above hold to a few times this.
+    """
+
+    def __init__(self, A: LinearMap, start: Tensor, noise: float) -> None:
+        self.map, self.noise, self.passes = A, noise, 0
+        # vectors are rows: a product with a thin block is several times faster in this layout
+        self._left = start.new_empty(0, A.shape[0])
+        self._right = start.new_empty(0, A.shape[1])
+        self._next = start.mT.contiguous()
+        self._small = torch.zeros(0, 0, dtype=torch.float64)
+        self._last = torch.zeros(start.shape[1], 0, dtype=torch.float64)
+
+    @property
+    def left(self) -> Tensor:
+        """P, shape ``(m, d)``."""
+        return self._left.mT
+
+    @property
+    def right(self) -> Tensor:
+        """Q, shape ``(n, e)``."""
+        return self._right.mT
+
+    @property
+    def size(self) -> int:
+        """d, the number of left vectors."""
+        return len(self._left)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the next step would add nothing: both spaces are invariant."""
+        return len(self._next) == 0
+
+    @property
+    def least(self) -> float:
+        """The smallest of ``‖A x‖`` for unit x in the span of Q: at least A's smallest value."""
+        inner = torch.nn.functional.pad(self._last, (self._small.shape[1] - self._last.shape[1], 0))
+        return float(torch.linalg.svdvals(torch.cat([self._small, inner]))[-1])
+
+    def extend(self) -> None:
+        """One step: a pass with Aᵀ and one with A."""
+        block = self._next
+        old = len(self._left)
+        self._left = torch.cat([self._left, block])
+        image = self.map.rmatmat(block.mT).mT
+        known, added, factor = self._split(image, self._right)
+        self._right = torch.cat([self._right, added])
+        self._small = torch.nn.functional.pad(self._small, (0, len(added), 0, len(block)))
+        self._small[old:] = torch.cat([known, factor], dim=1)
+        image = self.map.matmat(added.mT).mT
+        _, self._next, factor = self._split(image, self._left)
+        self._last = factor.mT
+        self.passes += 2
+
+    def _split(self, rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``rows = known·basis + factor·added`` with ``added`` orthonormal, ⊥ basis."""
+        known = rows @ basis.mT
+        rest = rows - known @ basis
+        # twice is enough (Kahan-Parlett)
+        more = rest @ basis.mT
+        rest = rest - more @ basis
+        X, R = torch.linalg.qr(rest.mT)  # (m, b), (b, b)
+        U, S, _ = torch.linalg.svd(R.double())
+        kept = self.noise < S
+        added = X @ U[:, kept].to(X)
+        if len(basis):  # what is small beside the rounding of large neighbours is cleaned once more
+            added = added - basis.mT @ (basis @ added)
+            added = torch.linalg.qr(added).Q
+        factor = rest.double() @ added.double()
+        return (known + more).double().cpu(), added.mT.contiguous(), factor.cpu()
+
+    def ritz(self) -> Ritz:
+        """The SVD of B."""
+        X, S, Yt = torch.linalg.svd(self._small)
+        width = max(self._small.shape)
+        sigma = torch.nn.functional.pad(S, (0, width - len(S)))
+        inner = Yt.mT[len(Yt) - self._last.shape[1] :]
+        return Ritz(sigma, X, Yt.mT, self._last @ inner)

@@ -6,6 +6,7 @@ package asks of it is a product with a thin block, so the sum is never formed.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -84,6 +85,15 @@ class LinearMap(ABC):
         """The same map with products in float64."""
         return self.with_tensors(*(tensor.double() for tensor in self.tensors))
 
+    def gram(self) -> Tensor:
+        """``WᵀW``, shape ``(n, n)``; two products with all n unit vectors, a block at a time."""
+        identity = torch.eye(self.shape[1], dtype=self.dtype, device=self.device)
+        return torch.cat([self.rmatmat(self.matmat(e)) for e in identity.split(512, dim=1)], dim=1)
+
+    def norm_bound(self) -> float:
+        """An upper bound on ``‖W‖_F``: that of a matrix in memory, else no more than is cheap."""
+        return float(torch.linalg.vector_norm(self.to_dense()))
+
     @property
     def T(self) -> LinearMap:
         """The transposed map, shape ``(n, m)``."""
@@ -121,11 +131,15 @@ class Dense(LinearMap):
 
     def matmat(self, X: Tensor) -> Tensor:
         """See :meth:`LinearMap.matmat`."""
-        return self.matrix @ X
+        return (X.mT @ self.matrix.mT).mT  # several times faster for thin X than the plain order
 
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
-        return self.matrix.mT @ Y
+        return (Y.mT @ self.matrix).mT
+
+    def gram(self) -> Tensor:
+        """See :meth:`LinearMap.gram`; one product."""
+        return self.matrix.mT @ self.matrix
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
@@ -157,7 +171,7 @@ class Widened(Dense):
         dtype: The dtype of the products.
     """
 
-    rows = 64  # of a tile: it stays in the cache between conversion and product
+    rows = 128  # of a tile: it stays in the cache between conversion and product
 
     def __init__(self, matrix: Tensor, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(matrix)
@@ -173,13 +187,26 @@ class Widened(Dense):
 
     def matmat(self, X: Tensor) -> Tensor:
         """See :meth:`LinearMap.matmat`."""
-        return torch.cat([tile @ X for tile in self._tiles()])
+        return torch.cat([X.mT @ tile.mT for tile in self._tiles()], dim=1).mT
 
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
-        tiles = zip(self._tiles(), Y.split(self.rows), strict=True)
-        start = Y.new_zeros(self.shape[1], Y.shape[1])
-        return sum((tile.mT @ y for tile, y in tiles), start=start)
+        total = Y.new_zeros(Y.shape[1], self.shape[1])
+        for tile, y in zip(self._tiles(), Y.split(self.rows), strict=True):
+            total.addmm_(y.mT, tile)
+        return total.mT
+
+    def gram(self) -> Tensor:
+        """See :meth:`LinearMap.gram`."""
+        n = self.shape[1]
+        total = torch.zeros(n, n, dtype=self.dtype, device=self.device)
+        for tile in self._tiles():
+            total.addmm_(tile.mT, tile)
+        return total
+
+    def norm_bound(self) -> float:
+        """See :meth:`LinearMap.norm_bound`."""
+        return math.sqrt(sum(float(tile.square().sum()) for tile in self._tiles()))
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
@@ -192,6 +219,46 @@ class Widened(Dense):
     def widened(self) -> LinearMap:
         """See :meth:`LinearMap.widened`."""
         return Widened(self.matrix)
+
+
+class Difference(Widened):
+    """``matrix − other`` with products in a wider dtype, subtracted a tile at a time.
+
+    Args:
+        matrix: Shape ``(m, n)``.
+        other: Of the same shape.
+        dtype: The dtype of the difference and of the products.
+    """
+
+    def __init__(self, matrix: Tensor, other: Tensor, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(matrix, dtype)
+        self.other = other
+
+    def _tiles(self) -> Iterator[Tensor]:
+        for tile, other in zip(super()._tiles(), self.other.split(self.rows), strict=True):
+            yield tile.sub_(other)
+
+    def to_dense(self) -> Tensor:
+        """See :meth:`LinearMap.to_dense`."""
+        return super().to_dense() - self.other
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See :attr:`LinearMap.tensors`."""
+        return self.matrix, self.other
+
+    def with_tensors(self, *tensors: Tensor) -> Difference:
+        """See :meth:`LinearMap.with_tensors`."""
+        return Difference(*tensors, dtype=self.dtype)
+
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
+        """See :meth:`LinearMap.pullback`."""
+        gradient = L @ R.mT
+        return gradient, -gradient
+
+    def widened(self) -> LinearMap:
+        """See :meth:`LinearMap.widened`."""
+        return Difference(self.matrix, self.other)
 
 
 class LowRank(LinearMap):
@@ -238,6 +305,10 @@ class LowRank(LinearMap):
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
         return self.scale * (self.A.mT @ (self.B.mT @ Y))
+
+    def norm_bound(self) -> float:
+        """See :meth:`LinearMap.norm_bound`."""
+        return float(torch.linalg.vector_norm(self.singular_values()))
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
@@ -300,6 +371,10 @@ class Sum(LinearMap):
         first, *rest = self.terms
         return sum((term.rmatmat(Y) for term in rest), start=first.rmatmat(Y))
 
+    def norm_bound(self) -> float:
+        """See :meth:`LinearMap.norm_bound`."""
+        return sum(term.norm_bound() for term in self.terms)
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         first, *rest = self.terms
@@ -355,6 +430,10 @@ class Adjoint(LinearMap):
         """See :meth:`LinearMap.rmatmat`."""
         return self.inner.matmat(Y)
 
+    def norm_bound(self) -> float:
+        """See :meth:`LinearMap.norm_bound`."""
+        return self.inner.norm_bound()
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.inner.to_dense().mT
@@ -405,6 +484,10 @@ class Scaled(LinearMap):
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
         return self.inner.rmatmat(Y) * self.factor
+
+    def norm_bound(self) -> float:
+        """See :meth:`LinearMap.norm_bound`."""
+        return abs(self.factor) * self.inner.norm_bound()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
@@ -468,6 +551,10 @@ class RowScaled(LinearMap):
         """See :meth:`LinearMap.to_dense`."""
         return self.factors[:, None] * self.inner.to_dense()
 
+    def norm_bound(self) -> float:
+        """See :meth:`LinearMap.norm_bound`."""
+        return float(self.factors.abs().max()) * self.inner.norm_bound()
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """See :attr:`LinearMap.tensors`."""
@@ -513,6 +600,10 @@ class Counted(LinearMap):
         """See :meth:`LinearMap.rmatmat`."""
         self.passes[0] += 1
         return self.inner.rmatmat(Y)
+
+    def norm_bound(self) -> float:
+        """See :meth:`LinearMap.norm_bound`."""
+        return self.inner.norm_bound()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

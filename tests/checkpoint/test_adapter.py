@@ -375,7 +375,7 @@ BAD_CONFIGS = {
 @pytest.mark.parametrize("case", BAD_CONFIGS)
 def test_bad_adapter_config(case, base, tmp_path, monkeypatch):
     config, message = BAD_CONFIGS[case]
-    monkeypatch.setattr("bulkedge.checkpoint.adapter.PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr("bulkedge.checkpoint.patterns.MATCH_SECONDS", 0.05)
     folder = save_adapter(tmp_path / "a", keys("a" * 300), **config)
     with pytest.raises(AdapterError, match=message):
         make_plan(base, folder, Recipe())

@@ -13,16 +13,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import AdapterError, problems
 
 from .factors import LoraFactors
 from .header import FLOATING, TensorInfo, read_header
+from .patterns import Patterns
 from .read import PICKLES, confined, convert, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -44,7 +45,6 @@ NOT_A_SUM = {
     "alora_invocation_tokens": "aLoRA, which acts on some tokens only",
     "arrow_config": "Arrow, which mixes adapters by input",
 }
-PATTERN_SECONDS = 0.2
 
 T = TypeVar("T")
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -65,6 +65,16 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
+
+    @cached_property
+    def ranks(self) -> Patterns:
+        """The ranks of modules that differ from ``r``."""
+        return Patterns(self.rank_pattern or {}, f"{CONFIG}: rank_pattern")
+
+    @cached_property
+    def alphas(self) -> Patterns:
+        """The alphas of modules that differ from ``lora_alpha``."""
+        return Patterns(self.alpha_pattern or {}, f"{CONFIG}: alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -229,7 +239,7 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
         return f"factors that do not fit together: A {A.shape}, B {B.shape}"
     if strange := {A.dtype, B.dtype} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
-    rank = _by_pattern(config.rank_pattern or {}, module, default=config.r)
+    rank = config.ranks.value(module, config.r)
     if rank != A.shape[0]:
         return f"factors of rank {A.shape[0]} where {CONFIG} says {rank:g}: their scale is in doubt"
     return None
@@ -239,20 +249,6 @@ def _factors(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
     """The factors of a module with their scale, by PEFT's rules."""
     A, B = (parts[name] for name in sorted(parts))
     rank = A.shape[0]
-    alpha = _by_pattern(config.alpha_pattern or {}, module, default=config.lora_alpha)
+    alpha = config.alphas.value(module, config.lora_alpha)
     scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
     return LoraFactors(A, B, scale, "lora_embedding_A" in parts, config.fan_in_fan_out)
-
-
-def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that ends the module's path, as PEFT matches them."""
-    for pattern, value in patterns.items():
-        try:
-            # patterns come with the file: this engine stops where re would backtrack for ever
-            if regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_SECONDS):
-                return value
-        except (regex.error, TimeoutError) as error:
-            raise AdapterError(
-                f"{CONFIG}: pattern {pattern!r:.80} cannot be matched ({error}); mend it"
-            ) from None
-    return default

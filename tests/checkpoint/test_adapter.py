@@ -195,15 +195,6 @@ def test_full_gpt2_checkpoints_are_judged_the_same_way(tmp_path):
     assert not by_name["transformer.wte.weight"]
 
 
-def test_dora_is_named_not_skipped(tmp_path):
-    config = {"target_modules": ["q_proj"], "use_dora": True, "modules_to_save": ["lm_head"]}
-    base, adapter, _ = saved(tmp_path, llama, config)
-    plan = make_plan(base, adapter, Recipe())
-    assert [c.base.name for c in plan.comparisons] == ["lm_head.weight"]
-    reasons = [row.reason for row in plan.skipped if "q_proj" in row.name]
-    assert reasons == ["DoRA: not handled yet"] * 6
-
-
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_adapters_that_changed_their_base_are_refused(init, tmp_path):
     base, adapter, _ = saved(
@@ -315,12 +306,16 @@ UNHANDLED = {
         },
         "do not fit together",
     ),
-    "conv": (
+    "grouped_conv": (
         {
-            "base_model.model.layers.1.q.lora_A.weight": weights(2, 6, 3, 3),
+            "base_model.model.layers.1.q.lora_A.weight": weights(4, 6, 3, 3),
             "base_model.model.layers.1.q.lora_B.weight": weights(6, 2, 1, 1),
         },
-        "4-D convolution kernel: not handled yet",
+        "do not fit together",
+    ),
+    "dora_or_not": (
+        keys("layers.1.q") | {"base_model.model.layers.1.q.lora_magnitude_vector": weights(6)},
+        "disagree on a magnitude: DoRA or not is in doubt",
     ),
     "zero3": (
         {

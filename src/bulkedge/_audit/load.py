@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bulkedge._linmap import Dense, LinearMap, LowRank, Scaled, Sum, Widened
-from bulkedge.checkpoint import LoraFactors
+from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum, Widened
 
 from .plan import Comparison
+
+TILE = 1024  # rows that are widened at a time
 
 
 @dataclass(frozen=True)
@@ -21,40 +23,77 @@ class Pair:
         base: W0.
         replaced: The full tensor that stands in its place, if any.
         factors: The low-rank update on top, if any, in float64.
+        magnitude: The norms of the tuned rows, if they were trained apart (DoRA), in float64.
+        columns: Whether they are norms of columns: those of an embedding.
     """
 
     base: Tensor
     replaced: Tensor | None
     factors: LowRank | None
+    magnitude: Tensor | None = None
+    columns: bool = False
 
     def base_map(self, dtype: torch.dtype) -> LinearMap:
         """W0 with products in ``dtype``; never a second whole copy."""
         return _map(self.base, dtype)
 
     def tuned_map(self, dtype: torch.dtype) -> LinearMap:
-        """``W = (replaced or base) + s·B·A`` with products in ``dtype``, not formed."""
-        dense = _map(self.base if self.replaced is None else self.replaced, dtype)
-        return Sum([dense, _converted(self.factors, dtype)]) if self.factors else dense
+        """``W = D ((replaced or base) + s·B·A)`` with products in ``dtype``, not formed."""
+        dense = _map(self._start, dtype)
+        if self.factors is None:
+            return dense
+        return self._scaled(Sum([dense, _converted(self.factors, dtype)]), self.row_factors)
 
-    def update_map(self, dtype: torch.dtype) -> LinearMap | None:
+    def update_map(self, dtype: torch.dtype = torch.float64) -> LinearMap | None:
         """``W − W0`` with products in ``dtype``, not formed; None without a difference."""
-        if self.replaced is None:
-            return _converted(self.factors, dtype) if self.factors else None
-        update: LinearMap = Sum([_map(self.replaced, dtype), Scaled(_map(self.base, dtype), -1.0)])
-        return Sum([update, _converted(self.factors, dtype)]) if self.factors else update
+        # a fine-tune may change a weight by less than single precision resolves in its products
+        terms: list[LinearMap] = []
+        if self.factors is not None:
+            terms.append(self._scaled(_converted(self.factors, dtype), self.row_factors))
+        if self.replaced is not None:
+            terms.append(Difference(self.replaced, self.base, dtype))
+        if self.row_factors is not None:
+            terms.append(self._scaled(_map(self._start, dtype), self.row_factors - 1))
+        return Sum(terms) if len(terms) > 1 else next(iter(terms), None)
 
     @property
     def low_rank(self) -> LowRank | None:
         """The whole update where it is a product of stored factors, in float64."""
-        return self.factors if self.replaced is None else None
+        return self.factors if self.replaced is None and self.magnitude is None else None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was read, under the names of a message."""
-        parts = {"base": self.base, "tuned": self.replaced}
+        parts = {"base": self.base, "tuned": self.replaced, "magnitude": self.magnitude}
+        parts["magnitude over norm"] = self.row_factors
         if self.factors:
             parts |= {"A": self.factors.A, "B": self.factors.B}
         return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+    @property
+    def _start(self) -> Tensor:
+        """What the low-rank update is added to."""
+        return self.base if self.replaced is None else self.replaced
+
+    @cached_property
+    def row_factors(self) -> Tensor | None:
+        """The diagonal of D, ``magnitude / ‖rows‖``, in float64; None where D = I."""
+        if self.magnitude is None or self.factors is None:
+            return None
+        start, update = self._start, self.factors
+        B, A = update.scale * update.B, update.A
+        if self.columns:
+            start, B, A = start.mT, A.mT, B.mT
+        tiles = zip(start.split(TILE), B.split(TILE), strict=True)
+        norms = [torch.linalg.vector_norm(W.double() + b @ A, dim=1) for W, b in tiles]
+        return self.magnitude / torch.cat(norms)
+
+    def _scaled(self, inner: LinearMap, factors: Tensor | None) -> LinearMap:
+        """``D W`` for the factors on the diagonal of D, ``W D`` for an embedding; W for None."""
+        if factors is None:
+            return inner
+        factors = factors.to(inner.dtype)
+        return RowScaled(inner.T, factors).T if self.columns else RowScaled(inner, factors)
 
 
 def load(comparison: Comparison, device: torch.device) -> Pair:
@@ -74,14 +113,18 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
     replaced = comparison.tuned.read().to(device) if comparison.tuned else None
     if replaced is not None and torch.equal(replaced, base):
         replaced = None  # PEFT stores the base of an adapted embedding once more
-    factors = _load_factors(comparison.factors, device) if comparison.factors else None
-    return Pair(base, replaced, factors)
-
-
-def _load_factors(factors: LoraFactors, device: torch.device) -> LowRank:
-    """The factors as a map of the shape of the weight."""
-    B, A, scale = factors.read()
-    return LowRank(B.to(device), A.to(device), scale)
+    stored = comparison.factors
+    if stored is None:
+        return Pair(base, replaced, None)
+    B, A, scale = stored.read()
+    magnitude = stored.read_magnitude()
+    return Pair(
+        base,
+        replaced,
+        LowRank(B.to(device), A.to(device), scale),
+        None if magnitude is None else magnitude.to(device),
+        stored.embedding,
+    )
 
 
 def _converted(factors: LowRank, dtype: torch.dtype) -> LowRank:

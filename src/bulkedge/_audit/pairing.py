@@ -88,7 +88,7 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
     updates: list[Comparison] = []
     strangers = 0
     for name, factors in adapter.factors.items():
-        target = rule.find(name)
+        target = rule.find(name) or rule.find(_in_proj(name))
         if target is None:
             reason = NO_COUNTERPART
             strangers += 1
@@ -103,6 +103,11 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
     skipped += [_lost(row.info.name, row.name, row.reason, recipe) for row in lost]
     updated = {pair.base.name for pair in updates}
     return [*updates, *(p for p in pairs if p.base.name not in updated)], skipped
+
+
+def _in_proj(name: str) -> str:
+    """What MultiheadAttention calls the weight that PEFT updates under the module's own name."""
+    return f"{name.removesuffix('.weight')}.in_proj_weight"
 
 
 def _updates(there: Layout, target: str, factors: LoraFactors, name: str) -> list[Comparison]:

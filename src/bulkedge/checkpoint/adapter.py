@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -34,6 +34,9 @@ LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+MAGNITUDE = "lora_magnitude_vector"
+DORA = "DoRA: each output is scaled besides, the update is of full rank"
+TWICE = "PEFT adds the update of out_proj twice, in training and in merging; judged once"
 # initialisations that also change the base: the file is then relative to a base nobody stores
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # variants of which W0 + s·B·A is not the tuned weight, by the field that asks for them
@@ -204,7 +207,10 @@ def _sort(
         if reason := _problem(module, parts, config):
             unhandled.extend(Unhandled(info, name, reason) for info in parts.values())
         else:
-            _add(factors, name, _factors(module, parts, config))
+            found = _factors(module, parts, config)
+            # the one module that PEFT wraps inside another: out_proj of MultiheadAttention
+            inside = ".base_layer." in f"{wrapped.removesuffix('.base_layer')}."
+            _add(factors, name, replace(found, note=TWICE) if inside else found)
     return Adapter(folder, (file, folder / CONFIG), config, factors, tensors, tuple(unhandled))
 
 
@@ -228,15 +234,15 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
     owners = (parameter.rpartition(".")[0] for parameter in config.target_parameters or ())
     if any(owner and f".{module}".endswith(f".{owner}") for owner in owners):
         return "a bare parameter, by target_parameters: not handled yet"
-    if config.use_dora or "lora_magnitude_vector" in parts:
-        return "DoRA: not handled yet"
-    if set(parts) not in PAIRS:
+    if set(parts) - {MAGNITUDE} not in PAIRS:
         return f"expected one pair of factors A and B, found {', '.join(sorted(parts))}"
-    A, B = (parts[name] for name in sorted(parts))
-    if len(A.shape) > 2:
-        return f"{len(A.shape)}-D convolution kernel: not handled yet"
-    if len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1] or A.shape[0] == 0:
+    A, B = _pair(parts)
+    if not _fit_together(A.shape, B.shape):
         return f"factors that do not fit together: A {A.shape}, B {B.shape}"
+    if config.use_dora != (MAGNITUDE in parts):
+        return f"{CONFIG} and the file disagree on a magnitude: DoRA or not is in doubt"
+    if MAGNITUDE in parts and parts[MAGNITUDE].size != B.shape[0]:
+        return f"a magnitude of shape {parts[MAGNITUDE].shape} for {B.shape[0]} outputs"
     if strange := {A.dtype, B.dtype} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
     rank = config.ranks.value(module, config.r)
@@ -247,8 +253,28 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
 
 def _factors(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> LoraFactors:
     """The factors of a module with their scale, by PEFT's rules."""
-    A, B = (parts[name] for name in sorted(parts))
+    A, B = _pair(parts)
     rank = A.shape[0]
     alpha = config.alphas.value(module, config.lora_alpha)
     scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-    return LoraFactors(A, B, scale, "lora_embedding_A" in parts, config.fan_in_fan_out)
+    return LoraFactors(
+        A,
+        B,
+        scale,
+        embedding="lora_embedding_A" in parts,
+        fan_in_fan_out=config.fan_in_fan_out,
+        magnitude=parts.get(MAGNITUDE),
+        note=DORA if MAGNITUDE in parts else None,
+    )
+
+
+def _pair(parts: Mapping[str, TensorInfo]) -> tuple[TensorInfo, TensorInfo]:
+    """A and B."""
+    A, B = (parts[name] for name in sorted(parts) if name != MAGNITUDE)
+    return A, B
+
+
+def _fit_together(A: tuple[int, ...], B: tuple[int, ...]) -> bool:
+    """Whether A can be ``(r, in, …)`` and B ``(out, r)``, a kernel of size one of a convolution."""
+    alike = 2 <= len(A) == len(B) <= 5
+    return alike and A[0] == B[1] > 0 and all(size == 1 for size in B[2:])

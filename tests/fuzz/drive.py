@@ -99,7 +99,7 @@ def run(victim: Any, files: Any) -> str:
         for path, content in files.items():
             _put(folder / path, content)
         before = _listing(folder)
-        reached = _use(folder / victim.base, folder / victim.tuned)
+        reached = _use(folder / victim.base, folder / victim.tuned, victim.recipe)
         assert _listing(folder) == before, "an input was written to"
         return reached
 
@@ -120,7 +120,7 @@ def _put(path: Path, content: Any) -> None:
         path.mkdir(exist_ok=True)
 
 
-def _use(base: Path, tuned: Path) -> str:
+def _use(base: Path, tuned: Path, settings: dict[str, Any]) -> str:
     """How far an audit gets: refused, planned, audited; whatever is said is harmless to print."""
     from bulkedge import BulkedgeError, Recipe
     from bulkedge._audit import make_plan, run_plan
@@ -128,7 +128,7 @@ def _use(base: Path, tuned: Path) -> str:
     for path in (base, tuned):
         _inspect(path)
         _read(path)
-    recipe = Recipe(top_k=2, side="both")
+    recipe = Recipe(top_k=2, side="both", **settings)
     try:
         plan = make_plan(base, tuned, recipe)
     except BulkedgeError as error:

@@ -43,6 +43,7 @@ PATTERNS = ["(", "(a|a|aa)+x", "(" * 3000, "(?R)", "a{9999}", ".*", "x|" * 5000,
 DTYPES = ["BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "I16", "F16", "BF16", "I32", "F32"]
 DTYPES += ["I64", "F64", "C64", "F4", "F6_E2M3", "Q4"]
 NESTED = [[], {}, [[]], [0], [1, 2], [0, 0], [2**62, 4], [1] * 9, {"a": 1}, {"": {}}, ["x"] * 50]
+NESTED += [Raw("[" * n + "]" * n) for n in (940, 960, 975, 985)]
 NESTED += [Raw("[" * 100_000), Raw("[" * 900 + "]" * 900), Raw('{"a":' * 700 + "1" + "}" * 700)]
 ATOMS = [None, True, False, *NUMBERS, *NAMES, *PATTERNS, *DTYPES, *NESTED]
 # fields of an adapter's configuration that are not copied from it but acted upon
@@ -88,6 +89,10 @@ def damage_json(tree: Any, rng: Random) -> Any:
     if isinstance(tree, dict) and "peft_type" in tree and rng.random() < 0.3:
         field, value = rng.choice(GRAFTS)
         tree[field] = deepcopy(value(rng))
+        return tree
+    if isinstance(tree, dict) and "quantization_config" in tree and rng.random() < 0.2:
+        size = [rng.choice([0, 1, 3, 10**9, 10**12, 10**400, 1.0, -4, "x"]) for _ in range(2)]
+        tree["quantization_config"] = {"weight_block_size": size}
         return tree
     places = list(_places(tree))
     if rng.random() < 0.5:
@@ -190,7 +195,9 @@ def damage_tensors(tree: dict[str, Any], data: bytes, rng: Random) -> bytes:
         return join(tree, data)
     name = rng.choice(names)
     entry = tree[name]
-    rng.choice([_reshape, _retype, _take_name, _rewrap, _empty, _append])(tree, name, entry, rng)
+    rng.choice([_reshape, _retype, _take_name, _rewrap, _empty, _append, _flatten])(
+        tree, name, entry, rng
+    )
     if rng.random() < 0.3:
         data += bytes(rng.randrange(1, 64))
     return join(tree, data)
@@ -202,8 +209,28 @@ def _reshape(tree: Any, name: str, entry: Any, rng: Random) -> None:
     for n in shape:
         size *= n
     entry["shape"] = rng.choice(
-        [shape[::-1], [size], [1, size], [size, 1], [*shape, 1], [1, *shape], [1] * 7 + [size], []]
+        [
+            [2**40, 0, 3],
+            [0, *shape],
+            shape[::-1],
+            [size],
+            [1, size],
+            [size, 1],
+            [*shape, 1],
+            [1, *shape],
+            [1] * 7 + [size],
+            [],
+        ]
     )
+
+
+def _flatten(tree: Any, name: str, entry: Any, rng: Random) -> None:
+    """Every tensor with one dimension less, or more."""
+    for other in tree.values():
+        if "shape" in other:
+            head, *rest = other["shape"] or [1]
+            more = [1, head, *rest]
+            other["shape"] = [head * rest[0], *rest[1:]] if rest and rng.random() < 0.5 else more
 
 
 def _retype(tree: Any, name: str, entry: Any, rng: Random) -> None:
@@ -227,8 +254,9 @@ def _rewrap(tree: Any, name: str, entry: Any, rng: Random) -> None:
 
 def _empty(tree: Any, name: str, entry: Any, rng: Random) -> None:
     where = entry["data_offsets"][rng.randrange(2)]
-    tree[rng.choice(NAMES)] = {
-        "dtype": "F32", "shape": rng.choice([[0], [0, 5], [5, 0], [2**40, 0]]),
+    tree[rng.choice([*NAMES, "m.experts.down_proj"])] = {
+        "dtype": "F32",
+        "shape": rng.choice([[0], [0, 5], [2**40, 0], [2**40, 0, 4], [3, 2**40, 0]]),
         "data_offsets": [where, where],
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from helpers import weights
 
 @dataclass(frozen=True)
 class Victim:
-    """Files by path, and which of them are given to an audit."""
+    """Files by path, which of them are given to an audit, and fields of its recipe."""
 
     files: dict[str, bytes]
     base: str
     tuned: str
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 M, N, VOCAB = 9, 7, 11
@@ -110,10 +111,82 @@ def _lora_and_more() -> Victim:
     return Victim(_sharded("base", _base()) | _adapter(tensors, **config), "base", "tuned")
 
 
+def _kernels() -> Victim:
+    base = {"conv.weight": weights(M, 3, 2, 2), "down.weight": weights(5, M, 1, 1)}
+    factors = {
+        "conv.lora_A.weight": weights(2, 3, 2, 2),
+        "conv.lora_B.weight": weights(M, 2, 1, 1),
+        "down.weight": weights(5, M, 1, 1, seed=3),
+    }
+    return Victim(_model("base", base) | _adapter(factors, rank_pattern={}), "base", "tuned")
+
+
+def _dora() -> Victim:
+    tensors = _pair("h.0.q", M, N) | {"h.0.q.lora_magnitude_vector": weights(M).abs()}
+    tensors |= {
+        "embed.lora_embedding_A": weights(2, VOCAB),
+        "embed.lora_embedding_B": weights(N, 2),
+        "embed.lora_magnitude_vector": weights(N).abs(),
+    }
+    return Victim(_model("base", _base()) | _adapter(tensors, use_dora=True), "base", "tuned")
+
+
+def _attention() -> Victim:
+    base = {"a.in_proj_weight": weights(3 * N, N), "a.out_proj.weight": weights(N, N)}
+    tensors = _pair("a", 3 * N, N) | _pair("a.base_layer.out_proj", N, N)
+    return Victim(_model("base", base) | _adapter(tensors, rank_pattern={}), "base", "tuned")
+
+
+def _fp8() -> Victim:
+    """Blocks of 4×4: the scales are as many as the configuration makes them."""
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [4, 4]}}
+    base: dict[str, Any] = {
+        "q.weight": weights(M, N).to(torch.float8_e4m3fn),
+        "q.weight_scale_inv": weights(3, 2).abs(),
+        "norm.weight": torch.ones(N, dtype=torch.bfloat16),
+    }
+    tuned = base | {"q.weight": weights(M, N, seed=5).to(torch.float8_e4m3fn)}
+    return Victim(_model("base", base, config) | _model("tuned", tuned, config), "base", "tuned")
+
+
+def _experts() -> Victim:
+    """One side stores a tensor an expert, the other stacks them."""
+    E = 3
+    apart = {
+        f"m.experts.{e}.{w}.weight": weights(5, 4, seed=e) for e in range(E) for w in ("w1", "w3")
+    }
+    apart |= {f"m.experts.{e}.w2.weight": weights(4, 5, seed=e) for e in range(E)}
+    together = {
+        "m.experts.gate_up_proj": weights(E, 10, 4, seed=7),
+        "m.experts.down_proj": weights(E, 4, 5, seed=8),
+    }
+    config = {"model_type": "mixtral", "hidden_size": 4}
+    files = _model("base", apart, config) | _model("tuned", together, config)
+    return Victim(files, "base", "tuned")
+
+
+def _stacked_fp8() -> Victim:
+    config = {"quantization_config": {"weight_block_size": [4, 4]}, "hidden_size": 6}
+    name = "m.experts.gate_up_proj"
+
+    def side(seed: int) -> dict[str, Any]:
+        stack = weights(3, 10, 6, seed=seed).to(torch.float8_e4m3fn)
+        return {name: stack, f"{name}_scale_inv": weights(3, 3, 2, seed=seed).abs()}
+
+    files = _model("base", side(0), config) | _model("tuned", side(1), config)
+    return Victim(files, "base", "tuned", {"split": {"*gate_up_proj": [4, 6]}})
+
+
 VICTIMS = {
     "files": _files,
     "half_precision": _half_precision,
     "shards": _shards,
     "lora": _lora,
     "lora_and_more": _lora_and_more,
+    "kernels": _kernels,
+    "dora": _dora,
+    "attention": _attention,
+    "fp8": _fp8,
+    "experts": _experts,
+    "stacked_fp8": _stacked_fp8,
 }

@@ -36,17 +36,20 @@ PACKED_DTYPES = ("U8", "I8", "I32", "F4", *FP8)
 
 def scales_of(info: TensorInfo, checkpoint: Checkpoint) -> BlockScales | None:
     """The factors of a weight in block-wise fp8; None of another, or if they do not fit."""
-    if info.dtype not in FP8:
+    if info.dtype not in FP8 or len(info.shape) < 2:
         return None
     scales = checkpoint.tensors.get(info.name + SCALES)
     if scales is None or scales.dtype not in FLOATING:
         return None
-    block = _block(checkpoint)
-    experts = info.shape[:-2]
-    expected = tuple(-(-side // of) for side, of in zip(info.shape[-2:], block, strict=True))
-    if scales.size != 1 and scales.shape != (*experts, *expected):
+    *experts, height, width = info.shape
+    rows, columns = _block(checkpoint)
+    # a block larger than the weight is as large: nothing of the size it claims is ever made
+    rows, columns = min(rows, max(height, 1)), min(columns, max(width, 1))
+    expected = (*experts, -(-height // rows), -(-width // columns))
+    stacked = "experts" in info.name.split(".")
+    if scales.size != 1 and (scales.shape != expected or len(experts) != stacked):
         return None
-    return BlockScales(scales, block)
+    return BlockScales(scales, (rows, columns))
 
 
 def refuse_packed(checkpoint: Checkpoint) -> None:

@@ -376,18 +376,6 @@ def test_bad_adapter_config(case, base, tmp_path, monkeypatch):
         make_plan(base, folder, Recipe())
 
 
-def test_experts_are_named(base, tmp_path):
-    tensors = keys() | keys("layers.1.experts") | keys("layers.1.experts.base_layer")
-    folder = save_adapter(
-        tmp_path / "a", tensors, target_parameters=["experts.gate_up_proj", "experts.down_proj"]
-    )
-    plan = make_plan(base, folder, Recipe())
-    assert len(plan.comparisons) == 1
-    assert {row.reason for row in plan.skipped} == {
-        "a bare parameter, by target_parameters: not handled yet"
-    }
-
-
 def test_an_adapter_for_another_base(base, tmp_path):
     tensors = {
         "base_model.model.layers.0.q.lora_A.weight": weights(2, 9),

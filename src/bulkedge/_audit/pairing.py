@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
+from operator import eq
 
 from bulkedge._errors import AdapterError
 from bulkedge.checkpoint import (
@@ -13,11 +15,14 @@ from bulkedge.checkpoint import (
     Layout,
     LoraFactors,
     NameRule,
-    TensorInfo,
+    Resolver,
+    StoredMatrix,
     Unhandled,
     infer_rule,
 )
-from bulkedge.checkpoint.layout import CONV1D_LAYERS, CONV1D_MODELS, is_stack
+from bulkedge.checkpoint.adapter import plain_factors
+from bulkedge.checkpoint.experts import Target, assign
+from bulkedge.checkpoint.layout import CONV1D_LAYERS, CONV1D_MODELS, is_stack, place_in_stack
 
 from .comparison import Comparison
 from .recipe import Recipe
@@ -47,7 +52,8 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
     model = base.config or tuned.config
     there, here = Layout(base, model, recipe.split), Layout(tuned, model, {})
     rule = infer_rule(tuned.tensors, there.shapes, lambda name, shape: here.shapes[name] == shape)
-    pairs, skipped = _pair_tensors(there, here, tuned.tensors, rule)
+    names = Resolver(rule, there.shapes, model, str(base.path))
+    pairs, skipped = _pair_tensors(there, here, names)
     if not pairs and tuned.tensors:
         raise AdapterError(_foreign(tuned, base, tuned.tensors, rule))
     found = {pair.base.info.name for pair in pairs}
@@ -74,50 +80,98 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
     there = Layout(base, base.config, recipe.split)
     full = Checkpoint(adapter.path, "file", adapter.files, adapter.tensors)
     here = Layout(full, base.config, {})
-
-    def fits(name: str, shape: tuple[int, ...]) -> bool:
-        if name in adapter.factors:
-            return adapter.factors[name].fits(shape)
-        return adapter.tensors[name].shape == shape
-
-    rule = infer_rule({**adapter.tensors, **adapter.factors}, there.shapes, fits)
-    pairs, skipped = _pair_tensors(there, here, adapter.tensors, rule)
-    lost = [row for row in adapter.unhandled if not row.harmless]
+    fits = _fits(adapter)
+    rule = infer_rule(fits, there.shapes, lambda name, shape: fits[name](shape))
+    names = Resolver(rule, there.shapes, base.config, str(base.path))
+    pairs, skipped = _pair_tensors(there, here, names)
+    factors, unassigned = _settle(adapter, there, names)
+    lost = [row for row in (*adapter.unhandled, *unassigned) if not row.harmless]
     skipped += [harmless(r.info.name, r.reason) for r in adapter.unhandled if r.harmless]
     replaced = {pair.base.name: pair.tuned for pair in pairs}
     updates: list[Comparison] = []
     strangers = 0
-    for name, factors in adapter.factors.items():
-        target = rule.find(name) or rule.find(_in_proj(name))
-        if target is None:
-            reason = NO_COUNTERPART
-            strangers += 1
-            if strangers <= MAX_NEAREST:
-                reason += f" (nearest: {rule.nearest(name)})"
-            lost += [Unhandled(info, name, reason) for info in factors.infos]
-        else:
-            for update in _updates(there, target, factors, name):
-                updates.append(replace(update, tuned=replaced.get(update.base.name)))
-    if adapter.factors and not updates:
-        raise AdapterError(_foreign(adapter, base, adapter.factors, rule))
+    for name, update in factors.items():
+        if found := _updates(there, names, update, name):
+            updates += [replace(pair, tuned=replaced.get(pair.base.name)) for pair in found]
+            continue
+        reason = NO_COUNTERPART
+        strangers += 1
+        if strangers <= MAX_NEAREST:
+            reason += f" (nearest: {rule.nearest(name)})"
+        lost += [Unhandled(info, name, reason) for info in update.infos]
+    if factors and not updates:
+        raise AdapterError(_foreign(adapter, base, factors, rule))
+    if adapter.config.ensure_weight_tying:
+        updates, again = _once(updates)
+        skipped += [harmless(name, "the same update as the embedding's") for name in again]
     skipped += [_lost(row.info.name, row.name, row.reason, recipe) for row in lost]
     updated = {pair.base.name for pair in updates}
     return [*updates, *(p for p in pairs if p.base.name not in updated)], skipped
 
 
-def _in_proj(name: str) -> str:
-    """What MultiheadAttention calls the weight that PEFT updates under the module's own name."""
-    return f"{name.removesuffix('.weight')}.in_proj_weight"
+def _fits(adapter: Adapter) -> dict[str, Callable[[tuple[int, ...]], bool]]:
+    """Every name that an adapter's tensors may go by, with what shape of the base it fits."""
+    found: dict[str, Callable[[tuple[int, ...]], bool]] = {}
+    for wrapped in adapter.wrapped:
+        for parameter in ("weight", *wrapped.parameters):
+            found[f"{wrapped.module}.{parameter}"] = wrapped.may_fit
+    for name, info in adapter.tensors.items():
+        found[name] = partial(eq, info.shape)
+    return found | {name: factors.fits for name, factors in adapter.factors.items()}
 
 
-def _updates(there: Layout, target: str, factors: LoraFactors, name: str) -> list[Comparison]:
-    """One comparison for each matrix of the base that the factors update."""
+def _settle(
+    adapter: Adapter, there: Layout, names: Resolver
+) -> tuple[dict[str, LoraFactors], list[Unhandled]]:
+    """All factors by name, those of bare parameters assigned; and what cannot be assigned."""
+    factors, lost = dict(adapter.factors), []
+    for wrapped in adapter.wrapped:
+        targets = {}
+        for parameter in wrapped.parameters:
+            name = names.find(f"{wrapped.module}.{parameter}", wrapped.may_fit)
+            if name is not None:
+                targets[parameter] = Target(there.shapes[name], there.transposed(name))
+        (first, *others) = wrapped.layers
+        if others and not targets:
+            found = NO_COUNTERPART
+        elif targets:
+            kind = str(there.model.get("model_type", ""))
+            found = assign(wrapped, targets, adapter.config, kind)
+        else:  # PEFT names no parameter in this module: it is a layer's weight
+            plain = plain_factors(wrapped.module, first, adapter.config)
+            found = plain if isinstance(plain, str) else {"weight": plain}
+        if isinstance(found, str):
+            name = f"{wrapped.module}.{'|'.join(wrapped.parameters)}"
+            lost += [Unhandled(info, name, found) for info in wrapped.infos]
+        else:
+            factors |= {f"{wrapped.module}.{name}": update for name, update in found.items()}
+    return factors, lost
+
+
+def _once(updates: list[Comparison]) -> tuple[list[Comparison], list[str]]:
+    """The updates without those of layers that share a tensor updated under its own name."""
+    own = {pair.base.info.name for pair in updates if pair.base.alias is None}
+    again = [pair for pair in updates if pair.base.alias and pair.base.info.name in own]
+    return (
+        [pair for pair in updates if pair not in again],
+        [name for pair in again for name in pair.stored_names],
+    )
+
+
+def _updates(there: Layout, names: Resolver, factors: LoraFactors, name: str) -> list[Comparison]:
+    """One comparison for each matrix of the base that the factors update; none without one."""
+    target, alias = names.find(name, factors.fits), None
+    if target is None:
+        target, alias = names.find_tied(name, factors.fits), name.removesuffix(".weight")
+    if target is None:
+        matrix = _in_a_stack(there, names, name, factors.shape)
+        return [Comparison(matrix, None, factors, name)] if matrix else []
     transposed = None
     if not is_stack(target, there.shapes[target]):
         transposed = _acts_transposed(factors, target, there)
     return [
         Comparison(
-            part.matrix,
+            replace(part.matrix, alias=alias),
             None,
             factors.of(expert=part.expert, rows=part.rows),
             name + part.suffix,
@@ -126,30 +180,59 @@ def _updates(there: Layout, target: str, factors: LoraFactors, name: str) -> lis
     ]
 
 
-def _pair_tensors(
-    there: Layout, here: Layout, tensors: Mapping[str, TensorInfo], rule: NameRule
-) -> Pairs:
+def _pair_tensors(there: Layout, here: Layout, names: Resolver) -> Pairs:
     """Pair full tensors by name."""
     pairs: list[Comparison] = []
     skipped: list[Skipped] = []
-    for name, info in tensors.items():
-        target = rule.find(name)
-        found = [] if target is None else _pair_parts(there, here, target, name)
+    for name, info in here.checkpoint.tensors.items():
+        found = _pair_tensor(there, here, names, name)
         if not found:
             skipped.append(harmless(info.name, NO_COUNTERPART))
         pairs += found
     return pairs, skipped
 
 
-def _pair_parts(there: Layout, here: Layout, target: str, name: str) -> list[Comparison]:
-    """Pair the matrices of one parameter: by the finer of both sides."""
+def _pair_tensor(there: Layout, here: Layout, names: Resolver, name: str) -> list[Comparison]:
+    """Pair the matrices of one tensor with those of the base; none without a counterpart."""
+    fits = partial(eq, here.shapes[name])
+    target, alias = names.find(name, fits), None
+    if target is None:
+        target, alias = names.find_tied(name, fits), name.removesuffix(".weight")
+    if target is None:
+        matrix = _in_a_stack(there, names, name, here.shapes[name])
+        return [Comparison(matrix, here.part(name), None, name)] if matrix else []
     parts = there.parts(target)
-    pairs = []
-    for part in parts:
-        tuned = here.part(name, part)
-        if tuned is not None:
-            pairs.append(Comparison(part.matrix, tuned, None, name + part.suffix))
-    return pairs
+    tuned = [here.part(name, part.expert, part.rows) for part in parts]
+    whole = here.checkpoint.tensors[name]
+    if None in tuned or (
+        is_stack(name, whole.shape) and len({p.expert for p in parts}) != whole.shape[0]
+    ):
+        # as a whole: the check of shapes tells what does not fit
+        of = there.checkpoint.tensors.get(target, parts[0].matrix.info)
+        return [Comparison(StoredMatrix(of), StoredMatrix(whole), None, name)]
+    return [
+        Comparison(replace(part.matrix, alias=alias), matrix, None, name + part.suffix)
+        for part, matrix in zip(parts, tuned, strict=True)
+    ]
+
+
+def _in_a_stack(
+    there: Layout, names: Resolver, name: str, shape: tuple[int, ...]
+) -> StoredMatrix | None:
+    """The rows of a base that stacks the experts where one expert's layer lies."""
+    place = place_in_stack(name)
+    if place is None or len(shape) != 2:
+        return None
+    stack, expert, index, of = place
+    rows, columns = shape
+
+    def fits(stored: tuple[int, ...]) -> bool:
+        return len(stored) == 3 and sorted(stored[1:]) == sorted((of * rows, columns))
+
+    target = names.find(stack, fits)
+    if target is None or not fits(there.shapes[target]):
+        return None
+    return there.part(target, expert, (index * rows, (index + 1) * rows))
 
 
 def _acts_transposed(factors: LoraFactors, target: str, there: Layout) -> bool:

@@ -151,10 +151,10 @@ def _not_handled(comparison: Comparison) -> str | None:
 def _check_shapes(comparison: Comparison) -> None:
     """Raise unless all parts of a comparison have the base's shape."""
     base, tuned, factors = comparison.base, comparison.tuned, comparison.factors
-    if tuned is not None and tuned.acts_as != base.acts_as:
+    if tuned is not None and (tuned.acts_as != base.acts_as or _is_whole_stack(comparison)):
         raise CheckpointError(
-            f"{tuned.info.file}: tensor {tuned.name!r} has shape {tuned.shape}, expected "
-            f"{base.shape} of {base.name!r} in {base.info.file}; give the base that it was tuned "
+            f"{tuned.info.file}: tensor {tuned.name!r} has shape {_told(tuned)}, expected "
+            f"{_told(base)} of {base.name!r} in {base.info.file}; give the base that it was tuned "
             f"from, or leave it out with --exclude {base.name!r}"
         )
     if factors is not None and factors.shape != base.acts_as:
@@ -165,11 +165,25 @@ def _check_shapes(comparison: Comparison) -> None:
         )
 
 
+def _is_whole_stack(comparison: Comparison) -> bool:
+    """Whether all experts of one side would be compared with something else as one matrix."""
+    return any(
+        matrix.expert is None and is_stack(matrix.info.name, matrix.info.shape)
+        for matrix in comparison.matrices
+    )
+
+
+def _told(matrix: StoredMatrix) -> tuple[int, ...]:
+    """A shape for a message: the stored tensor's, or that of the part."""
+    return matrix.shape if matrix.suffix else matrix.info.shape
+
+
 def _tuned_names(tuned: Checkpoint | Adapter) -> list[str]:
     """What the tuned side calls its weights."""
     if isinstance(tuned, Checkpoint):
         return list(tuned.tensors)
-    return [*tuned.factors, *tuned.tensors, *(row.name for row in tuned.unhandled)]
+    wrapped = (f"{w.module}.{parameter}" for w in tuned.wrapped for parameter in w.parameters)
+    return [*tuned.factors, *tuned.tensors, *wrapped, *(row.name for row in tuned.unhandled)]
 
 
 def _check_globs(recipe: Recipe, names: list[str]) -> None:

@@ -5,7 +5,7 @@ from .factors import LoraFactors
 from .header import TensorInfo, read_header
 from .layout import Layout, Part
 from .matrix import BlockScales, StoredMatrix
-from .names import NameRule, infer_rule
+from .names import NameRule, Resolver, infer_rule
 from .read import Checkpoint, open_checkpoint, read_tensor
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "LoraFactors",
     "NameRule",
     "Part",
+    "Resolver",
     "StoredMatrix",
     "TensorInfo",
     "Unhandled",

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import AdapterError, problems
 
+from .experts import Wrapped
 from .factors import LoraFactors
 from .header import FLOATING, TensorInfo, read_header
 from .patterns import Patterns
@@ -49,6 +50,7 @@ NOT_A_SUM = {
     "arrow_config": "Arrow, which mixes adapters by input",
 }
 
+K = TypeVar("K")
 T = TypeVar("T")
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
@@ -68,6 +70,8 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
+    ensure_weight_tying: bool = False
+    peft_version: str | None = None
 
     @cached_property
     def ranks(self) -> Patterns:
@@ -108,6 +112,8 @@ class Adapter:
         factors: Low-rank updates, by the name that the base tensor would have in the tuned model.
         tensors: Full tensors that replace the base's, by name: trained heads, embeddings.
         unhandled: Everything else, with the reason.
+        wrapped: Updates of bare parameters, experts above all: which parameter is not told by
+            name, and to be found from the base.
     """
 
     path: Path
@@ -116,6 +122,7 @@ class Adapter:
     factors: Mapping[str, LoraFactors]
     tensors: Mapping[str, TensorInfo]
     unhandled: tuple[Unhandled, ...]
+    wrapped: tuple[Wrapped, ...] = ()
     kind = "lora"
 
 
@@ -201,20 +208,59 @@ def _sort(
         else:
             _add(tensors, _unwrapped(name), info)
     factors: dict[str, LoraFactors] = {}
+    nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for wrapped, parts in modules.items():
         module = _unwrapped(wrapped)
-        name = f"{module}.weight"
-        if reason := _problem(module, parts, config):
-            unhandled.extend(Unhandled(info, name, reason) for info in parts.values())
+        if _parameters(module, config):
+            depth = wrapped.count(".base_layer")
+            _add(nested.setdefault(module, {}), depth, parts)
+        elif isinstance(found := plain_factors(module, parts, config), str):
+            unhandled += [Unhandled(info, f"{module}.weight", found) for info in parts.values()]
         else:
-            found = _factors(module, parts, config)
             # the one module that PEFT wraps inside another: out_proj of MultiheadAttention
-            inside = ".base_layer." in f"{wrapped.removesuffix('.base_layer')}."
-            _add(factors, name, replace(found, note=TWICE) if inside else found)
-    return Adapter(folder, (file, folder / CONFIG), config, factors, tensors, tuple(unhandled))
+            inside = ".base_layer." in wrapped.removesuffix(".base_layer")
+            _add(factors, f"{module}.weight", replace(found, note=TWICE) if inside else found)
+    return Adapter(
+        folder,
+        (file, folder / CONFIG),
+        config,
+        factors,
+        tensors,
+        tuple(unhandled),
+        tuple(
+            Wrapped(module, tuple(layers[i] for i in sorted(layers)), _parameters(module, config))
+            for module, layers in nested.items()
+        ),
+    )
 
 
-def _add(known: dict[str, T], name: str, value: T) -> None:
+def plain_factors(
+    module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
+) -> LoraFactors | str:
+    """The factors of a layer's weight.
+
+    Args:
+        module: The layer.
+        parts: What is stored of it.
+        config: The adapter's configuration.
+
+    Returns:
+        The factors, or why they cannot be handled.
+    """
+    return _problem(module, parts, config) or _factors(module, parts, config)
+
+
+def _parameters(module: str, config: AdapterConfig) -> tuple[str, ...]:
+    """The parameters that ``target_parameters`` names in a module of this path, once each."""
+    found = []
+    for target in config.target_parameters or ():
+        owner, _, parameter = target.rpartition(".")
+        if not owner or f".{module}".endswith(f".{owner}"):
+            found.append(parameter)
+    return tuple(dict.fromkeys(found))
+
+
+def _add(known: dict[K, T], name: K, value: T) -> None:
     """Put a value under its plain name, which only one may have."""
     if name in known:
         raise AdapterError(
@@ -231,9 +277,6 @@ def _unwrapped(name: str) -> str:
 
 def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> str | None:
     """Why the update of a module cannot be handled, None if it can."""
-    owners = (parameter.rpartition(".")[0] for parameter in config.target_parameters or ())
-    if any(owner and f".{module}".endswith(f".{owner}") for owner in owners):
-        return "a bare parameter, by target_parameters: not handled yet"
     if set(parts) - {MAGNITUDE} not in PAIRS:
         return f"expected one pair of factors A and B, found {', '.join(sorted(parts))}"
     A, B = _pair(parts)

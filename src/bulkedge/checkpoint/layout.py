@@ -56,6 +56,10 @@ class Part:
     expert: int | None = None
     rows: Rows | None = None
 
+    def is_at(self, expert: int | None, rows: Rows | None) -> bool:
+        """Whether it is the matrix of that expert and these rows."""
+        return (self.expert, self.rows) == (expert, rows)
+
     @property
     def suffix(self) -> str:
         """What tells it from the other parts, in a name: empty for the only one."""
@@ -110,19 +114,30 @@ class Layout:
             part for e, matrix in enumerate(experts) for part in self._split(name, Part(matrix, e))
         ]
 
-    def part(self, name: str, like: Part) -> StoredMatrix | None:
-        """The matrix of the same expert and rows as a part of the other side; None without."""
+    def part(
+        self, name: str, expert: int | None = None, rows: Rows | None = None
+    ) -> StoredMatrix | None:
+        """One matrix of a parameter.
+
+        Args:
+            name: One of :attr:`shapes`.
+            expert: Which one of a stack.
+            rows: Which of its output rows; None for all.
+
+        Returns:
+            The matrix; None if it is not stored on its own, or there is none.
+        """
         info = self.checkpoint.tensors.get(name)
-        if info is None or (like.expert is None) != (not is_stack(name, info.shape)):
-            same = (like.expert, like.rows)
-            found = (p.matrix for p in self.parts(name) if (p.expert, p.rows) == same)
-            return next(found, None)
-        whole = self._matrix(info, self.transposed(name))
-        if like.expert is not None and like.expert >= info.shape[0]:
+        if info is None:
+            same = (part.matrix for part in self.parts(name) if part.is_at(expert, rows))
+            return next(same, None)
+        stacked = is_stack(name, info.shape)
+        if stacked != (expert is not None) or (stacked and expert not in range(info.shape[0])):
             return None
-        matrix = replace(whole, expert=like.expert)
-        rows = None if like.rows == (0, matrix.acts_as[0]) else like.rows
-        return replace(matrix, rows=rows)
+        matrix = replace(self._matrix(info, self.transposed(name)), expert=expert)
+        if rows is None or rows == (0, matrix.acts_as[0]):
+            return matrix
+        return replace(matrix, rows=rows) if rows[1] <= matrix.acts_as[0] else None
 
     def transposed(self, name: str) -> bool:
         """Whether a parameter is stored as ``(in, out)``, as far as the model's type tells."""

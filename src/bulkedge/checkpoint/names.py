@@ -4,6 +4,12 @@ A fine-tune often carries one more prefix than its base (``bert.encoder…`` aga
 one less.  It does so throughout, so one rule is inferred for the whole checkpoint: the prefix to
 strip or to add, or none, that explains most names, shapes agreeing.  Nothing is matched by
 likeness: a head named ``classifier.dense`` is not some other ``dense`` of the base.
+
+What that rule leaves over is found by three more, each of which names one base tensor or none: by
+the name without the components that models are wrapped in (``model.language_model.layers.0…``
+against ``language_model.model.layers.0…``) and with ``block_sparse_moe`` read as ``mlp``; the
+weight that MultiheadAttention calls ``in_proj_weight``; and the output layer that shares the input
+embedding.  Two candidates are an error.
 """
 
 from __future__ import annotations
@@ -12,11 +18,21 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from bulkedge._errors import CheckpointError
 
 Shape = tuple[int, ...]
 Rule = tuple[str, str]
+
+# what a model is wrapped in from one version or class to the next
+WRAPPINGS = {"model", "base_model", "language_model", "transformer", "module"}
+RENAMED = {"block_sparse_moe": "mlp"}
+OUTPUTS = ("lm_head.weight", "embed_out.weight")
+INPUTS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+# classes that have an output layer, by a part of their names
+WITH_OUTPUT = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM", "Seq2SeqLM")
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,102 @@ class NameRule:
         """The most similar names of the base, for a message."""
         close = difflib.get_close_matches(name, self.base, n=3, cutoff=0.4)
         return ", ".join(map(repr, close)) if close else "none is similar"
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """How each tuned name becomes a base name.
+
+    Attributes:
+        rule: What holds for the whole checkpoint.
+        shapes: Shapes of the base tensors, by name.
+        model: The base's configuration.
+        source: The base, for a message.
+    """
+
+    rule: NameRule
+    shapes: Mapping[str, Shape]
+    model: Mapping[str, Any]
+    source: str
+
+    def find(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
+        """The base tensor that a tuned tensor belongs to.
+
+        Args:
+            name: The tuned name.
+            fits: Whether the tuned tensor can belong to a base tensor of a shape.
+
+        Returns:
+            A base name; None without one.
+
+        Raises:
+            CheckpointError: If several base tensors could be meant.
+        """
+        in_proj = f"{name.removesuffix('.weight')}.in_proj_weight"
+        return (
+            self.rule.find(name)
+            or self._unwrapped(name, fits)
+            or self.rule.find(in_proj)
+            or self._unwrapped(in_proj, fits)
+        )
+
+    def find_tied(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
+        """The input embedding, if the tuned tensor is the output layer that shares it.
+
+        Args:
+            name: The tuned name.
+            fits: See :meth:`find`.
+
+        Returns:
+            A base name; None if it is another layer, or they are not shared.
+
+        Raises:
+            CheckpointError: If several base tensors could be meant.
+        """
+        if not f".{name}".endswith(tuple(f".{output}" for output in OUTPUTS)) or not self._ties:
+            return None
+        inputs = tuple(f".{embedding}" for embedding in INPUTS)
+        return self._only(name, [n for n in self.shapes if f".{n}".endswith(inputs)], fits)
+
+    @property
+    def _ties(self) -> bool:
+        """Whether the base's output layer, which it does not store, is its input embedding."""
+        tied = self.model.get("tie_word_embeddings")
+        if isinstance(tied, bool):
+            return tied
+        classes = self.model.get("architectures")
+        return isinstance(classes, list) and any(
+            part in str(name) for name in classes for part in WITH_OUTPUT
+        )
+
+    def _unwrapped(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
+        """The base tensor of the same name but for what models are wrapped in."""
+        return self._only(name, self._by_core.get(_core(name), []), fits)
+
+    def _only(self, name: str, candidates: list[str], fits: Callable[[Shape], bool]) -> str | None:
+        """The only candidate, or the only one of them of a fitting shape."""
+        if len(candidates) > 1:
+            candidates = [n for n in candidates if fits(self.shapes[n])] or candidates
+        if len(candidates) > 1:
+            listed = ", ".join(map(repr, candidates[:5]))
+            raise CheckpointError(
+                f"{self.source}: {name!r} of the tuned side may belong to any of {listed}; rename "
+                "it, or leave it out with --exclude"
+            )
+        return candidates[0] if candidates else None
+
+    @cached_property
+    def _by_core(self) -> dict[tuple[str, ...], list[str]]:
+        """Base names by what is left of them without wrappings."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name in self.shapes:
+            found.setdefault(_core(name), []).append(name)
+        return found
+
+
+def _core(name: str) -> tuple[str, ...]:
+    """The components of a name without wrappings, renamed ones under one name."""
+    return tuple(RENAMED.get(c, c) for c in name.split(".") if c not in WRAPPINGS)
 
 
 def infer_rule(

@@ -101,12 +101,13 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
         lost += [Unhandled(info, name, reason) for info in update.infos]
     if factors and not updates:
         raise AdapterError(_foreign(adapter, base, factors, rule))
-    if adapter.config.ensure_weight_tying:
-        updates, again = _once(updates)
-        skipped += [harmless(name, "the same update as the embedding's") for name in again]
     skipped += [_lost(row.info.name, row.name, row.reason, recipe) for row in lost]
     updated = {pair.base.name for pair in updates}
-    return [*updates, *(p for p in pairs if p.base.name not in updated)], skipped
+    pairs = [*updates, *(p for p in pairs if p.base.name not in updated)]
+    if adapter.config.ensure_weight_tying:
+        pairs, again = _once(pairs)
+        skipped += [harmless(name, "the same update as the embedding's") for name in again]
+    return pairs, skipped
 
 
 def _fits(adapter: Adapter) -> dict[str, Callable[[tuple[int, ...]], bool]]:

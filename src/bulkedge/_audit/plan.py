@@ -113,9 +113,10 @@ def _choose(pairs: list[Comparison], skipped: list[Skipped], recipe: Recipe) -> 
     return wanted
 
 
-def _place(matrix: StoredMatrix, order: dict[str, int]) -> tuple[int, int, tuple[int, int]]:
+def _place(matrix: StoredMatrix, order: dict[str, int]) -> tuple[int, bool, int, tuple[int, int]]:
     """Where a matrix stands in the base: its tensor, its expert, its rows."""
-    return order[matrix.info.name], matrix.expert or 0, matrix.rows or (0, 0)
+    shared = matrix.alias is not None
+    return order[matrix.info.name], shared, matrix.expert or 0, matrix.rows or (0, 0)
 
 
 def _not_a_weight(comparison: Comparison) -> str | None:

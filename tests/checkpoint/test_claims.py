@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from bulkedge import NothingAuditedError, Recipe
+from bulkedge import AdapterError, NothingAuditedError, Recipe
 from bulkedge._audit import make_plan
-from bulkedge.checkpoint.layout import MAX_EXPERTS, is_kernel, is_stack
-from helpers import raw_safetensors, save, weights
+from bulkedge.checkpoint import NameRule, open_adapter, open_checkpoint
+from bulkedge.checkpoint.layout import MAX_EXPERTS, Layout, is_kernel, is_stack
+from helpers import raw_safetensors, save, save_adapter, weights
 
 NAME = "m.experts.gate_up_proj"
 
@@ -68,3 +69,54 @@ def test_blocks_of_what_is_no_matrix(name, shape, scales, tmp_path):
     plan = make_plan(folder, folder, Recipe())
     assert [comparison.base.name for comparison in plan.comparisons] == ["b.weight"]
     assert name in {row.name for row in plan.skipped}
+
+
+# ---- work that grows with the square of what a file holds
+
+
+@pytest.mark.timeout(20)
+def test_names_made_to_be_compared_for_ever():
+    """Ten thousand names, alike in all letters and unlike in order."""
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + 500))) * 2
+    base = frozenset(f"{letters[i % 500 :]}{letters[: i % 500]}.{i}"[:1024] for i in range(10_000))
+    assert NameRule("", "", base).nearest(letters + ".x")
+
+
+def test_the_nearest_is_found_among_many():
+    base = frozenset(
+        f"model.layers.{i}.self_attn.{p}_proj.weight" for i in range(2000) for p in "qkvo"
+    )
+    near = NameRule("", "", base).nearest("layers.1234.self_attn.q_proj.weight")
+    assert near.startswith("'model.layers.1234.self_attn.q_proj.weight'")
+
+
+@pytest.mark.timeout(20)
+def test_experts_stored_one_by_one_are_found_one_by_one(tmp_path):
+    count = 2000
+    tensors = {
+        f"m.experts.{e}.{w}.weight": weights(2, 1) for e in range(count) for w in ("w1", "w3")
+    }
+    layout = Layout(open_checkpoint(save(tmp_path / "x.safetensors", tensors)), {}, {})
+    stack = "m.experts.gate_up_proj"
+    found = [layout.part(stack, e, rows) for e in range(count) for rows in ((0, 2), (2, 4))]
+    assert [matrix.name for matrix in found] == list(tensors)
+    assert layout.part(stack, count, (0, 2)) is None
+    assert layout.part(stack, 0, (0, 4)) is None
+
+
+@pytest.mark.timeout(20)
+def test_parameters_without_end(tmp_path):
+    factors = {
+        f"m.{i}.experts.lora_{f}.weight": torch.zeros(shape)
+        for i in range(2000)
+        for f, shape in {"A": (2, 1), "B": (1, 2)}.items()
+    }
+    owned = [f"m.{i}.experts.p{j}" for i in range(2000) for j in range(50)]
+    folder = save_adapter(tmp_path / "a", factors, target_parameters=owned)
+    assert all(len(wrapped.parameters) == 50 for wrapped in open_adapter(folder).wrapped)
+    bare = [f"p{j}" for j in range(100_000)]
+    folder = save_adapter(tmp_path / "b", factors, target_parameters=bare)
+    with pytest.raises(
+        AdapterError, match=r"names 100000 parameters of 'm\.0\.experts', expected at"
+    ):
+        open_adapter(folder)

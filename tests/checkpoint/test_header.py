@@ -62,6 +62,7 @@ HOSTILE = {
     "trailing": (entry(), EIGHT * 2, "describes 8 bytes of tensors, the file has 16"),
     "truncated": (entry(), b"\0" * 4, "describes 8 bytes of tensors, the file has 4"),
     "long_name": ({"n" * 1025: GOOD}, EIGHT, "1025 characters"),
+    "many_parts": ({".".join("a" * 65): GOOD}, EIGHT, "over 64 parts"),
     "surrogate": (b'{"\\ud800": %s}' % json.dumps(GOOD).encode(), EIGHT, "is no text"),
     "half_byte": ({"w": {"dtype": "F4", "shape": [3], "data_offsets": [0, 1]}}, b"\0", "fill"),
 }

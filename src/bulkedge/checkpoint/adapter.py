@@ -50,6 +50,8 @@ NOT_A_SUM = {
     "arrow_config": "Arrow, which mixes adapters by input",
 }
 
+MAX_PARAMETERS = 64
+
 K = TypeVar("K")
 T = TypeVar("T")
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -72,6 +74,15 @@ class AdapterConfig(BaseModel):
     target_parameters: list[str] | None = None
     ensure_weight_tying: bool = False
     peft_version: str | None = None
+
+    @cached_property
+    def owned(self) -> dict[str, list[str]]:
+        """What ``target_parameters`` names, by the path of the module, empty for any."""
+        found: dict[str, list[str]] = {}
+        for target in self.target_parameters or ():
+            owner, _, parameter = target.rpartition(".")
+            found.setdefault(owner, []).append(parameter)
+        return found
 
     @cached_property
     def ranks(self) -> Patterns:
@@ -252,12 +263,15 @@ def plain_factors(
 
 def _parameters(module: str, config: AdapterConfig) -> tuple[str, ...]:
     """The parameters that ``target_parameters`` names in a module of this path, once each."""
-    found = []
-    for target in config.target_parameters or ():
-        owner, _, parameter = target.rpartition(".")
-        if not owner or f".{module}".endswith(f".{owner}"):
-            found.append(parameter)
-    return tuple(dict.fromkeys(found))
+    parts = module.split(".")
+    owners = [".".join(parts[i:]) for i in range(len(parts) + 1)]
+    found = dict.fromkeys(name for owner in owners for name in config.owned.get(owner, ()))
+    if len(found) > MAX_PARAMETERS:
+        raise AdapterError(
+            f"{CONFIG}: target_parameters names {len(found)} parameters of {module!r:.100}, "
+            f"expected at most {MAX_PARAMETERS}; mend it"
+        )
+    return tuple(found)
 
 
 def _add(known: dict[K, T], name: K, value: T) -> None:

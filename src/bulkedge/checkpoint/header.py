@@ -23,7 +23,7 @@ from bulkedge._errors import CheckpointError, InputError
 MEGABYTE = 2**20
 MAX_JSON_MEGABYTES, MAX_LIBRARY_MEGABYTES = 25, 100
 CAP_VARIABLE = "BULKEDGE_MAX_HEADER_MB"
-MAX_NAME_LENGTH = 1024
+MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 64
 MAX_DIMENSIONS = 8
 
 BITS = {
@@ -213,6 +213,8 @@ def _check_entry(name: str, entry: Any) -> tuple[int, int]:
     """The byte span of one tensor, once its description holds together."""
     if len(name) > MAX_NAME_LENGTH:
         raise _DamagedError(f"a tensor's name has {len(name)} characters: {name[:60]!r}…")
+    if name.count(".") >= MAX_NAME_PARTS:
+        raise _DamagedError(f"a tensor's name has over {MAX_NAME_PARTS} parts: {name[:60]!r}…")
     if any("\ud800" <= c <= "\udfff" for c in name):
         raise _DamagedError(f"a tensor's name is no text: {name[:60]!r}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:

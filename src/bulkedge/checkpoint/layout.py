@@ -56,10 +56,6 @@ class Part:
     expert: int | None = None
     rows: Rows | None = None
 
-    def is_at(self, expert: int | None, rows: Rows | None) -> bool:
-        """Whether it is the matrix of that expert and these rows."""
-        return (self.expert, self.rows) == (expert, rows)
-
     @property
     def suffix(self) -> str:
         """What tells it from the other parts, in a name: empty for the only one."""
@@ -129,8 +125,7 @@ class Layout:
         """
         info = self.checkpoint.tensors.get(name)
         if info is None:
-            same = (part.matrix for part in self.parts(name) if part.is_at(expert, rows))
-            return next(same, None)
+            return self._piece(self.stacks[name], expert, rows)
         stacked = is_stack(name, info.shape)
         if stacked != (expert is not None) or (stacked and expert not in range(info.shape[0])):
             return None
@@ -145,6 +140,14 @@ class Layout:
         if is_stack(name, shape):
             return _experts_transposed(name, shape, self.model)
         return self.model.get("model_type") in CONV1D_MODELS and name.endswith(CONV1D_LAYERS)
+
+    def _piece(
+        self, experts: list[list[TensorInfo]], expert: int | None, rows: Rows | None
+    ) -> StoredMatrix | None:
+        """The tensor that holds these rows of an expert, of those stored one by one."""
+        pieces = experts[expert] if expert is not None and expert < len(experts) else []
+        places = zip(pieces, _places(pieces), strict=True)
+        return next((self._matrix(piece, False) for piece, at in places if at == rows), None)
 
     def _matrix(self, info: TensorInfo, transposed: bool) -> StoredMatrix:
         return StoredMatrix(info, transposed, scales=scales_of(info, self.checkpoint))

@@ -15,6 +15,7 @@ embedding.  Two candidates are an error.
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from bulkedge._errors import CheckpointError
 Shape = tuple[int, ...]
 Rule = tuple[str, str]
 
+MAX_LIKELY, MAX_COMPARED = 50, 256
 # what a model is wrapped in from one version or class to the next
 WRAPPINGS = {"model", "base_model", "language_model", "transformer", "module"}
 RENAMED = {"block_sparse_moe": "mlp"}
@@ -60,7 +62,16 @@ class NameRule:
 
     def nearest(self, name: str) -> str:
         """The most similar names of the base, for a message."""
-        close = difflib.get_close_matches(name, self.base, n=3, cutoff=0.4)
+        # likeness takes long to tell: of a few, those that share most components, and of their ends
+        parts = set(name.split("."))
+        ranked = heapq.nsmallest(
+            MAX_LIKELY,
+            self.base,
+            key=lambda other: (-len(parts.intersection(other.split("."))), other),
+        )
+        ends = {other[-MAX_COMPARED:]: other for other in ranked}
+        found = difflib.get_close_matches(name[-MAX_COMPARED:], ends, n=3, cutoff=0.4)
+        close = [ends[end] for end in found]
         return ", ".join(map(repr, close)) if close else "none is similar"
 
 

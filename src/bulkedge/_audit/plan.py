@@ -75,7 +75,9 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         opened = _full_checkpoint(tuned)
         pairs, skipped = pair_checkpoint(base_checkpoint, opened, recipe)
     wanted = _choose(pairs, skipped, recipe)
-    _check_globs(recipe, [*base_checkpoint.tensors, *_tuned_names(opened)])
+    names = list(base_checkpoint.tensors)
+    _check_globs(recipe.split, names)
+    _check_globs((*recipe.include, *recipe.exclude), [*names, *_tuned_names(opened)])
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
@@ -187,9 +189,9 @@ def _tuned_names(tuned: Checkpoint | Adapter) -> list[str]:
     return [*tuned.factors, *tuned.tensors, *wrapped, *(row.name for row in tuned.unhandled)]
 
 
-def _check_globs(recipe: Recipe, names: list[str]) -> None:
+def _check_globs(globs: Iterable[str], names: list[str]) -> None:
     """Raise where a glob matches nothing: misspelt, it must not turn a gate green."""
-    for glob in (*recipe.include, *recipe.exclude, *recipe.split):
+    for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             example = max(names, key=len, default="")
             raise RecipeError(

@@ -177,6 +177,41 @@ def _stacked_fp8() -> Victim:
     return Victim(files, "base", "tuned", {"split": {"*gate_up_proj": [4, 6]}})
 
 
+def _expert_parameters() -> Victim:
+    """Updates of bare parameters: A expert by expert, B rank by rank, one inside the other."""
+    E, r = 3, 2
+    base = {
+        "m.experts.gate_up_proj": weights(E, 10, 4),
+        "m.experts.down_proj": weights(E, 4, 5, seed=1),
+    }
+    tensors = {
+        "m.experts.lora_A.weight": weights(E * r, 5),
+        "m.experts.lora_B.weight": weights(4, r * E),
+        "m.experts.base_layer.lora_A.weight": weights(E * r, 4),
+        "m.experts.base_layer.lora_B.weight": weights(10, r * E),
+    }
+    named = ["experts.gate_up_proj", "experts.down_proj"]
+    adapter = _adapter(tensors, target_parameters=named, rank_pattern={})
+    config = {"model_type": "qwen3_moe", "hidden_size": 4}
+    return Victim(_model("base", base, config) | adapter, "base", "tuned")
+
+
+def _renamed_and_tied() -> Victim:
+    """The same layers behind other wrappings, and an output layer that the base shares."""
+    config = {"tie_word_embeddings": True}
+    base = {
+        "language_model.model.embed_tokens.weight": weights(VOCAB, N),
+        "language_model.model.layers.0.q.weight": weights(M, N),
+        "vision_tower.layers.0.q.weight": weights(M, N, seed=2),
+    }
+    tuned = {
+        "model.language_model.layers.0.q.weight": weights(M, N, seed=3),
+        "model.vision_tower.layers.0.q.weight": weights(M, N, seed=4),
+        "lm_head.weight": weights(VOCAB, N, seed=5),
+    }
+    return Victim(_model("base", base, config) | _model("tuned", tuned, config), "base", "tuned")
+
+
 VICTIMS = {
     "files": _files,
     "half_precision": _half_precision,
@@ -189,4 +224,6 @@ VICTIMS = {
     "fp8": _fp8,
     "experts": _experts,
     "stacked_fp8": _stacked_fp8,
+    "expert_parameters": _expert_parameters,
+    "renamed_and_tied": _renamed_and_tied,
 }

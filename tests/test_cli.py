@@ -120,7 +120,7 @@ def test_json_quiet_and_output(inputs, tmp_path):
     assert f"record written to {out / 'record.json'}" in result.stderr
     assert result.stdout == (out / "record.json").read_text()
     assert Record.from_json(out / "record.json").summary.intruders == 1
-    assert [path.name for path in out.iterdir()] == ["record.json"]
+    assert {path.name for path in out.iterdir()} == {"record.json", "journal.jsonl"}
 
     again = run("audit", inputs["base"], inputs["found"], "-q", "-o", out)
     assert again.returncode == FAILURE
@@ -155,7 +155,10 @@ def test_recipe_file_and_options_that_override_it(inputs, tmp_path):
 
 def test_the_help_tells_the_defaults_of_the_recipe():
     options = {option.name: option for option in audit.params}
+    assert set(Recipe.model_fields) - set(options) <= {"split"}  # a mapping: in a file alone
     for name, field in Recipe.model_fields.items():
+        if name not in options:
+            continue
         option = options[name]
         if field.default != ():
             assert option.help.endswith(f"[default: {field.default}]")
@@ -301,7 +304,7 @@ def test_a_full_disk_is_noticed_first(inputs, tmp_path, monkeypatch, capsys):
 
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "10 bytes free, the record needs about" in capsys.readouterr().err
+    assert "10 bytes free, record and journal need about" in capsys.readouterr().err
 
 
 def test_an_output_link_is_replaced_not_followed(inputs, tmp_path):
@@ -314,26 +317,105 @@ def test_an_output_link_is_replaced_not_followed(inputs, tmp_path):
     assert not (tmp_path / "out/record.json").is_symlink()
 
 
+def bare(record):
+    """What must be equal in equal audits."""
+    return json.loads(record.read_text()) | {"run": None}
+
+
+def wait_for_rows(journal, count, process):
+    """Until so many matrices are on disk."""
+    deadline = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, "it ended before its time"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_interruption_leaves_nothing(jobs, tmp_path):
-    big = {f"l{i}.weight": weights(700, 700, seed=i) for i in range(30)}
+def test_interruption_keeps_what_is_finished(jobs, tmp_path):
+    big = {f"l{i}.weight": weights(300, 300, seed=i) for i in range(30)}
     base = save(tmp_path / "b.safetensors", big)
     tuned = save(tmp_path / "t.safetensors", {name: W + 1 for name, W in big.items()})
     out = tmp_path / "out"
+    arguments = ["audit", base, tuned, "-o", out, "-j", jobs, "--fail-on", "never"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bulkedge", "audit", base, tuned, "-o", out, "-j", jobs],
+        [sys.executable, "-m", "bulkedge", *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    time.sleep(7)  # in the middle of some twenty seconds of work
+    wait_for_rows(out / "journal.jsonl", 2, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, error = process.communicate(timeout=60)
     # CPython dies of the signal itself where it arrived within an exec(), as imports do: a shell
     # shows 130 for either
     assert process.returncode in (130, -signal.SIGINT)
-    assert error.strip() == "interrupted"
-    assert not out.exists()
+    kept = f"finished matrices are kept in {out / 'journal.jsonl'}; --resume goes on from there"
+    assert error.split("\n") == [kept, "", "interrupted", ""]
+    assert not (out / "record.json").exists()
+    refused = run(*arguments)
+    assert refused.returncode == FAILURE
+    assert "--resume to go on with its journal" in refused.stderr
+    resumed = run(*arguments, "--resume")
+    assert resumed.returncode == CLEAN, resumed.stderr
+    taken = Record.from_json(out / "record.json").run.resumed
+    assert 2 <= taken < 30
+    assert f"journal.jsonl: {taken} of 30 matrices taken from it" in resumed.stderr
+    assert run(*arguments[:3], "-q", "-o", tmp_path / "whole").returncode in (CLEAN, FINDINGS)
+    assert bare(out / "record.json") == bare(tmp_path / "whole/record.json")
+
+
+def test_resume_of_a_finished_audit_computes_nothing(inputs, tmp_path):
+    arguments = ("audit", inputs["base"], inputs["found"], "-o", tmp_path / "new", "--resume")
+    first = run(*arguments)
+    assert first.returncode == FINDINGS, first.stderr
+    second = run(*arguments)
+    assert second.stdout == first.stdout
+    assert "2 of 2 matrices taken from it" in second.stderr
+    assert Record.from_json(tmp_path / "new/record.json").run.resumed == 2
+
+
+def test_a_dead_worker_leaves_the_journal_and_says_so(inputs, tmp_path, monkeypatch, capsys):
+    from bulkedge import BulkedgeError
+    from bulkedge._audit import LocalEngine
+    from bulkedge.cli import cli
+
+    def die(*_):
+        yield from ()
+        raise BulkedgeError("a worker process died")
+
+    monkeypatch.setattr(LocalEngine, "rows", die)
+    out = tmp_path / "out"
+    with pytest.raises(BulkedgeError, match=r"a worker process died"):
+        cli(
+            ["audit", str(inputs["base"]), str(inputs["found"]), "-o", str(out)],
+            standalone_mode=False,
+        )
+    assert f"kept in {out / 'journal.jsonl'}; --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume"], "--resume needs the folder of the journal (--output DIR)"),
+        (["--shard", "1/2"], "--shard needs the folder of the journal (--output DIR)"),
+        (["--resume", "--force", "-o", "out"], "--resume goes on with what --force would replace"),
+        (["--shard", "1", "-o", "out"], "expected I/N such as 2/8, got '1'"),
+        (["--shard", "0/2", "-o", "out"], "expected a shard I/N with 1 ≤ I ≤ N, got 0/2"),
+        (["--engine", "ray", "-j", "2"], "--jobs is for this machine"),
+        (["--engine", "ray"], "Ray address 'auto': expected RAY_AUTH_MODE=token"),
+        (["--resume", "-o", "used"], "exists without a journal.jsonl to resume"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, inputs, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/thesis.tex").touch()
+    places = {"out": tmp_path / "out", "used": tmp_path / "used"}
+    command = ("audit", inputs["base"], inputs["found"], *(places.get(o, o) for o in options))
+    result = run(*command, RAY_AUTH_MODE="disabled")
+    assert (result.returncode, result.stdout) == (FAILURE, "")
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 # ---- names that strangers chose

@@ -7,10 +7,10 @@ import bulkedge
 
 PUBLIC = {
     "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "DegenerateWarning",
-    "InputError", "MissingExtraError", "NothingAuditedError", "OutputError", "Recipe",
-    "RecipeError", "Record", "__version__", "audit", "checkpoint", "intruder",
-    "project_spectral_ball", "rmt", "simulate", "singular_triplet", "spectral",
-    "spectral_cap", "spectral_norm", "triplet", "update",
+    "InputError", "LocalEngine", "MissingExtraError", "NothingAuditedError", "OutputError",
+    "RayEngine", "Recipe", "RecipeError", "Record", "Shard", "__version__", "audit", "checkpoint",
+    "intruder", "merge_shards", "project_spectral_ball", "rmt", "simulate", "singular_triplet",
+    "spectral", "spectral_cap", "spectral_norm", "triplet", "update",
 }  # fmt: skip
 
 

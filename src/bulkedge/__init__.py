@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ._audit import LocalEngine as LocalEngine
+    from ._audit import RayEngine as RayEngine
     from ._audit import Recipe as Recipe
     from ._audit import Record as Record
+    from ._audit import Shard as Shard
     from ._audit import audit as audit
+    from ._audit import merge_shards as merge_shards
     from ._errors import AdapterError as AdapterError
     from ._errors import BulkedgeError as BulkedgeError
     from ._errors import CheckpointError as CheckpointError
@@ -36,8 +40,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "audit": "._audit",
+    "LocalEngine": "._audit",
+    "RayEngine": "._audit",
     "Recipe": "._audit",
     "Record": "._audit",
+    "Shard": "._audit",
+    "merge_shards": "._audit",
     "singular_triplet": ".triplet",
     "spectral_norm": ".spectral",
     "spectral_cap": ".spectral",

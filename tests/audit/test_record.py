@@ -22,6 +22,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
     data = json.loads(record.to_json())
     assert set(data) == {
         "schema_version", "tool", "inputs", "recipe", "summary", "skipped", "matrices", "run",
+        "shard",
     }  # fmt: skip
     assert data["schema_version"] == "1"
     assert data["tool"] == {

@@ -243,8 +243,8 @@ def test_the_record_does_not_depend_on_the_number_of_workers(tmp_path):
 
 def test_a_dead_worker_is_told(tmp_path, monkeypatch):
     base, tuned = several(tmp_path)
-    monkeypatch.setattr("bulkedge._audit.engine.audit_matrix", die)
-    with pytest.raises(bulkedge.BulkedgeError, match=r"a worker process died.*fewer than 2 jobs"):
+    monkeypatch.setattr("bulkedge._audit.engine.local.audit_matrix", die)
+    with pytest.raises(bulkedge.BulkedgeError, match=r"a worker process died .exit code 9.*fewer than 2 jobs"):
         bulkedge.audit(base, tuned, jobs=2)
 
 

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 from bulkedge import __version__
-from bulkedge._errors import CheckpointError, InputError
-from bulkedge.checkpoint import Adapter, Checkpoint
+from bulkedge._errors import InputError
 
+from .engine import Engine, LocalEngine, RayEngine
+from .inputs import Watch
+from .journal import JOURNAL_NAME, Journal, open_journal, row_keys
 from .plan import Comparison, Plan, make_plan
 from .recipe import Recipe, make_recipe, read_recipe
-from .record import File, Inputs, Matrix, Record, Run, Skipped, Source, Summary, Tool, summarise
+from .record import Matrix, Part, Record, Run, Skipped, Summary, Tool, summarise
+from .shard import RECORD_NAME, Shard, merge_shards
 
 __all__ = [
+    "JOURNAL_NAME",
+    "RECORD_NAME",
     "Comparison",
+    "Engine",
+    "LocalEngine",
     "Matrix",
     "Plan",
+    "RayEngine",
     "Recipe",
     "Record",
+    "Shard",
     "Skipped",
     "Summary",
     "audit",
-    "check_device",
     "make_plan",
     "make_recipe",
+    "merge_shards",
     "read_recipe",
     "run_plan",
 ]
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what was finished, how many so far, how many in all)``."""
+
+Notice = Callable[[str], None]
+"""Called with a line that someone should see."""
 
 
 def audit(
@@ -44,7 +55,12 @@ def audit(
     *,
     recipe: Recipe | Mapping[str, Any] | None = None,
     jobs: int = 1,
+    engine: Engine | None = None,
+    shard: Shard | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Record:
     """Find the intruder dimensions that a fine-tune wrote into a model.
 
@@ -58,7 +74,14 @@ def audit(
         recipe: What to measure, a ``Recipe`` or its fields; ``Recipe()`` if None.
         jobs: Worker processes of one thread each.  With more than one, a script needs the usual
             ``if __name__ == "__main__":`` guard.
+        engine: Where to compute; ``LocalEngine(jobs)`` if None.  The record is the same but for
+            ``run``.
+        shard: The part to compute; see :func:`merge_shards`.
+        journal: A file that each row is added to as soon as it is finished.
+        resume: Whether to take the rows that are in the journal, if they were computed from the
+            same files by the same recipe and versions; else a new journal takes its place.
         progress: Called after each matrix.
+        notice: Called with what was found in the journal.
 
     Returns:
         The record: one row a matrix, one a direction, and every tensor that was skipped and why.
@@ -69,6 +92,7 @@ def audit(
         NothingAuditedError: If the two have no matrix to compare.
         RecipeError: If the recipe has an unknown field, a bad value, or an idle glob.
         InputError: If ``jobs`` or the device is not to be had.
+        OutputError: If the journal cannot be written.
         BulkedgeError: If a worker process died.
 
     References:
@@ -88,109 +112,115 @@ def audit(
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
     plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
-    return run_plan(plan, settled, jobs=jobs, progress=progress)
+    return run_plan(
+        plan,
+        settled,
+        engine=engine,
+        jobs=jobs,
+        shard=shard,
+        journal=journal,
+        resume=resume,
+        progress=progress,
+        notice=notice,
+    )
 
 
 def run_plan(
-    plan: Plan, recipe: Recipe, *, jobs: int = 1, progress: Progress | None = None
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    engine: Engine | None = None,
+    jobs: int = 1,
+    shard: Shard | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
 ) -> Record:
-    """Compute every row of a plan.
+    """Compute every row of a plan, or of one part of it.
 
     Args:
         plan: From :func:`make_plan`.
         recipe: The recipe that the plan was made for.
+        engine: See :func:`audit`.
         jobs: See :func:`audit`.
+        shard: See :func:`audit`.
+        journal: See :func:`audit`.
+        resume: See :func:`audit`.
         progress: See :func:`audit`.
+        notice: See :func:`audit`.
 
     Returns:
         The record.
 
     Raises:
-        InputError: If ``jobs`` or the device is not to be had.
-        CheckpointError: If a file changed during the audit.
+        InputError: If there is a journal to resume from, but its path is not given.
     """
     import torch
 
-    from .engine import compute_rows
-
-    if jobs < 1:
-        raise InputError(f"expected jobs ≥ 1, got {jobs}")
-    check_device(recipe.device)
+    engine = engine or LocalEngine(jobs)
+    engine.check(recipe)
+    if resume and journal is None:
+        raise InputError("expected the journal to resume from, got none; give journal=PATH")
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    files = [*plan.base.files, *plan.tuned.files]
-    before = _stamps(files)
-    inputs = Inputs(base=_source(plan.base), tuned=_source(plan.tuned))
-    rows: dict[int, Matrix] = {}
-    for position, row in compute_rows(plan.comparisons, recipe, jobs):
-        rows[position] = row
-        if progress is not None:
-            progress(row.name, len(rows), len(plan.comparisons))
-    if _stamps(files) != before:
-        raise CheckpointError("an input file was changed during the audit; start again")
-    matrices = [rows[position] for position in sorted(rows)]
+    positions = (shard or Shard(1, 1)).positions(plan.comparisons)
+    work = _Work(recipe, [plan.comparisons[i] for i in positions], Watch(plan))
+    with open_journal(journal, resume=resume) as book:
+        taken = work.resume(book, notice) if book and resume else 0
+        work.compute(engine, book, progress)
+    matrices = [work.rows[i] for i in range(len(positions))]
     skipped = list(plan.skipped)
     return Record(
         tool=Tool(version=__version__, torch=torch.__version__),
-        inputs=inputs,
+        inputs=work.watch.inputs,
         recipe=recipe,
+        shard=_part(shard, positions, len(plan.comparisons)),
         summary=summarise(matrices, skipped),
         skipped=skipped,
         matrices=matrices,
         run=Run(
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 3),
-            jobs=jobs,
+            engine=engine.name,
+            jobs=engine.jobs,
+            resumed=taken,
         ),
     )
 
 
-def check_device(device: str) -> None:
-    """Raise unless torch can compute on ``device``.
+class _Work:
+    """What is to be computed, and the rows so far by their position in it."""
 
-    Args:
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+    def __init__(self, recipe: Recipe, comparisons: list[Comparison], watch: Watch) -> None:
+        self.recipe, self.comparisons, self.watch = recipe, comparisons, watch
+        self.keys = row_keys(comparisons, recipe, watch.inputs, watch.digests)
+        self.rows: dict[int, Matrix] = {}
 
-    Raises:
-        InputError: If it is not there.
-    """
-    if device.startswith("cuda"):
-        import torch
+    def resume(self, book: Journal, notice: Notice | None) -> int:
+        """Take what the journal has, and say so; how many that is."""
+        self.rows = book.take(self.keys)
+        if notice is not None:
+            for note in book.notes:
+                notice(f"{book.path}: {note}")
+        return len(self.rows)
 
-        index = int(device.partition(":")[2] or 0)
-        if index >= torch.cuda.device_count():
-            raise InputError(
-                f"device {device!r}: torch {torch.__version__} sees {torch.cuda.device_count()} "
-                "CUDA devices; use device 'cpu'"
-            )
-
-
-def _source(opened: Checkpoint | Adapter) -> Source:
-    """An input with the digests of its files."""
-    rows = [
-        File(name=_text(file.name), sha256=_sha256(file), bytes=file.stat().st_size)
-        for file in opened.files
-    ]
-    return Source.model_validate({"path": _text(opened.path), "kind": opened.kind, "files": rows})
-
-
-def _text(path: str | Path) -> str:
-    """A path for JSON, which cannot hold bytes that are no text."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    def compute(self, engine: Engine, book: Journal | None, progress: Progress | None) -> None:
+        """Compute the others, each on disk before it counts."""
+        left = [i for i in range(len(self.comparisons)) if i not in self.rows]
+        todo = [self.comparisons[i] for i in left]
+        with closing(engine.rows(todo, self.recipe)) as found:  # ends the workers at once
+            for position, row in found:
+                self.watch.check()  # a row of what was read meanwhile must not be kept
+                if book is not None:
+                    book.append(self.keys[left[position]], row)
+                self.rows[left[position]] = row
+                if progress is not None:
+                    progress(row.name, len(self.rows), len(self.comparisons))
+        self.watch.check()
 
 
-def _sha256(path: Path) -> str:
-    """Digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
-
-
-def _stamps(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """Size and time of last change of each file, none of one that is gone."""
-    found = (file.stat() for file in files if file.exists())
-    return [(status.st_size, status.st_mtime_ns) for status in found]
+def _part(shard: Shard | None, positions: list[int], matrices: int) -> Part | None:
+    """What a record says of the part that it has."""
+    if shard is None:
+        return None
+    return Part(index=shard.index, count=shard.count, positions=positions, matrices=matrices)

@@ -161,7 +161,18 @@ class Run(_Row):
 
     started: str = Field(description="UTC, ISO 8601.")
     seconds: float
-    jobs: int
+    engine: str = Field("local", description="Where rows were computed.")
+    jobs: int | None = Field(description="Worker processes; null where a cluster decides.")
+    resumed: int = Field(0, description="Rows taken from the journal of an earlier run.")
+
+
+class Part(_Row):
+    """Which part of an audit a record has."""
+
+    index: int = Field(ge=1, description="Which, counted from 1.")
+    count: int = Field(ge=1, description="Of how many.")
+    positions: list[int] = Field(description="The place of each row in the whole audit.")
+    matrices: int = Field(ge=0, description="How many rows the whole audit has.")
 
 
 class Record(_Row):
@@ -171,6 +182,7 @@ class Record(_Row):
     tool: Tool
     inputs: Inputs
     recipe: Recipe
+    shard: Part | None = Field(None, description="Null for a whole audit.")
     summary: Summary
     skipped: list[Skipped]
     matrices: list[Matrix]

@@ -17,10 +17,11 @@ from bulkedge._errors import BulkedgeError, printable
 
 from ._audit import audit
 from ._inspect import inspect
+from ._merge import merge
 from ._output import FAILURE, INTERRUPTED
 from ._simulate import simulate
 
-__all__ = ["audit", "cli", "inspect", "main", "simulate"]
+__all__ = ["audit", "cli", "inspect", "main", "merge", "simulate"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,7 +30,7 @@ def cli() -> None:
     """Spectral instruments for neural-network weights."""
 
 
-for command in (audit, inspect, simulate):
+for command in (audit, inspect, merge, simulate):
     cli.add_command(command)
 
 

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import OutputError, printable
+from bulkedge._errors import BulkedgeError, OutputError, printable
 
-from ._output import RECORD_NAME, exit_code, one_thread, show, show_progress, write
+from ._output import (
+    CLEAN,
+    JOURNAL_NAME,
+    RECORD_NAME,
+    check_folder,
+    exit_code,
+    show,
+    show_progress,
+    verdict_options,
+    write,
+)
 
 if TYPE_CHECKING:
-    from bulkedge._audit import Plan, Recipe
+    from bulkedge._audit import Engine, Plan, Recipe
+
+
+def _shard_numbers(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """The two numbers of I/N."""
+    if value is None:
+        return None
+    index, slash, count = value.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and len(value) < 20):
+        raise click.BadParameter(f"expected I/N such as 2/8, got {value!r}")
+    return int(index), int(count)
 
 
 @click.command()
@@ -39,17 +62,18 @@ if TYPE_CHECKING:
     "--config", type=click.Path(path_type=Path), help="Recipe in YAML; options override it."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
-@click.option("--force", is_flag=True, help="Write into an output folder that exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
+@click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes, one thread each.")  # fmt: skip
+@verdict_options
 @click.option(
-    "--fail-on",
-    type=click.Choice(["rotated", "intruder", "never"]),
-    default="rotated",
-    show_default=True,
-    help="Mildest verdict that makes the exit code 1; rotated is the paper's count.",
+    "--shard", metavar="I/N", callback=_shard_numbers, help="Only part I of N; see merge."
+)
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Where to compute.")  # fmt: skip
+@click.option("--ray-address", default="auto", show_default=True, help="Of the Ray cluster.")
+@click.option(
+    "--insecure-ray", is_flag=True, help="Use a Ray cluster without token authentication."
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, stop.")
 def audit(base: Path, tuned: Path, **options: Any) -> None:
@@ -57,28 +81,85 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
 
     BASE is a .safetensors file or a model folder; TUNED is the same, or a PEFT LoRA adapter folder.
     """
-    from bulkedge._audit import check_device, make_plan, run_plan
+    from dataclasses import replace
 
+    from bulkedge._audit import Shard, make_plan, run_plan
+
+    _check_options(options)
     recipe = _recipe(options)
     plan = make_plan(base, tuned, recipe)
-    check_device(recipe.device)
+    engine = _engine(options)
+    engine.check(recipe)
+    shard = Shard(*options["shard"]) if options["shard"] else None
     output: Path | None = options["output"]
     if output is not None:
-        _check_output(output, options["force"], plan)
+        _check_output(output, options, plan)
+    positions = shard.positions(plan.comparisons) if shard else range(len(plan.comparisons))
     if options["dry_run"]:
-        facts = _describe(plan, recipe)
-        told = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
-        click.echo(json.dumps(facts, indent=2) if options["as_json"] else told)
+        part = replace(plan, comparisons=tuple(plan.comparisons[i] for i in positions))
+        _tell(_describe(part, recipe), options["as_json"])
         return
-    one_thread()
-    with show_progress(options["quiet"], len(plan.comparisons)) as progress:
-        record = run_plan(plan, recipe, jobs=options["jobs"], progress=progress)
+    with show_progress(options["quiet"], len(positions)) as progress, _hint(output):
+        record = run_plan(
+            plan,
+            recipe,
+            engine=engine,
+            shard=shard,
+            journal=output / JOURNAL_NAME if output else None,
+            resume=options["resume"],
+            progress=progress,
+            notice=None if options["quiet"] else _notice,
+        )
     show(record, options)
     if output is not None:
         write(output / RECORD_NAME, record.to_json())
         if not options["quiet"]:
             click.echo(f"record written to {output / RECORD_NAME}", err=True)
-    sys.exit(exit_code(record, options["fail_on"]))
+    # a part is for `merge` to judge: findings in it must not stop what waits for it
+    sys.exit(CLEAN if shard else exit_code(record, options["fail_on"]))
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """What does not go together."""
+    if options["output"] is None and (options["resume"] or options["shard"]):
+        what = "--resume" if options["resume"] else "--shard"
+        raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
+    if options["resume"] and options["force"]:
+        raise click.UsageError("--resume goes on with what --force would replace; give one")
+    if options["engine"] == "ray" and options["jobs"] != 1:
+        raise click.UsageError("--jobs is for this machine; a Ray cluster decides for itself")
+
+
+def _engine(options: dict[str, Any]) -> Engine:
+    """Where to compute."""
+    from bulkedge._audit import LocalEngine, RayEngine
+
+    if options["engine"] == "ray":
+        return RayEngine(options["ray_address"], insecure=options["insecure_ray"])
+    return LocalEngine(options["jobs"])
+
+
+def _notice(line: str) -> None:
+    """A word on stderr."""
+    click.echo(printable(line), err=True)
+
+
+@contextmanager
+def _hint(output: Path | None) -> Iterator[None]:
+    """Where an audit ends early, say what of it is kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, BulkedgeError) as error:
+        journal = output / JOURNAL_NAME if output else None
+        if journal and journal.exists() and not isinstance(error, OutputError):
+            _notice(f"finished matrices are kept in {journal}; --resume goes on from there")
+        raise
+
+
+def _tell(facts: dict[str, Any], as_json: bool) -> None:
+    """Facts on stdout."""
+    told = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
+    click.echo(json.dumps(facts, indent=2) if as_json else told)
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:
@@ -87,23 +168,26 @@ def _recipe(options: dict[str, Any]) -> Recipe:
 
     path: Path | None = options["config"]
     settings = read_recipe(path) if path is not None else {}
-    given = {name: options[name] for name in Recipe.model_fields if options[name] not in (None, ())}
+    fields = Recipe.model_fields  # what is no option is for the file
+    given = {n: v for n, v in options.items() if n in fields and v not in (None, ())}
     return make_recipe(settings | given, source=str(path) if path is not None else "options")
 
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """What an audit would do, and what it would need."""
     infos = [comparison.base for comparison in plan.comparisons]
-    largest = max(infos, key=lambda info: info.size)
+    largest = max(infos, key=lambda info: info.size, default=None)
+    shape = largest.shape if largest else (0, 0)
+    told = f"{largest.name} {'×'.join(map(str, shape))} {largest.dtype}" if largest else "none"
     read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
     svd = sum(6 * max(i.shape) * min(i.shape) ** 2 for i in infos)
     return {
         "matrices": len(infos),
         "skipped": len(plan.skipped),
         "lost": sum(row.lost for row in plan.skipped),
-        "largest": f"{largest.name} {'×'.join(map(str, largest.shape))} {largest.dtype}",
+        "largest": told,
         "gigabytes_to_read": round(read / 1e9, 2),
-        "gigabytes_of_memory": round(_peak_bytes(largest.shape) / 1e9, 2),
+        "gigabytes_of_memory": round(_peak_bytes(shape) / 1e9, 2),
         "teraflop_in_float64": round(svd / 1e12, 2),
         "recipe": recipe.model_dump(mode="json"),
     }
@@ -115,21 +199,14 @@ def _peak_bytes(shape: tuple[int, ...]) -> float:
     return 300e6 + 8 * (4 * long * short + 5 * short**2)
 
 
-def _check_output(output: Path, force: bool, plan: Plan) -> None:
+def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:
     """Everything that can go wrong with the output, before the first computation."""
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file; give a folder")
-    if (output / RECORD_NAME).is_dir():
-        raise OutputError(f"{output}: {RECORD_NAME} in it is a folder; give another")
-    if output.exists() and any(output.iterdir()) and not force:
-        raise OutputError(f"{output}: exists; give another folder, or --force to write into it")
+    check_folder(output, options["force"], resume=options["resume"])
     for source in (plan.base.path, plan.tuned.path):
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
             raise OutputError(f"{output}: lies inside the input {source}; write elsewhere")
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{output}: {parent} is not writable")
-    needed = 2**20 + 2**14 * len(plan.comparisons) + 2**10 * len(plan.skipped)
+    needed = 2**20 + 2**15 * len(plan.comparisons) + 2**10 * len(plan.skipped)
     free = shutil.disk_usage(parent).free
     if free < needed:
-        raise OutputError(f"{output}: {free} bytes free, the record needs about {needed}")
+        raise OutputError(f"{output}: {free} bytes free, record and journal need about {needed}")

@@ -6,10 +6,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,7 +19,47 @@ if TYPE_CHECKING:
     from bulkedge._audit import Record
 
 CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
-RECORD_NAME = "record.json"
+RECORD_NAME, JOURNAL_NAME = "record.json", "journal.jsonl"
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def verdict_options(command: Command) -> Command:
+    """The options of a command that shows a record and judges it."""
+    options = (
+        click.option("--force", is_flag=True, help="Write into an output folder that exists."),
+        click.option("--json", "as_json", is_flag=True, help="Print the record as JSON."),
+        click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress."),
+        click.option(
+            "--fail-on",
+            type=click.Choice(["rotated", "intruder", "never"]),
+            default="rotated",
+            show_default=True,
+            help="Mildest verdict that makes the exit code 1; rotated is the paper's count.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
+    """Whether a record may be written into a folder."""
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; give a folder")
+    if (output / RECORD_NAME).is_dir():
+        raise OutputError(f"{output}: {RECORD_NAME} in it is a folder; give another")
+    used = output.exists() and any(output.iterdir())
+    if resume and used and not (output / JOURNAL_NAME).exists():
+        raise OutputError(f"{output}: exists without a {JOURNAL_NAME} to resume; give another")
+    if used and not (force or resume):
+        raise OutputError(
+            f"{output}: exists; give another folder, or --force to write into it, or --resume to "
+            "go on with its journal"
+        )
+    parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{output}: {parent} is not writable")
 
 
 def write(path: Path, text: str) -> None:

@@ -1,0 +1,236 @@
+"""This process, or several of this machine's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from bulkedge._audit.plan import Comparison
+from bulkedge._audit.recipe import Recipe
+from bulkedge._audit.record import Matrix
+from bulkedge._audit.run import audit_matrix
+from bulkedge._errors import BulkedgeError, InputError
+
+from ._device import check_device
+from ._order import largest_first
+
+Audit = Callable[[Comparison, Recipe], Matrix]
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Worker processes of this machine, each of one torch thread; one job computes in this process.
+
+    With more than one, a script needs the usual ``if __name__ == "__main__":`` guard.
+
+    Attributes:
+        jobs: How many.
+
+    Raises:
+        InputError: If ``jobs`` < 1.
+    """
+
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise InputError(f"expected jobs ≥ 1, got {self.jobs}")
+
+    @property
+    def name(self) -> str:
+        """``local``."""
+        return "local"
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise unless torch can compute on the recipe's device."""
+        check_device(recipe.device)
+
+    def rows(
+        self, comparisons: Sequence[Comparison], recipe: Recipe
+    ) -> Generator[tuple[int, Matrix]]:
+        """Audit each matrix.
+
+        Args:
+            comparisons: What to audit.
+            recipe: How.
+
+        Yields:
+            ``(position, row)`` as rows are finished.
+
+        Raises:
+            BulkedgeError: If a worker process died.
+        """
+        if self.jobs > 1 and comparisons:
+            yield from _parallel(comparisons, recipe, self.jobs)
+            return
+        for i, comparison in enumerate(comparisons):
+            with one_thread():
+                row = audit_matrix(comparison, recipe)
+            yield i, row
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread here: with another number the last digits are others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class _Worker:
+    """A process, this end of its pipe, and the position of the matrix that it has in hand."""
+
+    process: BaseProcess
+    pipe: Connection
+    position: int = -1
+
+    def give(self, position: int, comparison: Comparison) -> None:
+        self.position = position
+        with suppress(OSError):  # it has died: the end of its pipe will tell
+            self.pipe.send(comparison)
+
+
+def _parallel(
+    comparisons: Sequence[Comparison], recipe: Recipe, jobs: int
+) -> Generator[tuple[int, Matrix]]:
+    """One matrix at a time to each worker, the largest first; at the end, all are killed."""
+    waiting = deque(largest_first(comparisons))
+    workers: list[_Worker] = []
+    try:
+        _start(workers, min(jobs, len(comparisons)), recipe)
+        busy = {worker.pipe: worker for worker in workers}
+        for worker in workers:
+            worker.give(i := waiting.popleft(), comparisons[i])
+        while busy:
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]  # pyright: ignore[reportArgumentType]
+                yield worker.position, _receive(worker, comparisons[worker.position], jobs)
+                if waiting:
+                    worker.give(i := waiting.popleft(), comparisons[i])
+                else:
+                    del busy[worker.pipe]
+    finally:
+        _end(workers)
+
+
+def _start(workers: list[_Worker], count: int, recipe: Recipe) -> None:
+    """Begin the processes; those begun are in the list even where one cannot be."""
+    # spawn: a forked child of a process that has used torch threads or CUDA may hang
+    context = multiprocessing.get_context("spawn")
+    if os.name == "posix":  # its start would let Ctrl-C through again
+        resource_tracker.ensure_running()
+    with _interrupts_held():
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_work, args=(there, recipe, audit_matrix), daemon=True)
+            process.start()
+            there.close()  # so that the pipe ends with the process
+            workers.append(_Worker(process, here))
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    """Kill what is still at work: nothing of it is wanted any more."""
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.join()
+        worker.pipe.close()
+
+
+def _receive(worker: _Worker, comparison: Comparison, jobs: int) -> Matrix:
+    """The row that a worker has finished; raise where it could not."""
+    try:
+        row, problem, trace = worker.pipe.recv()
+    except (EOFError, OSError):
+        raise _death(worker.process, comparison, jobs) from None
+    if row is None:
+        raise RuntimeError(f"{problem} (tensor {comparison.base.name!r})") from _Remote(trace)
+    return row
+
+
+def _death(process: BaseProcess, comparison: Comparison, jobs: int) -> BaseException:
+    """What to say of a worker that is no more."""
+    process.join()
+    code = process.exitcode or 0
+    if code == -signal.SIGINT:
+        return KeyboardInterrupt()
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return BulkedgeError(
+        f"a worker process died ({how}) on tensor {comparison.base.name!r}, most likely for want "
+        f"of memory; use fewer than {jobs} jobs"
+    )
+
+
+class _Remote(Exception):
+    """The traceback of a worker, shown as the cause."""
+
+
+# ---- in the worker
+
+
+def _work(pipe: Connection, recipe: Recipe, audit: Audit) -> None:
+    """Audit what comes through the pipe until it ends."""
+    _settle_worker()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send(_answer(pipe.recv(), recipe, audit))
+
+
+def _answer(comparison: Comparison, recipe: Recipe, audit: Audit) -> tuple[Matrix | None, str, str]:
+    """A row, or what went wrong and where."""
+    try:
+        return audit(comparison, recipe), "", ""
+    except Exception as error:  # whatever it is, the parent is who tells
+        return None, f"{type(error).__name__}: {error}", traceback.format_exc()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is gone, killed or not."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, here for a moment, in the processes begun meanwhile until they are settled.
+
+    A signal mask is inherited; without it a worker interrupted while it imports prints a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _settle_worker() -> None:
+    """One thread, since parallel work is the pool's; and Ctrl-C ends a worker without a word."""
+    import torch
+
+    torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # what has come meanwhile ends this worker now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

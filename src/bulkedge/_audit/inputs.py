@@ -1,0 +1,161 @@
+"""The two inputs as files: which, with what content, and whether they stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from bulkedge._errors import CheckpointError
+from bulkedge.checkpoint import Adapter, Checkpoint
+
+from .plan import Comparison, Plan
+from .record import File, Inputs, Source
+
+READERS = 4  # of files at once; hashing lets go of the interpreter
+Stamps = dict[Path, tuple[int, int] | None]
+
+
+class Watch:
+    """The files of a plan: what they hold, and whether they stay as they are.
+
+    Args:
+        plan: The plan.
+
+    Attributes:
+        digests: SHA-256 of each file by its path.
+        inputs: The same as the record tells it.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._files = [*plan.base.files, *plan.tuned.files]
+        self._before = stamps(self._files)
+        self.digests = digests(self._files)
+        self.inputs = Inputs(
+            base=source(plan.base, self.digests), tuned=source(plan.tuned, self.digests)
+        )
+
+    def check(self) -> None:
+        """Raise where a file has changed since.
+
+        Raises:
+            CheckpointError: If one has.
+        """
+        if stamps(self._files) != self._before:
+            raise CheckpointError("an input file was changed during the audit; start again")
+
+
+def digests(files: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 of each file, each read once.
+
+    Args:
+        files: The files; a file named twice is read once.
+
+    Returns:
+        ``{file: digest}``.
+
+    Raises:
+        CheckpointError: If one cannot be read.
+    """
+    names = list(dict.fromkeys(files))
+    stop = threading.Event()
+    with ThreadPoolExecutor(min(READERS, max(1, len(names)))) as readers:
+        try:
+            return dict(
+                zip(names, readers.map(lambda file: _sha256(file, stop), names), strict=True)
+            )
+        finally:
+            stop.set()  # Ctrl-C does not wait for a file of many gigabytes
+
+
+def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
+    """An input with the digests of its files."""
+    rows = [
+        File(name=_text(file.name), sha256=known[file], bytes=file.stat().st_size)
+        for file in opened.files
+    ]
+    return Source.model_validate({"path": _text(opened.path), "kind": opened.kind, "files": rows})
+
+
+def stamps(files: Iterable[Path]) -> Stamps:
+    """Size and time of last change of each file, None for one that is gone."""
+    return {file: _stamp(file) for file in files}
+
+
+def files_of(comparison: Comparison) -> list[Path]:
+    """The files that the tensors of a comparison lie in."""
+    return list(dict.fromkeys(_paths(comparison)))
+
+
+def plain(value: Any, known: Mapping[Path, str]) -> Any:
+    """A comparison as JSON values: a file by its content, a kind of object by its name.
+
+    Args:
+        value: A comparison, or a part of one.
+        known: The digests of the files.
+
+    Returns:
+        The same, made of mappings, lists, text and numbers.
+
+    Raises:
+        TypeError: If a part has no such form.
+    """
+    if is_dataclass(value):
+        parts = {field.name: plain(getattr(value, field.name), known) for field in fields(value)}
+        return {"is": type(value).__name__, **parts}
+    if isinstance(value, Path):
+        return known.get(value, _text(value))
+    if isinstance(value, Mapping):
+        return {str(name): plain(part, known) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part, known) for part in value]
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(f"expected plain values in a comparison, got {type(value).__name__}")
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Every path in a comparison, or in a part of one."""
+    if isinstance(value, Path):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _paths(getattr(value, field.name))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _paths(part)
+    elif isinstance(value, Mapping):
+        yield from _paths(list(value.values()))
+
+
+def _text(path: str | Path) -> str:
+    """A path for JSON, which cannot hold bytes that are no text."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _sha256(path: Path, stop: threading.Event) -> str:
+    """Digest of a file, read in pieces until told to stop."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while not stop.is_set() and (block := file.read(2**20)):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,222 @@
+"""The journal of an audit: each row as soon as it is finished, one line of JSON.
+
+A line is one write to a file that is only appended to, and it is on disk before the next matrix
+begins: a kill at any moment loses the matrices in hand, no more.  Each line carries a key, a digest
+of everything that its row depends on; only rows whose key is asked for are ever taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import ValidationError
+
+from bulkedge import __version__
+from bulkedge._errors import OutputError
+
+from .inputs import plain
+from .plan import Comparison
+from .recipe import Recipe
+from .record import SCHEMA_VERSION, Inputs, Matrix
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+JOURNAL_NAME = "journal.jsonl"
+
+
+def row_keys(
+    comparisons: Sequence[Comparison],
+    recipe: Recipe,
+    inputs: Inputs,
+    known: Mapping[Path, str],
+) -> list[str]:
+    """A digest of everything that each row depends on, the inputs by their content.
+
+    Args:
+        comparisons: What the rows are of.
+        recipe: How they are computed.
+        inputs: The two inputs with the digests of all their files.
+        known: The digests by path.
+
+    Returns:
+        One key a comparison, 64 hexadecimal digits.
+    """
+    import torch
+
+    common = {
+        "schema": SCHEMA_VERSION,
+        "bulkedge": __version__,
+        "torch": torch.__version__,
+        "recipe": recipe.model_dump(mode="json"),
+        "inputs": [[file.sha256 for file in i.files] for i in (inputs.base, inputs.tuned)],
+    }
+    return [_digest(common | {"comparison": plain(c, known)}) for c in comparisons]
+
+
+@contextmanager
+def open_journal(path: str | os.PathLike[str] | None, *, resume: bool) -> Iterator[Journal | None]:
+    """The journal at ``path``, closed at the end; None without a path."""
+    if path is None:
+        yield None
+        return
+    with Journal(path, resume=resume) as journal:
+        yield journal
+
+
+class Journal:
+    """Rows on disk; a context manager that holds the file, and its lock, until it is left.
+
+    Args:
+        path: The file; its folder is made.
+        resume: Whether to go on with what is there; else a new file takes its place.
+
+    Attributes:
+        path: The file.
+        notes: What a reader should know of what was found there.
+
+    Raises:
+        OutputError: If the file cannot be written, is no regular file, or another audit writes it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.notes: list[str] = []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _open(self.path, resume)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        try:
+            _check_regular(self._file, self.path)
+            _lock(self._file, self.path)
+            self._lines = self._read() if resume else []
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def take(self, keys: Sequence[str]) -> dict[int, Matrix]:
+        """The rows that are there, by the position of their key; failed ones are tried again.
+
+        Args:
+            keys: From :func:`row_keys`.
+
+        Returns:
+            ``{position: row}``.
+        """
+        positions = {key: i for i, key in enumerate(keys)}
+        rows: dict[int, Matrix] = {}
+        others = damaged = 0
+        for line in self._lines:
+            key, row = _parse(line)
+            if key is not None and key not in positions:
+                others += 1
+            elif key is None or row is None:
+                damaged += 1
+            elif row.status != "failed":
+                rows[positions[key]] = row
+        if damaged:
+            self.notes.append(f"{damaged} damaged lines ignored")
+        if others:
+            self.notes.append(f"{others} rows of other inputs, recipes or versions ignored")
+        self.notes.append(f"{len(rows)} of {len(keys)} matrices taken from it")
+        return rows
+
+    def append(self, key: str, row: Matrix) -> None:
+        """Write one row: one line, one write, on disk when this returns.
+
+        Args:
+            key: Its key.
+            row: The row.
+
+        Raises:
+            OutputError: If the disk is full.
+        """
+        line = f'{{"key":"{key}","row":{row.model_dump_json()}}}\n'.encode()
+        try:
+            written = os.write(self._file, line)
+            os.fsync(self._file)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from None
+        if written != len(line):
+            raise OutputError(f"{self.path}: cannot be written (the disk is full)")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._file)
+
+    def _read(self) -> list[bytes]:
+        """The whole lines; what a kill or a full disk has cut short is cut off."""
+        with open(os.dup(self._file), "rb") as file:
+            file.seek(0)
+            content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.ftruncate(self._file, whole)
+            self.notes.append("a last line cut short was dropped")
+        return content[:whole].splitlines()
+
+
+def _open(path: Path, resume: bool) -> int:
+    """The file to append to, never through a link."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if resume:
+        return os.open(path, flags, 0o644)
+    path.unlink(missing_ok=True)
+    return os.open(path, flags | os.O_EXCL, 0o644)
+
+
+def _check_regular(file: int, path: Path) -> None:
+    """Raise for a pipe or a device."""
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        raise OutputError(f"{path}: expected a journal, got no regular file; remove it")
+
+
+def _lock(file: int, path: Path) -> None:
+    """Keep others out while this process lives; where locks are not to be had, go without."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"{path}: another audit is writing it; give another folder") from None
+    except OSError:
+        return
+
+
+def _parse(line: bytes) -> tuple[str | None, Matrix | None]:
+    """Key and row of a line, None for what is no such thing."""
+    try:
+        content = json.loads(line)
+        key = content["key"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, None
+    if not isinstance(key, str):
+        return None, None
+    try:
+        return key, Matrix.model_validate(content.get("row"))
+    except ValidationError:
+        return key, None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,34 @@
+"""``bulkedge merge``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._output import RECORD_NAME, check_folder, exit_code, show, verdict_options, write
+
+
+@click.command()
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
+@verdict_options
+def merge(parts: tuple[Path, ...], **options: Any) -> None:
+    """Make one record of those of all shards, and judge it.
+
+    PARTS are the output folders of `audit --shard`, in any order.
+    """
+    from bulkedge._audit import merge_shards
+
+    output: Path | None = options["output"]
+    if output is not None:
+        check_folder(output, options["force"])
+    record = merge_shards(parts)
+    show(record, options)
+    if output is not None:
+        write(output / RECORD_NAME, record.to_json())
+        if not options["quiet"]:
+            click.echo(f"record written to {output / RECORD_NAME}", err=True)
+    sys.exit(exit_code(record, options["fail_on"]))

@@ -19,6 +19,7 @@ from bulkedge.checkpoint import (
     StoredMatrix,
     Unhandled,
     infer_rule,
+    unflatten,
 )
 from bulkedge.checkpoint.adapter import plain_factors
 from bulkedge.checkpoint.experts import Target, assign
@@ -82,7 +83,10 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
     here = Layout(full, base.config, {})
     fits = _fits(adapter)
     rule = infer_rule(fits, there.shapes, lambda name, shape: fits[name](shape))
-    names = Resolver(rule, there.shapes, base.config, str(base.path))
+    known = {}
+    if adapter.flattened:
+        known = unflatten(fits, there.shapes, lambda name, shape: fits[name](shape))
+    names = Resolver(rule, there.shapes, base.config, str(base.path), known)
     pairs, skipped = _pair_tensors(there, here, names)
     factors, unassigned = _settle(adapter, there, names)
     lost = [row for row in (*adapter.unhandled, *unassigned) if not row.harmless]

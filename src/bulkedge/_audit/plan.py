@@ -13,8 +13,10 @@ from bulkedge.checkpoint import (
     Checkpoint,
     StoredMatrix,
     is_adapter,
+    is_lora_file,
     open_adapter,
     open_checkpoint,
+    open_lora_file,
 )
 from bulkedge.checkpoint.header import FLOATING
 from bulkedge.checkpoint.layout import is_kernel, is_stack
@@ -64,15 +66,14 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         NothingAuditedError: If no matrix is left to compare.
         RecipeError: If a glob of the recipe matches nothing.
     """
-    if is_adapter(base):
+    base_checkpoint = None if is_adapter(base) else open_checkpoint(base)
+    if base_checkpoint is None or is_lora_file(base_checkpoint):
         raise CheckpointError(f"{base}: is an adapter; the first argument is the base model")
-    base_checkpoint = open_checkpoint(base)
     refuse_packed(base_checkpoint)
-    if is_adapter(tuned):
-        opened: Checkpoint | Adapter = open_adapter(tuned)
+    opened = open_adapter(tuned) if is_adapter(tuned) else _open_tuned(tuned)
+    if isinstance(opened, Adapter):
         pairs, skipped = pair_adapter(base_checkpoint, opened, recipe)
     else:
-        opened = _full_checkpoint(tuned)
         pairs, skipped = pair_checkpoint(base_checkpoint, opened, recipe)
     wanted = _choose(pairs, skipped, recipe)
     names = list(base_checkpoint.tensors)
@@ -86,9 +87,11 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     return Plan(base_checkpoint, opened, tuple(wanted), tuple(skipped))
 
 
-def _full_checkpoint(path: str | Path) -> Checkpoint:
-    """A tuned side that is no adapter."""
+def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
+    """A tuned side without a configuration of PEFT."""
     opened = open_checkpoint(path)
+    if is_lora_file(opened):
+        return open_lora_file(opened)
     refuse_packed(opened)
     if any(".lora_A." in name or "lora_down" in name for name in opened.tensors):
         raise AdapterError(

@@ -3,6 +3,7 @@
 from .adapter import Adapter, AdapterConfig, Unhandled, is_adapter, open_adapter
 from .factors import LoraFactors
 from .header import TensorInfo, read_header
+from .kohya import is_lora_file, open_lora_file, unflatten
 from .layout import Layout, Part
 from .matrix import BlockScales, StoredMatrix
 from .names import NameRule, Resolver, infer_rule
@@ -23,8 +24,11 @@ __all__ = [
     "Unhandled",
     "infer_rule",
     "is_adapter",
+    "is_lora_file",
     "open_adapter",
     "open_checkpoint",
+    "open_lora_file",
     "read_header",
     "read_tensor",
+    "unflatten",
 ]

@@ -125,6 +125,7 @@ class Adapter:
         unhandled: Everything else, with the reason.
         wrapped: Updates of bare parameters, experts above all: which parameter is not told by
             name, and to be found from the base.
+        flattened: Whether the names have underscores for dots, as kohya's scripts write them.
     """
 
     path: Path
@@ -134,6 +135,7 @@ class Adapter:
     tensors: Mapping[str, TensorInfo]
     unhandled: tuple[Unhandled, ...]
     wrapped: tuple[Wrapped, ...] = ()
+    flattened: bool = False
     kind = "lora"
 
 
@@ -156,7 +158,7 @@ def open_adapter(path: str | Path) -> Adapter:
             missing or bad.
     """
     folder = _folder(Path(path))
-    config = _read_config(confined(folder / CONFIG, folder))
+    config = checked_config(read_json(confined(folder / CONFIG, folder)), folder / CONFIG)
     file = folder / WEIGHTS
     if not file.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
@@ -171,28 +173,38 @@ def _folder(path: Path) -> Path:
     return path.parent if path.name == WEIGHTS else path
 
 
-def _read_config(path: Path) -> AdapterConfig:
-    """Check the configuration, and that the adapter is relative to an unchanged base."""
-    content = read_json(path)
+def checked_config(content: Mapping[str, Any], source: Path | str) -> AdapterConfig:
+    """A configuration, once it is known to say how an unchanged base is updated.
+
+    Args:
+        content: Its fields.
+        source: Where they come from, for a message.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        AdapterError: If a field is wrong, or the update is not ``s·B·A`` of that base.
+    """
     try:
         config = AdapterConfig.model_validate(content)
     except ValidationError as error:
-        raise AdapterError(f"{path}: {problems(error)}; save it again with PEFT") from None
+        raise AdapterError(f"{source}: {problems(error)}; save it again with PEFT") from None
     if config.peft_type != "LORA":
         raise AdapterError(
-            f"{path}: a {config.peft_type!r:.40} adapter; only LORA is handled, merge it into the "
-            "model and audit the merged checkpoint"
+            f"{source}: a {config.peft_type!r:.40} adapter; only LORA is handled, merge it into "
+            "the model and audit the merged checkpoint"
         )
     init = str(config.init_lora_weights).lower()
     if init.startswith(CHANGES_THE_BASE):
         raise AdapterError(
-            f"{path}: initialised by {init!r:.40}, which changes the base weights too; save it "
+            f"{source}: initialised by {init!r:.40}, which changes the base weights too; save it "
             "with path_initial_model_for_weight_conversion, or audit the merged checkpoint"
         )
     for field, variant in NOT_A_SUM.items():
         if content.get(field):
             raise AdapterError(
-                f"{path}: {field} is set: {variant}; its update is no matrix added to the base"
+                f"{source}: {field} is set: {variant}; its update is no matrix added to the base"
             )
     return config
 

@@ -75,10 +75,11 @@ class LoraFactors:
         """Whether a base tensor of the shape ``stored`` can be what they update."""
         if self.experts > 1:
             return len(stored) == 3 and stored[0] == self.experts and self._fits(stored[1:])
-        if len(self.A.shape) > 2:
+        kernel = self.A.shape[2:]
+        if any(size > 1 for size in kernel):
             return stored == (self.B.shape[0], *self.A.shape[1:])
-        # a kernel of size one is sometimes trained as a linear layer
-        return self._fits(stored[:2]) and all(side == 1 for side in stored[2:])
+        # a kernel of size one is a linear layer, and either is trained as the other
+        return self._fits(stored[:2]) and all(size == 1 for size in stored[2:])
 
     def _fits(self, stored: tuple[int, ...]) -> bool:
         """The same for one matrix; only an embedding tells its orientation."""

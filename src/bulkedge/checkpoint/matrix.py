@@ -190,7 +190,7 @@ def read_elements(info: TensorInfo, first: int, count: int) -> Tensor:
 
 
 def _dtypes() -> dict[str, torch.dtype]:
-    """The dtypes that a matrix may have, by their names in a header."""
+    """The dtypes that are read element by element, by their names in a header."""
     import torch
 
     return {
@@ -200,4 +200,6 @@ def _dtypes() -> dict[str, torch.dtype]:
         "BF16": torch.bfloat16,
         "F8_E4M3": torch.float8_e4m3fn,
         "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64,
+        "I32": torch.int32,
     }

@@ -18,7 +18,7 @@ import difflib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -84,12 +84,14 @@ class Resolver:
         shapes: Shapes of the base tensors, by name.
         model: The base's configuration.
         source: The base, for a message.
+        known: Base names of the tuned names that are known beforehand.
     """
 
     rule: NameRule
     shapes: Mapping[str, Shape]
     model: Mapping[str, Any]
     source: str
+    known: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
         """The base tensor that a tuned tensor belongs to.
@@ -106,7 +108,8 @@ class Resolver:
         """
         in_proj = f"{name.removesuffix('.weight')}.in_proj_weight"
         return (
-            self.rule.find(name)
+            self.known.get(name)
+            or self.rule.find(name)
             or self._unwrapped(name, fits)
             or self.rule.find(in_proj)
             or self._unwrapped(in_proj, fits)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import bulkedge
 from bulkedge import Recipe
+from bulkedge.intruder import Verdict
 from helpers import EXAMPLE, MINILM
 
 EPSILON, K = 0.5, 10
@@ -37,7 +38,8 @@ def verdict_of(score, overlap):
 
 @pytest.mark.parametrize("adapter", ["lora-r1", "lora-r8"])
 def test_every_direction_agrees_with_two_full_svds(adapter, base_weights):
-    record = bulkedge.audit(MINILM, EXAMPLE / adapter, recipe=Recipe(side="both"))
+    recipe = Recipe(side="both", method="dense")
+    record = bulkedge.audit(MINILM, EXAMPLE / adapter, recipe=recipe)
     factors = load_file(EXAMPLE / adapter / "adapter_model.safetensors")
     config = json.loads((EXAMPLE / adapter / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
@@ -69,6 +71,33 @@ def test_every_direction_agrees_with_two_full_svds(adapter, base_weights):
         counted += paper
     assert record.summary.intruders == counted
     assert compared > 0.98 * 37 * 2 * K
+
+
+@pytest.mark.parametrize("adapter", ["lora-r1", "lora-r8"])
+def test_every_certified_verdict_is_the_dense_one(adapter):
+    """And every interval holds the dense figure, whose own rounding is 1e-9 at worst."""
+    certified, dense = (
+        bulkedge.audit(MINILM, EXAMPLE / adapter, recipe=Recipe(side="both", method=method))
+        for method in ("certified", "dense")
+    )
+    open_ = 0
+    for ours, oracle in zip(certified.matrices, dense.matrices, strict=True):
+        for row, true in zip(ours.directions, oracle.directions, strict=True):
+            assert (row.method, true.method) == ("certified", "dense")
+            assert row.score_lower - 1e-9 <= true.score <= row.score_upper + 1e-9
+            assert row.score_lower <= row.score <= row.score_upper
+            overlap = true.subspace_overlap
+            assert row.overlap_lower - 1e-9 <= overlap <= row.overlap_upper + 1e-9
+            open_ += row.verdict is Verdict.UNDECIDED
+            assert row.verdict in (true.verdict, Verdict.UNDECIDED)
+        for angles, known in zip(ours.angles, oracle.angles, strict=True):
+            exact = torch.tensor(known.cosines_lower)
+            assert (torch.tensor(angles.cosines_lower) <= exact + 1e-6).all()
+            assert (exact <= torch.tensor(angles.cosines_upper) + 1e-6).all()
+            assert angles.outside <= known.outside <= angles.outside + angles.undecided
+        assert ours.passes <= 100
+        assert ours.threshold == pytest.approx(oracle.threshold, rel=1e-3)
+    assert open_ <= 2  # of 1,480
 
 
 def test_the_shipped_adapters_contain_intruders():

@@ -1,5 +1,7 @@
 """Rows of the record against two full SVDs, and matrices with which something is wrong."""
 
+import functools
+
 import pytest
 import torch
 
@@ -97,9 +99,13 @@ def test_factors_and_the_merged_matrix_give_the_same_row(tmp_path):
 
 def test_a_large_step_count_falls_back_to_a_dense_svd(tmp_path, monkeypatch):
     W0, W = planted()
-    monkeypatch.setattr("bulkedge._audit.run.TRIPLETS", bulkedge.triplet.BlockKrylov(max_steps=1))
+    hasty = functools.partial(bulkedge.intruder.certify, max_steps=1)
+    monkeypatch.setattr("bulkedge._audit.judge.certify", hasty)
+    monkeypatch.setattr("bulkedge._audit.judge.SMALL", 0)
     record = audit_pair(tmp_path, W0, W)
     assert record.matrices[0].status == "audited"
+    assert "directions open: decided by dense SVDs" in record.matrices[0].note
+    assert {d.method for d in record.matrices[0].directions} == {"dense"}
     found = torch.tensor([d.score for d in record.matrices[0].directions], dtype=torch.float64)
     torch.testing.assert_close(found, oracle_scores(W0, W, 10))
 
@@ -140,10 +146,13 @@ def test_figures_of_the_record(tmp_path):
 
 
 def test_residuals_are_over_the_largest_singular_value(tmp_path, monkeypatch):
-    monkeypatch.setattr("bulkedge._audit.run.TRIPLETS", bulkedge.triplet.BlockKrylov(rtol=1e-3))
-    W0, W = planted()
-    small = audit_pair(tmp_path, W0 / 1024, W / 1024).matrices[0].directions
-    large = audit_pair(tmp_path, W0 * 1024, W * 1024).matrices[0].directions
+    monkeypatch.setattr("bulkedge._audit.judge.ANGLE", 0.1)
+    small, large = (
+        audit_pair(tmp_path, *(matrix * factor for matrix in planted(600, 500)), method="certified")
+        .matrices[0]
+        .directions
+        for factor in (1 / 1024, 1024)
+    )
     assert max(d.residual for d in small) > 1e-6
     assert [d.residual for d in small] == pytest.approx([d.residual for d in large], rel=1e-6)
 
@@ -212,7 +221,7 @@ def test_a_failing_matrix_says_why(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("needs 9 GiB")
 
-    monkeypatch.setattr("bulkedge._audit.run.singular_triplet", fail)
+    monkeypatch.setattr("bulkedge._audit.run.judge", fail)
     (row,) = audit_pair(tmp_path, *planted()).matrices
     assert (row.status, row.note) == ("failed", "OutOfMemoryError: needs 9 GiB")
 
@@ -244,7 +253,9 @@ def test_the_record_does_not_depend_on_the_number_of_workers(tmp_path):
 def test_a_dead_worker_is_told(tmp_path, monkeypatch):
     base, tuned = several(tmp_path)
     monkeypatch.setattr("bulkedge._audit.engine.local.audit_matrix", die)
-    with pytest.raises(bulkedge.BulkedgeError, match=r"a worker process died .exit code 9.*fewer than 2 jobs"):
+    with pytest.raises(
+        bulkedge.BulkedgeError, match=r"a worker process died .exit code 9.*fewer than 2 jobs"
+    ):
         bulkedge.audit(base, tuned, jobs=2)
 
 

@@ -29,6 +29,9 @@ class Recipe(BaseModel):
     top_k: int = Field(10, ge=1, description="How many leading tuned directions are judged.")
     epsilon: float = Field(0.5, gt=0, le=1, description="Score below which the paper counts one.")
     side: Literal["left", "right", "both"] = Field("left", description="Singular vectors compared.")
+    method: Literal["auto", "certified", "dense"] = Field(
+        "auto", description="Certified, then dense where that leaves a verdict open; or one alone."
+    )
     include: tuple[Glob, ...] = Field(
         (), description="Only tensors whose name on either side matches."
     )

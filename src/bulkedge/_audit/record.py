@@ -70,15 +70,31 @@ class Direction(_Row):
     sigma: float = Field(description="Singular value.")
     side: Literal["left", "right"]
     score: float = Field(description="Largest |cosine| with a base vector of the same side.")
+    score_lower: float = Field(description="It is at least this.")
+    score_upper: float = Field(description="It is at most this.")
     matched_index: int = Field(description="The base vector that attains it; -1 without one.")
     subspace_overlap: float = Field(description="Norm of its projection on the base's top 2k.")
-    verdict: Verdict
+    overlap_lower: float = Field(description="It is at least this.")
+    overlap_upper: float = Field(description="It is at most this.")
+    verdict: Verdict = Field(description="What holds at both ends of both intervals.")
+    method: Literal["certified", "dense"] = Field(description="By products alone, or by SVDs.")
     residual: float = Field(description="Residual of the triplet over the largest singular value.")
+
+
+class Angles(_Row):
+    """The tuned top k as a space, against the base's top 2k: what mixing of vectors cannot hide."""
+
+    side: Literal["left", "right"]
+    cosines_lower: list[float] = Field(description="Of the principal angles; at least these.")
+    cosines_upper: list[float] = Field(description="At most these.")
+    outside: int = Field(description="How many are certainly below √½.")
+    undecided: int = Field(description="How many may be on either side of √½.")
 
 
 class Bulk(_Row):
     """The singular values of a base matrix: what of them is noise, and where it ends."""
 
+    exact: bool = Field(description="From all singular values; else from a quadrature of them.")
     white: bool = Field(description="Whether the Marchenko–Pastur law describes them.")
     sigma: float = Field(description="Noise level (of an entry) by that law; a guess if not white.")
     edge: float = Field(description="Upper edge: by that law if white, else from the values.")
@@ -125,6 +141,8 @@ class Matrix(_Row):
     spectral_norm_update: float | None = None
     intruders: int = Field(0, description="The paper's count: directions with score < epsilon.")
     directions: list[Direction] = []
+    angles: list[Angles] = Field([], description="One a side.")
+    passes: int = Field(0, description="Block products with the base or the tuned matrix.")
     bulk: Bulk | None = Field(None, description="Of the base; null where none could be fitted.")
     threshold: float | None = Field(
         None, description="Strength beyond which a generic spike makes an outlier."

@@ -17,13 +17,13 @@ from bulkedge._errors import BulkedgeError, OutputError, printable
 from ._output import (
     CLEAN,
     JOURNAL_NAME,
-    RECORD_NAME,
+    check_file,
     check_folder,
     exit_code,
     show,
     show_progress,
     verdict_options,
-    write,
+    write_all,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ def _shard_numbers(
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors that match; repeatable.")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "certified", "dense"]),
+    help="Intervals from products, two SVDs, or SVDs where intervals stay open.  [default: auto]",
+)
 @click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Recipe in YAML; options override it."
@@ -94,6 +99,9 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     output: Path | None = options["output"]
     if output is not None:
         _check_output(output, options, plan)
+    if options["csv"] is not None:
+        check_file(options["csv"], options["force"])
+        _keep_out_of_inputs(options["csv"], plan)
     positions = shard.positions(plan.comparisons) if shard else range(len(plan.comparisons))
     if options["dry_run"]:
         part = replace(plan, comparisons=tuple(plan.comparisons[i] for i in positions))
@@ -111,10 +119,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
             notice=None if options["quiet"] else _notice,
         )
     show(record, options)
-    if output is not None:
-        write(output / RECORD_NAME, record.to_json())
-        if not options["quiet"]:
-            click.echo(f"record written to {output / RECORD_NAME}", err=True)
+    write_all(record, options)
     # a part is for `merge` to judge: findings in it must not stop what waits for it
     sys.exit(CLEAN if shard else exit_code(record, options["fail_on"]))
 
@@ -199,12 +204,19 @@ def _peak_bytes(shape: tuple[int, ...]) -> float:
     return 300e6 + 8 * (4 * long * short + 5 * short**2)
 
 
+def _keep_out_of_inputs(path: Path, plan: Plan) -> None:
+    """Raise where a path leads into an input, or replaces one."""
+    for source in (plan.base.path, plan.tuned.path):
+        # an index stands for its folder
+        folder = source.parent if source.name.endswith(".index.json") else source
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f"{path}: lies inside the input {folder}; write elsewhere")
+
+
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:
     """Everything that can go wrong with the output, before the first computation."""
     check_folder(output, options["force"], resume=options["resume"])
-    for source in (plan.base.path, plan.tuned.path):
-        if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-            raise OutputError(f"{output}: lies inside the input {source}; write elsewhere")
+    _keep_out_of_inputs(output, plan)
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
     needed = 2**20 + 2**15 * len(plan.comparisons) + 2**10 * len(plan.skipped)
     free = shutil.disk_usage(parent).free

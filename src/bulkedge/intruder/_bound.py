@@ -13,9 +13,9 @@ polynomial is formed and nothing is divided by a block that is nearly singular.
 
 For all σ in ``[c − h, c + h]`` at once: the equations hold at c up to ``h(‖a‖² + ‖b‖²)^½``, hence
 
-    ‖a‖² + ‖b‖² + ‖w‖² + κ Σ_i [(c a_i − s_i b_i)² + (c b_i − s_i a_i − C_iᵀw)²]  ≤  2 (1 + μ)
+    ‖a‖² + α‖b‖² + ‖w‖² + κ Σ_i [(c a_i − s_i b_i)² + (c b_i − s_i a_i − C_iᵀw)²]  ≤  1 + α + 2μ
 
-with ``κ = μ/h²``, for any μ > 0: one ellipsoid that holds them all.  Its matrix is 2×2 blocks
+with ``κ = μ/h²``, for any α, μ > 0: one ellipsoid that holds them all.  Its matrix is 2×2 blocks
 bordered by w, so that its inverse costs a factorisation of the size of w for each c.  The same
 ellipsoid bounds the norm of y's projection on *all* the u_i with σ_i in the interval: a unit vector
 in their span obeys the same equations, with ``v = Σ α_i v_i`` for ``u = Σ α_i u_i``.
@@ -33,6 +33,8 @@ from bulkedge.triplet import Ritz
 
 SLACK = 0.04
 """μ: what an interval of σ costs, as a factor 1 + μ on the squared bound."""
+WEIGHTS = (1.0, 0.1)
+"""α: how much ‖b‖² counts; equally, or little where σ is small and a and b have little to do."""
 WIDER = 1.25
 """From cell to cell beyond the largest Ritz value."""
 FINEST = 40
@@ -67,23 +69,40 @@ class Extent:
         Returns:
             Shape ``(G, k)``.
         """
+        bounds = []
+        for weight in WEIGHTS:
+            alone, half = self._parts(centre, radius, weight)
+            bound = alone @ self.directions.square() + half.square().sum(dim=1)
+            bounds.append((1 + weight + 2 * SLACK) * bound)
+        return torch.stack(bounds).amin(dim=0)
+
+    def form(self, centre: float, radius: float) -> Tensor:
+        """The same for all directions together: no ``Yᵀ P Y`` is larger, P the projection."""
+        c, r = (torch.tensor([x], dtype=torch.float64) for x in (centre, radius))
+        (alone,), (half,) = self._parts(c, r, 1.0)
+        own = (self.directions.mT * alone) @ self.directions
+        return 2 * (1 + SLACK) * (own + half.mT @ half)
+
+    def _parts(self, centre: Tensor, radius: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """The inverse's diagonal on a, ``(G, d)``, and the root of what w adds, ``(G, b, k)``."""
         d, e = len(self.ritz.left), len(self.ritz.right)
         s, C = self.ritz.sigma, self.ritz.lacking
         c = centre[:, None]
         kappa = SLACK / (radius[:, None] + self.noise).square()
-        plus, minus = 1 + kappa * (c + s).square(), 1 + kappa * (c - s).square()
-        inverse = (1 + kappa * (c.square() + s.square())) / (plus * minus)  # of a 2×2 block
-        alone = inverse[:, :d] @ self.directions.square()
+        squares, apart = c.square() + s.square(), c.square() - s.square()
+        # of the 2×2 block of (a_i, b_i)
+        determinant = weight + kappa * squares * (1 + weight) + (kappa * apart).square()
+        inverse = (weight + kappa * squares) / determinant
         if len(C) == 0:
-            return 2 * (1 + SLACK) * alone
-        border = (C * (kappa * inverse)[:, None, :e]) @ C.mT  # (G, b, b)
+            return inverse[:, :d], C.new_zeros(len(centre), 0, self.directions.shape[1])
+        stiff = kappa * (weight + kappa * (weight * c.square() + s.square())) / determinant
+        border = (C * stiff[:, None, :e]) @ C.mT  # (G, b, b)
         border.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        # how w moves a
-        moved = kappa * s * (1 + kappa * (s.square() - c.square())) / (plus * minus)
+        moved = kappa * s * (weight - kappa * apart) / determinant  # how w moves a
         pairs = min(d, e)
         right = (C[:, :pairs] * moved[:, None, :pairs]) @ self.directions[:pairs]  # (G, b, k)
-        half = torch.linalg.solve_triangular(torch.linalg.cholesky(border), right, upper=False)
-        return 2 * (1 + SLACK) * (alone + half.square().sum(dim=1))
+        root = torch.linalg.cholesky(border)
+        return inverse[:, :d], torch.linalg.solve_triangular(root, right, upper=False)
 
 
 def largest(

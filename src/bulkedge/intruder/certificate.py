@@ -15,6 +15,7 @@ Steps are added until the verdict on every direction is the same at both ends of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy
@@ -33,8 +34,8 @@ CLOSE = 0.3
 """A gap counts as one while ``residual / gap`` is below this."""
 APART = 0.05
 """Tuned vectors are told apart while ``residual / gap`` is below this."""
-FIRST = 3
-"""Steps before the first look."""
+LOOKS = (3, 4, 5, 6, 8, 10, 12, 14)
+"""After how many steps the evidence is looked at: a look costs about as much as a step."""
 COSINE = 32
 """Bound on the rounding error of a cosine, in units of eps."""
 GRAM = 4
@@ -58,9 +59,8 @@ class Certificate:
         overlap_upper: The overlap is at most this.
         overlap: The best guess in between.
         verdicts: ``UNDECIDED`` where the ends of an interval disagree.
-        cosines: Of the principal angles between the tuned space and the base's leading one,
-            descending.
-        cosine_error: How wrong each of them can be.
+        cosines: Lower and upper bounds of the cosines of the principal angles between the tuned
+            space and the base's leading one, descending.
         base_sigma: Leading singular values of the base, as far as they have converged.
         spectrum: All singular values of the base, shape ``(min(m, n),)``: first those, then what
             the quadrature of the process makes of the rest.
@@ -76,8 +76,7 @@ class Certificate:
     overlap_upper: Tensor
     overlap: Tensor
     verdicts: tuple[Verdict, ...]
-    cosines: Tensor
-    cosine_error: float
+    cosines: tuple[Tensor, Tensor]
     base_sigma: Tensor
     spectrum: Tensor
     steps: int
@@ -175,7 +174,7 @@ def certify(
         process.extend()
         step += 1
         last = process.closed or step == max_steps
-        if step < FIRST and not last:
+        if not last and step not in LOOKS:
             continue
         found, wanted = judge.look(process, Y, floor.plausible(process))
         if wanted > 0 and floor.holds(wanted):
@@ -247,9 +246,7 @@ class _Judge:
         heads = _heads(ritz, self.noise)
         extent = Extent(ritz, coordinates, self.noise)
         count = int(self.groups[-1]) + 1
-        low, high = torch.zeros(2, count, dtype=torch.float64)
-        for g in range(count):
-            low[g], high[g] = _from_heads(heads, coordinates[:, self.groups == g])
+        low, high = self._from_heads(heads, coordinates)
         error = torch.zeros(count, dtype=torch.float64)
         error = error.scatter_reduce(0, self.groups, _chord(self.errors), "amax")
         aligned = low - error >= self.epsilon
@@ -271,22 +268,17 @@ class _Judge:
         ends: tuple[Tensor, Tensor],
     ) -> Certificate:
         """Put the figures of groups to their members."""
-        t = extent.directions
+        t, chord = extent.directions, _chord(self.errors)
         lower, upper = (end.clamp(0.0, 1.0)[self.groups] for end in ends)
-        inside = self._overlap(extent, heads)
-        o_lower, o_upper = (end[self.groups] for end in inside)
-        o_lower = (o_lower - _chord(self.errors)).clamp_min(0.0)
-        o_upper = (o_upper + _chord(self.errors)).clamp_max(1.0)
-        pairs = min(len(extent.ritz.left), len(extent.ritz.right))
-        best, index = t[:pairs].abs().max(dim=0)
+        o_lower, o_upper = (end[self.groups] for end in self._overlap(extent, heads))
+        o_lower, o_upper = (o_lower - chord).clamp_min(0.0), (o_upper + chord).clamp_max(1.0)
+        best, index = t[: len(extent.ritz.residuals)].abs().max(dim=0)
+        overlap = torch.linalg.vector_norm(t[: self.subspace], dim=0)
         verdicts = tuple(
             _verdict(self.epsilon, *ends)
             for ends in zip(*(x.tolist() for x in (lower, upper, o_lower, o_upper)), strict=True)
         )
-        overlap = torch.linalg.vector_norm(t[: self.subspace], dim=0)
         known = heads.ends[-1] if heads.ends else 0
-        cut = max([e for e in heads.ends if e <= self.subspace], default=0)
-        exact = cut == self.subspace
         return Certificate(
             lower=lower,
             upper=upper,
@@ -296,44 +288,95 @@ class _Judge:
             overlap_upper=o_upper,
             overlap=torch.minimum(torch.maximum(overlap, o_lower), o_upper),
             verdicts=verdicts,
-            cosines=torch.linalg.svdvals(t[: self.subspace]).clamp_max(1.0),
-            cosine_error=heads.errors[heads.ends.index(cut)] if exact else 1.0,
+            cosines=self._cosines(extent, heads),
             base_sigma=extent.ritz.sigma[:known],
-            spectrum=_spectrum(extent.ritz, known, process.map.shape, t.shape[1], self.start),
+            spectrum=_spectrum(
+                extent.ritz, known, process.map.shape, t.shape[1], self.start, self.frobenius
+            ),
             steps=process.passes // 2,
             passes=process.passes,
         )
 
+    def _from_heads(self, heads: Heads, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds on the score of any unit vector in the span of a group, by converged vectors."""
+        count = int(self.groups[-1]) + 1
+        lower, atom, elsewhere = torch.zeros(3, count, dtype=torch.float64)
+        for first, last, error in heads.spaces:
+            least, most = self._extremes(t[first:last])
+            lower = torch.maximum(lower, (least - error) / (last - first) ** 0.5)
+            atom = torch.maximum(atom, most + error)
+            elsewhere += (least - error).clamp_min(0.0).square()
+        rest = (1 - elsewhere).clamp_min(0.0).sqrt()
+        return lower, torch.maximum(atom, rest).clamp_max(1.0)
+
+    def _extremes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest norm that ``rows`` give to a unit vector of each group."""
+        sizes = torch.bincount(self.groups)
+        norms = torch.linalg.vector_norm(rows, dim=0)
+        least = most = norms[sizes.cumsum(0) - 1]
+        for g in (sizes > 1).nonzero().flatten().tolist():
+            values = torch.linalg.svdvals(rows[:, self.groups == g])
+            least, most = least.clone(), most.clone()
+            most[g] = values[0] if len(values) else 0.0
+            least[g] = values[-1] if len(rows) >= int(sizes[g]) else 0.0
+        return least, most
+
+    def _cuts(self, extent: Extent, heads: Heads) -> Iterator[tuple[int, float, Tensor]]:
+        """Leading spaces of the base: size, error, and a bound on what the next values hold.
+
+        Yields:
+            The size of the space, its error, and a form on the directions that bounds from above
+            what is missing up to the 2k-th value.
+        """
+        t, sigma = extent.directions, extent.ritz.sigma
+        pairs = len(extent.ritz.residuals)
+        below = float(sigma[self.subspace - 1]) if self.subspace <= pairs else 0.0
+        nothing = t.new_zeros(t.shape[1], t.shape[1])
+        before = [e for e in heads.ends if e <= self.subspace]
+        top = float(sigma[0] + extent.ritz.residuals[0])
+        cuts = [(0, 0.0, top), *zip(heads.ends, heads.errors, heads.reach, strict=True)]
+        for end, error, reach in cuts:
+            if end >= self.subspace:
+                yield end, error, nothing
+            elif end == max(before, default=0):  # the others say less
+                low, high = below - self.noise, reach + self.noise
+                for parts in (
+                    1,
+                    2,
+                    4,
+                ):  # of a wide interval the parts may bound less than the whole
+                    radius = (high - low) / 2 / parts
+                    centres = [low + (2 * i + 1) * radius for i in range(parts)]
+                    forms = [extent.form(centre, radius) for centre in centres]
+                    yield end, error, sum(forms, start=nothing)
+
     def _overlap(self, extent: Extent, heads: Heads) -> tuple[Tensor, Tensor]:
         """Bounds on ``‖U_{2k}ᵀy‖`` for the vectors of each group."""
         t, count = extent.directions, int(self.groups[-1]) + 1
-        sigma = extent.ritz.sigma
-        pairs = min(len(extent.ritz.left), len(extent.ritz.right))
-        below = float(sigma[self.subspace - 1]) if self.subspace <= pairs else 0.0
         lower = torch.zeros(count, dtype=torch.float64)
         upper = torch.ones(count, dtype=torch.float64)
-        cuts = [(0, 0.0, float(sigma[0] + extent.ritz.residuals.max()))]
-        cuts += zip(heads.ends, heads.errors, heads.reach, strict=True)
-        for end, error, reach in cuts:
-            inside = [torch.linalg.svdvals(t[:end, self.groups == g]) for g in range(count)]
-            size = torch.bincount(self.groups)
-            least = torch.tensor(
-                [float(s[-1]) if end >= n else 0.0 for s, n in zip(inside, size, strict=True)]
-            )
-            most = torch.tensor([float(s[0]) if end else 0.0 for s in inside])
+        for end, error, rest in self._cuts(extent, heads):
+            least, most = self._extremes(t[:end])
             if end <= self.subspace:
                 lower = torch.maximum(lower, least - error)
-            if end >= self.subspace:
-                upper = torch.minimum(upper, most + error)
-            else:
-                # what the next values, up to the 2k-th, may hold
-                low, high = below - self.noise, reach + self.noise
-                rest = extent.over(
-                    torch.tensor([(low + high) / 2], dtype=torch.float64),
-                    torch.tensor([(high - low) / 2], dtype=torch.float64),
-                )[0]
-                rest = torch.zeros(count, dtype=torch.float64).index_add_(0, self.groups, rest)
-                upper = torch.minimum(upper, ((most + error).square() + rest).sqrt())
+            more = torch.zeros_like(upper).index_add_(0, self.groups, rest.diagonal())
+            upper = torch.minimum(upper, ((most + error).square() + more).sqrt())
+        return lower.clamp(0.0, 1.0), upper.clamp(0.0, 1.0)
+
+    def _cosines(self, extent: Extent, heads: Heads) -> tuple[Tensor, Tensor]:
+        """Bounds on the cosines of the principal angles with the base's leading space."""
+        t = extent.directions
+        k = t.shape[1]
+        lower, upper = torch.zeros(k, dtype=torch.float64), torch.ones(k, dtype=torch.float64)
+        # a space that is wrong by sine δ moves every cosine by at most that
+        own = float(torch.linalg.vector_norm(_chord(self.errors)).clamp_max(1.0))
+        for end, error, rest in self._cuts(extent, heads):
+            values = torch.linalg.svdvals(t[:end])
+            values = torch.nn.functional.pad(values, (0, k - len(values)))
+            if end <= self.subspace:
+                lower = torch.maximum(lower, values - error - own)
+            whole = torch.linalg.eigvalsh(t[:end].mT @ t[:end] + rest).flip(0).clamp_min(0.0)
+            upper = torch.minimum(upper, whole.sqrt() + error + own)
         return lower.clamp(0.0, 1.0), upper.clamp(0.0, 1.0)
 
 
@@ -388,7 +431,9 @@ def _heads(ritz: Ritz, noise: float) -> Heads:
     return heads
 
 
-def _spectrum(ritz: Ritz, known: int, shape: tuple[int, int], k: int, start: int) -> Tensor:
+def _spectrum(
+    ritz: Ritz, known: int, shape: tuple[int, int], k: int, start: int, frobenius: float
+) -> Tensor:
     """All singular values: the ``known`` first, the others where Gauss quadrature puts them."""
     # The Ritz vectors' components on the start block are the weights of a quadrature of its
     # spectral measure: the k directions count for themselves, the random ones for all that is left.
@@ -402,20 +447,13 @@ def _spectrum(ritz: Ritz, known: int, shape: tuple[int, int], k: int, start: int
         return ritz.sigma[:p]
     counts = counts * ((m - known) / counts.sum())
     above = numpy.cumsum(counts) - counts / 2
-    rest = numpy.interp(numpy.arange(p - known) + 0.5, above, sigma)
-    return torch.cat([ritz.sigma[:known], torch.from_numpy(rest)])
-
-
-def _from_heads(heads: Heads, t: Tensor) -> tuple[float, float]:
-    """Bounds on the score of any unit vector in the span of a group, from converged vectors."""
-    lower, largest_atom, elsewhere = 0.0, 0.0, 1.0
-    for first, last, error in heads.spaces:
-        inside = torch.linalg.svdvals(t[first:last])
-        least = float(inside[-1]) if last - first >= t.shape[1] else 0.0
-        lower = max(lower, (least - error) / (last - first) ** 0.5)
-        largest_atom = max(largest_atom, float(inside[0]) + error)
-        elsewhere -= max(least - error, 0.0) ** 2
-    return lower, min(max(largest_atom, max(elsewhere, 0.0) ** 0.5), 1.0)
+    lowest = max(1.5 * sigma[-1] - 0.5 * sigma[-2], 0.0) if len(sigma) > 1 else 0.0
+    above, sigma = numpy.append(above, m - known), numpy.append(sigma, lowest)
+    rest = torch.from_numpy(numpy.interp(numpy.arange(p - known) + 0.5, above, sigma))
+    # the sum of the squares is known
+    left = frobenius**2 - float(ritz.sigma[:known].square().sum())
+    rest *= (max(left, 0.0) / float(rest.square().sum())) ** 0.5
+    return torch.cat([ritz.sigma[:known], rest.clamp_max(float(ritz.sigma[max(known - 1, 0)]))])
 
 
 def _verdict(

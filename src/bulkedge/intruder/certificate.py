@@ -40,6 +40,7 @@ COSINE = 32
 """Bound on the rounding error of a cosine, in units of eps."""
 GRAM = 4
 """Bound on the rounding error of ``W0ᵀW0`` and its factorisation, in units of eps ‖W0‖_F²."""
+TINY = 1e-300
 HOPE = 0.7
 """A floor is tried up to this part of the smallest value that the space has seen."""
 ROUNDING = 2.0
@@ -452,7 +453,7 @@ def _spectrum(
     rest = torch.from_numpy(numpy.interp(numpy.arange(p - known) + 0.5, above, sigma))
     # the sum of the squares is known
     left = frobenius**2 - float(ritz.sigma[:known].square().sum())
-    rest *= (max(left, 0.0) / float(rest.square().sum())) ** 0.5
+    rest *= (max(left, 0.0) / max(float(rest.square().sum()), TINY)) ** 0.5
     return torch.cat([ritz.sigma[:known], rest.clamp_max(float(ritz.sigma[max(known - 1, 0)]))])
 
 

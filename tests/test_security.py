@@ -80,6 +80,8 @@ CHECKLIST = {
         "test_a_record_that_cannot_be_written",
         "test_bad_input_is_one_line_and_leaves_nothing",
         "test_no_way_leads_an_output_into_an_input",
+        "test_csv_is_written_whole_where_asked_and_nowhere_else",
+        "test_files_are_as_private_as_the_user_has_them",
     ],
     "9 matrices that cannot be audited say so": [
         "test_not_finite_is_reported_and_the_others_go_on",
@@ -188,7 +190,8 @@ EVENTS = ("socket.", "pickle.", "subprocess.", "os.system", "os.exec", "os.posix
           "urllib.", "http.", "ftplib.", "webbrowser.", "shutil.", "os.remove", "os.symlink",
           "os.chown", "os.truncate", "code.", "pty.", "exec_by_name")
 def watch(event, arguments):
-    if event.startswith(EVENTS):
+    ours = arguments and os.fsdecode(str(arguments[0])).startswith(out)
+    if event.startswith(EVENTS) and not (event == "os.remove" and ours):
         bad.append((event, repr(arguments)[:200]))
     if event == "import" and str(arguments[0]).partition(".")[0] in (
         "transformers", "peft", "huggingface_hub", "ray", "planted"):
@@ -383,7 +386,13 @@ def test_no_way_leads_an_output_into_an_input(run, tmp_path):
         (folder / "model.safetensors.index.json").write_text(index)
     (tmp_path / "link").symlink_to(tuned)
     before = sorted(tmp_path.rglob("*"))
+    index = base / "model.safetensors.index.json"
     for arguments in (
+        [index, tuned, "-o", base / "out"],
+        [index, tuned, "--csv", base / "x.csv"],
+        [base, tuned, "--csv", tmp_path / "link/x.csv"],
+        [base, tuned, "--csv", base / "m.safetensors"],
+        [base / "m.safetensors", tuned, "--csv", base / "m.safetensors"],
         [base, tuned, "-o", base],
         [base, tuned, "-o", tuned / "out"],
         [base, tuned, "-o", tmp_path / "link"],
@@ -407,3 +416,40 @@ def test_the_record_of_an_audit_is_whole(run, tmp_path):
     written = bulkedge.Record.from_json(tmp_path / "out/record.json")
     assert written.matrices == record.matrices
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_files_are_as_private_as_the_user_has_them(mask, mode, run, tmp_path):
+    base = save(tmp_path / "b.safetensors", {"a.weight": weights(9, 7)})
+    tuned = save(tmp_path / "t.safetensors", {"a.weight": 2 * weights(9, 7)})
+    before = os.umask(mask)
+    try:
+        run("audit", base, tuned, "-q", "-o", tmp_path / "out", "--csv", tmp_path / "x.csv")
+    finally:
+        os.umask(before)
+    for path in (*(tmp_path / "out").iterdir(), tmp_path / "x.csv"):
+        assert path.stat().st_mode & 0o777 & ~0o022 == mode & ~0o022
+        assert not path.stat().st_mode & mask
+
+
+def test_csv_is_written_whole_where_asked_and_nowhere_else(run, tmp_path):
+    base = save(tmp_path / "b.safetensors", {"=a.weight": weights(9, 7)})
+    tuned = save(tmp_path / "t.safetensors", {"=a.weight": 2 * weights(9, 7)})
+    path = tmp_path / "new/x.csv"
+    code, *_ = run("audit", base, tuned, "-k", 2, "--csv", path)
+    assert code in (0, 1)
+    assert path.read_text().splitlines()[1].startswith('"\'=a.weight"')
+    assert len(path.read_text().splitlines()) == 1 + 2
+    code, _, error = run("audit", base, tuned, "--csv", path)
+    assert (code, "exists; give another file, or --force" in error) == (2, True)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path.unlink()
+    path.symlink_to(victim)
+    assert run("audit", base, tuned, "--csv", path)[0] == 2
+    assert run("audit", base, tuned, "-q", "--csv", path, "--force")[0] in (0, 1)
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    for bad, message in ((tmp_path, "is a folder; give a file"), (base / "x", "writable folder")):
+        code, _, error = run("audit", base, tuned, "--csv", bad)
+        assert (code, message in error) == (2, True)

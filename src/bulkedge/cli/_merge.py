@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ._output import RECORD_NAME, check_folder, exit_code, show, verdict_options, write
+from ._output import check_file, check_folder, exit_code, show, verdict_options, write_all
 
 
 @click.command()
@@ -25,10 +25,9 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     output: Path | None = options["output"]
     if output is not None:
         check_folder(output, options["force"])
+    if options["csv"] is not None:
+        check_file(options["csv"], options["force"])
     record = merge_shards(parts)
     show(record, options)
-    if output is not None:
-        write(output / RECORD_NAME, record.to_json())
-        if not options["quiet"]:
-            click.echo(f"record written to {output / RECORD_NAME}", err=True)
+    write_all(record, options)
     sys.exit(exit_code(record, options["fail_on"]))

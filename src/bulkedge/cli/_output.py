@@ -29,6 +29,12 @@ def verdict_options(command: Command) -> Command:
     options = (
         click.option("--force", is_flag=True, help="Write into an output folder that exists."),
         click.option("--json", "as_json", is_flag=True, help="Print the record as JSON."),
+        click.option(
+            "--csv",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Write a row a direction, for spreadsheets.",
+        ),
         click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress."),
         click.option(
             "--fail-on",
@@ -62,6 +68,30 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
         raise OutputError(f"{output}: {parent} is not writable")
 
 
+def check_file(path: Path, force: bool) -> None:
+    """Whether a file may be written."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give a file")
+    if os.path.lexists(path) and not force:
+        raise OutputError(f"{path}: exists; give another file, or --force to replace it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise OutputError(f"{path}: {parent} is not a writable folder")
+
+
+def write_all(record: Record, options: dict[str, Any]) -> None:
+    """The record, and its table as CSV, where they were asked for."""
+    output: Path | None = options["output"]
+    if output is not None:
+        write(output / RECORD_NAME, record.to_json())
+        if not options["quiet"]:
+            click.echo(f"record written to {output / RECORD_NAME}", err=True)
+    if options["csv"] is not None:
+        from bulkedge.report import to_csv
+
+        write(options["csv"], to_csv(record))
+
+
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all; a link in its place is replaced, not followed."""
     temporary = None
@@ -72,12 +102,19 @@ def write(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(descriptor)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _umask() -> int:
+    """What the user keeps from others in new files; asking is setting."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

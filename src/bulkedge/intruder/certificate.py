@@ -244,7 +244,7 @@ class _Judge:
         """
         ritz = process.ritz()
         coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
-        heads = _heads(ritz, self.noise)
+        heads = _heads(ritz, self.noise, self.start)
         extent = Extent(ritz, coordinates, self.noise)
         count = int(self.groups[-1]) + 1
         low, high = self._from_heads(heads, coordinates)
@@ -408,7 +408,7 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     return groups, errors
 
 
-def _heads(ritz: Ritz, noise: float) -> Heads:
+def _heads(ritz: Ritz, noise: float, start: int) -> Heads:
     """Where the leading Ritz values leave a gap that their residuals do not fill."""
     pairs = min(len(ritz.left), len(ritz.right))
     s, rho = ritz.sigma[:pairs], ritz.residuals + noise
@@ -423,6 +423,8 @@ def _heads(ritz: Ritz, noise: float) -> Heads:
         gap = float(gaps[i])
         if gap <= 0 or float(total[i]) > CLOSE * gap:
             continue
+        if i + 1 - first >= start:
+            break  # of equal values a block of that size sees no more: there may be others
         inside = float(rho[first : i + 1].square().sum().sqrt())
         heads.ends.append(i + 1)
         heads.errors.append(float(total[i]) / gap)

@@ -43,6 +43,14 @@ def gpt_oss(**changes):
     return transformers.GptOssForCausalLM(transformers.GptOssConfig(**settings))
 
 
+def aria(**changes):
+    text = COMMON | {"moe_num_experts": 3, "moe_topk": 2, "moe_num_shared_experts": 1} | changes
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 8, "patch_size": 4}  # fmt: skip
+    config = transformers.AriaConfig(text_config=text | {"pad_token_id": 0}, vision_config=vision)
+    return transformers.AriaForConditionalGeneration(config)
+
+
 def llama4(**changes):
     config = transformers.Llama4TextConfig(
         **COMMON | {"num_local_experts": 3, "intermediate_size_mlp": 24, "head_dim": 8} | changes,
@@ -51,15 +59,21 @@ def llama4(**changes):
     return transformers.Llama4ForCausalLM(config)
 
 
-MODELS = {"mixtral": mixtral, "qwen": qwen, "gpt_oss": gpt_oss, "llama4": llama4}
+def granite(**changes):
+    settings = COMMON | {"num_local_experts": 3} | changes
+    return transformers.GraniteMoeForCausalLM(transformers.GraniteMoeConfig(**settings))
+
+
+MODELS = {"mixtral": mixtral, "qwen": qwen, "gpt_oss": gpt_oss, "llama4": llama4, "aria": aria}
 # what makes every expert square, so that shapes tell nothing
 SQUARE = {
     "mixtral": {"intermediate_size": 16},
     "qwen": {"moe_intermediate_size": 16},
     "gpt_oss": {"intermediate_size": 16},
     "llama4": {"intermediate_size": 16},
+    "aria": {"intermediate_size": 16},
 }
-IN_OUT = ("gpt_oss", "llama4")
+IN_OUT = ("gpt_oss", "llama4", "aria")
 BOTH = ["experts.gate_up_proj", "experts.down_proj"]
 
 
@@ -114,7 +128,7 @@ def test_one_comparison_for_each_expert(kind, square, tmp_path):
         in_out=kind in IN_OUT,
     )
     experts = [c for c in comparisons if "experts" in c.tuned_name]
-    a_layer = {"mixtral": 9, "qwen": 9, "gpt_oss": 6, "llama4": 6}[kind]
+    a_layer = {"mixtral": 9, "qwen": 9, "gpt_oss": 6, "llama4": 6, "aria": 6}[kind]
     assert len(experts) == 2 * a_layer
     assert {c.factors.rank for c in comparisons} == {2}
 
@@ -125,6 +139,24 @@ def test_one_parameter_alone(kind, names, tmp_path):
     model = MODELS[kind]()
     comparisons = check(*saved(tmp_path, model, target_parameters=names), in_out=kind in IN_OUT)
     assert all(names[0].rpartition(".")[2] in c.tuned_name for c in comparisons)
+
+
+@pytest.mark.parametrize("intermediate", [24, 16])
+def test_experts_that_are_not_called_so(intermediate, tmp_path):
+    """Granite stores its experts, and their router, under names of their own."""
+    model = granite(intermediate_size=intermediate)
+    comparisons = check(*saved(tmp_path, model, target_parameters=[*BOTH, "router.weight"]))
+    layers = {c.base.info.name.partition("block_sparse_moe.")[2] for c in comparisons}
+    assert layers == {"input_linear.weight", "output_linear.weight", "router.layer.weight"}
+    assert len(comparisons) == 2 * (3 + 3 + 1)
+
+
+def test_full_experts_that_are_not_called_so(tmp_path):
+    name = "model.layers.0.block_sparse_moe.input_linear.weight"
+    base = save(tmp_path / "base.safetensors", {name: weights(3, 8, 6)})
+    tuned = save(tmp_path / "tuned.safetensors", {name: weights(3, 8, 6, seed=1)})
+    plan = make_plan(base, tuned, Recipe())
+    assert [c.base.shape for c in plan.comparisons] == [(8, 6)] * 3
 
 
 def test_patterns_name_the_parameter(tmp_path):
@@ -276,7 +308,8 @@ def test_which_parameter_is_in_doubt(tmp_path):
 def test_no_parameter_of_that_name(tmp_path):
     tensors = stack_keys("experts", 4, 4) | stack_keys("experts.base_layer", 4, 4)
     config = {"target_parameters": ["experts.left", "experts.right"]}
-    assert "no counterpart in the base" in refused(tmp_path, {}, tensors, **config)
+    reason = refused(tmp_path, {}, tensors, **config)
+    assert reason == "no counterpart in the base (nearest: none is similar)"
 
 
 @pytest.mark.parametrize(
@@ -297,13 +330,13 @@ def test_factors_that_do_not_fit(tensors, message, tmp_path):
 
 def test_three_dimensions_that_are_no_experts(tmp_path):
     both = {"pos_embed": weights(1, 5, 4), "q.weight": weights(4, 4)}
+    both["mixer.weight"] = weights(2, 3, 256)  # longer than any kernel
     base = save(tmp_path / "base.safetensors", both)
     plan = make_plan(base, save(tmp_path / "tuned.safetensors", both), Recipe())
-    (row,) = plan.skipped
-    assert (row.reason, row.lost) == (
-        "3-D tensor: neither a kernel nor a stack of experts by name",
-        True,
-    )
+    assert {(row.name, row.reason, row.lost) for row in plan.skipped} == {
+        (name, "3-D tensor: neither a kernel nor a stack of experts by name", True)
+        for name in ("pos_embed", "mixer.weight")
+    }
 
 
 def test_biases_of_experts_are_no_weights(tmp_path):

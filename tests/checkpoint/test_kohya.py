@@ -168,6 +168,22 @@ def test_a_lora_file_is_no_base(tmp_path):
         make_plan(lora, lora, Recipe())
 
 
+@pytest.mark.parametrize("stored", [(4, 4), (4, 4, 1, 1)], ids=str)
+@pytest.mark.parametrize("trained", [(4, 4), (4, 4, 1, 1)], ids=str)
+def test_a_kernel_of_size_one_is_a_linear_layer(stored, trained, tmp_path):
+    W0 = weights(*stored)
+    down, up = weights(2, 4, *trained[2:]), weights(4, 2, *trained[2:])
+    key = "lora_unet_mid_proj_in"
+    tensors = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+    base = save(tmp_path / "unet.safetensors", {"mid.proj_in.weight": W0})
+    lora = save(tmp_path / "lora.safetensors", tensors)
+    (comparison,) = make_plan(base, lora, Recipe()).comparisons
+    W = load(comparison, CPU).tuned_map(torch.float64).to_dense()
+    torch.testing.assert_close(
+        W, (W0.flatten(1) + up.flatten(1) @ down.flatten(1)).double(), rtol=1e-5, atol=1e-5
+    )
+
+
 # ---- diffusers
 
 SPELLINGS = {

@@ -98,10 +98,8 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
         if found := _updates(there, names, update, name):
             updates += [replace(pair, tuned=replaced.get(pair.base.name)) for pair in found]
             continue
-        reason = NO_COUNTERPART
+        reason = _stranger(names, name, strangers)
         strangers += 1
-        if strangers <= MAX_NEAREST:
-            reason += f" (nearest: {rule.nearest(name)})"
         lost += [Unhandled(info, name, reason) for info in update.infos]
     if factors and not updates:
         raise AdapterError(_foreign(adapter, base, factors, rule))
@@ -138,7 +136,7 @@ def _settle(
                 targets[parameter] = Target(there.shapes[name], there.transposed(name))
         (first, *others) = wrapped.layers
         if others and not targets:
-            found = NO_COUNTERPART
+            found = _stranger(names, f"{wrapped.module}.{wrapped.parameters[0]}", len(lost))
         elif targets:
             kind = str(there.model.get("model_type", ""))
             found = assign(wrapped, targets, adapter.config, kind)
@@ -151,6 +149,12 @@ def _settle(
         else:
             factors |= {f"{wrapped.module}.{name}": update for name, update in found.items()}
     return factors, lost
+
+
+def _stranger(names: Resolver, name: str, others: int) -> str:
+    """What to say of a name that the base lacks, and what is like it, unless many are lacking."""
+    like = f" (nearest: {names.rule.nearest(name)})" if others < MAX_NEAREST else ""
+    return f"no counterpart in the base{like}"
 
 
 def _once(updates: list[Comparison]) -> tuple[list[Comparison], list[str]]:

@@ -19,6 +19,7 @@ from bulkedge._errors import RecipeError
 
 from .header import TensorInfo
 from .matrix import StoredMatrix
+from .names import of_experts
 from .quantised import scales_of
 from .read import Checkpoint
 
@@ -31,6 +32,7 @@ CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_LAYERS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
 # and these store each expert as (in, out)
 IN_OUT_EXPERTS = ("aria", "gpt_oss", "llama4", "openai_privacy_filter")
+WIDTH_COMES_OUT = ("down", "output_linear", "fc2", "w2")
 # what a stacked parameter is called, and the layers of one expert that it is made of, row by row
 FUSED = (
     ("gate_up_proj", ("gate_proj", "up_proj")),
@@ -39,6 +41,7 @@ FUSED = (
     ("down_proj", ("w2",)),
 )
 MAX_EXPERTS = 4096
+MAX_KERNEL = 255  # along each axis
 ONE_EXPERT = re.compile(r"(?P<stem>.*\bexperts)\.(?P<expert>\d{1,6})\.(?P<layer>\w+)\.weight")
 
 
@@ -172,13 +175,14 @@ def is_stack(name: str, shape: Shape) -> bool:
     """Whether a tensor holds one matrix an expert."""
     # an empty tensor may claim any number of experts in no bytes at all
     many = len(shape) == 3 and 0 not in shape and shape[0] <= MAX_EXPERTS
-    return many and "experts" in name.split(".")
+    return many and of_experts(name)
 
 
 def is_kernel(name: str, shape: Shape) -> bool:
-    """Whether a tensor is a convolution kernel."""
-    parts = name.split(".")
-    return 3 <= len(shape) <= 5 and parts[-1].endswith("weight") and "experts" not in parts
+    """Whether a tensor is a convolution kernel; a long one could be anything, and is none."""
+    sizes = shape[2:]
+    small = 1 <= len(sizes) <= 3 and all(size <= MAX_KERNEL for size in sizes)
+    return small and name.endswith("weight") and not of_experts(name)
 
 
 def place_in_stack(name: str) -> tuple[str, int, int, int] | None:
@@ -245,5 +249,6 @@ def _experts_transposed(name: str, shape: Shape, model: Mapping[str, Any]) -> bo
     first, last = shape[1:]
     if width in (first, last) and first != last:
         # the width goes into gate and up, and comes out of down
-        return (width == first) != ("down" in name.rpartition(".")[2])
+        layer = name.split(".")[-2:]
+        return (width == first) != any(out in part for part in layer for out in WIDTH_COMES_OUT)
     return str(model.get("model_type")).startswith(IN_OUT_EXPERTS)

@@ -28,13 +28,28 @@ Shape = tuple[int, ...]
 Rule = tuple[str, str]
 
 MAX_LIKELY, MAX_COMPARED = 50, 256
+# Granite, JetMoe and their kin name no experts where they stack them
+GRANITE, GRANITE_LAYERS = "block_sparse_moe", ("input_linear", "output_linear")
 # what a model is wrapped in from one version or class to the next
 WRAPPINGS = {"model", "base_model", "language_model", "transformer", "module"}
 RENAMED = {"block_sparse_moe": "mlp"}
+RENAMED_ENDS = {
+    ".block_sparse_moe.input_linear.weight": ".mlp.experts.gate_up_proj",
+    ".block_sparse_moe.output_linear.weight": ".mlp.experts.down_proj",
+    ".experts.fc1.weight": ".experts.gate_up_proj",
+    ".experts.fc2.weight": ".experts.down_proj",
+    ".block_sparse_moe.router.layer.weight": ".mlp.router.weight",
+}
 OUTPUTS = ("lm_head.weight", "embed_out.weight")
 INPUTS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 # classes that have an output layer, by a part of their names
 WITH_OUTPUT = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM", "Seq2SeqLM")
+
+
+def of_experts(name: str) -> bool:
+    """Whether a parameter of this name holds the experts of a mixture, if it has an axis for it."""
+    parts = name.split(".")
+    return "experts" in parts or (GRANITE in parts and parts[-2] in GRANITE_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,9 @@ class Resolver:
 
 def _core(name: str) -> tuple[str, ...]:
     """The components of a name without wrappings, renamed ones under one name."""
+    for end, other in RENAMED_ENDS.items():
+        if name.endswith(end):
+            name = name.removesuffix(end) + other
     return tuple(RENAMED.get(c, c) for c in name.split(".") if c not in WRAPPINGS)
 
 

@@ -12,6 +12,7 @@ from bulkedge._errors import CheckpointError
 
 from .header import FLOATING, TensorInfo
 from .matrix import BlockScales
+from .names import of_experts
 from .read import Checkpoint
 
 FP8 = ("F8_E4M3", "F8_E5M2")
@@ -46,8 +47,7 @@ def scales_of(info: TensorInfo, checkpoint: Checkpoint) -> BlockScales | None:
     # a block larger than the weight is as large: nothing of the size it claims is ever made
     rows, columns = min(rows, max(height, 1)), min(columns, max(width, 1))
     expected = (*experts, -(-height // rows), -(-width // columns))
-    stacked = "experts" in info.name.split(".")
-    if scales.size != 1 and (scales.shape != expected or len(experts) != stacked):
+    if scales.size != 1 and (scales.shape != expected or len(experts) != of_experts(info.name)):
         return None
     return BlockScales(scales, (rows, columns))
 

@@ -28,6 +28,11 @@ def inspect(path: Path, as_json: bool) -> None:
             {"name": name, "shape": list(info.shape), "dtype": info.dtype}
             for name, info in adapter.tensors.items()
         ]
+        rows += [
+            {"name": info.name, "shape": list(info.shape), "dtype": info.dtype}
+            for wrapped in adapter.wrapped
+            for info in wrapped.infos
+        ]
         rows += [{"name": row.info.name, "not_handled": row.reason} for row in adapter.unhandled]
     else:
         rows = [

@@ -1,0 +1,170 @@
+"""Worker processes of this machine: the same rows, and an end at once."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+import bulkedge
+from bulkedge import BulkedgeError, InputError, LocalEngine, Recipe
+from bulkedge._audit import make_plan
+from bulkedge._audit.engine._order import largest_first
+from cases import gaussian
+from helpers import save
+
+SHAPES = [(30, 20), (40, 40), (12, 12), (35, 20)]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    base = {f"l{i}.weight": gaussian(*shape) for i, shape in enumerate(SHAPES)}
+    tuned = {name: W + torch.eye(*W.shape) for name, W in base.items()}
+    return save(tmp_path / "b.safetensors", base), save(tmp_path / "t.safetensors", tuned)
+
+
+@pytest.fixture
+def comparisons(pair):
+    return make_plan(*pair, Recipe()).comparisons
+
+
+def use(monkeypatch, audit):
+    """Let ``audit`` take the place of ``audit_matrix``, in workers too."""
+    monkeypatch.setattr("bulkedge._audit.engine.local.audit_matrix", audit)
+
+
+def no_children():
+    return not multiprocessing.active_children()
+
+
+def test_the_largest_goes_first(comparisons):
+    assert largest_first(comparisons) == [1, 3, 0, 2]
+    assert largest_first([comparisons[0]] * 3) == [0, 1, 2]
+
+
+def test_nothing_to_compute_starts_no_process(monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_context", None)
+    assert list(LocalEngine(4).rows([], Recipe())) == []
+
+
+def test_jobs_below_one():
+    with pytest.raises(InputError, match=r"expected jobs ≥ 1, got 0"):
+        LocalEngine(0)
+
+
+def threads(comparison, _):
+    return comparison.base.name, torch.get_num_threads()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_every_matrix_is_computed_with_one_thread(jobs, comparisons, monkeypatch):
+    use(monkeypatch, threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = dict(LocalEngine(jobs).rows(comparisons, Recipe()))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert found == {i: (f"l{i}.weight", 1) for i in range(4)}
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_names_the_signal_and_the_matrix(comparisons, monkeypatch):
+    use(monkeypatch, killed)
+    message = r"a worker process died \(signal 9\) on tensor 'l\d.weight'.*use fewer than 2 jobs"
+    with pytest.raises(BulkedgeError, match=message):
+        list(LocalEngine(2).rows(comparisons, Recipe()))
+    assert no_children()
+
+
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+
+def test_a_worker_that_was_interrupted_first_is_an_interruption(comparisons, monkeypatch):
+    use(monkeypatch, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalEngine(2).rows(comparisons, Recipe()))
+    assert no_children()
+
+
+def broken(comparison, _):
+    raise ZeroDivisionError(f"in {comparison.base.name}")
+
+
+def test_a_bug_in_a_worker_comes_with_its_traceback(comparisons, monkeypatch):
+    use(monkeypatch, broken)
+    with pytest.raises(RuntimeError, match=r"ZeroDivisionError: in l(\d).weight .tensor 'l\1") as e:
+        list(LocalEngine(2).rows(comparisons, Recipe()))
+    assert "in broken" in str(e.value.__cause__)
+    assert no_children()
+
+
+def quick_then_slow(comparison, _):
+    if comparison.base.name == "l1.weight":
+        return "quick"
+    time.sleep(60)
+
+
+def test_workers_end_at_once_when_no_more_rows_are_wanted(comparisons, monkeypatch):
+    use(monkeypatch, quick_then_slow)
+    rows = LocalEngine(2).rows(comparisons, Recipe())
+    assert next(rows) == (1, "quick")
+    start = time.monotonic()
+    rows.close()
+    assert time.monotonic() - start < 5
+    assert no_children()
+
+
+def test_an_error_of_the_caller_ends_the_workers(pair, monkeypatch):
+    """Though the traceback keeps the iterator alive."""
+
+    def fail(*_):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match=r"no"):
+        bulkedge.audit(*pair, jobs=2, progress=fail)
+    assert no_children()
+
+
+def test_an_engine_of_ones_own(pair):
+    """The protocol is all that an audit asks for."""
+
+    class Backwards:
+        name, jobs = "backwards", None
+
+        def check(self, recipe):
+            assert recipe == Recipe()
+
+        def rows(self, comparisons, recipe):
+            found = list(LocalEngine().rows(comparisons, recipe))
+            yield from reversed(found)
+
+    record = bulkedge.audit(*pair, engine=Backwards())
+    assert (record.run.engine, record.run.jobs) == ("backwards", None)
+    assert record.matrices == bulkedge.audit(*pair).matrices
+
+
+@pytest.mark.slow
+def test_a_script_without_the_guard_is_told(pair, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import bulkedge
+            bulkedge.audit({str(pair[0])!r}, {str(pair[1])!r}, jobs=2)
+        """)
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "a worker process died (exit code 1) on tensor 'l1.weight'" in result.stderr
+    assert "__main__" in result.stderr

@@ -113,9 +113,12 @@ def judge(pair: Pair, update: Factors | None, recipe: Recipe) -> tuple[Judged, s
 
 
 def certified(pair: Pair, update: Factors | None, recipe: Recipe) -> Judged | None:
-    """Intervals from products alone; None where the tuned triplets are not to be had that way."""
+    """Intervals from products alone; None where they are not to be had that way."""
     dtype = torch.float64 if pair.base.dtype is torch.float64 else torch.float32
     W, W0 = pair.tuned_map(dtype), pair.base_map(dtype)
+    size, limits = W0.norm_bound(), torch.finfo(dtype)
+    if not limits.tiny**0.25 < size < limits.max**0.25:  # its powers are zero or infinite
+        return None
     k = min(recipe.top_k, *W.shape)
     start = None if update is None else (update.u[:, :k].to(dtype), update.v[:, :k].to(dtype))
     tuned = singular_triplet(
@@ -124,7 +127,6 @@ def certified(pair: Pair, update: Factors | None, recipe: Recipe) -> Judged | No
     if tuned.status is not Status.CONVERGED or not bool(tuned.sigma[-1] > LEAST * tuned.sigma[0]):
         return None
     groups, errors = ties(tuned)
-    size = W0.norm_bound()
     directions, angles, found, passes = [], [], [], tuned.passes
     for side in recipe.sides:
         A, Y = (W0, tuned.u) if side == "left" else (W0.T, tuned.v)

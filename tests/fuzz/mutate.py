@@ -188,6 +188,19 @@ def join(tree: Any, data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
+def damage_metadata(tree: dict[str, Any], data: bytes, rng: Random) -> bytes:
+    """The text of the metadata, and the JSON that is in some of it."""
+    metadata = tree.setdefault("__metadata__", {})
+    key = rng.choice([*metadata, "lora_adapter_metadata"])
+    try:
+        metadata[key] = _text(damage_json(json.loads(metadata[key]), rng))
+    except ValueError:
+        metadata[key] = rng.choice(
+            ["{", "[]", "{}", "\ud800", "null", '{"unet.r": 10}', "[" * 5000]
+        )
+    return join(tree, data)
+
+
 def damage_tensors(tree: dict[str, Any], data: bytes, rng: Random) -> bytes:
     """Another shape, dtype or name of a tensor; the header still adds up more often than not."""
     names = [name for name in tree if name != "__metadata__"]
@@ -379,6 +392,7 @@ def _damage(name: str, content: Any, rng: Random) -> bytes:
             lambda: damage_tensors(tree, data, rng),
             lambda: damage_tensors(tree, data, rng),
             lambda: damage_numbers(tree, data, rng),
+            lambda: damage_metadata(tree, data, rng),
         ]
         return rng.choice(ways)()
     # too badly hurt already to be hurt so

@@ -212,6 +212,39 @@ def _renamed_and_tied() -> Victim:
     return Victim(_model("base", base, config) | _model("tuned", tuned, config), "base", "tuned")
 
 
+UNET = {
+    "down_blocks.0.attn1.to_q.weight": weights(M, N),
+    "down_blocks.0.attn1.to_out.0.weight": weights(N, M, seed=1),
+    "mid_block.conv.weight": weights(5, 3, 2, 2, seed=2),
+}
+
+
+def _kohya() -> Victim:
+    """Paths with underscores for dots, alpha as a tensor."""
+    tensors: dict[str, Any] = {}
+    for name, W in UNET.items():
+        flat = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+        tensors[f"{flat}.lora_down.weight"] = weights(2, *W.shape[1:])
+        tensors[f"{flat}.lora_up.weight"] = weights(W.shape[0], 2, *[1] * (W.ndim - 2))
+        tensors[f"{flat}.alpha"] = torch.tensor(1.0)
+    files = {"unet.safetensors": to_safetensors(UNET), "lora.safetensors": to_safetensors(tensors)}
+    return Victim(files, "unet.safetensors", "lora.safetensors")
+
+
+def _diffusers() -> Victim:
+    """Keys of several years, alpha and rank in the metadata."""
+    tensors = {
+        "unet.down_blocks.0.attn1.to_q.lora_A.weight": weights(2, N),
+        "unet.down_blocks.0.attn1.to_q.lora_B.weight": weights(M, 2),
+        "unet.down_blocks.0.attn1.processor.to_out_lora.down.weight": weights(2, M),
+        "unet.down_blocks.0.attn1.processor.to_out_lora.up.weight": weights(N, 2),
+    }
+    told = {"unet.r": 2, "unet.lora_alpha": 4, "unet.rank_pattern": {}, "unet.use_dora": False}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+    files = {"lora.safetensors": to_safetensors(tensors, metadata)}
+    return Victim(files | _model("base", UNET), "base", "lora.safetensors")
+
+
 VICTIMS = {
     "files": _files,
     "half_precision": _half_precision,
@@ -225,5 +258,7 @@ VICTIMS = {
     "experts": _experts,
     "stacked_fp8": _stacked_fp8,
     "expert_parameters": _expert_parameters,
+    "kohya": _kohya,
+    "diffusers": _diffusers,
     "renamed_and_tied": _renamed_and_tied,
 }

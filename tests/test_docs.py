@@ -106,6 +106,16 @@ def test_the_architecture_quotes_the_stored_precision():
         assert f"{stored[key]:.1e}".replace("e-0", "e-") in page
 
 
+def test_the_certificate_quotes_its_figure():
+    stored = json.loads((ROOT / "docs/figures/certificate.json").read_text())
+    page = " ".join((ROOT / "docs/certificate.md").read_text().split())
+    bound, scores = stored["bound"], stored["scores"]
+    assert (
+        f"After 4 steps they still reach {bound['4']:.2f}, after 8 steps {bound['8']:.2f}" in page
+    )
+    assert f"the true scores, {scores[0]:.2f} and {scores[1]:.2f}" in page
+
+
 def test_every_option_and_record_field_is_documented():
     page = (ROOT / "docs/audit.md").read_text()
     for option in audit.params:

@@ -1,0 +1,254 @@
+"""What the certified audit costs.
+
+python benchmarks/certified.py speed [--quick]      one matrix against full SVDs
+python benchmarks/certified.py model [--scale 16]   a whole checkpoint
+python benchmarks/certified.py cost                 what it grows with
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import made_up_model
+import torch
+from common import store
+
+from bulkedge import Recipe
+from bulkedge._audit.judge import Judged, certified
+from bulkedge._audit.load import Pair
+from bulkedge._linmap import LowRank
+from bulkedge.intruder import Verdict
+from bulkedge.update import balanced
+
+SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096)]
+K = 10
+
+
+def make_pair(kind: str, m: int, n: int, rank: int, seed: int = 0) -> Pair:
+    """A base and a LoRA of the rank, half of whose spikes are strong enough to lead."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "trained":
+        W0, _, _ = made_up_model.trained_like(m, n, generator)
+        theta = torch.linspace(8, 0.2, rank)
+    else:
+        W0 = torch.randn(m, n, generator=generator) / (m**0.5 + n**0.5)
+        theta = torch.linspace(3, 0.2, rank)
+    u, v = (made_up_model.orthonormal(size, rank, generator) for size in (m, n))
+    return Pair(W0, None, LowRank((u * theta).double(), v.mT.double()))
+
+
+def audit_one(pair: Pair, recipe: Recipe) -> Judged:
+    """All directions of one matrix, from its tensors."""
+    update = lora_of(pair)
+    found = certified(pair, balanced(update.B, update.A, update.scale, update.shape), recipe)
+    if found is None:
+        raise SystemExit("the tuned triplets were not found")
+    return found
+
+
+def lora_of(pair: Pair) -> LowRank:
+    """The update, which every pair here has."""
+    if pair.low_rank is None:
+        raise TypeError("expected a pair with a low-rank update")
+    return pair.low_rank
+
+
+def by_two_svds(pair: Pair) -> list[str]:
+    """The authors' way, in float32: the verdicts by all singular vectors of both matrices."""
+    W = pair.tuned_map(torch.float32).to_dense()
+    U0, _, _ = torch.linalg.svd(pair.base, full_matrices=False)
+    U, _, _ = torch.linalg.svd(W, full_matrices=False)
+    cosines = U0.mT @ U[:, :K]
+    scores, overlaps = cosines.abs().amax(dim=0), cosines[: 2 * K].square().sum(dim=0)
+    pairs = zip(scores.tolist(), overlaps.tolist(), strict=True)
+    return [
+        "aligned" if score >= 0.5 else "rotated" if overlap >= 0.5 else "intruder"
+        for score, overlap in pairs
+    ]
+
+
+def by_peft(pair: Pair) -> None:
+    """PEFT's own function on a model of one linear layer."""
+    import peft
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    m, n = pair.base.shape
+    layer = torch.nn.Linear(n, m, bias=False)
+    layer.weight.data = pair.base.clone()
+    update = lora_of(pair)
+    rank = update.A.shape[0]
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
+    model = peft.get_peft_model(torch.nn.Sequential(layer), config)
+    wrapped = model.base_model.model[0]
+    wrapped.lora_A["default"].weight.data = update.A.float()
+    wrapped.lora_B["default"].weight.data = update.B.float()
+    reduce_intruder_dimension(model, top_k=K, logging_sink=None)
+
+
+def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Median seconds and the last result."""
+    seconds, result = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+def measure_speed(*, quick: bool) -> None:
+    """One matrix, one thread: ours, two full SVDs, PEFT's function."""
+    rows = []
+    for m, n in SHAPES[: 2 if quick else None]:
+        for kind in ("noise", "trained"):
+            pair = make_pair(kind, m, n, rank=16)
+            ours, found = timed(lambda pair=pair: audit_one(pair, Recipe()), 5)
+            few = 1 if max(m, n) > 2048 else 3
+            svds, verdicts = timed(lambda pair=pair: by_two_svds(pair), few)
+            peft = None
+            if kind == "trained":  # its time does not depend on the entries
+                peft, _ = timed(lambda pair=pair: by_peft(pair), few)
+            mine = [direction.verdict.value for direction in found.directions]
+            rows.append(
+                {
+                    "shape": [m, n],
+                    "kind": kind,
+                    "seconds": round(ours, 4),
+                    "passes": found.passes,
+                    "two_svds": round(svds, 2),
+                    "ratio": round(svds / ours, 1),
+                    "peft": None if peft is None else round(peft, 2),
+                    "peft_ratio": None if peft is None else round(peft / ours, 1),
+                    "intruders": mine.count("intruder"),
+                    "undecided": mine.count("undecided"),
+                    "same_verdicts": mine == verdicts,
+                }
+            )
+            print(rows[-1], flush=True)
+    store("certified_speed", {"rows": rows, "k": K, "rank": 16})
+
+
+def measure_model(scale: int) -> None:
+    """A whole checkpoint on two processes: time, passes, memory, and what was found where."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        made_up_model.make(folder, scale)
+        files = sorted((folder / "base").glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in files)
+        reading, _ = timed(lambda: [_read(file) for file in files], 1)
+        imports = _peak([sys.executable, "-c", "import bulkedge; bulkedge.audit"])
+        command = [sys.executable, "-m", "bulkedge", "audit", "-j", "2", "-q", "--fail-on", "never"]
+        command += [str(folder / "base"), str(folder / "adapter"), "-o", str(folder / "out")]
+        start = time.perf_counter()
+        peak = _peak(command)
+        seconds = time.perf_counter() - start
+        record = json.loads((folder / "out" / "record.json").read_text())
+        planted = set(json.loads((folder / "planted.json").read_text()))
+    rows = record["matrices"]
+    found = {row["name"] for row in rows if row["intruders"]}
+    passes = sorted(row["passes"] for row in rows)
+    methods = [direction["method"] for row in rows for direction in row["directions"]]
+    largest = max(row["shape"][0] * row["shape"][1] for row in rows) * 4
+    store(
+        f"certified_model_{scale}",
+        {
+            "scale": scale,
+            "matrices": len(rows),
+            "gigabytes": round(size / 1e9, 3),
+            "seconds": round(seconds, 1),
+            "gigabytes_per_second": round(size / 1e9 / seconds, 3),
+            "plain_reading_gigabytes_per_second": round(size / 1e9 / reading, 3),
+            "passes_median": statistics.median(passes),
+            "passes_most": passes[-1],
+            "planted_matrices": len(planted),
+            "planted_found": len(planted & found),
+            "found_elsewhere": len(found - planted),
+            "intruders": record["summary"]["intruders"],
+            "undecided": record["summary"]["verdicts"]["undecided"],
+            "dense_directions": methods.count("dense"),
+            "peak_MB": round(peak / 1e6),
+            "imports_MB": round(imports / 1e6),
+            "largest_float32_MB": round(largest / 1e6),
+            "copies_of_largest": round((peak - imports) / largest, 1),
+        },
+    )
+
+
+def _read(file: Path) -> None:
+    with file.open("rb") as stream:
+        while stream.read(2**24):
+            pass
+
+
+def _peak(command: list[str]) -> int:
+    """The largest resident set among a command's processes, in bytes."""
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, "
+        "stdout=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    told = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        check=True, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    return int(told.stdout)
+
+
+def measure_cost() -> None:
+    """One thing changed at a time: what it costs in passes and seconds, what stays open."""
+    plain = {"n": 1024, "k": 10, "r": 16, "epsilon": 0.5}
+    changes = {
+        "n": [256, 512, 1024, 2048, 4096],
+        "k": [1, 5, 10, 20, 40],
+        "r": [1, 4, 16, 64, 256],
+        "epsilon": [0.1, 0.2, 0.3, 0.5, 0.7],
+    }
+    rows = []
+    for kind in ("noise", "trained"):
+        for name, values in changes.items():
+            for value in values:
+                setting = plain | {name: value}
+                n, recipe = setting["n"], Recipe(top_k=setting["k"], epsilon=setting["epsilon"])
+                found = []
+                for seed in range(5):
+                    pair = make_pair(kind, n, n, setting["r"], seed)
+                    found.append(timed(lambda pair=pair, r=recipe: audit_one(pair, r), 1))
+                directions = [d for _, judged in found for d in judged.directions]
+                open_ = sum(d.verdict is Verdict.UNDECIDED for d in directions)
+                rows.append(
+                    {
+                        "kind": kind,
+                        "changed": name,
+                        "value": value,
+                        "seconds": round(statistics.median(s for s, _ in found), 4),
+                        "passes": statistics.median(judged.passes for _, judged in found),
+                        "open_percent": round(100 * open_ / len(directions), 1),
+                    }
+                )
+                print(rows[-1], flush=True)
+    store("certified_cost", {"plain": plain, "rows": rows})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["speed", "model", "cost"])
+    parser.add_argument("--quick", action="store_true", help="the smaller shapes only")
+    parser.add_argument("--scale", type=int, default=16)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "speed":
+        measure_speed(quick=arguments.quick)
+    elif arguments.what == "model":
+        measure_model(arguments.scale)
+    else:
+        measure_cost()

@@ -63,6 +63,28 @@ def tied_llama():
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, tie_word_embeddings=True))
 
 
+def t5():
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def vit():
+    config = {k: v for k, v in VISION.items() if k != "projection_dim"}
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**config))
+
+
+def gpt_neox():
+    config = {k: v for k, v in TEXT.items() if k != "num_key_value_heads"}
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**config))
+
+
+def phimoe():
+    config = transformers.PhimoeConfig(**TEXT, num_local_experts=3, num_experts_per_tok=2)
+    return transformers.PhimoeForCausalLM(config)
+
+
 def gpt2():
     config = transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8)
     return transformers.GPT2LMHeadModel(config)
@@ -105,24 +127,29 @@ def check(base, adapter, before, merged):
         (llava, ["q_proj", "fc1", "linear_1", "down_proj", "lm_head"]),
         (gemma3, ["q_proj", "fc1", "down_proj"]),
         (qwen2_vl, ["q_proj", "qkv", "fc1", "down_proj"]),
+        (vit, ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection", "classifier"]),
+        (gpt_neox, ["query_key_value", "dense_h_to_4h", "lm_head"]),
+        (phimoe, ["q_proj", "router"]),
     ],
-    ids=["llava", "gemma3", "qwen2_vl"],
+    ids=["llava", "gemma3", "qwen2_vl", "vit", "gpt_neox", "phimoe"],
 )
-def test_several_towers(make, targets, tmp_path):
+def test_other_names_in_the_file_than_in_the_model(make, targets, tmp_path):
     comparisons = check(*saved(tmp_path, make(), target_modules=targets))
     found = {c.tuned_name.split(".")[-2] for c in comparisons}
     assert found == set(targets)
     assert len({c.base.name for c in comparisons}) == len(comparisons)
 
 
-@pytest.mark.parametrize("make", [tied_llama, gpt2])
+@pytest.mark.parametrize("make", [tied_llama, gpt2, t5])
 def test_an_output_layer_that_shares_the_embedding(make, tmp_path):
-    config = {"target_modules": ["lm_head", "q_proj", "c_attn"]}
+    config = {"target_modules": ["lm_head", "q_proj", "c_attn", "q"]}
     base, adapter, before, merged = saved(tmp_path, make(), **config)
     assert "lm_head.weight" not in load_file(base / "model.safetensors")
     comparisons = check(base, adapter, before, merged)
     (shared,) = [c for c in comparisons if c.base.alias]
-    assert shared.base.name.endswith(("embed_tokens.weight[as lm_head]", "wte.weight[as lm_head]"))
+    assert shared.base.name.endswith(
+        ("embed_tokens.weight[as lm_head]", "wte.weight[as lm_head]", "shared.weight[as lm_head]")
+    )
     assert not shared.transposed
 
 
@@ -194,6 +221,9 @@ def test_ambiguous_names_are_an_error_with_the_candidates(tmp_path):
     )
     with pytest.raises(CheckpointError, match=message):
         make_plan(base, adapter, Recipe())
+    plan = make_plan(base, adapter, Recipe(exclude=("language_model.*",)))
+    assert [c.tuned_name for c in plan.comparisons] == ["layers.0.k.weight", "layers.1.k.weight"]
+    assert {(row.reason, row.lost) for row in plan.skipped} == {("excluded by the recipe", False)}
 
 
 def test_shapes_decide_between_candidates(tmp_path):

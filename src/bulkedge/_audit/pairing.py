@@ -32,6 +32,7 @@ from .record import Skipped
 # comparing a name with all names of a large base takes a while
 MAX_NEAREST = 5
 NO_COUNTERPART = "no counterpart in the base"
+EXCLUDED = "excluded by the recipe"
 
 Pairs = tuple[list[Comparison], list[Skipped]]
 
@@ -54,7 +55,7 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
     there, here = Layout(base, model, recipe.split), Layout(tuned, model, {})
     rule = infer_rule(tuned.tensors, there.shapes, lambda name, shape: here.shapes[name] == shape)
     names = Resolver(rule, there.shapes, model, str(base.path))
-    pairs, skipped = _pair_tensors(there, here, names)
+    pairs, skipped = _pair_tensors(there, here, names, recipe)
     if not pairs and tuned.tensors:
         raise AdapterError(_foreign(tuned, base, tuned.tensors, rule))
     found = {pair.base.info.name for pair in pairs}
@@ -85,9 +86,10 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
     rule = infer_rule(fits, there.shapes, lambda name, shape: fits[name](shape))
     known = {}
     if adapter.flattened:
-        known = unflatten(fits, there.shapes, lambda name, shape: fits[name](shape))
+        wanted = [name for name in fits if not _excluded(recipe, name)]
+        known = unflatten(wanted, there.shapes, lambda name, shape: fits[name](shape))
     names = Resolver(rule, there.shapes, base.config, str(base.path), known)
-    pairs, skipped = _pair_tensors(there, here, names)
+    pairs, skipped = _pair_tensors(there, here, names, recipe)
     factors, unassigned = _settle(adapter, there, names)
     lost = [row for row in (*adapter.unhandled, *unassigned) if not row.harmless]
     skipped += [harmless(r.info.name, r.reason) for r in adapter.unhandled if r.harmless]
@@ -95,6 +97,9 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
     updates: list[Comparison] = []
     strangers = 0
     for name, update in factors.items():
+        if _excluded(recipe, name):
+            skipped += [harmless(info.name, EXCLUDED) for info in update.infos]
+            continue
         if found := _updates(there, names, update, name):
             updates += [replace(pair, tuned=replaced.get(pair.base.name)) for pair in found]
             continue
@@ -154,7 +159,7 @@ def _settle(
 def _stranger(names: Resolver, name: str, others: int) -> str:
     """What to say of a name that the base lacks, and what is like it, unless many are lacking."""
     like = f" (nearest: {names.rule.nearest(name)})" if others < MAX_NEAREST else ""
-    return f"no counterpart in the base{like}"
+    return NO_COUNTERPART + like
 
 
 def _once(updates: list[Comparison]) -> tuple[list[Comparison], list[str]]:
@@ -189,11 +194,14 @@ def _updates(there: Layout, names: Resolver, factors: LoraFactors, name: str) ->
     ]
 
 
-def _pair_tensors(there: Layout, here: Layout, names: Resolver) -> Pairs:
+def _pair_tensors(there: Layout, here: Layout, names: Resolver, recipe: Recipe) -> Pairs:
     """Pair full tensors by name."""
     pairs: list[Comparison] = []
     skipped: list[Skipped] = []
     for name, info in here.checkpoint.tensors.items():
+        if names.rule.find(name) is None and _excluded(recipe, name):
+            skipped.append(harmless(info.name, EXCLUDED))
+            continue
         found = _pair_tensor(there, here, names, name)
         if not found:
             skipped.append(harmless(info.name, NO_COUNTERPART))
@@ -271,15 +279,19 @@ def _lost(stored_name: str, name: str, reason: str, recipe: Recipe) -> Skipped:
 
 def not_wanted(recipe: Recipe, *names: str) -> str | None:
     """Why the recipe leaves out a tensor of these names, None if it does not."""
-
-    def match(globs: Iterable[str]) -> bool:
-        return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-    if recipe.include and not match(recipe.include):
+    if recipe.include and not _match(names, recipe.include):
         return "not included by the recipe"
-    if match(recipe.exclude):
-        return "excluded by the recipe"
-    return None
+    return EXCLUDED if _match(names, recipe.exclude) else None
+
+
+def _excluded(recipe: Recipe, name: str) -> bool:
+    """Whether a tuned name is left out, whatever it belongs to: then that need not be told."""
+    return _match((name,), recipe.exclude)
+
+
+def _match(names: Iterable[str], globs: Iterable[str]) -> bool:
+    """Whether a glob matches a name."""
+    return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 def _foreign(

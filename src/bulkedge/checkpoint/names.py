@@ -7,9 +7,9 @@ likeness: a head named ``classifier.dense`` is not some other ``dense`` of the b
 
 What that rule leaves over is found by three more, each of which names one base tensor or none: by
 the name without the components that models are wrapped in (``model.language_model.layers.0…``
-against ``language_model.model.layers.0…``) and with ``block_sparse_moe`` read as ``mlp``; the
-weight that MultiheadAttention calls ``in_proj_weight``; and the output layer that shares the input
-embedding.  Two candidates are an error.
+against ``language_model.model.layers.0…``) and with what transformers 5 renamed under one name; as
+the weight that MultiheadAttention calls ``in_proj_weight``; and as the output layer that shares the
+input embedding.  Two candidates are an error.
 """
 
 from __future__ import annotations
@@ -29,19 +29,36 @@ Rule = tuple[str, str]
 
 MAX_LIKELY, MAX_COMPARED = 50, 256
 # Granite, JetMoe and their kin name no experts where they stack them
-GRANITE, GRANITE_LAYERS = "block_sparse_moe", ("input_linear", "output_linear")
+GRANITE_LAYERS = frozenset(("input_linear", "output_linear"))
 # what a model is wrapped in from one version or class to the next
 WRAPPINGS = {"model", "base_model", "language_model", "transformer", "module"}
-RENAMED = {"block_sparse_moe": "mlp"}
-RENAMED_ENDS = {
-    ".block_sparse_moe.input_linear.weight": ".mlp.experts.gate_up_proj",
-    ".block_sparse_moe.output_linear.weight": ".mlp.experts.down_proj",
-    ".experts.fc1.weight": ".experts.gate_up_proj",
-    ".experts.fc2.weight": ".experts.down_proj",
-    ".block_sparse_moe.router.layer.weight": ".mlp.router.weight",
-}
-OUTPUTS = ("lm_head.weight", "embed_out.weight")
-INPUTS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+# what transformers 5 calls otherwise than the files do, one after the other: fragments of a name
+RENAMED = (
+    (".block_sparse_moe.input_linear.weight", ".mlp.experts.gate_up_proj"),
+    (".block_sparse_moe.output_linear.weight", ".mlp.experts.down_proj"),
+    (".block_sparse_moe.", ".mlp."),
+    (".mlp.router.layer.weight", ".mlp.gate.weight"),
+    (".mlp.router.weight", ".mlp.gate.weight"),
+    (".experts.fc1.weight", ".experts.gate_up_proj"),
+    (".experts.fc2.weight", ".experts.down_proj"),
+    (".embed_out.", ".lm_head."),
+    # vision transformers
+    (".encoder.layer.", ".layers."),
+    (".attention.attention.query.", ".attention.q_proj."),
+    (".attention.attention.key.", ".attention.k_proj."),
+    (".attention.attention.value.", ".attention.v_proj."),
+    (".attention.output.dense.", ".attention.o_proj."),
+    (".intermediate.dense.", ".mlp.fc1."),
+    (".output.dense.", ".mlp.fc2."),
+)
+OUTPUTS = ("lm_head.weight", "embed_out.weight", "proj_out.weight")
+INPUTS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "shared.weight",
+)
 # classes that have an output layer, by a part of their names
 WITH_OUTPUT = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM", "Seq2SeqLM")
 
@@ -49,7 +66,7 @@ WITH_OUTPUT = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM", "Seq2S
 def of_experts(name: str) -> bool:
     """Whether a parameter of this name holds the experts of a mixture, if it has an axis for it."""
     parts = name.split(".")
-    return "experts" in parts or (GRANITE in parts and parts[-2] in GRANITE_LAYERS)
+    return "experts" in parts or not GRANITE_LAYERS.isdisjoint(parts[-2:])
 
 
 @dataclass(frozen=True)
@@ -186,10 +203,10 @@ class Resolver:
 
 def _core(name: str) -> tuple[str, ...]:
     """The components of a name without wrappings, renamed ones under one name."""
-    for end, other in RENAMED_ENDS.items():
-        if name.endswith(end):
-            name = name.removesuffix(end) + other
-    return tuple(RENAMED.get(c, c) for c in name.split(".") if c not in WRAPPINGS)
+    name = f".{name}"
+    for fragment, other in RENAMED:
+        name = name.replace(fragment, other)
+    return tuple(part for part in name.split(".")[1:] if part not in WRAPPINGS)
 
 
 def infer_rule(

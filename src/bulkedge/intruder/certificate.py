@@ -244,7 +244,7 @@ class _Judge:
         """
         ritz = process.ritz()
         coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
-        heads = _heads(ritz, self.noise, self.start)
+        heads = _heads(ritz, self.noise, self.start - Y.shape[1])
         extent = Extent(ritz, coordinates, self.noise)
         count = int(self.groups[-1]) + 1
         low, high = self._from_heads(heads, coordinates)
@@ -408,12 +408,14 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     return groups, errors
 
 
-def _heads(ritz: Ritz, noise: float, start: int) -> Heads:
+def _heads(ritz: Ritz, noise: float, probes: int) -> Heads:
     """Where the leading Ritz values leave a gap that their residuals do not fill."""
     pairs = min(len(ritz.left), len(ritz.right))
     s, rho = ritz.sigma[:pairs], ritz.residuals + noise
-    # a Ritz value is at most the true one, which lies within the residual above
-    reach = torch.cat([s[1:] + rho[1:], rho.new_zeros(1)])
+    # a Ritz value is at most the true one, which lies within the residual above, or within that of
+    # one further down that has not found its place
+    highest = (s + rho).flip(0).cummax(0).values.flip(0)
+    reach = torch.cat([highest[1:], rho.new_zeros(1)])
     complete = len(ritz.lacking) == 0
     gaps = s - reach
     total = rho.square().cumsum(0).sqrt()
@@ -423,8 +425,8 @@ def _heads(ritz: Ritz, noise: float, start: int) -> Heads:
         gap = float(gaps[i])
         if gap <= 0 or float(total[i]) > CLOSE * gap:
             continue
-        if i + 1 - first >= start:
-            break  # of equal values a block of that size sees no more: there may be others
+        if i + 1 - first >= max(probes, 1):
+            break  # of equal values the probes see no more: there may be others
         inside = float(rho[first : i + 1].square().sum().sqrt())
         heads.ends.append(i + 1)
         heads.errors.append(float(total[i]) / gap)

@@ -104,6 +104,38 @@ def test_a_node_with_other_files_or_versions_computes_nothing(tmp_path):
     assert f"lacks {base}" in module.audit_on_node(comparison, Recipe(), versions, seen)[0]
 
 
+class Unreachable:
+    """A Ray without a cluster."""
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **_):
+        raise ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:9\nand so on")
+
+
+def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_import_ray", Unreachable)
+    message = r"address '127.0.0.1:9': no cluster to join .Failed to connect .*:9.; check address"
+    with pytest.raises(InputError, match=message):
+        bulkedge.audit(*pair(tmp_path, 1, 20), engine=RayEngine("127.0.0.1:9"))
+
+
+class WithoutGpu(Unreachable):
+    def is_initialized(self):
+        return True
+
+    def cluster_resources(self):
+        return {"CPU": 4.0}
+
+
+def test_a_cluster_without_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_import_ray", WithoutGpu)
+    files = pair(tmp_path, 1, 20)
+    with pytest.raises(InputError, match=r"device 'cuda': the Ray cluster has no GPU"):
+        bulkedge.audit(*files, engine=RayEngine("local"), recipe=Recipe(device="cuda"))
+
+
 # ---- a cluster on loopback
 
 

@@ -234,6 +234,12 @@ def test_a_dry_run_tells_of_the_part(pair, tmp_path):
     assert facts["largest"].startswith(f"l{max(mine, key=lambda i: SHAPES[i])}.weight")
 
 
+def test_a_part_says_that_it_is_one(pair, tmp_path):
+    result = run("audit", *pair, "--shard", "2/3", "-o", tmp_path / "out")
+    assert result.returncode == 0
+    assert "part 2 of 3: `bulkedge merge` judges the whole" in result.stderr
+
+
 def test_a_dry_run_of_an_empty_part(pair, tmp_path):
     options = ("--shard", "9/9", "-o", tmp_path / "out", "--dry-run")
     result = run("audit", *pair, *options)

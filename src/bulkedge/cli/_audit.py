@@ -120,8 +120,11 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
         )
     show(record, options)
     write_all(record, options)
-    # a part is for `merge` to judge: findings in it must not stop what waits for it
-    sys.exit(CLEAN if shard else exit_code(record, options["fail_on"]))
+    if shard is not None:  # findings in a part must not stop what waits for it
+        if not options["quiet"]:
+            _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")
+        sys.exit(CLEAN)
+    sys.exit(exit_code(record, options["fail_on"]))
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -135,8 +135,8 @@ def _connect(ray: Any, address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"Ray address {address!r}: no cluster to join ({why}); start one with `ray start "
-            "--head` and give its address"
+            f"Ray address {address!r}: no cluster to join ({why}); check address and "
+            "token, or start one with `ray start --head`"
         ) from None
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 import bulkedge
-from bulkedge import AdapterError, CheckpointError, Recipe
+from bulkedge import AdapterError, CheckpointError, OutputError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge.checkpoint import open_adapter, open_checkpoint, read_header, read_tensor
 from bulkedge.cli import main
+from bulkedge.cli._inspect import _told
 from helpers import raw_safetensors, save, save_adapter, weights
 
 TESTS = Path(__file__).parent
@@ -80,6 +81,7 @@ CHECKLIST = {
         "test_a_record_that_cannot_be_written",
         "test_bad_input_is_one_line_and_leaves_nothing",
         "test_no_way_leads_an_output_into_an_input",
+        "test_a_journal_does_not_replace_an_input",
         "test_csv_is_written_whole_where_asked_and_nowhere_else",
         "test_files_are_as_private_as_the_user_has_them",
     ],
@@ -453,3 +455,31 @@ def test_csv_is_written_whole_where_asked_and_nowhere_else(run, tmp_path):
     for bad, message in ((tmp_path, "is a folder; give a file"), (base / "x", "writable folder")):
         code, _, error = run("audit", base, tuned, "--csv", bad)
         assert (code, message in error) == (2, True)
+
+
+def test_a_journal_does_not_replace_an_input(tmp_path):
+    base = save(tmp_path / "base/m.safetensors", {"a.weight": weights(9, 7)})
+    tuned = save(tmp_path / "t.safetensors", {"a.weight": 2 * weights(9, 7)})
+    for path in (tuned, base, base.parent / "journal.jsonl"):
+        with pytest.raises(OutputError, match="lies inside the input"):
+            bulkedge.audit(base.parent, tuned, journal=path)
+    assert set(open_checkpoint(base).tensors) == set(open_checkpoint(tuned).tensors) == {"a.weight"}
+    assert [path.name for path in base.parent.iterdir()] == [base.name]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("field", ["count", "matrices"])
+def test_a_record_of_endless_parts_is_not_counted(field, tmp_path):
+    base = save(tmp_path / "b.safetensors", {"a.weight": weights(9, 7)})
+    tuned = save(tmp_path / "t.safetensors", {"a.weight": 2 * weights(9, 7)})
+    part = bulkedge.audit(base, tuned, shard=bulkedge.Shard(1, 2))
+    content = json.loads(part.to_json())
+    content["shard"][field] = 10**15
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"shard\.{field}: Input should be less than"):
+        bulkedge.merge_shards([tmp_path])
+
+
+def test_inspect_shows_reasons_as_it_shows_names():
+    told = _told({"name": "a", "not_handled": "b\x1b[31m"})
+    assert told == r"a  (b\x1b[31m)"

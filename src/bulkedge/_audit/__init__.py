@@ -13,7 +13,7 @@ from bulkedge import __version__
 from bulkedge._errors import InputError
 
 from .engine import Engine, LocalEngine, RayEngine
-from .inputs import Watch
+from .inputs import Watch, keep_out_of_inputs
 from .journal import JOURNAL_NAME, Journal, open_journal, row_keys
 from .plan import Comparison, Plan, make_plan
 from .recipe import Recipe, make_recipe, read_recipe
@@ -35,6 +35,7 @@ __all__ = [
     "Skipped",
     "Summary",
     "audit",
+    "keep_out_of_inputs",
     "make_plan",
     "make_recipe",
     "merge_shards",
@@ -162,6 +163,8 @@ def run_plan(
     engine.check(recipe)
     if resume and journal is None:
         raise InputError("expected the journal to resume from, got none; give journal=PATH")
+    if journal is not None:
+        keep_out_of_inputs(os.fspath(journal), plan)
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     positions = (shard or Shard(1, 1)).positions(plan.comparisons)
     work = _Work(recipe, [plan.comparisons[i] for i in positions], Watch(plan))

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from bulkedge._errors import CheckpointError
+from bulkedge._errors import CheckpointError, OutputError
 from bulkedge.checkpoint import Adapter, Checkpoint
 
 from .plan import Comparison, Plan
@@ -51,6 +51,23 @@ class Watch:
         """
         if stamps(self._files) != self._before:
             raise CheckpointError("an input file was changed during the audit; start again")
+
+
+def keep_out_of_inputs(path: str | Path, plan: Plan) -> None:
+    """Raise where a path that is to be written leads into an input, or replaces one.
+
+    Args:
+        path: A file or folder, which need not exist.
+        plan: What the inputs are.
+
+    Raises:
+        OutputError: If it does.
+    """
+    for source in (plan.base.path, plan.tuned.path):
+        # an index stands for its folder
+        folder = source.parent if source.name.endswith(".index.json") else source
+        if Path(path).resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f"{path}: lies inside the input {folder}; write elsewhere")
 
 
 def digests(files: Iterable[Path]) -> dict[Path, str]:

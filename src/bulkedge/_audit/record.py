@@ -18,6 +18,7 @@ from bulkedge.update import Expectation
 from .recipe import Recipe
 
 SCHEMA_VERSION = "1"
+MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
 
 
 class _Row(BaseModel):
@@ -188,9 +189,9 @@ class Part(_Row):
     """Which part of an audit a record has."""
 
     index: int = Field(ge=1, description="Which, counted from 1.")
-    count: int = Field(ge=1, description="Of how many.")
+    count: int = Field(ge=1, le=MAX_SHARDS, description="Of how many.")
     positions: list[int] = Field(description="The place of each row in the whole audit.")
-    matrices: int = Field(ge=0, description="How many rows the whole audit has.")
+    matrices: int = Field(ge=0, le=MAX_MATRICES, description="How many rows the whole audit has.")
 
 
 class Record(_Row):

@@ -88,7 +88,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     """
     from dataclasses import replace
 
-    from bulkedge._audit import Shard, make_plan, run_plan
+    from bulkedge._audit import Shard, keep_out_of_inputs, make_plan, run_plan
 
     _check_options(options)
     recipe = _recipe(options)
@@ -101,7 +101,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
         _check_output(output, options, plan)
     if options["csv"] is not None:
         check_file(options["csv"], options["force"])
-        _keep_out_of_inputs(options["csv"], plan)
+        keep_out_of_inputs(options["csv"], plan)
     positions = shard.positions(plan.comparisons) if shard else range(len(plan.comparisons))
     if options["dry_run"]:
         part = replace(plan, comparisons=tuple(plan.comparisons[i] for i in positions))
@@ -207,19 +207,12 @@ def _peak_bytes(shape: tuple[int, ...]) -> float:
     return 300e6 + 8 * (4 * long * short + 5 * short**2)
 
 
-def _keep_out_of_inputs(path: Path, plan: Plan) -> None:
-    """Raise where a path leads into an input, or replaces one."""
-    for source in (plan.base.path, plan.tuned.path):
-        # an index stands for its folder
-        folder = source.parent if source.name.endswith(".index.json") else source
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise OutputError(f"{path}: lies inside the input {folder}; write elsewhere")
-
-
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:
     """Everything that can go wrong with the output, before the first computation."""
+    from bulkedge._audit import keep_out_of_inputs
+
     check_folder(output, options["force"], resume=options["resume"])
-    _keep_out_of_inputs(output, plan)
+    keep_out_of_inputs(output, plan)
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
     needed = 2**20 + 2**15 * len(plan.comparisons) + 2**10 * len(plan.skipped)
     free = shutil.disk_usage(parent).free

@@ -50,6 +50,6 @@ def _told(row: dict[str, Any]) -> str:
     """One tensor on one line."""
     name = printable(row["name"])
     if "not_handled" in row:
-        return f"{name}  ({row['not_handled']})"
+        return f"{name}  ({printable(row['not_handled'])})"
     line = f"{name}  {row['dtype']}  {'×'.join(map(str, row['shape'])) or 'scalar'}"
     return line + (f"  lora r={row['rank']} scale={row['scale']:g}" if "rank" in row else "")

@@ -32,6 +32,7 @@ from bulkedge.update import balanced
 
 SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096)]
 K = 10
+FIGURE = Path(__file__).parents[1] / "docs/figures/certified_cost.svg"
 
 
 def make_pair(kind: str, m: int, n: int, rank: int, seed: int = 0) -> Pair:
@@ -147,6 +148,7 @@ def measure_model(scale: int) -> None:
         reading, _ = timed(lambda: [_read(file) for file in files], 1)
         imports = _peak([sys.executable, "-c", "import bulkedge; bulkedge.audit"])
         command = [sys.executable, "-m", "bulkedge", "audit", "-j", "2", "-q", "--fail-on", "never"]
+        command += ["--method", "certified"]
         command += [str(folder / "base"), str(folder / "adapter"), "-o", str(folder / "out")]
         start = time.perf_counter()
         peak = _peak(command)
@@ -237,6 +239,31 @@ def measure_cost() -> None:
                 )
                 print(rows[-1], flush=True)
     store("certified_cost", {"plain": plain, "rows": rows})
+    draw_cost(rows)
+
+
+def draw_cost(rows: list[dict[str, Any]]) -> None:
+    """docs/figures/certified_cost.svg."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(2, 4, sharex="col", sharey="row")
+    for column, name in enumerate(dict.fromkeys(row["changed"] for row in rows)):
+        for kind, colour in (("noise", "#0072B2"), ("trained", "#D55E00")):
+            mine = [row for row in rows if (row["kind"], row["changed"]) == (kind, name)]
+            x = [row["value"] for row in mine]
+            for panel, key in zip(panels[:, column], ("seconds", "passes"), strict=True):
+                panel.plot(x, [row[key] for row in mine], "o-", color=colour, label=kind)
+        panels[0, column].set_yscale("log")
+        panels[1, column].set_xlabel("ε" if name == "epsilon" else name)
+        if name != "epsilon":
+            panels[1, column].set_xscale("log", base=2)
+    panels[0, 0].set_ylabel("seconds")
+    panels[1, 0].set_ylabel("passes")
+    panels[0, 0].legend(frameon=False)
+    with mpl.rc_context({"svg.hashsalt": "bulkedge"}):
+        figure.savefig(FIGURE, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import render_certified
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
@@ -31,11 +33,13 @@ package alone takes {imports_alone_MB} MB.
 | {large[checkpoint_MB]:,} MB | {large[matrices]} | {large[peak_MB]:,} MB |
 
 The peak is that of the largest matrix, {copies_of_largest} times its size in float32 beyond the imports, and does not
-grow with the checkpoint. A square matrix costs most, {copies_of_square} times its size in float32: the float64
-SVD needs four more copies of it to work in. `bulkedge audit --dry-run` tells the peak beforehand.
+grow with the checkpoint; for a square matrix it is {copies_of_square} times. `bulkedge audit --dry-run` tells the
+peak beforehand. Two dense SVDs (`--method dense`, and matrices that the certificate leaves open) take some
+ten copies in float64 more.
 
 {memory_where}
 
+{certified}
 ## Precision
 
 Over the {directions} leading directions of the two shipped MiniLM adapters:
@@ -356,7 +360,14 @@ def render() -> str:
     names = ("audit_memory", "precision", "triplet", "bad_gradients", "training_step")
     memory, precision, triplet, bad, training = (result(name) for name in names)
     fit, alarms, predicted = (result(name) for name in ("bulk_fit", "alarms", "predicted"))
+    certified = [result(f"certified_{name}") for name in ("speed", "cost")]
+    models = [
+        json.loads(path.read_text())
+        for path in sorted((HERE / "results").glob("certified_model_*.json"))
+    ]
+    models.sort(key=lambda model: -model["measured"]["scale"])
     return PAGE.format(
+        certified=render_certified.section(certified[0], models, certified[1], where),
         **goals(triplet["measured"]["rows"]),
         **memory["measured"],
         **precision["measured"],

@@ -39,6 +39,8 @@ def blocks(language):
 def load_script(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:  # for what it imports from its own folder
+        sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return module
 

@@ -44,11 +44,11 @@ from .record import Angles, Direction
 
 Side = Literal["left", "right"]
 
-SMALL = 128
+SMALL = 384
 """Shorter side up to which two dense SVDs cost less than the passes."""
 VALUES = 512
 """Shorter side up to which all singular values of the base are computed, for its bulk."""
-ANGLE = 2e-3
+ANGLE = 5e-3
 """To what sine the tuned vectors are sought; it widens every interval."""
 LEAST = 1e-3
 """Below this part of σ₁ a leading tuned value is not told from zero in single precision."""

@@ -170,23 +170,23 @@ def read_elements(info: TensorInfo, first: int, count: int) -> Tensor:
     import torch
 
     width = BITS[info.dtype] // 8
+    content = bytearray(count * width)  # torch wants memory that may be written to
     try:
         file, _ = open_regular(info.file)
         with file:
             file.seek(info.start + first * width)
-            content = file.read(count * width)
+            read = file.readinto(content)  # pyright: ignore[reportAttributeAccessIssue]
     except OSError as error:
         raise CheckpointError(
             f"{info.file}: tensor {info.name!r} cannot be read ({error.strerror}); was the file "
             "changed meanwhile?"
         ) from None
-    if len(content) != count * width:
+    if read != len(content):
         raise CheckpointError(
             f"{info.file}: tensor {info.name!r} ends too early; the file was changed meanwhile, "
             "start again"
         )
-    # bytearray: torch wants memory that may be written to
-    return torch.frombuffer(bytearray(content), dtype=_dtypes()[info.dtype])
+    return torch.frombuffer(content, dtype=_dtypes()[info.dtype])
 
 
 def _dtypes() -> dict[str, torch.dtype]:

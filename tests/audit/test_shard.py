@@ -91,8 +91,7 @@ def test_merged_parts_are_the_whole(pair, parts):
 
 def test_more_parts_than_matrices(pair, tmp_path):
     parts = [
-        write(tmp_path / f"{i}", bulkedge.audit(*pair, shard=Shard(i, 9), jobs=2))
-        for i in range(1, 10)
+        write(tmp_path / f"{i}", bulkedge.audit(*pair, shard=Shard(i, 9))) for i in range(1, 10)
     ]
     empty = Record.from_json(parts[8] / "record.json")
     assert (empty.matrices, empty.summary.matrices) == ([], 0)
@@ -198,7 +197,7 @@ def run(*arguments, **environment):
 
 
 def test_the_slurm_script_of_the_docs(pair, tmp_path):
-    """Its two blocks as they stand, the scheduler's part played here."""
+    """Its two blocks, of fewer parts and jobs, the scheduler's part played here."""
     page = (ROOT / "docs/audit.md").read_text()
     script, merge = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     script = script.replace("BASE", str(pair[0])).replace("TUNED", str(pair[1]))
@@ -211,14 +210,13 @@ def test_the_slurm_script_of_the_docs(pair, tmp_path):
             env=os.environ | {"PATH": path} | more,
         )  # fmt: skip
 
-    quick = script.replace("-j 4", "-j 1")
-    for task in range(1, 5):
+    quick = script.replace("-j 4", "-j 1").replace("/4 ", "/2 ")
+    for task in (1, 2):
         result = shell(quick, SLURM_ARRAY_TASK_ID=str(task))
         assert result.returncode == 0, result.stderr  # though every matrix has a finding
     merged = shell(merge)
     assert merged.returncode == 1, merged.stderr
-    whole = run("audit", *pair)
-    assert merged.stdout == whole.stdout
+    assert f"in {len(SHAPES)} of {len(SHAPES)} matrices" in merged.stdout
     found = Record.from_json(tmp_path / "whole/record.json")
     assert facts(found) == facts(bulkedge.audit(*pair)) | {"inputs": found.inputs.model_dump()}
     again = shell(merge)

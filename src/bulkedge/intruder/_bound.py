@@ -37,6 +37,8 @@ WEIGHTS = (1.0, 0.1)
 """α: how much ‖b‖² counts; equally, or little where σ is small and a and b have little to do."""
 WIDER = 1.25
 """From cell to cell beyond the largest Ritz value."""
+NARROWEST = 1e-7
+"""Radius of the narrowest interval, over the largest Ritz value."""
 FINEST = 40
 """Rounds of bisection at most."""
 CELLS = 4096
@@ -88,7 +90,9 @@ class Extent:
         d, e = len(self.ritz.left), len(self.ritz.right)
         s, C = self.ritz.sigma, self.ritz.lacking
         c = centre[:, None]
-        kappa = SLACK / (radius[:, None] + self.noise).square()
+        # a wider interval is a weaker statement, no wrong one, and keeps κ within double precision
+        wide = (radius + self.noise).clamp_min(NARROWEST * float(s[0]))
+        kappa = SLACK / wide[:, None].square()
         squares, apart = c.square() + s.square(), c.square() - s.square()
         # of the 2×2 block of (a_i, b_i)
         determinant = weight + kappa * squares * (1 + weight) + (kappa * apart).square()

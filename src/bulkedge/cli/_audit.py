@@ -42,6 +42,9 @@ def _shard_numbers(
     return int(index), int(count)
 
 
+BASIS = 500  # vectors on either side that a process keeps at most, copies included
+
+
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
@@ -188,23 +191,36 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     shape = largest.shape if largest else (0, 0)
     told = f"{largest.name} {'×'.join(map(str, shape))} {largest.dtype}" if largest else "none"
     read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
-    svd = sum(6 * max(i.shape) * min(i.shape) ** 2 for i in infos)
     return {
         "matrices": len(infos),
         "skipped": len(plan.skipped),
         "lost": sum(row.lost for row in plan.skipped),
         "largest": told,
         "gigabytes_to_read": round(read / 1e9, 2),
-        "gigabytes_of_memory": round(_peak_bytes(shape) / 1e9, 2),
-        "teraflop_in_float64": round(svd / 1e12, 2),
+        "gigabytes_of_memory": round(_peak_bytes(plan, recipe) / 1e9, 2),
+        "teraflop": round(sum(_flop(info.shape, recipe) for info in infos) / 1e12, 2),
         "recipe": recipe.model_dump(mode="json"),
     }
 
 
-def _peak_bytes(shape: tuple[int, ...]) -> float:
-    """Memory of a job whose largest matrix has ``shape``: torch, and the SVD's copies and work."""
+def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
+    """Memory of a job: torch, the tensors of the largest comparison, and what is made of them."""
+    most = 0.0
+    for comparison in plan.comparisons:
+        stored = sum(matrix.nbytes for matrix in comparison.matrices)
+        long, short = max(comparison.base.shape), min(comparison.base.shape)
+        if recipe.method == "dense":
+            made = 8 * (4 * long * short + 5 * short**2)
+        else:  # the bases of the process, and two Gram matrices of the short side
+            made = 4 * (BASIS * (long + short) + 2 * short**2)
+        most = max(most, stored + made)
+    return 300e6 + most
+
+
+def _flop(shape: tuple[int, ...], recipe: Recipe) -> float:
+    """Operations on one matrix: some forty products with a block, or two SVDs."""
     long, short = max(shape), min(shape)
-    return 300e6 + 8 * (4 * long * short + 5 * short**2)
+    return 12 * long * short**2 if recipe.method == "dense" else 40 * 2 * 16 * long * short
 
 
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:

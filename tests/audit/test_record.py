@@ -52,8 +52,8 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
     assert {"name", "shape", "dtype", "update", "rank", "spectral_norm_base"} < set(matrix)
     assert {"spectral_norm_update", "intruders", "directions", "status", "note"} < set(matrix)
     assert set(matrix["directions"][0]) == {
-        "index", "sigma", "side", "score", "subspace_overlap", "matched_index", "verdict",
-        "residual",
+        "index", "sigma", "side", "score", "score_lower", "score_upper", "subspace_overlap",
+        "overlap_lower", "overlap_upper", "matched_index", "verdict", "method", "residual",
     }  # fmt: skip
 
 

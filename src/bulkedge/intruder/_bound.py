@@ -32,9 +32,11 @@ from torch import Tensor
 from bulkedge.triplet import Ritz
 
 SLACK = 0.04
-"""μ: what an interval of σ costs, as a factor 1 + μ on the squared bound."""
-WEIGHTS = (1.0, 0.1)
-"""α: how much ‖b‖² counts; equally, or little where σ is small and a and b have little to do."""
+"""μ: what an interval of σ costs, a factor (1 + α + 2μ)/(1 + α) on the squared bound."""
+WIDE_SLACK = 0.2
+"""The same for the one wide interval of :meth:`Extent.form`."""
+WEIGHT = 0.3
+"""α: how much ‖b‖² counts beside ‖a‖²; for small σ they have little to do with each other."""
 WIDER = 1.25
 """From cell to cell beyond the largest Ritz value."""
 NARROWEST = 1e-7
@@ -71,38 +73,35 @@ class Extent:
         Returns:
             Shape ``(G, k)``.
         """
-        bounds = []
-        for weight in WEIGHTS:
-            alone, half = self._parts(centre, radius, weight)
-            bound = alone @ self.directions.square() + half.square().sum(dim=1)
-            bounds.append((1 + weight + 2 * SLACK) * bound)
-        return torch.stack(bounds).amin(dim=0)
+        alone, half = self._parts(centre, radius, SLACK)
+        bound = alone @ self.directions.square() + half.square().sum(dim=1)
+        return (1 + WEIGHT + 2 * SLACK) * bound
 
     def form(self, centre: float, radius: float) -> Tensor:
         """The same for all directions together: no ``Yᵀ P Y`` is larger, P the projection."""
         c, r = (torch.tensor([x], dtype=torch.float64) for x in (centre, radius))
-        (alone,), (half,) = self._parts(c, r, 1.0)
+        (alone,), (half,) = self._parts(c, r, WIDE_SLACK)
         own = (self.directions.mT * alone) @ self.directions
-        return 2 * (1 + SLACK) * (own + half.mT @ half)
+        return (1 + WEIGHT + 2 * WIDE_SLACK) * (own + half.mT @ half)
 
-    def _parts(self, centre: Tensor, radius: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def _parts(self, centre: Tensor, radius: Tensor, slack: float) -> tuple[Tensor, Tensor]:
         """The inverse's diagonal on a, ``(G, d)``, and the root of what w adds, ``(G, b, k)``."""
         d, e = len(self.ritz.left), len(self.ritz.right)
         s, C = self.ritz.sigma, self.ritz.lacking
         c = centre[:, None]
         # a wider interval is a weaker statement, no wrong one, and keeps κ within double precision
         wide = (radius + self.noise).clamp_min(NARROWEST * float(s[0]))
-        kappa = SLACK / wide[:, None].square()
+        kappa = slack / wide[:, None].square()
         squares, apart = c.square() + s.square(), c.square() - s.square()
         # of the 2×2 block of (a_i, b_i)
-        determinant = weight + kappa * squares * (1 + weight) + (kappa * apart).square()
-        inverse = (weight + kappa * squares) / determinant
+        determinant = WEIGHT + kappa * squares * (1 + WEIGHT) + (kappa * apart).square()
+        inverse = (WEIGHT + kappa * squares) / determinant
         if len(C) == 0:
             return inverse[:, :d], C.new_zeros(len(centre), 0, self.directions.shape[1])
-        stiff = kappa * (weight + kappa * (weight * c.square() + s.square())) / determinant
+        stiff = kappa * (WEIGHT + kappa * (WEIGHT * c.square() + s.square())) / determinant
         border = (C * stiff[:, None, :e]) @ C.mT  # (G, b, b)
         border.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        moved = kappa * s * (weight - kappa * apart) / determinant  # how w moves a
+        moved = kappa * s * (WEIGHT - kappa * apart) / determinant  # how w moves a
         pairs = min(d, e)
         right = (C[:, :pairs] * moved[:, None, :pairs]) @ self.directions[:pairs]  # (G, b, k)
         root = torch.linalg.cholesky(border)

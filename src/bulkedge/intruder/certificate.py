@@ -85,20 +85,37 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class Space:
+    """The Ritz vectors between two cuts of the spectrum.
+
+    Attributes:
+        first: The first of them.
+        last: One past the last.
+        error: Bound on the sine between any of their span and the base vectors between the cuts.
+        whole: Whether these are no more than they: else the probes may not have seen them all.
+    """
+
+    first: int
+    last: int
+    error: float
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Heads:
     """The leading Ritz vectors as far as they are reliable, cut where there is a gap.
 
     Attributes:
         ends: Sizes of the leading spaces that are known, ascending.
         errors: Bound on the sine between each and the true one.
-        spaces: ``(first, last, error)`` of what lies between two cuts.
         reach: Upper bound on the next singular value after each of the ends.
+        spaces: What lies between two cuts.
     """
 
     ends: list[int]
     errors: list[float]
-    spaces: list[tuple[int, int, float]]
     reach: list[float]
+    spaces: list[Space]
 
 
 def certify(
@@ -138,7 +155,8 @@ def certify(
         The intervals and verdicts.
 
     Raises:
-        InputError: If shapes do not fit.
+        InputError: If shapes do not fit, or the base is zero, not finite, or of a norm whose powers
+            its dtype cannot hold.
 
     References:
         docs/certificate.md; the definition is Shuttleworth et al., arXiv:2410.21228.
@@ -155,10 +173,16 @@ def certify(
     m, k = Y.shape
     if m != A.shape[0] or k == 0:
         raise InputError(f"expected vectors of shape ({A.shape[0]}, k ≥ 1), got {tuple(Y.shape)}")
-    drawn = gaussian(m, min(probes, min(A.shape) - k), generator or numpy.random.default_rng(0))
+    size, limits = A.norm_bound() if frobenius is None else frobenius, torch.finfo(A.dtype)
+    if not limits.tiny**0.25 < size < limits.max**0.25:
+        raise InputError(
+            f"expected a base whose powers {limits.dtype} can hold, got one of norm {size:.3g}; "
+            "scale it, or use scores() with an SVD"
+        )
+    count = max(min(probes, min(A.shape) - k), 0)
+    drawn = gaussian(m, count, generator or numpy.random.default_rng(0))
     block = torch.cat([Y.to(A.device, A.dtype), drawn.to(A.device, A.dtype)], dim=1)
-    size = A.norm_bound() if frobenius is None else frobenius
-    eps = torch.finfo(A.dtype).eps
+    eps = limits.eps
     process = Bidiagonalization(A, torch.linalg.qr(block).Q, ROUNDING * eps * size)
     known = torch.zeros(k, dtype=torch.float64) if errors is None else errors.double().cpu()
     judge = _Judge(
@@ -244,7 +268,8 @@ class _Judge:
         """
         ritz = process.ritz()
         coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
-        heads = _heads(ritz, self.noise, self.start - Y.shape[1])
+        everything = process.closed and min(process.map.shape) == len(ritz.residuals)
+        heads = _heads(ritz, self.noise, self.start - Y.shape[1], everything)
         extent = Extent(ritz, coordinates, self.noise)
         count = int(self.groups[-1]) + 1
         low, high = self._from_heads(heads, coordinates)
@@ -301,14 +326,16 @@ class _Judge:
     def _from_heads(self, heads: Heads, t: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds on the score of any unit vector in the span of a group, by converged vectors."""
         count = int(self.groups[-1]) + 1
-        lower, atom, elsewhere = torch.zeros(3, count, dtype=torch.float64)
-        for first, last, error in heads.spaces:
-            least, most = self._extremes(t[first:last])
-            lower = torch.maximum(lower, (least - error) / (last - first) ** 0.5)
-            atom = torch.maximum(atom, most + error)
-            elsewhere += (least - error).clamp_min(0.0).square()
-        rest = (1 - elsewhere).clamp_min(0.0).sqrt()
-        return lower, torch.maximum(atom, rest).clamp_max(1.0)
+        lower, atom, known = torch.zeros(3, count, dtype=torch.float64)
+        for space in heads.spaces:
+            least = self._extremes(t[space.first : space.last])[0] - space.error
+            least = least.clamp_min(0.0)
+            if space.whole:
+                lower = torch.maximum(lower, least / (space.last - space.first) ** 0.5)
+            atom = torch.maximum(atom, least.square())
+            known += least.square()
+        # a base vector of one space has nothing of what lies in the others
+        return lower, (1 - known + atom).clamp(0.0, 1.0).sqrt()
 
     def _extremes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the largest norm that ``rows`` give to a unit vector of each group."""
@@ -334,7 +361,7 @@ class _Judge:
         below = float(sigma[self.subspace - 1]) if self.subspace <= pairs else 0.0
         nothing = t.new_zeros(t.shape[1], t.shape[1])
         before = [e for e in heads.ends if e <= self.subspace]
-        top = float(sigma[0] + extent.ritz.residuals[0])
+        top = float((sigma[:pairs] + extent.ritz.residuals).max())
         cuts = [(0, 0.0, top), *zip(heads.ends, heads.errors, heads.reach, strict=True)]
         for end, error, reach in cuts:
             if end >= self.subspace:
@@ -408,32 +435,44 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     return groups, errors
 
 
-def _heads(ritz: Ritz, noise: float, probes: int) -> Heads:
+def _heads(ritz: Ritz, noise: float, probes: int, everything: bool = False) -> Heads:
     """Where the leading Ritz values leave a gap that their residuals do not fill."""
     pairs = min(len(ritz.left), len(ritz.right))
-    s, rho = ritz.sigma[:pairs], ritz.residuals + noise
+    s, rho = ritz.sigma[:pairs], ritz.residuals + 2 * noise  # of both recurrences
     # a Ritz value is at most the true one, which lies within the residual above, or within that of
     # one further down that has not found its place
     highest = (s + rho).flip(0).cummax(0).values.flip(0)
     reach = torch.cat([highest[1:], rho.new_zeros(1)])
-    complete = len(ritz.lacking) == 0
-    gaps = s - reach
-    total = rho.square().cumsum(0).sqrt()
+    middle = ((s.square() + torch.cat([s[1:], s.new_zeros(1)]).square()) / 2).sqrt()
+    cuts = torch.maximum(reach, middle)
     heads = Heads([], [], [], [])
     first, above = 0, float("inf")
-    for i in range(pairs if complete else pairs - 1):
-        gap = float(gaps[i])
-        if gap <= 0 or float(total[i]) > CLOSE * gap:
+    for i in range(pairs if len(ritz.lacking) == 0 else pairs - 1):
+        cut, end = float(cuts[i]), i + 1
+        total = _sine(s[:end], rho[:end], cut, float("inf"))
+        if total > CLOSE:
             continue
-        if i + 1 - first >= max(probes, 1):
-            break  # of equal values the probes see no more: there may be others
-        inside = float(rho[first : i + 1].square().sum().sqrt())
-        heads.ends.append(i + 1)
-        heads.errors.append(float(total[i]) / gap)
-        heads.spaces.append((first, i + 1, inside / min(gap, above)))
-        heads.reach.append(float(reach[i]))
-        first, above = i + 1, float(s[i] - s[i + 1]) if i + 1 < pairs else float("inf")
+        inside = _sine(s[first:end], rho[first:end], cut, above)
+        # of equal values the probes see no more than they are: there may be others
+        whole = everything or end - first < max(probes, 1)
+        heads.spaces.append(Space(first, end, inside, whole))
+        if all(space.whole for space in heads.spaces):
+            heads.ends.append(end)
+            heads.errors.append(total)
+            heads.reach.append(cut)
+        first, above = end, cut
     return heads
+
+
+def _sine(s: Tensor, rho: Tensor, low: float, high: float) -> float:
+    """Bound on the sine between Ritz vectors and all u whose σ is in ``(low, high]``."""
+    # For any triplet σ⟨u, û⟩ = s⟨v, v̂⟩ and σ⟨v, v̂⟩ = s⟨u, û⟩ + ⟨u, r⟩ to rounding, so that
+    # ⟨u, û⟩ = s⟨u, r⟩ / (σ² − s²): summed over the u outside, and over the û.
+    if low >= float(s[-1]) or high <= float(s[0]):
+        return float("inf")
+    beneath = s / (s.square() - low**2)
+    beyond = high / (high**2 - s.square()) if high < float("inf") else torch.zeros_like(s)
+    return float(torch.linalg.vector_norm(rho * torch.maximum(beneath, beyond)))
 
 
 def _spectrum(

@@ -1,0 +1,290 @@
+"""Certificates against dense SVDs, on bases made for trouble; their parts against closed forms."""
+
+import pytest
+import torch
+
+from bulkedge import InputError
+from bulkedge._linmap import Dense
+from bulkedge.intruder import Verdict, base_vectors, certify, scores
+from bulkedge.intruder.certificate import _Floor, _heads, _sine, ties
+from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
+from cases import gaussian, orthonormal
+
+WIDE = torch.float64
+
+
+def with_values(values, m, n, seed=0):
+    """A matrix with these singular values; its left vectors, all m of them; and itself."""
+    U, V = orthonormal(m, m, seed), orthonormal(n, n, seed + 1)
+    p = len(values)
+    return U, (U[:, :p] * torch.as_tensor(values, dtype=WIDE)) @ V[:, :p].mT
+
+
+def check(W0, Y, tolerance=1e-9, **options):
+    """Certify, and compare with the dense truth."""
+    found = certify(W0, Y, **options)
+    U, S, _ = torch.linalg.svd(W0.double(), full_matrices=False)
+    subspace = options.get("subspace", 2 * Y.shape[1])
+    base = base_vectors(U, S, tuple(W0.shape))
+    true = scores(Y.double(), base, subspace)
+    assert bool((found.lower <= true.score + tolerance).all())
+    assert bool((found.upper >= true.score - tolerance).all())
+    assert bool((found.overlap_lower <= true.subspace_overlap + tolerance).all())
+    assert bool((found.overlap_upper >= true.subspace_overlap - tolerance).all())
+    cosines = torch.linalg.svdvals(base.vectors[:, :subspace].mT @ Y.double())
+    r = len(cosines)
+    assert bool((found.cosines[0][:r] <= cosines + tolerance).all())
+    assert bool((found.cosines[1][:r] >= cosines - tolerance).all())
+    return found
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), 1e-100])
+def test_a_base_whose_powers_are_lost_is_refused(value):
+    with pytest.raises(InputError, match=r"expected a base whose powers float64 can hold"):
+        certify(torch.full((9, 7), value, dtype=WIDE), orthonormal(9, 2))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match=r"expected vectors of shape \(9, k ≥ 1\), got \(7, 2\)"):
+        certify(gaussian(9, 7), orthonormal(7, 2))
+    with pytest.raises(InputError, match=r"expected vectors of shape \(9, k ≥ 1\), got \(9, 0\)"):
+        certify(gaussian(9, 7), gaussian(9, 0))
+
+
+@pytest.mark.parametrize("probes", [0, 1, 6])
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(1, 1, 1), (5, 1, 1), (5, 1, 3), (1, 5, 1), (6, 6, 6), (9, 6, 6), (6, 9, 6), (30, 4, 4)],
+)
+def test_the_smallest_shapes(m, n, k, probes):
+    check(gaussian(m, n), orthonormal(m, k), probes=probes)
+    check(gaussian(m, n).float(), orthonormal(m, k).float(), 1e-6, probes=probes)
+
+
+def test_a_space_that_is_all_there_is_decides_without_probes():
+    W0 = gaussian(7, 12)
+    found = check(W0, orthonormal(7, 7), probes=0)
+    torch.testing.assert_close(found.base_sigma, torch.linalg.svdvals(W0))
+    assert Verdict.UNDECIDED not in found.verdicts
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-8, 1e-5])
+@pytest.mark.parametrize("size", [2, 5, 8, 20])
+def test_nearly_equal_values_and_a_mixture_of_their_vectors(size, spread):
+    """As many as a block of random vectors sees, or more of them."""
+    values = torch.linspace(0.5, 0.01, 60, dtype=WIDE)
+    values[:size] = 1 + spread * torch.linspace(1, 0, size, dtype=WIDE)
+    U, W0 = with_values(values, 70, 60)
+    mixture = U[:, :size].sum(dim=1, keepdim=True) / size**0.5
+    for k in (1, 3):
+        Y = torch.linalg.qr(torch.cat([mixture, gaussian(70, k - 1)], dim=1)).Q
+        check(W0, Y, epsilon=0.6, subspace=25)
+        # told from the truth by rounding alone: a float32 base has its own nearly equal values
+        check(W0.float(), Y.float(), 1e-5, epsilon=0.3, subspace=25)
+
+
+def test_a_cluster_larger_than_the_block_is_not_taken_for_whole():
+    U, W0 = with_values(1 + 1e-7 * torch.linspace(1, 0, 30, dtype=WIDE), 40, 30)
+    Y = U[:, :30].sum(dim=1, keepdim=True) / 30**0.5  # each vector has 0.18 of it
+    found = check(W0, Y, max_steps=3)
+    assert float(found.lower[0]) < 0.2
+    assert found.verdicts[0] is Verdict.UNDECIDED
+
+
+def test_leading_vectors_that_y_has_nothing_of():
+    values = torch.linspace(1.0, 0.02, 80, dtype=WIDE)
+    values[:3] = torch.tensor([6.0, 5.0, 4.0], dtype=WIDE)
+    U, W0 = with_values(values, 90, 80)
+    found = check(W0, U[:, [40, 41]], subspace=3)
+    assert float(found.overlap_upper.max()) < 1e-3
+    assert found.base_sigma[:3].tolist() == pytest.approx([6.0, 5.0, 4.0])
+
+
+@pytest.mark.parametrize("dtype", [WIDE, torch.float32])
+@pytest.mark.parametrize("which", [0, 12, 39, 45])
+def test_graded_values_over_eight_decades(dtype, which):
+    U, W0 = with_values(torch.logspace(0, -8, 40, dtype=WIDE), 50, 40)
+    Y = torch.cat([U[:, [which]], gaussian(50, 2)], dim=1)
+    check(W0.to(dtype), torch.linalg.qr(Y).Q.to(dtype), 1e-9 if dtype is WIDE else 1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-12, 0.05, 0.999, 1.0])
+@pytest.mark.parametrize("error", [0.0, 0.1, 1.0])
+def test_thresholds_and_errors_at_the_ends_of_their_range(epsilon, error):
+    W0 = gaussian(50, 40)
+    Y = orthonormal(50, 3)
+    found = check(W0, Y, epsilon=epsilon, errors=torch.full((3,), error))
+    exact = certify(W0, Y, epsilon=epsilon)
+    assert bool((found.upper - found.lower >= min(error, 0.5) - 1e-9).all()) or error == 0
+    if error == 1.0 and epsilon > 0:
+        assert set(found.verdicts) == {Verdict.UNDECIDED}
+    if epsilon == 0.0:
+        assert set(exact.verdicts) == {Verdict.ALIGNED}
+
+
+def test_groups_hold_for_every_vector_of_their_span():
+    values = torch.linspace(2.0, 0.1, 50, dtype=WIDE)
+    U, W0 = with_values(values, 60, 50)
+    Y = torch.linalg.qr(U[:, :3] + 0.3 * gaussian(60, 3) / 60**0.5).Q
+    found = certify(W0, Y, groups=torch.tensor([0, 0, 1]), subspace=6)
+    for seed in range(20):
+        turn = orthonormal(2, 2, seed)
+        other = torch.cat([Y[:, :2] @ turn, Y[:, 2:]], dim=1)
+        U0, S, _ = torch.linalg.svd(W0, full_matrices=False)
+        true = scores(other, base_vectors(U0, S, (60, 50)), 6)
+        assert bool((found.lower <= true.score + 1e-9).all())
+        assert bool((found.upper >= true.score - 1e-9).all())
+        assert bool((found.overlap_lower <= true.subspace_overlap + 1e-9).all())
+        assert bool((found.overlap_upper >= true.subspace_overlap - 1e-9).all())
+
+
+def ritz_of(W0, Y, steps):
+    process = Bidiagonalization(Dense(W0), Y, 1e-13)
+    for _ in range(steps):
+        process.extend()
+    return process, process.ritz()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_sine_of_converged_ritz_vectors(seed):
+    """Against the projection on the base vectors between the cuts, wherever the cuts are."""
+    values = torch.cat([torch.tensor([3.0, 2.5, 1.2]), torch.linspace(1, 0.1, 37)]).to(WIDE)
+    U, W0 = with_values(values, 45, 40, seed)
+    process, ritz = ritz_of(W0, orthonormal(45, 4, seed), 3 + seed % 3)
+    s, rho = ritz.sigma[: len(ritz.residuals)], ritz.residuals
+    vectors = process.left @ ritz.left
+    tightest = 0.0
+    for first, last, low, high in [
+        (0, 1, 2.7, 1e9),
+        (0, 2, 1.5, 1e9),
+        (1, 2, 1.5, 2.8),
+        (0, 3, 1.1, 9.0),
+    ]:
+        bound = _sine(s[first:last], rho[first:last], low, high if high < 1e9 else float("inf"))
+        outside = U[:, :40][:, (values <= low) | (values > high)]
+        whole = torch.cat([outside, U[:, 40:]], dim=1)
+        true = float(torch.linalg.matrix_norm(whole.mT @ vectors[:, first:last], 2))
+        assert true <= bound + 1e-12
+        tightest = max(tightest, true / bound)
+    assert tightest > 0.3
+    assert _sine(s[:1], rho[:1], float(s[0]), float("inf")) == float("inf")
+    assert _sine(s[:1], rho[:1], 0.0, float(s[0])) == float("inf")
+
+
+def small_ritz(values, residuals):
+    """Ritz vectors with these values and residuals, each with a direction of its own."""
+    s, rho = torch.tensor(values, dtype=WIDE), torch.tensor(residuals, dtype=WIDE)
+    eye = torch.eye(len(s), dtype=WIDE)
+    return Ritz(s, eye, eye, torch.diag(rho))
+
+
+def test_heads_are_cut_at_gaps_that_residuals_do_not_fill():
+    ritz = small_ritz([4.0, 2.0, 1.99, 1.0, 0.9], [1e-3, 1e-3, 1e-3, 0.05, 0.3])
+    heads = _heads(ritz, 0.0, 6)
+    # 2 and 1.99 are apart by ten residuals; 0.9 + 0.3 fills the gap below 1
+    assert heads.ends == [1, 2, 3]
+    assert [(space.first, space.last) for space in heads.spaces] == [(0, 1), (1, 2), (2, 3)]
+    middle = (4.0**2 / 2 + 2.0**2 / 2) ** 0.5
+    assert heads.reach == pytest.approx(
+        [middle, (2.0**2 / 2 + 1.99**2 / 2) ** 0.5, (1.99**2 / 2 + 1.0**2 / 2) ** 0.5]
+    )
+    assert heads.errors[0] == pytest.approx(1e-3 * 4 / (16 - middle**2))
+    assert heads.errors[2] > heads.spaces[0].error
+
+
+def test_a_residual_further_down_moves_the_cut():
+    near = _heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.0, 6)
+    far = _heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), 0.0, 6)
+    assert near.ends == [1, 2]
+    assert near.reach[0] < 3.2 < far.reach[0] == pytest.approx(3.8)
+    assert far.ends == [1]
+    assert far.errors[0] > near.errors[0]
+    noisy = _heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.01, 6)
+    assert noisy.errors[0] == pytest.approx(21 * near.errors[0])
+
+
+def test_as_many_equal_values_as_probes_may_have_company():
+    ritz = small_ritz([2.0, 2.0, 2.0, 1.0, 0.5], [1e-9] * 5)
+    assert [space.whole for space in _heads(ritz, 0.0, 4).spaces] == [True, True]
+    assert [space.whole for space in _heads(ritz, 0.0, 3).spaces] == [False, True]
+    assert _heads(ritz, 0.0, 3).ends == []
+    assert [space.whole for space in _heads(ritz, 0.0, 0).spaces] == [False, False]
+    assert [space.whole for space in _heads(ritz, 0.0, 0, everything=True).spaces] == [True, True]
+
+
+def test_an_invariant_space_keeps_its_last_vector():
+    open_ = small_ritz([2.0, 1.0], [0.0, 0.0])
+    closed = Ritz(open_.sigma, open_.left, open_.right, open_.lacking[:0])
+    assert _heads(open_, 1e-12, 6).ends == [1]
+    assert _heads(closed, 1e-12, 6).ends == [1, 2]
+
+
+def tuned(sigma, residuals, beyond=None):
+    values = torch.tensor(sigma, dtype=WIDE)
+    eye = torch.eye(9, len(values), dtype=WIDE)
+    near = None if beyond is None else (torch.tensor([beyond], dtype=WIDE), eye[:, :1])
+    rho = torch.tensor(residuals, dtype=WIDE)
+    return SingularTriplets(
+        values, eye, eye, rho, rho, steps=1, passes=1, status=Status.CONVERGED, near=near
+    )
+
+
+def test_ties_are_neighbours_whose_gap_their_residuals_fill():
+    groups, _ = ties(tuned([5.0, 3.0, 2.99, 1.0], [1e-3, 3e-4, 3e-4, 1e-3], beyond=0.5))
+    assert groups.tolist() == [0, 1, 2, 3]
+    groups, errors = ties(tuned([5.0, 3.0, 2.99, 1.0], [1e-3, 4e-3, 3e-3, 1e-3], beyond=0.5))
+    assert groups.tolist() == [0, 1, 1, 2]
+    assert errors.tolist() == pytest.approx([1e-3 / 2, 5e-3 / 1.99, 5e-3 / 1.99, 1e-3 / 0.5])
+
+
+def test_the_last_vector_is_as_far_from_zero_as_from_an_unknown():
+    assert ties(tuned([2.0, 1.0], [1e-3, 1e-3]))[1].tolist() == pytest.approx([1e-3, 1e-3])
+    assert ties(tuned([2.0, 1.0], [1e-3, 1e-3], beyond=1.0))[1].tolist() == pytest.approx(
+        [1e-3, 1.0]
+    )
+
+
+@pytest.mark.parametrize("dtype", [WIDE, torch.float32])
+@pytest.mark.parametrize("least", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-10, 0.0])
+def test_a_floor_is_never_above_the_smallest_value(dtype, least):
+    """Cholesky of a near-singular Gram matrix, with its rounding."""
+    for seed in range(3):
+        values = torch.linspace(1.0, 0.5, 40, dtype=WIDE)
+        values[-3:] = least
+        W0 = with_values(values, 200, 40, seed)[1].to(dtype)
+        true = float(torch.linalg.svdvals(W0.double())[-1])
+        floor = _Floor(Dense(W0), float(torch.linalg.vector_norm(W0)))
+        for factor in (0.5, 0.9, 1.0 + 1e-6, 1.1, 2.0, 10.0):
+            x = factor * max(true, 1e-12)
+            assert not (floor.holds(x) and x > true)
+        if least >= 1e-2:
+            assert floor.holds(0.5 * true)
+            assert not floor.holds(1.1 * true)
+
+
+def test_a_floor_that_failed_is_not_tried_again():
+    W0 = with_values(torch.linspace(1.0, 0.5, 20, dtype=WIDE), 60, 20)[1]
+    process, _ = ritz_of(W0, orthonormal(60, 3), 3)
+    floor = _Floor(Dense(W0), float(torch.linalg.vector_norm(W0)))
+    assert floor.plausible(process) == pytest.approx(0.7 * process.least)
+    assert not floor.holds(0.51)
+    assert floor.plausible(process) == pytest.approx(0.7 * 0.51)
+    assert _Floor(Dense(W0.mT), 1.0).plausible(process) == 0.0
+
+
+def test_a_tall_base_is_told_from_its_kernel_by_a_floor():
+    """A vector outside the range looks to products like one with a tiny value."""
+    U, W0 = with_values(torch.linspace(1.0, 0.6, 30, dtype=WIDE), 90, 30)
+    found = check(W0, U[:, 50:51])
+    assert found.verdicts[0] is Verdict.INTRUDER
+
+
+def test_the_spectrum_keeps_what_is_known_and_the_sum_of_squares():
+    values = torch.cat([torch.tensor([9.0, 6.0, 4.0]), torch.linspace(1.5, 0.2, 57)]).to(WIDE)
+    U, W0 = with_values(values, 80, 60)
+    found = certify(W0, torch.linalg.qr(U[:, :2] + 0.1 * gaussian(80, 2) / 9).Q)
+    assert found.spectrum.shape == (60,)
+    assert bool((found.spectrum[:-1] >= found.spectrum[1:] - 1e-12).all())
+    torch.testing.assert_close(found.spectrum[:3], values[:3], rtol=1e-4, atol=0)
+    assert float(found.spectrum.square().sum()) == pytest.approx(float(values.square().sum()), 0.02)
+    assert float((found.spectrum - values).abs().max()) < 0.35

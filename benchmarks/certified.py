@@ -138,22 +138,24 @@ def measure_speed(*, quick: bool) -> None:
     store("certified_speed", {"rows": rows, "k": K, "rank": 16})
 
 
-def measure_model(scale: int) -> None:
+def measure_model(scale: int, made: Path | None) -> None:
     """A whole checkpoint on two processes: time, passes, memory, and what was found where."""
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
-        made_up_model.make(folder, scale)
+        folder = made or Path(place) / "model"
+        if made is None:
+            made_up_model.make(folder, scale)
+        out = Path(place) / "out"
         files = sorted((folder / "base").glob("*.safetensors"))
         size = sum(file.stat().st_size for file in files)
         reading, _ = timed(lambda: [_read(file) for file in files], 1)
         imports = _peak([sys.executable, "-c", "import bulkedge; bulkedge.audit"])
         command = [sys.executable, "-m", "bulkedge", "audit", "-j", "2", "-q", "--fail-on", "never"]
         command += ["--method", "certified"]
-        command += [str(folder / "base"), str(folder / "adapter"), "-o", str(folder / "out")]
+        command += [str(folder / "base"), str(folder / "adapter"), "-o", str(out)]
         start = time.perf_counter()
         peak = _peak(command)
         seconds = time.perf_counter() - start
-        record = json.loads((folder / "out" / "record.json").read_text())
+        record = json.loads((out / "record.json").read_text())
         planted = set(json.loads((folder / "planted.json").read_text()))
     rows = record["matrices"]
     found = {row["name"] for row in rows if row["intruders"]}
@@ -271,11 +273,12 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["speed", "model", "cost"])
     parser.add_argument("--quick", action="store_true", help="the smaller shapes only")
     parser.add_argument("--scale", type=int, default=16)
+    parser.add_argument("--made", type=Path, help="a folder that made_up_model.py has filled")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "speed":
         measure_speed(quick=arguments.quick)
     elif arguments.what == "model":
-        measure_model(arguments.scale)
+        measure_model(arguments.scale, arguments.made)
     else:
         measure_cost()

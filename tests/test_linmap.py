@@ -2,7 +2,18 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge._linmap import Adjoint, Counted, Dense, LowRank, RowScaled, Scaled, Sum, as_map
+from bulkedge._linmap import (
+    Adjoint,
+    Counted,
+    Dense,
+    Difference,
+    LowRank,
+    RowScaled,
+    Scaled,
+    Sum,
+    Widened,
+    as_map,
+)
 from cases import gaussian
 
 W0, B, A = gaussian(7, 5), gaussian(7, 2), gaussian(2, 5)
@@ -18,6 +29,7 @@ MAPS = {
     "row_scaled": (RowScaled(Dense(W0) + LowRank(B, A), D), D.diag() @ (W0 + B @ A)),
     "column_scaled": (RowScaled(Dense(W0).T, D[:5]).T, W0 @ D[:5].diag()),
     "counted": (Counted(Dense(W0) + LowRank(B, A)), W0 + B @ A),
+    "difference": (Difference(W0, 2 * W0 + B @ A), -W0 - B @ A),
     "nested_sum": (Sum([Dense(W0), Dense(W0) + LowRank(B, A)]), 2 * W0 + B @ A),
 }
 
@@ -33,6 +45,8 @@ def test_products_equal_those_of_the_dense_matrix(name):
     torch.testing.assert_close(linmap.to_dense(), matrix)
     torch.testing.assert_close(linmap.T.matmat(Y), matrix.T @ Y)
     torch.testing.assert_close(linmap.T.to_dense(), matrix.T)
+    torch.testing.assert_close(linmap.gram(), matrix.T @ matrix)
+    assert linmap.norm_bound() >= (1 - 1e-12) * float(matrix.norm())
     assert (linmap.T.dtype, linmap.T.device) == (matrix.dtype, matrix.device)
 
 
@@ -80,6 +94,12 @@ def test_tiles_of_a_widened_matrix_cover_it():
     torch.testing.assert_close(
         wide.rmatmat(gaussian(200, 2)), matrix.double().mT @ gaussian(200, 2)
     )
+
+
+@pytest.mark.parametrize("make", [Dense, Widened])
+def test_gram_matrices_in_strips_and_tiles(make):
+    matrix = gaussian(150, 1100)  # more than one tile of rows, and more than two strips of columns
+    torch.testing.assert_close(make(matrix).gram(), matrix.mT @ matrix)
 
 
 def test_counted_counts_for_its_relatives_too():

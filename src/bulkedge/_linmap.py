@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ._errors import InputError
 
+STRIP = 512  # columns of a symmetric product that are computed together
+
 Gradients = tuple[Union[Tensor, None], ...]  # noqa: UP007 — evaluated on Python 3.10
 
 
@@ -138,8 +140,10 @@ class Dense(LinearMap):
         return (Y.mT @ self.matrix).mT
 
     def gram(self) -> Tensor:
-        """See :meth:`LinearMap.gram`; one product."""
-        return self.matrix.mT @ self.matrix
+        """See :meth:`LinearMap.gram`; half of one product."""
+        total = self.matrix.new_zeros(self.shape[1], self.shape[1])
+        _add_gram(total, self.matrix)
+        return total.tril_().add_(total.tril(-1).mT)
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
@@ -201,8 +205,8 @@ class Widened(Dense):
         n = self.shape[1]
         total = torch.zeros(n, n, dtype=self.dtype, device=self.device)
         for tile in self._tiles():
-            total.addmm_(tile.mT, tile)
-        return total
+            _add_gram(total, tile)
+        return total.tril_().add_(total.tril(-1).mT)
 
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
@@ -259,6 +263,15 @@ class Difference(Widened):
     def widened(self) -> LinearMap:
         """See :meth:`LinearMap.widened`."""
         return Difference(self.matrix, self.other)
+
+
+def _add_gram(total: Tensor, rows: Tensor) -> None:
+    """Add ``rowsᵀ rows`` to the lower triangle of a matrix, a strip of columns at a time."""
+    n = len(total)
+    for first in range(0, n, STRIP):
+        total[first:, first : first + STRIP].addmm_(
+            rows[:, first:].mT, rows[:, first : first + STRIP]
+        )
 
 
 class LowRank(LinearMap):

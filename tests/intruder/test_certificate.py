@@ -219,13 +219,15 @@ def test_an_invariant_space_keeps_its_last_vector():
     assert _heads(closed, 1e-12, 6).ends == [1, 2]
 
 
-def tuned(sigma, residuals, beyond=None):
+def tuned(sigma, residuals, beyond=None, last=torch.inf):
     values = torch.tensor(sigma, dtype=WIDE)
     eye = torch.eye(9, len(values), dtype=WIDE)
     near = None if beyond is None else (torch.tensor([beyond], dtype=WIDE), eye[:, :1])
     rho = torch.tensor(residuals, dtype=WIDE)
+    gaps = torch.full_like(rho, torch.inf)
+    gaps[-1] = last
     return SingularTriplets(
-        values, eye, eye, rho, rho, steps=1, passes=1, status=Status.CONVERGED, near=near
+        values, eye, eye, rho, gaps, steps=1, passes=1, status=Status.CONVERGED, near=near
     )
 
 
@@ -237,11 +239,17 @@ def test_ties_are_neighbours_whose_gap_their_residuals_fill():
     assert errors.tolist() == pytest.approx([1e-3 / 2, 5e-3 / 1.99, 5e-3 / 1.99, 1e-3 / 0.5])
 
 
-def test_the_last_vector_is_as_far_from_zero_as_from_an_unknown():
-    assert ties(tuned([2.0, 1.0], [1e-3, 1e-3]))[1].tolist() == pytest.approx([1e-3, 1e-3])
-    assert ties(tuned([2.0, 1.0], [1e-3, 1e-3], beyond=1.0))[1].tolist() == pytest.approx(
-        [1e-3, 1.0]
-    )
+def test_the_gap_below_the_last_vector():
+    sigma, rho = [2.0, 1.0], [1e-3, 1e-3]
+    assert ties(tuned(sigma, rho))[1].tolist() == pytest.approx([1e-3, 1e-3])
+    assert ties(tuned(sigma, rho, beyond=0.5))[1].tolist() == pytest.approx([1e-3, 2e-3])
+    assert ties(tuned(sigma, rho, beyond=1.0))[1].tolist() == pytest.approx([1e-3, 1.0])
+    # what the solver knows of values yet to converge; a tie above says nothing of the gap below
+    assert ties(tuned(sigma, rho, 0.5, 0.1))[1].tolist() == pytest.approx([1e-3, 1e-2])
+    assert ties(tuned([1.0], [1e-3], 0.5, 0.1))[1].tolist() == pytest.approx([1e-2])
+    groups, errors = ties(tuned([1.0, 1.0], rho, 0.5, 0.0))
+    assert groups.tolist() == [0, 0]
+    assert errors.tolist() == pytest.approx([1e-3 * 2**0.5 / 0.5] * 2)
 
 
 @pytest.mark.parametrize("dtype", [WIDE, torch.float32])

@@ -53,11 +53,11 @@ class Bidiagonalization:
     Args:
         A: Shape ``(m, n)``.
         start: P₁, orthonormal columns, shape ``(m, b)``.
-        noise: What is below it in a product is rounding: a bound on ``‖fl(A x) − A x‖`` for unit x.
+        noise: 4 eps ‖A‖_F, or more: what rounding does to a step, and what is dropped as such.
 
     Attributes:
         passes: Products with A or Aᵀ so far.
-        noise: As given: the equations above hold to a few times this.
+        noise: As given: both equations together hold to √2 of this, in the spectral norm.
     """
 
     def __init__(self, A: LinearMap, start: Tensor, noise: float) -> None:
@@ -119,7 +119,7 @@ class Bidiagonalization:
         rest = rest - more @ basis
         X, R = torch.linalg.qr(rest.mT)  # (m, b), (b, b)
         U, S, _ = torch.linalg.svd(R.double())
-        kept = self.noise < S
+        kept = self.noise / 2 < S  # the other half is for rounding
         added = X @ U[:, kept].to(X)
         if len(basis):  # what is small beside the rounding of large neighbours is cleaned once more
             added = added - basis.mT @ (basis @ added)

@@ -19,7 +19,7 @@ from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 from ._start import Randomness, start_block
 from .block_krylov import BlockKrylov
 
-NOISE = 2.0  # rounding of a product with a unit vector, in units of eps ‖A‖_F
+NOISE = 4.0  # to what the recurrences hold, in units of eps ‖A‖_F
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class GolubKahan:
             ritz = process.ritz()
             sigma, pairs = ritz.sigma[: len(ritz.residuals)], len(ritz.residuals)
             residuals = ritz.residuals[:k] + noise / NOISE
-            gaps = neighbour_gaps(sigma, k, complete=pairs == n)
+            gaps = _gaps(sigma, ritz.residuals, k, complete=pairs == n)
             enough = torch.maximum(rtol * sigma[:1], self.angle * gaps - noise)
             converged = process.closed or bool((residuals <= enough).all())
             if converged or process.passes == 2 * self.max_steps:
@@ -80,3 +80,11 @@ class GolubKahan:
             status=Status.CONVERGED,
             near=(sigma[k:].to(**to), v[:, k:]) if pairs > k else None,
         )
+
+
+def _gaps(sigma: Tensor, residuals: Tensor, k: int, *, complete: bool) -> Tensor:
+    """Distances to the nearest neighbour, whatever Ritz values beyond the k-th may yet become."""
+    # one that has not converged may belong to any value within its residual above it
+    most = (sigma + residuals)[k:].clamp_max(min(sigma[:k].tolist(), default=0.0))
+    below = most.sort(descending=True).values
+    return neighbour_gaps(torch.cat([sigma[:k], below]), k, complete=complete)

@@ -196,7 +196,7 @@ def _read(file: Path) -> None:
 def _peak(command: list[str]) -> int:
     """The largest resident set among a command's processes, in bytes."""
     code = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, "
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=False, "
         "stdout=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
     )

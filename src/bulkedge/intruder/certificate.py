@@ -34,7 +34,7 @@ CLOSE = 0.3
 """A gap counts as one while ``residual / gap`` is below this."""
 APART = 0.05
 """Tuned vectors are told apart while ``residual / gap`` is below this."""
-LOOKS = (3, 4, 5, 6, 8, 10, 12, 14)
+LOOKS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
 """After how many steps the evidence is looked at: a look costs about as much as a step."""
 COSINE = 32
 """Bound on the rounding error of a cosine, in units of eps."""
@@ -127,7 +127,7 @@ def certify(
     groups: Tensor | None = None,
     subspace: int | None = None,
     frobenius: float | None = None,
-    max_steps: int = 16,
+    max_steps: int = 25,
     probes: int = 6,
     generator: torch.Generator | None = None,
 ) -> Certificate:

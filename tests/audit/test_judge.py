@@ -1,7 +1,5 @@
 """Certified against dense: random bases and updates of every kind that makes trouble."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -12,7 +10,9 @@ from bulkedge._linmap import LowRank
 from bulkedge.intruder import Verdict
 from bulkedge.update import balanced
 
-SPECTRA = ("noise", "decaying", "trained", "flat", "near_ties", "ties", "rank_deficient", "zero_rows")
+SPECTRA = (
+    "noise", "decaying", "trained", "flat", "near_ties", "ties", "rank_deficient", "zero_rows",
+)  # fmt: skip
 UPDATES = ("spikes", "half_aligned", "aligned", "rotation", "dense", "tied_spikes", "tiny")
 ROUNDING = 1e-9  # of the dense oracle's own figures, where gaps are small
 

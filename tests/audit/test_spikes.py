@@ -6,9 +6,13 @@ import pytest
 import torch
 
 import bulkedge
-from bulkedge import Record
+from bulkedge import Recipe, Record
+from bulkedge._audit.judge import certified
+from bulkedge._audit.load import Pair
+from bulkedge._audit.spikes import measure_base
+from bulkedge._linmap import LowRank
 from bulkedge.rmt import White
-from bulkedge.update import Secular
+from bulkedge.update import BaseSpectrum, Secular
 from cases import gaussian, generator, orthonormal
 from helpers import save, save_adapter
 
@@ -135,3 +139,38 @@ def test_a_record_written_before_these_fields_is_still_read(tmp_path):
         del data["matrices"][0][field]
     (tmp_path / "old.json").write_text(json.dumps(data))
     assert Record.from_json(tmp_path / "old.json").matrices[0].bulk is None
+
+
+@pytest.mark.parametrize("shape", [(700, 700), (900, 600)], ids=str)
+def test_a_bulk_from_a_quadrature_is_that_from_all_values(shape):
+    """Outliers over uneven noise, where the certificate ends early and has few leading values."""
+    m, n = shape
+    uneven = gaussian(m, n) * torch.linspace(0.5, 1.5, m, dtype=torch.float64)[:, None] / m**0.5
+    outliers = orthonormal(m, 6, 1) * torch.linspace(20, 8, 6, dtype=torch.float64)
+    W0 = uneven + outliers @ orthonormal(n, 6, 2).mT
+    pair = Pair(W0, None, LowRank(orthonormal(m, 1, 3), orthonormal(n, 1, 4).mT))
+    found = certified(pair, None, Recipe())
+    assert 8 <= found.exact < 60
+    quadrature, problem = measure_base(found.spectrum, shape, found.exact)
+    assert problem is None
+    true = BaseSpectrum.of(W0)
+    assert quadrature.fit.spikes == true.fit.spikes == 6
+    assert quadrature.fit.edge == pytest.approx(true.fit.edge, rel=0.02)
+    assert quadrature.fit.threshold == pytest.approx(true.fit.threshold, rel=0.1)
+
+
+def test_a_bulk_of_noise_from_a_quadrature_is_told_by_its_moments():
+    W0 = gaussian(900, 600)
+    pair = Pair(W0, None, LowRank(orthonormal(900, 1, 3) * 200, orthonormal(600, 1, 4).mT))
+    found = certified(pair, None, Recipe(top_k=1))
+    assert found.exact < 8
+    spectrum, _ = measure_base(found.spectrum, (900, 600), found.exact)
+    assert spectrum.fit.white
+    assert spectrum.fit.threshold == pytest.approx(White((900, 600)).threshold, rel=0.01)
+
+
+def test_what_is_neither_noise_nor_converged_has_no_bulk():
+    values = torch.linspace(3.0, 0.0, 600, dtype=torch.float64).exp()
+    spectrum, problem = measure_base(values, (600, 600), 0)
+    assert spectrum is None
+    assert "too few leading singular values of the base converged" in problem

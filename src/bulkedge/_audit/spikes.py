@@ -38,7 +38,7 @@ def measure_base(
     try:
         if exact < min(FEW, len(values)):
             return _noise(values, shape), None
-        return BaseSpectrum.from_values(values, shape), None
+        return BaseSpectrum.from_values(values, shape, exact=exact), None
     except InputError as error:
         return None, f"no bulk fitted: {error}"
 

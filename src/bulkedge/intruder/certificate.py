@@ -494,8 +494,10 @@ def _spectrum(
         return ritz.sigma[:p]
     counts = counts * ((m - known) / counts.sum())
     above = numpy.cumsum(counts) - counts / 2
-    lowest = max(1.5 * sigma[-1] - 0.5 * sigma[-2], 0.0) if len(sigma) > 1 else 0.0
-    above, sigma = numpy.append(above, m - known), numpy.append(sigma, lowest)
+    if len(sigma) > 1:  # half a node further at either end
+        ends = 1.5 * sigma[[0, -1]] - 0.5 * sigma[[1, -2]]
+        sigma = numpy.concatenate([ends[:1], sigma, ends[1:].clip(0.0)])
+        above = numpy.concatenate([[0.0], above, [m - known]])
     rest = torch.from_numpy(numpy.interp(numpy.arange(p - known) + 0.5, above, sigma))
     # the sum of the squares is known
     left = frobenius**2 - float(ritz.sigma[:known].square().sum())

@@ -84,7 +84,9 @@ class BulkFit:
         return self.bulk.threshold
 
 
-def fit_bulk(values: Array, shape: tuple[int, int], *, level: float = 0.05) -> BulkFit:
+def fit_bulk(
+    values: Array, shape: tuple[int, int], *, level: float = 0.05, exact: int | None = None
+) -> BulkFit:
     """Fit bulk, edge and spikes to the singular values of a matrix.
 
     Cost: milliseconds for thousands of values.
@@ -96,6 +98,8 @@ def fit_bulk(values: Array, shape: tuple[int, int], *, level: float = 0.05) -> B
             of a Gaussian and one variance.  Of heavier tails the largest values stray farther
             (Student's t with 5 degrees of freedom alarms several times as often); then ask
             :func:`~bulkedge.rmt.separated`, which knows no variance.
+        exact: How many leading values are computed, where the others come from a quadrature; only
+            these can be spikes.  All if None.
 
     Returns:
         The fit.  ``white`` tells whether the Marchenko–Pastur law describes the values; where it
@@ -137,9 +141,10 @@ def fit_bulk(values: Array, shape: tuple[int, int], *, level: float = 0.05) -> B
     noise = _fit_white(found, (m, n))
     if noise.misfit <= _misfit_limit(p):
         spikes, p_value = _count_white(found, noise, level)
+        spikes = spikes if exact is None else min(spikes, exact)
         bulk: Bulk = White((m, n), noise.sigma)
     else:
-        spikes, p_value = separated(found, level=level)
+        spikes, p_value = separated(found, level=level, exact=exact)
         bulk = Empirical(found, (m, n), outliers=spikes)
     return BulkFit(
         shape=(m, n),

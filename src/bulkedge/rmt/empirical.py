@@ -83,7 +83,7 @@ def fit_edge(values: Array) -> Edge:
     return hard if hard_misfit * CLEARLY_HARD < soft_misfit else soft
 
 
-def separated(values: Array, *, level: float = 0.05) -> tuple[int, float]:
+def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -> tuple[int, float]:
     """How many leading values stand apart from any bulk that the rest could be.
 
     Each of the first p/20 values is compared with the edge that the 15 values after it make,
@@ -95,6 +95,8 @@ def separated(values: Array, *, level: float = 0.05) -> tuple[int, float]:
     Args:
         values: Singular values in descending order, shape ``(p,)``, p ≥ 12.
         level: Probability of a false alarm.
+        exact: How many leading values are computed; only these are tested, where the others come
+            from a quadrature.  All if None.
 
     Returns:
         Their number, and the p-value of the last of them; of the first value if there are none.
@@ -111,9 +113,10 @@ def separated(values: Array, *, level: float = 0.05) -> tuple[int, float]:
     found = _descending(values)
     _count(len(found))
     tests = min(max(1, len(found) // 20), len(found) - FEWEST)
-    if tests == 0:  # no value can be spared
+    looked_at = tests if exact is None else min(tests, exact)
+    if looked_at == 0:  # no value can be spared
         return 0, 1.0
-    scores = [_studentised(found[k:]) for k in range(tests)]
+    scores = [_studentised(found[k:]) for k in range(looked_at)]
     p_values = np.minimum(TracyWidom().sf(np.array(scores)) * tests, 1.0)
     beyond = np.flatnonzero(p_values < level)
     count = int(beyond[-1]) + 1 if len(beyond) else 0

@@ -86,10 +86,16 @@ class BaseSpectrum:
 
     @classmethod
     def from_values(
-        cls, values: Tensor, shape: tuple[int, int], *, level: float = 0.05
+        cls,
+        values: Tensor,
+        shape: tuple[int, int],
+        *,
+        level: float = 0.05,
+        exact: int | None = None,
     ) -> BaseSpectrum:
-        """The same from singular values that are known already; see :meth:`of`."""
-        return cls(values.detach().double().cpu(), fit_bulk(values, shape, level=level))
+        """The same from singular values that are known already; see :meth:`of`, ``fit_bulk``."""
+        fit = fit_bulk(values, shape, level=level, exact=exact)
+        return cls(values.detach().double().cpu(), fit)
 
     @property
     def shape(self) -> tuple[int, int]:

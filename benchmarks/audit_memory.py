@@ -4,23 +4,21 @@
 
 Makes up a sharded float32 checkpoint (one embedding of 32768 × 1024, the rest 4096 × 1024) and a
 LoRA adapter on all of it, audits them in a process of its own, and asks the kernel for the peak.
-Beside it, a checkpoint of the embedding and one layer, and one of a single square matrix, the shape
-that costs the SVD most.
+Beside it, a checkpoint of the embedding and one layer, and one of a single square matrix.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from common import store
+from common import peak_of, store
+from made_up_model import trained_like
 from safetensors.torch import save_file
 
 EMBEDDING, LAYER, SQUARE, RANK = (32768, 1024), (4096, 1024), (2048, 2048), 8
@@ -38,26 +36,17 @@ def make_checkpoint(folder: Path, shapes: list[tuple[int, int]]) -> None:
     for start in range(0, len(items), SHARD_LAYERS):
         shard = f"model-{start:05d}.safetensors"
         part = dict(items[start : start + SHARD_LAYERS])
-        save_file({name: torch.randn(shape) for name, shape in part.items()}, base / shard)
+        weights = {name: trained_like(*shape, torch.Generator())[0] for name, shape in part.items()}
+        save_file(weights, base / shard)
         weight_map |= dict.fromkeys(part, shard)
     for name, (m, n) in names.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
-        factors[f"{module}.lora_A.weight"] = torch.randn(RANK, n)
-        factors[f"{module}.lora_B.weight"] = torch.randn(m, RANK)
+        factors[f"{module}.lora_A.weight"] = torch.randn(RANK, n) / n**0.5
+        factors[f"{module}.lora_B.weight"] = torch.randn(m, RANK) / m**0.5
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     save_file(factors, adapter / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-
-
-def peak_of(command: list[str]) -> tuple[int, float]:
-    """Largest resident set of a command in bytes, and its seconds."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command} failed")
-    return usage.ru_maxrss * 1024, time.perf_counter() - started
 
 
 def measure(shapes: list[tuple[int, int]]) -> dict[str, float]:
@@ -68,7 +57,10 @@ def measure(shapes: list[tuple[int, int]]) -> dict[str, float]:
         size = sum(file.stat().st_size for file in (folder / "base").iterdir())
         bulkedge = [sys.executable, "-m", "bulkedge", "audit"]
         inputs = [str(folder / "base"), str(folder / "adapter")]
-        peak, seconds = peak_of([*bulkedge, *inputs, "--fail-on", "never", "-q"])
+        options = ["--fail-on", "never", "--method", "certified", "-q"]
+        started = time.perf_counter()
+        peak = peak_of([*bulkedge, *inputs, *options])
+        seconds = time.perf_counter() - started
     return {
         "checkpoint_MB": round(size / 1e6),
         "matrices": len(shapes),
@@ -84,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     embedding, square = (4 * m * n for m, n in (EMBEDDING, SQUARE))
     layers = round((arguments.gigabytes * 1e9 - embedding) / (4 * LAYER[0] * LAYER[1]))
-    idle, _ = peak_of([sys.executable, "-c", "import torch, bulkedge._audit.run"])
+    idle = peak_of([sys.executable, "-c", "import torch, bulkedge._audit.run"])
     one_square = measure([SQUARE])
     small, large = measure([EMBEDDING, LAYER]), measure([EMBEDDING] + [LAYER] * layers)
     store(

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +19,7 @@ from typing import Any
 
 import made_up_model
 import torch
-from common import store
+from common import peak_of, store
 
 from bulkedge import Recipe
 from bulkedge._audit.judge import Judged, certified
@@ -148,12 +146,12 @@ def measure_model(scale: int, made: Path | None) -> None:
         files = sorted((folder / "base").glob("*.safetensors"))
         size = sum(file.stat().st_size for file in files)
         reading, _ = timed(lambda: [_read(file) for file in files], 1)
-        imports = _peak([sys.executable, "-c", "import bulkedge; bulkedge.audit"])
+        imports = peak_of([sys.executable, "-c", "import bulkedge; bulkedge.audit"])
         command = [sys.executable, "-m", "bulkedge", "audit", "-j", "2", "-q", "--fail-on", "never"]
         command += ["--method", "certified"]
         command += [str(folder / "base"), str(folder / "adapter"), "-o", str(out)]
         start = time.perf_counter()
-        peak = _peak(command)
+        peak = peak_of(command)
         seconds = time.perf_counter() - start
         record = json.loads((out / "record.json").read_text())
         planted = set(json.loads((folder / "planted.json").read_text()))
@@ -191,21 +189,6 @@ def _read(file: Path) -> None:
     with file.open("rb") as stream:
         while stream.read(2**24):
             pass
-
-
-def _peak(command: list[str]) -> int:
-    """The largest resident set among a command's processes, in bytes."""
-    code = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=False, "
-        "stdout=subprocess.DEVNULL); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    told = subprocess.run(
-        [sys.executable, "-c", code, *command],
-        check=True, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    return int(told.stdout)
 
 
 def measure_cost() -> None:

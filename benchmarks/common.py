@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,24 @@ def store(name: str, measured: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text)
     print(text)
+
+
+def peak_of(command: list[str]) -> int:
+    """The largest resident set among a command's processes, in bytes."""
+    # from a small process: what is begun inherits the peak of the one that began it
+    code = (
+        "import resource, subprocess, sys; "
+        "ended = subprocess.run(sys.argv[1:], check=False, stdout=subprocess.DEVNULL).returncode; "
+        "print(ended, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    ended, peak = told.stdout.split()
+    if ended not in ("0", "2"):  # 2: a direction was left open
+        raise SystemExit(f"{command} failed: {told.stderr}")
+    return int(peak)
 
 
 def _where() -> dict[str, Any]:

@@ -101,6 +101,19 @@ def test_the_readme_quotes_the_stored_memory_figures():
     assert f"has {stored['largest_matrix_MB']} MB" in readme
 
 
+def test_the_readme_quotes_the_stored_speed():
+    results = ROOT / "benchmarks/results"
+    speed = json.loads((results / "certified_speed.json").read_text())["measured"]["rows"]
+    model = json.loads((results / "certified_model_1.json").read_text())["measured"]
+    (row,) = (r for r in speed if r["shape"] == [4096, 4096] and r["kind"] == "trained")
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"takes {row['seconds']:.1f} s where two SVDs take {row['two_svds']:.0f} s" in readme
+    assert f"shape of 7B, {model['gigabytes']:.0f} GB in bfloat16" in readme
+    assert f"takes {model['seconds'] / 60:.1f} minutes on two cores" in readme
+    assert model["planted_found"] == model["planted_matrices"]
+    assert model["found_elsewhere"] == 0
+
+
 def test_the_architecture_quotes_the_stored_precision():
     stored = json.loads((ROOT / "benchmarks/results/precision.json").read_text())["measured"]
     page = (ROOT / "docs/architecture.md").read_text()

@@ -186,3 +186,17 @@ def test_limits_of_infinity_ask_nothing():
     bound, where = largest(extent, groups, torch.inf * one, (0.0, 1.0, 1.0))
     assert 1.0 <= float(bound) < 1.5
     assert float(where) == 0.0
+
+
+@pytest.mark.parametrize(("name", "value"), [("FINEST", 1), ("CELLS", 0)])
+def test_what_is_not_resolved_is_not_below(name, value, monkeypatch):
+    """Rounds or memory run out before the intervals are narrow enough."""
+    extent = extent_of(gaussian(60, 50), orthonormal(60, 1), 10)
+    one, groups = torch.ones(1, dtype=WIDE), torch.zeros(1, dtype=torch.long)
+    grid = torch.linspace(0, 15, 3001, dtype=WIDE)
+    limit = 1.02 * float(extent.over(grid, 0 * grid).max())
+    assert float(largest(extent, groups, limit * one, (0.0, 15.0, 60.0))[0]) < limit
+    monkeypatch.setattr(f"bulkedge.intruder._bound.{name}", value)
+    bound, where = largest(extent, groups, limit * one, (0.0, 15.0, 60.0))
+    assert float(bound) == float("inf")
+    assert float(where) > 0.0

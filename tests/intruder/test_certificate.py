@@ -6,7 +6,7 @@ import torch
 from bulkedge import InputError
 from bulkedge._linmap import Dense
 from bulkedge.intruder import Verdict, base_vectors, certify, scores
-from bulkedge.intruder.certificate import _Floor, _heads, _sine, ties
+from bulkedge.intruder.certificate import _Floor, _heads, _sine, _verdict, ties
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
 from cases import gaussian, orthonormal
 
@@ -296,3 +296,23 @@ def test_the_spectrum_keeps_what_is_known_and_the_sum_of_squares():
     torch.testing.assert_close(found.spectrum[:3], values[:3], rtol=1e-4, atol=0)
     assert float(found.spectrum.square().sum()) == pytest.approx(float(values.square().sum()), 0.02)
     assert float((found.spectrum - values).abs().max()) < 0.35
+
+
+@pytest.mark.parametrize(
+    ("ends", "what"),
+    [
+        ((0.5, 0.9, 0.0, 1.0), Verdict.ALIGNED),
+        ((0.4, 0.5, 0.0, 0.1), Verdict.UNDECIDED),
+        ((0.0, 0.4, 0.6, 0.8), Verdict.UNDECIDED),
+        ((0.0, 0.4, 0.75, 0.8), Verdict.ROTATED),
+        ((0.0, 0.4, 0.1, 0.7), Verdict.INTRUDER),
+    ],
+)
+def test_a_verdict_holds_at_both_ends_of_both_intervals(ends, what):
+    assert _verdict(0.5, *ends) is what
+
+
+def test_one_large_residual_ties_two_neighbours():
+    assert ties(tuned([2.0, 1.99], [1e-6, 6e-4]))[0].tolist() == [0, 0]
+    assert ties(tuned([2.0, 1.99], [6e-4, 1e-6]))[0].tolist() == [0, 0]
+    assert ties(tuned([2.0, 1.99], [3e-4, 1e-6]))[0].tolist() == [0, 1]

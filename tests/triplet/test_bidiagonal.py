@@ -8,6 +8,7 @@ import torch
 from bulkedge._linmap import Dense
 from bulkedge.intruder.certificate import COSINE, ROUNDING
 from bulkedge.triplet import Bidiagonalization, GolubKahan, singular_triplet
+from bulkedge.triplet.solver.golub_kahan import _gaps
 from cases import gaussian, orthonormal
 
 WIDE = torch.float64
@@ -117,3 +118,12 @@ def test_the_gap_of_the_last_triplet_counts_what_has_not_converged():
         g = torch.Generator().manual_seed(seed)
         found = singular_triplet(W0, 2, solver=GolubKahan(angle=0.05), generator=g)
         assert float(found.gaps[1]) < 0.1 + 1e-3  # the distance to 1.9
+
+
+def test_gaps_are_to_where_any_later_value_may_end():
+    sigma, rho = torch.tensor([3.0, 2.0, 1.0, 0.5]), torch.tensor([0.0, 0.0, 0.1, 2.4])
+    assert _gaps(sigma, rho, 1, complete=False).tolist() == pytest.approx([0.1])
+    assert _gaps(sigma, 0 * rho, 2, complete=False).tolist() == pytest.approx([1.0, 1.0])
+    assert _gaps(sigma, rho, 2, complete=False).tolist() == pytest.approx([1.0, 0.0])
+    assert _gaps(sigma[:2], rho[:2], 2, complete=True).tolist() == pytest.approx([1.0, 1.0])
+    assert _gaps(sigma[:0], rho[:0], 2, complete=False).tolist() == []

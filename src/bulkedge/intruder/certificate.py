@@ -368,11 +368,8 @@ class _Judge:
                 yield end, error, nothing
             elif end == max(before, default=0):  # the others say less
                 low, high = below - self.noise, reach + self.noise
-                for parts in (
-                    1,
-                    2,
-                    4,
-                ):  # of a wide interval the parts may bound less than the whole
+                # of a wide interval the parts may bound less than the whole
+                for parts in (1, 2, 4):
                     radius = (high - low) / 2 / parts
                     centres = [low + (2 * i + 1) * radius for i in range(parts)]
                     forms = [extent.form(centre, radius) for centre in centres]

@@ -95,7 +95,7 @@ def test_every_certified_verdict_is_the_dense_one(adapter):
             assert (torch.tensor(angles.cosines_lower) <= exact + 1e-6).all()
             assert (exact <= torch.tensor(angles.cosines_upper) + 1e-6).all()
             assert angles.outside <= known.outside <= angles.outside + angles.undecided
-        assert ours.passes <= 100
+        assert ours.passes <= 150  # three processes of 25 steps at most
         assert ours.threshold == pytest.approx(oracle.threshold, rel=1e-3)
     assert open_ <= 2  # of 1,480
 

@@ -6,7 +6,8 @@ import torch
 from bulkedge import InputError
 from bulkedge._linmap import Dense
 from bulkedge.intruder import Verdict, base_vectors, certify, scores
-from bulkedge.intruder.certificate import _Floor, _heads, _sine, _verdict, ties
+from bulkedge.intruder._converged import _sine, find_heads, ties
+from bulkedge.intruder.certificate import _Floor, _verdict
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
 from cases import gaussian, orthonormal
 
@@ -180,7 +181,7 @@ def small_ritz(values, residuals):
 
 def test_heads_are_cut_at_gaps_that_residuals_do_not_fill():
     ritz = small_ritz([4.0, 2.0, 1.99, 1.0, 0.9], [1e-3, 1e-3, 1e-3, 0.05, 0.3])
-    heads = _heads(ritz, 0.0, 6)
+    heads = find_heads(ritz, 0.0, 6)
     # 2 and 1.99 are apart by ten residuals; 0.9 + 0.3 fills the gap below 1
     assert heads.ends == [1, 2, 3]
     assert [(space.first, space.last) for space in heads.spaces] == [(0, 1), (1, 2), (2, 3)]
@@ -193,30 +194,33 @@ def test_heads_are_cut_at_gaps_that_residuals_do_not_fill():
 
 
 def test_a_residual_further_down_moves_the_cut():
-    near = _heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.0, 6)
-    far = _heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), 0.0, 6)
+    near = find_heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.0, 6)
+    far = find_heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), 0.0, 6)
     assert near.ends == [1, 2]
     assert near.reach[0] < 3.2 < far.reach[0] == pytest.approx(3.8)
     assert far.ends == [1]
     assert far.errors[0] > near.errors[0]
-    noisy = _heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.01, 6)
+    noisy = find_heads(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.01, 6)
     assert noisy.errors[0] == pytest.approx(21 * near.errors[0])
 
 
 def test_as_many_equal_values_as_probes_may_have_company():
     ritz = small_ritz([2.0, 2.0, 2.0, 1.0, 0.5], [1e-9] * 5)
-    assert [space.whole for space in _heads(ritz, 0.0, 4).spaces] == [True, True]
-    assert [space.whole for space in _heads(ritz, 0.0, 3).spaces] == [False, True]
-    assert _heads(ritz, 0.0, 3).ends == []
-    assert [space.whole for space in _heads(ritz, 0.0, 0).spaces] == [False, False]
-    assert [space.whole for space in _heads(ritz, 0.0, 0, everything=True).spaces] == [True, True]
+    assert [space.whole for space in find_heads(ritz, 0.0, 4).spaces] == [True, True]
+    assert [space.whole for space in find_heads(ritz, 0.0, 3).spaces] == [False, True]
+    assert find_heads(ritz, 0.0, 3).ends == []
+    assert [space.whole for space in find_heads(ritz, 0.0, 0).spaces] == [False, False]
+    assert [space.whole for space in find_heads(ritz, 0.0, 0, everything=True).spaces] == [
+        True,
+        True,
+    ]
 
 
 def test_an_invariant_space_keeps_its_last_vector():
     open_ = small_ritz([2.0, 1.0], [0.0, 0.0])
     closed = Ritz(open_.sigma, open_.left, open_.right, open_.lacking[:0])
-    assert _heads(open_, 1e-12, 6).ends == [1]
-    assert _heads(closed, 1e-12, 6).ends == [1, 2]
+    assert find_heads(open_, 1e-12, 6).ends == [1]
+    assert find_heads(closed, 1e-12, 6).ends == [1, 2]
 
 
 def tuned(sigma, residuals, beyond=None, last=torch.inf):

@@ -1,6 +1,7 @@
 """The intruder score of a tuned singular vector, the certificate of it, and the verdict."""
 
-from .certificate import Certificate, certify, ties
+from ._converged import ties
+from .certificate import Certificate, certify
 from .score import (
     COUNTED,
     HALF_THE_ENERGY,

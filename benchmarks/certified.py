@@ -244,10 +244,12 @@ def draw_cost(rows: list[dict[str, Any]]) -> None:
         panels[1, column].set_xlabel("ε" if name == "epsilon" else name)
         if name != "epsilon":
             panels[1, column].set_xscale("log", base=2)
+    for panel in panels.flat:
+        panel.minorticks_off()
     panels[0, 0].set_ylabel("seconds")
     panels[1, 0].set_ylabel("passes")
     panels[0, 0].legend(frameon=False)
-    with mpl.rc_context({"svg.hashsalt": "bulkedge"}):
+    with mpl.rc_context({"svg.hashsalt": "bulkedge", "svg.fonttype": "none"}):
         figure.savefig(FIGURE, metadata={"Date": None})
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
+from safetensors.torch import save
 
+from fuzz.mutate import join, split
 from helpers import weights
 
 
@@ -32,6 +33,14 @@ LORA = {
     "target_parameters": None, "base_model_name_or_path": "org/name", "peft_version": "0.21.2",
     "auto_mapping": {"base_model_class": "X", "parent_library": "os"},
 }  # fmt: skip
+
+
+def to_safetensors(tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    """A file that is the same in every process: the library writes metadata in any order."""
+    tree, data = split(save(tensors, metadata))
+    if metadata:
+        tree["__metadata__"] = dict(sorted(metadata.items()))
+    return join(tree, data)
 
 
 def _base(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def _sharded(folder: str, tensors: dict[str, Any]) -> dict[str, bytes]:
     names = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
     files = {
         f"{folder}/{shard}": to_safetensors({n: tensors[n] for n in tensors if names[n] == shard})
-        for shard in set(names.values())
+        for shard in dict.fromkeys(names.values())
     }
     index = {"metadata": {"total_size": 1}, "weight_map": names}
     return files | {f"{folder}/model.safetensors.index.json": _json(index)}

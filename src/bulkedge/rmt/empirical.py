@@ -31,6 +31,8 @@ FEWEST = 12
 """Values of a bulk without which its edge cannot be told."""
 CLEARLY_HARD = 4.5
 """How many times better a line must fit than the 2/3 power for the edge to be called hard."""
+ROUNDING = 1e-14
+"""A scale below this part of the values is that of equal ones."""
 FAR = 30.0  # widths from the edge, beyond which a series of so many terms is exact to rounding
 FAR_TERMS = 12
 
@@ -256,7 +258,8 @@ def _line(
     scale = -(weight @ ((positions - centre) * (values - middle))) / (
         weight @ (positions - centre) ** 2
     )
-    if not scale > 0:
+    # of equal values rounding makes a scale of either sign
+    if not scale > ROUNDING * abs(middle):
         raise InputError("expected singular values that differ, got equal ones; they have no edge")
     edge = Edge(float(middle + scale * centre), float(scale), count, hard)
     misfit = (values - edge.position + scale * positions) / (scale * spacing * _unit(hard))

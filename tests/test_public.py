@@ -8,9 +8,10 @@ import bulkedge
 PUBLIC = {
     "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "DegenerateWarning",
     "InputError", "LocalEngine", "MissingExtraError", "NothingAuditedError", "OutputError",
-    "RayEngine", "Recipe", "RecipeError", "Record", "Shard", "__version__", "audit", "checkpoint",
-    "intruder", "merge_shards", "project_spectral_ball", "rmt", "simulate", "singular_triplet",
-    "spectral", "spectral_cap", "spectral_norm", "triplet", "update",
+    "Project", "RayEngine", "Recipe", "RecipeError", "Record", "RepairRecord", "Scale", "Shard",
+    "Shrink", "ToEdge", "__version__", "audit", "checkpoint", "intruder", "merge_shards",
+    "project_spectral_ball", "repair", "rmt", "simulate", "singular_triplet", "spectral",
+    "spectral_cap", "spectral_norm", "triplet", "update",
 }  # fmt: skip
 
 

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from ._errors import NothingAuditedError as NothingAuditedError
     from ._errors import OutputError as OutputError
     from ._errors import RecipeError as RecipeError
+    from ._repair import Project as Project
+    from ._repair import RepairRecord as RepairRecord
+    from ._repair import Scale as Scale
+    from ._repair import Shrink as Shrink
+    from ._repair import ToEdge as ToEdge
+    from ._repair import repair as repair
     from .spectral import project_spectral_ball as project_spectral_ball
     from .spectral import spectral_cap as spectral_cap
     from .spectral import spectral_norm as spectral_norm
@@ -46,6 +52,12 @@ _HOME = {
     "Record": "._audit",
     "Shard": "._audit",
     "merge_shards": "._audit",
+    "repair": "._repair",
+    "Project": "._repair",
+    "RepairRecord": "._repair",
+    "Scale": "._repair",
+    "Shrink": "._repair",
+    "ToEdge": "._repair",
     "singular_triplet": ".triplet",
     "spectral_norm": ".spectral",
     "spectral_cap": ".spectral",

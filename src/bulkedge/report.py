@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +22,9 @@ from ._audit import Matrix, Record, Skipped
 from ._audit.record import Direction
 from ._errors import printable
 from .intruder import COUNTED, Verdict
+
+if TYPE_CHECKING:
+    from ._repair import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
 # what makes a cell a formula, also where tabs or full-width signs are taken for it
@@ -79,6 +83,68 @@ def verdict_line(record: Record) -> str:
     if summary.lost:
         line += f"; {summary.lost} tensors of the update were NOT judged (--exclude accepts that)"
     return line
+
+
+def print_repair(record: RepairRecord, console: Console, *, brief: bool = False) -> None:
+    """Print what was done to each matrix, and what the audit of the output found.
+
+    Args:
+        record: What to show.
+        console: Where.
+        brief: The verdict alone.
+    """
+    if not brief:
+        done = [row for row in record.matrices if row.status == "repaired"]
+        if done:
+            console.print(_repaired_table(done[:MAX_ROWS]))
+            console.print()
+        if len(done) > MAX_ROWS:
+            console.print(f"… and {len(done) - MAX_ROWS} more matrices: see the record")
+        for row in record.matrices:
+            if row.status != "repaired":
+                why = row.note or "no direction is as significant as was asked for"
+                _print(console, f"NOT repaired: {row.name}: {why}")
+        for name in record.left_behind:
+            _print(console, f"not carried over: {name}")
+    _print(console, repair_line(record))
+
+
+def repair_line(record: RepairRecord) -> str:
+    """What the repair did, in one sentence."""
+    before = record.before.summary.intruders
+    touched = sum(row.status == "repaired" for row in record.matrices)
+    if record.after is None:
+        return f"would repair {touched} matrices with {before} directions new by the paper's count"
+    after, name = record.after.summary, record.method["name"]
+    line = (
+        f"{name}: {before} directions new by the paper's count before, {after.intruders} after, "
+        f"{touched} of {after.matrices} matrices changed"
+    )
+    if not after.complete:
+        line += "; the audit of the output is NOT complete, see bulkedge audit"
+    return line
+
+
+def _repaired_table(rows: Iterable[RepairedMatrix]) -> Table:
+    """One row a repaired matrix."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("matrix", overflow="fold")
+    for header in ("before", "after", "rank", "changed", "base's", "lost"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        after = "–" if row.intruders_after is None else str(row.intruders_after)
+        rank = "–" if row.rank_before is None else f"{row.rank_before}→{row.rank_after}"
+        share = max((abs(found.base_share) for found in row.directions), default=0.0)
+        table.add_row(
+            Text(printable(row.name)),
+            str(row.intruders_before),
+            Text(after, style="red" if row.intruders_after else ""),
+            rank,
+            f"{row.change:.0%}",
+            f"{share:.0%}",
+            f"{row.loss:.0e}",
+        )
+    return table
 
 
 def spikes_line(record: Record) -> str:

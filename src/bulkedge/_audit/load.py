@@ -39,7 +39,7 @@ class Pair:
 
     def tuned_map(self, dtype: torch.dtype) -> LinearMap:
         """``W = D ((replaced or base) + s·B·A)`` with products in ``dtype``, not formed."""
-        dense = _map(self._start, dtype)
+        dense = _map(self.start, dtype)
         if self.factors is None:
             return dense
         return self._scaled(Sum([dense, _converted(self.factors, dtype)]), self.row_factors)
@@ -53,7 +53,7 @@ class Pair:
         if self.replaced is not None:
             terms.append(Difference(self.replaced, self.base, dtype))
         if self.row_factors is not None:
-            terms.append(self._scaled(_map(self._start, dtype), self.row_factors - 1))
+            terms.append(self._scaled(_map(self.start, dtype), self.row_factors - 1))
         return Sum(terms) if len(terms) > 1 else next(iter(terms), None)
 
     @property
@@ -71,7 +71,7 @@ class Pair:
         return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     @property
-    def _start(self) -> Tensor:
+    def start(self) -> Tensor:
         """What the low-rank update is added to."""
         return self.base if self.replaced is None else self.replaced
 
@@ -80,13 +80,7 @@ class Pair:
         """The diagonal of D, ``magnitude / ‖rows‖``, in float64; None where D = I."""
         if self.magnitude is None or self.factors is None:
             return None
-        start, update = self._start, self.factors
-        B, A = update.scale * update.B, update.A
-        if self.columns:
-            start, B, A = start.mT, A.mT, B.mT
-        tiles = zip(start.split(TILE), B.split(TILE), strict=True)
-        norms = [torch.linalg.vector_norm(W.double() + b @ A, dim=1) for W, b in tiles]
-        return self.magnitude / torch.cat(norms)
+        return self.magnitude / row_norms(self.start, self.factors, self.columns)
 
     def _scaled(self, inner: LinearMap, factors: Tensor | None) -> LinearMap:
         """``D W`` for the factors on the diagonal of D, ``W D`` for an embedding; W for None."""
@@ -125,6 +119,24 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
         None if magnitude is None else magnitude.to(device),
         stored.embedding,
     )
+
+
+def row_norms(start: Tensor, update: LowRank, columns: bool) -> Tensor:
+    """The norms of the rows of a sum, in float64, that is not formed.
+
+    Args:
+        start: Shape ``(m, n)``, any dtype.
+        update: What is added to it, in float64.
+        columns: Whether those of the columns are meant.
+
+    Returns:
+        Shape ``(m,)``, or ``(n,)``.
+    """
+    B, A = update.scale * update.B, update.A
+    if columns:
+        start, B, A = start.mT, A.mT, B.mT
+    tiles = zip(start.split(TILE), B.split(TILE), strict=True)
+    return torch.cat([torch.linalg.vector_norm(W.double() + b @ A, dim=1) for W, b in tiles])
 
 
 def _converted(factors: LowRank, dtype: torch.dtype) -> LowRank:

@@ -279,18 +279,18 @@ def _lost(stored_name: str, name: str, reason: str, recipe: Recipe) -> Skipped:
 
 def not_wanted(recipe: Recipe, *names: str) -> str | None:
     """Why the recipe leaves out a tensor of these names, None if it does not."""
-    if recipe.include and not _match(names, recipe.include):
+    if recipe.include and not matches(names, recipe.include):
         return "not included by the recipe"
-    return EXCLUDED if _match(names, recipe.exclude) else None
+    return EXCLUDED if matches(names, recipe.exclude) else None
 
 
 def _excluded(recipe: Recipe, name: str) -> bool:
     """Whether a tuned name is left out, whatever it belongs to: then that need not be told."""
-    return _match((name,), recipe.exclude)
+    return matches((name,), recipe.exclude)
 
 
-def _match(names: Iterable[str], globs: Iterable[str]) -> bool:
-    """Whether a glob matches a name."""
+def matches(names: Iterable[str], globs: Iterable[str]) -> bool:
+    """Whether one of the globs matches one of the names."""
     return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 

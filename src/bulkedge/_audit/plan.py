@@ -48,6 +48,11 @@ class Plan:
     comparisons: tuple[Comparison, ...]
     skipped: tuple[Skipped, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """What globs may match: the names of either side."""
+        return _names(self.base, self.tuned)
+
 
 def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     """Open both inputs, pair their tensors, and check that each pair fits.
@@ -76,9 +81,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     else:
         pairs, skipped = pair_checkpoint(base_checkpoint, opened, recipe)
     wanted = _choose(pairs, skipped, recipe)
-    names = list(base_checkpoint.tensors)
-    _check_globs(recipe.split, names)
-    _check_globs((*recipe.include, *recipe.exclude), [*names, *_tuned_names(opened)])
+    check_globs(recipe.split, list(base_checkpoint.tensors))
+    check_globs((*recipe.include, *recipe.exclude), _names(base_checkpoint, opened))
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
@@ -184,16 +188,25 @@ def _told(matrix: StoredMatrix) -> tuple[int, ...]:
     return matrix.shape if matrix.suffix else matrix.info.shape
 
 
-def _tuned_names(tuned: Checkpoint | Adapter) -> list[str]:
-    """What the tuned side calls its weights."""
+def _names(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[str]:
+    """What the base and the tuned side call their weights."""
     if isinstance(tuned, Checkpoint):
-        return list(tuned.tensors)
+        return [*base.tensors, *tuned.tensors]
     wrapped = (f"{w.module}.{parameter}" for w in tuned.wrapped for parameter in w.parameters)
-    return [*tuned.factors, *tuned.tensors, *wrapped, *(row.name for row in tuned.unhandled)]
+    unhandled = (row.name for row in tuned.unhandled)
+    return [*base.tensors, *tuned.factors, *tuned.tensors, *wrapped, *unhandled]
 
 
-def _check_globs(globs: Iterable[str], names: list[str]) -> None:
-    """Raise where a glob matches nothing: misspelt, it must not turn a gate green."""
+def check_globs(globs: Iterable[str], names: list[str]) -> None:
+    """Raise where a glob matches nothing: misspelt, it must not turn a gate green.
+
+    Args:
+        globs: The globs.
+        names: What they may match.
+
+    Raises:
+        RecipeError: If one matches none.
+    """
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             example = max(names, key=len, default="")

@@ -38,6 +38,7 @@ class LoraFactors:
         expert: Which of them is meant; None for all.
         flipped: Whether the update is ``s·Aᵀ·Bᵀ``, as PEFT trained parameters before 0.19.
         rows: The rows of B that update the matrix in question, a block of a fused one.
+        alpha: The stored number that the scale comes from, α/r, if it is a tensor.
         note: What a reader should know about the update.
     """
 
@@ -51,6 +52,7 @@ class LoraFactors:
     expert: int | None = None
     flipped: bool = False
     rows: tuple[int, int] | None = None
+    alpha: TensorInfo | None = None
     note: str | None = None
 
     @property

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -233,7 +234,8 @@ def _factors(
         )
     except ValidationError as error:
         return f"alpha and rank: {problems(error)}"
-    return plain_factors(path, stored, config)
+    found = plain_factors(path, stored, config)
+    return found if isinstance(found, str) else replace(found, alpha=alpha)
 
 
 def _configs(checkpoint: Checkpoint) -> dict[str, AdapterConfig]:

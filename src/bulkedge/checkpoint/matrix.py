@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bulkedge._errors import CheckpointError
@@ -77,7 +78,7 @@ class StoredMatrix:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the part as stored, before any transposition: kernels flattened, one expert."""
-        rows, columns = self._whole
+        rows, columns = self.stored_shape
         if self.rows is None:
             return rows, columns
         kept = self.rows[1] - self.rows[0]
@@ -100,8 +101,8 @@ class StoredMatrix:
         return self.size * BITS[self.dtype] // 8
 
     @property
-    def _whole(self) -> tuple[int, int]:
-        """Shape as stored of all rows."""
+    def stored_shape(self) -> tuple[int, int]:
+        """Shape as stored of all rows, of one expert: kernels flattened."""
         shape = self.info.shape if self.expert is None else self.info.shape[1:]
         return math.prod(shape[:1]), math.prod(shape[1:])
 
@@ -123,7 +124,7 @@ class StoredMatrix:
         """The part in the orientation of the file, its bytes alone."""
         if self.expert is None and self.rows is None:
             return read_tensor(self.info).reshape(self.shape)
-        rows, columns = self._whole
+        rows, columns = self.stored_shape
         first = (self.expert or 0) * rows * columns
         if self.rows is None:
             return read_elements(self.info, first, rows * columns).reshape(rows, columns)
@@ -151,7 +152,7 @@ class StoredMatrix:
         return result
 
 
-def read_elements(info: TensorInfo, first: int, count: int) -> Tensor:
+def read_elements(info: TensorInfo, first: int, count: int, file: Path | None = None) -> Tensor:
     """Read ``count`` elements of a tensor from the ``first`` on, in the order they are stored.
 
     The safetensors library reads a whole tensor for the sake of a slice; this reads the slice.
@@ -160,6 +161,7 @@ def read_elements(info: TensorInfo, first: int, count: int) -> Tensor:
         info: From the header of its file.
         first: The first element, of the flattened tensor.
         count: How many, at least one.
+        file: A copy of its file to read from.
 
     Returns:
         A 1-D tensor, a private copy in memory, dtype as stored.
@@ -172,10 +174,10 @@ def read_elements(info: TensorInfo, first: int, count: int) -> Tensor:
     width = BITS[info.dtype] // 8
     content = bytearray(count * width)  # torch wants memory that may be written to
     try:
-        file, _ = open_regular(info.file)
-        with file:
-            file.seek(info.start + first * width)
-            read = file.readinto(content)  # pyright: ignore[reportAttributeAccessIssue]
+        opened, _ = open_regular(file or info.file)
+        with opened:
+            opened.seek(info.start + first * width)
+            read = opened.readinto(content)  # pyright: ignore[reportAttributeAccessIssue]
     except OSError as error:
         raise CheckpointError(
             f"{info.file}: tensor {info.name!r} cannot be read ({error.strerror}); was the file "
@@ -186,11 +188,11 @@ def read_elements(info: TensorInfo, first: int, count: int) -> Tensor:
             f"{info.file}: tensor {info.name!r} ends too early; the file was changed meanwhile, "
             "start again"
         )
-    return torch.frombuffer(content, dtype=_dtypes()[info.dtype])
+    return torch.frombuffer(content, dtype=torch_dtypes()[info.dtype])
 
 
-def _dtypes() -> dict[str, torch.dtype]:
-    """The dtypes that are read element by element, by their names in a header."""
+def torch_dtypes() -> dict[str, torch.dtype]:
+    """The dtypes that are read and written element by element, by their names in a header."""
     import torch
 
     return {

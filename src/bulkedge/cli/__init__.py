@@ -19,9 +19,10 @@ from ._audit import audit
 from ._inspect import inspect
 from ._merge import merge
 from ._output import FAILURE, INTERRUPTED
+from ._repair import repair
 from ._simulate import simulate
 
-__all__ = ["audit", "cli", "inspect", "main", "merge", "simulate"]
+__all__ = ["audit", "cli", "inspect", "main", "merge", "repair", "simulate"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,7 +31,7 @@ def cli() -> None:
     """Spectral instruments for neural-network weights."""
 
 
-for command in (audit, inspect, merge, simulate):
+for command in (audit, inspect, merge, repair, simulate):
     cli.add_command(command)
 
 

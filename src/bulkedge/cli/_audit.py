@@ -20,6 +20,8 @@ from ._output import (
     check_file,
     check_folder,
     exit_code,
+    recipe_of,
+    recipe_options,
     show,
     show_progress,
     verdict_options,
@@ -48,26 +50,11 @@ BASIS = 500  # vectors on either side that a process keeps at most, copies inclu
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
-@click.option("-k", "--top-k", type=int, help="Leading tuned directions to judge.  [default: 10]")
-@click.option("--epsilon", type=float, help="Score below which one counts.  [default: 0.5]")
-@click.option(
-    "--side",
-    type=click.Choice(["left", "right", "both"]),
-    help="Singular vectors to compare.  [default: left]",
-)
-@click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only tensors that match; repeatable."
-)
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors that match; repeatable.")
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]")
+@recipe_options
 @click.option(
     "--method",
     type=click.Choice(["auto", "certified", "dense"]),
     help="Intervals from products, two SVDs, or SVDs where intervals stay open.  [default: auto]",
-)
-@click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="Recipe in YAML; options override it."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
@@ -94,7 +81,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     from bulkedge._audit import Shard, keep_out_of_inputs, make_plan, run_plan
 
     _check_options(options)
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
     plan = make_plan(base, tuned, recipe)
     engine = _engine(options)
     engine.check(recipe)
@@ -171,17 +158,6 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
     """Facts on stdout."""
     told = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
     click.echo(json.dumps(facts, indent=2) if as_json else told)
-
-
-def _recipe(options: dict[str, Any]) -> Recipe:
-    """The recipe file's settings, overridden by what was given on the command line."""
-    from bulkedge._audit import Recipe, make_recipe, read_recipe
-
-    path: Path | None = options["config"]
-    settings = read_recipe(path) if path is not None else {}
-    fields = Recipe.model_fields  # what is no option is for the file
-    given = {n: v for n, v in options.items() if n in fields and v not in (None, ())}
-    return make_recipe(settings | given, source=str(path) if path is not None else "options")
 
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:

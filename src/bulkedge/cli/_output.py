@@ -16,12 +16,54 @@ import click
 from bulkedge._errors import OutputError
 
 if TYPE_CHECKING:
-    from bulkedge._audit import Record
+    from bulkedge._audit import Recipe, Record
 
 CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
 RECORD_NAME, JOURNAL_NAME = "record.json", "journal.jsonl"
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def recipe_options(command: Command) -> Command:
+    """The options of a command that audits: what a recipe has."""
+    options = (
+        click.option(
+            "-k", "--top-k", type=int, help="Leading tuned directions to judge.  [default: 10]"
+        ),
+        click.option("--epsilon", type=float, help="Score below which one counts.  [default: 0.5]"),
+        click.option(
+            "--side",
+            type=click.Choice(["left", "right", "both"]),
+            help="Singular vectors to compare.  [default: left]",
+        ),
+        click.option(
+            "--include", multiple=True, metavar="GLOB", help="Only tensors that match; repeatable."
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="GLOB", help="No tensors that match; repeatable."
+        ),
+        click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]"),
+        click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]"),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            help="Recipe in YAML; options override it.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def recipe_of(options: dict[str, Any]) -> Recipe:
+    """The recipe file's settings, overridden by what was given on the command line."""
+    from bulkedge._audit import Recipe, make_recipe, read_recipe
+
+    path: Path | None = options["config"]
+    settings = read_recipe(path) if path is not None else {}
+    fields = Recipe.model_fields  # what is no option is for the file
+    given = {n: v for n, v in options.items() if n in fields and v not in (None, ())}
+    return make_recipe(settings | given, source=str(path) if path is not None else "options")
 
 
 def verdict_options(command: Command) -> Command:
@@ -120,6 +162,13 @@ def _umask() -> int:
 @contextmanager
 def show_progress(quiet: bool, total: int, doing: str = "auditing") -> Iterator[Any]:
     """A bar with the time left on stderr; nothing where stderr is no terminal."""
+    with show_phases(quiet) as bar:
+        yield bar and (lambda name, done, total_=total: bar(doing, name, done, total_))
+
+
+@contextmanager
+def show_phases(quiet: bool) -> Iterator[Any]:
+    """The same for several things that are done one after the other."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -127,14 +176,27 @@ def show_progress(quiet: bool, total: int, doing: str = "auditing") -> Iterator[
     if quiet or not console.is_terminal:
         yield None
         return
-    columns = (doing, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(doing, total=total)
-        yield lambda name, done, total: bar.update(task, completed=done)
+        tasks: dict[str, Any] = {}
+
+        def advance(doing: str, name: str, done: int, total: int) -> None:
+            if doing not in tasks:
+                tasks[doing] = bar.add_task(doing, total=total)
+            bar.update(tasks[doing], completed=done, total=total)
+
+        yield advance
 
 
 def show(record: Record, options: dict[str, Any]) -> None:
     """The record on stdout, as JSON or as a table."""
+    from bulkedge.report import print_record
+
+    show_as(record, print_record, options)
+
+
+def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -> None:
+    """A record on stdout, as JSON or as ``print_`` shows it in a console."""
     if options["as_json"]:
         text = record.to_json()
         if sys.stdout.isatty():  # names may hold characters that act on a terminal
@@ -143,12 +205,10 @@ def show(record: Record, options: dict[str, Any]) -> None:
     else:
         from rich.console import Console
 
-        from bulkedge.report import print_record
-
         console = Console()
         if not console.is_terminal:  # a pipe has no edge to fold at
             console = Console(width=160)
-        print_record(record, console, brief=options["quiet"])
+        print_(record, console, brief=options["quiet"])
     sys.stdout.flush()  # a full disk must be noticed here, not at exit
 
 

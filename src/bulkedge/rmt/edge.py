@@ -83,6 +83,22 @@ class BulkFit:
         """θ_c: the strength beyond which a further spike makes an outlier."""
         return self.bulk.threshold
 
+    def chance_of(self, value: float) -> float:
+        """Chance that the largest value of such a bulk, without its spikes, is at least ``value``.
+
+        Args:
+            value: A singular value.
+
+        Returns:
+            The p-value: by the Tracy–Widom law at a soft edge, 0 or 1 at a hard one.
+        """
+        if isinstance(self.bulk, White):
+            return edge_test(value, self.shape, sigma=self.sigma, fitted=True)
+        edge = self.bulk.fitted if isinstance(self.bulk, Empirical) else None
+        if edge is None or edge.hard:
+            return float(value <= self.edge)
+        return float(TracyWidom().sf((value - edge.position) / edge.scale))
+
 
 def fit_bulk(
     values: Array, shape: tuple[int, int], *, level: float = 0.05, exact: int | None = None

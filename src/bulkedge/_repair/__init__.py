@@ -1,0 +1,224 @@
+"""The repair: audit, treat what was found, write, audit what was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bulkedge import __version__
+from bulkedge._audit import (
+    Engine,
+    LocalEngine,
+    Plan,
+    Recipe,
+    Record,
+    keep_out_of_inputs,
+    make_plan,
+    make_recipe,
+    run_plan,
+)
+from bulkedge._audit.plan import check_globs
+from bulkedge._audit.record import Tool
+from bulkedge._errors import InputError, OutputError
+from bulkedge.checkpoint.write import new_folder
+from bulkedge.intruder import Verdict
+
+from .matrix import Selection
+from .method import METHODS, Case, Correction, Method, Project, Scale, Shrink, ToEdge
+from .output import Output
+from .record import RepairedMatrix, RepairRecord, Treated
+from .work import Work
+
+__all__ = [
+    "METHODS",
+    "Case",
+    "Correction",
+    "Method",
+    "Project",
+    "RepairRecord",
+    "RepairedMatrix",
+    "Scale",
+    "Selection",
+    "Shrink",
+    "ToEdge",
+    "Treated",
+    "repair",
+]
+
+RECORD_NAME = "repair.json"
+
+Progress = Callable[[str, str, int, int], None]
+"""Called as ``progress(phase, what was finished, how many so far, how many in all)``."""
+
+
+def repair(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    *,
+    method: Method | None = None,
+    select: str = "rotated",
+    level: float | None = None,
+    only: Iterable[str] = (),
+    max_rank: int | None = None,
+    recipe: Recipe | dict[str, Any] | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> RepairRecord:
+    """Take the intruder dimensions out of a fine-tune, and audit what is left.
+
+    The fine-tune is audited, each matrix with intruders is corrected by ``method``, a copy of the
+    input is written with the corrected matrices in it, and that copy is audited.  An adapter stays
+    an adapter of the same kind, a checkpoint a checkpoint; every tensor that is not corrected is
+    carried over byte for byte.
+
+    Cost: two audits; and for each corrected matrix one audit of it a round, with its leading
+    triplets to full precision.
+
+    Args:
+        base: The base, as for :func:`bulkedge.audit`.
+        tuned: The fine-tune: an adapter or a checkpoint.
+        out: The folder to be, with the repaired files and ``repair.json``; nothing is written if
+            None.
+        method: What to do: ``Scale``, ``ToEdge``, ``Shrink`` or ``Project``; ``Project()`` if None.
+        select: The mildest verdict that is treated: ``"rotated"``, the paper's count, or
+            ``"intruder"``.
+        level: Treat only directions whose singular value noise like the base's bulk reaches with
+            at most this probability.
+        only: Globs over names of either side: no other matrix is touched.
+        max_rank: The largest rank of a repaired update; what that leaves out is ``loss`` in the
+            record.  If None, updates grow by as many columns as it takes.
+        recipe: What to measure, as for :func:`bulkedge.audit`.
+        jobs: Worker processes of the audits.
+        progress: Called after each matrix of each phase.
+
+    Returns:
+        The record: both audits, and what was done to each matrix.
+
+    Raises:
+        OutputError: If ``out`` exists, lies in an input, or cannot be written.
+        CheckpointError: As :func:`bulkedge.audit`.
+        RecipeError: Likewise, and if a glob of ``only`` matches nothing.
+        InputError: If ``select``, ``level`` or ``max_rank`` makes no sense.
+
+    References:
+        Shuttleworth et al., arXiv:2410.21228; see the methods for theirs.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> W0 = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+        >>> update = 50 * torch.eye(32)[:, :1] @ torch.eye(32)[:1]
+        >>> save_file({"layer.weight": W0}, folder / "base.safetensors")
+        >>> save_file({"layer.weight": W0 + update}, folder / "tuned.safetensors")
+        >>> found = repair(
+        ...     folder / "base.safetensors", folder / "tuned.safetensors", folder / "repaired",
+        ...     recipe={"top_k": 1},
+        ... )
+        >>> found.before.summary.intruders, found.after.summary.intruders
+        (1, 0)
+        >>> sorted(path.name for path in (folder / "repaired").iterdir())
+        ['repair.json', 'tuned.safetensors']
+    """
+    settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
+    selection, method = _selection(select, level), method or Project()
+    if max_rank is not None and max_rank < 1:
+        raise InputError(f"expected max_rank ≥ 1, got {max_rank}")
+    plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
+    only = tuple(only)
+    check_globs(only, plan.names)
+    if out is not None:
+        check_output(Path(out), plan)
+    engine = LocalEngine(jobs)
+    before = run_plan(plan, settled, engine=engine, progress=_phase(progress, "auditing"))
+    work = Work(plan, settled, method, selection, max_rank)
+    todo = work.affected(before, only)
+    if out is None:
+        work.treat(todo, None, _phase(progress, "repairing"))
+        return _record(work, before, None, None, ())
+    with new_folder(Path(out)) as folder:
+        output = Output.copy(plan.tuned, folder)
+        (folder / RECORD_NAME).unlink(missing_ok=True)  # of an earlier repair
+        work.treat(todo, output, _phase(progress, "repairing"))
+        after = _audit_again(base, output, Path(out), settled, engine, progress)
+        record = _record(work, before, after, Path(out), output.left_behind)
+        (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+    return record
+
+
+def check_output(out: Path, plan: Plan) -> None:
+    """Raise unless a repaired copy may be written there.
+
+    Args:
+        out: The folder to be.
+        plan: What the inputs are.
+
+    Raises:
+        OutputError: If it exists, or lies in an input.
+    """
+    if os.path.lexists(out):
+        raise OutputError(f"{out}: exists; a repair is never written over anything, name another")
+    keep_out_of_inputs(out, plan)
+
+
+def _selection(select: str, level: float | None) -> Selection:
+    """Which directions are treated."""
+    if select not in ("rotated", "intruder"):
+        raise InputError(f"expected select 'rotated' or 'intruder', got {select!r}")
+    if level is not None and not 0 < level <= 1:
+        raise InputError(f"expected a level in (0, 1], got {level}")
+    return Selection(Verdict(select), level)
+
+
+def _phase(progress: Progress | None, phase: str) -> Callable[[str, int, int], None] | None:
+    """Progress of one phase."""
+    if progress is None:
+        return None
+    return lambda name, done, total: progress(phase, name, done, total)
+
+
+def _audit_again(
+    base: str | os.PathLike[str],
+    output: Output,
+    out: Path,
+    recipe: Recipe,
+    engine: Engine,
+    progress: Progress | None,
+) -> Record:
+    """The audit of what was written, under the name that it will have."""
+    plan = make_plan(os.fspath(base), output.path, recipe)
+    found = run_plan(plan, recipe, engine=engine, progress=_phase(progress, "verifying"))
+    named = out / output.path.relative_to(output.folder)
+    tuned = found.inputs.tuned.model_copy(update={"path": str(named)})
+    return found.model_copy(update={"inputs": found.inputs.model_copy(update={"tuned": tuned})})
+
+
+def _record(
+    work: Work,
+    before: Record,
+    after: Record | None,
+    out: Path | None,
+    left_behind: tuple[str, ...],
+) -> RepairRecord:
+    """The record of a repair."""
+    import torch
+
+    counts = {row.name: work.counted(row) for row in after.matrices} if after else {}
+    names = {kind: name for name, kind in METHODS.items()}
+    method = {"name": names.get(type(work.method), type(work.method).__name__)}
+    settings = {"select": work.selection.mildest.value, "level": work.selection.level}
+    return RepairRecord(
+        tool=Tool(version=__version__, torch=torch.__version__),
+        method=method | asdict(work.method),  # pyright: ignore[reportArgumentType]
+        selection=settings,
+        max_rank=work.max_rank,
+        output=None if out is None else str(out),
+        left_behind=list(left_behind),
+        before=before,
+        matrices=[row.told(counts.get(row.comparison.base.name)) for row in work.rows],
+        after=after,
+    )

@@ -1,0 +1,196 @@
+"""Corrected updates as stored factors again: one pair of tensors for each layer, or each stack.
+
+An update of rank r that was corrected by c columns has rank r + c at most.  Where its true rank is
+no larger than r, it is written in r columns; else in r + c, the first r as they were, or in fewer,
+by the optimal truncation, where a rank is the most that is wanted (Eckart and Young).  The scale
+stays what it was, so that whoever reads the factors and not the patterns of ranks is right, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bulkedge._linmap import LowRank
+from bulkedge.checkpoint import LoraFactors
+from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.update import balanced
+
+from .method import Correction
+
+
+@dataclass(frozen=True)
+class Part:
+    """A corrected part of a layer's update: all of it, one expert's, a block of rows.
+
+    Attributes:
+        stored: Where it lies.
+        correction: What is added to ``s·B·A``.
+        magnitude: The new norms of its rows; None without any.
+    """
+
+    stored: LoraFactors
+    correction: Correction
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is to be stored of a layer.
+
+    Attributes:
+        tensors: New tensors by name, in the dtypes of the old ones.
+        rank: Of each update.
+        errors: ``‖stored − meant‖_F`` of each part: what dtype and rank leave out.
+    """
+
+    tensors: dict[str, Tensor]
+    rank: int
+    errors: list[float]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The stored factors of a layer, or of a stack of experts, with all corrections to them.
+
+    Attributes:
+        whole: The factors, of all experts and rows.
+        parts: The corrections.
+    """
+
+    whole: LoraFactors
+    parts: list[Part]
+
+    def store(self, max_rank: int | None) -> Stored:
+        """The tensors to store.
+
+        Args:
+            max_rank: The largest rank wanted; None for as many columns as it takes.
+
+        Returns:
+            The tensors, their rank, and what they leave out.
+        """
+        stacked = self.whole.experts > 1
+        experts = list(range(self.whole.experts)) if stacked else [None]
+        of = {e: [p for p in self.parts if not stacked or p.stored.expert == e] for e in experts}
+        pairs = [self._corrected(e, of[e], max_rank) for e in experts]
+        rank = max(A.shape[0] for _, A in pairs)
+        kinds = {info.name: torch_dtypes()[info.dtype] for info in self.whole.infos}
+        pairs = [_padded(B, A, rank) for B, A in pairs]
+        tensors = self._assembled(pairs) | self._magnitudes()
+        tensors = {name: tensor.to(kinds[name]) for name, tensor in tensors.items()}
+        left, right = kinds[self.whole.B.name], kinds[self.whole.A.name]
+        if self.whole.embedding or self.whole.flipped:
+            left, right = right, left
+        rounded = dict(zip(experts, [(B.to(left), A.to(right)) for B, A in pairs], strict=True))
+        errors = [
+            _error(part, *rounded[part.stored.expert if stacked else None]) for part in self.parts
+        ]
+        return Stored(tensors, rank, errors)
+
+    def _corrected(
+        self, expert: int | None, parts: list[Part], max_rank: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Factors of one expert or of the layer, as ``(out, in)``, scale divided out."""
+        B, A, scale = self.whole.of(expert=expert).read()
+        if not parts:
+            return B, A
+        X = torch.cat([_all_rows(part, len(B)) for part in parts], dim=1)
+        Y = torch.cat([part.correction.Y for part in parts], dim=1)
+        return compact(B, A, scale, Correction(X, Y), max_rank)
+
+    def _assembled(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """The layout of the file, from factors as ``(out, in)`` of one rank."""
+        whole = self.whole
+        if whole.embedding or whole.flipped:
+            pairs = [(A.mT, B.mT) for B, A in pairs]
+        B = torch.stack([B for B, _ in pairs], dim=2).flatten(1)  # rank by rank
+        A = torch.cat([A for _, A in pairs])  # expert by expert
+        return {
+            whole.A.name: A.reshape(-1, *whole.A.shape[1:]),
+            whole.B.name: B.reshape(len(B), -1, *whole.B.shape[2:]),
+        }
+
+    def _magnitudes(self) -> dict[str, Tensor]:
+        """The norms of all rows, those of the parts replaced; nothing without any."""
+        norms, info = self.whole.read_magnitude(), self.whole.magnitude
+        if norms is None or info is None:
+            return {}
+        for part in self.parts:
+            if part.magnitude is not None:
+                norms[_rows(part)] = part.magnitude.to(norms)
+        return {info.name: norms.reshape(info.shape)}
+
+
+def grouped(parts: Iterable[Part]) -> list[Layer]:
+    """The layers, or stacks, that parts belong to."""
+    layers: dict[str, Layer] = {}
+    for part in parts:
+        whole = replace(part.stored, expert=None, rows=None)
+        layers.setdefault(part.stored.A.name, Layer(whole, [])).parts.append(part)
+    return list(layers.values())
+
+
+def compact(
+    B: Tensor, A: Tensor, scale: float, more: Correction, max_rank: int | None
+) -> tuple[Tensor, Tensor]:
+    """Factors of ``(s·B·A + X Yᵀ)/s`` in as few columns as they need.
+
+    Args:
+        B: Shape ``(m, r)``.
+        A: Shape ``(r, n)``.
+        scale: s, not zero.
+        more: The correction.
+        max_rank: The largest rank wanted.
+
+    Returns:
+        B and A, of rank r where that is enough.
+    """
+    r, limit = A.shape[0], max_rank or A.shape[0] + more.X.shape[1]
+    X, Y = _evened(more.X / scale, more.Y)
+    wide, tall = torch.cat([B, X], dim=1), torch.cat([A, Y.mT])
+    found = balanced(wide, tall, 1.0, (len(B), A.shape[1]))
+    if found.rank > min(r, limit) and wide.shape[1] <= limit:
+        return wide, tall
+    rank = min(found.rank, limit)
+    return _padded(found.P[:, :rank], found.Q[:, :rank].mT, min(r, limit))
+
+
+def _error(part: Part, B: Tensor, A: Tensor) -> float:
+    """``‖stored − meant‖_F`` of a part whose layer is stored as ``B A``."""
+    old_B, old_A, scale = part.stored.read()
+    X, Y = part.correction.X, part.correction.Y
+    wide = torch.cat([scale * B[_rows(part)].double(), -scale * old_B, -X], dim=1)
+    tall = torch.cat([A.double(), old_A, Y.mT])
+    return float(torch.linalg.vector_norm(LowRank(wide, tall).singular_values()))
+
+
+def _rows(part: Part) -> slice:
+    """The output rows of a part."""
+    return slice(None) if part.stored.rows is None else slice(*part.stored.rows)
+
+
+def _all_rows(part: Part, rows: int) -> Tensor:
+    """X, with zeros for the rows of other parts."""
+    X = part.correction.X.new_zeros(rows, part.correction.X.shape[1])
+    X[_rows(part)] = part.correction.X
+    return X
+
+
+def _evened(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, with columns of equal length on both sides."""
+    x, y = (torch.linalg.vector_norm(side, dim=0) for side in (X, Y))
+    root = (x * y).sqrt()
+    return X * (root / x).nan_to_num(0.0, 0.0), Y * (root / y).nan_to_num(0.0, 0.0)
+
+
+def _padded(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same product in ``rank`` columns, the last of them zero."""
+    missing = max(rank - A.shape[0], 0)
+    return (
+        torch.nn.functional.pad(B, (0, missing)),
+        torch.nn.functional.pad(A, (0, 0, 0, missing)),
+    )

@@ -1,0 +1,215 @@
+"""One matrix: which of its directions are treated, how, and what that leaves of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bulkedge._audit import Comparison, Recipe
+from bulkedge._audit.judge import Judged, judge
+from bulkedge._audit.load import Pair, load
+from bulkedge._audit.record import Direction
+from bulkedge._audit.spikes import measure_base
+from bulkedge._linmap import LowRank
+from bulkedge.intruder import COUNTED, Verdict
+from bulkedge.rmt import BulkFit
+from bulkedge.triplet import SingularTriplets, singular_triplet
+from bulkedge.update import Factors, balanced
+
+from .corrected import corrected, in_factors
+from .method import Case, Correction, Method
+from .record import Treated
+
+EXACT = 1e-9
+"""Residual over σ₁ below which a triplet is not computed once more."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which directions are treated.
+
+    Attributes:
+        mildest: The mildest verdict: ``rotated``, the paper's count, or ``intruder``.
+        level: Only those whose value noise like the base's bulk reaches with no more than this
+            probability; None for any.
+    """
+
+    mildest: Verdict = Verdict.ROTATED
+    level: float | None = None
+
+    def by_verdict(self, direction: Direction) -> bool:
+        """Whether a direction has a verdict that is treated."""
+        return direction.verdict in COUNTED[COUNTED.index(self.mildest) :]
+
+    def __call__(self, direction: Direction, fit: BulkFit | None) -> bool:
+        """Whether a direction is treated in a matrix whose base has that bulk."""
+        if self.level is None or not self.by_verdict(direction):
+            return self.by_verdict(direction)
+        return fit is not None and fit.chance_of(direction.sigma) <= self.level
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was found for one matrix.
+
+    Attributes:
+        pair: Base and tuned matrix as they were.
+        after: The same, corrected.
+        correction: What was added.
+        treated: The directions that were treated, of every round.
+        rounds: How many rounds.
+        remaining: How many directions would still be treated.
+    """
+
+    pair: Pair
+    after: Pair
+    correction: Correction
+    treated: list[Treated]
+    rounds: int
+    remaining: int
+
+    @property
+    def in_factors(self) -> Correction:
+        """The correction as one of what the factors add up to."""
+        return in_factors(self.pair, self.correction)
+
+
+def treat(comparison: Comparison, method: Method, selection: Selection, recipe: Recipe) -> Repair:
+    """Find the correction of one matrix.
+
+    Cost: what auditing it costs for each round, and k triplets to full precision.
+
+    Args:
+        comparison: Which matrix.
+        method: What to do.
+        selection: Which directions are to be treated.
+        recipe: Of the audit that found them.
+
+    Returns:
+        The correction; nothing is written.
+
+    Raises:
+        InputError: If the method does not apply to this matrix.
+    """
+    pair = load(comparison, torch.device(recipe.device))
+    total, treated = Correction.none(comparison.base.acts_as, pair.base.device), []
+    now, rounds = pair, 0
+    while True:
+        update = None if now.low_rank is None else _balanced(now.low_rank)
+        judged, _ = judge(now, update, recipe)
+        fit = _fit(judged, now)
+        chosen = [row for row in judged.directions if selection(row, fit)]
+        if not chosen or rounds == method.rounds:
+            return Repair(pair, now, total, treated, rounds, len(chosen))
+        case = _case(now, update, judged, fit, chosen, recipe, rounds)
+        treated += _rows(case, chosen)
+        total = total.then(method.correct(case))
+        now = corrected(pair, total)
+        rounds += 1
+
+
+def _balanced(update: LowRank) -> Factors:
+    return balanced(update.B, update.A, update.scale, update.shape)
+
+
+def _fit(judged: Judged, pair: Pair) -> BulkFit | None:
+    """The bulk of the base; None where it has none."""
+    shape = (pair.base.shape[0], pair.base.shape[1])
+    base, _ = measure_base(judged.spectrum, shape, judged.exact)
+    return None if base is None else base.fit
+
+
+def _case(
+    pair: Pair,
+    update: Factors | None,
+    judged: Judged,
+    fit: BulkFit | None,
+    chosen: list[Direction],
+    recipe: Recipe,
+    rounds: int,
+) -> Case:
+    """What a method needs to know."""
+    wide = torch.float64
+    difference = pair.update_map(wide)
+    if difference is None:
+        raise TypeError("expected a matrix that differs from its base")
+    triplets = _exact(pair, judged)
+    index = sorted({row.index for row in chosen})
+    found = _matched(judged.tuned, triplets, index)
+    sides = {(row.index, row.side) for row in chosen}
+    return Case(
+        base=pair.base_map(wide),
+        tuned=pair.tuned_map(wide),
+        update=difference,
+        sigma=triplets.sigma[found].double(),
+        u=triplets.u[:, found].double(),
+        v=triplets.v[:, found].double(),
+        left=torch.tensor([(i, "left") in sides for i in index]),
+        right=torch.tensor([(i, "right") in sides for i in index]),
+        spikes=update,
+        fit=fit,
+        subspace=2 * recipe.top_k,
+        round=rounds,
+    )
+
+
+def _exact(pair: Pair, judged: Judged) -> SingularTriplets:
+    """The leading tuned triplets to float64."""
+    tuned = judged.tuned
+    if bool((tuned.residuals <= EXACT * tuned.sigma[0]).all()):
+        return tuned
+    start = (tuned.u, tuned.v)
+    return singular_triplet(
+        pair.tuned_map(torch.float64), len(tuned.sigma), init=start, strict=False
+    )
+
+
+def _matched(rough: SingularTriplets, exact: SingularTriplets, index: list[int]) -> Tensor:
+    """The places of rough triplets among exact ones, whose order rounding may have changed."""
+    inside = (rough.u[:, index].mT.double() @ exact.u.double()).abs()
+    inside *= (rough.v[:, index].mT.double() @ exact.v.double()).abs()
+    places: list[int] = []
+    for row in inside:
+        row[places] = -1.0
+        places.append(int(row.argmax()))
+    return torch.tensor(places)
+
+
+def _rows(case: Case, chosen: list[Direction]) -> list[Treated]:
+    """What the record says of the directions of one round."""
+    index = sorted({row.index for row in chosen})
+    base = (case.u * case.base.matmat(case.v)).sum(dim=0) / case.sigma
+    share = dict(zip(index, base.tolist(), strict=True))
+    return [
+        Treated(
+            round=case.round + 1,
+            index=row.index,
+            side=row.side,
+            sigma=row.sigma,
+            score=row.score,
+            subspace_overlap=row.subspace_overlap,
+            verdict=row.verdict,
+            base_share=share[row.index],
+        )
+        for row in chosen
+    ]
+
+
+def norm_of_update(pair: Pair) -> float:
+    """``‖W − W0‖_F``."""
+    if pair.low_rank is not None:
+        return float(_balanced(pair.low_rank).gamma.square().sum().sqrt())
+    difference = pair.update_map()
+    return 0.0 if difference is None else float(torch.linalg.vector_norm(difference.to_dense()))
+
+
+def norm_of_change(before: Pair, after: Pair) -> float:
+    """``‖W' − W‖_F``."""
+    if before.low_rank is not None and after.low_rank is not None:
+        a, b = before.low_rank, after.low_rank
+        B = torch.cat([b.scale * b.B, -a.scale * a.B], dim=1)
+        return norm_of_update(replace(before, factors=LowRank(B, torch.cat([b.A, a.A]))))
+    W, V = (pair.tuned_map(torch.float64).to_dense() for pair in (before, after))
+    return float(torch.linalg.vector_norm(V - W))

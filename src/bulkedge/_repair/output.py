@@ -1,0 +1,162 @@
+"""A repaired fine-tune on disk: a copy of the input with other numbers in some of its tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, read_header
+from bulkedge.checkpoint.adapter import CONFIG
+from bulkedge.checkpoint.kohya import METADATA
+from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.checkpoint.read import read_json
+from bulkedge.checkpoint.write import copy_file, copy_tree, rewrite, write_matrix
+
+from .factors import Layer, Stored
+
+PATTERNS = ("rank_pattern", "alpha_pattern")
+PART = re.compile(r"\[[^\[\]]*\]$")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A copy of an input, to be changed.
+
+    Attributes:
+        source: The input.
+        folder: The copy's folder.
+        left_behind: Files of the input that were not copied.
+    """
+
+    source: Checkpoint | Adapter
+    folder: Path
+    left_behind: tuple[str, ...] = ()
+
+    @classmethod
+    def copy(cls, source: Checkpoint | Adapter, folder: Path) -> Output:
+        """Copy everything that is not a pickle.
+
+        Args:
+            source: The input: a file, or a folder with all that lies in it.
+            folder: An empty folder.
+
+        Returns:
+            The copy.
+        """
+        if source.path.is_file() and not source.path.name.endswith(".index.json"):
+            copy_file(source.path, folder / source.path.name)
+            return cls(source, folder)
+        root = source.path.parent if source.path.is_file() else source.path
+        return cls(source, folder, tuple(copy_tree(root, folder)))
+
+    @property
+    def path(self) -> Path:
+        """What stands for the copy as the input's path does for the input."""
+        return self.folder / self.source.path.name if self.source.path.is_file() else self.folder
+
+    def write_matrix(self, matrix: StoredMatrix, value: Tensor) -> None:
+        """Write a full matrix over the one in the copy."""
+        write_matrix(matrix, value, self.folder / matrix.info.file.name)
+
+    def write_factors(self, layers: Mapping[str, tuple[Layer, Stored]]) -> None:
+        """Write new factors, and what tells their ranks.
+
+        Args:
+            layers: By the key that PEFT knows a module by.
+        """
+        (file, *_) = self.source.files
+        copy = self.folder / file.name
+        tensors: dict[str, Tensor] = {}
+        grown: dict[str, tuple[Layer, int]] = {}
+        for key, (layer, stored) in layers.items():
+            tensors |= stored.tensors
+            if stored.rank != layer.whole.rank:
+                grown[key] = layer, stored.rank
+        metadata = None
+        if isinstance(self.source, Adapter) and grown:
+            tensors |= _alphas(grown)
+            if self.source.flattened:
+                metadata = _told_in_metadata(copy, grown)
+            else:
+                _tell_in_config(self.folder / CONFIG, grown, self.source.config.use_rslora)
+        before = copy.with_name(f".{copy.name}.before")
+        copy.rename(before)
+        rewrite(before, copy, tensors, metadata)
+        shutil.copymode(before, copy)
+        before.unlink()
+
+
+def _alphas(grown: Mapping[str, tuple[Layer, int]]) -> dict[str, Tensor]:
+    """The stored α of layers whose rank has changed: α/r is what it was."""
+    found = {}
+    for layer, rank in grown.values():
+        if (info := layer.whole.alpha) is not None:
+            value = torch.full(info.shape, layer.whole.scale * rank, dtype=torch.float64)
+            stored = value.to(torch_dtypes()[info.dtype])
+            # an integer, or half precision, may not hold it
+            exact = torch.equal(stored.double(), value)
+            found[info.name] = stored if exact else value.float()
+    return found
+
+
+def _tell_in_config(path: Path, grown: Mapping[str, tuple[Layer, int]], rslora: bool) -> None:
+    """Put the new ranks into PEFT's patterns, in front: the first that matches counts."""
+    config = read_json(path)
+    ranks = {re.escape(key): rank for key, (_, rank) in grown.items()}
+    alphas = {
+        re.escape(key): _plain(layer.whole.scale * (math.sqrt(rank) if rslora else rank))
+        for key, (layer, rank) in grown.items()
+    }
+    for field, new in zip(PATTERNS, (ranks, alphas), strict=True):
+        config[field] = _in_front(new, config.get(field))
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _told_in_metadata(file: Path, grown: Mapping[str, tuple[Layer, int]]) -> dict[str, str]:
+    """The same in the metadata of a file by diffusers; nothing new where there is none."""
+    _, metadata = read_header(file)
+    if METADATA not in metadata:
+        return metadata
+    told: dict[str, Any] = json.loads(metadata[METADATA])
+    for key, (layer, rank) in grown.items():
+        component = layer.whole.A.name.partition(".")[0]
+        if layer.whole.alpha is not None or not any(k.startswith(f"{component}.") for k in told):
+            continue
+        root = math.sqrt(rank) if told.get(f"{component}.use_rslora") else rank
+        values = (rank, _plain(layer.whole.scale * root))
+        for field, value in zip(PATTERNS, values, strict=True):
+            name = f"{component}.{field}"
+            own = re.escape(key.removeprefix(f"{component}."))
+            told[name] = _in_front({own: value}, told.get(name))
+    return metadata | {METADATA: json.dumps(told)}
+
+
+def _in_front(new: Mapping[str, float], old: Mapping[str, float] | None) -> dict[str, float]:
+    """New patterns before the old ones; what an old one said of the same key is replaced."""
+    return {**new, **{key: value for key, value in (old or {}).items() if key not in new}}
+
+
+def _plain(value: float) -> float:
+    """A whole number as an integer, as PEFT writes it."""
+    return int(value) if value == int(value) else value
+
+
+def module_of(name: str) -> str:
+    """The key that PEFT knows a module by, from what an audit calls its weight.
+
+    Args:
+        name: Such as ``layers.0.mlp.up_proj.weight`` or ``mlp.experts.down_proj[3]``.
+
+    Returns:
+        ``layers.0.mlp.up_proj``, ``mlp.experts.down_proj``.
+    """
+    return PART.sub("", name).removesuffix(".weight")

@@ -1,0 +1,196 @@
+"""The matrices of a fine-tune that are to be treated, and what came of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bulkedge._audit import Comparison, Matrix, Plan, Recipe, Record
+from bulkedge._audit.engine.local import one_thread
+from bulkedge._audit.pairing import matches
+from bulkedge._errors import InputError
+from bulkedge.checkpoint import Adapter
+from bulkedge.checkpoint.adapter import TWICE
+
+from .factors import Layer, Part, Stored, grouped
+from .matrix import Selection, norm_of_change, norm_of_update, treat
+from .method import Method
+from .output import Output, module_of
+from .record import RepairedMatrix, Treated
+
+
+@dataclass
+class Row:
+    """One matrix that was to be treated, as far as its record is known."""
+
+    comparison: Comparison
+    counted: int
+    status: Literal["repaired", "left", "refused"] = "refused"
+    note: str | None = None
+    rounds: int = 0
+    treated: list[Treated] = field(default_factory=list)
+    part: Part | None = None
+    rank: int | None = None
+    update_norm: float = 0.0
+    change: float = 0.0
+    energy: float = 0.0
+    error: float = 0.0
+
+    def told(self, after: int | None) -> RepairedMatrix:
+        """The row of the record.
+
+        Args:
+            after: How many directions the audit of the output would have treated.
+
+        Returns:
+            The row.
+        """
+        factors = self.comparison.factors
+        rank, norm = (None if factors is None else factors.rank), self.update_norm or 1.0
+        return RepairedMatrix(
+            name=self.comparison.base.name,
+            tuned_name=self.comparison.tuned_name,
+            shape=self.comparison.base.acts_as,
+            status=self.status,
+            note=self.note,
+            rounds=self.rounds,
+            directions=self.treated,
+            intruders_before=self.counted,
+            intruders_after=after,
+            rank_before=rank,
+            rank_after=rank if self.rank is None else self.rank,
+            update_norm=self.update_norm,
+            change=self.change / norm,
+            energy_removed=self.energy,
+            loss=self.error / norm,
+        )
+
+
+class Work:
+    """The matrices to be treated.
+
+    Args:
+        plan: Both inputs.
+        recipe: Of the audits.
+        method: What to do.
+        selection: Which directions to treat.
+        max_rank: The largest rank of a repaired update; None for any.
+
+    Attributes:
+        rows: What came of each matrix.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        method: Method,
+        selection: Selection,
+        max_rank: int | None,
+    ) -> None:
+        self.plan, self.recipe, self.method = plan, recipe, method
+        self.selection, self.max_rank = selection, max_rank
+        self.rows: list[Row] = []
+
+    def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
+        """What there is to treat.
+
+        Args:
+            before: The audit of the input.
+            only: Globs over names of either side; empty for all.
+
+        Returns:
+            A row for each matrix, yet to be filled.
+        """
+        found = []
+        for comparison, row in zip(self.plan.comparisons, before.matrices, strict=True):
+            names = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
+            if self.counted(row) and (not only or matches(names, only)):
+                found.append(Row(comparison, self.counted(row)))
+        return found
+
+    def counted(self, row: Matrix) -> int:
+        """How many directions of a matrix have a verdict that is to be treated."""
+        return sum(self.selection.by_verdict(direction) for direction in row.directions)
+
+    def treat(
+        self,
+        todo: list[Row],
+        output: Output | None,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        """Treat each matrix, and write what is changed.
+
+        Args:
+            todo: From :meth:`affected`.
+            output: The copy to be changed; nothing is written if None.
+            progress: Called after each matrix.
+        """
+        for row in todo:
+            row.note = why_not(row.comparison, self.plan.tuned)
+            if row.note is None:
+                self._treat(row, output)
+            self.rows.append(row)
+            if progress is not None:
+                progress(row.comparison.base.name, len(self.rows), len(todo))
+        self._store(output)
+
+    def _treat(self, row: Row, output: Output | None) -> None:
+        """Treat one matrix; its tensors are let go of at once, but for factors."""
+        comparison = row.comparison
+        try:
+            with one_thread():
+                found = treat(comparison, self.method, self.selection, self.recipe)
+        except InputError as error:
+            row.note = str(error)
+            return
+        row.status, row.rounds, row.treated = "left", found.rounds, found.treated
+        if not found.rounds:
+            return
+        row.status, row.update_norm = "repaired", norm_of_update(found.pair)
+        row.change = norm_of_change(found.pair, found.after)
+        row.energy = 1 - (norm_of_update(found.after) / row.update_norm) ** 2
+        if comparison.factors is not None:
+            row.part = Part(comparison.factors, found.in_factors.cpu(), found.after.magnitude)
+        elif output is not None and comparison.tuned is not None:
+            output.write_matrix(comparison.tuned, found.after.start.cpu())
+
+    def _store(self, output: Output | None) -> None:
+        """Write the factors of all corrected layers."""
+        owners = {id(row.part): row for row in self.rows if row.part is not None}
+        layers: dict[str, tuple[Layer, Stored]] = {}
+        for layer in grouped(row.part for row in owners.values() if row.part is not None):
+            stored = layer.store(self.max_rank)
+            mine = [owners[id(part)] for part in layer.parts]
+            for row, error in zip(mine, stored.errors, strict=True):
+                row.rank, row.error = stored.rank, error
+            layers[module_of(mine[0].comparison.tuned_name)] = layer, stored
+        if output is not None and layers:
+            output.write_factors(layers)
+
+
+def why_not(comparison: Comparison, tuned: object) -> str | None:
+    """Why a matrix cannot be written back, None if it can.
+
+    Args:
+        comparison: The matrix.
+        tuned: The fine-tune that it belongs to.
+
+    Returns:
+        The reason.
+    """
+    stored, factors = comparison.tuned, comparison.factors
+    if factors is None:
+        if stored is not None and stored.scales is not None:
+            return f"{stored.dtype} with scales: its blocks would have to be quantised anew"
+        return None
+    if factors.note == TWICE or comparison.base.info.name.endswith("in_proj_weight"):
+        return "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
+    if comparison.base.alias is not None:
+        return f"shares its tensor with {comparison.base.alias}"
+    if isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying and factors.embedding:
+        return "ensure_weight_tying: the same update is stored once more for the output layer"
+    if factors.scale == 0:
+        return "a scale of zero"
+    return None

@@ -1,0 +1,195 @@
+"""Files made from files: what is not changed is carried over byte for byte.
+
+A tensor that keeps its shape is written over in a copy of its file; a file whose tensors change
+shape is written anew, streamed.  A folder appears under its name only when all of it is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from bulkedge._errors import OutputError
+
+from .header import BITS, TensorInfo, open_regular, read_header
+from .matrix import StoredMatrix, read_elements, torch_dtypes
+from .read import PICKLES, confined
+
+if TYPE_CHECKING:  # listing names needs no torch
+    from torch import Tensor
+
+CHUNK = 2**22
+ALIGNMENT = 8
+"""The header is padded to a multiple of this, so that tensors may be mapped."""
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends, and vanishes if it fails.
+
+    Args:
+        path: The folder to be; it must not exist.
+
+    Yields:
+        The folder to write into, beside ``path``.
+
+    Raises:
+        OutputError: If it cannot be made or named.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be made ({error.strerror})") from None
+    try:
+        yield building
+        _sync(building)
+        building.chmod(0o777 & ~_umask())
+        building.rename(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def copy_tree(source: Path, target: Path) -> list[str]:
+    """Copy a folder's regular files, with what lies below it; pickles stay behind.
+
+    Args:
+        source: The folder.  Links inside it are followed where :func:`confined` does.
+        target: An empty folder.
+
+    Returns:
+        What was left behind.
+
+    Raises:
+        CheckpointError: If a link leads out of the folder.
+    """
+    left = []
+    for folder, below, names in os.walk(source):
+        here = Path(folder)
+        for name in sorted(below):
+            place = (here / name).relative_to(source)
+            if (here / name).is_symlink():  # not descended into
+                left.append(str(place))
+            else:
+                (target / place).mkdir()
+        for name in sorted(names):
+            file = here / name
+            place = file.relative_to(source)
+            is_file = stat.S_ISREG(confined(file, source).stat().st_mode)
+            if file.suffix in PICKLES or not is_file:
+                left.append(str(place))
+            else:
+                copy_file(file, target / place)
+    return left
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a regular file to a new one."""
+    with open_regular(source)[0] as file, target.open("xb") as out:
+        shutil.copyfileobj(file, out, CHUNK)
+
+
+def write_matrix(matrix: StoredMatrix, value: Tensor, file: Path) -> None:
+    """Write a matrix over the one that a copy of its file holds: what ``matrix.read()`` reads.
+
+    Args:
+        matrix: Where it lies; the copy has the layout of ``matrix.info.file``.
+        value: The new matrix as ``(out, in)``, any dtype; stored in that of the file.
+        file: The copy.
+    """
+    stored = (value.mT if matrix.transposed else value).to(torch_dtypes()[matrix.dtype])
+    rows, columns = matrix.stored_shape
+    first = (matrix.expert or 0) * rows * columns
+    if matrix.rows is not None and matrix.transposed:  # a part of every stored row
+        whole = read_elements(matrix.info, first, rows * columns, file).reshape(rows, columns)
+        whole[:, slice(*matrix.rows)] = stored
+        stored = whole
+    elif matrix.rows is not None:
+        first += matrix.rows[0] * columns
+    with file.open("r+b") as out:
+        out.seek(matrix.info.start + first * BITS[matrix.dtype] // 8)
+        _write_tensor(out, stored)
+
+
+def rewrite(
+    source: Path, target: Path, changed: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> None:
+    """A safetensors file with some tensors of another, of any shape, the others as they are.
+
+    Args:
+        source: The file that there is.
+        target: The file to be.
+        changed: New tensors by name, in the dtypes to be stored.
+        metadata: The strings of its header; those of ``source`` if None.
+    """
+    infos, old = read_header(source)
+    spelled = {dtype: name for name, dtype in torch_dtypes().items()}
+    header: dict[str, Any] = {}
+    if strings := dict(old if metadata is None else metadata):
+        header["__metadata__"] = strings
+    in_order, end = sorted(infos.values(), key=lambda info: info.start), 0
+    for info in in_order:
+        dtype, shape, size = info.dtype, list(info.shape), info.nbytes
+        if (tensor := changed.get(info.name)) is not None:
+            dtype, shape = spelled[tensor.dtype], list(tensor.shape)
+            size = tensor.numel() * tensor.element_size()
+        header[info.name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with open_regular(source)[0] as file, target.open("xb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for info in in_order:
+            if (tensor := changed.get(info.name)) is not None:
+                _write_tensor(out, tensor)
+            else:
+                _copy_bytes(file, out, info)
+
+
+def _write_tensor(out: BinaryIO, tensor: Tensor) -> None:
+    """The bytes of a tensor."""
+    import torch
+
+    # a view: converting a large tensor to bytes would copy it
+    out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _copy_bytes(file: BinaryIO, out: BinaryIO, info: TensorInfo) -> None:
+    """The bytes of a stored tensor, in pieces."""
+    file.seek(info.start)
+    left = info.nbytes
+    while left:
+        block = file.read(min(CHUNK, left))
+        if not block:
+            raise OutputError(f"{info.file}: ended too early; it was changed meanwhile")
+        out.write(block)
+        left -= len(block)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until every file below is on disk."""
+    for here, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(Path(here) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _umask() -> int:
+    """What the user keeps from others in new files; asking is setting."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,114 @@
+"""``bulkedge repair``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bulkedge._errors import RecipeError, printable
+
+from ._output import (
+    check_file,
+    exit_code,
+    recipe_of,
+    recipe_options,
+    show_as,
+    show_phases,
+    write,
+)
+
+if TYPE_CHECKING:
+    from bulkedge._repair import Method
+
+# the settings of each method that are options
+SETTINGS = {
+    "scale": ("keep", "rounds"),
+    "to-edge": ("level", "rounds"),
+    "shrink": ("rounds",),
+    "project": ("rounds",),
+}
+
+
+@click.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("tuned", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to be written.")
+@click.option("--method", type=click.Choice(list(SETTINGS)), default="project", show_default=True,
+              help="What to do about an intruder.")  # fmt: skip
+@click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
+@click.option("--level", type=float, help="to-edge: in units of the threshold.  [default: 1]")
+@click.option("--rounds", type=int, help="How often a matrix is treated at most.")
+@click.option("--select", type=click.Choice(["rotated", "intruder"]), default="rotated",
+              show_default=True, help="Mildest verdict that is treated.")  # fmt: skip
+@click.option("--significance", type=float, metavar="P",
+              help="Only values that the base's noise reaches with probability P.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="GLOB", help="Only matrices that match; repeatable.")
+@click.option("--max-rank", type=int, help="Of a repaired update; the loss is told.")
+@recipe_options
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Worker processes of the audits.")  # fmt: skip
+@click.option("--record", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the record to a file as well.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the file of --record.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
+@click.option("--fail-on", type=click.Choice(["rotated", "intruder", "never"]), default="rotated",
+              show_default=True, help="Mildest verdict left that makes the code 1.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Audit, say what would be done, write nothing.")
+def repair(base: Path, tuned: Path, **options: Any) -> None:
+    """Take the intruder dimensions out of a fine-tune, and audit what is left.
+
+    BASE and TUNED as for audit.  A copy of TUNED is written with the repaired matrices in it; what
+    is not repaired is carried over byte for byte.
+    """
+    from bulkedge._repair import repair as run
+    from bulkedge.report import print_repair
+
+    _check_options(options)
+    if options["record"] is not None:
+        check_file(options["record"], options["force"])
+    recipe = recipe_of({name: value for name, value in options.items() if name != "method"})
+    with show_phases(options["quiet"]) as progress:
+        record = run(
+            base,
+            tuned,
+            options["out"],
+            method=_method(options),
+            select=options["select"],
+            level=options["significance"],
+            only=options["only"],
+            max_rank=options["max_rank"],
+            recipe=recipe,
+            jobs=options["jobs"],
+            progress=progress,
+        )
+    show_as(record, print_repair, options)
+    if record.output is not None and not options["quiet"]:
+        click.echo(f"repaired copy written to {printable(record.output)}", err=True)
+    if options["record"] is not None:
+        write(options["record"], record.to_json())
+    sys.exit(exit_code(record.after or record.before, options["fail_on"]))
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """What does not go together."""
+    if (options["out"] is None) != options["dry_run"]:
+        raise click.UsageError("give the folder to be written (--out DIR), or --dry-run")
+
+
+def _method(options: dict[str, Any]) -> Method:
+    """The method and its settings; those of another are an error."""
+    from bulkedge._repair import METHODS
+
+    name = options["method"]
+    given = {field: options[field] for field in ("keep", "level", "rounds")}
+    given = {field: value for field, value in given.items() if value is not None}
+    if strange := sorted(set(given) - set(SETTINGS[name])):
+        raise RecipeError(
+            f"--{strange[0]} is no setting of {name}, whose settings are "
+            f"{', '.join('--' + field for field in SETTINGS[name])}"
+        )
+    return METHODS[name](**given)

@@ -102,7 +102,7 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
             console.print(f"… and {len(done) - MAX_ROWS} more matrices: see the record")
         for row in record.matrices:
             if row.status != "repaired":
-                why = row.note or "no direction is as significant as was asked for"
+                why = row.note or "nothing as significant as asked for, or nothing to take"
                 _print(console, f"NOT repaired: {row.name}: {why}")
         for name in record.left_behind:
             _print(console, f"not carried over: {name}")

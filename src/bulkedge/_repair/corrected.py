@@ -102,5 +102,5 @@ def _added(start: Tensor, correction: Correction, dtype: torch.dtype) -> Tensor:
     Y = correction.Y.mT
     tiles = zip(result.split(TILE), start.split(TILE), correction.X.split(TILE), strict=True)
     for out, W, X in tiles:
-        out.copy_(W.double().addmm_(X, Y))
+        out.copy_(torch.addmm(W.double(), X, Y))
     return result

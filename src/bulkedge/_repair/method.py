@@ -52,12 +52,20 @@ class Correction:
     Y: Tensor
     anew: bool = False
 
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything."""
+        return self.anew or self.X.shape[1] > 0
+
     def then(self, other: Correction) -> Correction:
-        """Both, one after the other."""
+        """Both, one after the other, without columns that do nothing."""
         if other.anew:
             return other
+        keep = other.X.any(dim=0) & other.Y.any(dim=0)
         return Correction(
-            torch.cat([self.X, other.X], dim=1), torch.cat([self.Y, other.Y], dim=1), self.anew
+            torch.cat([self.X, other.X[:, keep]], dim=1),
+            torch.cat([self.Y, other.Y[:, keep]], dim=1),
+            self.anew,
         )
 
     def cpu(self) -> Correction:

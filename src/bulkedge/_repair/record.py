@@ -41,7 +41,7 @@ class RepairedMatrix(_Row):
     tuned_name: str
     shape: tuple[int, int]
     status: Literal["repaired", "left", "refused"] = Field(
-        description="Left, if no direction is as significant as was asked for."
+        description="Left, if no direction is as significant as asked for, or the method leaves it."
     )
     note: str | None = Field(description="Why it was refused.")
     rounds: int = Field(description="How often it was treated.")

@@ -146,7 +146,7 @@ class Work:
             row.note = str(error)
             return
         row.status, row.rounds, row.treated = "left", found.rounds, found.treated
-        if not found.rounds:
+        if not found.correction.changes:
             return
         row.status, row.update_norm = "repaired", norm_of_update(found.pair)
         row.change = norm_of_change(found.pair, found.after)

@@ -10,6 +10,7 @@ A product of two factors grows by the columns of the correction.  DoRA, ``W = D 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -96,11 +97,32 @@ def _D(pair: Pair) -> Tensor:
     return pair.row_factors
 
 
+def rounding(pair: Pair, after: Pair, correction: Correction) -> float:
+    """What the dtype of a full matrix leaves out.
+
+    Args:
+        pair: Before.
+        after: What :func:`corrected` made of it.
+        correction: By what.
+
+    Returns:
+        ``‖stored − meant‖_F``.
+    """
+    start = pair.base if correction.anew else pair.start
+    stored = after.start.split(TILE)
+    errors = [(W - out).norm() for W, out in zip(_tiles(start, correction), stored, strict=True)]
+    return float(torch.stack(errors).norm())
+
+
 def _added(start: Tensor, correction: Correction, dtype: torch.dtype) -> Tensor:
-    """``start + X Yᵀ`` in a dtype, computed in float64, in tiles."""
+    """``start + X Yᵀ`` in a dtype."""
     result = torch.empty(start.shape, dtype=dtype, device=start.device)
-    Y = correction.Y.mT
-    tiles = zip(result.split(TILE), start.split(TILE), correction.X.split(TILE), strict=True)
-    for out, W, X in tiles:
-        out.copy_(torch.addmm(W.double(), X, Y))
+    for out, W in zip(result.split(TILE), _tiles(start, correction), strict=True):
+        out.copy_(W)
     return result
+
+
+def _tiles(start: Tensor, correction: Correction) -> Iterator[Tensor]:
+    """``start + X Yᵀ`` in float64, some rows at a time."""
+    for W, X in zip(start.split(TILE), correction.X.split(TILE), strict=True):
+        yield torch.addmm(W.double(), X, correction.Y.mT)

@@ -56,7 +56,7 @@ class RepairedMatrix(_Row):
         description="1 − ‖W' − W0‖²/‖W − W0‖²; negative where more was added than taken."
     )
     loss: float = Field(
-        description="What dtype and rank leave out: ‖stored − meant‖_F / ‖W − W0‖_F; of a dry run 0"
+        description="What dtype and rank leave out: ‖stored − meant‖_F / ‖W − W0‖_F."
     )
 
 

@@ -13,6 +13,7 @@ from bulkedge._errors import InputError
 from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.adapter import TWICE
 
+from .corrected import rounding
 from .factors import Layer, Part, Stored, grouped
 from .matrix import Selection, norm_of_change, norm_of_update, treat
 from .method import Method
@@ -153,7 +154,9 @@ class Work:
         row.energy = 1 - (norm_of_update(found.after) / row.update_norm) ** 2
         if comparison.factors is not None:
             row.part = Part(comparison.factors, found.in_factors.cpu(), found.after.magnitude)
-        elif output is not None and comparison.tuned is not None:
+            return
+        row.error = rounding(found.pair, found.after, found.correction)
+        if output is not None and comparison.tuned is not None:
             output.write_matrix(comparison.tuned, found.after.start.cpu())
 
     def _store(self, output: Output | None) -> None:

@@ -1,0 +1,131 @@
+"""``bulkedge repair``: options, output, exit codes."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bulkedge import RepairRecord
+from bulkedge.cli import cli
+from cases import gaussian, orthonormal
+from helpers import save, save_adapter
+
+
+@pytest.fixture
+def pair(tmp_path):
+    W0 = gaussian(40, 30).float()
+    save(tmp_path / "base.safetensors", {"a.weight": W0, "b\x1b[31m.weight": W0})
+    tensors = {}
+    for name in ("a", "b\x1b[31m"):
+        tensors[f"{name}.lora_A.weight"] = orthonormal(30, 2, 2).mT.float()
+        tensors[f"{name}.lora_B.weight"] = (40 * orthonormal(40, 2, 1)).float()
+    adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2)
+    (adapter / "optimizer.pt").write_bytes(b"")
+    return str(tmp_path / "base.safetensors"), str(adapter)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["repair", *map(str, arguments), "-k", "3"])
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "rank"),
+    [
+        ([], {"name": "project", "rounds": 5}, 2),
+        (["--method", "scale", "--keep", "0.0"], {"name": "scale", "keep": 0.0, "rounds": 1}, 4),
+        (["--method", "to-edge", "--level", "0.5", "--rounds", "2"],
+         {"name": "to-edge", "level": 0.5, "rounds": 2}, 2),
+        (["--method", "scale", "--max-rank", "3"], {"name": "scale", "keep": 0.0, "rounds": 1}, 3),
+    ],
+)  # fmt: skip
+def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
+    done = run(*pair, "-o", tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    record = RepairRecord.from_json(tmp_path / "out/repair.json")
+    assert record.method == settings
+    assert {row.rank_after for row in record.matrices} == {rank}
+    assert record.after.summary.intruders == 0
+    assert "4 directions new by the paper's count before, 0 after, 2 of 2 matrices" in done.stdout
+    assert "\x1b" not in done.output
+    assert "b\\x1b[31m.weight" in done.stdout
+    assert "not carried over: optimizer.pt" in done.stdout
+    assert f"repaired copy written to {tmp_path / 'out'}" in done.stderr
+
+
+def test_what_remains_is_a_finding(pair, tmp_path):
+    options = ["--method", "scale", "--keep", "0.9"]
+    assert run(*pair, "-o", tmp_path / "1", *options).exit_code == 1
+    assert run(*pair, "-o", tmp_path / "2", *options, "--fail-on", "never").exit_code == 0
+    done = run(*pair, "-o", tmp_path / "3", *options, "-q")
+    assert done.exit_code == 1
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_a_dry_run(pair, tmp_path):
+    done = run(*pair, "--dry-run", "--record", tmp_path / "r.json")
+    assert done.exit_code == 1  # of the fine-tune as it is
+    assert "would repair 2 matrices with 4 directions new" in done.stdout
+    assert RepairRecord.from_json(tmp_path / "r.json").after is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "r.json", "tuned"]
+    again = run(*pair, "--dry-run", "--record", tmp_path / "r.json")
+    assert again.exit_code != 0
+    assert "r.json: exists" in str(again.exception)
+    assert run(*pair, "--dry-run", "--record", tmp_path / "r.json", "--force").exit_code == 1
+
+
+def test_json_and_selections(pair, tmp_path):
+    done = run(*pair, "-o", tmp_path / "out", "--json", "--only", "a.*", "--select", "intruder",
+               "--significance", "0.01", "--side", "both")  # fmt: skip
+    record = json.loads(done.stdout)
+    assert [row["name"] for row in record["matrices"]] == ["a.weight"]
+    assert record["selection"] == {"select": "intruder", "level": 0.01}
+    assert record["before"]["recipe"]["side"] == "both"
+    assert done.exit_code == 1  # b is as it was
+
+
+def test_refusals_are_loud(tmp_path):
+    W0 = gaussian(48, 16).float()
+    base = save(tmp_path / "b.safetensors", {"mha.in_proj_weight": W0})
+    tensors = {
+        "mha.lora_A.weight": orthonormal(16, 2, 2).mT.float(),
+        "mha.lora_B.weight": 60 * orthonormal(48, 2, 1).float(),
+    }
+    adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2)
+    done = run(base, adapter, "-o", tmp_path / "out")
+    assert "NOT repaired: mha.in_proj_weight: MultiheadAttention" in done.stdout
+    assert done.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep", "0.5", "-o", "out"], "--keep is no setting of project"),
+        (["--method", "scale", "--level", "1", "-o", "out"], "settings are --keep, --rounds"),
+        (["--method", "scale", "--keep", "2", "-o", "out"], "expected keep between 0 and 1, got 2"),
+        ([], "give the folder to be written"),
+        (["-o", "out", "--dry-run"], "or --dry-run"),
+        (["--method", "nothing", "-o", "out"], "Invalid value for '--method'"),
+    ],
+)
+def test_options_that_make_no_sense(options, message, pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*pair, *options)
+    assert done.exit_code != 0
+    assert message in done.output + str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_incomplete_audit_is_a_failure(tmp_path):
+    base = save(tmp_path / "b.safetensors", {"a.weight": gaussian(40, 30).float()})
+    tensors = {
+        "a.lora_A.weight": orthonormal(30, 2, 2).mT.float(),
+        "a.lora_B.weight": 0.01 * orthonormal(40, 2, 1).float(),
+        "stranger.lora_A.weight": torch.ones(2, 5),
+        "stranger.lora_B.weight": torch.ones(5, 2),
+    }
+    adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2)
+    done = run(base, adapter, "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "the audit of the output is NOT complete" in done.stdout

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import render_certified
+import render_repair
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -394,17 +395,32 @@ def render() -> str:
     )
 
 
-def fill(page: str) -> str:
-    """docs/how-to-choose.md with its tables anew, each between its two comments."""
+def choices() -> dict[str, str]:
+    """The tables of docs/how-to-choose.md."""
     stored = result("choose")
     measured = stored["measured"]
-    tables = {
+    return {
         "solvers-1": solver_table(measured["forward"], 1),
         "solvers-10": solver_table(measured["forward"], 10),
         "adjoints": adjoint_table(measured["backward"]),
         "crossover": crossover_table(measured["crossover"]),
         "where": where(stored),
     }
+
+
+def repairs() -> dict[str, str]:
+    """The table of docs/repair.md."""
+    stored = result("repair")
+    table = render_repair.repair_table(stored["measured"]["rows"])
+    return {"repair": table, "where": where(stored)}
+
+
+FILLED = {"how-to-choose.md": choices, "repair.md": repairs}
+"""Pages that have tables of measurements between words, and what makes these."""
+
+
+def fill(page: str, tables: dict[str, str]) -> str:
+    """A page with its tables anew, each between its two comments."""
     for name, table in tables.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
         before, found, rest = page.partition(begin)
@@ -416,6 +432,6 @@ def fill(page: str) -> str:
 
 if __name__ == "__main__":
     (DOCS / "benchmarks.md").write_text(render())
-    choose = DOCS / "how-to-choose.md"
-    choose.write_text(fill(choose.read_text()))
+    for page, tables in FILLED.items():
+        (DOCS / page).write_text(fill((DOCS / page).read_text(), tables()))
     print(f"wrote {DOCS}")

@@ -43,7 +43,7 @@ from train import load_base, load_examples
 categories = sorted({category for category, _ in load_examples()["train"]})
 model = PeftModel.from_pretrained(load_base(sys.argv[2], categories), sys.argv[3])
 reduce_intruder_dimension(model, mitigation_lambda=float(sys.argv[4]), logging_sink=None)
-model.save_pretrained(sys.argv[5], selected_adapters=["intruder_dimensions_reduced"])
+model.save_pretrained(sys.argv[5], selected_adapters=["intruder_reduced"])
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import bulkedge
 from bulkedge._audit import make_recipe, read_recipe
-from bulkedge.cli import audit
+from bulkedge.cli import audit, repair
 from helpers import EXAMPLE, MINILM
 
 ROOT = Path(__file__).parents[1]
@@ -89,8 +89,9 @@ def test_the_first_table_is_the_measured_one(capsys):
 def test_the_benchmark_page_is_rendered_from_the_results():
     render = load_script(ROOT / "benchmarks/render.py")
     assert (ROOT / "docs/benchmarks.md").read_text() == render.render()
-    choose = (ROOT / "docs/how-to-choose.md").read_text()
-    assert choose == render.fill(choose)
+    for name, tables in render.FILLED.items():
+        page = (ROOT / "docs" / name).read_text()
+        assert page == render.fill(page, tables())
 
 
 def test_the_readme_quotes_the_stored_memory_figures():
@@ -131,9 +132,19 @@ def test_the_certificate_quotes_its_figure():
     assert f"the true scores, {scores[0]:.2f} and {scores[1]:.2f}" in page
 
 
-def test_every_option_and_record_field_is_documented():
-    page = (ROOT / "docs/audit.md").read_text()
-    for option in audit.params:
+@pytest.mark.parametrize(
+    ("page", "command", "record"),
+    [
+        ("audit.md", audit, bulkedge.Record),
+        ("repair.md", repair, bulkedge.RepairRecord),
+    ],
+    ids=["audit", "repair"],
+)
+def test_every_option_and_record_field_is_documented(page, command, record):
+    page = (ROOT / "docs" / page).read_text()
+    if command is repair:  # an audit's options and records are told once
+        page += (ROOT / "docs/audit.md").read_text()
+    for option in command.params:
         if option.param_type_name == "option":
             assert any(f"`{name}`" in page for name in option.opts), option.name
 
@@ -144,7 +155,7 @@ def test_every_option_and_record_field_is_documented():
                 if hasattr(inner, "model_fields"):
                     yield from fields(inner)
 
-    for name in fields(bulkedge.Record):
+    for name in fields(record):
         assert f"`{name}`" in page or f"`--{name}`" in page, name
 
 

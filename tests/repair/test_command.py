@@ -7,7 +7,9 @@ import torch
 from click.testing import CliRunner
 
 from bulkedge import RepairRecord
+from bulkedge._repair import METHODS
 from bulkedge.cli import cli
+from bulkedge.cli._repair import NAMES
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter
 
@@ -32,7 +34,8 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("options", "settings", "rank"),
     [
-        ([], {"name": "project", "rounds": 5}, 2),
+        ([], {"name": "to-edge", "level": 1.0, "rounds": 10}, 2),
+        (["--method", "project"], {"name": "project", "rounds": 5}, 2),
         (["--method", "scale", "--keep", "0.0"], {"name": "scale", "keep": 0.0, "rounds": 1}, 4),
         (["--method", "to-edge", "--level", "0.5", "--rounds", "2"],
          {"name": "to-edge", "level": 0.5, "rounds": 2}, 2),
@@ -51,6 +54,10 @@ def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
     assert "b\\x1b[31m.weight" in done.stdout
     assert "not carried over: optimizer.pt" in done.stdout
     assert f"repaired copy written to {tmp_path / 'out'}" in done.stderr
+
+
+def test_the_command_names_every_method():
+    assert tuple(METHODS) == NAMES
 
 
 def test_what_remains_is_a_finding(pair, tmp_path):
@@ -101,7 +108,7 @@ def test_refusals_are_loud(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--keep", "0.5", "-o", "out"], "--keep is no setting of project"),
+        (["--keep", "0.5", "-o", "out"], "--keep is no setting of to-edge"),
         (["--method", "scale", "--level", "1", "-o", "out"], "settings are --keep, --rounds"),
         (["--method", "scale", "--keep", "2", "-o", "out"], "expected keep between 0 and 1, got 2"),
         ([], "give the folder to be written"),

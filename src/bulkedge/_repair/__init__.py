@@ -83,7 +83,7 @@ def repair(
         tuned: The fine-tune: an adapter or a checkpoint.
         out: The folder to be, with the repaired files and ``repair.json``; nothing is written if
             None.
-        method: What to do: ``Scale``, ``ToEdge``, ``Shrink`` or ``Project``; ``Project()`` if None.
+        method: What to do: ``Scale``, ``ToEdge``, ``Shrink`` or ``Project``; ``ToEdge()`` if None.
         select: The mildest verdict that is treated: ``"rotated"``, the paper's count, or
             ``"intruder"``.
         level: Treat only directions whose singular value noise like the base's bulk reaches with
@@ -125,7 +125,7 @@ def repair(
         ['repair.json', 'tuned.safetensors']
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
-    selection, method = _selection(select, level), method or Project()
+    selection, method = _selection(select, level), method or ToEdge()
     if max_rank is not None and max_rank < 1:
         raise InputError(f"expected max_rank ≥ 1, got {max_rank}")
     plan = make_plan(os.fspath(base), os.fspath(tuned), settled)

@@ -312,7 +312,7 @@ class Project:
         return Correction(torch.cat([-Z, -columns], dim=1), torch.cat([rows, V], dim=1))
 
 
-METHODS = {"scale": Scale, "to-edge": ToEdge, "shrink": Shrink, "project": Project}
+METHODS = {"to-edge": ToEdge, "project": Project, "scale": Scale, "shrink": Shrink}
 """The methods by the names of the command line."""
 
 

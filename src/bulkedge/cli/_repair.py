@@ -23,20 +23,14 @@ from ._output import (
 if TYPE_CHECKING:
     from bulkedge._repair import Method
 
-# the settings of each method that are options
-SETTINGS = {
-    "scale": ("keep", "rounds"),
-    "to-edge": ("level", "rounds"),
-    "shrink": ("rounds",),
-    "project": ("rounds",),
-}
+NAMES = ("to-edge", "project", "scale", "shrink")
 
 
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to be written.")
-@click.option("--method", type=click.Choice(list(SETTINGS)), default="project", show_default=True,
+@click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
               help="What to do about an intruder.")  # fmt: skip
 @click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
 @click.option("--level", type=float, help="to-edge: in units of the threshold.  [default: 1]")
@@ -101,14 +95,17 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _method(options: dict[str, Any]) -> Method:
     """The method and its settings; those of another are an error."""
+    from dataclasses import fields
+
     from bulkedge._repair import METHODS
 
-    name = options["method"]
+    method = METHODS[options["method"]]
+    settings = [field.name for field in fields(method)]
     given = {field: options[field] for field in ("keep", "level", "rounds")}
     given = {field: value for field, value in given.items() if value is not None}
-    if strange := sorted(set(given) - set(SETTINGS[name])):
+    if strange := sorted(set(given) - set(settings)):
         raise RecipeError(
-            f"--{strange[0]} is no setting of {name}, whose settings are "
-            f"{', '.join('--' + field for field in SETTINGS[name])}"
+            f"--{strange[0]} is no setting of {options['method']}, whose settings are "
+            f"{', '.join('--' + field for field in settings)}"
         )
-    return METHODS[name](**given)
+    return method(**given)

@@ -358,6 +358,16 @@ def test_not_inside_an_input(shards, tmp_path):
             bulkedge.repair(base, tuned, inside, recipe=RECIPE)
 
 
+def test_room_is_looked_for_before_anything_is_computed(pair, tmp_path, monkeypatch):
+    import bulkedge._repair as module
+
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(module, "run_plan", None)
+    with pytest.raises(OutputError, match=r"10 bytes free, the copy needs about \d+; make room"):
+        bulkedge.repair(*pair, tmp_path / "out", recipe=RECIPE)
+
+
 def test_nothing_half_written(pair, tmp_path, monkeypatch):
     """Whatever goes wrong, the folder is not there, and nothing is left beside it."""
     import bulkedge._repair as module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from bulkedge._audit import (
 from bulkedge._audit.plan import check_globs
 from bulkedge._audit.record import Tool
 from bulkedge._errors import InputError, OutputError
+from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.write import new_folder
 from bulkedge.intruder import Verdict
 
@@ -158,11 +160,18 @@ def check_output(out: Path, plan: Plan) -> None:
         plan: What the inputs are.
 
     Raises:
-        OutputError: If it exists, or lies in an input.
+        OutputError: If it exists, lies in an input, or there is no room for it.
     """
     if os.path.lexists(out):
         raise OutputError(f"{out}: exists; a repair is never written over anything, name another")
     keep_out_of_inputs(out, plan)
+    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    needed = 2**20 + sum(file.stat().st_size for file in plan.tuned.files)
+    if isinstance(plan.tuned, Adapter):
+        needed *= 2  # the old factors and the new ones, for a moment
+    if free < needed:
+        raise OutputError(f"{out}: {free} bytes free, the copy needs about {needed}; make room")
 
 
 def _selection(select: str, level: float | None) -> Selection:

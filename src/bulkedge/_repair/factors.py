@@ -165,7 +165,7 @@ def _error(part: Part, B: Tensor, A: Tensor) -> float:
     X, Y = part.correction.X, part.correction.Y
     wide = torch.cat([scale * B[_rows(part)].double(), -scale * old_B, -X], dim=1)
     tall = torch.cat([A.double(), old_A, Y.mT])
-    return float(torch.linalg.vector_norm(LowRank(wide, tall).singular_values()))
+    return LowRank(wide, tall).norm_bound()
 
 
 def _rows(part: Part) -> slice:

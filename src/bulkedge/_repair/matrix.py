@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from bulkedge._audit.judge import Judged, judge
 from bulkedge._audit.load import Pair, load
 from bulkedge._audit.record import Direction
 from bulkedge._audit.spikes import measure_base
-from bulkedge._linmap import LowRank
+from bulkedge._linmap import Dense, LowRank
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.rmt import BulkFit
 from bulkedge.triplet import SingularTriplets, singular_triplet
@@ -199,17 +199,18 @@ def _rows(case: Case, chosen: list[Direction]) -> list[Treated]:
 
 def norm_of_update(pair: Pair) -> float:
     """``‖W − W0‖_F``."""
-    if pair.low_rank is not None:
-        return float(_balanced(pair.low_rank).gamma.square().sum().sqrt())
-    difference = pair.update_map()
-    return 0.0 if difference is None else float(torch.linalg.vector_norm(difference.to_dense()))
+    difference = pair.low_rank or pair.update_map()
+    if difference is None:
+        return 0.0
+    if isinstance(difference, LowRank | Dense):  # of these it is exact, and cheap
+        return difference.norm_bound()
+    return float(torch.linalg.vector_norm(difference.to_dense()))
 
 
-def norm_of_change(before: Pair, after: Pair) -> float:
-    """``‖W' − W‖_F``."""
-    if before.low_rank is not None and after.low_rank is not None:
-        a, b = before.low_rank, after.low_rank
-        B = torch.cat([b.scale * b.B, -a.scale * a.B], dim=1)
-        return norm_of_update(replace(before, factors=LowRank(B, torch.cat([b.A, a.A]))))
-    W, V = (pair.tuned_map(torch.float64).to_dense() for pair in (before, after))
-    return float(torch.linalg.vector_norm(V - W))
+def norm_of_change(before: Pair, correction: Correction) -> float:
+    """``‖W' − W‖_F``, before it is rounded."""
+    if not correction.anew:
+        return LowRank(correction.X, correction.Y.mT).norm_bound()
+    W = before.tuned_map(torch.float64).to_dense()
+    meant = torch.addmm(before.base.double(), correction.X, correction.Y.mT)
+    return float(torch.linalg.vector_norm(meant - W))

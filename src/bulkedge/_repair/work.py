@@ -150,7 +150,7 @@ class Work:
         if not found.correction.changes:
             return
         row.status, row.update_norm = "repaired", norm_of_update(found.pair)
-        row.change = norm_of_change(found.pair, found.after)
+        row.change = norm_of_change(found.pair, found.correction)
         row.energy = 1 - (norm_of_update(found.after) / row.update_norm) ** 2
         if comparison.factors is not None:
             row.part = Part(comparison.factors, found.in_factors.cpu(), found.after.magnitude)

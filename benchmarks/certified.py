@@ -26,7 +26,6 @@ from bulkedge._audit.judge import Judged, certified
 from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
 from bulkedge.intruder import Verdict
-from bulkedge.update import balanced
 
 SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096)]
 K = 10
@@ -48,8 +47,7 @@ def make_pair(kind: str, m: int, n: int, rank: int, seed: int = 0) -> Pair:
 
 def audit_one(pair: Pair, recipe: Recipe) -> Judged:
     """All directions of one matrix, from its tensors."""
-    update = lora_of(pair)
-    found = certified(pair, balanced(update.B, update.A, update.scale, update.shape), recipe)
+    found = certified(pair, recipe)
     if found is None:
         raise SystemExit("the tuned triplets were not found")
     return found

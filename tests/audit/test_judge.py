@@ -8,7 +8,6 @@ from bulkedge._audit.judge import certified, dense
 from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
 from bulkedge.intruder import Verdict
-from bulkedge.update import balanced
 
 SPECTRA = (
     "noise", "decaying", "trained", "flat", "near_ties", "ties", "rank_deficient", "zero_rows",
@@ -82,12 +81,11 @@ def compare(seed):
     update = make_update(change, W0.double(), g)
     if isinstance(update, LowRank):
         pair = Pair(W0, None, update)
-        spikes = balanced(update.B, update.A, update.scale, update.shape)
     else:
-        pair, spikes = Pair(W0, (W0 + update).to(dtype), None), None
+        pair = Pair(W0, (W0 + update).to(dtype), None)
     epsilon = (0.5, 0.3, 0.8)[seed % 3]
     recipe = Recipe(top_k=int(torch.randint(1, 9, (1,), generator=g)), epsilon=epsilon, side="both")
-    ours, oracle = certified(pair, spikes, recipe), dense(pair, recipe)
+    ours, oracle = certified(pair, recipe), dense(pair, recipe)
     if ours is None:
         return 0, 0
     known = {(row.side, row.index): row for row in oracle.directions}

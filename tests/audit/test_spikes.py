@@ -149,7 +149,7 @@ def test_a_bulk_from_a_quadrature_is_that_from_all_values(shape):
     outliers = orthonormal(m, 6, 1) * torch.linspace(20, 8, 6, dtype=torch.float64)
     W0 = uneven + outliers @ orthonormal(n, 6, 2).mT
     pair = Pair(W0, None, LowRank(orthonormal(m, 1, 3), orthonormal(n, 1, 4).mT))
-    found = certified(pair, None, Recipe())
+    found = certified(pair, Recipe())
     assert 8 <= found.exact < 60
     quadrature, problem = measure_base(found.spectrum, shape, found.exact)
     assert problem is None
@@ -162,7 +162,7 @@ def test_a_bulk_from_a_quadrature_is_that_from_all_values(shape):
 def test_a_bulk_of_noise_from_a_quadrature_is_told_by_its_moments():
     W0 = gaussian(900, 600)
     pair = Pair(W0, None, LowRank(orthonormal(900, 1, 3) * 200, orthonormal(600, 1, 4).mT))
-    found = certified(pair, None, Recipe(top_k=1))
+    found = certified(pair, Recipe(top_k=1))
     assert found.exact < 8
     spectrum, _ = measure_base(found.spectrum, (900, 600), found.exact)
     assert spectrum.fit.white

@@ -36,7 +36,6 @@ from bulkedge.triplet import (
     singular_triplet,
     thin_svd,
 )
-from bulkedge.update import Factors
 
 from .load import Pair
 from .recipe import Recipe
@@ -87,12 +86,11 @@ class Judged:
         return any(direction.verdict is Verdict.UNDECIDED for direction in self.directions)
 
 
-def judge(pair: Pair, update: Factors | None, recipe: Recipe) -> tuple[Judged, str | None]:
+def judge(pair: Pair, recipe: Recipe) -> tuple[Judged, str | None]:
     """The directions of one matrix by the cheapest method that decides them.
 
     Args:
         pair: Base and tuned matrix.
-        update: The spikes of a low-rank update: where to begin.
         recipe: How many, which sides, which method.
 
     Returns:
@@ -101,7 +99,7 @@ def judge(pair: Pair, update: Factors | None, recipe: Recipe) -> tuple[Judged, s
     small = min(pair.base.shape) <= max(SMALL, 4 * recipe.top_k)
     if recipe.method == "dense" or (recipe.method == "auto" and small):
         return dense(pair, recipe), None
-    found = certified(pair, update, recipe)
+    found = certified(pair, recipe)
     if recipe.method == "certified" or not (found is None or found.undecided):
         return found or dense(pair, recipe), None
     if found is None:
@@ -112,7 +110,7 @@ def judge(pair: Pair, update: Factors | None, recipe: Recipe) -> tuple[Judged, s
     return dense(pair, recipe), f"{why}: decided by dense SVDs"
 
 
-def certified(pair: Pair, update: Factors | None, recipe: Recipe) -> Judged | None:
+def certified(pair: Pair, recipe: Recipe) -> Judged | None:
     """Intervals from products alone; None where they are not to be had that way."""
     dtype = torch.float64 if pair.base.dtype is torch.float64 else torch.float32
     W, W0 = pair.tuned_map(dtype), pair.base_map(dtype)
@@ -120,7 +118,8 @@ def certified(pair: Pair, update: Factors | None, recipe: Recipe) -> Judged | No
     if not limits.tiny**0.25 < size < limits.max**0.25:  # its powers are zero or infinite
         return None
     k = min(recipe.top_k, *W.shape)
-    start = None if update is None else (update.u[:, :k].to(dtype), update.v[:, :k].to(dtype))
+    spikes = pair.spikes  # of a low-rank update: where to begin
+    start = None if spikes is None else (spikes.u[:, :k].to(dtype), spikes.v[:, :k].to(dtype))
     tuned = singular_triplet(
         W, k, solver=GolubKahan(angle=ANGLE), init=start, generator=_seed(recipe), strict=False
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum, Widened
+from bulkedge.update import Factors, balanced
 
 from .plan import Comparison
 
@@ -60,6 +61,14 @@ class Pair:
     def low_rank(self) -> LowRank | None:
         """The whole update where it is a product of stored factors, in float64."""
         return self.factors if self.replaced is None and self.magnitude is None else None
+
+    @cached_property
+    def spikes(self) -> Factors | None:
+        """The same in balanced factors: its spikes and their vectors."""
+        update = self.low_rank
+        if update is None:
+            return None
+        return balanced(update.B, update.A, update.scale, update.shape)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

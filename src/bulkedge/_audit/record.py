@@ -7,7 +7,7 @@ never change its meaning.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,15 +17,20 @@ from bulkedge.update import Expectation
 
 from .recipe import Recipe
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SCHEMA_VERSION = "1"
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
 
 
-class _Row(BaseModel):
+class Row(BaseModel):
+    """A part of a record: frozen, no fields but its own."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
 
 
-class File(_Row):
+class File(Row):
     """One input file."""
 
     name: str = Field(description="File name.")
@@ -33,7 +38,7 @@ class File(_Row):
     sha256: str = Field(description="Digest of its content.")
 
 
-class Source(_Row):
+class Source(Row):
     """One of the two inputs."""
 
     path: str = Field(description="As the caller gave it.")
@@ -41,14 +46,14 @@ class Source(_Row):
     files: list[File] = Field(description="The files that were read.")
 
 
-class Inputs(_Row):
+class Inputs(Row):
     """What was compared."""
 
     base: Source
     tuned: Source
 
 
-class Tool(_Row):
+class Tool(Row):
     """What made the record."""
 
     name: str = "bulkedge"
@@ -56,7 +61,7 @@ class Tool(_Row):
     torch: str
 
 
-class Skipped(_Row):
+class Skipped(Row):
     """A tensor that was not audited."""
 
     name: str = Field(description="Its name in the file that holds it.")
@@ -64,7 +69,7 @@ class Skipped(_Row):
     lost: bool = Field(description="Part of the update of a weight, which went unjudged.")
 
 
-class Direction(_Row):
+class Direction(Row):
     """One leading singular vector of a tuned matrix, seen from the base."""
 
     index: int = Field(description="Rank of its singular value in the tuned matrix, 0 the largest.")
@@ -82,7 +87,7 @@ class Direction(_Row):
     residual: float = Field(description="Residual of the triplet over the largest singular value.")
 
 
-class Angles(_Row):
+class Angles(Row):
     """The tuned top k as a space, against the base's top 2k: what mixing of vectors cannot hide."""
 
     side: Literal["left", "right"]
@@ -92,7 +97,7 @@ class Angles(_Row):
     undecided: int = Field(description="How many may be on either side of √½.")
 
 
-class Bulk(_Row):
+class Bulk(Row):
     """The singular values of a base matrix: what of them is noise, and where it ends."""
 
     exact: bool = Field(description="From all singular values; else from a quadrature of them.")
@@ -105,7 +110,7 @@ class Bulk(_Row):
     p_value: float = Field(description="Of the last of them; of the largest value without any.")
 
 
-class Predicted(_Row):
+class Predicted(Row):
     """One spike (singular value of a low-rank update): expected, and measured."""
 
     theta: float = Field(description="Its strength.")
@@ -125,7 +130,7 @@ class Predicted(_Row):
     measured_right_overlap: float | None = Field(None, description="Its |⟨v, v̂⟩|².")
 
 
-class Matrix(_Row):
+class Matrix(Row):
     """One audited matrix."""
 
     name: str = Field(description="Name of the base tensor.")
@@ -153,7 +158,7 @@ class Matrix(_Row):
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
 
 
-class Summary(_Row):
+class Summary(Row):
     """The counts."""
 
     matrices: int = Field(description="Rows in `matrices`.")
@@ -175,7 +180,7 @@ class Summary(_Row):
         return judged > 0 and not (self.not_audited or self.lost or undecided)
 
 
-class Run(_Row):
+class Run(Row):
     """How the computation went; the one part that may differ between equal audits."""
 
     started: str = Field(description="UTC, ISO 8601.")
@@ -185,7 +190,7 @@ class Run(_Row):
     resumed: int = Field(0, description="Rows taken from the journal of an earlier run.")
 
 
-class Part(_Row):
+class Part(Row):
     """Which part of an audit a record has."""
 
     index: int = Field(ge=1, description="Which, counted from 1.")
@@ -194,25 +199,21 @@ class Part(_Row):
     matrices: int = Field(ge=0, le=MAX_MATRICES, description="How many rows the whole audit has.")
 
 
-class Record(_Row):
-    """The result of :func:`bulkedge.audit`."""
+class Document(Row):
+    """A record that is a file of its own.
 
-    schema_version: Literal["1"] = SCHEMA_VERSION
-    tool: Tool
-    inputs: Inputs
-    recipe: Recipe
-    shard: Part | None = Field(None, description="Null for a whole audit.")
-    summary: Summary
-    skipped: list[Skipped]
-    matrices: list[Matrix]
-    run: Run
+    Attributes:
+        kind: What a message calls it.
+    """
+
+    kind: ClassVar[str]
 
     def to_json(self) -> str:
         """The record as indented JSON text with a final newline."""
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, path: str | Path) -> Record:
+    def from_json(cls, path: str | Path) -> Self:
         """Read a record back.
 
         Args:
@@ -231,9 +232,25 @@ class Record(_Row):
         except ValidationError as error:
             first = error.errors()[0]
             raise CheckpointError(
-                f"{path}: not a bulkedge record of schema {SCHEMA_VERSION} "
+                f"{path}: not a {cls.kind} of schema {SCHEMA_VERSION} "
                 f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
             ) from None
+
+
+class Record(Document):
+    """The result of :func:`bulkedge.audit`."""
+
+    kind: ClassVar = "bulkedge record"
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    tool: Tool
+    inputs: Inputs
+    recipe: Recipe
+    shard: Part | None = Field(None, description="Null for a whole audit.")
+    summary: Summary
+    skipped: list[Skipped]
+    matrices: list[Matrix]
+    run: Run
 
 
 def summarise(matrices: list[Matrix], skipped: list[Skipped]) -> Summary:

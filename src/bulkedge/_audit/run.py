@@ -10,8 +10,7 @@ from typing import Literal
 
 import torch
 
-from bulkedge._linmap import LowRank
-from bulkedge.update import BaseSpectrum, Factors, balanced
+from bulkedge.update import BaseSpectrum, Factors
 
 from .comparison import Comparison
 from .judge import Judged, judge, spectral_norm
@@ -49,8 +48,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     norm_update = _update_norm(pair, recipe)
     if norm_update == 0:
         return _row(comparison, "unchanged")
-    update = _balanced(pair.low_rank) if pair.low_rank else None
-    judged, why_dense = judge(pair, update, recipe)
+    judged, why_dense = judge(pair, recipe)
     shape = (pair.base.shape[0], pair.base.shape[1])
     base, problem = measure_base(judged.spectrum, shape, judged.exact)
     notes = (comparison.note, _rank_note(judged.tuned.rank, recipe), why_dense, problem)
@@ -65,14 +63,9 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         angles=judged.angles,
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
-        spikes=None if update is None else update.rank,
-        **_theory(base, update, judged, recipe),
+        spikes=None if pair.spikes is None else pair.spikes.rank,
+        **_theory(base, pair.spikes, judged, recipe),
     )
-
-
-def _balanced(update: LowRank) -> Factors:
-    """The spikes of an update and their vectors."""
-    return balanced(update.B, update.A, update.scale, update.shape)
 
 
 def _theory(

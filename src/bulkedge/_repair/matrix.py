@@ -16,7 +16,6 @@ from bulkedge._linmap import Dense, LowRank
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.rmt import BulkFit
 from bulkedge.triplet import SingularTriplets, singular_triplet
-from bulkedge.update import Factors, balanced
 
 from .corrected import corrected, in_factors
 from .method import Case, Correction, Method
@@ -97,21 +96,16 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
     total, treated = Correction.none(comparison.base.acts_as, pair.base.device), []
     now, rounds = pair, 0
     while True:
-        update = None if now.low_rank is None else _balanced(now.low_rank)
-        judged, _ = judge(now, update, recipe)
+        judged, _ = judge(now, recipe)
         fit = _fit(judged, now)
         chosen = [row for row in judged.directions if selection(row, fit)]
         if not chosen or rounds == method.rounds:
             return Repair(pair, now, total, treated, rounds, len(chosen))
-        case = _case(now, update, judged, fit, chosen, recipe, rounds)
+        case = _case(now, judged, fit, chosen, recipe, rounds)
         treated += _rows(case, chosen)
         total = total.then(method.correct(case))
         now = corrected(pair, total)
         rounds += 1
-
-
-def _balanced(update: LowRank) -> Factors:
-    return balanced(update.B, update.A, update.scale, update.shape)
 
 
 def _fit(judged: Judged, pair: Pair) -> BulkFit | None:
@@ -123,7 +117,6 @@ def _fit(judged: Judged, pair: Pair) -> BulkFit | None:
 
 def _case(
     pair: Pair,
-    update: Factors | None,
     judged: Judged,
     fit: BulkFit | None,
     chosen: list[Direction],
@@ -148,7 +141,7 @@ def _case(
         v=triplets.v[:, found].double(),
         left=torch.tensor([(i, "left") in sides for i in index]),
         right=torch.tensor([(i, "right") in sides for i in index]),
-        spikes=update,
+        spikes=pair.spikes,
         fit=fit,
         subspace=2 * recipe.top_k,
         round=rounds,

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from bulkedge._audit import Record
-from bulkedge._audit.record import Tool
-from bulkedge._errors import CheckpointError
+from bulkedge._audit.record import SCHEMA_VERSION, Document, Row, Tool
 from bulkedge.intruder import Verdict
 
-SCHEMA_VERSION = "1"
 
-
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
-
-
-class Treated(_Row):
+class Treated(Row):
     """One direction that was treated."""
 
     round: int = Field(description="In which round, from 1.")
@@ -34,7 +26,7 @@ class Treated(_Row):
     )
 
 
-class RepairedMatrix(_Row):
+class RepairedMatrix(Row):
     """What was done to one matrix."""
 
     name: str = Field(description="As in the audits.")
@@ -60,8 +52,10 @@ class RepairedMatrix(_Row):
     )
 
 
-class RepairRecord(_Row):
+class RepairRecord(Document):
     """The result of :func:`bulkedge.repair`."""
+
+    kind: ClassVar = "repair record"
 
     schema_version: Literal["1"] = SCHEMA_VERSION
     tool: Tool
@@ -73,31 +67,3 @@ class RepairRecord(_Row):
     before: Record
     matrices: list[RepairedMatrix]
     after: Record | None = Field(description="The audit of what was written; null of a dry run.")
-
-    def to_json(self) -> str:
-        """The record as indented JSON text with a final newline."""
-        return self.model_dump_json(indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> RepairRecord:
-        """Read a record back.
-
-        Args:
-            path: A file that :meth:`to_json` text was written to.
-
-        Returns:
-            The record.
-
-        Raises:
-            CheckpointError: If the file is missing, or is not a record of this schema.
-        """
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise CheckpointError(
-                f"{path}: not a repair record of schema {SCHEMA_VERSION} "
-                f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
-            ) from None

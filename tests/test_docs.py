@@ -24,7 +24,7 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # `make` would start this very test, training takes minutes; both have their own checks
-NOT_RUN = ("make ", ".venv/bin/", "pip install", "bulkedge audit BASE")
+NOT_RUN = ("make ", ".venv/bin/", "pip install", "bulkedge audit BASE", "bulkedge repair BASE")
 
 
 def blocks(language):
@@ -234,3 +234,16 @@ def test_the_readme_quotes_the_stored_predictions():
     assert f"R² = {stored['random_vectors']['location_r2']:.2f} once" in readme
     rates = [100 * row["fitted"]["0.05"] for row in alarms]
     assert f"{min(rates):.1f} to {max(rates):.1f} % of pure noise" in readme
+
+
+def test_the_readme_quotes_the_stored_repairs():
+    stored = json.loads((ROOT / "benchmarks/results/repair.json").read_text())["measured"]["rows"]
+    rows = {(row["adapter"], row["method"]): row for row in stored}
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for rank in (1, 8):
+        before, after = (rows[f"lora-r{rank}", method] for method in ("as trained", "to-edge"))
+        assert (
+            f"{before['after']['encoder']} directions in the encoder before, "
+            f"{after['after']['encoder']} after, accuracy {100 * before['accuracy']:.1f} % and "
+            f"{100 * after['accuracy']:.1f} %"
+        ) in readme, rank

@@ -125,6 +125,38 @@ def test_ranks_leave_a_bulk():
         run("rank", seed=-1, repeats=0)
 
 
+@every
+def test_the_smallest_matrix_is_enough(experiment):
+    (smallest,) = (m.ge for m in experiment.model_fields["size"].metadata if hasattr(m, "ge"))
+    for size in (smallest, str(smallest)):
+        chosen = configure(experiment.name, {"size": size, "repeats": 1})
+        for name in {"rank", "ranks", "tracked", "signals", "top_k"} & chosen.model_fields_set:
+            value = getattr(chosen, name)
+            assert max(value if isinstance(value, tuple) else (value,)) <= smallest / 2, name
+    table = chosen.run()
+    assert table.numbers(next(iter(experiment.measured))).size == len(table) > 1
+    assert configure(table.experiment, table.config) == chosen
+
+
+def test_defaults_shrink_with_the_size_and_what_is_given_does_not():
+    assert configure("rank", {}).ranks[-1] == 48
+    assert configure("rank", {"size": 60}).ranks[-1] == 24
+    assert configure("scaling", {"size": 20}).ranks == (1, 2, 3, 4, 6, 8)
+    assert configure("similarity", {"size": 20}).tracked == 10
+    with pytest.raises(RecipeError, match=r"tracked: .*expected at most size/2 = 10, got 20"):
+        configure("similarity", {"size": 20, "tracked": 20})
+    with pytest.raises(RecipeError, match=r"top_k: .*expected at most size/2 = 10, got 11"):
+        configure("full_vs_lora", {"size": 20, "top_k": 11})
+    with pytest.raises(RecipeError, match=r"size: Input should be a valid integer"):
+        configure("rank", {"size": 20.5})
+
+
+@every
+def test_all_defaults_leave_a_bulk(experiment):
+    settings = experiment().model_dump()
+    assert experiment(**settings) == experiment()
+
+
 def test_a_table_of_something_else(tables):
     with pytest.raises(InputError, match=r"expected a table of 'transition', got one of 'rank'"):
         Transition().draw(tables["rank"])

@@ -37,6 +37,8 @@ Several = Field(min_length=1, max_length=1000)
 Strengths = Annotated[tuple[Annotated[float, Field(gt=0, le=1e6)], ...], Several]
 """Strengths of spikes or norms of updates, over the threshold."""
 Ranks = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Several]
+LEAVE_A_BULK = frozenset({"rank", "ranks", "tracked", "signals", "top_k"})
+"""Settings that are at most half the size."""
 
 
 class Table(BaseModel):
@@ -148,7 +150,19 @@ class Experiment(BaseModel, ABC):
     repeats: int = Field(10, ge=1, le=100_000, description="How often everything is drawn.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random numbers.")
 
-    @field_validator("rank", "ranks", "tracked", "signals", check_fields=False)
+    @model_validator(mode="before")
+    @classmethod
+    def _shorten(cls, settings: Any) -> Any:
+        """Defaults that a small matrix has no room for are cut; what was given is only checked."""
+        try:
+            # a size below 20 is refused anyway, and that is enough to say
+            most = max(int(settings["size"]), 20) // 2
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return settings
+        names = LEAVE_A_BULK & cls.model_fields.keys()
+        return {name: _cut(cls.model_fields[name].default, most) for name in names} | settings
+
+    @field_validator(*LEAVE_A_BULK, check_fields=False)
     @classmethod
     def _fits(cls, value: Any, info: ValidationInfo) -> Any:
         """Ranks and counts of directions leave a bulk."""
@@ -238,6 +252,11 @@ class Experiment(BaseModel, ABC):
             result[f"{name}_sd"] = values.std(ddof=1) if len(values) > 1 else math.nan
         told = self.theory(dict(zip(self.keys, key, strict=True)))
         return result | {name: told.get(name, math.nan) for name in self.predicted}
+
+
+def _cut(value: Any, most: int) -> Any:
+    """A count, or the counts of a row, of at most so many."""
+    return tuple(x for x in value if x <= most) if isinstance(value, tuple) else min(value, most)
 
 
 def _plain(value: Any) -> Value:

@@ -403,3 +403,20 @@ def test_defect_17_and_where_it_goes_it_is_told(tmp_path):
             share = float(U[:, i] @ W0[row.name] @ Vt[i] / S[i])
             assert found.base_share == pytest.approx(share, abs=1e-6)
             assert found.sigma == pytest.approx(float(S[i]), rel=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.75])
+def test_where_peft_is_right_both_are_the_same(keep, tmp_path):
+    """Linear layers in float32, cut back to the rank that there was."""
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    base, adapter = tune(llama, tmp_path, **LINEAR)
+    bulkedge.repair(base, adapter, tmp_path / "out", method=Scale(keep), recipe=RECIPE, max_rank=2)
+    theirs = peft.PeftModel.from_pretrained(build(llama), adapter)
+    reduce_intruder_dimension(theirs, top_k=K, mitigation_lambda=keep, logging_sink=None)
+    theirs = theirs.double().merge_and_unload().state_dict()
+    ours, before = (merged(llama, f).state_dict() for f in (tmp_path / "out", adapter))
+    changed = [name for name, W in ours.items() if not torch.equal(W, before[name])]
+    assert changed
+    for name, W in ours.items():
+        torch.testing.assert_close(W, theirs[name], rtol=1e-4, atol=1e-5)

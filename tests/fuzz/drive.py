@@ -94,7 +94,7 @@ def _case(number: int, victims: dict[str, Any]) -> str:
 
 def run(victim: Any, files: Any) -> str:
     """Put the files down, and do with them whatever a user could."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:  # noqa: S108
+    with _folder() as name:
         folder = Path(name)
         for path, content in files.items():
             _put(folder / path, content)
@@ -102,6 +102,12 @@ def run(victim: Any, files: Any) -> str:
         reached = _use(folder / victim.base, folder / victim.tuned, victim.recipe)
         assert _listing(folder) == before, "an input was written to"
         return reached
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """One in memory, where there is such a place."""
+    memory = "/dev/shm"  # noqa: S108
+    return tempfile.TemporaryDirectory(dir=memory if os.path.isdir(memory) else None)
 
 
 def _listing(folder: Path) -> list[tuple[str, int]]:
@@ -142,7 +148,35 @@ def _use(base: Path, tuned: Path, settings: dict[str, Any]) -> str:
         _check_message(error)
         return "planned"
     _check_record(record)
-    return "audited" if record.summary.audited else "planned"
+    if not record.summary.audited:
+        return "planned"
+    _repair(base, tuned, recipe)
+    return "audited"
+
+
+def _repair(base: Path, tuned: Path, recipe: Any) -> None:
+    """A repaired copy that can be audited, or an error and no copy."""
+    from rich.console import Console
+
+    from bulkedge import BulkedgeError, Project, Scale, repair
+    from bulkedge.report import print_repair
+
+    for method in (Scale(0.5), Project(rounds=1)):
+        with _folder() as place:
+            out = Path(place) / "out"
+            try:
+                record = repair(base, tuned, out, method=method, recipe=recipe)
+            except BulkedgeError as error:
+                _check_message(error)
+                assert not os.listdir(place)
+                continue
+            assert os.listdir(place) == ["out"]
+            told = io.StringIO()
+            print_repair(record, Console(file=told, width=160))
+            _check_printable(told.getvalue())
+            assert [row.name for row in record.after.matrices] == [
+                row.name for row in record.before.matrices
+            ]
 
 
 def _read(path: Path) -> None:

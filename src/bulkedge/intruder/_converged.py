@@ -24,14 +24,18 @@ class Space:
     Attributes:
         first: The first of them.
         last: One past the last.
+        low: The lower cut, an upper bound on the next singular value.
+        high: The upper cut, infinite above the first.
         error: Bound on the sine between any of their span and the base vectors between the cuts.
-        whole: Whether these are no more than they: else the probes may not have seen them all.
+        total: The same for all Ritz vectors above the lower cut.
     """
 
     first: int
     last: int
+    low: float
+    high: float
     error: float
-    whole: bool
+    total: float
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,27 @@ class Heads:
     """The leading Ritz vectors as far as they are reliable, cut where there is a gap.
 
     Attributes:
-        ends: Sizes of the leading spaces that are known, ascending.
-        errors: Bound on the sine between each and the true one.
-        reach: Upper bound on the next singular value after each of the ends.
-        spaces: What lies between two cuts.
+        spaces: What lies between two cuts, from the top.
+        whole: For which of them it is proved that the base has no more vectors there.
+        probes: How many random vectors the process began with.
+        ceiling: No singular value lies beyond.
     """
 
-    ends: list[int]
-    errors: list[float]
-    reach: list[float]
     spaces: list[Space]
+    whole: list[bool]
+    probes: int
+    ceiling: float
+
+    @property
+    def leading(self) -> list[Space]:
+        """The spaces of which all above are whole, too."""
+        return [space for i, space in enumerate(self.spaces) if all(self.whole[: i + 1])]
+
+    @property
+    def likely(self) -> list[Space]:
+        """Those that are whole unless the probes have missed one so far."""
+        small = [space.last - space.first < max(self.probes, 1) for space in self.spaces]
+        return [space for i, space in enumerate(self.spaces) if all(small[: i + 1])]
 
 
 def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
@@ -81,7 +96,7 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     return groups, errors
 
 
-def find_heads(ritz: Ritz, noise: float, probes: int, everything: bool = False) -> Heads:
+def find_spaces(ritz: Ritz, noise: float) -> list[Space]:
     """Where the leading Ritz values leave a gap that their residuals do not fill."""
     pairs = min(len(ritz.left), len(ritz.right))
     s, rho = ritz.sigma[:pairs], ritz.residuals + 2 * noise  # of both recurrences
@@ -91,7 +106,7 @@ def find_heads(ritz: Ritz, noise: float, probes: int, everything: bool = False) 
     reach = torch.cat([highest[1:], rho.new_zeros(1)])
     middle = ((s.square() + torch.cat([s[1:], s.new_zeros(1)]).square()) / 2).sqrt()
     cuts = torch.maximum(reach, middle)
-    heads = Heads([], [], [], [])
+    spaces: list[Space] = []
     first, above = 0, float("inf")
     for i in range(pairs if len(ritz.lacking) == 0 else pairs - 1):
         cut, end = float(cuts[i]), i + 1
@@ -99,15 +114,9 @@ def find_heads(ritz: Ritz, noise: float, probes: int, everything: bool = False) 
         if total > CLOSE:
             continue
         inside = _sine(s[first:end], rho[first:end], cut, above)
-        # of equal values the probes see no more than they are: there may be others
-        whole = everything or end - first < max(probes, 1)
-        heads.spaces.append(Space(first, end, inside, whole))
-        if all(space.whole for space in heads.spaces):
-            heads.ends.append(end)
-            heads.errors.append(total)
-            heads.reach.append(cut)
+        spaces.append(Space(first, end, cut, above, inside, total))
         first, above = end, cut
-    return heads
+    return spaces
 
 
 def _sine(s: Tensor, rho: Tensor, low: float, high: float) -> float:

@@ -23,19 +23,22 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
-from bulkedge.triplet import Bidiagonalization
+from bulkedge.triplet import Bidiagonalization, Ritz
 from bulkedge.triplet.solver._start import gaussian
 
 from ._bound import Extent, largest
-from ._converged import Heads, find_heads, guess_spectrum
+from ._converged import Heads, Space, find_spaces, guess_spectrum
+from ._count import Factorisations
 from .score import HALF_THE_ENERGY, Verdict
 
 LOOKS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
 """After how many steps the evidence is looked at: a look costs about as much as a step."""
 COSINE = 32
 """Bound on the rounding error of a cosine, in units of eps."""
-GRAM = 4
-"""Bound on the rounding error of ``W0ᵀW0`` and its factorisation, in units of eps ‖W0‖_F²."""
+CEILING = 1.01
+"""Multiple of what the largest singular value may be, beyond which there is proved to be none."""
+MARGIN = 3.0
+"""A cut is tried where the Ritz values leave so many times the rounding error of a count."""
 HOPE = 0.7
 """A floor is tried up to this part of the smallest value that the space has seen."""
 ROUNDING = 4.0
@@ -154,51 +157,93 @@ def certify(
         noise=process.noise,
         frobenius=size,
         start=block.shape[1],
+        probes=count,
     )
-    floor, step = _Floor(A, size), 0
-    while True:
-        process.extend()
-        step += 1
-        last = process.closed or step == max_steps
-        if not last and step not in LOOKS:
-            continue
-        found, wanted = judge.look(process, Y, floor.plausible(process))
-        if wanted > 0 and floor.holds(wanted):
-            judge = dataclasses.replace(judge, floor=wanted)
-            found, _ = judge.look(process, Y)
-        if last or Verdict.UNDECIDED not in found.verdicts:
-            return found
+    return _Search(A, process, judge, Y, size, max_steps).run()
 
 
-class _Floor:
-    """A certified lower bound on the smallest singular value of a tall matrix.
+class _Search:
+    """Steps and looks, until every verdict is the same at both ends of its interval."""
 
-    A vector outside the range of a tall W0 is seen by W0ᵀ as one on a tiny singular value would
-    be, and no product can tell them apart.  A Cholesky factorisation of ``W0ᵀW0 − x²`` does: it
-    succeeds only where all of the n singular values exceed x (Sylvester's law of inertia).
-    """
+    def __init__(
+        self,
+        A: LinearMap,
+        process: Bidiagonalization,
+        judge: _Judge,
+        Y: Tensor,
+        frobenius: float,
+        max_steps: int,
+    ) -> None:
+        self.process, self.judge, self.Y, self.max_steps = process, judge, Y, max_steps
+        self.factors = Factorisations(A, frobenius)
+        self.too_high = float("inf")
 
-    def __init__(self, A: LinearMap, frobenius: float) -> None:
-        self.map, self.tall = A, A.shape[0] > A.shape[1]
-        self.rounding = GRAM * torch.finfo(A.dtype).eps * frobenius**2
-        self._gram: Tensor | None = None
-        self._too_high = float("inf")
+    def run(self) -> Certificate:
+        """The certificate."""
+        step = 0
+        while True:
+            self.process.extend()
+            step += 1
+            last = self.process.closed or step == self.max_steps
+            if not last and step not in LOOKS:
+                continue
+            found = self._look(step, last)
+            if last or Verdict.UNDECIDED not in found.verdicts:
+                return found
 
-    def plausible(self, process: Bidiagonalization) -> float:
-        """Below what x a test may succeed, by what is known so far."""
-        if not self.tall:
+    def _look(self, step: int, last: bool) -> Certificate:
+        """What is certain after a step, with a factorisation where one may settle more."""
+        hopeful = dataclasses.replace(self.judge, hopeful=True)
+        hoped, wanted = hopeful.look(self.process, self.Y, self._plausible())
+        if wanted > 0 and self._raise_floor(wanted):
+            hopeful = dataclasses.replace(self.judge, hopeful=True)
+            hoped, _ = hopeful.look(self.process, self.Y)
+        if Verdict.UNDECIDED in hoped.verdicts and not last:
+            return hoped  # a proof costs more than a look: not before it may decide
+        found, _ = self.judge.look(self.process, self.Y)
+        if found.verdicts.count(Verdict.UNDECIDED) > hoped.verdicts.count(Verdict.UNDECIDED):
+            self._count()
+            found, _ = self.judge.look(self.process, self.Y)
+        return found
+
+    def _plausible(self) -> float:
+        """Below what x a floor may hold, by what is known so far."""
+        if not self.factors.tall:
             return 0.0
-        return min(HOPE * process.least, HOPE * self._too_high)
+        return HOPE * min(self.process.least, self.too_high)
 
-    def holds(self, x: float) -> bool:
+    def _raise_floor(self, x: float) -> bool:
         """Whether every singular value is certain to exceed x."""
-        if self._gram is None:
-            self._gram = self.map.gram()
-        shifted = self._gram.clone()
-        shifted.diagonal().sub_(x * x + self.rounding)
-        holds = int(torch.linalg.cholesky_ex(shifted, check_errors=False).info) == 0
-        self._too_high = self._too_high if holds else x
+        # A vector outside the range of a tall W0 is seen by W0ᵀ as one on a tiny singular value
+        # would be, and no product can tell them apart.
+        holds = self.factors.all_exceed(x)
+        if holds:
+            self.judge = dataclasses.replace(self.judge, floor=x)
+        else:
+            self.too_high = x
         return holds
+
+    def _count(self) -> None:
+        """Prove how many singular values lie above a cut: the lowest one that can be."""
+        ritz = self.process.ritz()
+        values = (ritz.sigma[: len(ritz.residuals)] + self.judge.noise).square()
+        cuts = [
+            (space.last, space.low)
+            for space in self.judge.likely(ritz)
+            if _apart(values, space.last, space.low**2) > MARGIN * self.factors.rounding
+        ]
+        ceiling = (0, CEILING * self.judge.top(ritz))
+        for count, x in [*reversed(cuts[-2:]), ceiling]:
+            if self.factors.at_most(count, x, self.process, ritz):
+                counted = (*self.judge.counted, (count, x))
+                self.judge = dataclasses.replace(self.judge, counted=counted)
+                return
+
+
+def _apart(squares: Tensor, count: int, x2: float) -> float:
+    """How far x² is from the squares of the values above and below it."""
+    below = float(squares[count]) if count < len(squares) else 0.0
+    return min(float(squares[count - 1]) - x2, x2 - below)
 
 
 @dataclass(frozen=True)
@@ -212,7 +257,10 @@ class _Judge:
     noise: float
     frobenius: float
     start: int
+    probes: int
     floor: float = 0.0
+    counted: tuple[tuple[int, float], ...] = ()
+    hopeful: bool = False
 
     def look(
         self, process: Bidiagonalization, Y: Tensor, plausible: float = 0.0
@@ -230,7 +278,7 @@ class _Judge:
         ritz = process.ritz()
         coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
         everything = process.closed and min(process.map.shape) == len(ritz.residuals)
-        heads = find_heads(ritz, self.noise, self.start - Y.shape[1], everything)
+        heads = self._heads(ritz, everything)
         extent = Extent(ritz, coordinates, self.noise)
         count = int(self.groups[-1]) + 1
         low, high = self._from_heads(heads, coordinates)
@@ -246,6 +294,29 @@ class _Judge:
             wanted = wanted if bool((above.isfinite() & ~bound.isfinite()).any()) else 0.0
         high = torch.where(aligned | ~bound.isfinite(), high, torch.minimum(high, bound.sqrt()))
         return self._result(process, extent, heads, (low - error, high + error)), wanted
+
+    def likely(self, ritz: Ritz) -> list[Space]:
+        """The leading spaces that are whole unless the probes have missed one so far."""
+        return Heads(find_spaces(ritz, self.noise), [], self.probes, 0.0).likely
+
+    def top(self, ritz: Ritz) -> float:
+        """What the largest singular value may be, as far as it was seen."""
+        return float((ritz.sigma[: len(ritz.residuals)] + ritz.residuals).max()) + self.noise
+
+    def _heads(self, ritz: Ritz, everything: bool) -> Heads:
+        """The leading Ritz vectors, and which of their spaces are known to be whole."""
+        spaces = find_spaces(ritz, self.noise)
+        if everything or self.hopeful:
+            likely = spaces if everything else self.likely(ritz)
+            whole = [space in likely for space in spaces]
+            return Heads(spaces, whole, self.probes, self.top(ritz))
+        # of no more than so many values beyond x all are found, and each space has its own
+        proved = max(
+            (s.last for s in spaces for n, x in self.counted if s.last == n and s.low >= x),
+            default=0,
+        )
+        ceiling = min((x for n, x in self.counted if n == 0), default=self.frobenius)
+        return Heads(spaces, [s.last <= proved for s in spaces], self.probes, ceiling)
 
     def _result(
         self,
@@ -265,7 +336,7 @@ class _Judge:
             _verdict(self.epsilon, *ends)
             for ends in zip(*(x.tolist() for x in (lower, upper, o_lower, o_upper)), strict=True)
         )
-        known = heads.ends[-1] if heads.ends else 0
+        known = max((space.last for space in (*heads.likely, *heads.leading)), default=0)
         return Certificate(
             lower=lower,
             upper=upper,
@@ -288,10 +359,10 @@ class _Judge:
         """Bounds on the score of any unit vector in the span of a group, by converged vectors."""
         count = int(self.groups[-1]) + 1
         lower, atom, known = torch.zeros(3, count, dtype=torch.float64)
-        for space in heads.spaces:
+        for space, whole in zip(heads.spaces, heads.whole, strict=True):
             least = self._extremes(t[space.first : space.last])[0] - space.error
             least = least.clamp_min(0.0)
-            if space.whole:
+            if whole:
                 lower = torch.maximum(lower, least / (space.last - space.first) ** 0.5)
             atom = torch.maximum(atom, least.square())
             known += least.square()
@@ -321,13 +392,12 @@ class _Judge:
         pairs = len(extent.ritz.residuals)
         below = float(sigma[self.subspace - 1]) if self.subspace <= pairs else 0.0
         nothing = t.new_zeros(t.shape[1], t.shape[1])
-        before = [e for e in heads.ends if e <= self.subspace]
-        top = float((sigma[:pairs] + extent.ritz.residuals).max())
-        cuts = [(0, 0.0, top), *zip(heads.ends, heads.errors, heads.reach, strict=True)]
+        before = max((s.last for s in heads.leading if s.last <= self.subspace), default=0)
+        cuts = [(0, 0.0, heads.ceiling), *((s.last, s.total, s.low) for s in heads.leading)]
         for end, error, reach in cuts:
             if end >= self.subspace:
                 yield end, error, nothing
-            elif end == max(before, default=0):  # the others say less
+            elif end == before:  # the others say less
                 low, high = below - self.noise, reach + self.noise
                 # of a wide interval the parts may bound less than the whole
                 for parts in (1, 2, 4):

@@ -112,9 +112,11 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
 def repair_line(record: RepairRecord) -> str:
     """What the repair did, in one sentence."""
     before = record.before.summary.intruders
-    touched = sum(row.status == "repaired" for row in record.matrices)
+    done = [row for row in record.matrices if row.status == "repaired"]
+    touched = len(done)
     if record.after is None:
-        return f"would repair {touched} matrices with {before} directions new by the paper's count"
+        treated = sum(row.intruders_before for row in done)
+        return f"would repair {touched} matrices with {treated} directions new by the paper's count"
     after, name = record.after.summary, record.method["name"]
     line = (
         f"{name}: {before} directions new by the paper's count before, {after.intruders} after, "

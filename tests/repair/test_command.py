@@ -76,6 +76,8 @@ def test_a_dry_run(pair, tmp_path):
     assert "would repair 2 matrices with 4 directions new" in done.stdout
     assert RepairRecord.from_json(tmp_path / "r.json").after is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "r.json", "tuned"]
+    inside = run(*pair, "--dry-run", "--force", "--record", f"{pair[1]}/adapter_config.json")
+    assert "lies inside the input" in str(inside.exception)
     again = run(*pair, "--dry-run", "--record", tmp_path / "r.json")
     assert again.exit_code != 0
     assert "r.json: exists" in str(again.exception)

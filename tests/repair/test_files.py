@@ -430,3 +430,94 @@ def test_the_same_from_a_repaired_copy(pair, tmp_path):
     second = bulkedge.repair(base, folder, tmp_path / "again", recipe=RECIPE)
     assert [row.name for row in second.matrices] == ["l1.weight"]
     assert RepairRecord.from_json(tmp_path / "again/repair.json") == second
+
+
+def test_new_ranks_are_those_of_one_module_alone(tmp_path):
+    """A module called proj, and another one's proj."""
+    W0 = gaussian(40, 30).float()
+    base = save(tmp_path / "b.safetensors", {"proj.weight": W0, "att.proj.weight": W0})
+    A, B = factors(40, 30, 60.0)
+    tensors = {"proj.lora_A.weight": A, "proj.lora_B.weight": B}
+    tensors |= {"att.proj.lora_A.weight": A, "att.proj.lora_B.weight": 1e-3 * B}
+    adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2)
+    record = bulkedge.repair(base, adapter, tmp_path / "out", method=Scale(0.0), recipe=RECIPE)
+    assert record.after.summary.complete
+    assert [row.rank_after for row in record.matrices] == [4]
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["rank_pattern"] == {"^proj": 4}
+
+
+def test_an_initialisation_that_wants_even_ranks_gets_them(tmp_path):
+    W0 = gaussian(40, 30).float()
+    base = save(tmp_path / "b.safetensors", {"q.weight": W0})
+    A, B = factors(40, 30, 60.0)
+    B[:, 1] *= 0.01  # of two spikes one makes an intruder
+    tensors = {"q.lora_A.weight": A, "q.lora_B.weight": B}
+    for init, rank in (("orthogonal", 4), (True, 3)):
+        place = tmp_path / str(init)
+        adapter = save_adapter(place, tensors, r=2, lora_alpha=2, init_lora_weights=init)
+        out = place.with_suffix(".out")
+        record = bulkedge.repair(base, adapter, out, method=Scale(0.5), recipe=RECIPE, only=["q.*"])
+        assert record.matrices[0].rank_after == rank
+
+
+def test_a_checkpoint_has_no_ranks(pair, tmp_path):
+    with pytest.raises(InputError, match=r"expected an adapter for max_rank, got a checkpoint"):
+        bulkedge.repair(*pair, tmp_path / "out", recipe=RECIPE, max_rank=3)
+
+
+def test_what_could_not_be_stored_is_not_treated(tmp_path):
+    """Along Z nothing is left after one round: the others find nothing to do."""
+    W0 = gaussian(40, 30).float()
+    base = save(tmp_path / "b.safetensors", {"q.weight": W0})
+    A, B = factors(40, 30, 60.0)
+    adapter = save_adapter(tmp_path / "t", {"q.lora_A.weight": A, "q.lora_B.weight": B}, r=2)
+    first = bulkedge.repair(base, adapter, tmp_path / "1", method=Project(), recipe=RECIPE)
+    again = bulkedge.repair(base, tmp_path / "1", tmp_path / "2", method=Project(), recipe=RECIPE)
+    assert first.matrices[0].rounds >= 1
+    assert all(row.status == "left" for row in again.matrices)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+
+def test_a_file_brings_the_configuration_that_tells_how_to_read_it(tmp_path):
+    W0 = gaussian(24, 24).float()
+    base = save(tmp_path / "b/model.safetensors", {"h.0.c_proj.weight": W0})
+    tuned = save(tmp_path / "t/model.safetensors", {"h.0.c_proj.weight": intruded(W0, 60.0)})
+    (tuned.parent / "config.json").write_text('{"model_type": "gpt2"}')
+    record = bulkedge.repair(base, tuned, tmp_path / "out", method=Scale(0.9), recipe=RECIPE)
+    assert record.before.matrices[0].transposed
+    assert record.after.matrices[0].transposed
+    assert (tmp_path / "out/config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "..", "new/.."])
+def test_names_that_name_no_folder(name, pair, tmp_path):
+    with pytest.raises(OutputError, match=r"names no folder that could be made"):
+        bulkedge.repair(*pair, f"{tmp_path}/{name}", recipe=RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "scale"}, r"expected a method such as ToEdge\(\), got 'scale'"),
+        ({"max_rank": 1.5}, r"max_rank ≥ 1, got 1.5"),
+        ({"level": "x"}, r"level in \(0, 1\], got 'x'"),
+    ],
+)
+def test_arguments_of_another_kind(settings, message, pair, tmp_path):
+    with pytest.raises(InputError, match=message):
+        bulkedge.repair(*pair, tmp_path / "out", recipe=RECIPE, **settings)
+
+
+def test_untreated_experts_leave_room_for_the_others(tmp_path):
+    stack = torch.stack([gaussian(30, 24) + i for i in range(3)]).float()
+    base = save(tmp_path / "b.safetensors", {"experts.down_proj": stack})
+    B = torch.zeros(30, 2, 3)
+    B[:, :, 1] = 60 * orthonormal(30, 2, 1).float()
+    tensors = {"experts.lora_A.weight": orthonormal(24, 2, 2).mT.repeat(3, 1).float()}
+    tensors["experts.lora_B.weight"] = B.flatten(1)
+    config = {"r": 2, "lora_alpha": 2, "target_parameters": ["experts.down_proj"]}
+    adapter = save_adapter(tmp_path / "t", tensors, **config, peft_version="0.21.2")
+    record = bulkedge.repair(base, adapter, tmp_path / "out", recipe=RECIPE, max_rank=1)
+    (row,) = record.matrices
+    assert (row.rank_after, row.loss < 1e-6) == (2, True)

@@ -63,7 +63,7 @@ def test_a_random_adapter(seed, tmp_path):
         assert row.rank_after <= (settings["max_rank"] or 10**9)
         keeps_rank = not isinstance(settings["method"], Scale)
         assert row.rank_after == row.rank_before or not keeps_rank or settings["max_rank"]
-        assert config.get("rank_pattern", {}).get(weight[:-7].replace(".", "\\.")) in (
+        assert config.get("rank_pattern", {}).get("^" + weight[:-7].replace(".", "\\.")) in (
             row.rank_after, None if row.rank_after == row.rank_before else row.rank_after,
         )  # fmt: skip
         old, new = update_of(adapter, weight), update_of(out, weight)

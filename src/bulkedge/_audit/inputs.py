@@ -96,10 +96,10 @@ def digests(files: Iterable[Path]) -> dict[Path, str]:
 def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
     """An input with the digests of its files."""
     rows = [
-        File(name=_text(file.name), sha256=known[file], bytes=file.stat().st_size)
+        File(name=as_text(file.name), sha256=known[file], bytes=file.stat().st_size)
         for file in opened.files
     ]
-    return Source.model_validate({"path": _text(opened.path), "kind": opened.kind, "files": rows})
+    return Source.model_validate({"path": as_text(opened.path), "kind": opened.kind, "files": rows})
 
 
 def stamps(files: Iterable[Path]) -> Stamps:
@@ -129,7 +129,7 @@ def plain(value: Any, known: Mapping[Path, str]) -> Any:
         parts = {field.name: plain(getattr(value, field.name), known) for field in fields(value)}
         return {"is": type(value).__name__, **parts}
     if isinstance(value, Path):
-        return known.get(value, _text(value))
+        return known.get(value, as_text(value))
     if isinstance(value, Mapping):
         return {str(name): plain(part, known) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -153,7 +153,7 @@ def _paths(value: Any) -> Iterator[Path]:
         yield from _paths(list(value.values()))
 
 
-def _text(path: str | Path) -> str:
+def as_text(path: str | Path) -> str:
     """A path for JSON, which cannot hold bytes that are no text."""
     return os.fsencode(path).decode(errors="backslashreplace")
 

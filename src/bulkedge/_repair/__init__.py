@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bulkedge._audit import (
     make_recipe,
     run_plan,
 )
+from bulkedge._audit.inputs import as_text
 from bulkedge._audit.plan import check_globs
 from bulkedge._audit.record import Tool
 from bulkedge._errors import InputError, OutputError
@@ -128,9 +129,13 @@ def repair(
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
     selection, method = _selection(select, level), method or ToEdge()
-    if max_rank is not None and max_rank < 1:
-        raise InputError(f"expected max_rank ≥ 1, got {max_rank}")
+    if not isinstance(method, Method):
+        raise InputError(f"expected a method such as ToEdge(), got {method!r:.60}")
+    if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
+        raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
     plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
+    if max_rank is not None and not isinstance(plan.tuned, Adapter):
+        raise InputError("expected an adapter for max_rank, got a checkpoint, which has no ranks")
     only = tuple(only)
     check_globs(only, plan.names)
     if out is not None:
@@ -162,6 +167,8 @@ def check_output(out: Path, plan: Plan) -> None:
     Raises:
         OutputError: If it exists, lies in an input, or there is no room for it.
     """
+    if "\0" in str(out) or out.name in ("", ".."):
+        raise OutputError(f"{str(out)!r}: names no folder that could be made; name another")
     if os.path.lexists(out):
         raise OutputError(f"{out}: exists; a repair is never written over anything, name another")
     keep_out_of_inputs(out, plan)
@@ -178,8 +185,8 @@ def _selection(select: str, level: float | None) -> Selection:
     """Which directions are treated."""
     if select not in ("rotated", "intruder"):
         raise InputError(f"expected select 'rotated' or 'intruder', got {select!r}")
-    if level is not None and not 0 < level <= 1:
-        raise InputError(f"expected a level in (0, 1], got {level}")
+    if level is not None and not (isinstance(level, int | float) and 0 < level <= 1):
+        raise InputError(f"expected a level in (0, 1], got {level!r:.60}")
     return Selection(Verdict(select), level)
 
 
@@ -202,7 +209,7 @@ def _audit_again(
     plan = make_plan(os.fspath(base), output.path, recipe)
     found = run_plan(plan, recipe, engine=engine, progress=_phase(progress, "verifying"))
     named = out / output.path.relative_to(output.folder)
-    tuned = found.inputs.tuned.model_copy(update={"path": str(named)})
+    tuned = found.inputs.tuned.model_copy(update={"path": as_text(named)})
     return found.model_copy(update={"inputs": found.inputs.model_copy(update={"tuned": tuned})})
 
 
@@ -222,12 +229,19 @@ def _record(
     settings = {"select": work.selection.mildest.value, "level": work.selection.level}
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
-        method=method | asdict(work.method),  # pyright: ignore[reportArgumentType]
+        method=method | _settings(work.method),
         selection=settings,
         max_rank=work.max_rank,
-        output=None if out is None else str(out),
-        left_behind=list(left_behind),
+        output=None if out is None else as_text(out),
+        left_behind=[as_text(name) for name in left_behind],
         before=before,
         matrices=[row.told(counts.get(row.comparison.base.name)) for row in work.rows],
         after=after,
     )
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    """What a record tells of a method besides its name."""
+    if is_dataclass(method) and not isinstance(method, type):
+        return asdict(method)
+    return {"rounds": method.rounds}

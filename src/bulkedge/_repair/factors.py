@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
 from bulkedge.checkpoint import LoraFactors
 from bulkedge.checkpoint.matrix import torch_dtypes
@@ -29,12 +30,17 @@ class Part:
     Attributes:
         stored: Where it lies.
         correction: What is added to ``s·B·A``.
-        magnitude: The new norms of its rows; None without any.
+        meant: The corrected pair of DoRA; None of another kind.
     """
 
     stored: LoraFactors
     correction: Correction
-    magnitude: Tensor | None = None
+    meant: Pair | None = None
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """The new norms of its rows; None without any."""
+        return None if self.meant is None else self.meant.magnitude
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,12 @@ class Layer:
     whole: LoraFactors
     parts: list[Part]
 
-    def store(self, max_rank: int | None) -> Stored:
+    def store(self, max_rank: int | None, *, even: bool = False) -> Stored:
         """The tensors to store.
 
         Args:
             max_rank: The largest rank wanted; None for as many columns as it takes.
+            even: Whether the rank must be even.
 
         Returns:
             The tensors, their rank, and what they leave out.
@@ -76,8 +83,11 @@ class Layer:
         stacked = self.whole.experts > 1
         experts = list(range(self.whole.experts)) if stacked else [None]
         of = {e: [p for p in self.parts if not stacked or p.stored.expert == e] for e in experts}
+        if max_rank is not None and not all(of.values()):  # the others need that many anyway
+            max_rank = max(max_rank, self.whole.rank)
         pairs = [self._corrected(e, of[e], max_rank) for e in experts]
         rank = max(A.shape[0] for _, A in pairs)
+        rank += rank % 2 if even else 0
         kinds = {info.name: torch_dtypes()[info.dtype] for info in self.whole.infos}
         pairs = [_padded(B, A, rank) for B, A in pairs]
         tensors = self._assembled(pairs) | self._magnitudes()
@@ -86,8 +96,12 @@ class Layer:
         if self.whole.embedding or self.whole.flipped:
             left, right = right, left
         rounded = dict(zip(experts, [(B.to(left), A.to(right)) for B, A in pairs], strict=True))
+        magnitude = None
+        if (info := self.whole.magnitude) is not None:
+            magnitude = tensors[info.name].flatten()
         errors = [
-            _error(part, *rounded[part.stored.expert if stacked else None]) for part in self.parts
+            _error(part, *rounded[part.stored.expert if stacked else None], magnitude)
+            for part in self.parts
         ]
         return Stored(tensors, rank, errors)
 
@@ -153,14 +167,21 @@ def compact(
     X, Y = _evened(more.X / scale, more.Y)
     wide, tall = torch.cat([B, X], dim=1), torch.cat([A, Y.mT])
     found = balanced(wide, tall, 1.0, (len(B), A.shape[1]))
-    if found.rank > min(r, limit) and wide.shape[1] <= limit:
+    if r < found.rank == wide.shape[1] <= limit:
         return wide, tall
     rank = min(found.rank, limit)
     return _padded(found.P[:, :rank], found.Q[:, :rank].mT, min(r, limit))
 
 
-def _error(part: Part, B: Tensor, A: Tensor) -> float:
+def _error(part: Part, B: Tensor, A: Tensor, magnitude: Tensor | None) -> float:
     """``‖stored − meant‖_F`` of a part whose layer is stored as ``B A``."""
+    if part.meant is not None and magnitude is not None:  # rounding moves all rows of DoRA
+        scale, meant = part.stored.scale, part.meant
+        update = LowRank(scale * B[_rows(part)].double(), A.double())
+        norms = magnitude[_rows(part)].double()
+        now = replace(meant, factors=update, magnitude=norms)
+        W, V = (pair.tuned_map(torch.float64).to_dense() for pair in (meant, now))
+        return float(torch.linalg.vector_norm(V - W))
     old_B, old_A, scale = part.stored.read()
     X, Y = part.correction.X, part.correction.Y
     wide = torch.cat([scale * B[_rows(part)].double(), -scale * old_B, -X], dim=1)

@@ -13,6 +13,7 @@ from bulkedge._audit.load import Pair, load
 from bulkedge._audit.record import Direction
 from bulkedge._audit.spikes import measure_base
 from bulkedge._linmap import Dense, LowRank
+from bulkedge.checkpoint.matrix import torch_dtypes
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.rmt import BulkFit
 from bulkedge.triplet import SingularTriplets, singular_triplet
@@ -94,18 +95,31 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
     """
     pair = load(comparison, torch.device(recipe.device))
     total, treated = Correction.none(comparison.base.acts_as, pair.base.device), []
-    now, rounds = pair, 0
+    now, rounds, turn = pair, 0, 0
+    least = _rounding(comparison) * norm_of_update(pair)
     while True:
         judged, _ = judge(now, recipe)
         fit = _fit(judged, now)
         chosen = [row for row in judged.directions if selection(row, fit)]
-        if not chosen or rounds == method.rounds:
+        if not chosen or turn == method.rounds:
             return Repair(pair, now, total, treated, rounds, len(chosen))
-        case = _case(now, judged, fit, chosen, recipe, rounds)
-        treated += _rows(case, chosen)
-        total = total.then(method.correct(case))
-        now = corrected(pair, total)
+        case = _case(now, judged, fit, chosen, recipe, turn)
+        step = method.correct(case)
+        turn += 1
+        if norm_of_change(now, step) <= least:  # it could not be stored
+            continue
         rounds += 1
+        treated += _rows(case, chosen)
+        total = total.then(step)
+        now = corrected(pair, total)
+
+
+def _rounding(comparison: Comparison) -> float:
+    """The rounding of the dtype that a correction is stored in."""
+    factors = comparison.factors
+    info = factors.A if factors is not None else (comparison.tuned or comparison.base).info
+    dtype = torch_dtypes()[info.dtype]
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
 def _fit(judged: Judged, pair: Pair) -> BulkFit | None:

@@ -18,11 +18,13 @@ from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, read_header
 from bulkedge.checkpoint.adapter import CONFIG
 from bulkedge.checkpoint.kohya import METADATA
 from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.checkpoint.patterns import LITERAL
 from bulkedge.checkpoint.read import read_json
 from bulkedge.checkpoint.write import copy_file, copy_tree, rewrite, write_matrix
 
 from .factors import Layer, Stored
 
+MODEL_CONFIG = "config.json"
 PATTERNS = ("rank_pattern", "alpha_pattern")
 PART = re.compile(r"\[[^\[\]]*\]$")
 
@@ -54,6 +56,9 @@ class Output:
         """
         if source.path.is_file() and not source.path.name.endswith(".index.json"):
             copy_file(source.path, folder / source.path.name)
+            config = source.path.parent / MODEL_CONFIG
+            if config.is_file():  # it tells how the tensors are to be read
+                copy_file(config, folder / MODEL_CONFIG)
             return cls(source, folder)
         root = source.path.parent if source.path.is_file() else source.path
         return cls(source, folder, tuple(copy_tree(root, folder)))
@@ -111,9 +116,9 @@ def _alphas(grown: Mapping[str, tuple[Layer, int]]) -> dict[str, Tensor]:
 def _tell_in_config(path: Path, grown: Mapping[str, tuple[Layer, int]], rslora: bool) -> None:
     """Put the new ranks into PEFT's patterns, in front: the first that matches counts."""
     config = read_json(path)
-    ranks = {re.escape(key): rank for key, (_, rank) in grown.items()}
+    ranks = {_pattern(key): rank for key, (_, rank) in grown.items()}
     alphas = {
-        re.escape(key): _plain(layer.whole.scale * (math.sqrt(rank) if rslora else rank))
+        _pattern(key): _plain(layer.whole.scale * (math.sqrt(rank) if rslora else rank))
         for key, (layer, rank) in grown.items()
     }
     for field, new in zip(PATTERNS, (ranks, alphas), strict=True):
@@ -135,9 +140,14 @@ def _told_in_metadata(file: Path, grown: Mapping[str, tuple[Layer, int]]) -> dic
         values = (rank, _plain(layer.whole.scale * root))
         for field, value in zip(PATTERNS, values, strict=True):
             name = f"{component}.{field}"
-            own = re.escape(key.removeprefix(f"{component}."))
+            own = _pattern(key.removeprefix(f"{component}."))
             told[name] = _in_front({own: value}, told.get(name))
     return metadata | {METADATA: json.dumps(told)}
+
+
+def _pattern(module: str) -> str:
+    """A pattern that the whole path of one module matches, and nothing else."""
+    return LITERAL + re.escape(module)
 
 
 def _in_front(new: Mapping[str, float], old: Mapping[str, float] | None) -> dict[str, float]:

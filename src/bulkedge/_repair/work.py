@@ -153,18 +153,25 @@ class Work:
         row.change = norm_of_change(found.pair, found.correction)
         row.energy = 1 - (norm_of_update(found.after) / row.update_norm) ** 2
         if comparison.factors is not None:
-            row.part = Part(comparison.factors, found.in_factors.cpu(), found.after.magnitude)
+            meant = found.after if found.after.magnitude is not None else None
+            row.part = Part(comparison.factors, found.in_factors.cpu(), meant)
             return
         row.error = rounding(found.pair, found.after, found.correction)
         if output is not None and comparison.tuned is not None:
             output.write_matrix(comparison.tuned, found.after.start.cpu())
+
+    @property
+    def _even(self) -> bool:
+        """Whether PEFT loads the adapter with even ranks alone: it repeats the initialisation."""
+        tuned = self.plan.tuned
+        return isinstance(tuned, Adapter) and tuned.config.init_lora_weights == "orthogonal"
 
     def _store(self, output: Output | None) -> None:
         """Write the factors of all corrected layers."""
         owners = {id(row.part): row for row in self.rows if row.part is not None}
         layers: dict[str, tuple[Layer, Stored]] = {}
         for layer in grouped(row.part for row in owners.values() if row.part is not None):
-            stored = layer.store(self.max_rank)
+            stored = layer.store(self.max_rank, even=self._even)
             mine = [owners[id(part)] for part in layer.parts]
             for row, error in zip(mine, stored.errors, strict=True):
                 row.rank, row.error = stored.rank, error

@@ -34,6 +34,7 @@ WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module)\.")
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
+PART_OF_A_METHOD = re.compile(r"(^|\.)(lora|hada|lokr|vera|oft|boft|ia3|hra|adalora|glora)_")
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
 DORA = "DoRA: each output is scaled besides, the update is of full rank"
@@ -228,6 +229,9 @@ def _sort(
             module = _unwrapped(name.partition(".token_adapter.")[0])
             reason = "trainable tokens: not handled yet"
             unhandled.append(Unhandled(info, f"{module}.weight", reason))
+        elif PART_OF_A_METHOD.search(name):
+            reason = "a part of an adapter method that is not known here"
+            unhandled.append(Unhandled(info, _unwrapped(name), reason))
         else:
             _add(tensors, _unwrapped(name), info)
     factors: dict[str, LoraFactors] = {}

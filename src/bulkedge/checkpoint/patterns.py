@@ -6,6 +6,7 @@ each match has a fraction of a second, all of them together ten.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ from bulkedge._errors import AdapterError
 
 MATCH_SECONDS, ALL_SECONDS = 0.2, 10.0
 MAX_PATTERN_LENGTH = 1000
+LITERAL = "^"
+"""What begins a pattern that is a whole path."""
 
 
 class Patterns:
@@ -31,6 +34,9 @@ class Patterns:
 
     def __init__(self, values: Mapping[str, float], source: str) -> None:
         self._values = dict(values)
+        # of thousands of whole paths, as a repair writes them, each is looked up, not tried
+        self._places = {pattern: i for i, pattern in enumerate(self._values)}
+        self._others = [pattern for pattern in self._values if not _is_literal(pattern)]
         self._source = source
         self._compiled: dict[str, regex.Pattern[str]] = {}
         self._left = ALL_SECONDS
@@ -50,7 +56,11 @@ class Patterns:
         """
         clock = time.monotonic()
         try:
-            return next((v for p, v in self._values.items() if self._match(p, module)), default)
+            exact = LITERAL + re.escape(module)
+            place = self._places.get(exact, len(self._places))
+            before = (p for p in self._others if self._places[p] < place)
+            found = next((p for p in before if self._match(p, module)), exact)
+            return self._values.get(found, default)
         finally:
             self._left -= time.monotonic() - clock
 
@@ -74,3 +84,9 @@ class Patterns:
                 raise regex.error(f"longer than {MAX_PATTERN_LENGTH} characters")
             self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
         return self._compiled[pattern]
+
+
+def _is_literal(pattern: str) -> bool:
+    """Whether a pattern is one whole path, and no other."""
+    path = re.sub(r"\\(.)", r"\1", pattern.removeprefix(LITERAL), flags=re.DOTALL)
+    return pattern == LITERAL + re.escape(path)

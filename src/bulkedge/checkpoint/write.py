@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bulkedge._errors import OutputError
+from bulkedge._errors import CheckpointError, OutputError
 
 from .header import BITS, TensorInfo, open_regular, read_header
 from .matrix import StoredMatrix, read_elements, torch_dtypes
@@ -75,7 +74,7 @@ def copy_tree(source: Path, target: Path) -> list[str]:
         CheckpointError: If a link leads out of the folder.
     """
     left = []
-    for folder, below, names in os.walk(source):
+    for folder, below, names in os.walk(source, onerror=_unreadable):
         here = Path(folder)
         for name in sorted(below):
             place = (here / name).relative_to(source)
@@ -86,12 +85,16 @@ def copy_tree(source: Path, target: Path) -> list[str]:
         for name in sorted(names):
             file = here / name
             place = file.relative_to(source)
-            is_file = stat.S_ISREG(confined(file, source).stat().st_mode)
-            if file.suffix in PICKLES or not is_file:
+            if file.suffix in PICKLES or not confined(file, source).is_file():
                 left.append(str(place))
             else:
                 copy_file(file, target / place)
     return left
+
+
+def _unreadable(error: OSError) -> None:
+    """A folder that cannot be listed must not be taken for an empty one."""
+    raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); mend its mode")
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -58,13 +58,15 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     BASE and TUNED as for audit.  A copy of TUNED is written with the repaired matrices in it; what
     is not repaired is carried over byte for byte.
     """
+    from bulkedge._audit import keep_out_of_inputs, make_plan
     from bulkedge._repair import repair as run
     from bulkedge.report import print_repair
 
     _check_options(options)
+    recipe = recipe_of({name: value for name, value in options.items() if name != "method"})
     if options["record"] is not None:
         check_file(options["record"], options["force"])
-    recipe = recipe_of({name: value for name, value in options.items() if name != "method"})
+        keep_out_of_inputs(options["record"], make_plan(base, tuned, recipe))
     with show_phases(options["quiet"]) as progress:
         record = run(
             base,
@@ -90,7 +92,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
 def _check_options(options: dict[str, Any]) -> None:
     """What does not go together."""
     if (options["out"] is None) != options["dry_run"]:
-        raise click.UsageError("give the folder to be written (--out DIR), or --dry-run")
+        raise click.UsageError("give the folder to be written (--out DIR), or --dry-run, not both")
 
 
 def _method(options: dict[str, Any]) -> Method:

@@ -24,6 +24,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge.triplet import Bidiagonalization, Ritz
+from bulkedge.triplet._numbers import full_precision
 from bulkedge.triplet.solver._start import gaussian
 
 from ._bound import Extent, largest
@@ -35,6 +36,8 @@ LOOKS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
 """After how many steps the evidence is looked at: a look costs about as much as a step."""
 COSINE = 32
 """Bound on the rounding error of a cosine, in units of eps."""
+ORTHONORMAL = 1e-3
+"""How far Yᵀ Y may be from the identity; rounding in single precision leaves less."""
 CEILING = 1.01
 """Multiple of what the largest singular value may be, beyond which there is proved to be none."""
 MARGIN = 3.0
@@ -119,8 +122,8 @@ def certify(
         The intervals and verdicts.
 
     Raises:
-        InputError: If shapes do not fit, or the base is zero, not finite, or of a norm whose powers
-            its dtype cannot hold.
+        InputError: If shapes do not fit, Y is not orthonormal, or the base is zero, not finite, or
+            of a norm whose powers its dtype cannot hold.
 
     References:
         docs/certificate.md; the definition is Shuttleworth et al., arXiv:2410.21228.
@@ -133,10 +136,16 @@ def certify(
         >>> certify(W0, known).verdicts[0].value
         'aligned'
     """
-    A = as_map(W0)
-    m, k = Y.shape
-    if m != A.shape[0] or k == 0:
+    A, Y = as_map(W0), Y.detach()
+    if Y.ndim != 2 or Y.shape[0] != A.shape[0] or Y.shape[1] == 0:
         raise InputError(f"expected vectors of shape ({A.shape[0]}, k ≥ 1), got {tuple(Y.shape)}")
+    m, k = Y.shape
+    defect = torch.linalg.matrix_norm(Y.mT.double() @ Y.double() - torch.eye(k).to(Y).double())
+    if not float(defect) < ORTHONORMAL:
+        raise InputError(
+            f"expected orthonormal columns, got ‖YᵀY − I‖ = {float(defect):.2g}; give "
+            "torch.linalg.qr(Y).Q"
+        )
     size, limits = A.norm_bound() if frobenius is None else frobenius, torch.finfo(A.dtype)
     if not limits.tiny**0.25 < size < limits.max**0.25:
         raise InputError(
@@ -159,7 +168,8 @@ def certify(
         start=block.shape[1],
         probes=count,
     )
-    return _Search(A, process, judge, Y, size, max_steps).run()
+    with torch.no_grad(), full_precision(A.device):
+        return _Search(A, process, judge, Y, size, max_steps).run()
 
 
 class _Search:

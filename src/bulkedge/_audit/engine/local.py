@@ -81,15 +81,18 @@ class LocalEngine:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread here: with another number the last digits are others."""
+    """One torch thread and full precision here: with others the last digits are others."""
     import torch
 
-    before = torch.get_num_threads()
+    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast("cpu", enabled=False):
+            yield
     finally:
         torch.set_num_threads(before)
+        torch.set_float32_matmul_precision(precision)
 
 
 @dataclass

@@ -483,3 +483,39 @@ def test_a_record_of_endless_parts_is_not_counted(field, tmp_path):
 def test_inspect_shows_reasons_as_it_shows_names():
     told = _told({"name": "a", "not_handled": "b\x1b[31m"})
     assert told == r"a  (b\x1b[31m)"
+
+
+def test_the_store_behind_a_snapshot_is_an_input_too(tmp_path):
+    """The weights of a snapshot are links: what they lead to must not be written over."""
+    home = tmp_path / "models--x--y"
+    (home / "blobs").mkdir(parents=True)
+    snapshot = home / "snapshots/r"
+    snapshot.mkdir(parents=True)
+    blob = save(tmp_path / "aa.safetensors", {"q.weight": weights(30, 20)}).rename(
+        home / "blobs/aa"
+    )
+    (snapshot / "model.safetensors").symlink_to("../../blobs/aa")
+    tuned = save(tmp_path / "t.safetensors", {"q.weight": weights(30, 20, seed=1)})
+    before = blob.read_bytes()
+    for place in (blob, home / "blobs/j", home / "x", tuned):
+        with pytest.raises(OutputError, match=r"lies inside the input"):
+            bulkedge.audit(snapshot, tuned, journal=place)
+        with pytest.raises(OutputError, match=r"lies inside the input|exists; a repair"):
+            bulkedge.repair(snapshot, tuned, place)
+    assert blob.read_bytes() == before
+    with pytest.raises(OutputError, match=r"names no place that could be written"):
+        bulkedge.audit(snapshot, tuned, journal=f"{tmp_path}/a\0b")
+
+
+@pytest.mark.parametrize("part", ["lora_A.other.weight", "hada_w1_a", "lokr_w1", "vera_lambda_b"])
+def test_parts_of_unknown_methods_are_lost_not_heads(part, tmp_path):
+    base = save(
+        tmp_path / "b.safetensors", {"q.weight": weights(30, 20), "k.weight": weights(30, 20)}
+    )
+    tensors = {"q.lora_A.weight": weights(2, 20), "q.lora_B.weight": 0.01 * weights(30, 2)}
+    adapter = save_adapter(tmp_path / "a", tensors | {f"base_model.model.k.{part}": weights(2, 20)})
+    record = bulkedge.audit(base, adapter)
+    assert record.summary.lost == 1
+    assert not record.summary.complete
+    (row,) = record.skipped
+    assert row.reason == "a part of an adapter method that is not known here"

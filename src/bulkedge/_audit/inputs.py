@@ -63,11 +63,21 @@ def keep_out_of_inputs(path: str | Path, plan: Plan) -> None:
     Raises:
         OutputError: If it does.
     """
+    try:
+        target = Path(path).resolve()
+    except (ValueError, OSError, RuntimeError):  # a NUL, a loop of links
+        raise OutputError(f"{str(path)!r}: names no place that could be written") from None
     for source in (plan.base.path, plan.tuned.path):
         # an index stands for its folder
         folder = source.parent if source.name.endswith(".index.json") else source
-        if Path(path).resolve().is_relative_to(folder.resolve()):
+        if target.is_relative_to(folder.resolve()):
             raise OutputError(f"{path}: lies inside the input {folder}; write elsewhere")
+    for file in {*plan.base.files, *plan.tuned.files}:
+        place = file.resolve()
+        # a snapshot of the hub's cache is links into the folder of the model
+        homes = [p for p in (place, *place.parents) if p.name.startswith("models--")]
+        if any(target.is_relative_to(home) for home in (place, *homes)):
+            raise OutputError(f"{path}: lies inside the input {file}; write elsewhere")
 
 
 def digests(files: Iterable[Path]) -> dict[Path, str]:

@@ -11,7 +11,7 @@ from bulkedge._errors import CheckpointError, InputError
 
 from .engine._order import largest_first
 from .plan import Comparison
-from .record import Inputs, Part, Record, Run, summarise
+from .record import MAX_SHARDS, Inputs, Part, Record, Run, summarise
 
 RECORD_NAME = "record.json"
 
@@ -35,6 +35,8 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
+        if self.count > MAX_SHARDS:
+            raise InputError(f"expected at most {MAX_SHARDS} shards, got {self.count}")
         if not 1 <= self.index <= self.count:
             raise InputError(
                 f"expected a shard I/N with 1 ≤ I ≤ N, got {self.index}/{self.count}; the first "

@@ -316,7 +316,7 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
         return f"{CONFIG} and the file disagree on a magnitude: DoRA or not is in doubt"
     if MAGNITUDE in parts and parts[MAGNITUDE].size != B.shape[0]:
         return f"a magnitude of shape {parts[MAGNITUDE].shape} for {B.shape[0]} outputs"
-    if strange := {A.dtype, B.dtype} - set(FLOATING):
+    if strange := {info.dtype for info in parts.values()} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
     rank = config.ranks.value(module, config.r)
     if rank != A.shape[0]:

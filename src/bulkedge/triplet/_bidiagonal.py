@@ -92,6 +92,8 @@ class Bidiagonalization:
     @property
     def least(self) -> float:
         """The smallest of ``‖A x‖`` for unit x in the span of Q: at least A's smallest value."""
+        if self._small.shape[1] == 0:
+            return 0.0
         inner = torch.nn.functional.pad(self._last, (self._small.shape[1] - self._last.shape[1], 0))
         return float(torch.linalg.svdvals(torch.cat([self._small, inner]))[-1])
 

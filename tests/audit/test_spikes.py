@@ -80,6 +80,21 @@ def test_a_spike_below_the_threshold_is_expected_to_drown(strength, tmp_path):
     assert (row.location, row.sd, row.left_score, row.measured_index) == (None,) * 4
 
 
+def test_counted_spikes_are_those_of_the_rows_also_at_a_hard_edge(tmp_path):
+    """Of threshold 0, where float64 cannot tell the outlier of a weak spike from the edge."""
+    values = (torch.arange(40).flip(0).double() + 0.5) / 40
+    W0 = orthonormal(60, 40, 1) * values @ orthonormal(40, 40, 2).mT
+    strengths = torch.tensor([1.0, 0.3, 0.01, 0.001], dtype=torch.float64)
+    B, A = orthonormal(60, 4, 5) * strengths, orthonormal(40, 4, 6).mT
+    record = audit_lora(tmp_path, W0, B, A, 1.0)
+    (matrix,) = record.matrices
+    assert matrix.threshold == 0
+    assert [row.separated for row in matrix.predicted] == [True, True, False, False]
+    assert [row.expected.value for row in matrix.predicted[2:]] == ["absorbed"] * 2
+    assert (matrix.spikes, matrix.separated) == (4, 2)
+    assert (record.summary.spikes, record.summary.separated) == (4, 2)
+
+
 def test_the_measured_outlier_is_the_exact_one(tmp_path):
     W0 = noise(150, 100)
     B, A = orthonormal(150, 2, 5) * 40, orthonormal(100, 2, 6).mT * torch.tensor([[1.0], [0.8]])

@@ -183,6 +183,89 @@ def test_what_goes_in_comes_out_in_kind():
     assert bulk.inverse_d([]).shape == (0,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [White, lambda shape: Empirical(quantiles(shape), shape)])
+def test_a_rounded_edge_is_still_no_point_inside(make, dtype):
+    for shape in ((30, 40), (33, 70), (50, 50), (17, 90)):
+        bulk = make(shape)
+        theta = torch.tensor([0.0, 0.5, 1.0 + 1e-6, 3.0], dtype=dtype) * bulk.threshold
+        location = bulk.spike(theta).location
+        back = bulk.strength(location)
+        assert (back.dtype, bool(back.isfinite().all())) == (dtype, True)
+        assert float(back[-1]) == pytest.approx(float(theta[-1]), rel=8 * torch.finfo(dtype).eps)
+        assert bulk.d_transform(location).isfinite().all()
+        assert bulk.inverse_d(bulk.d_transform(location)).isfinite().all()
+        # on either side of the edge, by less than the rounding
+        nearly = torch.tensor(bulk.edge * (1 - torch.finfo(dtype).eps / 2), dtype=dtype)
+        assert float(bulk.strength(nearly)) == pytest.approx(bulk.threshold, rel=0.15)
+        with pytest.raises(InputError, match=r"expected points beyond the bulk edge"):
+            bulk.strength(torch.tensor(0.9 * bulk.edge, dtype=dtype))
+    single = np.array([bulk.edge], dtype=np.float32) * np.float32(1 - 1e-7)
+    assert bulk.strength(single) == pytest.approx(bulk.threshold)
+    with pytest.raises(InputError, match=r"expected points beyond the bulk edge"):
+        bulk.strength(single.astype(np.float64))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("sigma", [1e-100, 1e-160, 1e77, 1e150])
+def test_white_spikes_of_extreme_noise(shape, sigma):
+    ratios = np.array([0.5, 1.0001, 1.5, 20.0])
+    one, other = White(shape), White(shape, sigma)
+    a, b = one.spike(ratios * one.threshold), other.spike(ratios * other.threshold)
+    assert b.separated.tolist() == a.separated.tolist() == [False, True, True, True]
+    np.testing.assert_allclose(b.location / sigma, a.location, rtol=1e-12)
+    np.testing.assert_allclose(b.left_overlap, a.left_overlap, rtol=1e-8)
+    np.testing.assert_allclose(b.right_overlap, a.right_overlap, rtol=1e-8)
+    np.testing.assert_allclose(b.sd / sigma, a.sd, rtol=1e-8)
+    np.testing.assert_allclose(other.strength(b.location[1:]), b.theta[1:], rtol=1e-7)
+
+
+@pytest.mark.parametrize("make", [White, lambda shape: Empirical(quantiles(shape), shape)])
+def test_a_huge_spike_is_its_outlier(make):
+    bulk = make((60, 90))
+    theta = np.array([1e40, 1e80, 1e200, 1e300])
+    found = bulk.spike(theta)
+    assert found.separated.all()
+    np.testing.assert_allclose(found.location, theta, rtol=1e-15)
+    np.testing.assert_allclose(found.left_overlap, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.right_overlap, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.sd, found.sd[0], rtol=1e-12)
+    gradient = double(theta[:2]).requires_grad_()
+    bulk.spike(gradient).location.sum().backward()
+    np.testing.assert_allclose(gradient.grad, 1)
+
+
+def test_just_above_the_threshold_white_spikes_keep_their_digits():
+    bulk, excess = White((100, 400)), 1e-6
+    found = bulk.spike(bulk.threshold * (1 + excess))
+    c = 0.5  # √(m/n); (θ⁴ − θ_c⁴)/(θ²(θ² + τ²m)) to first order, and so on
+    assert found.left_overlap == pytest.approx(4 * excess / (1 + c), rel=1e-5)
+    assert found.right_overlap == pytest.approx(4 * excess / (1 + 1 / c), rel=1e-5)
+    beyond = (2 * excess * bulk.threshold) ** 2 / (2 * bulk.edge)
+    assert found.location - bulk.edge == pytest.approx(beyond, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "bulk",
+    [White((40, 90)), Empirical(quantiles((60, 90)), (60, 90)), Empirical(uniform(80), (80, 120))],
+    ids=["white", "soft", "hard"],
+)
+def test_there_is_one_answer_to_whether_a_spike_separates(bulk):
+    unit = bulk.threshold or bulk.edge
+    start = 1 if bulk.threshold else 0
+    theta = unit * (start + np.array([0.0, *np.logspace(-12, 0.5, 60)]))
+    found = bulk.spike(theta)
+    np.testing.assert_array_equal(found.separated, bulk.separates(theta))
+    assert (np.diff(found.separated.astype(int)) >= 0).all()
+    # no outlier at the edge, no edge given for an outlier, no spread without one
+    np.testing.assert_array_equal(found.separated, found.location > bulk.edge)
+    np.testing.assert_array_equal(found.separated, np.isfinite(found.sd))
+    np.testing.assert_array_equal(found.separated, found.left_overlap > 0)
+    first = theta[found.separated.argmax()]
+    assert first < unit * (1 + 1e-7) if bulk.threshold else 0.05 * unit < first < 0.15 * unit
+    assert bulk.separates(0.0) is False
+
+
 def test_bad_input_of_a_bulk():
     for shape in [(0, 3), (3,), 5, (2.5, 4), (math.nan, 3), (math.inf, 3), "ab"]:
         with pytest.raises(InputError, match=r"expected a shape \(m, n\) of two sizes ≥ 1, got"):
@@ -203,6 +286,14 @@ def test_bad_input_of_a_bulk():
     for theta in (-1.0, math.nan, math.inf):
         with pytest.raises(InputError, match=r"expected finite strengths ≥ 0, got a negative one"):
             bulk.spike(theta)
+    for ask in (bulk.spike, bulk.strength, bulk.d_transform, bulk.inverse_d, bulk.separates):
+        for wrong in (9j, torch.tensor([9j]), np.array([9 + 0j])):
+            with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
+                ask(wrong)
+    assert White((3, 4), np.float32(0.5)).sigma == White((3, 4), torch.tensor(0.5)).sigma == 0.5
+    for sigma in ("1", None, [1.0], 1j):
+        with pytest.raises(InputError, match=r"expected a positive finite sigma, got"):
+            White((3, 4), sigma)
 
 
 # ---- the empirical bulk
@@ -247,6 +338,50 @@ def test_a_uniform_bulk_has_a_closed_form(theta):
     overlap = (theta * math.sinh(1 / theta)) ** -2
     assert spike.left_overlap == pytest.approx(overlap, rel=2e-4)
     assert spike.right_overlap == pytest.approx(overlap, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    "shape", [(100, 100), (100, 4000), (300, 300), (300, 1200), (303, 12000), (1000, 1000)], ids=str
+)
+def test_noise_has_no_hard_edge(shape):
+    rng = np.random.default_rng(1)
+    draws = 1000 if shape[0] < 1000 else 60
+    hard = [fit_edge(noise_values(shape, rng)).hard for _ in range(draws)]
+    assert np.mean(hard) <= 0.005
+
+
+@pytest.mark.parametrize("size", [100, 200])
+def test_matrices_like_trained_ones_have_no_hard_edge(size):
+    rng = np.random.default_rng(4)
+    n, found = size, []
+    for _ in range(30):
+        G, H = rng.standard_normal((2, n, n)) / n**0.5
+        left, right = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in "uv")
+        rows = np.exp(0.4 * rng.standard_normal((n, 1)))
+        decay = 3 * (1.0 + np.arange(n)) ** -0.5
+        found += [rows * G, G @ H, G + (left * decay) @ right, left + 0.1 * G]
+        found.append(rng.standard_t(5, (n, n)))
+    values = [np.linalg.svd(W, compute_uv=False) for W in found]
+    hard = [fit_edge(s[separated(s)[0] :]).hard for s in values]
+    assert np.mean(hard) < 0.01
+
+
+def test_independent_values_of_a_soft_density_are_mostly_called_soft():
+    rng, law = np.random.default_rng(5), SingularValueLaw.of((1000, 2000))
+    hard = []
+    for _ in range(200):
+        values = np.sort(law.rvs(1000, generator=rng))[::-1]
+        hard.append(fit_edge(values[separated(values)[0] :]).hard)
+    assert np.mean(hard) < 0.08
+
+
+def test_long_tails_have_no_hard_edge():
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        values = np.sort(rng.exponential(size=1000))[::-1]
+        assert not fit_edge(values[separated(values)[0] :]).hard
+    for power in (-0.3, -0.8, -2.0):
+        assert not fit_edge((1 + np.arange(400) / 20) ** power).hard
 
 
 @pytest.mark.parametrize("theta", [0.5, 1.5])
@@ -375,6 +510,10 @@ def test_bad_input_of_an_empirical_bulk():
         fit_edge(values[:, None])
     with pytest.raises(InputError, match=r"at least 12 singular values in a bulk, got 11"):
         Empirical(values, (30, 40), outliers=19)
+    for outliers in (-1, 1.5, None):
+        with pytest.raises(InputError, match=rf"expected outliers ≥ 0, got {outliers!r}; give a"):
+            Empirical(values, (30, 40), outliers=outliers)
+    assert Empirical(values, (30, 40), outliers=np.int64(2)).outliers == 2
 
 
 def test_gradients_pass_through_the_root_of_an_empirical_bulk():

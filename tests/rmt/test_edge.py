@@ -12,6 +12,7 @@ from scipy import optimize
 
 from bulkedge._errors import InputError
 from bulkedge.rmt import BulkFit, Empirical, White, edge_test, fit_bulk, separated
+from bulkedge.rmt.edge import CONVERGED, GRID, _turns
 from helpers import MINILM
 from noise import noise_values, spiked_values
 
@@ -80,6 +81,31 @@ def test_the_p_value_falls_with_the_value_and_knows_no_unit():
         assert edge_test(14.6e-9, (40, 60), sigma=1e-9, fitted=fitted) == pytest.approx(one)
 
 
+def test_a_row_of_values_is_tested_at_once_and_answered_in_kind():
+    values = [13.0, 14.0, 14.5]
+    for options in ({}, {"k": 2}, {"fitted": True}):
+        one_by_one = [edge_test(x, (40, 60), sigma=1.0, **options) for x in values]
+        assert all(type(p) is float for p in one_by_one)
+        for kind in (values, np.array(values)):
+            found = edge_test(kind, (40, 60), sigma=1.0, **options)
+            assert isinstance(found, np.ndarray)
+            np.testing.assert_allclose(found, one_by_one, rtol=1e-12)
+        x = torch.tensor([values], requires_grad=True)
+        found = edge_test(x, (40, 60), sigma=1.0, **options)
+        assert (found.dtype, found.shape, found.requires_grad) == (torch.float32, (1, 3), True)
+        np.testing.assert_allclose(found.detach()[0], one_by_one, rtol=1e-4)
+    expected = edge_test(14.0, (40, 60), sigma=0.5, k=3)
+    assert edge_test(np.float32(14), (40, 60), sigma=np.float64(0.5), k=np.int64(3)) == expected
+    assert edge_test(torch.tensor(14), (40, 60), sigma=0.5, k=torch.tensor(3)) == expected
+    assert edge_test([], (40, 60), sigma=1.0).shape == (0,)
+
+
+def test_a_test_of_extreme_values():
+    for fitted in (False, True):
+        found = edge_test([0.0, 1e200, math.inf], (40, 60), sigma=1e-200, fitted=fitted)
+        assert found.tolist() == [1.0, 0.0, 0.0]
+
+
 # ---- the fit
 
 
@@ -136,6 +162,69 @@ def test_spikes_are_counted_and_leave_sigma_alone(shape):
     assert sum(fit.spikes for fit in found) <= 10 * count + 2
     assert all(fit.white for fit in found)
     assert all(fit.p_value < 0.05 for fit in found)
+
+
+def test_the_p_value_is_that_of_the_last_spike_that_counts():
+    shape, rng = (200, 300), np.random.default_rng(9)
+    values = spiked_values(shape, White(shape).threshold * np.array([4.0, 1.6]), rng)
+    fits = {exact: fit_bulk(values, shape, exact=exact) for exact in (None, 2, 1, 0)}
+    assert [fit.spikes for fit in fits.values()] == [2, 2, 1, 0]
+    assert all(fit.white for fit in fits.values())
+    first, second = (
+        edge_test(values[i], shape, sigma=fits[None].sigma, k=i + 1, fitted=True) for i in (0, 1)
+    )
+    assert first < 1e-30 < second < 0.05
+    # beyond the largest value there is none to ask of
+    for exact, expected in {None: second, 2: second, 1: first, 0: first}.items():
+        assert fits[exact].p_value == pytest.approx(expected)
+
+
+def test_the_p_value_is_that_of_the_last_spike_without_a_model_too():
+    values = np.concatenate([[2.5, 1.8], (1 + np.arange(198) / 20) ** -0.8])
+    last, first = (separated(values, exact=exact) for exact in (None, 1))
+    assert (last[0], first[0]) == (2, 1)
+    assert 0 < first[1] < last[1] < 0.05
+    assert separated(values, exact=0) == (0, first[1])
+    assert not fit_bulk(values, (200, 300)).white
+    for exact, expected in {None: last, 1: first, 0: (0, first[1])}.items():
+        fit = fit_bulk(values, (200, 300), exact=exact)
+        assert (fit.spikes, fit.p_value) == expected
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 17, 40])
+def test_more_spikes_than_are_tested_at_first(count):
+    shape, rng = (600, 600), np.random.default_rng(count)
+    strengths = White(shape).threshold * np.linspace(12, 3, count)
+    values = noise_values((600 - count, 600 - count), rng)
+    outliers = White(shape).spike(strengths).location if count else []
+    fit = fit_bulk(np.concatenate([outliers, values]), shape)
+    assert fit.white
+    assert fit.spikes == count
+
+
+def test_turns_of_spikes_are_sums_of_arguments():
+    t = np.array([1 + 1e-9, 1.001, 1.1, CONVERGED, 1.2, 1.2, 3.0, 1e9])
+    expected = np.angle(1 - t[:, None] * np.exp(-1j * GRID)).sum(0)
+    np.testing.assert_allclose(_turns(t), expected, rtol=0, atol=1e-12)
+
+
+def test_the_chance_of_a_row_of_values():
+    white = fit_bulk(noise_values((60, 80), np.random.default_rng(0)), (60, 80))
+    soft = fit_bulk((1 + np.arange(200) / 20) ** -0.8, (200, 300))
+    hard = fit_bulk((np.arange(100)[::-1] + 0.5) / 100, (100, 150))
+    assert white.white
+    assert not soft.bulk.fitted.hard
+    assert hard.bulk.fitted.hard
+    for fit in (white, soft, hard):
+        values = fit.edge * np.array([0.9, 1.001, 2.0])
+        one_by_one = [fit.chance_of(float(x)) for x in values]
+        assert all(type(p) is float for p in one_by_one)
+        assert one_by_one == sorted(one_by_one, reverse=True)
+        np.testing.assert_allclose(fit.chance_of(values), one_by_one)
+        assert fit.chance_of(torch.from_numpy(values)).tolist() == pytest.approx(one_by_one)
+        with pytest.raises(InputError, match=r"expected singular values ≥ 0, got a negative one"):
+            fit.chance_of(-1.0)
+    assert hard.chance_of([0.5, 1.5]).tolist() == [1.0, 0.0]
 
 
 def test_the_strength_of_a_spike_decides_whether_it_is_seen():
@@ -220,6 +309,11 @@ def test_bad_input_of_a_fit():
             fit_bulk(values, (20, 30), level=level)
     with pytest.raises(InputError, match=r"a bulk, got one whose median singular value is 0"):
         fit_bulk([*values[:5], *[0.0] * 15], (20, 30))
+    for exact in (-1, 2.5, "3"):
+        with pytest.raises(InputError, match=rf"expected exact ≥ 0, got {exact!r}; give a whole"):
+            fit_bulk(values, (20, 30), exact=exact)
+    with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
+        fit_bulk(values + 0j, (20, 30))
     for scale in (0.0, 1e-70, 1e70):
         with pytest.raises(InputError, match=r"norm between 1e-60 and 1e\+60, got .*; rescale"):
             fit_bulk(scale * values, (20, 30))
@@ -237,9 +331,14 @@ def test_bad_input_of_a_test():
     for sigma in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(InputError, match=r"expected a positive finite sigma, got"):
             edge_test(3.0, (20, 30), sigma=sigma)
-    for k in (0, 21):
-        with pytest.raises(InputError, match=rf"expected k between 1 and 20, got {k}"):
+    for k in (0, 21, 1.5, "1", None):
+        with pytest.raises(InputError, match=rf"expected k between 1 and 20, got {k!r}"):
             edge_test(3.0, (20, 30), sigma=1.0, k=k)
+    for value in (-1.0, math.nan, [1.0, -1e-9]):
+        with pytest.raises(InputError, match=r"expected singular values ≥ 0, got a negative one"):
+            edge_test(value, (20, 30), sigma=1.0)
+    with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
+        edge_test(3j, (20, 30), sigma=1.0)
 
 
 # ---- without a model
@@ -277,6 +376,26 @@ def test_standing_apart_knows_no_unit(scale):
     assert other[1] == pytest.approx(one[1], rel=1e-6)
 
 
+def test_bad_input_of_what_stands_apart():
+    values = noise_values((40, 60), np.random.default_rng(2))
+    for level in (0.0, 2, math.nan, None):
+        with pytest.raises(InputError, match=r"expected a level between 0 and 1, got"):
+            separated(values, level=level)
+    for exact in (-1, 2.5):
+        with pytest.raises(InputError, match=rf"expected exact ≥ 0, got {exact!r}; give a whole"):
+            separated(values, exact=exact)
+    assert separated(values, exact=np.int64(40), level=np.float32(0.05))[0] in (0, 1)
+
+
 def test_a_dozen_values_can_spare_none():
     values = np.concatenate([[9.0], np.linspace(1, 0.9, 11)])
     assert fit_bulk(values, (12, 40)).spikes == 0
+    assert separated(values) == (0, 1.0)
+    assert separated(np.concatenate([[9.0], np.linspace(1, 0.9, 12)]))[0] == 1
+
+
+@pytest.mark.parametrize(("size", "alarms"), [(12, 0.0), (13, 0.12), (20, 0.077), (30, 0.044)])
+def test_few_values_alarm_more_often_as_documented(size, alarms):
+    rng = np.random.default_rng(size)
+    found = [separated(noise_values((size, 2 * size), rng))[0] > 0 for _ in range(800)]
+    assert np.mean(found) == pytest.approx(alarms, abs=4 * math.sqrt(alarms / 800))

@@ -490,6 +490,52 @@ def test_parameters_are_checked():
             SingularValueLaw.of(shape)
 
 
+@pytest.mark.parametrize("number", [np.float32, np.array, torch.tensor, lambda x: np.float64(x)])
+def test_parameters_are_numbers_of_any_kind(number):
+    half = number(0.5)
+    for law, same in (
+        (Semicircle(half), Semicircle(0.5)),
+        (SpikedSemicircle(half, half), SpikedSemicircle(0.5, 0.5)),
+        (MarchenkoPastur(half, half), MarchenkoPastur(0.5, 0.5)),
+        (SingularValueLaw.of((3, 4), half), SingularValueLaw.of((3, 4), 0.5)),
+        (QuarterCircle(half), QuarterCircle(0.5)),
+        (TracyWidom(number(2.0)), TracyWidom(2)),
+        (MarchenkoPastur(np.int64(2)), MarchenkoPastur(2.0)),
+    ):
+        assert law == same
+        assert hash(law) == hash(same)
+        assert type(law.mean()) is float
+        np.testing.assert_array_equal(law.cdf([0.1, 0.5]), same.cdf([0.1, 0.5]))
+
+
+def test_the_size_of_a_sample_is_a_whole_number_of_any_kind():
+    law, rng = Semicircle(), np.random.default_rng(0)
+    for size in (3, np.int64(3), torch.tensor(3), (3,), [3], torch.Size([3])):
+        assert law.rvs(size, generator=rng).shape == (3,)
+    assert law.rvs((np.int32(2), 3), generator=rng).shape == (2, 3)
+    assert isinstance(law.rvs(generator=rng), float)
+    for size in (2.0, "3", -1, (2, 1.5), None):
+        with pytest.raises(InputError, match=r"expected sizes ≥ 0, got .*; give a whole number"):
+            law.rvs(size, generator=rng)
+
+
+def test_what_has_no_meaning_off_the_real_line_says_so():
+    for law in (Semicircle(), SingularValueLaw(0.5), TracyWidom()):
+        for ask in (law.pdf, law.cdf, law.sf, law.ppf, law.isf):
+            for wrong in (1j, np.array([0.5 + 0j]), torch.tensor([0.5j])):
+                with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
+                    ask(wrong)
+    with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
+        TracyWidom().logcdf(1j)
+    assert Semicircle().stieltjes(3j) == pytest.approx(1 / (1.5j + 1j * math.sqrt(13) / 2))
+
+
+def test_text_and_dates_are_no_numbers():
+    for wrong in ("0.5", ["0.5"], np.array(["2020-01-01"], dtype="datetime64[D]"), 10**400):
+        with pytest.raises(InputError, match=r"expected numbers, got "):
+            Semicircle().cdf(wrong)
+
+
 def test_arguments_are_checked():
     law = MarchenkoPastur(0.5)
     for bad in (-0.1, 1.1, math.nan, [0.5, 2]):

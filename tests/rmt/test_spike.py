@@ -48,6 +48,7 @@ def test_a_symmetric_spike_below_the_threshold_stays_inside():
     assert found.left_overlap.tolist() == [0.0] * 4
     assert np.isnan(found.sd).all()
     assert not found.separated.any()
+    assert Wigner(7).spike([-1.0, 1.0]).location.tolist() == [-2 * math.sqrt(7), 2 * math.sqrt(7)]
 
 
 @given(st.integers(1, 500), st.floats(1e-6, 1e6), st.floats(1.001, 1e4), st.booleans())
@@ -61,6 +62,28 @@ def test_symmetric_spikes_mirror_scale_and_invert(size, sigma, ratio, negative):
     assert Wigner(size).strength(one.location) == pytest.approx(theta, rel=1e-7)
 
 
+@pytest.mark.parametrize("sigma", [1e-160, 1.0, 1e150])
+def test_symmetric_spikes_of_any_size(sigma):
+    bulk = Wigner(10, sigma)
+    found = bulk.spike([2e150 * bulk.threshold, -2 * bulk.threshold])
+    np.testing.assert_allclose(found.left_overlap, [1.0, 0.75])
+    np.testing.assert_allclose(found.location, [found.theta[0], -2.5 * bulk.threshold])
+    np.testing.assert_allclose(found.sd, np.sqrt([2, 1.5]) * sigma)
+    np.testing.assert_allclose(bulk.strength(found.location), found.theta)
+    huge = Wigner(10).spike([1e200, -1e300])
+    assert huge.left_overlap.tolist() == [1.0, 1.0]
+    assert huge.location.tolist() == [1e200, -1e300]
+
+
+def test_a_rounded_symmetric_edge_is_still_no_point_inside():
+    for size in range(2, 40):
+        theta = torch.tensor([1.0, -1.0, 0.0]) * math.sqrt(size)
+        back = Wigner(size).strength(Wigner(size).spike(theta).location)
+        np.testing.assert_allclose(back.abs(), math.sqrt(size), rtol=1e-3)
+    with pytest.raises(InputError, match=r"eigenvalues beyond ±20, got 20"):
+        Wigner(100).strength(20.0 * (1 - 1e-7))
+
+
 def test_bad_input_of_a_symmetric_bulk():
     with pytest.raises(InputError, match=r"expected a shape \(m, n\) of two sizes ≥ 1"):
         Wigner(0)
@@ -72,6 +95,9 @@ def test_bad_input_of_a_symmetric_bulk():
             Wigner(3).spike(theta)
     with pytest.raises(InputError, match=r"eigenvalues beyond ±20, got 19\.5"):
         Wigner(100).strength([-25.0, -19.5])
+    for ask in (Wigner(3).spike, Wigner(3).strength):
+        with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
+            ask(9j)
 
 
 # ---- the front door

@@ -303,6 +303,11 @@ def test_bad_input():
     for rank in (0, 41):
         with pytest.raises(InputError, match=rf"a rank between 1 and 40, got {rank}"):
             budget(W0, rank)
+    for rank in (2.5, "2", None):
+        with pytest.raises(InputError, match=r"a rank between 1 and 40, got .*; give a whole"):
+            budget(W0, rank)
+    with pytest.raises(InputError, match=r"expected top_k ≥ 1, got 2\.5; give a whole number"):
+        budget(W0, 2, top_k=2.5)
     for alpha, top_k in ((0.0, 10), (-1.0, 10), (math.nan, 10), (None, 0)):
         with pytest.raises(InputError, match=r"expected positive alpha and top_k, got"):
             budget(W0, 2, alpha, top_k=top_k)
@@ -331,6 +336,25 @@ def test_near_the_threshold_a_spike_is_not_announced_as_an_intruder():
         rows = simulated(W0, float(known.fit.threshold * ratios[i]), 60, seed=3)
         low, high = np.quantile(rows[:, 3], [0.25, 0.75])
         assert low - 0.05 < found.left_score[i] < high + 0.05
+
+
+def test_arrays_of_numpy_are_taken():
+    W0 = weights(40, 60, dtype=torch.float64)
+    values, known = torch.linalg.svdvals(W0), spectrum(W0)
+    for kind in (values.numpy(), values.tolist(), values):
+        same = BaseSpectrum.from_values(kind, (40, 60))
+        assert same.fit.sigma == known.fit.sigma
+        assert same.values.dtype == torch.float64
+        torch.testing.assert_close(same.values, known.values)
+    expected = predict_spikes(known, torch.tensor([40.0, 3.0]))
+    for theta in (np.array([40.0, 3.0]), [40, 3], np.array([40.0, 3.0], dtype=np.float32)):
+        found = predict_spikes(known, theta)
+        assert isinstance(found.theta, torch.Tensor)
+        torch.testing.assert_close(found.location, expected.location)
+        assert found.expected == expected.expected
+    with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
+        predict_spikes(known, np.array([40j]))
+    assert budget(known, np.int64(2), np.float32(4)).lora == budget(known, 2, 4.0).lora
 
 
 def test_strengths_come_in_any_order_and_in_one_row():

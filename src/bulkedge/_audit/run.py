@@ -51,7 +51,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     judged, why_dense = judge(pair, recipe)
     shape = (pair.base.shape[0], pair.base.shape[1])
     base, problem = measure_base(judged.spectrum, shape, judged.exact)
-    notes = (comparison.note, _rank_note(judged.tuned.rank, recipe), why_dense, problem)
+    notes = (_rank_note(judged.tuned.rank, recipe), why_dense, problem)
     return _row(
         comparison,
         "audited",
@@ -82,7 +82,7 @@ def _theory(
     if update is None:
         return found
     return found | {
-        "separated": int((update.gamma > base.fit.threshold).sum()),
+        "separated": int(base.fit.bulk.separates(update.gamma).sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
 

@@ -2,14 +2,15 @@
 
 What noise alone looks like (:class:`MarchenkoPastur`, :class:`Semicircle`,
 :class:`TracyWidom`), where it ends in given singular values (:func:`fit_bulk`, :func:`edge_test`),
-and when something added to it stands out (:func:`spike`).  Everything takes numbers, NumPy arrays
-or torch tensors, and answers in kind.
+and when something added to it stands out (:func:`spike`), of noise or of any law
+(:class:`LawBulk`).  Everything takes numbers, NumPy arrays or torch tensors, and answers in kind.
 """
 
 from ._law import Law
 from .bulk import Bulk, Spike, Traces, White
 from .edge import BulkFit, edge_test, fit_bulk
 from .empirical import Edge, Empirical, fit_edge, separated
+from .law_bulk import LawBulk, SymmetricLawBulk
 from .marchenko_pastur import MarchenkoPastur, QuarterCircle, SingularValueLaw
 from .semicircle import Semicircle, SpikedSemicircle
 from .spike import Wigner, spike, strength
@@ -22,12 +23,14 @@ __all__ = [
     "Edge",
     "Empirical",
     "Law",
+    "LawBulk",
     "MarchenkoPastur",
     "QuarterCircle",
     "Semicircle",
     "SingularValueLaw",
     "Spike",
     "SpikedSemicircle",
+    "SymmetricLawBulk",
     "Traces",
     "TracyWidom",
     "White",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from bulkedge._errors import InputError
 
 Array = float | complex | Sequence[Any] | np.ndarray | Tensor
 """What the laws take: a number, a list, a NumPy array, a torch tensor."""
+LEAST_SLACK = 1e-14
+NUMERIC = "biufcO"  # kinds of a NumPy dtype; O may hold fractions, and says so itself if not
 
 
 def enter(x: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -42,14 +45,95 @@ def enter(x: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
         return _widen(x), lambda y: _narrow(y, precision)
     try:
         array = np.asarray(x)
-        array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
-    except (TypeError, ValueError) as error:
+        wide = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"expected numbers, got {type(x).__name__}: {error}") from error
-    return torch.from_numpy(array), _to_numpy
+    if array.dtype.kind not in NUMERIC:  # NumPy reads text and dates as numbers
+        raise InputError(f"expected numbers, got {type(x).__name__}: dtype {array.dtype}")
+    return torch.from_numpy(wide), _to_numpy
+
+
+def enter_real(x: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """:func:`enter` for what has no meaning off the real line.
+
+    Args:
+        x: Any shape.
+
+    Returns:
+        As :func:`enter`.
+
+    Raises:
+        InputError: If x does not hold numbers, or complex ones.
+    """
+    tensor, leave = enter(x)
+    if tensor.is_complex():
+        raise InputError("expected real numbers, got complex ones; pass x.real if they are real")
+    return tensor, leave
+
+
+def real(x: Any) -> float:
+    """One real number of Python, NumPy or torch, as a float.
+
+    Args:
+        x: Anything.
+
+    Returns:
+        The number, NaN if it is none.
+
+    Example:
+        >>> real(torch.tensor(0.5)), real(np.int64(2)), real("2")
+        (0.5, 2.0, nan)
+    """
+    try:
+        tensor, _ = enter_real(x)
+    except InputError:
+        return float("nan")
+    return float(tensor.detach()) if tensor.ndim == 0 else float("nan")
+
+
+def count(name: str, x: Any, low: int, high: int | None = None) -> int:
+    """A whole number of Python, NumPy or torch, as an int.
+
+    Args:
+        name: What a message calls it.
+        x: What the caller gave.
+        low: The least that is allowed.
+        high: The most; None for no limit.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: If it is none, or outside the limits.
+    """
+    try:
+        number = operator.index(x)
+    except (TypeError, ValueError):  # the latter from tensors of several numbers
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        limits = f"≥ {low}" if high is None else f"between {low} and {high}"
+        raise InputError(f"expected {name} {limits}, got {x!r}; give a whole number")
+    return number
+
+
+def slack(x: Array) -> float:
+    """How far rounding to the kind of x may put a number beside a limit, relatively.
+
+    Args:
+        x: Any shape.
+
+    Returns:
+        Twice the spacing of its numbers, 1e-14 at least.
+    """
+    if isinstance(x, Tensor):
+        dtype = x.dtype if x.dtype.is_floating_point else torch.float64
+        return max(LEAST_SLACK, 2 * torch.finfo(dtype).eps)
+    dtype = np.asarray(x).dtype
+    return max(LEAST_SLACK, 2 * float(np.finfo(dtype if dtype.kind == "f" else float).eps))
 
 
 def elementwise(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Array], Any]:
-    """A method on float64 (complex128) tensors, made to take and give what :func:`enter` does.
+    """A method on float64 tensors, made to take and give what :func:`enter_real` does.
 
     Args:
         method: Of an object and one tensor.
@@ -57,7 +141,25 @@ def elementwise(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Array
     Returns:
         Of an object and one number, array or tensor.
     """
+    return _wrapped(method, enter_real)
 
+
+def analytic(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Array], Any]:
+    """The same for a method on complex128 tensors as well.
+
+    Args:
+        method: Of an object and one tensor.
+
+    Returns:
+        Of an object and one number, array or tensor.
+    """
+    return _wrapped(method, enter)
+
+
+def _wrapped(
+    method: Callable[[Any, Tensor], Tensor],
+    enter: Callable[[Array], tuple[Tensor, Callable[[Tensor], Any]]],
+) -> Callable[[Any, Array], Any]:
     @functools.wraps(method)
     def wrapped(self: Any, x: Array) -> Any:
         tensor, leave = enter(x)

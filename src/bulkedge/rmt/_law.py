@@ -14,7 +14,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 
 from ._arc import Arc
-from ._arrays import elementwise
+from ._arrays import analytic, count, elementwise, real
 
 
 class Law(ABC):
@@ -128,16 +128,16 @@ class Law(ABC):
         """Independent draws, ``ppf`` of uniform ones.
 
         Args:
-            size: The shape.
+            size: The shape, or the number of draws.
             generator: Where randomness comes from; None is a fresh one of NumPy.
 
         Returns:
             A float64 tensor for a torch generator, on its device; else an array, or a float.
 
         Raises:
-            InputError: If the generator is neither of NumPy nor of torch.
+            InputError: If the generator is neither of NumPy nor of torch, or the size no shape.
         """
-        shape = (size,) if isinstance(size, int) else tuple(size)
+        shape = _shape(size)
         if isinstance(generator, torch.Generator):
             options: dict[str, Any] = {"dtype": torch.float64, "device": generator.device}
             return self.ppf(torch.rand(shape, generator=generator, **options))
@@ -249,7 +249,7 @@ class AffineLaw(ArcLaw):
     def _r(self) -> float:
         """The r of the arc measure, signed, of any size."""
 
-    @elementwise
+    @analytic
     def stieltjes(self, z: Tensor) -> Tensor:
         """``G(z) = ∫ dμ(x)/(z − x)``, atoms included; ``G(z) ~ 1/z`` far out.
 
@@ -277,7 +277,7 @@ class AffineLaw(ArcLaw):
             root = torch.where(z <= low, -root, root)
         return 1 / (kappa * ((below + above + 2 * root) / 4 + self._r))
 
-    @elementwise
+    @analytic
     def inverse_stieltjes(self, w: Tensor) -> Tensor:
         """The z outside the bulk with ``stieltjes(z) = w``.
 
@@ -305,10 +305,18 @@ class AffineLaw(ArcLaw):
         return torch.where(zeta.real < 0, down, up)
 
 
-def require_positive(name: str, value: float) -> None:
-    """Raise InputError unless a parameter is a positive finite number."""
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
+def require_positive(name: str, value: Any) -> float:
+    """A parameter as a float; InputError unless it is a positive finite number."""
+    number = real(value)
+    if not 0 < number < math.inf:
         raise InputError(f"expected {name} to be positive and finite, got {value!r}")
+    return number
+
+
+def set_positive(law: Law, *names: str) -> None:
+    """Turn parameters of a frozen law into floats that :func:`require_positive` accepts."""
+    for name in names:
+        object.__setattr__(law, name, require_positive(name, getattr(law, name)))
 
 
 def keep_nan(x: Tensor, y: Tensor) -> Tensor:
@@ -319,3 +327,8 @@ def _probabilities(q: Tensor) -> Tensor:
     if not bool(((q >= 0) & (q <= 1)).all()):
         raise InputError("expected probabilities in [0, 1], got one outside, or not a number")
     return q
+
+
+def _shape(size: Any) -> tuple[int, ...]:
+    sizes = size if isinstance(size, list | tuple) else (size,)
+    return tuple(count("sizes", one, 0) for one in sizes)

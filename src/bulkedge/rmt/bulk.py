@@ -18,6 +18,7 @@ root by the delta method.  Several spikes in general position act each alone, at
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,9 +27,15 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 
-from ._arrays import Array, enter
+from ._arrays import Array, enter_real, real, slack
 
 HALVINGS = 80  # of a bracket that is a few edges wide: beyond the last bit
+NEAREST = 1e-15
+"""How far beyond the edge, relatively, float64 can tell an outlier from it."""
+FAR = 1e4
+"""Strength in edges from which on the limit of a spread is better than its differences."""
+FARTHEST = 1e60
+"""Strength in edges from which on an outlier is its spike to rounding."""
 
 
 class Traces(NamedTuple):
@@ -46,17 +53,19 @@ class Spike:
 
     Attributes:
         theta: Its strength, a singular value of the update.
-        threshold: The strength θ_c beyond which it separates, one number.
+        threshold: The strength θ_c beyond which it separates: one number, or beside each θ where
+            its sign matters (:class:`~bulkedge.rmt.SymmetricLawBulk`).
         location: The outlier that it makes; the bulk edge below the threshold.
         left_overlap: |⟨u, û⟩|² with the outlier's left singular vector; 0 below the threshold.
         right_overlap: |⟨v, v̂⟩|², likewise.
         sd: Standard deviation of the location, for one draw of u and v; NaN below the threshold,
             where the edge fluctuates by the Tracy–Widom law.
-        separated: Whether θ > θ_c.
+        separated: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge: see
+            :meth:`Bulk.separates`.
     """
 
     theta: Any
-    threshold: float
+    threshold: Any
     location: Any
     left_overlap: Any
     right_overlap: Any
@@ -85,13 +94,34 @@ class Bulk(ABC):
     @property
     def threshold(self) -> float:
         """θ_c = D(b⁺)^(−1/2), the strength beyond which a spike separates."""
-        return float(self.d_transform(self.edge)) ** -0.5
+        return float(self._strength(torch.tensor(self.edge, dtype=torch.float64)))
+
+    def separates(self, theta: Array) -> Any:
+        """Whether spikes of these strengths make outliers that float64 can tell from the edge.
+
+        At a soft edge that takes a strength of some 1e-8 more than θ_c.  At a hard one, where θ_c
+        is 0 but an outlier lies exponentially close to the edge, it takes 6 to 10 % of the edge.
+
+        Args:
+            theta: Strengths: number, array or tensor.
+
+        Returns:
+            Truth values, shaped and typed like ``theta``.
+
+        Example:
+            >>> White((400, 400), sigma=0.05).separates([0.9, 1.0, 1.1])
+            array([False, False,  True])
+        """
+        strengths, leave = enter_real(theta)
+        nearest = torch.tensor(self.edge * (1 + NEAREST), dtype=torch.float64)
+        return leave(strengths > max(self.threshold, float(self._strength(nearest))))
 
     def d_transform(self, z: Array) -> Any:
         """The D-transform ``D(z) = φ_u(z) φ_v(z)``, decreasing from b to infinity.
 
         Args:
-            z: Points ≥ the edge: number, array or tensor.
+            z: Points ≥ the edge: number, array or tensor.  What rounding to its precision may have
+                put inside counts as the edge.
 
         Returns:
             D(z), shaped and typed like z.
@@ -103,12 +133,7 @@ class Bulk(ABC):
             >>> round(White((100, 400)).d_transform(30.0) * 200, 6)  # at the edge 1/√(mn)
             1.0
         """
-        points, leave = enter(z)
-        if bool((points < self.edge * (1 - 1e-14)).any()):
-            raise InputError(
-                f"expected points beyond the bulk edge {self.edge:.6g}, got "
-                f"{float(points.min()):.6g}"
-            )
+        points, leave = self._beyond(z)
         found = self.traces(points)
         return leave(found.left * found.right)
 
@@ -118,7 +143,7 @@ class Bulk(ABC):
         Cost: 80 evaluations of D, each O(p) a point for a bulk of p values.
 
         Args:
-            w: Values in (0, D(b⁺)): number, array or tensor.
+            w: Values in (0, D(b⁺)]: number, array or tensor.
 
         Returns:
             z, shaped and typed like w.
@@ -131,15 +156,15 @@ class Bulk(ABC):
             >>> round(bulk.inverse_d(bulk.d_transform(35.0)), 10)
             35.0
         """
-        values, leave = enter(w)
+        values, leave = enter_real(w)
         theta = values.rsqrt()
-        outside = ~((values > 0) & (theta > self.threshold))
+        outside = ~((values > 0) & (theta >= self.threshold * (1 - slack(w))))
         if bool(outside.any()):
             raise InputError(
                 f"expected values of D between 0 and {self.d_transform(self.edge):.6g}, where the "
                 f"bulk ends, got {float(values[outside][0]):.6g}"
             )
-        return leave(self._locate(theta))
+        return leave(self._locate(theta.clamp_min(self.threshold)))
 
     def spike(self, theta: Array) -> Spike:
         """What becomes of a spike: threshold, location, overlaps.
@@ -161,17 +186,13 @@ class Bulk(ABC):
             >>> spike.threshold, round(spike.location, 4), round(spike.left_overlap, 4)
             (1.0, 2.1667, 0.5556)
         """
-        strengths, leave = enter(theta)
+        strengths, leave = enter_real(theta)
         if not bool((strengths.isfinite() & (strengths >= 0)).all()):
             raise InputError("expected finite strengths ≥ 0, got a negative one, NaN or infinity")
         critical = self.threshold
-        separated = strengths > critical
+        separated = self.separates(strengths)
         # below the threshold any value that separates keeps the arithmetic quiet
-        above = torch.where(separated, strengths, 2 * critical + self.edge)
-        found = self._outlier(above)
-        # so weak a spike that its outlier cannot be told from the edge in these digits is none
-        resolved = found.sd.isfinite() & (found.location > self.edge * (1 + 1e-15))
-        separated = separated & resolved
+        found = self._outlier(torch.where(separated, strengths, 2 * critical + self.edge))
 
         def where(value: Tensor, otherwise: float) -> Any:
             return leave(torch.where(separated, value, otherwise))
@@ -190,7 +211,8 @@ class Bulk(ABC):
         """The strength θ whose outlier lies at ``location``: the inverse of :meth:`spike`.
 
         Args:
-            location: Singular values beyond the edge: number, array or tensor.
+            location: Singular values beyond the edge: number, array or tensor.  What rounding to
+                its precision may have put inside counts as the edge.
 
         Returns:
             ``D(location)^(−1/2)``, shaped and typed like the location.
@@ -203,8 +225,23 @@ class Bulk(ABC):
             >>> round(bulk.strength(bulk.spike(1.5).location), 12)
             1.5
         """
-        points, leave = enter(location)
-        return leave(self.d_transform(points).rsqrt())
+        points, leave = self._beyond(location)
+        return leave(self._strength(points))
+
+    def _beyond(self, z: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        """Points beyond the edge, and the way back to their kind."""
+        points, leave = enter_real(z)
+        if bool((points < self.edge * (1 - slack(z))).any()):
+            raise InputError(
+                f"expected points beyond the bulk edge {self.edge:.6g}, got "
+                f"{float(points.min()):.6g}"
+            )
+        return points.clamp_min(self.edge), leave
+
+    def _strength(self, z: Tensor) -> Tensor:
+        """``D(z)^(−1/2)``."""
+        found = self.traces(z)
+        return found.left.rsqrt() * found.right.rsqrt()
 
     def _locate(self, theta: Tensor) -> Tensor:
         """The root of D(ρ) = 1/θ², by bisection: ρ ≤ b + θ, since norms add up at most."""
@@ -212,31 +249,41 @@ class Bulk(ABC):
             low, high = torch.full_like(theta, self.edge), self.edge + theta
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
-                found = self.traces(middle)
-                below = found.left * found.right > theta**-2  # D falls, so the root lies higher
+                found = self._scaled(middle, theta)
+                below = found.left * found.right > 1  # D falls, so the root lies higher
                 low, high = torch.where(below, middle, low), torch.where(below, high, middle)
             root = (low + high) / 2
-        if not theta.requires_grad:
-            return root
-        # one Newton step from the root, of length zero, carries its derivative by θ
-        found = self.traces(root)
-        slope = found.left_slope * found.right + found.left * found.right_slope
-        return root + (theta**-2 - theta.detach() ** -2) / slope
+            if not theta.requires_grad:
+                return root
+            slope = 2 / _steepness(self._scaled(root, theta))
+        return root + (theta - theta.detach()) * slope  # a step of length zero, for its derivative
 
     def _outlier(self, theta: Tensor) -> _Outlier:
         """Location, overlaps and spread of spikes that separate."""
-        z = self._locate(theta)
-        found = self.traces(z)
-        slope = -(theta**2) * (found.left_slope * found.right + found.left * found.right_slope)
+        near = theta.clamp(max=FARTHEST * self.edge)
+        z = self._locate(near)
+        found = self._scaled(z, near)
+        slope = _steepness(found)
         return _Outlier(
-            location=z,
+            location=z + (theta - near),
             left_overlap=2 * found.left / slope,
             right_overlap=2 * found.right / slope,
-            sd=self._variance(z, theta, found).sqrt() / slope,
+            sd=near * self._variance(z, near).sqrt() / slope,
         )
 
-    def _variance(self, z: Tensor, theta: Tensor, found: Traces) -> Tensor:
+    def _scaled(self, z: Tensor, theta: Tensor) -> Traces:
+        """The traces in units of the strength, in which neither powers nor products overflow."""
+        left, right, left_slope, right_slope = self.traces(z)
+        return Traces(
+            theta * left, theta * right, theta * left_slope * theta, theta * right_slope * theta
+        )
+
+    def _variance(self, z: Tensor, theta: Tensor) -> Tensor:
         """Variance of ``θ² (uᵀG_u u)(vᵀG_v v) − (1 − θ uᵀG_uv v)²`` for Haar vectors u and v."""
+        # far from the bulk it falls like θ⁻², and differences of traces are rounding
+        scale = (FAR * self.edge / theta).clamp(max=1.0)
+        z, theta = (x.clamp(max=FAR * self.edge) for x in (z, theta))
+        found, z = self._scaled(z, theta), z / theta
         # A form uᵀGu of a Haar vector in m dimensions has variance (2/m)·(the variance of the
         # eigenvalues of G), a bilinear one (1/mn)·Σ of squared singular values.  Both sums over
         # the bulk follow from the traces and their slopes:
@@ -249,7 +296,12 @@ class Bulk(ABC):
         left = (squares + zeros / z**2) / m - found.left**2
         right = (squares + (n - min(m, n)) / z**2) / n - found.right**2
         own = found.right**2 * left * (2 / m) + found.left**2 * right * (2 / n)
-        return theta**4 * own + 4 * theta**2 * cross / (m * n)
+        return (own + 4 * cross / (m * n)) * scale.square()
+
+
+def _steepness(found: Traces) -> Tensor:
+    """``−D'(z)`` in the units of the traces."""
+    return -(found.left_slope * found.right + found.left * found.right_slope)
 
 
 class _Outlier(NamedTuple):
@@ -289,9 +341,7 @@ class White(Bulk):
 
     def __init__(self, shape: tuple[int, int], sigma: float = 1.0) -> None:
         self.shape = checked_shape(shape)
-        if not 0 < sigma < float("inf"):
-            raise InputError(f"expected a positive finite sigma, got {sigma}")
-        self.sigma = float(sigma)
+        self.sigma = checked_sigma(sigma)
 
     @property
     def edge(self) -> float:
@@ -308,28 +358,48 @@ class White(Bulk):
     def traces(self, z: Tensor) -> Traces:
         """See :meth:`Bulk.traces`."""
         m, n = self.shape
-        variance = self.sigma**2
-        # both traces follow from D: zφ_u = 1 + τ²nD and zφ_v = 1 + τ²mD
-        x = (z / self.sigma).square() - (m + n)
-        root = (x.square() - 4 * m * n).clamp_min(0.0).sqrt()
-        D = 2 / (variance * (x + root))
-        slope = -2 * z * D / (variance * root)
-        left, right = (1 + variance * n * D) / z, (1 + variance * m * D) / z
+        z = z / self.sigma
+        low, high = self._roots(z)
+        # both traces follow from D, here times τ²: zφ_u = 1 + nD and zφ_v = 1 + mD
+        D = (2 / (low + high)).square()
+        slope = -2 * z / low * D / high
+        left, right = (1 + n * D) / z, (1 + m * D) / z
+        slopes = (n * slope - left) / z, (m * slope - right) / z
         return Traces(
-            left, right, (variance * n * slope - left) / z, (variance * m * slope - right) / z
+            *(x / self.sigma for x in (left, right)),
+            *(x / self.sigma / self.sigma for x in slopes),
         )
 
+    def _roots(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``√(z² − (√m − √n)²)`` and ``√(z² − (√m + √n)²)``, with z over τ."""
+        m, n = (size**0.5 for size in self.shape)
+        low, high = ((z - c).clamp_min(0.0).sqrt() * (z + c).sqrt() for c in (abs(m - n), m + n))
+        return low, high
+
+    def _strength(self, z: Tensor) -> Tensor:
+        low, high = self._roots(z / self.sigma)
+        return self.sigma * (low + high) / 2
+
     def _locate(self, theta: Tensor) -> Tensor:
-        m, n = (self.sigma**2 * size for size in self.shape)
-        return ((theta.square() + m) * (theta.square() + n)).sqrt() / theta
+        # ρ² − b² = (θ − θ_c²/θ)²
+        beyond = (theta - self.threshold) * (1 + self.threshold / theta)
+        return torch.hypot(torch.full_like(theta, self.edge), beyond)
 
     def _outlier(self, theta: Tensor) -> _Outlier:
-        m, n = (self.sigma**2 * size for size in self.shape)
-        square = theta.square()
-        beyond = (square - (m * n) ** 0.5) * (square + (m * n) ** 0.5) / square
-        left, right = beyond / (square + m), beyond / (square + n)
+        m, n = self.shape
+        square = (self.threshold / theta).square()
+        beyond = (theta - self.threshold) / theta * (1 + self.threshold / theta) * (1 + square)
+        left, right = (beyond / (1 + square * c) for c in ((m / n) ** 0.5, (n / m) ** 0.5))
         sd = self.sigma * ((left + right) / 2).sqrt()
         return _Outlier(self._locate(theta), left, right, sd)
+
+
+def checked_sigma(sigma: Any) -> float:
+    """The standard deviation of an entry; InputError unless it is a positive finite number."""
+    number = real(sigma)
+    if not 0 < number < float("inf"):
+        raise InputError(f"expected a positive finite sigma, got {sigma}")
+    return number
 
 
 def checked_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -20,28 +20,36 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bulkedge._errors import InputError
 
 from ._arc import Arc
-from ._arrays import Array
-from .bulk import Bulk, White, checked_shape
-from .empirical import FEWEST, Empirical, _descending, separated
+from ._arrays import Array, count, enter_real
+from .bulk import Bulk, White, checked_shape, checked_sigma
+from .empirical import FEWEST, Empirical, checked_level, descending, separated
 from .tracy_widom import TracyWidom
 
 LOWER = 0.8
 """Share of the values, the smaller ones, that sigma is taken from."""
 SURELY = 1e-3
 """Level of the first pass for outliers, before anything is fitted well."""
+BLOCK = 16
+"""How many values are tested at first."""
 MOST = 8  # of p values, at most p/8 can be outliers of a white bulk
 SMALLEST = 1e-60  # of a norm: fourth powers of its inverse must not overflow
 GRID = np.linspace(0.0, math.pi, 1025)
+SINE, COSINE = np.sin(GRID), np.cos(GRID)
 MODES = 1024
+TERMS = 256
+"""Of the series of a spike's turn, which has reached rounding by then if t exceeds:"""
+CONVERGED = 1.15
 STEP = 0.02  # of a second difference of the Tracy–Widom law
 
 
@@ -83,21 +91,26 @@ class BulkFit:
         """θ_c: the strength beyond which a further spike makes an outlier."""
         return self.bulk.threshold
 
-    def chance_of(self, value: float) -> float:
+    def chance_of(self, value: Array) -> Any:
         """Chance that the largest value of such a bulk, without its spikes, is at least ``value``.
 
         Args:
-            value: A singular value.
+            value: Singular values: number, array or tensor.
 
         Returns:
-            The p-value: by the Tracy–Widom law at a soft edge, 0 or 1 at a hard one.
+            The p-values, shaped and typed like ``value``: by the Tracy–Widom law at a soft edge, 0
+            or 1 at a hard one.
+
+        Raises:
+            InputError: If a value is negative or not a number.
         """
         if isinstance(self.bulk, White):
             return edge_test(value, self.shape, sigma=self.sigma, fitted=True)
+        points, leave = _enter_values(value)
         edge = self.bulk.fitted if isinstance(self.bulk, Empirical) else None
         if edge is None or edge.hard:
-            return float(value <= self.edge)
-        return float(TracyWidom().sf((value - edge.position) / edge.scale))
+            return leave((points <= self.edge).double())
+        return leave(TracyWidom().sf((points - edge.position) / edge.scale))
 
 
 def fit_bulk(
@@ -124,7 +137,8 @@ def fit_bulk(
 
     Raises:
         InputError: If the number of values does not fit the shape or is below 12, if values are
-            not finite, descending and different, or the level is not in (0, 1).
+            not finite, descending and different, the level is not in (0, 1) or ``exact`` is no
+            count.
 
     References:
         Kritchman and Nadler, IEEE Trans. Signal Process. 57 (2009), for the sequential test;
@@ -139,12 +153,11 @@ def fit_bulk(
         (True, 1, 1.0)
     """
     m, n = checked_shape(shape)
-    found = _descending(values)
+    found = descending(values)
     p = min(m, n)
     if len(found) != p:
         raise InputError(f"expected the {p} singular values of a {m}×{n} matrix, got {len(found)}")
-    if not 0 < level < 1:
-        raise InputError(f"expected a level between 0 and 1, got {level}")
+    level, exact = checked_level(level), p if exact is None else count("exact", exact, 0)
     if p < FEWEST:
         raise InputError(f"expected at least {FEWEST} singular values, got {p}")
     if not SMALLEST < found[0] < 1 / SMALLEST:
@@ -156,8 +169,7 @@ def fit_bulk(
         raise InputError("expected a matrix with a bulk, got one whose median singular value is 0")
     noise = _fit_white(found, (m, n))
     if noise.misfit <= _misfit_limit(p):
-        spikes, p_value = _count_white(found, noise, level)
-        spikes = spikes if exact is None else min(spikes, exact)
+        spikes, p_value = _count_white(found, noise, level, exact)
         bulk: Bulk = White((m, n), noise.sigma)
     else:
         spikes, p_value = separated(found, level=level, exact=exact)
@@ -176,26 +188,27 @@ def fit_bulk(
 
 
 def edge_test(
-    value: float, shape: tuple[int, int], *, sigma: float, k: int = 1, fitted: bool = False
-) -> float:
+    value: Array, shape: tuple[int, int], *, sigma: float, k: int = 1, fitted: bool = False
+) -> Any:
     """Chance that the k-th singular value of noise is at least ``value``.
 
     ``(s²/τ² − μ)/ς`` follows the Tracy–Widom law, ``μ = (a + b)²``, ``ς = (a + b)(1/a + 1/b)^⅓``,
     ``a = √(m − ½)``, ``b = √(n − ½)``.  For the k-th value, after k − 1 spikes, m and n lose k − 1.
 
     Args:
-        value: The singular value.
+        value: Singular values: number, array or tensor.
         shape: ``(m, n)`` of the matrix.
         sigma: Standard deviation of an entry.
-        k: Rank of the value, 1 for the largest.
+        k: Rank of the value, 1 for the largest; one for all of ``value``.
         fitted: Whether sigma comes from :func:`fit_bulk` on the same values, whose error is then
             accounted for.
 
     Returns:
-        The p-value.
+        The p-values, shaped and typed like ``value``.
 
     Raises:
-        InputError: If sigma is not positive or k is not in 1 … min(m, n).
+        InputError: If a value is negative or not a number, sigma is not positive, or k is not a
+            whole number in 1 … min(m, n).
 
     References:
         Johnstone, Ann. Statist. 29 (2001); Ma, Bernoulli 18 (2012), for the centring.
@@ -204,28 +217,36 @@ def edge_test(
         >>> p = edge_test(2 * 400**0.5, (400, 400), sigma=1.0)
         >>> round(p, 2)  # the asymptotic edge is no test at 5 %
         0.15
+        >>> edge_test([39.0, 40.0, 41.0], (400, 400), sigma=1.0).round(3)
+        array([0.995, 0.149, 0.   ])
     """
-    m, n = checked_shape(shape)
-    if not 0 < sigma < math.inf:
-        raise InputError(f"expected a positive finite sigma, got {sigma}")
-    if not 1 <= k <= min(m, n):
-        raise InputError(f"expected k between 1 and {min(m, n)}, got {k}")
-    return float(_p_values(np.array([value]), (m, n), sigma, first=k, fitted=fitted)[0])
+    shape, sigma = checked_shape(shape), checked_sigma(sigma)
+    spikes = count("k", k, 1, min(shape)) - 1
+    points, leave = _enter_values(value)
+    return leave(_p_values(points, shape, sigma, spikes, fitted=fitted))
+
+
+def _enter_values(value: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """Singular values, and the way back to their kind."""
+    points, leave = enter_real(value)
+    if not bool((points >= 0).all()):
+        raise InputError("expected singular values ≥ 0, got a negative one or NaN")
+    return points, leave
 
 
 def _p_values(
-    values: np.ndarray, shape: tuple[int, int], sigma: float, *, first: int, fitted: bool
-) -> np.ndarray:
-    """Chances of the values of rank ``first``, ``first + 1``, … in noise without those before."""
-    spikes = np.arange(first - 1, first - 1 + len(values))
-    centre, scale = _edge_scales(shape, spikes)
+    values: Tensor, shape: tuple[int, int], sigma: float, spikes: Any, *, fitted: bool
+) -> Tensor:
+    """Chances of the largest values of noise after so many spikes, one number or one a value."""
+    centre, scale = (torch.as_tensor(x, device=values.device) for x in _edge_scales(shape, spikes))
     x = ((values / sigma) ** 2 - centre) / scale
     if not fitted:
         return TracyWidom().sf(x)
     # the error of τ smooths the law: its excess variance times half the second derivative
-    before, here, after = TracyWidom().sf(np.stack([x - STEP, x, x + STEP]))
+    steps = x.new_tensor([-STEP, 0.0, STEP])
+    before, here, after = TracyWidom().sf(x[..., None] + steps).unbind(-1)
     curvature = (after - 2 * here + before) / STEP**2
-    return (here + curvature * _excess_variance(shape) / 2).clip(0.0, 1.0)
+    return (here + curvature * _excess_variance(shape) / 2).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -284,10 +305,19 @@ def _expected(shape: tuple[int, int], spikes: np.ndarray) -> tuple[np.ndarray, n
     m, n = shape
     counts = _noise_counts(shape)
     if len(spikes):
-        t = np.maximum(spikes, 1 + 1e-9)[:, None]
-        turns = np.arctan2(t * np.sin(GRID), 1 - t * np.cos(GRID)).sum(axis=0)
-        counts = counts + turns / math.pi
-    return counts, m + n + 2 * math.sqrt(m * n) * np.cos(GRID)
+        counts = counts + _turns(np.maximum(spikes, 1 + 1e-9)) / math.pi
+    return counts, m + n + 2 * math.sqrt(m * n) * COSINE
+
+
+def _turns(t: np.ndarray) -> np.ndarray:
+    """``Σ_i arg(1 − t_i e^{−iψ})`` on the grid."""
+    near = t[t < CONVERGED, None]
+    turns = np.arctan2(near * SINE, 1 - near * COSINE).sum(axis=0)
+    # each is π − ψ − Σ_k sin(kψ)/(k tᵏ); the sums of sines are a Fourier transform
+    ratio = 1 / t[t >= CONVERGED]
+    powers = np.cumprod(np.broadcast_to(ratio, (TERMS, len(ratio))), axis=0).sum(axis=1)
+    series = np.concatenate([[0.0], powers / np.arange(1, TERMS + 1)])
+    return turns + len(ratio) * (math.pi - GRID) + np.fft.rfft(series, 2 * len(GRID) - 2).imag
 
 
 @functools.lru_cache(maxsize=64)
@@ -303,12 +333,19 @@ def _noise_counts(shape: tuple[int, int]) -> np.ndarray:
     return counts
 
 
-def _count_white(values: np.ndarray, noise: _White, level: float) -> tuple[int, float]:
+def _count_white(values: np.ndarray, noise: _White, level: float, exact: int) -> tuple[int, float]:
     """Test one value after the other, until one is not significant."""
-    most = len(values) // MOST
-    p_values = _p_values(values[:most], noise.shape, noise.sigma, first=1, fitted=True)
-    accepted = p_values < level
-    spikes = most if accepted.all() else int(accepted.argmin())
+    most = min(len(values) // MOST, exact)
+    spikes, p_values = 0, np.empty(0)
+    # mostly the first few decide, and the law costs more than all the rest of a fit
+    for tested in (min(BLOCK, most), most):
+        rank = np.arange(max(tested, 1))
+        leading = torch.from_numpy(values[rank])
+        p_values = _p_values(leading, noise.shape, noise.sigma, rank, fitted=True).numpy()
+        accepted = p_values[:tested] < level
+        spikes = tested if accepted.all() else int(accepted.argmin())
+        if spikes < tested:
+            break
     return spikes, float(p_values[max(spikes - 1, 0)])
 
 

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from bulkedge._errors import InputError
 
-from ._arrays import Array, enter
+from ._arrays import Array, count, enter_real, real
 from .bulk import Bulk, Traces, checked_shape
 from .tracy_widom import TracyWidom
 
@@ -46,7 +48,8 @@ class Edge:
         scale: κ: the j-th value lies near ``b − κ(3π(j − ¾)/2)^(2/3)``; for a hard edge
             near ``b − κ(j − ½)``.
         count: How many values it was fitted to.
-        hard: The density does not fall to zero at b but breaks off, as that of uniform values.
+        hard: The density does not fall to zero at b but breaks off, as that of uniform values;
+            :func:`fit_edge` says which of these are told.
     """
 
     position: float
@@ -63,6 +66,9 @@ class Edge:
 def fit_edge(values: Array) -> Edge:
     """The edge of a bulk without outliers, from its 16 largest values.
 
+    It is called hard where a line through the 16 values fits 4.5 times better than the 2/3 power:
+    of evenly spaced values always, of independent ones hardly ever, whose gaps are too uneven.
+
     Args:
         values: Singular values of the bulk in descending order, shape ``(p,)``, p ≥ 12.
 
@@ -78,11 +84,13 @@ def fit_edge(values: Array) -> Edge:
         >>> abs(fit_edge(values).position / (300**0.5 + 500**0.5) - 1) < 0.01
         True
     """
-    found = _descending(values)
-    count = _count(len(found))
-    soft, soft_misfit = _line(found[:count], _soft_positions(1, count), count)
-    hard, hard_misfit = _line(found[:count], np.arange(count) + 0.5, count, hard=True)
-    return hard if hard_misfit * CLEARLY_HARD < soft_misfit else soft
+    found = descending(values)
+    size = _window(len(found))
+    soft = _line(found[:size], _soft_positions(1, size))
+    hard = _line(found[:size], np.arange(size) + 0.5, hard=True)
+    is_hard = bool(hard.misfit * CLEARLY_HARD < soft.misfit)
+    line = hard if is_hard else soft
+    return Edge(float(line.position), float(line.scale), size, is_hard)
 
 
 def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -> tuple[int, float]:
@@ -91,8 +99,9 @@ def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -
     Each of the first p/20 values is compared with the edge that the 15 values after it make,
     in units of their own scale, by the Tracy–Widom law; the last that stands apart counts, and all
     before it.  Pure noise is taken for an outlier with probability ``level`` at most (Bonferroni
-    over the tests), if there are 30 values or more: fewer alarm more often, a dozen more than
-    twice as often.  Heavy-tailed entries make outliers of their own.
+    over the tests), if there are 30 values or more.  Fewer alarm more often, since fewer values
+    make the edge: at a level of 5 %, 20 values in 8 % of draws and 13, the fewest of which one can
+    be spared, in 12 %; of 12 none is tested.  Heavy-tailed entries make outliers of their own.
 
     Args:
         values: Singular values in descending order, shape ``(p,)``, p ≥ 12.
@@ -104,7 +113,8 @@ def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -
         Their number, and the p-value of the last of them; of the first value if there are none.
 
     Raises:
-        InputError: If there are fewer values, or they all coincide.
+        InputError: If there are fewer values, or they all coincide, the level is not in (0, 1) or
+            ``exact`` is no count.
 
     Example:
         >>> from bulkedge.rmt import SingularValueLaw
@@ -112,17 +122,16 @@ def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -
         >>> separated(np.concatenate([[70.0, 60.0], bulk]))[0]
         2
     """
-    found = _descending(values)
-    _count(len(found))
+    found, level = descending(values), checked_level(level)
+    _window(len(found))
     tests = min(max(1, len(found) // 20), len(found) - FEWEST)
-    looked_at = tests if exact is None else min(tests, exact)
-    if looked_at == 0:  # no value can be spared
+    tested = tests if exact is None else min(tests, count("exact", exact, 0))
+    if tests == 0:  # no value can be spared
         return 0, 1.0
-    scores = [_studentised(found[k:]) for k in range(looked_at)]
-    p_values = np.minimum(TracyWidom().sf(np.array(scores)) * tests, 1.0)
-    beyond = np.flatnonzero(p_values < level)
-    count = int(beyond[-1]) + 1 if len(beyond) else 0
-    return count, float(p_values[max(count - 1, 0)])
+    p_values = np.minimum(TracyWidom().sf(_studentised(found, max(tested, 1))) * tests, 1.0)
+    beyond = np.flatnonzero(p_values[:tested] < level)
+    spikes = int(beyond[-1]) + 1 if len(beyond) else 0
+    return spikes, float(p_values[max(spikes - 1, 0)])
 
 
 class Empirical(Bulk):
@@ -138,7 +147,8 @@ class Empirical(Bulk):
             weight.
 
     Raises:
-        InputError: If the number of values does not fit the shape, or too few are left.
+        InputError: If the number of values does not fit the shape, ``outliers`` is no count, or too
+            few values are left.
 
     Example:
         >>> from bulkedge.rmt import SingularValueLaw, White
@@ -149,14 +159,14 @@ class Empirical(Bulk):
 
     def __init__(self, values: Array, shape: tuple[int, int], *, outliers: int = 0) -> None:
         self.shape = checked_shape(shape)
-        found = _descending(values)
+        found = descending(values)
         if len(found) != min(self.shape):
             raise InputError(
                 f"expected all {min(self.shape)} singular values of a "
                 f"{self.shape[0]}×{self.shape[1]} matrix, got {len(found)}"
             )
-        bulk = found[outliers:]
-        self.outliers = outliers
+        self.outliers = count("outliers", outliers, 0)
+        bulk = found[self.outliers :]
         self.fitted = fit_edge(bulk)
         # a fitted edge may lie a little below a value; the body must not
         self.body = torch.from_numpy(bulk[self.fitted.count :].copy())
@@ -176,12 +186,12 @@ class Empirical(Bulk):
         """See :meth:`Bulk.traces`."""
         m, n = self.shape
         p = min(m, n)
-        square = self.body.to(z.device).square()
-        inverse = 1 / (z[..., None].square() - square)
+        body = self.body.to(z.device)
+        inverse = 1 / ((z[..., None] - body) * (z[..., None] + body))
         top, top_slope = self._smooth(z)
         total = self.weight * (z * inverse.sum(-1) + top)
         slope = self.weight * (
-            inverse.sum(-1) - 2 * z.square() * inverse.square().sum(-1) + top_slope
+            inverse.sum(-1) - 2 * (z[..., None] * inverse).square().sum(-1) + top_slope
         )
         return Traces(
             (total + (m - p) / z) / m,
@@ -235,11 +245,16 @@ def _average_soft_far(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
     return total / g, -slope / g.square()
 
 
-def _studentised(values: np.ndarray) -> float:
-    """The first value in units of the edge that the ones after it make."""
-    count = _count(len(values))
-    edge, _ = _line(values[1:count], _soft_positions(2, count), count)
-    return (values[0] - edge.position) / edge.scale
+def _studentised(values: np.ndarray, tests: int) -> np.ndarray:
+    """Each of the first values in units of the edge that the ones after it make."""
+    scores = np.empty(tests)
+    sizes = np.array([_window(len(values) - k) for k in range(tests)])
+    for size in np.unique(sizes):
+        (first,) = np.nonzero(sizes == size)
+        windows = sliding_window_view(values, size)[first]
+        line = _line(windows[:, 1:], _soft_positions(2, size))
+        scores[first] = (windows[:, 0] - line.position) / line.scale
+    return scores
 
 
 def _soft_positions(first: int, last: int) -> np.ndarray:
@@ -247,23 +262,27 @@ def _soft_positions(first: int, last: int) -> np.ndarray:
     return (1.5 * math.pi * (np.arange(first, last + 1) - 0.75)) ** (2 / 3)
 
 
-def _line(
-    values: np.ndarray, positions: np.ndarray, count: int, *, hard: bool = False
-) -> tuple[Edge, float]:
-    """Weighted least squares of ``values = b − κ·positions``, and its misfit in counts squared."""
+class _Line(NamedTuple):
+    """``b − κ·positions`` through rows of values: b, κ and the misfit in counts squared of each."""
+
+    position: np.ndarray
+    scale: np.ndarray
+    misfit: np.ndarray
+
+
+def _line(values: np.ndarray, positions: np.ndarray, *, hard: bool = False) -> _Line:
+    """Weighted least squares along the last axis."""
     # the count below a point fluctuates by O(1), a value by the local spacing
     spacing = np.ones_like(positions) if hard else 1 / np.sqrt(positions)
     weight = spacing**-2 / np.sum(spacing**-2)
-    centre, middle = weight @ positions, weight @ values
-    scale = -(weight @ ((positions - centre) * (values - middle))) / (
-        weight @ (positions - centre) ** 2
-    )
+    centred, middle = positions - weight @ positions, values @ weight
+    scale = -((values - middle[..., None]) @ (weight * centred)) / (weight @ centred**2)
     # of equal values rounding makes a scale of either sign
-    if not scale > ROUNDING * abs(middle):
+    if not (scale > ROUNDING * np.abs(middle)).all():
         raise InputError("expected singular values that differ, got equal ones; they have no edge")
-    edge = Edge(float(middle + scale * centre), float(scale), count, hard)
-    misfit = (values - edge.position + scale * positions) / (scale * spacing * _unit(hard))
-    return edge, float(np.mean(misfit**2))
+    offset = (values - middle[..., None]) / scale[..., None] + centred
+    misfit = np.mean((offset / (spacing * _unit(hard))) ** 2, axis=-1)
+    return _Line(middle + scale * (weight @ positions), scale, misfit)
 
 
 def _unit(hard: bool) -> float:
@@ -271,15 +290,24 @@ def _unit(hard: bool) -> float:
     return 1.0 if hard else math.pi
 
 
-def _count(size: int) -> int:
+def _window(size: int) -> int:
+    """How many of so many values make an edge."""
     if size < FEWEST:
         raise InputError(f"expected at least {FEWEST} singular values in a bulk, got {size}")
     return min(TOP, size // 3)
 
 
-def _descending(values: Array) -> np.ndarray:
-    """Finite singular values in descending order, float64, on the CPU."""
-    found = enter(values)[0].detach().cpu().numpy()
+def checked_level(level: Any) -> float:
+    """The probability of a false alarm; InputError unless it is in (0, 1)."""
+    number = real(level)
+    if not 0 < number < 1:
+        raise InputError(f"expected a level between 0 and 1, got {level}")
+    return number
+
+
+def descending(values: Array) -> np.ndarray:
+    """Finite singular values in descending order, float64, on the CPU; InputError otherwise."""
+    found = enter_real(values)[0].detach().cpu().numpy()
     if found.ndim != 1 or not np.isfinite(found).all() or (found < 0).any():
         raise InputError("expected one row of finite singular values ≥ 0; got something else")
     if (np.diff(found) > 0).any():

@@ -12,7 +12,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 
 from ._arc import Arc
-from ._law import AffineLaw, ArcLaw, require_positive
+from ._law import AffineLaw, ArcLaw, require_positive, set_positive
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class MarchenkoPastur(AffineLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive("ratio", self.ratio)
-        require_positive("sigma", self.sigma)
+        set_positive(self, "ratio", "sigma")
 
     def mean(self) -> float:
         """``σ²``."""
@@ -107,8 +106,7 @@ class SingularValueLaw(ArcLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive("ratio", self.ratio)
-        require_positive("sigma", self.sigma)
+        set_positive(self, "ratio", "sigma")
 
     @classmethod
     def of(cls, shape: tuple[int, int], sigma: float = 1.0) -> SingularValueLaw:
@@ -126,8 +124,8 @@ class SingularValueLaw(ArcLaw):
         """
         if len(shape) != 2 or min(shape) < 1:
             raise InputError(f"expected a shape (m, n) of a matrix, got {tuple(shape)}")
-        require_positive("sigma", sigma)
-        return SingularValueLaw(shape[0] / shape[1], sigma * math.sqrt(shape[1]))
+        tau = require_positive("sigma", sigma)
+        return SingularValueLaw(shape[0] / shape[1], tau * math.sqrt(shape[1]))
 
     def mean(self) -> float:
         """``τ·₂F₁(½, −½; 2; κ)`` with κ = min(c, 1/c) and τ = σ max(1, √c)."""

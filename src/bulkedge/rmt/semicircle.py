@@ -12,7 +12,8 @@ from torch import Tensor
 from bulkedge._errors import InputError
 
 from ._arc import Arc
-from ._law import AffineLaw, require_positive
+from ._arrays import real
+from ._law import AffineLaw, set_positive
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Semicircle(AffineLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive("sigma", self.sigma)
+        set_positive(self, "sigma")
 
     def mean(self) -> float:
         """``0``."""
@@ -98,13 +99,15 @@ class SpikedSemicircle(AffineLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.theta, int | float) or not math.isfinite(self.theta):
+        theta = real(self.theta)
+        if not math.isfinite(theta):
             raise InputError(f"expected theta to be finite, got {self.theta!r}")
-        require_positive("sigma", self.sigma)
+        object.__setattr__(self, "theta", theta)
+        set_positive(self, "sigma")
 
     def mean(self) -> float:
         """``θ``."""
-        return float(self.theta)
+        return self.theta
 
     def var(self) -> float:
         """``σ²``."""

@@ -8,8 +8,8 @@ import torch
 
 from bulkedge._errors import InputError
 
-from ._arrays import Array, enter
-from .bulk import Bulk, Spike, White, checked_shape
+from ._arrays import Array, enter_real, slack
+from .bulk import Bulk, Spike, White, checked_shape, checked_sigma
 
 
 class Wigner:
@@ -40,9 +40,7 @@ class Wigner:
 
     def __init__(self, size: int, sigma: float = 1.0) -> None:
         self.shape = checked_shape((size, size))
-        if not 0 < sigma < math.inf:
-            raise InputError(f"expected a positive finite sigma, got {sigma}")
-        self.sigma = float(sigma)
+        self.sigma = checked_sigma(sigma)
 
     @property
     def edge(self) -> float:
@@ -70,20 +68,22 @@ class Wigner:
             >>> round(Wigner(100).spike(12.5).left_overlap, 12)
             0.36
         """
-        strengths, leave = enter(theta)
+        strengths, leave = enter_real(theta)
         if not bool(strengths.isfinite().all()):
             raise InputError("expected finite strengths, got NaN or infinity")
         critical = self.threshold
         separated = strengths.abs() > critical
         above = torch.where(separated, strengths, 2 * critical)
-        overlap = (above - critical) * (above + critical) / above.square()
+        size = above.abs()
+        overlap = (size - critical) / size * (1 + critical / size)
         sd = self.sigma * (2 * overlap).sqrt()
         found = torch.where(separated, overlap, 0.0)
-        edge = torch.where(strengths < 0, -self.edge, self.edge)
+        edge = torch.full_like(strengths, self.edge)
+        edge = torch.where(strengths < 0, -edge, edge)
         return Spike(
             theta=theta,
             threshold=critical,
-            location=leave(torch.where(separated, above + critical**2 / above, edge)),
+            location=leave(torch.where(separated, above + critical / above * critical, edge)),
             left_overlap=leave(found),
             right_overlap=leave(found),
             sd=leave(torch.where(separated, sd, math.nan)),
@@ -94,7 +94,8 @@ class Wigner:
         """The θ whose outlier lies at ``location``: the inverse of :meth:`spike`.
 
         Args:
-            location: Eigenvalues beyond either edge: number, array or tensor.
+            location: Eigenvalues beyond either edge: number, array or tensor.  What rounding to its
+                precision may have put inside counts as the edge.
 
         Returns:
             θ, shaped and typed like the location.
@@ -106,13 +107,14 @@ class Wigner:
             >>> Wigner(100).strength(-25.0)
             -20.0
         """
-        points, leave = enter(location)
+        points, leave = enter_real(location)
         size = points.abs()
-        if bool((size < self.edge * (1 - 1e-14)).any()):
+        if bool((size < self.edge * (1 - slack(location))).any()):
             raise InputError(
                 f"expected eigenvalues beyond ±{self.edge:.6g}, got {float(size.min()):.6g}"
             )
-        root = ((size - self.edge) * (size + self.edge)).clamp_min(0.0).sqrt()
+        size = size.clamp_min(self.edge)
+        root = (size - self.edge).sqrt() * (size + self.edge).sqrt()
         return leave(torch.sign(points) * (size + root) / 2)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 
 from ._arc import gauss_legendre
-from ._arrays import elementwise
+from ._arrays import elementwise, real
 from ._law import Law, keep_nan
 
 # torch's Ai is right to rounding above −2.09, and wrong by up to 3e-6 below
@@ -72,8 +72,10 @@ class TracyWidom(Law):
     beta: int = 1
 
     def __post_init__(self) -> None:
-        if self.beta not in _DECAY:
+        beta = real(self.beta)
+        if beta not in _DECAY:
             raise InputError(f"expected beta to be 1, 2 or 4, got {self.beta!r}")
+        object.__setattr__(self, "beta", int(beta))
 
     def mean(self) -> float:
         """−1.2065, −1.7711 or −3.2624."""

@@ -1,8 +1,9 @@
 """Transforms of a sample: Stieltjes, its inversion, the traces of a resolvent, the D-transform.
 
 Those of a law are methods of the law (``stieltjes``, ``inverse_stieltjes``), those of a bulk
-methods of the bulk (``d_transform``, ``inverse_d``).  These take given values as they are, each a
-pole: near and inside the spectrum, and at its edge, ask a law or a bulk.
+methods of the bulk (``d_transform``, ``inverse_d``); :class:`~bulkedge.rmt.LawBulk` makes a bulk of
+a law.  These take given values as they are, each a pole: near and inside the spectrum, and at its
+edge, ask a law or a bulk.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from bulkedge._errors import InputError
 
-from ._arrays import Array, enter
+from ._arrays import Array, enter, enter_real
 from .bulk import checked_shape
 
 
@@ -71,7 +72,7 @@ def stieltjes_inversion(transform: Callable[[Any], Any], x: Array, *, width: flo
     """
     if not width > 0:
         raise InputError(f"expected a positive width, got {width}")
-    points, leave = enter(x)
+    points, leave = enter_real(x)
     return leave(-enter(transform(points + 1j * width))[0].imag / math.pi)
 
 
@@ -100,7 +101,7 @@ def resolvent_traces(values: Array, shape: tuple[int, int], z: Array) -> tuple[A
     m, n = checked_shape(shape)
     p = min(m, n)
     points, leave = enter(z)
-    spectrum = enter(values)[0].to(points.device)
+    spectrum = enter_real(values)[0].to(points.device)
     if tuple(spectrum.shape) != (p,):
         raise InputError(
             f"expected the {p} singular values of a {m}×{n} matrix, got {tuple(spectrum.shape)}"

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
+from bulkedge.rmt._arrays import Array, count, enter_real, real
 
 from ._factors import balanced, require_real
 
@@ -87,7 +88,7 @@ class BaseSpectrum:
     @classmethod
     def from_values(
         cls,
-        values: Tensor,
+        values: Array,
         shape: tuple[int, int],
         *,
         level: float = 0.05,
@@ -95,7 +96,7 @@ class BaseSpectrum:
     ) -> BaseSpectrum:
         """The same from singular values that are known already; see :meth:`of`, ``fit_bulk``."""
         fit = fit_bulk(values, shape, level=level, exact=exact)
-        return cls(values.detach().double().cpu(), fit)
+        return cls(enter_real(values)[0].detach().cpu(), fit)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -111,7 +112,8 @@ class Prediction:
         theta: Strengths, the singular values of the update, shape ``(r,)``.
         threshold: θ_c of the layer.
         edge: Upper edge of its bulk.
-        separated: Whether θ > θ_c.
+        separated: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge
+            (:meth:`bulkedge.rmt.Bulk.separates`).
         location: Where the outlier is expected; the edge without one.
         sd: Standard deviation of the location; NaN without one.
         left_overlap: |⟨u, û⟩|², how much of the outlier's left vector is the spike's.
@@ -210,16 +212,16 @@ def predict(
     return predict_spikes(spectrum, theta, epsilon=epsilon)
 
 
-def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.5) -> Prediction:
+def predict_spikes(spectrum: BaseSpectrum, theta: Array, *, epsilon: float = 0.5) -> Prediction:
     """The prediction for spikes of given strengths: :func:`predict` before there is an update.
 
     Args:
         spectrum: The base.
-        theta: Strengths, shape ``(r,)``, in any order.
+        theta: Strengths, shape ``(r,)``, in any order: a list, array or tensor.
         epsilon: The score below which a direction counts as new.
 
     Returns:
-        The prediction.
+        The prediction, its fields float64 tensors on the CPU.
 
     Raises:
         InputError: If strengths are not one row, one is negative or not finite, or ε is not in
@@ -233,10 +235,11 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Tensor, *, epsilon: float = 0.
     """
     if not 0 < epsilon <= 1:
         raise InputError(f"expected 0 < epsilon ≤ 1, got {epsilon}")
-    if theta.ndim != 1:
-        raise InputError(f"expected one row of strengths, got shape {tuple(theta.shape)}")
+    strengths = enter_real(theta)[0].cpu()
+    if strengths.ndim != 1:
+        raise InputError(f"expected one row of strengths, got shape {tuple(strengths.shape)}")
     bulk = spectrum.fit.bulk
-    spike = bulk.spike(theta.double().cpu())
+    spike = bulk.spike(strengths)
     left, right = _component_weights(spectrum, spike)
     others = spectrum.values[: spectrum.fit.spikes]
     stronger = spike.theta.argsort(descending=True, stable=True).argsort()
@@ -277,8 +280,8 @@ def budget(
         The budget.
 
     Raises:
-        InputError: If the rank is not in 1 … min(m, n), α or top_k is not positive, or the base
-            has no bulk.
+        InputError: If the rank is no whole number in 1 … min(m, n), α or top_k is not positive,
+            top_k is not whole, or the base has no bulk.
 
     Example:
         >>> W0 = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
@@ -289,10 +292,10 @@ def budget(
         (2.0, 4.0)
     """
     spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
-    if not 1 <= rank <= min(spectrum.shape):
-        raise InputError(f"expected a rank between 1 and {min(spectrum.shape)}, got {rank}")
-    if top_k < 1 or (alpha is not None and not alpha > 0):
+    rank = count("a rank", rank, 1, min(spectrum.shape))
+    if not real(top_k) >= 1 or (alpha is not None and not real(alpha) > 0):
         raise InputError(f"expected positive alpha and top_k, got {alpha} and {top_k}")
+    top_k = count("top_k", top_k, 1)
     threshold = spectrum.fit.threshold
     reached = float(spectrum.values[min(top_k, len(spectrum.values)) - 1])
     bulk = spectrum.fit.bulk

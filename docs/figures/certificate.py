@@ -87,7 +87,9 @@ def draw(found: dict[str, Any]) -> Step:
         bound.plot(x, y, color=GREY, linewidth=0.8)
         colours = dict(zip(STEPS, ("#56B4E9", BLUE, GREEN, RED), strict=True))
         for count, curve in found["curves"].items():
-            bound.plot(found["grid"][::15], curve[::15], color=colours[count], label=f"{count} steps")
+            bound.plot(
+                found["grid"][::15], curve[::15], color=colours[count], label=f"{count} steps"
+            )
         bound.axhline(EPSILON, color="black", linewidth=0.6, linestyle=":")
         bound.set(xlabel="σ of the base", ylabel="|cosine| with a base vector", ylim=(0, 1.05))
         bound.legend(frameon=False)

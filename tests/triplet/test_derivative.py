@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from test_solvers import SOLVERS
 from torch.autograd import gradcheck, gradgradcheck
 
 from bulkedge import ConvergenceError, InputError
@@ -20,7 +21,6 @@ from bulkedge.triplet import (
     singular_triplet,
 )
 from cases import gaussian, generator, orthonormal, with_spectrum
-from triplet.test_solvers import SOLVERS
 
 ADJOINTS = {
     "deflated_cg": DeflatedCG(),

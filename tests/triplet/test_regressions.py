@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from test_derivative import dense_outputs, loss, outputs
 from torch.utils.checkpoint import checkpoint
 
 from bulkedge import DegenerateWarning, InputError
@@ -29,7 +30,6 @@ from bulkedge.triplet import (
     singular_triplet,
 )
 from cases import gaussian, generator, orthonormal, with_spectrum
-from triplet.test_derivative import dense_outputs, loss, outputs
 
 EVERY = [
     Auto(dense_below=4), BlockKrylov(), Lanczos(), Refined(), Power(), Newton(), RayleighQuotient(),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bulkedge import Recipe
-from bulkedge._audit.judge import certified, dense
+from bulkedge._audit.judge import PROBES, certified, dense
 from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
 from bulkedge.intruder import Verdict
@@ -119,3 +119,23 @@ def test_two_thousand_certified_cases(first):
     found = [compare(seed) for seed in range(first, first + 100)]
     directions, open_ = (sum(column) for column in zip(*found, strict=True))
     assert open_ < 0.35 * directions  # spectra made for trouble: ties, kernels, ε at a score
+
+
+def test_a_fine_tune_made_to_hide_from_the_public_seed(monkeypatch):
+    """A triplet whose vectors no random vector of that seed sees; the seed depends on the file."""
+    g = torch.Generator().manual_seed(5)
+    n, recipe = 500, Recipe(top_k=4)
+    W0 = draw(g, n, n) / (2 * n**0.5)
+    public = torch.Generator().manual_seed(recipe.seed)
+    drawn = draw(public, n, recipe.top_k + PROBES)
+    blind = torch.linalg.qr(torch.cat([drawn, draw(g, n, 1)], dim=1)).Q[:, -1:]
+    W = W0 + basis(g, n, 4) * torch.tensor([6.0, 5.0, 4.0, 3.0]) @ basis(g, n, 4).mT
+    # an exact triplet, and nothing else has to do with it
+    W = W - (W @ blind) @ blind.mT
+    u = torch.linalg.qr(torch.cat([W @ draw(g, n, 4), draw(g, n, 1)], dim=1)).Q[:, -1:]
+    W = W - u @ (u.mT @ W) + 8 * u @ blind.mT
+    for seed, found in ((lambda self, number: number, False), (Pair.seed, True)):
+        monkeypatch.setattr(Pair, "seed", seed)
+        judged = certified(Pair(W0, W, None), recipe)
+        assert judged is not None
+        assert (abs(float(judged.tuned.sigma[0]) - 8) < 1e-3) is found

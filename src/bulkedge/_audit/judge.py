@@ -49,6 +49,12 @@ VALUES = 512
 """Shorter side up to which all singular values of the base are computed, for its bulk."""
 ANGLE = 5e-3
 """To what sine the tuned vectors are sought; it widens every interval."""
+STEPS = 40
+"""Of the search for the tuned vectors, at most."""
+PROBES = 8
+"""Random vectors that prove that no tuned vector was missed."""
+MISSED = 1e-9
+"""With which probability one is, whatever the matrix."""
 LEAST = 1e-3
 """Below this part of σ₁ a leading tuned value is not told from zero in single precision."""
 
@@ -120,8 +126,9 @@ def certified(pair: Pair, recipe: Recipe) -> Judged | None:
     k = min(recipe.top_k, *W.shape)
     spikes = pair.spikes  # of a low-rank update: where to begin
     start = None if spikes is None else (spikes.u[:, :k].to(dtype), spikes.v[:, :k].to(dtype))
+    solver = GolubKahan(angle=ANGLE, max_steps=STEPS, oversample=PROBES, missed=MISSED)
     tuned = singular_triplet(
-        W, k, solver=GolubKahan(angle=ANGLE), init=start, generator=_seed(recipe), strict=False
+        W, k, solver=solver, init=start, generator=_generator(pair, recipe), strict=False
     )
     if tuned.status is not Status.CONVERGED or not bool(tuned.sigma[-1] > LEAST * tuned.sigma[0]):
         return None
@@ -137,7 +144,7 @@ def certified(pair: Pair, recipe: Recipe) -> Judged | None:
             groups=groups,
             subspace=2 * recipe.top_k,
             frobenius=size,
-            generator=_seed(recipe),
+            generator=_generator(pair, recipe),
         )
         directions += _certified_rows(side, tuned, certificate)
         angles.append(_angles(side, *certificate.cosines))
@@ -169,14 +176,20 @@ def dense(pair: Pair, recipe: Recipe) -> Judged:
     return Judged(tuned, directions, angles, S.cpu(), len(S), tuned.passes + 1)
 
 
-def spectral_norm(A: LinearMap, recipe: Recipe) -> float:
-    """``‖A‖₂`` to six digits: its error is quadratic in the residual."""
-    solver = GolubKahan(rtol=1e-3)
-    return float(singular_triplet(A, 1, solver=solver, generator=_seed(recipe)).sigma[0])
+def update_norm(pair: Pair, recipe: Recipe) -> float:
+    """``‖W − W0‖₂``, to six digits: its error is quadratic in the residual."""
+    if pair.low_rank is not None:
+        return float(pair.low_rank.singular_values()[0])
+    update = pair.update_map()
+    if update is None:
+        return 0.0
+    solver, generator = GolubKahan(rtol=1e-3), _generator(pair, recipe)
+    return float(singular_triplet(update, 1, solver=solver, generator=generator).sigma[0])
 
 
-def _seed(recipe: Recipe) -> torch.Generator:
-    return torch.Generator().manual_seed(recipe.seed)
+def _generator(pair: Pair, recipe: Recipe) -> torch.Generator:
+    """Randomness that whoever made the update could not know before it was made."""
+    return torch.Generator().manual_seed(pair.seed(recipe.seed))
 
 
 def _certified_rows(side: Side, tuned: SingularTriplets, found: Certificate) -> list[Direction]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from bulkedge.update import Factors, balanced
 from .plan import Comparison
 
 TILE = 1024  # rows that are widened at a time
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # NumPy has no bfloat16
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,25 @@ class Pair:
         if self.factors:
             parts |= {"A": self.factors.A, "B": self.factors.B}
         return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+    def seed(self, number: int) -> int:
+        """A number that depends on every bit of the update, and on a number.
+
+        Args:
+            number: Another makes another seed.
+
+        Returns:
+            In ``[0, 2⁶³)``.
+        """
+        digest = hashlib.sha256(str(number).encode())
+        parts: list[Tensor | None] = [self.replaced, self.magnitude]
+        if self.factors is not None:
+            parts += [self.factors.A, self.factors.B]
+        for part in parts:
+            if part is not None:
+                bits = part.detach().cpu().view(BITS[part.element_size()]).numpy()
+                digest.update(numpy.ascontiguousarray(bits))
+        return int.from_bytes(digest.digest()[:8], "big") >> 1
 
     @property
     def start(self) -> Tensor:

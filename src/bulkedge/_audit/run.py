@@ -13,7 +13,7 @@ import torch
 from bulkedge.update import BaseSpectrum, Factors
 
 from .comparison import Comparison
-from .judge import Judged, judge, spectral_norm
+from .judge import Judged, judge, update_norm
 from .load import Pair, load
 from .recipe import Recipe
 from .record import Matrix
@@ -45,7 +45,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     pair = load(comparison, torch.device(recipe.device))
     if problem := _not_finite(pair):
         return _row(comparison, "not_finite", note=problem)
-    norm_update = _update_norm(pair, recipe)
+    norm_update = update_norm(pair, recipe)
     if norm_update == 0:
         return _row(comparison, "unchanged")
     judged, why_dense = judge(pair, recipe)
@@ -95,14 +95,6 @@ def _not_finite(pair: Pair) -> str | None:
         if not all(bool(rows.isfinite().all()) for rows in tensor.split(1024))
     ]
     return "; ".join(problems) or None
-
-
-def _update_norm(pair: Pair, recipe: Recipe) -> float:
-    """``‖W − W0‖₂``."""
-    if pair.low_rank is not None:
-        return float(pair.low_rank.singular_values()[0])
-    update = pair.update_map()
-    return 0.0 if update is None else spectral_norm(update, recipe)
 
 
 def _rank_note(rank: int, recipe: Recipe) -> str | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
-from bulkedge.triplet import Bidiagonalization, Ritz
+from bulkedge.triplet import Bidiagonalization, Ritz, Unseen
 from bulkedge.triplet._numbers import full_precision
 from bulkedge.triplet.solver._start import gaussian
 
@@ -44,6 +44,10 @@ MARGIN = 3.0
 """A cut is tried where the Ritz values leave so many times the rounding error of a count."""
 HOPE = 0.7
 """A floor is tried up to this part of the smallest value that the space has seen."""
+MISSED = 1e-9
+"""Probability, over the probes, that a statement about a matrix is wrong."""
+DEARER = 2
+"""A factorisation costs about as much as ``min(m, n) / (DEARER · b)`` steps with a block of b."""
 ROUNDING = 4.0
 """To what the recurrences hold, in units of eps ‖W0‖_F (measured: up to 0.96 of it)."""
 
@@ -95,7 +99,7 @@ def certify(
     subspace: int | None = None,
     frobenius: float | None = None,
     max_steps: int = 25,
-    probes: int = 6,
+    probes: int = 8,
     generator: torch.Generator | None = None,
 ) -> Certificate:
     """Bound the intruder score of tuned left singular vectors from both sides.
@@ -165,8 +169,7 @@ def certify(
         subspace=2 * k if subspace is None else subspace,
         noise=process.noise,
         frobenius=size,
-        start=block.shape[1],
-        probes=count,
+        probes=drawn,
     )
     with torch.no_grad(), full_precision(A.device):
         return _Search(A, process, judge, Y, size, max_steps).run()
@@ -187,6 +190,8 @@ class _Search:
         self.process, self.judge, self.Y, self.max_steps = process, judge, Y, max_steps
         self.factors = Factorisations(A, frobenius)
         self.too_high = float("inf")
+        self.hoped_at = max_steps
+        self.patience = min(A.shape) // (DEARER * process.started)
 
     def run(self) -> Certificate:
         """The certificate."""
@@ -209,9 +214,11 @@ class _Search:
             hopeful = dataclasses.replace(self.judge, hopeful=True)
             hoped, _ = hopeful.look(self.process, self.Y)
         if Verdict.UNDECIDED in hoped.verdicts and not last:
-            return hoped  # a proof costs more than a look: not before it may decide
+            return hoped
+        self.hoped_at = min(self.hoped_at, step)
         found, _ = self.judge.look(self.process, self.Y)
-        if found.verdicts.count(Verdict.UNDECIDED) > hoped.verdicts.count(Verdict.UNDECIDED):
+        waited = step - self.hoped_at >= self.patience
+        if (last or waited) and _open(found) > _open(hoped):
             self._count()
             found, _ = self.judge.look(self.process, self.Y)
         return found
@@ -250,6 +257,11 @@ class _Search:
                 return
 
 
+def _open(found: Certificate) -> int:
+    """How many verdicts are."""
+    return found.verdicts.count(Verdict.UNDECIDED)
+
+
 def _apart(squares: Tensor, count: int, x2: float) -> float:
     """How far x² is from the squares of the values above and below it."""
     below = float(squares[count]) if count < len(squares) else 0.0
@@ -266,8 +278,7 @@ class _Judge:
     subspace: int
     noise: float
     frobenius: float
-    start: int
-    probes: int
+    probes: Tensor
     floor: float = 0.0
     counted: tuple[tuple[int, float], ...] = ()
     hopeful: bool = False
@@ -286,9 +297,10 @@ class _Judge:
             The certificate, and a floor, 0 if none would help.
         """
         ritz = process.ritz()
+        unseen = Unseen.by(process, ritz, self.probes, self.frobenius, MISSED)
         coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
         everything = process.closed and min(process.map.shape) == len(ritz.residuals)
-        heads = self._heads(ritz, everything)
+        heads = self._heads(unseen, everything)
         extent = Extent(ritz, coordinates, self.noise)
         count = int(self.groups[-1]) + 1
         low, high = self._from_heads(heads, coordinates)
@@ -307,26 +319,30 @@ class _Judge:
 
     def likely(self, ritz: Ritz) -> list[Space]:
         """The leading spaces that are whole unless the probes have missed one so far."""
-        return Heads(find_spaces(ritz, self.noise), [], self.probes, 0.0).likely
+        return Heads(find_spaces(ritz, self.noise), [], self.probes.shape[1], 0.0).likely
 
     def top(self, ritz: Ritz) -> float:
         """What the largest singular value may be, as far as it was seen."""
         return float((ritz.sigma[: len(ritz.residuals)] + ritz.residuals).max()) + self.noise
 
-    def _heads(self, ritz: Ritz, everything: bool) -> Heads:
+    def _heads(self, unseen: Unseen, everything: bool) -> Heads:
         """The leading Ritz vectors, and which of their spaces are known to be whole."""
-        spaces = find_spaces(ritz, self.noise)
+        ritz = unseen.ritz
+        spaces, probes = find_spaces(ritz, self.noise), self.probes.shape[1]
         if everything or self.hopeful:
             likely = spaces if everything else self.likely(ritz)
             whole = [space in likely for space in spaces]
-            return Heads(spaces, whole, self.probes, self.top(ritz))
+            return Heads(spaces, whole, probes, self.top(ritz))
         # of no more than so many values beyond x all are found, and each space has its own
         proved = max(
             (s.last for s in spaces for n, x in self.counted if s.last == n and s.low >= x),
             default=0,
         )
+        whole = [
+            s.last <= proved or unseen.nothing(s.first, s.last, s.low, s.high) for s in spaces
+        ]
         ceiling = min((x for n, x in self.counted if n == 0), default=self.frobenius)
-        return Heads(spaces, [s.last <= proved for s in spaces], self.probes, ceiling)
+        return Heads(spaces, whole, probes, min(ceiling, unseen.ceiling))
 
     def _result(
         self,
@@ -359,7 +375,7 @@ class _Judge:
             cosines=self._cosines(extent, heads),
             base_sigma=extent.ritz.sigma[:known],
             spectrum=guess_spectrum(
-                extent.ritz, known, process.map.shape, t.shape[1], self.start, self.frobenius
+                extent.ritz, known, process.map.shape, t.shape[1], process.started, self.frobenius
             ),
             steps=process.passes // 2,
             passes=process.passes,

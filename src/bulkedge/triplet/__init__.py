@@ -5,6 +5,7 @@ from bulkedge._linmap import Adjoint, Dense, LinearMap, LowRank, Scaled, Sum
 from ._bidiagonal import Bidiagonalization, Ritz
 from ._result import SingularTriplets, Status, resolution
 from ._triplet import singular_triplet
+from ._unseen import Unseen
 from .adjoint import (
     KKT,
     AdjointSolver,
@@ -60,6 +61,7 @@ __all__ = [
     "Solver",
     "Status",
     "Sum",
+    "Unseen",
     "resolution",
     "singular_triplet",
     "thin_svd",

@@ -57,11 +57,13 @@ class Bidiagonalization:
 
     Attributes:
         passes: Products with A or Aᵀ so far.
+        started: b, the vectors of P₁.
         noise: As given: both equations together hold to √2 of this, in the spectral norm.
     """
 
     def __init__(self, A: LinearMap, start: Tensor, noise: float) -> None:
         self.map, self.noise, self.passes = A, noise, 0
+        self.started = start.shape[1]
         # vectors are rows: a product with a thin block is several times faster in this layout
         self._left = start.new_empty(0, A.shape[0])
         self._right = start.new_empty(0, A.shape[1])

@@ -14,6 +14,10 @@ class Status(Enum):
     """How a solve ended; the value is the advice."""
 
     CONVERGED = "every residual is below the tolerance"
+    UNPROVED = (
+        "every residual is below the tolerance, but a leading triplet may have been missed: raise "
+        "oversample or max_steps, or use DenseSVD()"
+    )
     MAX_STEPS = (
         "the step limit was reached before the tolerance: raise max_steps, loosen rtol, or use "
         "DenseSVD()"

@@ -41,10 +41,17 @@ def start_block(A: LinearMap, columns: int, start: Tensor | None, generator: Ran
     Returns:
         Columns that span the guess (its first ``columns``) and something random.
     """
+    return torch.linalg.qr(torch.cat(start_parts(A, columns, start, generator), dim=1)).Q
+
+
+def start_parts(
+    A: LinearMap, columns: int, start: Tensor | None, generator: Randomness
+) -> tuple[Tensor, Tensor]:
+    """The guess of :func:`start_block` as far as it is used, and the Gaussian vectors after it."""
     n = A.shape[1]
     guess = torch.empty(n, 0, dtype=A.dtype, device=A.device) if start is None else start
-    block = guess[:, :columns]
-    if block.shape[1] < columns:
-        drawn = gaussian(n, columns - block.shape[1], generator)
-        block = torch.cat([block, drawn.to(A.device, A.dtype)], dim=1)
-    return torch.linalg.qr(block).Q
+    kept = guess[:, :columns]
+    drawn = kept[:, :0]
+    if kept.shape[1] < columns:
+        drawn = gaussian(n, columns - kept.shape[1], generator).to(A.device, A.dtype)
+    return kept, drawn

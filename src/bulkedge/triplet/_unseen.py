@@ -1,0 +1,228 @@
+"""Whether a Krylov space may have missed a singular vector: its Gaussian start vectors know.
+
+A Krylov space finds one vector of a cluster of nearly equal values at once, the one that its start
+block points to; the others wait for the random vectors of that block.  Such a vector hides from the
+residuals, yet it cannot hide from what the random vectors are made of.
+
+Let P, Q, ``B = X S Yᵀ``, C = L Y be those of :class:`Bidiagonalization`, and G the Gaussian vectors
+among its start block, ``G = P X T``.  Take d Ritz vectors with values between two cuts, and suppose
+that there are d + 1 singular values of A or more.  Then some unit vector ``u = Σ α_i u_i`` in the
+span of d + 1 neighbours is orthogonal to those Ritz vectors.  For each of its parts the recurrences
+give ``⟨û_j, u_i⟩ = s_j C_jᵀ w_i / (σ_i² − s_j²)`` with ``w_i = P₊ᵀu_i``, hence
+
+    Gᵀu = Σ_i α_i H(σ_i)ᵀ w_i,    H(σ) = Σ_j C_j T_jᵀ s_j / (σ² − s_j²)
+
+over the other Ritz vectors j, and ``‖Gᵀu‖² ≤ min(b, d + 1) · max ‖H(σ)‖²`` between the cuts: it
+falls as fast as the space converges.  But G is Gaussian, and the smallest singular value of the
+(d + 1) × p Gaussian matrix ``[u_i]ᵀG`` is hardly ever that small (Chen and Dongarra, SIAM J. Matrix
+Anal. Appl. 27 (2005), doi:10.1137/040616413), of none of the runs of d + 1 neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ._bidiagonal import Bidiagonalization, Ritz
+
+TIED = 3
+"""So many beyond the k-th may be equal to it."""
+ROUNDS = 12
+"""Of bisection at most: what is not decided then is not claimed."""
+CELLS = 2048
+"""Intervals looked at in one go at most: what bounds time and memory."""
+WIDER = 1.03
+"""From cell to cell beyond the largest Ritz value, in the distance from there."""
+CLEAR = 1e-3
+"""How far beyond the largest Ritz value the first of those cells begins."""
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What may hide from a Krylov space.
+
+    Attributes:
+        ritz: Its Ritz vectors.
+        inside: T, the Gaussian vectors' coordinates in the left ones, shape ``(d, p)``.
+        outside: Norm of what rounding has left of them outside the space.
+        noise: To what the recurrences hold.
+        furthest: ‖A‖_F, or more.
+        vectors: How many left singular vectors there are.
+        missed: Probability, over the Gaussian vectors, that a statement is wrong.
+    """
+
+    ritz: Ritz
+    inside: Tensor
+    outside: float
+    noise: float
+    furthest: float
+    vectors: int
+    missed: float
+
+    @classmethod
+    def by(
+        cls,
+        process: Bidiagonalization,
+        ritz: Ritz,
+        probes: Tensor,
+        furthest: float,
+        missed: float,
+    ) -> Unseen:
+        """What may hide from a process that began with the probes, among other vectors.
+
+        Args:
+            process: The space.
+            ritz: Its Ritz vectors.
+            probes: G, independent standard normal entries, float64, shape ``(m, p)``.
+            furthest: ‖A‖_F, or more.
+            missed: Probability, over the probes, that a statement may be wrong.
+
+        Returns:
+            The evidence.
+        """
+        start = process.left[:, : process.started].double().cpu()
+        inside = start.mT @ probes
+        outside = float(torch.linalg.matrix_norm(probes - start @ inside))
+        T = ritz.left[: process.started].mT @ inside
+        return cls(ritz, T, outside, process.noise, furthest, len(probes), missed)
+
+    def nothing(self, first: int, last: int, low: float, high: float) -> bool:
+        """Whether the Ritz vectors ``first … last − 1`` are all that lies between two cuts.
+
+        Args:
+            first: The first of those with a value between the cuts.
+            last: One past the last.
+            low: The lower cut.
+            high: The upper cut.
+
+        Returns:
+            True if A has no more singular values in ``[low, high]``; False says nothing.
+        """
+        limit = self._limit(last - first)
+        high = min(high, self.furthest)
+        if not limit > 0:
+            return False
+        others = torch.ones(len(self._values), dtype=torch.float64)
+        others[first:last] = 0.0
+        top = float(self.ritz.sigma[0])
+        inner = min(high, max(low, (1 + CLEAR) * top))
+        inside = torch.linspace(low, inner, 2 * (last - first) + 3, dtype=torch.float64)
+        edges = torch.cat([inside[:-1], _widening(top, inner, high)])
+        centre, radius = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+        for _ in range(ROUNDS):
+            at, over = self._size(centre, radius, others)
+            if bool((at > limit).any()):
+                return False
+            centre, radius = centre[over > limit], radius[over > limit] / 2
+            if len(centre) == 0:
+                return True
+            if len(centre) > CELLS:
+                return False
+            centre, radius = torch.cat([centre - radius, centre + radius]), radius.repeat(2)
+        return False
+
+    def none_above(self, k: int) -> bool:
+        """Whether the k leading Ritz vectors are all with a singular value above the k-th's.
+
+        Of a matrix of lower rank: all with one that is not zero.
+        """
+        s = torch.cat([self._values, self._values.new_zeros(1)])
+        cuts = ((s[:-1] + s[1:]) / 2).tolist()
+        rank = min(k, len(cuts))
+        cuts[rank - 1 : rank] = [float(s[k - 1]) if rank == k else 2 * self.noise]
+        last, above = 0, float("inf")
+        for i, low in enumerate(cuts[: rank + TIED]):
+            # one by one, but for those whose residuals fill the gap: these as a space
+            if self.nothing(last, i + 1, low, above):
+                last, above = i + 1, low
+            if last >= rank:
+                return True
+        return rank == 0
+
+    @cached_property
+    def ceiling(self) -> float:
+        """Beyond it there is no singular value."""
+        limit = self._limit(0)
+        top = float(self.ritz.sigma[0])
+        edges = _widening(top, (1 + CLEAR) * top, self.furthest)
+        if not limit > 0 or len(edges) < 2:
+            return self.furthest
+        centre, radius = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+        _, over = self._size(centre, radius, torch.ones_like(self._values))
+        failed = (over > limit).nonzero()
+        return float(edges[int(failed[-1]) + 1 if len(failed) else 0])
+
+    def _limit(self, found: int) -> float:
+        """What ``max ‖H‖`` must stay below where so many Ritz vectors are known."""
+        start, probes = len(self.ritz.lacking), self.inside.shape[1]
+        least = least_square(found + 1, probes, self.missed / (self.vectors * max(probes, 1)))
+        return math.sqrt(least / max(min(start, found + 1), 1)) - self.outside
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return self.ritz.sigma[: len(self.ritz.residuals)]
+
+    @cached_property
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """``(CᵀC) ∘ (TTᵀ)``, whose forms are the squares of ‖H‖ and its slopes; and ‖T_j‖²."""
+        pairs = len(self._values)
+        C, T = self.ritz.lacking[:, :pairs], self.inside[:pairs]
+        return (C.mT @ C) * (T @ T.mT), T.square().sum(dim=1)
+
+    def _size(self, centre: Tensor, radius: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """‖H‖_F, with what rounding adds, at the centres and at most on the cells."""
+        K, T2 = self._weights
+        c, r, s = centre[:, None], radius[:, None], self._values
+        apart = c.square() - s.square()
+        near = ((c - s).abs() - r).clamp_min(0.0)  # to the nearest point of the cell
+        nearest = near * torch.where(c > s, c - r + s, c + r + s).abs()
+        curve = s * (6 * (c + r).square() + 2 * s.square()) / nearest.pow(3)
+        value, slope = s / apart, 2 * c * s / apart.square()
+        own = K.diagonal().clamp_min(0.0).sqrt()
+        kept, felt = others > 0, (others > 0) & (own > 0)
+        value, slope = (x.masked_fill(~felt, 0.0) for x in (value, slope))
+        curve = curve.masked_fill(~felt, 0.0) @ own
+        size, steep = (((x @ K) * x).sum(dim=1).clamp_min(0.0).sqrt() for x in (value, slope))
+        noise = 2**0.5 * self.noise
+        still = noise * (T2 / (c - s).square()).masked_fill(~kept, 0.0).sum(dim=1).sqrt()
+        most = noise * (T2 / near.square()).masked_fill(~kept, 0.0).sum(dim=1).sqrt()
+        at = (size + still).nan_to_num(nan=torch.inf)
+        over = size + radius * steep + radius.square() / 2 * curve + most
+        return at, over.nan_to_num(nan=torch.inf)
+
+
+def least_square(rows: int, columns: int, probability: float) -> float:
+    """What the smallest eigenvalue of ``Z Zᵀ`` exceeds but for a probability; Z is Gaussian.
+
+    Args:
+        rows: Of Z.
+        columns: Of Z; with fewer than rows nothing is exceeded.
+        probability: Of being wrong.
+
+    Returns:
+        t with ``P(λ_min ≤ t) ≤ L t^q / q ≤ probability``, ``q = (columns − rows + 1)/2``.
+    """
+    if columns < rows:
+        return 0.0
+    half = (columns - rows + 1) / 2
+    log_l = (
+        (columns - rows - 1) / 2 * math.log(2)
+        + math.lgamma((columns + 1) / 2)
+        - math.lgamma(rows / 2)
+        - math.lgamma(columns - rows + 1)
+    )
+    return math.exp((math.log(probability * half) - log_l) / half)
+
+
+def _widening(top: float, low: float, high: float) -> Tensor:
+    """Edges of cells from low to high, in proportion to their distance from top, below low."""
+    if not low < high:
+        return torch.tensor([high], dtype=torch.float64)
+    count = math.ceil(math.log((high - top) / (low - top)) / math.log(WIDER))
+    steps = (low - top) * WIDER ** torch.arange(1, count, dtype=torch.float64)
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    return torch.cat([ends[:1], top + steps, ends[1:]])

@@ -1,0 +1,82 @@
+"""The threshold of each base matrix: how strong a generic spike may be before it makes an outlier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from bulkedge._audit.spikes import measure_base
+from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap
+from bulkedge.intruder import certify
+from bulkedge.triplet.solver._start import generic
+from bulkedge.update import BaseSpectrum
+
+from ._layers import AdaptedMatrix
+
+VALUES = 1024
+"""Shorter side up to which all singular values of a base are computed."""
+STEPS = 24
+"""Of the quadrature that stands in for them beyond."""
+
+
+def measure(name: str, base: LinearMap) -> BaseSpectrum:
+    """The spectrum of a base and its bulk.
+
+    Cost: ``svdvals`` of a matrix whose shorter side is at most 1024; 48 passes of one that is larger.
+
+    Args:
+        name: For messages.
+        base: W0, shape ``(m, n)``.
+
+    Returns:
+        Its singular values, fitted.
+
+    Raises:
+        InputError: If it has no bulk.
+    """
+    shape, exact = base.shape, min(base.shape)
+    with torch.no_grad():
+        if exact <= VALUES:
+            values = torch.linalg.svdvals(base.to_dense().double()).cpu()
+        else:
+            # a vector that nothing is known of is never decided: all steps are taken
+            like = torch.empty(0, dtype=base.dtype, device=base.device)
+            start = generic(base.shape[0], 1, like)
+            found = certify(base, start, errors=torch.ones(1), max_steps=STEPS)
+            values, exact = found.spectrum, len(found.base_sigma)
+    spectrum, problem = measure_base(values, (shape[0], shape[1]), exact)
+    if spectrum is None:
+        raise InputError(f"{name}: expected a base with a bulk, got none ({problem}); leave it out")
+    return spectrum
+
+
+def thresholds(
+    matrices: Sequence[AdaptedMatrix], known: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The threshold θ_c of every matrix by its name.
+
+    Args:
+        matrices: The matrices.
+        known: Those that were measured before, by name.
+
+    Returns:
+        ``{name: θ_c}``.
+
+    Raises:
+        InputError: If a base has no bulk, or one that ends in a step: any spike makes an outlier of
+            it.
+    """
+    found = {}
+    for matrix in matrices:
+        theta = (known or {}).get(matrix.name)
+        if theta is None:
+            theta = measure(matrix.name, matrix.base_map()).fit.threshold
+        if not theta > 0:
+            raise InputError(
+                f"{matrix.name}: expected a positive threshold, got {theta}: the bulk of the base "
+                "ends in a step, and any spike makes an outlier of it; leave it out with modules="
+            )
+        found[matrix.name] = float(theta)
+    return found

@@ -1,8 +1,26 @@
 """Fine-tuning that stays below the edge, and instruments that watch it.
 
-Extra ``[hf]``.
+Everything here works on plain torch parameters and on PEFT's LoRA layers; what belongs to one of
+the libraries of the extra ``[hf]`` has a module of its own: :mod:`bulkedge.tune.peft`,
+:mod:`bulkedge.tune.trainer`, :mod:`bulkedge.tune.callback`.
 """
 
 from ._layers import AdaptedMatrix, adapted_matrices
+from ._spikes import effective_rank
+from .clip import EdgeClip, hold_update
+from .control import RankController
+from .orthonormal import OrthonormalFactors
+from .penalty import IntruderPenalty
+from .triplets import LeadingTriplets
 
-__all__ = ["AdaptedMatrix", "adapted_matrices"]
+__all__ = [
+    "AdaptedMatrix",
+    "EdgeClip",
+    "IntruderPenalty",
+    "LeadingTriplets",
+    "OrthonormalFactors",
+    "RankController",
+    "adapted_matrices",
+    "effective_rank",
+    "hold_update",
+]

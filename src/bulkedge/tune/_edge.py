@@ -1,4 +1,4 @@
-"""The threshold of each base matrix: how strong a generic spike may be before it makes an outlier."""
+"""The threshold of each base: how strong a generic spike may be before it makes an outlier."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 24
 def measure(name: str, base: LinearMap) -> BaseSpectrum:
     """The spectrum of a base and its bulk.
 
-    Cost: ``svdvals`` of a matrix whose shorter side is at most 1024; 48 passes of one that is larger.
+    Cost: ``svdvals`` where the shorter side is at most 1024, 48 passes where it is longer.
 
     Args:
         name: For messages.

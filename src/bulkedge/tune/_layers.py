@@ -59,12 +59,12 @@ class AdaptedMatrix:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r of the factors."""
         return self.A.shape[0]
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The scale s as it is now."""
         return float(self.scaling())
 
     def base_map(self) -> LinearMap:

@@ -1,0 +1,182 @@
+"""Rank and scale that follow the spikes while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from bulkedge._errors import InputError
+
+from ._edge import thresholds
+from ._layers import Adapted, AdaptedMatrix, adapted_matrices
+from ._spikes import Spikes, effective_rank, spikes_of
+from .clip import LEVEL, after_step, require_level
+
+CROWDED = 0.9
+"""A spike counts as held where it has this part of the level or more."""
+IDLE = 0.02
+"""A direction whose spike has less than this part of the strongest carries nothing."""
+
+
+@dataclass
+class LayerState:
+    """What the controller knows of a layer.
+
+    Attributes:
+        rank: How many of the factors' directions are in use.
+        strongest: The strongest spike over θ_c when it was last looked at, before it was held.
+        effective_rank: That of the spikes.
+    """
+
+    rank: int
+    strongest: float = 0.0
+    effective_rank: float = 0.0
+
+
+class RankController:
+    """Move scale and rank so that every update stays below its threshold, and uses what it needs.
+
+    *Scale*, after each step: spikes that exceed ``level·θ_c`` are held there, one by one, as
+    :class:`~bulkedge.tune.EdgeClip` does.  (To scale the whole update down instead starves the
+    directions that are still small: they never grow.)
+
+    *Rank*, every ``every`` steps: a layer of which half the spikes or more are held at the level
+    gets ``grow`` more directions, because below the edge only more of them carry more; one whose
+    weakest directions carry nothing gives them back.  Directions that are not in use are zero
+    columns of B: the file is that of a plain LoRA of the full rank.
+
+    Args:
+        model: A model wrapped by PEFT with the largest rank that may be used; or matrices.
+        level: Where to hold the strongest spike, in units of θ_c.
+        start: With how many directions each layer begins; a quarter of its rank if None.
+        grow: How many directions are added or taken away at a time.
+        every: Steps between changes of rank.
+        thresholds: θ_c by name, for those that are known already.
+        adapter: Which adapter; the active one if None.
+        modules: Patterns of module names.
+
+    Attributes:
+        state: A :class:`LayerState` by name.
+        steps: How many there were.
+
+    Raises:
+        InputError: If an argument is not positive, or a base has no threshold.
+
+    References:
+        The future work of the seed paper on random matrices and LoRA; adaptive rank by importance
+        is AdaLoRA's, arXiv:2303.10512.
+
+    Example:
+        >>> from bulkedge.tune import AdaptedMatrix
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> W0, B, A = (torch.randn(*s, generator=generator) for s in [(50, 40), (50, 8), (8, 40)])
+        >>> control = RankController([AdaptedMatrix("layer", W0, A, B)], start=2)
+        >>> control.step()
+        >>> control.state["layer"].rank, int(torch.linalg.matrix_rank(B @ A))
+        (2, 2)
+    """
+
+    def __init__(
+        self,
+        model: Adapted,
+        *,
+        level: float = LEVEL,
+        start: int | None = None,
+        grow: int = 1,
+        every: int = 20,
+        thresholds: Mapping[str, float] | None = None,
+        adapter: str | None = None,
+        modules: str | Sequence[str] = "*",
+    ) -> None:
+        require_level(level)
+        if min(grow, every, 1 if start is None else start) < 1:
+            raise InputError(f"expected start, grow and every ≥ 1, got {start}, {grow}, {every}")
+        self.level, self.grow, self.every = level, grow, every
+        self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
+        self.thresholds = _thresholds(self.matrices, thresholds)
+        self.steps = 0
+        self.state = {
+            matrix.name: LayerState(min(start or max(matrix.rank // 4, 1), matrix.rank))
+            for matrix in self.matrices
+        }
+
+    def step(self) -> None:
+        """Hold all updates, and change ranks when it is time."""
+        self.steps += 1
+        for matrix in self.matrices:
+            self._silence(matrix)
+        for matrix, found in zip(self.matrices, spikes_of(self.matrices), strict=True):
+            held = self._hold(matrix, found)
+            if self.steps % self.every == 0:
+                self._change_rank(matrix, held)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Do so after each step of an optimiser; ``handle.remove()`` ends it."""
+        for matrix in self.matrices:
+            self._silence(matrix)
+        return after_step(optimizer, self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as JSON."""
+        return {
+            "steps": self.steps,
+            "thresholds": dict(self.thresholds),
+            "layers": {name: asdict(state) for name, state in self.state.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            InputError: If it is of other layers.
+        """
+        if set(state["layers"]) != set(self.state):
+            odd = sorted(set(state["layers"]) ^ set(self.state))
+            raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")
+        self.steps = int(state["steps"])
+        self.thresholds = dict(state["thresholds"])
+        self.state = {name: LayerState(**layer) for name, layer in state["layers"].items()}
+
+    def _silence(self, matrix: AdaptedMatrix) -> None:
+        """Directions that are not in use stay zero, whatever the optimiser did."""
+        with torch.no_grad():
+            matrix.B.detach()[:, self.state[matrix.name].rank :] = 0
+
+    def _hold(self, matrix: AdaptedMatrix, found: Spikes) -> Tensor:
+        """Hold the spikes of one update; their strengths from here on, over the level."""
+        state, limit = self.state[matrix.name], self.level * self.thresholds[matrix.name]
+        state.strongest = self.level * float(found.gamma[0]) / limit
+        state.effective_rank = effective_rank(found.gamma)
+        slack = 1 - 16 * torch.finfo(matrix.B.dtype).eps
+        held = found.gamma.clamp_max(limit * slack)
+        found.rescaled(matrix, held)
+        return held / limit
+
+    def _change_rank(self, matrix: AdaptedMatrix, held: Tensor) -> None:
+        """Give a crowded layer more directions; take idle ones back."""
+        state = self.state[matrix.name]
+        if 2 * int((held >= CROWDED).sum()) >= state.rank:
+            state.rank = min(state.rank + self.grow, matrix.rank)
+        elif float(held[state.rank - 1]) < IDLE * float(held[0]) and state.rank > self.grow:
+            self._turn_out(matrix, state.rank - self.grow)
+
+    def _turn_out(self, matrix: AdaptedMatrix, rank: int) -> None:
+        """Keep the strongest directions only, in the first places of the factors."""
+        kept = matrix.spikes()
+        keep = min(rank, kept.rank)
+        root = abs(matrix.scale) ** 0.5
+        sign = -1.0 if matrix.scale < 0 else 1.0
+        with torch.no_grad():
+            B, A = matrix.B.detach(), matrix.A.detach()
+            B[:, :keep] = (sign * kept.P[:, :keep] / root).to(B)
+            A[:keep] = (kept.Q[:, :keep] / root).mT.to(A)
+            B[:, keep:] = 0
+        self.state[matrix.name].rank = rank
+
+
+_thresholds = thresholds  # an argument has the name

@@ -1,0 +1,151 @@
+"""What holds and what penalises, in a ``Trainer`` of transformers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from bulkedge._errors import InputError, MissingExtraError
+
+from .penalty import IntruderPenalty
+
+try:
+    from transformers.trainer_callback import (
+        ExportableState,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+    )
+    from transformers.training_args import TrainingArguments
+except ImportError as error:
+    raise MissingExtraError(
+        "bulkedge.tune.trainer needs transformers: pip install 'bulkedge[hf]'"
+    ) from error
+
+
+@runtime_checkable
+class Holder(Protocol):
+    """Anything with a ``step``: ``EdgeClip``, ``OrthonormalFactors``, ``RankController``."""
+
+    def step(self) -> object:
+        """What is done after each step of the optimiser."""
+        ...
+
+
+class AfterStep(TrainerCallback, ExportableState):
+    """Call holders after each step of the optimiser, and save and resume what they know.
+
+    The state of holders that have one is written into ``trainer_state.json`` with each checkpoint,
+    and read from there by ``trainer.train(resume_from_checkpoint=…)``.
+
+    Args:
+        holders: In the order in which they are called.
+
+    Raises:
+        InputError: If one of them has no ``step``.
+
+    Example:
+        >>> trainer = Trainer(model, args, callbacks=[AfterStep(EdgeClip(model))])  # doctest: +SKIP
+    """
+
+    def __init__(self, *holders: Holder) -> None:
+        for holder in holders:
+            if not isinstance(holder, Holder):
+                raise InputError(f"expected holders with a step(), got {type(holder).__name__}")
+        self.holders = holders
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Take up the state of a resumed run; hold what it begins with."""
+        if not self.holders:
+            raise InputError(
+                "expected holders, got none: restore_callback_states_from_checkpoint makes "
+                "callbacks anew, without what they were given; leave it off, AfterStep resumes"
+            )
+        known: Any = state.stateful_callbacks or {}
+        saved = known.get(type(self).__name__)
+        if isinstance(saved, list):
+            raise InputError("expected one AfterStep a trainer; give it all the holders")
+        if not state.global_step or saved is None:
+            self._step()
+            return
+        states = saved["attributes"]["states"]
+        if len(states) != len(self.holders):
+            raise InputError(f"expected the {len(states)} holders of the run that is resumed")
+        for holder, its in zip(self.holders, states, strict=True):
+            if its is not None:
+                holder.load_state_dict(its)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Hold."""
+        self._step()
+
+    def state(self) -> dict[str, Any]:
+        """What ``trainer_state.json`` holds."""
+        states = [
+            holder.state_dict() if hasattr(holder, "state_dict") else None  # pyright: ignore
+            for holder in self.holders
+        ]
+        return {"args": {}, "attributes": {"states": states}}
+
+    def _step(self) -> None:
+        with torch.no_grad():
+            for holder in self.holders:
+                holder.step()
+
+
+class PenaltyMixin:
+    """Add an :class:`IntruderPenalty` to the loss of a ``Trainer``.
+
+    Put it before the trainer: ``class MyTrainer(PenaltyMixin, Trainer)``, and set
+    ``trainer.intruder_penalty``.  It is added in training only, never in evaluation, and once for
+    each step of the optimiser however many batches are accumulated.
+
+    Example:
+        >>> class MyTrainer(PenaltyMixin, Trainer):  # doctest: +SKIP
+        ...     pass
+        >>> trainer = MyTrainer(model, args, train_dataset=data)  # doctest: +SKIP
+        >>> trainer.intruder_penalty = IntruderPenalty(model)  # doctest: +SKIP
+    """
+
+    intruder_penalty: IntruderPenalty | None = None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of the trainer, and the penalty."""
+        loss, outputs = super().compute_loss(  # pyright: ignore[reportAttributeAccessIssue]
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        if self.intruder_penalty is not None and model.training:
+            value = self.intruder_penalty().to(loss.device)
+            # with a count of items the loss is not divided by the number of batches afterwards
+            if not self._divides(num_items_in_batch):
+                value = value / self.current_gradient_accumulation_steps  # pyright: ignore
+            loss = loss + value
+        return (loss, outputs) if return_outputs else loss
+
+    def _divides(self, num_items_in_batch: Any) -> bool:
+        """Whether the trainer divides by the number of accumulated batches itself."""
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:  # as the trainer reckons it
+            accepts = self.model_accepts_loss_kwargs  # pyright: ignore[reportAttributeAccessIssue]
+            own = self.compute_loss_func  # pyright: ignore[reportAttributeAccessIssue]
+            scaled = (accepts and num_items_in_batch is not None) or own is not None
+        return not scaled

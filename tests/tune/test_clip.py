@@ -1,0 +1,149 @@
+"""Updates held at their threshold: what is held, what is left alone, and where it is attached."""
+
+import pytest
+import torch
+from torch import nn
+
+from bulkedge import InputError
+from bulkedge.tune import AdaptedMatrix, EdgeClip, effective_rank, hold_update
+from bulkedge.tune._spikes import spikes_of
+from bulkedge.update import BaseSpectrum
+from cases import orthonormal
+
+WIDE = torch.float64
+
+
+def draw(*shape, seed=0, dtype=WIDE):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=WIDE).to(dtype)
+
+
+def layer(gammas, m=60, n=50, scale=0.5, dtype=WIDE, name="layer", seed=0):
+    """A noise base and factors, badly balanced, with these spikes."""
+    gammas = torch.as_tensor(gammas, dtype=WIDE)
+    r = len(gammas)
+    mix = draw(r, r, seed=seed + 3) + 2 * torch.eye(r)
+    B = orthonormal(m, r, seed) * gammas / scale @ mix
+    A = torch.linalg.inv(mix) @ orthonormal(n, r, seed + 1).mT
+    W0 = draw(m, n, seed=seed + 2) / (m**0.5 + n**0.5)
+    return AdaptedMatrix(name, W0.to(dtype), A.to(dtype), B.to(dtype), lambda: scale)
+
+
+def update(matrix):
+    return matrix.scale * matrix.B.double() @ matrix.A.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, WIDE])
+def test_it_is_the_projection_onto_the_ball(dtype):
+    matrix = layer([2.0, 1.0, 0.3, 0.0], dtype=dtype)
+    U, S, Vt = torch.linalg.svd(update(matrix), full_matrices=False)
+    assert EdgeClip([matrix], level=0.8, thresholds={"layer": 1.0}).step() == 1
+    error = {torch.bfloat16: 2e-2, torch.float32: 1e-5, WIDE: 1e-12}[dtype]
+    torch.testing.assert_close(
+        update(matrix), U * S.clamp_max(0.8) @ Vt, rtol=0, atol=error, check_dtype=False
+    )
+    if dtype is not torch.bfloat16:
+        assert float(torch.linalg.svdvals(update(matrix))[0]) <= 0.8
+
+
+def test_inside_nothing_is_touched_to_the_bit():
+    matrix = layer([0.5, 0.2])
+    B, A = matrix.B.clone(), matrix.A.clone()
+    clip = EdgeClip([matrix], level=0.8, thresholds={"layer": 1.0})
+    assert clip.step() == 0
+    assert clip.strongest["layer"] == pytest.approx(0.5)
+    assert torch.equal(matrix.B, B)
+    assert torch.equal(matrix.A, A)
+
+
+def test_factors_change_as_little_as_they_can():
+    """Half of the change in either: the direction that is held keeps its balance."""
+    matrix = layer([2.0, 0.3])
+    B, A = matrix.B.clone(), matrix.A.clone()
+    EdgeClip([matrix], level=1.0, thresholds={"layer": 1.0}).step()
+    spikes = torch.linalg.svd(matrix.scale * B @ A)
+    u, v = spikes.U[:, 0], spikes.Vh[0]
+    torch.testing.assert_close(u @ matrix.B, 0.5**0.5 * (u @ B), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(matrix.A @ v, 0.5**0.5 * (A @ v), rtol=1e-6, atol=1e-9)
+    others = torch.eye(60, dtype=WIDE) - u[:, None] * u
+    torch.testing.assert_close(others @ matrix.B, others @ B)
+
+
+def test_a_zero_update_and_a_negative_scale():
+    zero = AdaptedMatrix("zero", draw(30, 20), draw(2, 20), torch.zeros(30, 2, dtype=WIDE))
+    negative = layer([2.0], scale=-1.0, name="negative")
+    clip = EdgeClip([zero, negative], level=1.0, thresholds={"zero": 1.0, "negative": 1.0})
+    assert clip.step() == 1
+    assert clip.strongest["zero"] == 0
+    assert float(torch.linalg.svdvals(update(negative))[0]) == pytest.approx(1.0)
+
+
+def test_spikes_of_many_are_those_of_each():
+    matrices = [layer([3.0, 2.0, 1e-3], m, n, seed=m) for m, n in [(60, 50), (20, 90), (60, 50)]]
+    matrices.append(layer([1.0], 30, 40))
+    for matrix, found in zip(matrices, spikes_of(matrices), strict=True):
+        exact = torch.linalg.svdvals(update(matrix))[: matrix.rank]
+        torch.testing.assert_close(found.gamma, exact, rtol=1e-9, atol=1e-9)
+
+
+def test_thresholds_are_those_of_the_fitted_bulk():
+    matrix = layer([1.0])
+    assert EdgeClip([matrix]).thresholds["layer"] == BaseSpectrum.of(matrix.base).fit.threshold
+
+
+def test_a_base_without_a_threshold_is_refused():
+    step = torch.eye(40, dtype=WIDE)
+    with pytest.raises(
+        InputError, match=r"layer: expected a (positive threshold|base with a bulk)"
+    ):
+        EdgeClip([AdaptedMatrix("layer", step, draw(1, 40), draw(40, 1))])
+    with pytest.raises(InputError, match="positive level"):
+        EdgeClip([layer([1.0])], level=0.0)
+    with pytest.raises(InputError, match=r"layer: expected W0 \(m, n\), B \(m, r\)"):
+        AdaptedMatrix("layer", step, draw(1, 40), draw(39, 1))
+
+
+def test_attached_to_an_optimiser_it_holds_after_each_step():
+    matrix = layer([0.5])
+    matrix.A.requires_grad_()
+    matrix.B.requires_grad_()
+    optimizer = torch.optim.SGD([matrix.A, matrix.B], lr=1.0)
+    clip = EdgeClip([matrix], level=1.0, thresholds={"layer": 0.1})
+    handle = clip.attach(optimizer)
+    assert float(torch.linalg.svdvals(update(matrix).detach())[0]) <= 0.1
+    (-(matrix.B @ matrix.A).sum()).backward()
+    optimizer.step()
+    assert clip.strongest["layer"] > 1
+    assert float(torch.linalg.svdvals(update(matrix).detach())[0]) <= 0.1
+    handle.remove()
+    optimizer.step()
+    assert float(torch.linalg.svdvals(update(matrix).detach())[0]) > 0.1
+
+
+def test_a_dense_update_is_held_and_its_gradient_goes_through():
+    linear = nn.Linear(30, 40, dtype=WIDE)
+    W0 = linear.weight.detach().clone()
+    hold_update(linear, level=0.5, threshold=1.0)
+    torch.testing.assert_close(linear.weight, W0)
+    original = linear.parametrizations.weight.original
+    with torch.no_grad():
+        original.add_(draw(40, 30))
+    held = linear.weight - W0
+    free = original - W0
+    factor = 0.5 / torch.linalg.matrix_norm(free, 2)
+    torch.testing.assert_close(held, factor * free, rtol=1e-3, atol=1e-5)
+    (expected,) = torch.autograd.grad((factor * free).square()[0].sum(), original)
+    (found,) = torch.autograd.grad((linear.weight - W0).square()[0].sum(), original)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Embedding", "Convolution"])
+def test_what_hold_update_refuses(kind):
+    module = nn.Conv1d(3, 4, 2) if kind == "Convolution" else nn.Embedding(5, 6)
+    with pytest.raises(InputError):
+        hold_update(module, "weight" if kind == "Convolution" else "bias")
+
+
+def test_effective_rank():
+    assert effective_rank(torch.ones(5)) == pytest.approx(5)
+    assert effective_rank(torch.tensor([1.0, 1e-9])) == pytest.approx(1, abs=1e-6)
+    assert effective_rank(torch.zeros(3)) == 0

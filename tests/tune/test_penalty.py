@@ -95,6 +95,19 @@ def test_the_weight_may_be_a_schedule_and_a_state_resumes_it():
     assert float(resumed().detach()) == pytest.approx(one, rel=1e-3)
 
 
+def test_equal_values_do_no_harm():
+    """Two spikes of one strength: no warning, and a gradient that does not depend on the basis."""
+    B, A = 4.0 * orthonormal(70, 2, 5), orthonormal(50, 2, 6).mT
+    gradients = []
+    for turn in (torch.eye(2, dtype=WIDE), orthonormal(2, 2, 9)):
+        factors = (turn.mT @ A).requires_grad_(), (B @ turn).requires_grad_()
+        pair = AdaptedMatrix("pair", draw(70, 50) / 15, *factors)
+        value = IntruderPenalty([pair], k=6)()
+        value.backward()
+        gradients.append(factors[1].grad @ turn.mT)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("options", [{"k": 0}, {"per_call": 0}])
 def test_what_is_refused(options):
     with pytest.raises(InputError, match="expected k ≥ 1 and per_call ≥ 1"):

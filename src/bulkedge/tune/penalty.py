@@ -22,6 +22,8 @@ BASE_ANGLE = 1e-2
 CLEAR = 0.02
 """Part of σ₁ by which a value stands clear of those that do not count: what its vectors' derivative
 needs, in single precision."""
+EQUAL = 1e-3
+"""Neighbours that differ by no more, relatively, are one space."""
 LOOK = 1e-3
 """Residual, relative to σ₁, of the values that tell which of them count."""
 
@@ -47,8 +49,9 @@ class IntruderPenalty:
 
     Only what stands clear of the bulk and of the values after the k-th counts, in proportion: a
     vector among many equals has no direction of its own, and its weight goes to zero before that.
-    P is a spectral function of W, so that near-equal values among the first k do no harm.  c counts
-    as a constant; the gradient goes through σ, u and v (docs/derivative.md).
+    Among the first k, values that agree to a thousandth count with their mean weight, so that only
+    the space that their vectors span matters.  c is taken for a constant; the gradient goes through
+    σ, u and v (docs/derivative.md).
 
     Each call looks at ``per_call`` layers, one after the other in turn, and scales their mean up to
     all: the expectation is that of looking at all of them.
@@ -141,7 +144,15 @@ class IntruderPenalty:
         weight = (found.sigma - floor).clamp_min(0) / layer.edge
         inside = (layer.left.mT @ found.u).square().sum(dim=0)
         inside = inside + (layer.right.mT @ found.v).square().sum(dim=0)
-        return (weight * (1 - inside / 2)).sum()
+        return ((_averaging(found.sigma.detach()) @ weight) * (1 - inside / 2)).sum()
+
+
+def _averaging(sigma: Tensor) -> Tensor:
+    """The matrix that puts the mean in the place of each member of a group of near-equal values."""
+    apart = sigma[:-1] - sigma[1:] > EQUAL * sigma[:-1]
+    group = torch.cat([apart.new_zeros(1).long(), apart.long()]).cumsum(0)
+    same = (group == group[:, None]).to(sigma)
+    return same / same.sum(dim=1, keepdim=True)
 
 
 def _look_at(matrix: AdaptedMatrix, k: int) -> _Layer:

@@ -1,7 +1,7 @@
 """A task that plain LoRA solves by an intruder; held, penalised or controlled it does not.
 
-One layer whose target is the base and a new direction of eight times the threshold: whoever fits it must
-write that direction.  The audit of what was saved says who did, not the code that trained.
+One layer whose target is the base and a new direction of eight times the threshold: whoever fits it
+must write that direction.  The audit of what was saved says who did, not the code that trained.
 """
 
 import pytest

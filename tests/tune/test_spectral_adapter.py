@@ -1,0 +1,301 @@
+"""Spectral adapters through stock PEFT: trained, saved, loaded, merged, exported; their algebra."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bulkedge import InputError
+from bulkedge.tune._spectral import Basis, additive, rotation_of, rotational
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+from bulkedge.tune.peft import SpectralConfig, SpectralLayer, export_lora  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
+WIDE = torch.float64
+VARIANTS = ("additive", "rotational")
+TARGETS = {"bert": ["query", "dense"], "gpt2": ["c_attn", "c_fc"], "llama": "all-linear"}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=WIDE)
+
+
+# ---- algebra
+
+
+def small_basis(m=14, n=11, r=4):
+    return Basis.of(draw(m, n), r)
+
+
+def test_the_basis_is_that_of_an_svd():
+    W0 = draw(30, 20)
+    basis = Basis.of(W0, 5)
+    torch.testing.assert_close(basis.S, torch.linalg.svdvals(W0)[:5])
+    assert basis.misfit(W0) < 1e-9
+    assert basis.misfit(draw(30, 20, seed=1)) > 0.1
+
+
+def test_additive_factors_are_the_formula():
+    basis, A_U, A_V = small_basis(), draw(14, 4, seed=1), draw(11, 4, seed=2)
+    X, Y = additive(basis, A_U, A_V)
+    old = basis.U * basis.S @ basis.V.mT
+    torch.testing.assert_close(X @ Y.mT, (basis.U + A_U) * basis.S @ (basis.V + A_V).mT - old)
+    assert int(torch.linalg.matrix_rank(X @ Y.mT)) == 8
+
+
+@pytest.mark.parametrize("rotation", ["cayley", "exp"])
+def test_rotational_factors_keep_values_and_spaces(rotation):
+    W0, basis = draw(14, 11), small_basis()
+    K_U, K_V = draw(6, seed=1), draw(6, seed=2)
+    X, Y = rotational(basis, K_U, K_V, rotation)
+    W = W0 + X @ Y.mT
+    torch.testing.assert_close(torch.linalg.svdvals(W), torch.linalg.svdvals(W0))
+    U = torch.linalg.svd(W).U[:, :4]
+    torch.testing.assert_close(U @ U.mT, basis.U @ basis.U.mT)
+    assert float((X @ Y.mT).norm()) > 0.1 * float(W0.norm())
+
+
+@pytest.mark.parametrize("rotation", ["cayley", "exp"])
+def test_rotations(rotation):
+    assert torch.equal(rotation_of(torch.zeros(6), 4, rotation), torch.eye(4))
+    R = rotation_of(draw(6), 4, rotation)
+    torch.testing.assert_close(R.mT @ R, torch.eye(4, dtype=WIDE))
+    assert float(torch.linalg.det(R)) == pytest.approx(1.0)
+    assert rotation_of(torch.zeros(0), 1, rotation).tolist() == [[1.0]]
+
+
+def test_gradients_by_differences():
+    basis = small_basis(6, 5, 3)
+
+    def full(function, *parameters):
+        X, Y = function(basis, *parameters)
+        return X @ Y.mT
+
+    A = [draw(6, 3, seed=1).requires_grad_(), draw(5, 3, seed=2).requires_grad_()]
+    K = [draw(3, seed=s).requires_grad_() for s in (3, 4)]
+    assert torch.autograd.gradcheck(lambda *p: full(additive, *p), A)
+    assert torch.autograd.gradcheck(lambda *p: full(rotational, *p), K)
+
+
+# ---- through PEFT
+
+
+def make_base(kind="bert", dtype=torch.float32):
+    torch.manual_seed(0)
+    if kind == "bert":
+        config = transformers.BertConfig(
+            vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=48, max_position_embeddings=16, num_labels=3,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        model = transformers.BertForSequenceClassification(config)
+    elif kind == "gpt2":
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=16,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        ))  # fmt: skip
+    else:
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=16,
+        ))  # fmt: skip
+    return model.to(dtype)
+
+
+def configure(kind="bert", variant="additive", **options):
+    task = "SEQ_CLS" if kind == "bert" else "CAUSAL_LM"
+    options = {"r": 4, "variant": variant, "target_modules": TARGETS[kind]} | options
+    return SpectralConfig(task_type=task, **options)
+
+
+def tokens():
+    return torch.randint(0, 60, (8, 10), generator=torch.Generator().manual_seed(1))
+
+
+def output(model):
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=tokens()).logits.float()
+
+
+def train(model, kind="bert", steps=8):
+    """A few steps; the first and the last loss."""
+    labels = tokens()[:, 0] % 3 if kind == "bert" else tokens()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    losses = []
+    model.train()
+    for _ in range(steps):
+        loss = model(input_ids=tokens(), labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses[0], losses[-1]
+
+
+def trained(kind="bert", variant="additive", dtype=torch.float32, **options):
+    model = peft.get_peft_model(make_base(kind, dtype), configure(kind, variant, **options))
+    train(model, kind)
+    return model
+
+
+def layers(model):
+    return [layer for layer in model.modules() if isinstance(layer, SpectralLayer)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_from_the_identity_to_a_saved_adapter(tmp_path, kind, variant):
+    plain = output(make_base(kind))
+    model = peft.get_peft_model(make_base(kind), configure(kind, variant))
+    torch.testing.assert_close(output(model), plain, rtol=0, atol=1e-6)
+    first, last = train(model, kind)
+    assert last < first
+    after = output(model)
+    assert float((after - plain).abs().max()) > 1e-3
+
+    model.save_pretrained(tmp_path / "saved")
+    for meta in (False, True):
+        again = peft.PeftModel.from_pretrained(
+            make_base(kind), tmp_path / "saved", low_cpu_mem_usage=meta
+        )
+        torch.testing.assert_close(output(again), after, rtol=0, atol=0)
+
+    folder = export_lora(model, tmp_path / "lora")
+    lora = peft.PeftModel.from_pretrained(make_base(kind), folder)
+    assert type(lora.peft_config["default"]) is peft.LoraConfig
+    torch.testing.assert_close(output(lora), after, rtol=0, atol=1e-5)
+
+    merged = model.merge_and_unload(safe_merge=True)
+    assert not layers(merged)
+    torch.testing.assert_close(output(merged), after, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_what_it_does_to_weights(kind):
+    base = dict(make_base(kind).named_parameters())
+    for variant in VARIANTS:
+        for name, layer in trained(kind, variant).named_modules():
+            if not isinstance(layer, SpectralLayer):
+                continue
+            W0 = base[f"{name.removeprefix('base_model.model.')}.weight"].detach().double()
+            update = layer.get_delta_weight("default").detach().double()
+            if variant == "additive":
+                assert int(torch.linalg.matrix_rank(update, rtol=1e-5)) <= 8
+            else:
+                values = torch.linalg.svdvals(W0 + update)
+                torch.testing.assert_close(values, torch.linalg.svdvals(W0), rtol=1e-5, atol=1e-6)
+                assert int(torch.linalg.matrix_rank(update, rtol=1e-5)) <= 4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merging_comes_undone_and_adapters_can_be_switched_off(variant):
+    model = trained(variant=variant)
+    plain, after = output(make_base()), output(model)
+    model.merge_adapter()
+    torch.testing.assert_close(output(model), after, rtol=0, atol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(output(model), after, rtol=0, atol=1e-5)
+    with model.disable_adapter():
+        encoder = model.base_model.model.bert
+        off = encoder(input_ids=tokens()).pooler_output
+    torch.testing.assert_close(off, make_base().eval().bert(input_ids=tokens()).pooler_output)
+    assert float((after - plain).abs().max()) > 1e-3
+
+
+def test_several_adapters(tmp_path):
+    model = trained()
+    first = output(model)
+    model.add_adapter("other", configure(variant="rotational", r=6, rotation="exp"))
+    model.set_adapter("other")
+    train(model)
+    second = output(model)
+    model.set_adapter("default")
+    torch.testing.assert_close(output(model), first, rtol=0, atol=0)
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(make_base(), tmp_path)
+    again.load_adapter(tmp_path / "other", "other")
+    torch.testing.assert_close(output(again), first, rtol=0, atol=0)
+    again.set_adapter("other")
+    torch.testing.assert_close(output(again), second, rtol=0, atol=0)
+    again.delete_adapter("default")
+    torch.testing.assert_close(output(again), second, rtol=0, atol=0)
+    assert all(set(layer.spectral_U) == {"other"} for layer in layers(again))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_base_in_half_precision(tmp_path, variant):
+    model = trained("llama", variant, torch.bfloat16)
+    layer = layers(model)[0]
+    assert layer.get_base_layer().weight.dtype is torch.bfloat16
+    assert layer.spectral_U["default"].dtype is torch.float32
+    assert layer.spectral_left["default"].dtype is torch.float32
+    after = output(model)
+    model.save_pretrained(tmp_path / "saved")
+    again = peft.PeftModel.from_pretrained(make_base("llama", torch.bfloat16), tmp_path / "saved")
+    torch.testing.assert_close(output(again), after, rtol=0, atol=0)
+    export_lora(model, tmp_path / "lora")
+    lora = peft.PeftModel.from_pretrained(make_base("llama", torch.bfloat16), tmp_path / "lora")
+    torch.testing.assert_close(output(lora), after, rtol=0.05, atol=0.02)  # bfloat16 has 3 digits
+
+
+def test_another_base_is_refused(tmp_path):
+    trained().save_pretrained(tmp_path)
+    other = make_base()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model = peft.PeftModel.from_pretrained(other, tmp_path)
+    with pytest.raises(InputError, match="is not that of this weight"):
+        output(model)
+
+
+def test_injected_without_a_wrapper_and_turned_into_a_lora_by_peft():
+    model = peft.inject_adapter_in_model(configure(), make_base())
+    assert layers(model)
+    wrapped = trained()
+    converted, _ = peft.convert_to_lora(wrapped, rank=8)
+    assert converted.r == 8
+
+
+def test_a_new_process_loads_it_after_the_import(tmp_path):
+    trained().save_pretrained(tmp_path)
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore'); {}from peft import PeftConfig; "
+        "print(PeftConfig.from_pretrained(sys.argv[1]).variant)"
+    )
+    for imported, expected in (("import bulkedge.tune.peft; ", 0), ("", 1)):
+        command = [sys.executable, "-c", code.format(imported), str(tmp_path)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == expected, ended.stderr
+        assert (ended.stdout.strip() == "additive") is (expected == 0)
+    assert "SPECTRAL" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 0}, "expected r ≥ 1"),
+        ({"variant": "both"}, "expected variant"),
+        ({"rotation": "givens"}, "expected rotation"),
+        ({"bias": "all"}, "biases are not trained"),
+        ({"r": 33}, r"expected r ≤ 32 for a weight of 32 × 32, got 33"),
+        ({"target_modules": ["word_embeddings"]}, "expected a Linear or Conv1D layer"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        peft.get_peft_model(make_base(), configure(**options))
+
+
+def test_export_needs_such_an_adapter_and_a_new_folder(tmp_path):
+    model = trained()
+    with pytest.raises(InputError, match="expected a model with a spectral adapter 'other'"):
+        export_lora(model, tmp_path / "lora", "other")
+    export_lora(model, tmp_path / "lora")
+    with pytest.raises(OSError, match="lora"):
+        export_lora(model, tmp_path / "lora")

@@ -9,6 +9,7 @@ from ._layers import AdaptedMatrix, adapted_matrices
 from ._spikes import effective_rank
 from .clip import EdgeClip, hold_update
 from .control import RankController
+from .monitor import FullMatrix, LayerFigures, Monitor, full_matrices
 from .orthonormal import OrthonormalFactors
 from .penalty import IntruderPenalty
 from .triplets import LeadingTriplets
@@ -16,11 +17,15 @@ from .triplets import LeadingTriplets
 __all__ = [
     "AdaptedMatrix",
     "EdgeClip",
+    "FullMatrix",
     "IntruderPenalty",
+    "LayerFigures",
     "LeadingTriplets",
+    "Monitor",
     "OrthonormalFactors",
     "RankController",
     "adapted_matrices",
     "effective_rank",
+    "full_matrices",
     "hold_update",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 
@@ -13,12 +14,23 @@ from bulkedge.intruder import certify
 from bulkedge.triplet.solver._start import generic
 from bulkedge.update import BaseSpectrum
 
-from ._layers import AdaptedMatrix
-
 VALUES = 1024
 """Shorter side up to which all singular values of a base are computed."""
 STEPS = 24
 """Of the quadrature that stands in for them beyond."""
+
+
+class Based(Protocol):
+    """Anything with a base and a name."""
+
+    @property
+    def name(self) -> str:
+        """Of the module."""
+        ...
+
+    def base_map(self) -> LinearMap:
+        """W0."""
+        ...
 
 
 def measure(name: str, base: LinearMap) -> BaseSpectrum:
@@ -53,7 +65,7 @@ def measure(name: str, base: LinearMap) -> BaseSpectrum:
 
 
 def thresholds(
-    matrices: Sequence[AdaptedMatrix], known: Mapping[str, float] | None = None
+    matrices: Sequence[Based], known: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """The threshold θ_c of every matrix by its name.
 

@@ -69,12 +69,12 @@ class AdaptedMatrix:
 
     def base_map(self) -> LinearMap:
         """W0, with products in float32, or in float64 if it is stored so."""
-        base, dtype = self.base.detach(), self._dtype
-        return Dense(base) if base.dtype == dtype else Widened(base, dtype)
+        return frozen_map(self.base, self._dtype)
 
     def update_map(self) -> LowRank:
         """``s·B·A``, differentiable in both factors."""
-        return LowRank(self.B.to(self._dtype), self.A.to(self._dtype), self.scale)
+        B, A = (_whole(x).to(self._dtype) for x in (self.B, self.A))
+        return LowRank(B, A, self.scale)
 
     def tuned_map(self) -> LinearMap:
         """``W0 + s·B·A``, differentiable in both factors."""
@@ -82,11 +82,62 @@ class AdaptedMatrix:
 
     def spikes(self) -> Factors:
         """The singular triplets of the update, in float64; O((m + n) r²)."""
-        return balanced(self.B, self.A, self.scale, self.shape)
+        return balanced(*self.factors, self.scale, self.shape)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B and A without their history, whole where they are spread over processes."""
+        return _whole(self.B).detach(), _whole(self.A).detach()
+
+    def write(self, B: Tensor, A: Tensor) -> None:
+        """Put other numbers into the trained factors.
+
+        Args:
+            B: Shape ``(m, r)``.
+            A: Shape ``(r, n)``.
+        """
+        with torch.no_grad():
+            for parameter, value in ((self.B, B), (self.A, A)):
+                _assign(parameter.detach(), value.to(parameter.dtype))
+
+    @property
+    def strengths(self) -> Tensor:
+        """The singular values of the update, descending, float64, shape ``(≤ r,)``."""
+        return self.spikes().gamma
 
     @property
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.base.dtype is torch.float64 else torch.float32
+
+
+def frozen_map(weight: Tensor, dtype: torch.dtype) -> LinearMap:
+    """A weight as a map with products in ``dtype``; one spread over processes stays so."""
+    weight = weight.detach()
+    if type(weight) is not Tensor and is_distributed(weight):
+        from .sharded import sharded_map
+
+        return sharded_map(weight, dtype)  # pyright: ignore[reportArgumentType]
+    return Dense(weight) if weight.dtype == dtype else Widened(weight, dtype)
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Whether a tensor is spread over processes."""
+    return hasattr(x, "full_tensor")
+
+
+def _whole(x: Tensor) -> Tensor:
+    """A thin tensor, gathered if it is spread over processes."""
+    return x.full_tensor() if is_distributed(x) else x  # pyright: ignore
+
+
+def _assign(target: Tensor, value: Tensor) -> None:
+    """Write into a tensor, or each process its part of it."""
+    if is_distributed(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = target.device_mesh, target.placements  # pyright: ignore
+        value = distribute_tensor(value, mesh, placements)
+    target.copy_(value)
 
 
 Adapted = Union[nn.Module, Sequence[AdaptedMatrix]]  # noqa: UP007 — Python 3.10

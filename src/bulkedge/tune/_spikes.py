@@ -55,10 +55,8 @@ class Spikes:
         X, Y = self.left[:, less], self.right[:, less]
         M_B = _inverse(self.root_B) @ (X * weight) @ (X.mT @ self.root_B)
         M_A = _inverse(self.root_A) @ (Y * weight) @ (Y.mT @ self.root_A)
-        with torch.no_grad():
-            B, A = matrix.B.detach(), matrix.A.detach()
-            B += (B.double() @ M_B).to(B.dtype)
-            A += (M_A.mT @ A.double()).to(A.dtype)
+        B, A = matrix.factors
+        matrix.write(B + (B.double() @ M_B).to(B.dtype), A + (M_A.mT @ A.double()).to(A.dtype))
 
 
 def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
@@ -78,9 +76,9 @@ def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
         groups[matrix.rank, matrix.A.device].append(i)
     with torch.no_grad():
         for members in groups.values():
-            factors = [(matrices[i].B.double(), matrices[i].A.double()) for i in members]
-            root_B = _roots(torch.stack([B.mT @ B for B, _ in factors]))
-            root_A = _roots(torch.stack([A @ A.mT for _, A in factors]))
+            factors = [matrices[i].factors for i in members]
+            root_B = _roots(torch.stack([B.double().mT @ B.double() for B, _ in factors]))
+            root_A = _roots(torch.stack([A.double() @ A.double().mT for _, A in factors]))
             scales = root_B.new_tensor([matrices[i].scale for i in members])
             X, gamma, Yt = torch.linalg.svd(scales[:, None, None] * (root_B @ root_A.mT))
             parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)

@@ -144,8 +144,12 @@ class RankController:
 
     def _silence(self, matrix: AdaptedMatrix) -> None:
         """Directions that are not in use stay zero, whatever the optimiser did."""
-        with torch.no_grad():
-            matrix.B.detach()[:, self.state[matrix.name].rank :] = 0
+        B, A = matrix.factors
+        rank = self.state[matrix.name].rank
+        if bool(B[:, rank:].any()):
+            B = B.clone()
+            B[:, rank:] = 0
+            matrix.write(B, A)
 
     def _hold(self, matrix: AdaptedMatrix, found: Spikes) -> Tensor:
         """Hold the spikes of one update; their strengths from here on, over the level."""
@@ -171,11 +175,11 @@ class RankController:
         keep = min(rank, kept.rank)
         root = abs(matrix.scale) ** 0.5
         sign = -1.0 if matrix.scale < 0 else 1.0
-        with torch.no_grad():
-            B, A = matrix.B.detach(), matrix.A.detach()
-            B[:, :keep] = (sign * kept.P[:, :keep] / root).to(B)
-            A[:keep] = (kept.Q[:, :keep] / root).mT.to(A)
-            B[:, keep:] = 0
+        B, A = (x.clone() for x in matrix.factors)
+        B[:, :keep] = (sign * kept.P[:, :keep] / root).to(B)
+        A[:keep] = (kept.Q[:, :keep] / root).mT.to(A)
+        B[:, keep:] = 0
+        matrix.write(B, A)
         self.state[matrix.name].rank = rank
 
 

@@ -67,19 +67,16 @@ class OrthonormalFactors:
                     f"{matrix.name}: expected a rank of at most {min(matrix.shape)}, the shorter "
                     f"side, got {matrix.rank}"
                 )
-            for factor in (matrix.B, matrix.A):
-                if float(factor.detach().abs().sum()) == 0:  # PEFT's B: nothing to orthonormalise
-                    drawn = torch.randn(factor.shape, generator=generator)
-                    factor.detach().copy_(drawn.to(factor))
+            B, A = matrix.factors
+            if not bool(B.any()):  # PEFT's: nothing to orthonormalise
+                matrix.write(torch.randn(B.shape, generator=generator).to(B), A)
         self.step()
 
     def step(self) -> None:
         """Retract all factors now."""
-        with torch.no_grad():
-            for matrix in self.matrices:
-                B, A = matrix.B.detach(), matrix.A.detach()
-                B.copy_(orthonormal(B, self.method))
-                A.copy_(orthonormal(A.mT, self.method).mT)
+        for matrix in self.matrices:
+            B, A = matrix.factors
+            matrix.write(orthonormal(B, self.method), orthonormal(A.mT, self.method).mT)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Do so after each step of an optimiser; ``handle.remove()`` ends it."""

@@ -1,0 +1,300 @@
+"""Intruder dimensions while they appear: a look at a few layers every few steps."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Union
+
+import torch
+from torch import Tensor, nn
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import Difference, LinearMap
+from bulkedge.intruder import certify, ties
+from bulkedge.triplet import GolubKahan, singular_triplet
+
+from ._edge import thresholds
+from ._layers import adapted_matrices, frozen_map, is_distributed
+from ._spikes import effective_rank
+
+ANGLE = 1e-2
+"""To what sine the tuned vectors are sought; it widens every interval."""
+LEADING = 16
+"""How many singular values of a dense update are looked at."""
+
+
+class Watched(Protocol):
+    """A matrix that a monitor looks at: :class:`AdaptedMatrix`, or :class:`FullMatrix`."""
+
+    @property
+    def name(self) -> str:
+        """Of the module."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        ...
+
+    @property
+    def strengths(self) -> Tensor:
+        """Leading singular values of the update, descending."""
+        ...
+
+    def base_map(self) -> LinearMap:
+        """W0."""
+        ...
+
+    def tuned_map(self) -> LinearMap:
+        """W."""
+        ...
+
+
+@dataclass(frozen=True)
+class FullMatrix:
+    """A weight that is trained in full, and what it was.
+
+    Attributes:
+        name: Of the module.
+        base: W0, a copy, shape ``(m, n)``.
+        weight: The parameter, or a view of it.
+    """
+
+    name: str
+    base: Tensor
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``."""
+        return self.base.shape[0], self.base.shape[1]
+
+    @property
+    def strengths(self) -> Tensor:
+        """The leading singular values of ``W − W0``."""
+        if is_distributed(self.weight):
+            update = frozen_map(self.weight - self.base, torch.float32)
+        else:
+            update = Difference(self.weight.detach(), self.base, torch.float32)
+        found = singular_triplet(
+            update, min(LEADING, *self.shape), solver=GolubKahan(rtol=1e-2), strict=False
+        )
+        return found.sigma.double()
+
+    def base_map(self) -> LinearMap:
+        """W0, with products in float32."""
+        return frozen_map(self.base, torch.float32)
+
+    def tuned_map(self) -> LinearMap:
+        """W, with products in float32."""
+        return frozen_map(self.weight, torch.float32)
+
+
+def full_matrices(model: nn.Module, modules: str | Sequence[str] = "*") -> list[FullMatrix]:
+    """The weights of a model that are trained in full, each with a copy of what it is now.
+
+    Args:
+        model: The model, before it is trained.
+        modules: Patterns of parameter names.
+
+    Returns:
+        One entry a trainable matrix that is no embedding.
+    """
+    patterns = [modules] if isinstance(modules, str) else list(modules)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return [
+        FullMatrix(name, parameter.detach().clone(), parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and parameter.ndim == 2
+        and id(parameter) not in embeddings
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    ]
+
+
+@dataclass
+class LayerFigures:
+    """What a look at a layer has found.
+
+    Attributes:
+        step: When it was.
+        intruders: How many leading directions score below ε: the paper's count.
+        worst: The lowest score.
+        strongest: The strongest spike of the update over θ_c.
+        effective_rank: That of the update's spikes.
+    """
+
+    step: int
+    intruders: int
+    worst: float
+    strongest: float
+    effective_rank: float
+
+
+Model = Union[nn.Module, Sequence[Watched]]  # noqa: UP007 — Python 3.10
+
+
+class Monitor:
+    """Look at a few layers every few steps, in turn, and tell what is known of all.
+
+    A look takes the leading tuned triplets, from where the last look found them, and bounds their
+    scores as the audit does (:func:`bulkedge.intruder.certify`): some tens of thin products with
+    the base, no SVD, nothing kept but k vectors a layer.
+
+    With parameters that are spread over processes (FSDP2), all processes must call ``step``.
+
+    Args:
+        model: A model wrapped by PEFT, on the device where it trains; or matrices, such as those of
+            :func:`full_matrices`.
+        every: Steps between looks.
+        per_call: Layers a look.
+        top_k: How many leading directions are judged.
+        epsilon: The paper's threshold of scores.
+        thresholds: θ_c by name, for those that are known already.
+        adapter: Which adapter; the active one if None.
+        modules: Patterns of module names.
+
+    Attributes:
+        steps: How many there were.
+        figures: What is known of each layer that was looked at, by name.
+
+    Raises:
+        InputError: If a number is not positive, or a base has no threshold.
+
+    Example:
+        >>> from bulkedge.tune import AdaptedMatrix
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> W0, B, A = (torch.randn(*s, generator=generator) for s in [(60, 50), (60, 1), (1, 50)])
+        >>> monitor = Monitor([AdaptedMatrix("layer", W0, A, B)], every=1, top_k=1)
+        >>> monitor.step()
+        True
+        >>> monitor.figures["layer"].intruders
+        1
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        every: int = 50,
+        per_call: int = 2,
+        top_k: int = 10,
+        epsilon: float = 0.5,
+        thresholds: Mapping[str, float] | None = None,
+        adapter: str | None = None,
+        modules: str | Sequence[str] = "*",
+    ) -> None:
+        if min(every, per_call, top_k) < 1:
+            raise InputError(
+                f"expected every, per_call and top_k ≥ 1, got {every}, {per_call}, {top_k}"
+            )
+        if not 0 < epsilon <= 1:
+            raise InputError(f"expected epsilon in (0, 1], got {epsilon}")
+        self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
+        self.matrices: list[Watched]
+        if isinstance(model, nn.Module):
+            self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
+        else:
+            self.matrices = list(model)
+        if not self.matrices:
+            raise InputError("expected matrices to watch, got none")
+        self.thresholds = _thresholds(self.matrices, thresholds)
+        self.steps = self._next = 0
+        self.figures: dict[str, LayerFigures] = {}
+        self._last: dict[str, tuple[Tensor, Tensor]] = {}
+        self._begun, self._own = time.perf_counter(), 0.0
+
+    def step(self) -> bool:
+        """To be called after each step of the optimiser.
+
+        Returns:
+            Whether this one brought a look.
+        """
+        self.steps += 1
+        if self.steps % self.every:
+            return False
+        self.look(self.per_call)
+        return True
+
+    def look(self, count: int | None = None) -> None:
+        """Look at the next layers now; at all of them if None."""
+        begun = time.perf_counter()
+        with torch.no_grad():
+            for _ in range(min(count or len(self.matrices), len(self.matrices))):
+                matrix = self.matrices[self._next % len(self.matrices)]
+                self.figures[matrix.name] = self._look_at(matrix)
+                self._next += 1
+        self._own += time.perf_counter() - begun
+
+    def metrics(self) -> dict[str, float]:
+        """What is known so far of all layers together, as numbers to log; empty before a look."""
+        if not self.figures:
+            return {}
+        seen = list(self.figures.values())
+        elapsed = max(time.perf_counter() - self._begun, 1e-9)
+        return {
+            "bulkedge/intruders": float(sum(layer.intruders for layer in seen)),
+            "bulkedge/worst_score": min(layer.worst for layer in seen),
+            "bulkedge/strongest_spike": max(layer.strongest for layer in seen),
+            "bulkedge/effective_rank": sum(layer.effective_rank for layer in seen) / len(seen),
+            "bulkedge/overhead": self._own / elapsed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as JSON."""
+        return {
+            "steps": self.steps,
+            "next": self._next,
+            "thresholds": dict(self.thresholds),
+            "layers": {name: asdict(layer) for name, layer in self.figures.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            InputError: If it is of other layers.
+        """
+        known = {matrix.name for matrix in self.matrices}
+        if set(state["thresholds"]) != known:
+            odd = sorted(set(state["thresholds"]) ^ known)
+            raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")
+        self.steps, self._next = int(state["steps"]), int(state["next"])
+        self.thresholds = dict(state["thresholds"])
+        self.figures = {name: LayerFigures(**x) for name, x in state["layers"].items()}
+
+    def _look_at(self, matrix: Watched) -> LayerFigures:
+        """The figures of one layer."""
+        W, W0 = matrix.tuned_map(), matrix.base_map()
+        tuned = singular_triplet(
+            W,
+            min(self.top_k, *W.shape),
+            solver=GolubKahan(angle=ANGLE),
+            init=self._last.get(matrix.name),
+            strict=False,
+        )
+        self._last[matrix.name] = tuned.u, tuned.v
+        groups, errors = ties(tuned)
+        found = certify(
+            W0,
+            tuned.u,
+            epsilon=self.epsilon,
+            errors=errors,
+            groups=groups,
+            subspace=2 * self.top_k,
+        )
+        gamma = matrix.strengths
+        strongest = float(gamma[0]) if len(gamma) else 0.0
+        return LayerFigures(
+            step=self.steps,
+            intruders=int((found.score < self.epsilon).sum()),
+            worst=float(found.score.min()),
+            strongest=strongest / self.thresholds[matrix.name],
+            effective_rank=effective_rank(gamma),
+        )
+
+
+_thresholds = thresholds  # an argument has the name

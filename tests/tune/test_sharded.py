@@ -1,0 +1,104 @@
+"""Matrices over two processes: the same triplets and verdicts as those of the whole matrix."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from bulkedge.intruder import certify
+from bulkedge.triplet import GolubKahan, singular_triplet
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+SHAPES = [(60, 40), (61, 40), (40, 63), (3, 50)]
+
+
+def draw(m, n, seed=0):
+    return torch.randn(m, n, generator=torch.Generator().manual_seed(seed))
+
+
+def in_two(work, tmp_path):
+    """Run ``work(rank)`` in two processes of a gloo group."""
+    mp.spawn(_entry, args=(work, str(tmp_path / "meet")), nprocs=2, join=True)
+
+
+def _entry(rank, work, meeting):
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        work(rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def compare_triplets(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    from bulkedge.tune.sharded import sharded_map
+
+    mesh = init_device_mesh("cpu", (2,))
+    for m, n in SHAPES:
+        W = draw(m, n).double()
+        for placement in (Shard(0), Shard(1), Replicate()):
+            A = sharded_map(distribute_tensor(W, mesh, [placement]))
+            assert A.shape == (m, n)
+            X, Y = draw(n, 3, 1).double(), draw(m, 3, 2).double()
+            torch.testing.assert_close(A.matmat(X), W @ X)
+            torch.testing.assert_close(A.rmatmat(Y), W.mT @ Y)
+            torch.testing.assert_close(A.to_dense(), W)
+            assert A.norm_bound() == pytest.approx(float(W.norm()))
+            k = min(2, m, n)
+            for solver in (None, GolubKahan(angle=1e-4)):
+                options = {} if solver is None else {"solver": solver}
+                found, whole = (singular_triplet(x, k, **options) for x in (A, W))
+                torch.testing.assert_close(found.sigma, whole.sigma)
+                cosines = (found.u * whole.u).sum(dim=0).abs()
+                torch.testing.assert_close(cosines, torch.ones(k).double(), rtol=0, atol=1e-6)
+
+
+def compare_verdicts(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from bulkedge.tune.sharded import sharded_map
+
+    W0, y = draw(151, 120), draw(151, 2, 1)
+    Y = torch.linalg.qr(torch.cat([y[:, :1], torch.linalg.svd(W0).U[:, :1]], dim=1)).Q
+    mesh = init_device_mesh("cpu", (2,))
+    found = certify(sharded_map(distribute_tensor(W0, mesh, [Shard(0)])), Y)
+    whole = certify(W0, Y)
+    assert found.verdicts == whole.verdicts
+    torch.testing.assert_close(found.score, whole.score, rtol=0, atol=1e-3)
+
+
+def monitor_fully_sharded(rank):
+    """FSDP2 keeps weights and factors as parts; the figures are those of one process."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from bulkedge.tune import Monitor
+
+    peft = pytest.importorskip("peft")
+    figures = []
+    for shard in (False, True):
+        torch.manual_seed(0)
+        linear = nn.Linear(120, 151, bias=False)
+        config = peft.LoraConfig(r=2, lora_alpha=40, target_modules=["0"])
+        model = peft.get_peft_model(nn.Sequential(linear), config)
+        layer = model.base_model.model[0]
+        nn.init.normal_(layer.lora_B["default"].weight)
+        if shard:
+            fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        monitor = Monitor(model, every=1, per_call=1, top_k=4, thresholds={
+            "base_model.model.0": 1.0
+        })  # fmt: skip
+        monitor.step()
+        figures.append(monitor.metrics())
+    for name, value in figures[0].items():
+        if name != "bulkedge/overhead":
+            assert figures[1][name] == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.parametrize("work", [compare_triplets, compare_verdicts, monitor_fully_sharded])
+def test_two_processes(work, tmp_path):
+    in_two(work, tmp_path)

@@ -1,0 +1,93 @@
+"""What watching costs: MiniLM under a LoRA of rank 8, the monitor at its defaults.
+
+python benchmarks/monitor.py BASE
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import store
+from transformers import AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples/minilm_wordnet"))
+import train as example
+
+from bulkedge.tune import EdgeClip, IntruderPenalty, Monitor, RankController
+
+STEPS = 100
+
+
+def main() -> None:
+    """Train a little, once watched; then time what else may be done at each step."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("base", type=Path)
+    base = parser.parse_args().base
+    torch.set_num_threads(1)
+    random.seed(0)
+    torch.manual_seed(0)
+    examples = example.load_examples()
+    categories = sorted({category for category, _ in examples["train"]})
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    model = example.add_lora(example.load_base(base, categories), 8, 16.0)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
+    start = time.perf_counter()
+    monitor = Monitor(model)
+    begun = time.perf_counter() - start
+    stream = example.batches(list(examples["train"]), tokenizer, categories, 16)
+    model.train()
+    steps, looks = [], []
+    for _ in range(STEPS):
+        batch = next(stream)
+        start = time.perf_counter()
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        steps.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        if monitor.step():
+            looks.append(time.perf_counter() - start)
+    known = monitor.thresholds
+    penalty = IntruderPenalty(model)
+    actions = {
+        "clip": EdgeClip(model, thresholds=known).step,
+        "controller": RankController(model, start=8, thresholds=known).step,
+        "penalty": lambda: penalty().backward(),
+    }
+    step = statistics.median(steps)
+    store(
+        "monitor",
+        {
+            "layers": len(monitor.matrices),
+            "every": monitor.every,
+            "per_call": monitor.per_call,
+            "step_ms": round(1e3 * step, 1),
+            "look_ms": round(1e3 * statistics.median(looks), 1),
+            "begin_s": round(begun, 2),
+            "overhead_percent": round(100 * sum(looks) / sum(steps), 2),
+            "each_step_ms": {name: round(_milliseconds(f), 1) for name, f in actions.items()},
+        },
+    )
+
+
+def _milliseconds(action) -> float:
+    """Median of ten."""
+    action()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()

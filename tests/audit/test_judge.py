@@ -1,10 +1,12 @@
 """Certified against dense: random bases and updates of every kind that makes trouble."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from bulkedge import Recipe
-from bulkedge._audit.judge import PROBES, certified, dense
+from bulkedge._audit.judge import PROBES, certified, dense, judge
 from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
 from bulkedge.intruder import Verdict
@@ -139,3 +141,19 @@ def test_a_fine_tune_made_to_hide_from_the_public_seed(monkeypatch):
         judged = certified(Pair(W0, W, None), recipe)
         assert judged is not None
         assert (abs(float(judged.tuned.sigma[0]) - 8) < 1e-3) is found
+
+
+def test_what_a_certificate_cost_is_not_forgotten_where_svds_decide(monkeypatch):
+    g = torch.Generator().manual_seed(1)
+    W0 = draw(g, 420, 400)
+    pair = Pair(W0, None, LowRank(90 * basis(g, 420, 1), basis(g, 400, 1).mT))
+    recipe = Recipe(top_k=2)
+    tried = certified(pair, recipe)
+    rows = [row.model_copy(update={"verdict": Verdict.UNDECIDED}) for row in tried.directions]
+    monkeypatch.setattr(
+        "bulkedge._audit.judge.certified", lambda *_: dataclasses.replace(tried, directions=rows)
+    )
+    judged, why = judge(pair, recipe)
+    assert why == "the certificate left 2 directions open: decided by dense SVDs"
+    assert judged.passes == dense(pair, recipe).passes + tried.passes
+    assert not judged.undecided

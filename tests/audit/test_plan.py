@@ -179,3 +179,16 @@ def test_two_tuned_tensors_for_one_base_tensor(base):
     tuned["encoder.0.weight"] = weights(4, 4)
     with pytest.raises(CheckpointError, match="has two counterparts in the tuned checkpoint"):
         plan_of(base, tuned)
+
+
+def test_weights_beside_an_adapter_or_a_model_are_told(tmp_path):
+    base = {"a.weight": weights(4, 3)}
+    factors = {"base_model.model.a.lora_A.weight": weights(2, 3)}
+    factors["base_model.model.a.lora_B.weight"] = weights(4, 2)
+    for name in ("base/model", "base/old", "tuned/model"):
+        save(tmp_path / f"{name}.safetensors", base)
+    save_adapter(tmp_path / "tuned", factors)
+    plan = make_plan(tmp_path / "base", tmp_path / "tuned", Recipe())
+    told = {row.name: row for row in plan.skipped}
+    assert set(told) == {"old.safetensors", "model.safetensors"}
+    assert not told["model.safetensors"].lost

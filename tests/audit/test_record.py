@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -150,3 +151,13 @@ def test_recipe_files_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("bulkedge._audit.recipe.MAX_RECIPE_BYTES", 2)
     with pytest.raises(RecipeError, match="larger than 2 bytes"):
         read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_pipes_are_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(RecipeError, match="not a regular file"):
+        read_recipe(pipe)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        Record.from_json(pipe)

@@ -189,7 +189,9 @@ def test_config_of_absurd_size(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"a": "' + "x" * 2**20 + '"}')
     assert len(open_checkpoint(tmp_path).config["a"]) == 2**20
     monkeypatch.setenv("BULKEDGE_MAX_HEADER_MB", "1")
-    with pytest.raises(CheckpointError, match=r"larger than 1048576 bytes; .*BULKEDGE_MAX_HEADER"):
+    with pytest.raises(
+        CheckpointError, match=r"larger than 1048576 bytes\); .*BULKEDGE_MAX_HEADER"
+    ):
         open_checkpoint(tmp_path)
 
 
@@ -267,3 +269,23 @@ def test_impossible_paths(path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         open_checkpoint(path)
     assert not is_adapter(path)
+
+
+def test_other_weights_of_a_folder_are_told(tmp_path):
+    save(tmp_path / "model.safetensors", TENSORS)
+    assert open_checkpoint(tmp_path).beside == ()
+    save(tmp_path / "other.safetensors", TENSORS)
+    assert open_checkpoint(tmp_path).beside == ("other.safetensors",)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("kind", ["fifo", "dangling"])
+def test_a_config_that_is_no_file_is_not_taken_for_none(tmp_path, kind):
+    save(tmp_path / "model.safetensors", TENSORS)
+    config = tmp_path / "config.json"
+    if kind == "fifo":
+        os.mkfifo(config)
+    else:
+        config.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        open_checkpoint(tmp_path)

@@ -398,3 +398,11 @@ def test_one_large_residual_ties_two_neighbours():
     assert ties(tuned([2.0, 1.99], [1e-6, 6e-4]))[0].tolist() == [0, 0]
     assert ties(tuned([2.0, 1.99], [6e-4, 1e-6]))[0].tolist() == [0, 0]
     assert ties(tuned([2.0, 1.99], [3e-4, 1e-6]))[0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_base_in_half_precision_is_widened(dtype):
+    W0, Y = gaussian(90, 70).to(dtype), orthonormal(90, 2).float()
+    found, wide = certify(W0, Y), certify(W0.float(), Y)
+    assert found.verdicts == wide.verdicts
+    torch.testing.assert_close(found.upper, wide.upper, rtol=0, atol=1e-4)

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bulkedge._linmap import LinearMap
 from bulkedge.intruder import (
     HALF_THE_ENERGY,
     Certificate,
@@ -108,12 +107,15 @@ def judge(pair: Pair, recipe: Recipe) -> tuple[Judged, str | None]:
     found = certified(pair, recipe)
     if recipe.method == "certified" or not (found is None or found.undecided):
         return found or dense(pair, recipe), None
+    spent = 0
     if found is None:
         why = "the leading tuned values were not told apart from zero or not found"
     else:
         open_ = sum(direction.verdict is Verdict.UNDECIDED for direction in found.directions)
         why = f"the certificate left {open_} directions open"
-    return dense(pair, recipe), f"{why}: decided by dense SVDs"
+        spent = found.passes
+    judged = dense(pair, recipe)
+    return replace(judged, passes=judged.passes + spent), f"{why}: decided by dense SVDs"
 
 
 def certified(pair: Pair, recipe: Recipe) -> Judged | None:

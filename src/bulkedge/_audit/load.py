@@ -98,7 +98,7 @@ class Pair:
         for part in parts:
             if part is not None:
                 bits = part.detach().cpu().view(BITS[part.element_size()]).numpy()
-                digest.update(numpy.ascontiguousarray(bits))
+                digest.update(numpy.ascontiguousarray(bits).data)
         return int.from_bytes(digest.digest()[:8], "big") >> 1
 
     @property

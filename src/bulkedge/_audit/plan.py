@@ -23,7 +23,7 @@ from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.quantised import FP8, SCALES, refuse_packed
 
 from .comparison import Comparison
-from .pairing import not_wanted, pair_adapter, pair_checkpoint
+from .pairing import harmless, not_wanted, pair_adapter, pair_checkpoint
 from .recipe import Recipe
 from .record import Skipped
 
@@ -80,6 +80,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         pairs, skipped = pair_adapter(base_checkpoint, opened, recipe)
     else:
         pairs, skipped = pair_checkpoint(base_checkpoint, opened, recipe)
+    reason = "another weights file in the folder, not the one that is read"
+    skipped += [harmless(name, reason) for name in (*base_checkpoint.beside, *opened.beside)]
     wanted = _choose(pairs, skipped, recipe)
     check_globs(recipe.split, list(base_checkpoint.tensors))
     check_globs((*recipe.include, *recipe.exclude), _names(base_checkpoint, opened))

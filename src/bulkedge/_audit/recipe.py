@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import RecipeError, problems
+from bulkedge.checkpoint.header import read_regular
 
 MAX_RECIPE_BYTES = 2**20
 Glob = Annotated[str, Field(min_length=1)]
@@ -83,11 +84,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: If it cannot be read, or is not one mapping.
     """
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; is it a recipe?")
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(read_regular(path, MAX_RECIPE_BYTES).decode("utf-8"))
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); is it a recipe?") from None
     # ValueError: PyYAML builds dates and integers that are none, and text that is no UTF-8
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

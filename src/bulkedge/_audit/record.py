@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import CheckpointError
+from bulkedge.checkpoint.header import read_regular
 from bulkedge.intruder import Verdict
 from bulkedge.update import Expectation
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SCHEMA_VERSION = "1"
+MAX_RECORD_BYTES = 2**30
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
 
 
@@ -226,7 +228,7 @@ class Document(Row):
             CheckpointError: If the file is missing, or is not a record of this schema.
         """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            return cls.model_validate_json(read_regular(Path(path), MAX_RECORD_BYTES))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
         except ValidationError as error:

@@ -25,7 +25,7 @@ from .experts import Wrapped
 from .factors import LoraFactors
 from .header import FLOATING, TensorInfo, read_header
 from .patterns import Patterns
-from .read import PICKLES, confined, convert, read_json
+from .read import PICKLES, confined, convert, read_json, weights_beside
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -127,6 +127,7 @@ class Adapter:
         wrapped: Updates of bare parameters, experts above all: which parameter is not told by
             name, and to be found from the base.
         flattened: Whether the names have underscores for dots, as kohya's scripts write them.
+        beside: Weights files in the same folder that are no part of it.
     """
 
     path: Path
@@ -137,6 +138,7 @@ class Adapter:
     unhandled: tuple[Unhandled, ...]
     wrapped: tuple[Wrapped, ...] = ()
     flattened: bool = False
+    beside: tuple[str, ...] = ()
     kind = "lora"
 
 
@@ -166,7 +168,8 @@ def open_adapter(path: str | Path) -> Adapter:
         advice = f"found {pickles[0]!r}: {convert(WEIGHTS)}" if pickles else "save it again"
         raise AdapterError(f"{file}: no such file; {advice}")
     tensors, _ = read_header(confined(file, folder))
-    return _sort(folder, file, config, tensors)
+    adapter = _sort(folder, file, config, tensors)
+    return replace(adapter, beside=weights_beside(folder, (file,)))
 
 
 def _folder(path: Path) -> Path:

@@ -166,6 +166,27 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
     return os.fdopen(descriptor, "rb"), status.st_size
 
 
+def read_regular(path: Path, cap: int) -> bytes:
+    """What is in a small file.
+
+    Args:
+        path: Where.
+        cap: How many bytes it may have.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        OSError: If it cannot be read, is not a regular file, or is larger.
+    """
+    file, _ = open_regular(path)
+    with file:
+        content = file.read(cap + 1)
+    if len(content) > cap:
+        raise OSError(errno.EFBIG, f"larger than {cap} bytes")
+    return content
+
+
 def _read_bytes(path: Path) -> tuple[bytes, int]:
     """The JSON text, and how many bytes of tensors follow it."""
     file, size = open_regular(path)

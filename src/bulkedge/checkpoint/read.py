@@ -8,14 +8,15 @@ process when the file shrinks.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from errno import EFBIG
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bulkedge._errors import CheckpointError
 
-from .header import CAP_VARIABLE, TensorInfo, json_cap, open_regular, parse_json, read_header
+from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
 
 if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` stays quick
     from torch import Tensor
@@ -34,6 +35,7 @@ class Checkpoint:
         files: The files that hold tensors.
         tensors: ``{name: info}``.
         config: The content of ``config.json`` beside them, empty without one.
+        beside: Weights files in the same folder that are no part of it.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -124,17 +127,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is too large, unreadable, or not one JSON object.
     """
-    cap = json_cap()
     try:
-        file, _ = open_regular(path)
-        with file:
-            text = file.read(cap + 1)
+        text = read_regular(path, json_cap())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(text) > cap:
-        raise CheckpointError(
-            f"{path}: larger than {cap} bytes; is it a config? ({CAP_VARIABLE} raises that)"
-        )
+        advice = f"; is it a config? ({CAP_VARIABLE} raises that)" if error.errno == EFBIG else ""
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}){advice}") from None
     try:
         content = parse_json(text)
     except ValueError as error:
@@ -191,7 +188,8 @@ def _blobs(folder: Path) -> Path | None:
 def _read_config(folder: Path) -> Mapping[str, Any]:
     """The ``config.json`` of a model's folder, empty without one."""
     path = folder / "config.json"
-    return read_json(confined(path, folder)) if path.is_file() else {}
+    # a link that leads nowhere is no missing file
+    return read_json(confined(path, folder)) if os.path.lexists(path) else {}
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -201,7 +199,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(files) == 1 and not indexes:
         tensors, _ = read_header(confined(files[0], folder))
-        return Checkpoint(folder, "folder", (files[0],), tensors, _read_config(folder))
+        beside = weights_beside(folder, files)
+        return Checkpoint(folder, "folder", (files[0],), tensors, _read_config(folder), beside)
     if len(indexes) == 1 and not single.exists():
         return _open_shards(indexes[0], folder)
     raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
@@ -256,7 +255,13 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
             f"{index}: tensor {absent[0]!r:.100} is not in {weight_map[absent[0]]!r}; "
             "the folder mixes two checkpoints"
         )
-    return Checkpoint(path, "sharded", files, tensors, _read_config(folder))
+    beside = weights_beside(folder, files) if path == folder else ()
+    return Checkpoint(path, "sharded", files, tensors, _read_config(folder), beside)
+
+
+def weights_beside(folder: Path, taken: Sequence[Path]) -> tuple[str, ...]:
+    """The other weights files of a folder."""
+    return tuple(sorted(p.name for p in folder.glob("*.safetensors") if p not in taken))
 
 
 def _is_plain_file_name(name: str) -> bool:

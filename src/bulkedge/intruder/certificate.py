@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._linmap import LinearMap, MatrixLike, as_map
+from bulkedge._linmap import LinearMap, MatrixLike, Widened, as_map
 from bulkedge.triplet import Bidiagonalization, Ritz, Unseen
 from bulkedge.triplet._numbers import full_precision
 from bulkedge.triplet.solver._start import gaussian
@@ -108,7 +108,8 @@ def certify(
     to 10 steps.
 
     Args:
-        W0: The base, shape ``(m, n)``; for right vectors give the transpose.
+        W0: The base, shape ``(m, n)``; for right vectors give the transpose.  One in half
+            precision is widened to float32, a tile at a time.
         Y: Tuned left singular vectors, orthonormal columns, shape ``(m, k)``.
         epsilon: The paper's threshold.
         errors: Bound on ``sin ∠`` between each column and the true tuned vector, shape ``(k,)``;
@@ -140,6 +141,8 @@ def certify(
         >>> certify(W0, known).verdicts[0].value
         'aligned'
     """
+    if isinstance(W0, Tensor) and W0.dtype in (torch.float16, torch.bfloat16):
+        W0 = Widened(W0, torch.float32)
     A, Y = as_map(W0), Y.detach()
     if Y.ndim != 2 or Y.shape[0] != A.shape[0] or Y.shape[1] == 0:
         raise InputError(f"expected vectors of shape ({A.shape[0]}, k ≥ 1), got {tuple(Y.shape)}")
@@ -338,9 +341,7 @@ class _Judge:
             (s.last for s in spaces for n, x in self.counted if s.last == n and s.low >= x),
             default=0,
         )
-        whole = [
-            s.last <= proved or unseen.nothing(s.first, s.last, s.low, s.high) for s in spaces
-        ]
+        whole = [s.last <= proved or unseen.nothing(s.first, s.last, s.low, s.high) for s in spaces]
         ceiling = min((x for n, x in self.counted if n == 0), default=self.frobenius)
         return Heads(spaces, whole, probes, min(ceiling, unseen.ceiling))
 

@@ -128,7 +128,11 @@ class Unseen:
     def none_above(self, k: int) -> bool:
         """Whether the k leading Ritz vectors are all with a singular value above the k-th's.
 
-        Of a matrix of lower rank: all with one that is not zero.
+        Args:
+            k: How many.
+
+        Returns:
+            True if they are; of a matrix of lower rank, if they are all that are not zero.
         """
         s = torch.cat([self._values, self._values.new_zeros(1)])
         cuts = ((s[:-1] + s[1:]) / 2).tolist()

@@ -70,7 +70,7 @@ class GolubKahan:
             enough = torch.maximum(rtol * sigma[:1], self.angle * gaps - noise)
             converged = process.closed or bool((residuals <= enough).all())
             proved = self.missed is None or pairs == n
-            if converged and not proved:
+            if converged and self.missed is not None and not proved:
                 unseen = Unseen.by(process, ritz, drawn.double().cpu(), size, self.missed)
                 proved = unseen.none_above(k)
             if (converged and proved) or process.closed or process.passes == 2 * self.max_steps:

@@ -11,7 +11,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow lint bench minilm clean
+.PHONY: demo test test-slow test-oldest lint bench minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -25,6 +25,12 @@ test: $(VENV)/.dev $(MINILM)/model.safetensors
 
 test-slow: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(BIN)/pytest -n 2
+
+# what builds on PEFT's own classes, with the oldest version that is supported
+OLDEST = peft==0.18.1
+test-oldest: $(VENV)/.dev
+	$(PIP) --no-deps --upgrade --target build/peft-oldest $(OLDEST)
+	PYTHONPATH=build/peft-oldest $(BIN)/pytest -n 2 -m "not slow" tests/tune
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

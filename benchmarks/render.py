@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import render_certified
+import render_finetune
 import render_repair
 
 HERE = Path(__file__).parent
@@ -415,7 +416,18 @@ def repairs() -> dict[str, str]:
     return {"repair": table, "where": where(stored)}
 
 
-FILLED = {"how-to-choose.md": choices, "repair.md": repairs}
+def finetunes() -> dict[str, str]:
+    """The tables of docs/fine-tuning.md."""
+    runs, rates, monitor = (result(name) for name in ("finetune", "finetune_rates", "monitor"))
+    return {
+        "finetune": render_finetune.finetune_table(runs["measured"]["rows"]),
+        "rates": render_finetune.rates_line(rates["measured"]["rows"]),
+        "finetune where": where(runs),
+        "watching": render_finetune.watching(monitor["measured"]) + "\n\n" + where(monitor),
+    }
+
+
+FILLED = {"how-to-choose.md": choices, "repair.md": repairs, "fine-tuning.md": finetunes}
 """Pages that have tables of measurements between words, and what makes these."""
 
 

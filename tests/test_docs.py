@@ -27,6 +27,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = ("make ", ".venv/bin/", "pip install", "bulkedge audit BASE", "bulkedge repair BASE")
 
 
+CONTINUED = ("fine-tuning.md",)  # each block goes on where the one before stopped
+
+
 def blocks(language):
     return [
         pytest.param(page, code, id=f"{page.relative_to(ROOT)}:{i}")
@@ -59,9 +62,18 @@ def test_shell_blocks_run(page, code, tmp_path):
         assert result.returncode in (0, 1), (command, result.stderr)
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("python"))
+@pytest.mark.parametrize(
+    ("page", "code"), [b for b in blocks("python") if b.values[0].name not in CONTINUED]
+)
 def test_python_blocks_run(page, code, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_pages_told_in_one_run_as_one(name, tmp_path):
+    pages = [block.values for block in blocks("python")]
+    code = "\n".join(code for page, code in pages if page.name == name)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("yaml"))

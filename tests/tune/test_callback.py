@@ -129,3 +129,18 @@ def test_a_full_fine_tune_is_watched(tmp_path):
 def test_what_is_refused():
     with pytest.raises(InputError, match="expected stop_at ≥ 1"):
         IntruderMonitor(stop_at=0)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_only_process_0_looks_where_all_have_the_same(index):
+    """Under DDP; where parameters are spread, all take part (test_sharded.py)."""
+    monitor = IntruderMonitor(every=1, top_k=5)
+    monitor.bind(object())
+    arguments = type("Arguments", (), {"process_index": index})()
+    state = transformers.TrainerState()
+    control = transformers.TrainerControl()
+    monitor.on_train_begin(arguments, state, control, model=make_model())
+    assert (monitor.monitor is None) is (index == 1)
+    if index == 1:
+        monitor.on_step_end(arguments, state, control)
+        assert monitor.history == []

@@ -1,0 +1,60 @@
+"""The tables of docs/fine-tuning.md, from their stored results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+HEAD = """| method | trained parameters | accuracy | new directions by seed | intruder, rotated | strongest update / θ_c | step |
+|---|---|---|---|---|---|---|
+"""
+
+
+def finetune_table(rows: list[dict[str, Any]]) -> str:
+    """Every way to train: means over the seeds, and each seed's count."""
+    return HEAD + "\n".join(
+        _row(method, rows) for method in dict.fromkeys(r["method"] for r in rows)
+    )
+
+
+def _row(method: str, rows: list[dict[str, Any]]) -> str:
+    runs = sorted((r for r in rows if r["method"] == method), key=lambda r: r["seed"])
+
+    def mean(value: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.mean(value(run) for run in runs)
+
+    accuracy = [100 * run["accuracy"] for run in runs]
+    counts = ", ".join(str(run["intruder"] + run["rotated"]) for run in runs)
+    cells = [
+        method,
+        f"{runs[0]['parameters']:,}",
+        f"{statistics.mean(accuracy):.1f} % ({min(accuracy):.1f} to {max(accuracy):.1f})",
+        counts,
+        f"{mean(lambda r: r['intruder']):.1f}, {mean(lambda r: r['rotated']):.1f}",
+        f"{mean(lambda r: r['strongest']):.2f}",
+        f"{statistics.median(run['step_ms'] for run in runs):.0f} ms",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def rates_line(rows: list[dict[str, Any]]) -> str:
+    """The learning rates that were chosen."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        known = best.get(row["method"])
+        if known is None or row["accuracy"] > known["accuracy"]:
+            best[row["method"]] = row
+    return ", ".join(f"{method} {row['learning_rate']:g}" for method, row in best.items())
+
+
+def watching(measured: dict[str, Any]) -> str:
+    """What the monitor and the others cost."""
+    each = measured["each_step_ms"]
+    return (
+        f"Measured on MiniLM with a LoRA of rank 8 on {measured['layers']} layers, batch 16, one thread: a step "
+        f"takes {measured['step_ms']:.0f} ms, a look at {measured['per_call']} layers {measured['look_ms']:.0f} ms, every "
+        f"{measured['every']} steps: {measured['overhead_percent']:.2f} % of the time. Thresholds are measured once, in "
+        f"{measured['begin_s']:.1f} s. After each step `EdgeClip` takes {each['clip']:.1f} ms, `RankController` "
+        f"{each['controller']:.1f} ms; `IntruderPenalty` {each['penalty']:.0f} ms for four layers, with its gradient."
+    )

@@ -85,7 +85,7 @@ def test_claims_are_as_seldom_wrong_as_they_say():
 def test_the_size_on_a_cell_is_an_upper_bound(dtype):
     W0, _ = with_values(torch.linspace(1, 0.05, 60, dtype=WIDE), 80, 70)
     unseen = grown(W0.to(dtype), draw(80, 2, 1), draw(80, 5), 4)
-    others = torch.ones(len(unseen.ritz.residuals), dtype=WIDE)
+    others = torch.ones(len(unseen.ritz.left), dtype=WIDE)
     others[:2] = 0
     generator = torch.Generator().manual_seed(1)
     centre = torch.rand(50, generator=generator, dtype=WIDE) * 1.5

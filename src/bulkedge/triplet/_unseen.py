@@ -12,8 +12,8 @@ give ``⟨û_j, u_i⟩ = s_j C_jᵀ w_i / (σ_i² − s_j²)`` with ``w_i = P₊
 
     Gᵀu = Σ_i α_i H(σ_i)ᵀ w_i,    H(σ) = Σ_j C_j T_jᵀ s_j / (σ² − s_j²)
 
-over the other Ritz vectors j, and ``‖Gᵀu‖² ≤ min(b, d + 1) · max ‖H(σ)‖²`` between the cuts: it
-falls as fast as the space converges.  But G is Gaussian, and the smallest singular value of the
+over the other Ritz vectors j, and ``‖Gᵀu‖² ≤ (d + 1) · max ‖H(σ)‖²`` between the cuts: it falls as
+fast as the space converges.  But G is Gaussian, and the smallest singular value of the
 (d + 1) × p Gaussian matrix ``[u_i]ᵀG`` is hardly ever that small (Chen and Dongarra, SIAM J. Matrix
 Anal. Appl. 27 (2005), doi:10.1137/040616413), of none of the runs of d + 1 neighbours.
 """
@@ -106,7 +106,7 @@ class Unseen:
         high = min(high, self.furthest)
         if not limit > 0:
             return False
-        others = torch.ones(len(self._values), dtype=torch.float64)
+        others = torch.ones(len(self.ritz.left), dtype=torch.float64)
         others[first:last] = 0.0
         top = float(self.ritz.sigma[0])
         inner = min(high, max(low, (1 + CLEAR) * top))
@@ -132,12 +132,13 @@ class Unseen:
             k: How many.
 
         Returns:
-            True if they are; of a matrix of lower rank, if they are all that are not zero.
+            True if they are; of a matrix of lower rank, if they are all that rounding leaves.
         """
-        s = torch.cat([self._values, self._values.new_zeros(1)])
+        values = self.ritz.sigma[: len(self.ritz.residuals)]
+        s = torch.cat([values, values.new_zeros(1)])
         cuts = ((s[:-1] + s[1:]) / 2).tolist()
         rank = min(k, len(cuts))
-        cuts[rank - 1 : rank] = [float(s[k - 1]) if rank == k else 2 * self.noise]
+        cuts[rank - 1 : rank] = [float(s[k - 1]) if rank == k else self._nought]
         last, above = 0, float("inf")
         for i, low in enumerate(cuts[: rank + TIED]):
             # one by one, but for those whose residuals fill the gap: these as a space
@@ -156,31 +157,33 @@ class Unseen:
         if not limit > 0 or len(edges) < 2:
             return self.furthest
         centre, radius = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
-        _, over = self._size(centre, radius, torch.ones_like(self._values))
+        _, over = self._size(centre, radius, torch.ones(len(self.ritz.left)).double())
         failed = (over > limit).nonzero()
         return float(edges[int(failed[-1]) + 1 if len(failed) else 0])
 
+    @property
+    def _nought(self) -> float:
+        """A value that rounding lets be told from zero."""
+        size = float(torch.linalg.matrix_norm(self.inside))
+        return 4 * self.noise * size / max(self._limit(1), torch.finfo(torch.float64).tiny)
+
     def _limit(self, found: int) -> float:
         """What ``max ‖H‖`` must stay below where so many Ritz vectors are known."""
-        start, probes = len(self.ritz.lacking), self.inside.shape[1]
+        probes = self.inside.shape[1]
         least = least_square(found + 1, probes, self.missed / (self.vectors * max(probes, 1)))
-        return math.sqrt(least / max(min(start, found + 1), 1)) - self.outside
-
-    @cached_property
-    def _values(self) -> Tensor:
-        return self.ritz.sigma[: len(self.ritz.residuals)]
+        return math.sqrt(least / (found + 1)) - self.outside
 
     @cached_property
     def _weights(self) -> tuple[Tensor, Tensor]:
         """``(CᵀC) ∘ (TTᵀ)``, whose forms are the squares of ‖H‖ and its slopes; and ‖T_j‖²."""
-        pairs = len(self._values)
-        C, T = self.ritz.lacking[:, :pairs], self.inside[:pairs]
+        C, T = self.ritz.lacking[:, : len(self.inside)], self.inside
+        C = torch.nn.functional.pad(C, (0, len(T) - C.shape[1]))
         return (C.mT @ C) * (T @ T.mT), T.square().sum(dim=1)
 
     def _size(self, centre: Tensor, radius: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """‖H‖_F, with what rounding adds, at the centres and at most on the cells."""
         K, T2 = self._weights
-        c, r, s = centre[:, None], radius[:, None], self._values
+        c, r, s = centre[:, None], radius[:, None], self.ritz.sigma[: len(T2)]
         apart = c.square() - s.square()
         near = ((c - s).abs() - r).clamp_min(0.0)  # to the nearest point of the cell
         nearest = near * torch.where(c > s, c - r + s, c + r + s).abs()

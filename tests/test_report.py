@@ -7,8 +7,10 @@ from rich.console import Console
 
 import bulkedge
 from bulkedge import report
+from bulkedge._audit import Skipped
 from bulkedge._errors import printable
 from bulkedge.intruder import Verdict
+from bulkedge.report.terminal import MAX_ROWS
 from cases import gaussian, orthonormal
 from helpers import save
 
@@ -35,7 +37,7 @@ def printed(record, *, terminal, width=80, **options):
 def test_the_table_fits_a_terminal_of_80_columns(record):
     lines = printed(record, terminal=True).splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum("attention" in line for line in lines) == report.MAX_ROWS
+    assert sum("attention" in line for line in lines) == MAX_ROWS
     assert "… and 5 matrices less affected: see the record (--output)" in lines
     layers = [int(line.split(".")[2]) for line in lines if "attention" in line]
     assert layers == sorted(layers)
@@ -51,7 +53,7 @@ def test_a_pipe_gets_sentences_on_one_line(record):
 
 def test_what_is_lost_is_said_loudly(record):
     lost = [
-        report.Skipped(name=f"l{i}.lora_A", reason=f"no counterpart in the base{near}", lost=True)
+        Skipped(name=f"l{i}.lora_A", reason=f"no counterpart in the base{near}", lost=True)
         for i, near in enumerate([" (nearest: 'l7')", ""])
     ]
     changed = record.model_copy(update={"skipped": [*record.skipped, *lost]})
@@ -100,7 +102,7 @@ def test_csv_tells_what_was_not_judged(record):
     broken = record.matrices[0].model_copy(
         update={"status": "failed", "directions": [], "threshold": None, "note": "oh, no\nno"}
     )
-    lost = report.Skipped(name="x.lora_A", reason="DoRA", lost=True)
+    lost = Skipped(name="x.lora_A", reason="DoRA", lost=True)
     skipped = [*record.skipped, lost]
     rows = csv_rows(record.model_copy(update={"matrices": [broken], "skipped": skipped}))
     assert [(r["matrix"], r["tuned_name"], r["status"], r["note"]) for r in rows] == [
@@ -131,7 +133,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_csv_cells_of_hostile_names_stay_text(name, record):
     matrix = record.matrices[0].model_copy(update={"name": name, "tuned_name": name})
-    lost = report.Skipped(name=name, reason=name, lost=True)
+    lost = Skipped(name=name, reason=name, lost=True)
     changed = record.model_copy(update={"matrices": [matrix], "skipped": [lost]})
     text = report.to_csv(changed)
     assert len(text.splitlines()) == 1 + len(matrix.directions) + 1

@@ -149,7 +149,7 @@ def certified(pair: Pair, recipe: Recipe) -> Judged | None:
             generator=_generator(pair, recipe),
         )
         directions += _certified_rows(side, tuned, certificate)
-        angles.append(_angles(side, *certificate.cosines))
+        angles.append(_angles(side, *certificate.cosines, certificate.similarity))
         passes += certificate.passes
         found.append(certificate)
     tuned = replace(tuned, sigma=tuned.sigma.double(), u=tuned.u.double(), v=tuned.v.double())
@@ -174,7 +174,7 @@ def dense(pair: Pair, recipe: Recipe) -> Judged:
         directions += _dense_rows(side, tuned, result, recipe)
         inside = known.vectors[:, : 2 * recipe.top_k].mT @ Y[:, : tuned.rank]
         cosines = torch.linalg.svdvals(inside).clamp_max(1.0)
-        angles.append(_angles(side, cosines, cosines))
+        angles.append(_angles(side, cosines, cosines, inside.abs().mT))
     return Judged(tuned, directions, angles, S.cpu(), len(S), tuned.passes + 1)
 
 
@@ -251,13 +251,14 @@ def _row(
     )
 
 
-def _angles(side: Side, lower: Tensor, upper: Tensor) -> Angles:
+def _angles(side: Side, lower: Tensor, upper: Tensor, similarity: Tensor) -> Angles:
     """The principal angles of one side, and how many of them are wide."""
     outside, inside = int((upper < HALF_THE_ENERGY).sum()), int((lower >= HALF_THE_ENERGY).sum())
     return Angles(
         side=side,
         cosines_lower=lower.tolist(),
         cosines_upper=upper.tolist(),
+        similarity=[[round(x, 3) for x in row] for row in similarity.tolist()],
         outside=outside,
         undecided=len(lower) - outside - inside,
     )

@@ -95,8 +95,18 @@ class Angles(Row):
     side: Literal["left", "right"]
     cosines_lower: list[float] = Field(description="Of the principal angles; at least these.")
     cosines_upper: list[float] = Field(description="At most these.")
+    similarity: list[list[float]] = Field(
+        [], description="|cosine| of each direction (rows) with the base's top 2k, to 3 digits."
+    )
     outside: int = Field(description="How many are certainly below √½.")
     undecided: int = Field(description="How many may be on either side of √½.")
+
+
+class Spectrum(Row):
+    """The singular values of a base matrix in outline: the leading ones, then ever fewer."""
+
+    ranks: list[int] = Field(description="Which, from 0 for the largest.")
+    values: list[float] = Field(description="Their values, to 5 digits.")
 
 
 class Bulk(Row):
@@ -151,6 +161,7 @@ class Matrix(Row):
     directions: list[Direction] = []
     angles: list[Angles] = Field([], description="One a side.")
     passes: int = Field(0, description="Block products with the base or the tuned matrix.")
+    spectrum: Spectrum | None = Field(None, description="Of the base.")
     bulk: Bulk | None = Field(None, description="Of the base; null where none could be fitted.")
     threshold: float | None = Field(
         None, description="Strength beyond which a generic spike makes an outlier."

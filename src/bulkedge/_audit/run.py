@@ -17,7 +17,7 @@ from .judge import Judged, judge, update_norm
 from .load import Pair, load
 from .recipe import Recipe
 from .record import Matrix
-from .spikes import bulk_row, measure_base, predicted_rows
+from .spikes import bulk_row, measure_base, predicted_rows, spectrum_row
 
 
 def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
@@ -61,6 +61,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         intruders=sum(direction.score < recipe.epsilon for direction in judged.directions),
         directions=judged.directions,
         angles=judged.angles,
+        spectrum=spectrum_row(judged.spectrum),
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
         spikes=None if pair.spikes is None else pair.spikes.rank,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
@@ -11,13 +12,15 @@ from bulkedge.rmt import BulkFit, White, edge_test
 from bulkedge.triplet import SingularTriplets
 from bulkedge.update import BaseSpectrum, Factors, Prediction, predict_spikes
 
-from .record import Bulk, Predicted
+from .record import Bulk, Predicted, Spectrum
 
 # A spike's outlier carries half of it and more, unless it mixes with a base vector; a direction
 # that carries less than this of either side is another's.
 CARRIED = 0.25
 # so many leading values make an edge; the bulk of a matrix with fewer is told by its moments
 FEW = 8
+# so many leading values are told one by one
+LEADING = 32
 # relative error of the fourth moment by six probes, a few standard deviations of it at 512 values
 MOMENTS = 0.1
 
@@ -67,6 +70,15 @@ def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
         bulk=bulk,
     )
     return BaseSpectrum(values, fit)
+
+
+def spectrum_row(values: Tensor) -> Spectrum:
+    """All singular values in outline: the first 32, then a hundred at growing distances."""
+    p = len(values)
+    spread = torch.linspace(0, 1, 97, dtype=torch.float64)[1:].square()  # few where they are many
+    rest = (LEADING + (p - 1 - LEADING) * spread).round().long() if p > LEADING + 1 else []
+    ranks = sorted({*range(min(p, LEADING)), *(int(i) for i in rest), p - 1})
+    return Spectrum(ranks=ranks, values=[float(f"{float(values[i]):.5g}") for i in ranks])
 
 
 def bulk_row(base: BaseSpectrum, *, exact: bool) -> Bulk:

@@ -20,9 +20,10 @@ from ._inspect import inspect
 from ._merge import merge
 from ._output import FAILURE, INTERRUPTED
 from ._repair import repair
+from ._report import report
 from ._simulate import simulate
 
-__all__ = ["audit", "cli", "inspect", "main", "merge", "repair", "simulate"]
+__all__ = ["audit", "cli", "inspect", "main", "merge", "repair", "report", "simulate"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,7 +32,7 @@ def cli() -> None:
     """Spectral instruments for neural-network weights."""
 
 
-for command in (audit, inspect, merge, repair, simulate):
+for command in (audit, inspect, merge, repair, report, simulate):
     cli.add_command(command)
 
 

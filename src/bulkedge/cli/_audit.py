@@ -26,6 +26,7 @@ from ._output import (
     show_progress,
     verdict_options,
     write_all,
+    written_files,
 )
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     output: Path | None = options["output"]
     if output is not None:
         _check_output(output, options, plan)
-    if options["csv"] is not None:
-        check_file(options["csv"], options["force"])
-        keep_out_of_inputs(options["csv"], plan)
+    for file in written_files(options):
+        check_file(file, options["force"])
+        keep_out_of_inputs(file, plan)
     positions = shard.positions(plan.comparisons) if shard else range(len(plan.comparisons))
     if options["dry_run"]:
         part = replace(plan, comparisons=tuple(plan.comparisons[i] for i in positions))

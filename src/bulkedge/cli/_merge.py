@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from ._output import check_file, check_folder, exit_code, show, verdict_options, write_all
+from ._output import (
+    check_file,
+    check_folder,
+    exit_code,
+    show,
+    verdict_options,
+    write_all,
+    written_files,
+)
 
 
 @click.command()
@@ -25,8 +33,8 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     output: Path | None = options["output"]
     if output is not None:
         check_folder(output, options["force"])
-    if options["csv"] is not None:
-        check_file(options["csv"], options["force"])
+    for file in written_files(options):
+        check_file(file, options["force"])
     record = merge_shards(parts)
     show(record, options)
     write_all(record, options)

@@ -77,6 +77,12 @@ def verdict_options(command: Command) -> Command:
             metavar="FILE",
             help="Write a row a direction, for spreadsheets.",
         ),
+        click.option(
+            "--report",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Write a page to look at: .html; or .md, .xml (JUnit) for CI.",
+        ),
         click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress."),
         click.option(
             "--fail-on",
@@ -121,6 +127,15 @@ def check_file(path: Path, force: bool) -> None:
         raise OutputError(f"{path}: {parent} is not a writable folder")
 
 
+def written_files(options: dict[str, Any]) -> list[Path]:
+    """The files beside the record that were asked for, their endings checked."""
+    from ._report import kind_of
+
+    if options["report"] is not None:
+        kind_of(options["report"])
+    return [options[name] for name in ("csv", "report") if options[name] is not None]
+
+
 def write_all(record: Record, options: dict[str, Any]) -> None:
     """The record, and its table as CSV, where they were asked for."""
     output: Path | None = options["output"]
@@ -132,6 +147,12 @@ def write_all(record: Record, options: dict[str, Any]) -> None:
         from bulkedge.report import to_csv
 
         write(options["csv"], to_csv(record))
+    if options["report"] is not None:
+        from ._report import kind_of, render
+
+        write(options["report"], render([record], kind_of(options["report"])))
+        if not options["quiet"]:
+            click.echo(f"report written to {options['report']}", err=True)
 
 
 def write(path: Path, text: str) -> None:

@@ -67,6 +67,8 @@ class Certificate:
         verdicts: ``UNDECIDED`` where the ends of an interval disagree.
         cosines: Lower and upper bounds of the cosines of the principal angles between the tuned
             space and the base's leading one, descending.
+        similarity: |cosine| of each vector with each of the leading base vectors, as far as they
+            have converged, shape ``(k, 2k)``.
         base_sigma: Leading singular values of the base, as far as they have converged.
         spectrum: All singular values of the base, shape ``(min(m, n),)``: first those, then what
             the quadrature of the process makes of the rest.
@@ -83,6 +85,7 @@ class Certificate:
     overlap: Tensor
     verdicts: tuple[Verdict, ...]
     cosines: tuple[Tensor, Tensor]
+    similarity: Tensor
     base_sigma: Tensor
     spectrum: Tensor
     steps: int
@@ -374,6 +377,7 @@ class _Judge:
             overlap=torch.minimum(torch.maximum(overlap, o_lower), o_upper),
             verdicts=verdicts,
             cosines=self._cosines(extent, heads),
+            similarity=t[: self.subspace].abs().mT,
             base_sigma=extent.ritz.sigma[:known],
             spectrum=guess_spectrum(
                 extent.ritz, known, process.map.shape, t.shape[1], process.started, self.frobenius

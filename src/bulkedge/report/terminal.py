@@ -1,36 +1,28 @@
-"""A record in a terminal, a table of what was found and the verdict in one line; and as CSV.
+"""A record in a terminal: a table of what was found, and the verdict in one line.
 
-Names come out of files that strangers made: they are cleaned of control characters, passed to
-rich as plain ``Text``, never as markup, and to a spreadsheet as text, never as a formula.
+Names come out of files that strangers made: they are cleaned of control characters and passed to
+rich as plain ``Text``, never as markup.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from enum import Enum
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ._audit import Matrix, Record, Skipped
-from ._audit.record import Direction
-from ._errors import printable
-from .intruder import COUNTED, Verdict
+from bulkedge._audit import Matrix, Record, Skipped
+from bulkedge._errors import printable
+from bulkedge.intruder import COUNTED, Verdict
 
 if TYPE_CHECKING:
-    from ._repair import RepairedMatrix, RepairRecord
+    from bulkedge._repair import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
-# what makes a cell a formula, also where tabs or full-width signs are taken for it
-FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
-OF_MATRIX = ("status", "spectral_norm_base", "spectral_norm_update", "threshold", "note")
-OF_DIRECTION = tuple(Direction.model_fields)
 
 
 def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
@@ -41,7 +33,7 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         console: Where.
         brief: The verdict alone.
     """
-    affected = sorted((m for m in record.matrices if m.intruders), key=_worst)
+    affected = sorted((m for m in record.matrices if m.intruders), key=worst_score)
     broken = [m for m in record.matrices if m.status in ("not_finite", "failed")]
     if not brief:
         if affected:
@@ -169,7 +161,7 @@ def _by_side(record: Record) -> str:
     return ", ".join(f"{side} {counts[side]}" for side in record.recipe.sides)
 
 
-def _worst(matrix: Matrix) -> float:
+def worst_score(matrix: Matrix) -> float:
     """The lowest score of a matrix."""
     return min(direction.score for direction in matrix.directions)
 
@@ -194,7 +186,7 @@ def _table(matrices: Iterable[Matrix]) -> Table:
             _ratio(matrix.spectral_norm_update, matrix.threshold),
             str(counts[Verdict.ROTATED]),
             Text(str(counts[Verdict.INTRUDER]), style="red" if counts[Verdict.INTRUDER] else ""),
-            f"{_worst(matrix):.3f}",
+            f"{worst_score(matrix):.3f}",
         )
     return table
 
@@ -219,47 +211,6 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
         count = f"{len(rows)}, such as " if len(rows) > 1 else ""
         lines.append(f"{done}: {count}{first.name}: {first.reason}")
     return lines
-
-
-def to_csv(record: Record) -> str:
-    """One row a direction; what could not be judged has a row too, without a direction.
-
-    Args:
-        record: What to write.
-
-    Returns:
-        CSV with a header: ``matrix``, ``tuned_name``, ``status``, every field of a direction, then
-        norms, threshold and note of its matrix.  ``status`` is the matrix's, or ``lost``.
-    """
-    text = io.StringIO()
-    # quotes around all text: another program may take semicolons for the end of a cell
-    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(["matrix", "tuned_name", OF_MATRIX[0], *OF_DIRECTION, *OF_MATRIX[1:]])
-    for row in _csv_rows(record):
-        writer.writerow([_cell(value) for value in row])
-    return text.getvalue()
-
-
-def _csv_rows(record: Record) -> Iterator[list[object]]:
-    """The values of each row."""
-    for matrix in record.matrices:
-        status, *rest = (getattr(matrix, name) for name in OF_MATRIX)
-        for found in matrix.directions or [None]:
-            direction = [getattr(found, name, None) for name in OF_DIRECTION]
-            yield [matrix.name, matrix.tuned_name, status, *direction, *rest]
-    for row in record.skipped:
-        if row.lost:
-            nothing = [None] * (len(OF_DIRECTION) + len(OF_MATRIX) - 2)
-            yield ["", row.name, "lost", *nothing, row.reason]
-
-
-def _cell(value: object) -> object:
-    """A number as it is; text that no program takes for anything else."""
-    if isinstance(value, Enum):
-        value = value.value
-    if not isinstance(value, str):
-        return "" if value is None else value
-    return ("'" if value.startswith(FORMULA_SIGNS) else "") + printable(value)
 
 
 def _print(console: Console, text: str) -> None:

@@ -1,0 +1,17 @@
+"""A record as people and other programs want it: views of what was found, nothing is computed."""
+
+from .checks import to_junit, to_markdown
+from .html import to_html
+from .table import to_csv
+from .terminal import findings, print_record, print_repair, verdict_line
+
+__all__ = [
+    "findings",
+    "print_record",
+    "print_repair",
+    "to_csv",
+    "to_html",
+    "to_junit",
+    "to_markdown",
+    "verdict_line",
+]

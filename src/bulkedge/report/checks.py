@@ -1,0 +1,111 @@
+"""A record for continuous integration: JUnit for its test tab, Markdown for a pull request."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from bulkedge._audit import Matrix, Record
+from bulkedge._errors import printable
+from bulkedge.intruder import COUNTED, Verdict
+
+from .terminal import verdict_line, worst_score
+
+MOST_ROWS = 50
+"""Of a Markdown table; a comment of a forge has a limit."""
+
+
+def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
+    """One test case a matrix, as JUnit XML.
+
+    Args:
+        record: What to write.
+        fail_on: The mildest verdict that is a failure.
+
+    Returns:
+        XML.  What could not be judged is an error.
+    """
+    severe = COUNTED[COUNTED.index(fail_on) :]
+    suite = ElementTree.Element("testsuite", name="bulkedge audit")
+    failures = errors = 0
+    for matrix in record.matrices:
+        case = _case(suite, matrix.name, "bulkedge")
+        found = [d for d in matrix.directions if d.verdict in severe]
+        open_ = [d for d in matrix.directions if d.verdict is Verdict.UNDECIDED]
+        if matrix.status in ("not_finite", "failed") or open_:
+            errors += 1
+            why = matrix.note or f"{len(open_)} directions undecided"
+            ElementTree.SubElement(case, "error", message=printable(why))
+        elif found:
+            failures += 1
+            told = "\n".join(
+                f"direction {d.index} ({d.side}): {d.verdict.value}, score {d.score:.3f} "
+                f"in [{d.score_lower:.3f}, {d.score_upper:.3f}], sigma {d.sigma:.4g}"
+                for d in found
+            )
+            failure = ElementTree.SubElement(
+                case, "failure", message=f"{len(found)} directions are new"
+            )
+            failure.text = told
+    for row in record.skipped:
+        if row.lost:
+            errors += 1
+            case = _case(suite, row.name, "bulkedge.lost")
+            ElementTree.SubElement(case, "error", message=printable(row.reason))
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(failures))
+    suite.set("errors", str(errors))
+    suite.set("time", f"{record.run.seconds:.3f}")
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(
+        suite, encoding="unicode"
+    ) + "\n"  # fmt: skip
+
+
+def to_markdown(record: Record) -> str:
+    """A summary in Markdown, for a pull request or a job's page.
+
+    Args:
+        record: What to write.
+
+    Returns:
+        The verdict, and a table of the affected matrices, the worst first.
+    """
+    affected = sorted((m for m in record.matrices if m.intruders), key=worst_score)
+    lines = ["### bulkedge audit", "", _plain(verdict_line(record)), ""]
+    if affected:
+        lines += [
+            "| matrix | rotated | intruder | worst score | ΔW/θ_c |",
+            "|---|---|---|---|---|",
+            *map(_markdown_row, affected[:MOST_ROWS]),
+        ]
+        if len(affected) > MOST_ROWS:
+            lines.append(f"\n… and {len(affected) - MOST_ROWS} more")
+        lines += ["", "`bulkedge repair BASE TUNED -o OUT` writes a copy without them."]
+    return "\n".join(lines) + "\n"
+
+
+def _case(suite: ElementTree.Element, name: str, kind: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", name=printable(name), classname=kind)
+
+
+def _markdown_row(matrix: Matrix) -> str:
+    verdicts = [direction.verdict for direction in matrix.directions]
+    over = "–"
+    if matrix.threshold and matrix.spectral_norm_update is not None:
+        over = f"{matrix.spectral_norm_update / matrix.threshold:.2f}"
+    cells = [
+        f"`{_plain(matrix.name).replace('`', '')}`",
+        str(verdicts.count(Verdict.ROTATED)),
+        str(verdicts.count(Verdict.INTRUDER)),
+        f"{worst_score(matrix):.3f}",
+        over,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown takes for nothing else, on one line."""
+    text = printable(text)
+    for sign in "\\|<>[]":
+        text = text.replace(sign, f"\\{sign}" if sign in "\\|[]" else ("&lt;", "&gt;")[sign == ">"])
+    return text

@@ -1,0 +1,191 @@
+"""A record, or several, as one HTML file that opens offline and asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bulkedge._audit import Matrix, Record
+from bulkedge._errors import InputError, printable
+from bulkedge.intruder import Verdict
+
+PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
+"""Digest of plotly.js-cartesian-dist-min 4.1.1, as published."""
+
+
+def to_html(records: Record | Sequence[Record], labels: Sequence[str] | None = None) -> str:
+    """One self-contained page.
+
+    A verdict and what to do next, a map of the model, a table of its matrices, and the charts of
+    each; several records side by side: LoRA against full fine-tuning, before and after a repair.
+
+    Args:
+        records: What to show.
+        labels: What to call them; the names of what was audited if None.
+
+    Returns:
+        HTML.  A policy in it forbids every request and every script but its own.
+
+    Raises:
+        InputError: If there are no records, or not as many labels.
+    """
+    chosen = [records] if isinstance(records, Record) else list(records)
+    if not chosen:
+        raise InputError("expected at least one record, got none")
+    if labels is not None and len(labels) != len(chosen):
+        raise InputError(f"expected {len(chosen)} labels, got {len(labels)}")
+    names = list(labels) if labels is not None else _names(chosen)
+    parts = [_condensed(record, name) for record, name in zip(chosen, names, strict=True)]
+    plotly, script = _page("plotly-cartesian.min.js"), _page("report.js")
+    if hashlib.sha256(plotly.encode()).hexdigest() != PLOTLY:
+        raise InputError("plotly-cartesian.min.js is not the file that was published; reinstall")
+    # a colon of a name must not end the data: no character of it is markup
+    data = json.dumps({"records": parts}, separators=(",", ":"), allow_nan=False)
+    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    first = chosen[0]
+    slots = {
+        "policy": _policy(plotly, script),
+        "title": html.escape(f"bulkedge audit: {names[0]}"),
+        "subtitle": html.escape(" / ".join(names)),
+        "css": _page("report.css"),
+        "about": html.escape(
+            f"Made by bulkedge {first.tool.version} from a record of {first.run.started[:10]}: "
+            f"{printable(first.inputs.tuned.path)} against {printable(first.inputs.base.path)}."
+        ),
+        "data": data,
+        "plotly": plotly,
+        "script": script,
+    }
+    page = _page("report.html")
+    head, *rest = page.split("{{")
+    filled = [head]
+    for piece in rest:
+        name, _, text = piece.partition("}}")
+        filled += [slots[name], text]
+    return "".join(filled)
+
+
+def _page(name: str) -> str:
+    """A part of the page that comes with the package."""
+    return (resources.files("bulkedge.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """Own scripts by their digests, inline styles and data images; nothing else."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "connect-src 'none'; form-action 'none'; base-uri 'none'"
+    )
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    """What was audited, told apart."""
+    names = [printable(Path(record.inputs.tuned.path).name or "tuned") for record in records]
+    return [
+        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
+def _condensed(record: Record, label: str) -> dict[str, Any]:
+    """What the page shows of a record."""
+    summary = record.summary
+    return {
+        "label": label,
+        "base": _quoted(record.inputs.base.path),
+        "tuned": _quoted(record.inputs.tuned.path),
+        "epsilon": record.recipe.epsilon,
+        "summary": {
+            "matrices": summary.matrices,
+            "audited": summary.audited,
+            "unchanged": summary.unchanged,
+            "not_audited": summary.not_audited,
+            "intruders": summary.intruders,
+            "judged": sum(summary.verdicts.values()),
+            "lost": summary.lost,
+            "spikes": summary.spikes,
+            "separated": summary.separated,
+            **{verdict.value: summary.verdicts[verdict] for verdict in Verdict},
+        },
+        "matrices": [_matrix(matrix) for matrix in record.matrices],
+        "skipped": [
+            [printable(row.name), printable(row.reason), row.lost] for row in record.skipped
+        ],
+    }
+
+
+def _matrix(matrix: Matrix) -> dict[str, Any]:
+    """What the page shows of a matrix."""
+    verdicts = [direction.verdict for direction in matrix.directions]
+    scores = [direction.score for direction in matrix.directions]
+    return {
+        "name": printable(matrix.name),
+        "shape": matrix.shape,
+        "dtype": matrix.dtype,
+        "rank": matrix.rank,
+        "scale": matrix.scale,
+        "status": matrix.status,
+        "note": None if matrix.note is None else printable(matrix.note),
+        "intruders": matrix.intruders,
+        "passes": matrix.passes,
+        "counts": {verdict.value: verdicts.count(verdict) for verdict in Verdict},
+        "worst": _short(min(scores, default=None)),
+        "ratio": _over(matrix.spectral_norm_update, matrix.spectral_norm_base),
+        "over": _over(matrix.spectral_norm_update, matrix.threshold),
+        "threshold": _short(matrix.threshold),
+        "edge": None if matrix.bulk is None else _short(matrix.bulk.edge),
+        "sides": [angles.side for angles in matrix.angles],
+        "similarity": {angles.side: angles.similarity for angles in matrix.angles},
+        "spectrum": None if matrix.spectrum is None else matrix.spectrum.model_dump(),
+        "directions": [
+            {
+                "index": found.index,
+                "side": found.side,
+                "sigma": _short(found.sigma),
+                "score": _short(found.score),
+                "low": _short(found.score_lower),
+                "high": _short(found.score_upper),
+                "overlap": _short(found.subspace_overlap),
+                "match": found.matched_index,
+                "verdict": found.verdict.value,
+                "method": found.method,
+            }
+            for found in matrix.directions
+        ],
+        "predicted": [
+            {
+                "theta": _short(row.theta),
+                "separated": row.separated,
+                "location": _short(row.location),
+                "sd": _short(row.sd),
+                "measured": _short(row.measured_location),
+            }
+            for row in matrix.predicted
+        ],
+    }
+
+
+def _short(x: float | None) -> float | None:
+    """Five digits; nothing for what is no number."""
+    return None if x is None or x != x or abs(x) == float("inf") else float(f"{x:.5g}")
+
+
+def _over(update: float | None, unit: float | None) -> float | None:
+    return None if update is None or not unit else _short(update / unit)
+
+
+def _quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    import shlex
+
+    return shlex.quote(printable(path))

@@ -11,7 +11,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow test-oldest lint bench minilm clean
+.PHONY: demo test test-slow test-oldest test-page docs lint bench minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -37,6 +37,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+docs: $(VENV)/.dev
+	$(PIP) -e .[docs]
+	$(BIN)/python -W ignore docs/make_reference.py
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
+
+# the report in a browser: needs Chromium, such as Debian's package of that name
+test-page: $(VENV)/.dev $(MINILM)/model.safetensors
+	$(PIP) -e .[e2e]
+	$(BIN)/pytest tests/report/test_page_in_browser.py
+
 bench: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/audit_memory.py
@@ -44,6 +55,11 @@ bench: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/rmt.py
 	$(BIN)/python benchmarks/predicted.py
+	$(BIN)/python benchmarks/repair.py
+	$(BIN)/python benchmarks/certified.py speed
+	$(BIN)/python benchmarks/certified.py model
+	$(BIN)/python benchmarks/certified.py cost
+	$(BIN)/python benchmarks/monitor.py $(MINILM)
 	$(BIN)/python benchmarks/render.py
 
 minilm: $(MINILM)/model.safetensors

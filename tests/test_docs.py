@@ -122,6 +122,7 @@ def test_the_readme_quotes_the_stored_speed():
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"takes {row['seconds']:.1f} s where two SVDs take {row['two_svds']:.0f} s" in readme
     assert f"shape of 7B, {model['gigabytes']:.0f} GB in bfloat16" in readme
+    assert f"none elsewhere, in {model['seconds']:.0f} s on two cores" in readme
     assert model["planted_found"] == model["planted_matrices"]
     assert model["found_elsewhere"] == 0
 
@@ -258,3 +259,19 @@ def test_the_readme_quotes_the_stored_repairs():
             f"{after['after']['encoder']} after, accuracy {100 * before['accuracy']:.1f} % and "
             f"{100 * after['accuracy']:.1f} %"
         ) in readme, rank
+
+
+def test_the_reference_is_made_of_the_docstrings():
+    made = load_script(ROOT / "docs/make_reference.py")
+    assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == made.render()
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("myst_parser")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    ended = subprocess.run(
+        [*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (tmp_path / f"{page.stem}.html").is_file()

@@ -1,12 +1,14 @@
 """JUnit and Markdown: the counts of the record, whatever the names are."""
 
+import csv
+import io
 from xml.etree import ElementTree
 
 import pytest
 
 import bulkedge
 from bulkedge.intruder import Verdict
-from bulkedge.report import to_junit, to_markdown
+from bulkedge.report import to_csv, to_junit, to_markdown, to_parquet
 from helpers import EXAMPLE, MINILM, save, weights
 
 
@@ -51,3 +53,13 @@ def test_names_are_no_markup(tmp_path):
     assert "<script>" not in row
     assert "\x07" not in to_junit(record)
     ElementTree.fromstring(to_junit(record).encode())  # noqa: S314 — our own
+
+
+def test_parquet_has_the_rows_of_the_csv(record):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(io.BytesIO(to_parquet(record)))
+    rows = list(csv.DictReader(io.StringIO(to_csv(record))))
+    assert table.num_rows == len(rows) == 370
+    assert table.column_names == list(rows[0])
+    assert table["score"].to_pylist() == [float(row["score"]) for row in rows]
+    assert table["verdict"].to_pylist() == [row["verdict"] for row in rows]

@@ -56,7 +56,10 @@ def test_several_records(audited, tmp_path):
     for options, message in (
         (["-o", tmp_path / "r.csv"], "csv is of one record, got 2"),
         (["-o", tmp_path / "r2.html", "--label", "A"], "a --label for each of 2 records, got 1"),
-        (["-o", tmp_path / "r.pdf"], "expected a name that ends in .html, .md, .xml or .csv"),
+        (
+            ["-o", tmp_path / "r.pdf"],
+            "expected a name that ends in .html, .md, .xml, .csv or .parquet",
+        ),
     ):
         result = run("report", *both, *options)
         assert result.exit_code == 2

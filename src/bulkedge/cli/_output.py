@@ -81,7 +81,7 @@ def verdict_options(command: Command) -> Command:
             "--report",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Write a page to look at: .html; or .md, .xml (JUnit) for CI.",
+            help="Write a page to look at, .html; or .md, .xml (JUnit), .parquet.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress."),
         click.option(
@@ -155,14 +155,14 @@ def write_all(record: Record, options: dict[str, Any]) -> None:
             click.echo(f"report written to {options['report']}", err=True)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; a link in its place is replaced, not followed."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(descriptor)
         os.chmod(temporary, 0o666 & ~_umask())

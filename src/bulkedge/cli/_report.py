@@ -12,7 +12,7 @@ from ._output import check_file, write
 if TYPE_CHECKING:
     from bulkedge import Record
 
-FORMATS = ("html", "markdown", "junit", "csv")
+FORMATS = ("html", "markdown", "junit", "csv", "parquet")
 
 
 @click.command()
@@ -20,7 +20,7 @@ FORMATS = ("html", "markdown", "junit", "csv")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
               help="The file to write.")  # fmt: skip
 @click.option("--format", "kind", type=click.Choice(FORMATS),
-              help="Which.  [default: by the file's ending, .html .md .xml .csv]")  # fmt: skip
+              help="Which.  [default: by the ending: .html .md .xml .csv .parquet]")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="NAME",
               help="What to call a record, once for each, in their order.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
@@ -47,23 +47,30 @@ def _check_counts(records: int, kind: str, labels: int) -> None:
         raise click.UsageError(f"expected a --label for each of {records} records, got {labels}")
 
 
-def render(records: list[Record], kind: str, labels: list[str] | None = None) -> str:
-    """The text of a report."""
+def render(records: list[Record], kind: str, labels: list[str] | None = None) -> str | bytes:
+    """What a report's file holds."""
     from bulkedge import report as views
 
     if kind == "html":
         return views.to_html(records, labels)
-    one = {"markdown": views.to_markdown, "junit": views.to_junit, "csv": views.to_csv}[kind]
-    return one(records[0])
+    one = {
+        "markdown": views.to_markdown,
+        "junit": views.to_junit,
+        "csv": views.to_csv,
+        "parquet": views.to_parquet,
+    }
+    return one[kind](records[0])
 
 
 def kind_of(output: Path) -> str:
     """The format that a file's ending means."""
     endings = {".html": "html", ".htm": "html", ".md": "markdown", ".xml": "junit", ".csv": "csv"}
+    endings[".parquet"] = "parquet"
     kind = endings.get(output.suffix.lower())
     if kind is None:
         raise click.UsageError(
-            f"{output.name}: expected a name that ends in .html, .md, .xml or .csv, or --format"
+            f"{output.name}: expected a name that ends in .html, .md, .xml, .csv or .parquet, "
+            "or --format"
         )
     return kind
 

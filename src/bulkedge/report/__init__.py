@@ -2,7 +2,7 @@
 
 from .checks import to_junit, to_markdown
 from .html import to_html
-from .table import to_csv
+from .table import to_csv, to_parquet
 from .terminal import findings, print_record, print_repair, verdict_line
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "to_html",
     "to_junit",
     "to_markdown",
+    "to_parquet",
     "verdict_line",
 ]

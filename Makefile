@@ -38,7 +38,6 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 docs: $(VENV)/.dev
-	$(PIP) -e .[docs]
 	$(BIN)/python -W ignore docs/make_reference.py
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"

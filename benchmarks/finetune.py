@@ -1,11 +1,13 @@
 """Ways to fine-tune, side by side: accuracy, intruders, time per step.  MiniLM on WordNet glosses.
 
     python benchmarks/finetune.py BASE RUNS [--grid] [--seeds 0 1 2] [--methods ...] [--jobs 2]
+    python benchmarks/finetune.py BASE RUNS --times
 
 Every method trains the same steps on the same batches, the head in full; each run is a process of
 its own and is kept in the folder RUNS.  ``--grid`` first tries learning rates on the first seed,
 with the last 1,000 training glosses held out, and stores which was best.  The counts come from
-``bulkedge.audit`` of what was saved: an adapter, or the merged model where it is none.
+``bulkedge.audit`` of what was saved: an adapter, or the merged model where it is none.  ``--times``
+measures the time of a step, one method after the other in one process.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ import bulkedge
 from bulkedge.tune import EdgeClip, IntruderPenalty, OrthonormalFactors, RankController
 from bulkedge.tune.peft import SpectralConfig, export_lora
 
-STEPS, GRID_STEPS, BATCH, HELD_OUT = 300, 150, 16, 1000
-PENALTY = 0.03
+STEPS, GRID_STEPS, BATCH, HELD_OUT, TIMED = 300, 150, 16, 1000, 32
+PENALTY, STRONG = 0.03, 0.3
 # rank, and the learning rates that are tried
 METHODS: dict[str, tuple[int, tuple[float, ...]]] = {
     "full": (0, (1e-4, 2e-4, 4e-4)),
@@ -49,10 +51,15 @@ METHODS: dict[str, tuple[int, tuple[float, ...]]] = {
     "rotational-r64": (64, (2e-3, 5e-3, 1e-2)),
     "lora-r8+clip": (8, ()),
     "lora-r8+penalty": (8, ()),
+    "lora-r8+strong-penalty": (8, ()),
     "lora-r16+controller": (16, ()),
+    "lora-r8-slow": (8, ()),
+    "lora-r8-slow+clip": (8, ()),
 }
-LIKE = {"lora-r16+controller": "lora-r8"}
+LIKE = {"lora-r8+strong-penalty": "lora-r8", "lora-r16+controller": "lora-r8"}
 """Whose learning rate it has, where that is not the part before the plus."""
+SLOW = 2e-3
+"""The learning rate of the slow ones: that of the example, which trains longer."""
 
 
 def adapt(model: torch.nn.Module, method: str, rank: int) -> Any:
@@ -82,8 +89,8 @@ def helpers(model: Any, method: str) -> tuple[list[Any], IntruderPenalty | None]
         return [EdgeClip(model)], None
     if extra == "controller":
         return [RankController(model, start=4)], None
-    if extra == "penalty":
-        return [], IntruderPenalty(model, weight=PENALTY)
+    if extra.endswith("penalty"):
+        return [], IntruderPenalty(model, weight=STRONG if "strong" in extra else PENALTY)
     return [], None
 
 
@@ -123,7 +130,7 @@ def run_one(base: Path, out: Path, method: str, seed: int, rate: float, *, grid:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     model = adapt(example.load_base(base, categories), method, METHODS[method][0])
     stream = example.batches(list(examples["train"]), tokenizer, categories, BATCH)
-    seconds = train(model, method, stream, rate, GRID_STEPS if grid else STEPS)
+    train(model, method, stream, rate, GRID_STEPS if grid else STEPS)
     row = {
         "method": method,
         "seed": seed,
@@ -134,7 +141,6 @@ def run_one(base: Path, out: Path, method: str, seed: int, rate: float, *, grid:
             if p.requires_grad and "classifier" not in name
         ),
         "accuracy": example.accuracy(model, examples["test"], tokenizer, categories),
-        "step_ms": round(1e3 * statistics.median(seconds), 1),
     }
     if not grid:
         row |= audited(base, save(model, method, out))
@@ -209,10 +215,31 @@ def chosen_rates() -> dict[str, float]:
     rows = json.loads((RESULTS / "finetune_rates.json").read_text())["measured"]["rows"]
     rates = {}
     for method in METHODS:
+        if "slow" in method:
+            rates[method] = SLOW
+            continue
         plain = LIKE.get(method, method.partition("+")[0])
         mine = [row for row in rows if row["method"] == plain]
         rates[method] = max(mine, key=lambda row: row["accuracy"])["learning_rate"]
     return rates
+
+
+def measure_times(base: Path, methods: list[str]) -> None:
+    """The median step of each method, and that over a step of plain LoRA of rank 8."""
+    torch.set_num_threads(1)
+    examples = example.load_examples()
+    categories = sorted({category for category, _ in examples["train"]})
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    times = {}
+    for method in methods:
+        random.seed(0)
+        torch.manual_seed(0)
+        model = adapt(example.load_base(base, categories), method, METHODS[method][0])
+        stream = example.batches(list(examples["train"]), tokenizer, categories, BATCH)
+        seconds = train(model, method, stream, 1e-4, TIMED)
+        times[method] = round(1e3 * statistics.median(seconds[2:]), 1)
+        print(method, times[method], flush=True)
+    store("finetune_times", {"step_ms": times, "steps": TIMED - 2})
 
 
 def main() -> None:
@@ -221,6 +248,7 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--grid", action="store_true", help="try learning rates")
+    parser.add_argument("--times", action="store_true", help="measure the time of a step")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
@@ -229,6 +257,9 @@ def main() -> None:
     a = parser.parse_args()
     if a.one:
         run_one(a.base, a.runs, a.one, a.seeds[0], a.rate, grid=a.grid)
+        return
+    if a.times:
+        measure_times(a.base, a.methods)
         return
     if a.grid:
         choose_rates(a.base, a.runs, a.methods, a.jobs)
@@ -243,7 +274,7 @@ def main() -> None:
         for method in a.methods
     ]
     rows = in_parallel(a.jobs, calls)
-    store("finetune", {"rows": rows, "steps": STEPS, "batch": BATCH, "penalty": PENALTY})
+    store("finetune", {"rows": rows, "steps": STEPS, "batch": BATCH, "penalty": [PENALTY, STRONG]})
 
 
 if __name__ == "__main__":

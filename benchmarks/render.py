@@ -420,7 +420,9 @@ def finetunes() -> dict[str, str]:
     """The tables of docs/fine-tuning.md."""
     runs, rates, monitor = (result(name) for name in ("finetune", "finetune_rates", "monitor"))
     return {
-        "finetune": render_finetune.finetune_table(runs["measured"]["rows"]),
+        "finetune": render_finetune.finetune_table(
+            runs["measured"]["rows"], result("finetune_times")["measured"]["step_ms"]
+        ),
         "rates": render_finetune.rates_line(rates["measured"]["rows"]),
         "finetune where": where(runs),
         "watching": render_finetune.watching(monitor["measured"]) + "\n\n" + where(monitor),

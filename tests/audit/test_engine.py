@@ -1,5 +1,6 @@
 """Worker processes of this machine: the same rows, and an end at once."""
 
+import functools
 import multiprocessing
 import os
 import re
@@ -16,6 +17,7 @@ import bulkedge
 from bulkedge import BulkedgeError, InputError, LocalEngine, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.engine._order import largest_first
+from bulkedge._audit.engine.local import one_thread
 from cases import gaussian
 from helpers import save
 
@@ -73,6 +75,83 @@ def test_every_matrix_is_computed_with_one_thread(jobs, comparisons, monkeypatch
     finally:
         torch.set_num_threads(before)
     assert found == {i: (f"l{i}.weight", 1) for i in range(4)}
+
+
+NEW = hasattr(torch.backends, "fp32_precision")  # from torch 2.9 on
+SWITCHED = (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul) if NEW else ()
+
+
+def switches():
+    """Every switch of the precision of float32 products."""
+    return [module.fp32_precision for module in SWITCHED]
+
+
+@pytest.fixture
+def untouched_switches():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for module in SWITCHED:
+        module.fp32_precision = "none"
+
+
+def lower(where, value):
+    """Ask for products in less than float32, as a caller may have done long before."""
+    if where == "matmul":
+        torch.set_float32_matmul_precision(value)
+    elif where == "allow_tf32":
+        torch.backends.cuda.matmul.allow_tf32 = value
+    else:
+        names = filter(None, where.split("."))
+        functools.reduce(getattr, names, torch.backends).fp32_precision = value
+
+
+LOWERED = [
+    ("matmul", "high"),
+    ("matmul", "medium"),
+    ("allow_tf32", True),
+    ("cuda.matmul", "tf32"),
+    ("mkldnn.matmul", "bf16"),
+    ("", "tf32"),  # of all kinds of products
+]
+
+
+@pytest.mark.usefixtures("untouched_switches")
+@pytest.mark.skipif(not NEW, reason="torch has the older API alone")
+@pytest.mark.parametrize(("where", "value"), LOWERED)
+def test_products_are_full_float32_whatever_was_asked_for(where, value):
+    """TF32 on CUDA, bfloat16 on CPUs: by either API, which torch refuses to see mixed."""
+    lower(where, value)
+    before = switches()
+    assert {"tf32", "bf16"} & set(before)
+    with one_thread():
+        assert switches()[1:] == ["ieee", "ieee"]
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert switches() == before
+
+
+@pytest.mark.usefixtures("untouched_switches")
+def test_what_was_asked_for_comes_back_after_an_error():
+    torch.set_float32_matmul_precision("medium")
+    with pytest.raises(ZeroDivisionError), one_thread():
+        _ = 1 / 0
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def precision(comparison, _):
+    return comparison.base.name, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.usefixtures("untouched_switches")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_workers_have_full_precision_where_the_environment_asks_for_less(
+    jobs, comparisons, monkeypatch
+):
+    use(monkeypatch, precision)
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")  # TF32 in every new process
+    torch.set_float32_matmul_precision("high")  # and in this one
+    found = dict(LocalEngine(jobs).rows(comparisons, Recipe()))
+    assert found == {i: (f"l{i}.weight", "highest") for i in range(4)}
 
 
 def killed(*_):

@@ -234,6 +234,18 @@ def test_links_and_pipes_are_not_written_to(tmp_path):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+def test_a_file_too_large_for_a_journal_is_not_read(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    message = r"journal.jsonl: has 1099511627776 bytes, expected at most 1073741824 .* remove it"
+    with pytest.raises(OutputError, match=message):
+        Journal(path, resume=True)
+    assert path.stat().st_size == 2**40
+    Journal(path).__exit__(None, None, None)  # without --resume a new one takes its place
+    assert path.stat().st_size == 0
+
+
 def test_two_audits_do_not_share_a_journal(tmp_path):
     path = tmp_path / "journal.jsonl"
     with Journal(path), pytest.raises(OutputError, match=r"another audit is writing it"):
@@ -283,6 +295,14 @@ def test_appends_of_two_processes_do_not_mix(tmp_path):
 
 
 # ---- digests
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_an_input_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(bulkedge.CheckpointError, match=r"pipe: cannot be read .not a regular file"):
+        digests([tmp_path / "pipe"])
 
 
 def test_each_file_is_read_once(tmp_path, monkeypatch):

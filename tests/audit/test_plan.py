@@ -192,3 +192,46 @@ def test_weights_beside_an_adapter_or_a_model_are_told(tmp_path):
     told = {row.name: row for row in plan.skipped}
     assert set(told) == {"old.safetensors", "model.safetensors"}
     assert not told["model.safetensors"].lost
+    assert told["model.safetensors"].reason == (
+        "not read: in the tuned folder the adapter is taken; name this file to audit it instead"
+    )
+    assert told["old.safetensors"].reason.startswith(
+        "not read: in the base folder model.safetensors is taken"
+    )
+
+
+def shard(folder, tensors, name="model"):
+    save(folder / f"{name}-0.safetensors", tensors)
+    weight_map = dict.fromkeys(tensors, f"{name}-0.safetensors")
+    (folder / f"{name}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_sharded_model_beside_an_adapter_is_told_and_its_own_index_is_not(tmp_path):
+    base = {"a.weight": weights(4, 3)}
+    factors = {"base_model.model.a.lora_A.weight": weights(2, 3)}
+    factors["base_model.model.a.lora_B.weight"] = weights(4, 2)
+    shard(tmp_path / "base", base)
+    save_adapter(tmp_path / "tuned", factors)
+    shard(tmp_path / "tuned", base)
+    save(tmp_path / "base/old.safetensors", base)
+    plan = make_plan(tmp_path / "base", tmp_path / "tuned", Recipe())
+    names = {row.name: row.reason for row in plan.skipped}
+    assert set(names) == {
+        "model-0.safetensors",
+        "model.safetensors.index.json",
+        "old.safetensors",
+    }
+    assert "in the base folder the sharded checkpoint is taken" in names["old.safetensors"]
+    assert "in the tuned folder the adapter is" in names["model.safetensors.index.json"]
+
+
+def test_weights_beside_a_lora_file_are_told(tmp_path):
+    base = save(tmp_path / "base.safetensors", {"a.weight": weights(4, 3)})
+    factors = {"lora_unet_a.lora_down.weight": weights(2, 3)}
+    factors["lora_unet_a.lora_up.weight"] = weights(4, 2)
+    save(tmp_path / "tuned/model.safetensors", factors)
+    save(tmp_path / "tuned/older.safetensors", factors)
+    plan = make_plan(base, tmp_path / "tuned", Recipe())
+    (row,) = plan.skipped
+    assert row.name == "older.safetensors"
+    assert "in the tuned folder model.safetensors is taken" in row.reason

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import tracemalloc
 
 import pytest
 import torch
@@ -159,5 +160,20 @@ def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(pipe)
     with pytest.raises(RecipeError, match="not a regular file"):
         read_recipe(pipe)
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file.; give the file of a bulkedge"):
         Record.from_json(pipe)
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="large: cannot be read .larger than 1073741824"):
+            Record.from_json(path)
+        with pytest.raises(RecipeError, match="large: cannot be read .larger than 1048576 bytes"):
+            read_recipe(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

@@ -186,6 +186,21 @@ def test_a_part_that_is_not_finished(parts, tmp_path):
         merge_shards([tmp_path / "nowhere"])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.timeout(20)
+def test_a_part_whose_record_is_no_file(parts, tmp_path):
+    os.mkfifo(tmp_path / "record.json")
+    message = (
+        r"record\.json: cannot be read .not a regular file.; give the file of a bulkedge record"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        merge_shards([*parts[:2], tmp_path])
+    (tmp_path / "record.json").unlink()
+    (tmp_path / "record.json").symlink_to("elsewhere")  # no hint to go on with a finished shard
+    with pytest.raises(CheckpointError, match=r"record\.json: cannot be read .No such file"):
+        merge_shards([*parts[:2], tmp_path])
+
+
 # ---- on the command line
 
 

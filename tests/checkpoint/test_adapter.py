@@ -434,6 +434,24 @@ def test_trained_tensors_alone_tell_the_prefix(base, tmp_path):
     assert [c.base.name for c in plan.comparisons] == list(BASE)
 
 
+def dangling(path):
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [os.mkfifo, dangling, os.mkdir])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_what_is_no_file_is_not_taken_for_missing(name, make, base, tmp_path):
+    """Else the full model beside the adapter would be audited in its place."""
+    folder = save_adapter(tmp_path / "a", keys())
+    save(folder / "model.safetensors", BASE)
+    (folder / name).unlink()
+    make(folder / name)
+    with pytest.raises(CheckpointError, match=rf"a/{name}: cannot be read"):
+        make_plan(base, folder, Recipe())
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_links_that_leave_the_adapter_are_refused(name, base, tmp_path):
     folder = save_adapter(tmp_path / "a", keys())

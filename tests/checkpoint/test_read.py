@@ -271,11 +271,36 @@ def test_impossible_paths(path):
     assert not is_adapter(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.timeout(20)
+def test_a_shard_that_is_no_file_is_not_called_missing(tmp_path):
+    sharded(tmp_path)
+    (tmp_path / "model-1.safetensors").unlink()
+    os.mkfifo(tmp_path / "model-1.safetensors")
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors: cannot be read .not a regul"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_link_to_nowhere_beside_shards_is_not_passed_over(tmp_path):
+    sharded(tmp_path)
+    (tmp_path / "model.safetensors").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match="several checkpoints and no telling which"):
+        open_checkpoint(tmp_path)
+
+
 def test_other_weights_of_a_folder_are_told(tmp_path):
     save(tmp_path / "model.safetensors", TENSORS)
     assert open_checkpoint(tmp_path).beside == ()
     save(tmp_path / "other.safetensors", TENSORS)
     assert open_checkpoint(tmp_path).beside == ("other.safetensors",)
+
+
+def test_an_index_is_beside_shards_only_if_it_is_another(tmp_path):
+    sharded(tmp_path)
+    assert open_checkpoint(tmp_path).beside == ()
+    save(tmp_path / "other.safetensors", TENSORS)
+    assert open_checkpoint(tmp_path).beside == ("other.safetensors",)
+    assert open_checkpoint(tmp_path / "model.safetensors.index.json").beside == ()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")

@@ -13,6 +13,7 @@ from typing import Any
 
 from bulkedge._errors import CheckpointError, OutputError
 from bulkedge.checkpoint import Adapter, Checkpoint
+from bulkedge.checkpoint.header import open_regular
 
 from .plan import Comparison, Plan
 from .record import File, Inputs, Source
@@ -172,7 +173,7 @@ def _sha256(path: Path, stop: threading.Event) -> str:
     """Digest of a file, read in pieces until told to stop."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path)[0] as file:  # checked before, but a pipe may have come since
             while not stop.is_set() and (block := file.read(2**20)):
                 digest.update(block)
     except OSError as error:

@@ -25,7 +25,7 @@ from bulkedge._errors import OutputError
 from .inputs import plain
 from .plan import Comparison
 from .recipe import Recipe
-from .record import SCHEMA_VERSION, Inputs, Matrix
+from .record import MAX_RECORD_BYTES, SCHEMA_VERSION, Inputs, Matrix
 
 try:
     import fcntl
@@ -86,7 +86,8 @@ class Journal:
         notes: What a reader should know of what was found there.
 
     Raises:
-        OutputError: If the file cannot be written, is no regular file, or another audit writes it.
+        OutputError: If the file cannot be written, is no regular file or too large to be a journal,
+            or another audit writes it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
@@ -164,6 +165,12 @@ class Journal:
 
     def _read(self) -> list[bytes]:
         """The whole lines; what a kill or a full disk has cut short is cut off."""
+        size = os.fstat(self._file).st_size
+        if size > MAX_RECORD_BYTES:
+            raise OutputError(
+                f"{self.path}: has {size} bytes, expected at most {MAX_RECORD_BYTES} of a journal; "
+                "remove it, or give another folder"
+            )
         with open(os.dup(self._file), "rb") as file:
             file.seek(0)
             content = file.read()

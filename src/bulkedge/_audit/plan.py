@@ -80,8 +80,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         pairs, skipped = pair_adapter(base_checkpoint, opened, recipe)
     else:
         pairs, skipped = pair_checkpoint(base_checkpoint, opened, recipe)
-    reason = "another weights file in the folder, not the one that is read"
-    skipped += [harmless(name, reason) for name in (*base_checkpoint.beside, *opened.beside)]
+    skipped += [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted = _choose(pairs, skipped, recipe)
     check_globs(recipe.split, list(base_checkpoint.tensors))
     check_globs((*recipe.include, *recipe.exclude), _names(base_checkpoint, opened))
@@ -105,6 +104,15 @@ def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
             "their scale; give PEFT's adapter folder"
         )
     return opened
+
+
+def _not_read(side: str, opened: Checkpoint | Adapter) -> list[Skipped]:
+    """The other weights files of a folder: whoever named it may have meant one of them."""
+    read = "the adapter" if isinstance(opened, Adapter) else "the sharded checkpoint"
+    if len(opened.files) == 1:
+        read = opened.files[0].name
+    reason = f"not read: in the {side} folder {read} is taken; name this file to audit it instead"
+    return [harmless(name, reason) for name in opened.beside]
 
 
 def _choose(pairs: list[Comparison], skipped: list[Skipped], recipe: Recipe) -> list[Comparison]:

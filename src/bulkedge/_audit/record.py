@@ -241,7 +241,9 @@ class Document(Row):
         try:
             return cls.model_validate_json(read_regular(Path(path), MAX_RECORD_BYTES))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+            raise CheckpointError(
+                f"{path}: cannot be read ({error.strerror}); give the file of a {cls.kind}"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             raise CheckpointError(

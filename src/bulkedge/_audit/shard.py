@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def merge_shards(places: Sequence[str | Path]) -> Record:
 def _read(place: Path) -> Record:
     """The record of one part."""
     path = place / RECORD_NAME if place.is_dir() else place
-    if place.is_dir() and not path.exists():
+    if place.is_dir() and not os.path.lexists(path):  # a link that leads nowhere is no missing file
         raise CheckpointError(
             f"{place}: no {RECORD_NAME} in it; finish that shard first, with --resume"
         )

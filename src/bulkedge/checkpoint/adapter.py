@@ -127,7 +127,7 @@ class Adapter:
         wrapped: Updates of bare parameters, experts above all: which parameter is not told by
             name, and to be found from the base.
         flattened: Whether the names have underscores for dots, as kohya's scripts write them.
-        beside: Weights files in the same folder that are no part of it.
+        beside: Weights files and indexes in the same folder that are no part of it.
     """
 
     path: Path
@@ -144,7 +144,8 @@ class Adapter:
 
 def is_adapter(path: str | Path) -> bool:
     """Whether ``path`` is an adapter folder, or the weights in one."""
-    return os.path.isfile(_folder(Path(path)) / CONFIG)  # False, too, for an impossible name
+    # a pipe, or a link that leads nowhere, is no missing file; False for an impossible name
+    return os.path.lexists(_folder(Path(path)) / CONFIG)
 
 
 def open_adapter(path: str | Path) -> Adapter:
@@ -163,7 +164,7 @@ def open_adapter(path: str | Path) -> Adapter:
     folder = _folder(Path(path))
     config = checked_config(read_json(confined(folder / CONFIG, folder)), folder / CONFIG)
     file = folder / WEIGHTS
-    if not file.is_file():
+    if not os.path.lexists(file):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         advice = f"found {pickles[0]!r}: {convert(WEIGHTS)}" if pickles else "save it again"
         raise AdapterError(f"{file}: no such file; {advice}")

@@ -179,10 +179,11 @@ def read_regular(path: Path, cap: int) -> bytes:
     Raises:
         OSError: If it cannot be read, is not a regular file, or is larger.
     """
-    file, _ = open_regular(path)
+    file, size = open_regular(path)
     with file:
-        content = file.read(cap + 1)
-    if len(content) > cap:
+        # of one that is too large nothing is read; one that grows meanwhile is noticed, too
+        content = file.read(cap + 1) if size <= cap else b""
+    if max(size, len(content)) > cap:
         raise OSError(errno.EFBIG, f"larger than {cap} bytes")
     return content
 

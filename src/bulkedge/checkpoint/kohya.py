@@ -123,7 +123,14 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
             factors[module if re.fullmatch(FLAT, module) else f"{module}.weight"] = found
     config = AdapterConfig(peft_type="LORA")
     return Adapter(
-        checkpoint.path, checkpoint.files, config, factors, {}, tuple(unhandled), flattened=True
+        checkpoint.path,
+        checkpoint.files,
+        config,
+        factors,
+        {},
+        tuple(unhandled),
+        flattened=True,
+        beside=checkpoint.beside,
     )
 
 

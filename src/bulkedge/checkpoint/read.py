@@ -35,7 +35,7 @@ class Checkpoint:
         files: The files that hold tensors.
         tensors: ``{name: info}``.
         config: The content of ``config.json`` beside them, empty without one.
-        beside: Weights files in the same folder that are no part of it.
+        beside: Weights files and indexes in the same folder that are no part of it.
     """
 
     path: Path
@@ -201,7 +201,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         tensors, _ = read_header(confined(files[0], folder))
         beside = weights_beside(folder, files)
         return Checkpoint(folder, "folder", (files[0],), tensors, _read_config(folder), beside)
-    if len(indexes) == 1 and not single.exists():
+    if len(indexes) == 1 and not os.path.lexists(single):  # nor a link that leads nowhere
         return _open_shards(indexes[0], folder)
     raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
 
@@ -235,7 +235,7 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
                 "a .safetensors file beside the index"
             )
     files = tuple(folder / shard for shard in sorted(set(weight_map.values())))
-    if missing := [file.name for file in files if not os.path.isfile(file)]:
+    if missing := [file.name for file in files if not os.path.lexists(file)]:
         raise CheckpointError(
             f"{index}: {len(missing)} of {len(files)} shards missing, first {missing[0]!r}; "
             "finish the download"
@@ -255,13 +255,14 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
             f"{index}: tensor {absent[0]!r:.100} is not in {weight_map[absent[0]]!r}; "
             "the folder mixes two checkpoints"
         )
-    beside = weights_beside(folder, files) if path == folder else ()
+    beside = weights_beside(folder, (*files, index)) if path == folder else ()
     return Checkpoint(path, "sharded", files, tensors, _read_config(folder), beside)
 
 
 def weights_beside(folder: Path, taken: Sequence[Path]) -> tuple[str, ...]:
-    """The other weights files of a folder."""
-    return tuple(sorted(p.name for p in folder.glob("*.safetensors") if p not in taken))
+    """The other weights files of a folder, and the indexes of such files."""
+    found = [p for ending in ("", ".index.json") for p in folder.glob(f"*.safetensors{ending}")]
+    return tuple(sorted(p.name for p in found if p not in taken))
 
 
 def _is_plain_file_name(name: str) -> bool:

@@ -20,6 +20,7 @@ from bulkedge._audit.recipe import Recipe
 from bulkedge._audit.record import Matrix
 from bulkedge._audit.run import audit_matrix
 from bulkedge._errors import BulkedgeError, InputError
+from bulkedge._precision import full_float32
 
 from ._device import check_device
 from ._order import largest_first
@@ -84,15 +85,13 @@ def one_thread() -> Iterator[None]:
     """One torch thread and full precision here: with others the last digits are others."""
     import torch
 
-    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast("cpu", enabled=False):
+        with full_float32(), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_num_threads(before)
-        torch.set_float32_matmul_precision(precision)
 
 
 @dataclass
@@ -199,7 +198,8 @@ def _work(pipe: Connection, recipe: Recipe, audit: Audit) -> None:
 def _answer(comparison: Comparison, recipe: Recipe, audit: Audit) -> tuple[Matrix | None, str, str]:
     """A row, or what went wrong and where."""
     try:
-        return audit(comparison, recipe), "", ""
+        with one_thread():  # the environment may ask a new process for less precision, too
+            return audit(comparison, recipe), "", ""
     except Exception as error:  # whatever it is, the parent is who tells
         return None, f"{type(error).__name__}: {error}", traceback.format_exc()
 

@@ -1,0 +1,50 @@
+"""Products in the precision of their dtype, whatever the process was told before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 matrices in float32 within the block, on CUDA and CPU.
+
+    TF32 keeps 10 bits of 23 and bfloat16 keeps 7: what is proved with eps of float32 would not hold
+    of such products.  A program may ask for them by either API of torch, or by the environment;
+    what it asked for is back when the block ends.  The switches are those of the process, other
+    threads included.
+    """
+    before, asked = [_of(switch) for switch in _switches()], _asked()
+    torch.set_float32_matmul_precision("highest")  # sets the switches of both APIs
+    try:
+        yield
+    finally:
+        if asked is not None:
+            torch.set_float32_matmul_precision(asked)
+        for (switch, _), value in zip(_switches(), before, strict=True):
+            switch.fp32_precision = value
+
+
+def _switches() -> list[tuple[Any, Any]]:
+    """The switches of torch 2.9 and later, each with the one it inherits from; else none."""
+    cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    pairs = [(cuda, torch.backends.cudnn), (cpu, torch.backends.mkldnn)]
+    return [pair for pair in pairs if hasattr(pair[0], "fp32_precision")]
+
+
+def _of(pair: tuple[Any, Any]) -> str:
+    """What a switch is set to: ``none`` where it says the same as the one above it."""
+    own, above = (switch.fp32_precision for switch in pair)
+    return "none" if own == above else own
+
+
+def _asked() -> str | None:
+    """What the older API was told; None where the two contradict each other."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None

@@ -278,10 +278,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 def test_the_readme_quotes_the_fine_tunes():
-    stored = json.loads((ROOT / "benchmarks/results/finetune.json").read_text())["measured"]["rows"]
+    results = ROOT / "benchmarks/results"
+    stored = json.loads((results / "finetune.json").read_text())["measured"]["rows"]
     readme = " ".join((ROOT / "README.md").read_text().split())
     for method in ("lora-r8", "lora-r8+clip", "lora-r16+controller", "orthonormal-r8"):
         runs = sorted((r for r in stored if r["method"] == method), key=lambda r: r["seed"])
         counts = ", ".join(str(r["intruder"] + r["rotated"]) for r in runs)
         accuracy = 100 * sum(r["accuracy"] for r in runs) / len(runs)
-        assert re.search(rf"{counts} (new directions into the encoder )?at {accuracy:.1f} %", readme)
+        assert re.search(
+            rf"{counts} (new directions into the encoder )?at {accuracy:.1f} %", readme
+        )

@@ -18,8 +18,9 @@ from bulkedge import BulkedgeError, InputError, LocalEngine, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.engine._order import largest_first
 from bulkedge._audit.engine.local import one_thread
-from cases import gaussian
-from helpers import save
+from bulkedge.intruder import Verdict
+from cases import gaussian, orthonormal
+from helpers import save, weights
 
 SHAPES = [(30, 20), (40, 40), (12, 12), (35, 20)]
 
@@ -152,6 +153,40 @@ def test_workers_have_full_precision_where_the_environment_asks_for_less(
     torch.set_float32_matmul_precision("high")  # and in this one
     found = dict(LocalEngine(jobs).rows(comparisons, Recipe()))
     assert found == {i: (f"l{i}.weight", "highest") for i in range(4)}
+
+
+OTHER_PROCESSOR = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
+
+
+def audited(pair, environment):
+    """A record, computed by a process of its own."""
+    command = [sys.executable, "-m", "bulkedge", "audit", *pair, "--json"]
+    options = ["--side", "both", "--method", "certified", "--fail-on", "never"]
+    result = subprocess.run(
+        [*command, *options], capture_output=True, env=os.environ | environment, timeout=120
+    )
+    return bulkedge.Record.model_validate_json(result.stdout)
+
+
+def test_what_holds_on_another_kind_of_processor(tmp_path):
+    """Not digits, nor how far a certificate goes: but intervals hold, decided verdicts agree."""
+    base, tuned = {}, {}
+    for i, strength in enumerate((30.0, 39.5, 41.0, 60.0)):
+        base[f"l{i}.weight"] = W0 = weights(420, 400, seed=i)
+        left, right = orthonormal(420, 3, i).float(), orthonormal(400, 3, 9 + i).float()
+        tuned[f"l{i}.weight"] = W0 + strength * left @ right.mT
+    pair = save(tmp_path / "b.safetensors", base), save(tmp_path / "t.safetensors", tuned)
+    here, there = audited(pair, {}), audited(pair, OTHER_PROCESSOR)
+    decided = 0
+    for ours, theirs in zip(here.matrices, there.matrices, strict=True):
+        for a, b in zip(ours.directions, theirs.directions, strict=True):
+            assert (a.index, a.side) == (b.index, b.side)
+            assert max(a.score_lower, b.score_lower) <= min(a.score_upper, b.score_upper)
+            assert max(a.overlap_lower, b.overlap_lower) <= min(a.overlap_upper, b.overlap_upper)
+            if Verdict.UNDECIDED not in (a.verdict, b.verdict):
+                decided += 1
+                assert a.verdict is b.verdict
+    assert decided > 60
 
 
 def killed(*_):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bulkedge import Recipe
 from bulkedge._audit.judge import PROBES, certified, dense, judge
@@ -150,10 +151,54 @@ def test_what_a_certificate_cost_is_not_forgotten_where_svds_decide(monkeypatch)
     recipe = Recipe(top_k=2)
     tried = certified(pair, recipe)
     rows = [row.model_copy(update={"verdict": Verdict.UNDECIDED}) for row in tried.directions]
+    undecided = dataclasses.replace(tried, directions=rows)
     monkeypatch.setattr(
-        "bulkedge._audit.judge.certified", lambda *_: dataclasses.replace(tried, directions=rows)
+        "bulkedge._audit.judge._try_certified", lambda *_: (undecided, undecided.passes)
     )
     judged, why = judge(pair, recipe)
     assert why == "the certificate left 2 directions open: decided by dense SVDs"
     assert judged.passes == dense(pair, recipe).passes + tried.passes
     assert not judged.undecided
+
+
+@pytest.mark.parametrize("method", ["auto", "certified"])
+def test_nor_what_was_spent_before_a_certificate_was_given_up(method):
+    """A tuned matrix of rank 2, of which four directions are asked for."""
+    g = torch.Generator().manual_seed(1)
+    W = basis(g, 420, 2) @ basis(g, 400, 2).mT
+    pair, recipe = Pair(draw(g, 420, 400), W, None), Recipe(top_k=4, method=method)
+    assert certified(pair, recipe) is None
+    judged, why = judge(pair, recipe)
+    assert why == (
+        "the leading tuned values were not told apart from zero or not found: decided by dense SVDs"
+    )
+    assert judged.passes > dense(pair, recipe).passes + 2
+
+
+class LargestDouble(TorchDispatchMode):
+    """How many elements the largest float64 tensor has that is made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(made, torch.Tensor) and made.dtype is torch.float64:
+                self.elements = max(self.elements, made.numel())
+        return result
+
+
+@pytest.mark.parametrize("shape", [(6000, 400), (400, 6000)])
+def test_a_certificate_makes_no_copy_of_the_base_in_float64(shape):
+    """Nor do all singular values of the base, which a short side gets."""
+    g = torch.Generator().manual_seed(1)
+    base = draw(g, *shape).float()
+    spike = basis(g, shape[0], 1) @ basis(g, shape[1], 1).mT
+    pair = Pair(base, base + 300 * spike.float(), None)
+    with LargestDouble() as largest:
+        judged = certified(pair, Recipe(top_k=1))
+    assert largest.elements < base.numel() / 2
+    assert judged is not None
+    assert judged.exact == 400
+    exact = torch.linalg.svdvals(base.double())
+    torch.testing.assert_close(judged.spectrum, exact, rtol=1e-12, atol=0)

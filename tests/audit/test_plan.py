@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -193,7 +195,8 @@ def test_weights_beside_an_adapter_or_a_model_are_told(tmp_path):
     assert set(told) == {"old.safetensors", "model.safetensors"}
     assert not told["model.safetensors"].lost
     assert told["model.safetensors"].reason == (
-        "not read: in the tuned folder the adapter is taken; name this file to audit it instead"
+        "not read: in the tuned folder adapter_model.safetensors is taken; "
+        "name this file to audit it instead"
     )
     assert told["old.safetensors"].reason.startswith(
         "not read: in the base folder model.safetensors is taken"
@@ -222,7 +225,8 @@ def test_a_sharded_model_beside_an_adapter_is_told_and_its_own_index_is_not(tmp_
         "old.safetensors",
     }
     assert "in the base folder the sharded checkpoint is taken" in names["old.safetensors"]
-    assert "in the tuned folder the adapter is" in names["model.safetensors.index.json"]
+    reason = names["model.safetensors.index.json"]
+    assert "in the tuned folder adapter_model.safetensors is taken" in reason
 
 
 def test_weights_beside_a_lora_file_are_told(tmp_path):

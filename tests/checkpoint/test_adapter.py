@@ -1,6 +1,7 @@
 """Adapters as stock PEFT writes them, with PEFT's own merge as the judge of what they mean."""
 
 import json
+import os
 import re
 import warnings
 
@@ -434,13 +435,17 @@ def test_trained_tensors_alone_tell_the_prefix(base, tmp_path):
     assert [c.base.name for c in plan.comparisons] == list(BASE)
 
 
+def pipe(path):
+    os.mkfifo(path)
+
+
 def dangling(path):
     path.symlink_to("nowhere")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("make", [os.mkfifo, dangling, os.mkdir])
+@pytest.mark.parametrize("make", [pipe, dangling, os.mkdir])
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_what_is_no_file_is_not_taken_for_missing(name, make, base, tmp_path):
     """Else the full model beside the adapter would be audited in its place."""

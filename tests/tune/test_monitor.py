@@ -9,7 +9,7 @@ from torch import nn
 
 import bulkedge
 from bulkedge import InputError
-from bulkedge.tune import AdaptedMatrix, Monitor, full_matrices
+from bulkedge.tune import AdaptedMatrix, FullMatrix, Monitor, full_matrices
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
 
@@ -89,10 +89,10 @@ def test_a_state_goes_on():
 
 
 def test_a_full_fine_tune():
-    model = nn.Sequential(nn.Embedding(9, 70), nn.Linear(70, 90))
+    model = nn.Sequential(nn.Embedding(90, 70), nn.Linear(70, 90), nn.Linear(90, 3))
     with torch.no_grad():
         model[1].weight.copy_(base())
-    watched = full_matrices(model)
+    watched = full_matrices(model)  # neither the embedding nor the head, which has no bulk
     assert [matrix.name for matrix in watched] == ["1.weight"]
     monitor = Monitor(watched, every=1)
     monitor.step()
@@ -107,11 +107,70 @@ def test_a_full_fine_tune():
     assert seen.strongest * monitor.thresholds["1.weight"] == pytest.approx(float(update), rel=1e-4)
 
 
+def test_a_full_fine_tune_that_is_resumed_is_told_its_base():
+    model = nn.Sequential(nn.Linear(70, 90))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model[0].weight += 9 * draw(90, 1, seed=7) @ draw(1, 70, seed=8) / 6300**0.5
+    monitor = Monitor(full_matrices(model, base=before), every=1)
+    monitor.step()
+    assert monitor.figures["0.weight"].intruders == 1
+    for wrong, found in (({}, "nothing"), ({"0.weight": torch.zeros(2, 2)}, r"\(2, 2\)")):
+        with pytest.raises(InputError, match=rf"0\.weight: expected its base .* got {found}"):
+            full_matrices(model, base=wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_weight_is_looked_at_in_its_own_precision(dtype):
+    W0 = base().to(dtype)
+    weight = (W0.double() + 6 * orthonormal(90, 1, 5) @ orthonormal(70, 1, 6).mT).to(dtype)
+    monitor = Monitor([FullMatrix("w", W0, weight)], every=1)
+    monitor.step()
+    expected = torch.linalg.matrix_norm((weight.double() - W0.double()), 2)
+    seen = monitor.figures["w"].strongest * monitor.thresholds["w"]
+    assert seen == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_directions_of_nothing_are_no_intruders():
+    """The vectors of a value of zero are any."""
+    W0 = base()
+    U, S, V = torch.linalg.svd(W0)
+    lowrank = U[:, :3] * S[:3] @ V[:3]
+    monitor = Monitor([FullMatrix("three", W0, lowrank), FullMatrix("none", W0, 0 * W0)])
+    monitor.look()
+    assert (monitor.figures["three"].intruders, monitor.figures["none"].intruders) == (0, 0)
+    assert monitor.figures["none"].worst == 1.0
+
+
+def test_the_worst_layer_has_a_name_and_patterns_choose():
+    matrices = [adapted(s, f"layer{i}", 20 * i) for i, s in enumerate((0.1, 6.0, 0.1))]
+    monitor = Monitor(matrices)
+    assert monitor.worst_layer is None
+    monitor.look()
+    assert monitor.worst_layer == "layer1"
+    known = {matrix.name: 1.0 for matrix in matrices}
+    chosen = Monitor(matrices, modules=["*0", "layer2"], thresholds=known)
+    assert [matrix.name for matrix in chosen.matrices] == ["layer0", "layer2"]
+    chosen.look(0)
+    assert chosen.metrics() == {}
+
+
+def test_what_has_diverged_is_named():
+    matrix = adapted(1.0)
+    monitor = Monitor([matrix], every=1)
+    monitor.step()
+    matrix.B[0, 0] = torch.nan
+    with pytest.raises(InputError, match="layer: after step 2: expected finite entries"):
+        monitor.step()
+
+
 @pytest.mark.parametrize(
     "options", [{"every": 0}, {"per_call": 0}, {"top_k": 0}, {"epsilon": 0.0}, {"epsilon": 2.0}]
 )
 def test_what_is_refused(options):
     with pytest.raises(InputError, match="expected"):
         Monitor([adapted(1.0)], thresholds={"layer": 1.0}, **options)
-    with pytest.raises(InputError, match="expected matrices to watch"):
+    with pytest.raises(InputError, match=r"expected matrices to watch, .* got none"):
         Monitor([])
+    with pytest.raises(InputError, match="got two named layer"):
+        Monitor([adapted(1.0), adapted(1.0)])

@@ -75,8 +75,8 @@ def audit(
         recipe: What to measure, a ``Recipe`` or its fields; ``Recipe()`` if None.
         jobs: Worker processes of one thread each.  With more than one, a script needs the usual
             ``if __name__ == "__main__":`` guard.
-        engine: Where to compute; ``LocalEngine(jobs)`` if None.  The record is the same but for
-            ``run``.
+        engine: Where to compute; ``LocalEngine(jobs)`` if None.  On processors of one kind the
+            record is the same but for ``run``; see docs/audit.md for others.
         shard: The part to compute; see :func:`merge_shards`.
         journal: A file that each row is added to as soon as it is finished.
         resume: Whether to take the rows that are in the journal, if they were computed from the

@@ -46,6 +46,8 @@ SMALL = 384
 """Shorter side up to which two dense SVDs cost less than the passes."""
 VALUES = 512
 """Shorter side up to which all singular values of the base are computed, for its bulk."""
+TILE = 2048
+"""Of how many rows or columns at a time."""
 ANGLE = 5e-3
 """To what sine the tuned vectors are sought; it widens every interval."""
 STEPS = 40
@@ -104,27 +106,30 @@ def judge(pair: Pair, recipe: Recipe) -> tuple[Judged, str | None]:
     small = min(pair.base.shape) <= max(SMALL, 4 * recipe.top_k)
     if recipe.method == "dense" or (recipe.method == "auto" and small):
         return dense(pair, recipe), None
-    found = certified(pair, recipe)
-    if recipe.method == "certified" or not (found is None or found.undecided):
-        return found or dense(pair, recipe), None
-    spent = 0
+    found, spent = _try_certified(pair, recipe)
     if found is None:
         why = "the leading tuned values were not told apart from zero or not found"
+    elif recipe.method == "certified" or not found.undecided:
+        return found, None
     else:
         open_ = sum(direction.verdict is Verdict.UNDECIDED for direction in found.directions)
         why = f"the certificate left {open_} directions open"
-        spent = found.passes
     judged = dense(pair, recipe)
     return replace(judged, passes=judged.passes + spent), f"{why}: decided by dense SVDs"
 
 
 def certified(pair: Pair, recipe: Recipe) -> Judged | None:
     """Intervals from products alone; None where they are not to be had that way."""
+    return _try_certified(pair, recipe)[0]
+
+
+def _try_certified(pair: Pair, recipe: Recipe) -> tuple[Judged | None, int]:
+    """The same, and the products that it took, in vain or not."""
     dtype = torch.float64 if pair.base.dtype is torch.float64 else torch.float32
     W, W0 = pair.tuned_map(dtype), pair.base_map(dtype)
     size, limits = W0.norm_bound(), torch.finfo(dtype)
     if not limits.tiny**0.25 < size < limits.max**0.25:  # its powers are zero or infinite
-        return None
+        return None, 0
     k = min(recipe.top_k, *W.shape)
     spikes = pair.spikes  # of a low-rank update: where to begin
     start = None if spikes is None else (spikes.u[:, :k].to(dtype), spikes.v[:, :k].to(dtype))
@@ -133,7 +138,7 @@ def certified(pair: Pair, recipe: Recipe) -> Judged | None:
         W, k, solver=solver, init=start, generator=_generator(pair, recipe), strict=False
     )
     if tuned.status is not Status.CONVERGED or not bool(tuned.sigma[-1] > LEAST * tuned.sigma[0]):
-        return None
+        return None, tuned.passes
     groups, errors = ties(tuned)
     directions, angles, found, passes = [], [], [], tuned.passes
     for side in recipe.sides:
@@ -155,9 +160,9 @@ def certified(pair: Pair, recipe: Recipe) -> Judged | None:
     tuned = replace(tuned, sigma=tuned.sigma.double(), u=tuned.u.double(), v=tuned.v.double())
     spectrum, exact = found[0].spectrum, len(found[0].base_sigma)
     if min(W.shape) <= VALUES:
-        spectrum = torch.linalg.svdvals(pair.base.double()).cpu()
+        spectrum = _singular_values(pair.base).cpu()
         exact = len(spectrum)
-    return Judged(tuned, directions, angles, spectrum, exact, passes)
+    return Judged(tuned, directions, angles, spectrum, exact, passes), passes
 
 
 def dense(pair: Pair, recipe: Recipe) -> Judged:
@@ -176,6 +181,17 @@ def dense(pair: Pair, recipe: Recipe) -> Judged:
         cosines = torch.linalg.svdvals(inside).clamp_max(1.0)
         angles.append(_angles(side, cosines, cosines, inside.abs().mT))
     return Judged(tuned, directions, angles, S.cpu(), len(S), tuned.passes + 1)
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    """All singular values in float64, without a copy of the matrix in float64."""
+    # R of [R of the rows so far; the next rows] is R of them all, as stable as one QR of the whole
+    # (Demmel et al., arXiv:0808.2664)
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    R = tall.new_zeros(0, tall.shape[1], dtype=torch.float64)
+    for rows in tall.split(TILE):
+        R = torch.linalg.qr(torch.cat([R, rows.double()]), mode="r").R
+    return torch.linalg.svdvals(R)
 
 
 def update_norm(pair: Pair, recipe: Recipe) -> float:

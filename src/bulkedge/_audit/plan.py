@@ -108,9 +108,7 @@ def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
 
 def _not_read(side: str, opened: Checkpoint | Adapter) -> list[Skipped]:
     """The other weights files of a folder: whoever named it may have meant one of them."""
-    read = "the adapter" if isinstance(opened, Adapter) else "the sharded checkpoint"
-    if len(opened.files) == 1:
-        read = opened.files[0].name
+    read = "the sharded checkpoint" if opened.kind == "sharded" else opened.files[0].name
     reason = f"not read: in the {side} folder {read} is taken; name this file to audit it instead"
     return [harmless(name, reason) for name in opened.beside]
 

@@ -194,7 +194,7 @@ class Summary(Row):
 
 
 class Run(Row):
-    """How the computation went; the one part that may differ between equal audits."""
+    """How the computation went: what alone differs between equal audits on equal processors."""
 
     started: str = Field(description="UTC, ISO 8601.")
     seconds: float

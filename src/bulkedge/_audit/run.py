@@ -1,7 +1,8 @@
 """One matrix: read it, solve it, judge it.
 
 The row of a matrix depends on its tensors and the recipe alone, not on the process, the order or
-the number of workers that computed it.
+the number of workers that computed it.  Another kind of processor rounds otherwise: there the last
+digits differ, and at times how far a certificate went; what it proved holds on either.
 """
 
 from __future__ import annotations

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
+from torch import distributed, nn
 
-from bulkedge._errors import InputError, MissingExtraError
+from bulkedge._errors import InputError, MissingExtraError, OutputError
 
-from .monitor import Model, Monitor
+from ._layers import is_distributed
+from .monitor import Model, Monitor, Watched
 
 try:
     from transformers.trainer_callback import (
@@ -30,6 +33,9 @@ except ImportError as error:
     ) from error
 
 FILE = "bulkedge.json"
+Watch = Union[Sequence[Watched], Callable[[nn.Module], Sequence[Watched]]]  # noqa: UP007 — 3.10
+_bound: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Trainers that some monitor logs through."""
 
 
 class IntruderMonitor(TrainerCallback, ExportableState):
@@ -41,20 +47,29 @@ class IntruderMonitor(TrainerCallback, ExportableState):
     ``history`` alone.
 
     Under DDP process 0 looks, the factors are the same in all; where parameters are spread over
-    processes (FSDP2) all of them look, and process 0 logs.
+    processes (FSDP2) all of them look, and process 0 logs.  All of them stop and save together.
 
     Args:
         every: Steps between looks.
         per_call: Layers a look.
+        top_k: How many leading directions are judged.
+        epsilon: The paper's threshold of scores.
+        thresholds: θ_c by name, for those that are known already.
+        adapter: Which adapter; the active one if None.
+        modules: Patterns of module names.
         stop_at: Stop training when so many intruders are known.
         save_at: Save a checkpoint when so many are known for the first time.
-        watch: What to watch instead of the model's LoRA layers: for a full fine-tune, what
-            :func:`bulkedge.tune.full_matrices` makes of it.
-        options: Of :class:`bulkedge.tune.Monitor`.
+        watch: What to watch instead of the model's LoRA layers: for a full fine-tune
+            :func:`bulkedge.tune.full_matrices`, or what it makes of the model.  A function is
+            called with the model when training begins, on its device and spread as it is then; a
+            run that is resumed has other weights by then, and needs ``base`` of that function.
 
     Attributes:
         monitor: The monitor, once training has begun.
         history: ``(step, figures)`` of every look.
+
+    Raises:
+        InputError: If a number is not positive.
 
     Example:
         >>> monitor = IntruderMonitor(every=100, stop_at=20)
@@ -67,21 +82,32 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         *,
         every: int = 50,
         per_call: int = 2,
+        top_k: int = 10,
+        epsilon: float = 0.5,
+        thresholds: Mapping[str, float] | None = None,
+        adapter: str | None = None,
+        modules: str | Sequence[str] = "*",
         stop_at: int | None = None,
         save_at: int | None = None,
-        watch: Sequence[Any] | None = None,
-        **options: Any,
+        watch: Watch | None = None,
     ) -> None:
-        for name, value in (("stop_at", stop_at), ("save_at", save_at)):
+        for name, value in (("every", every), ("stop_at", stop_at), ("save_at", save_at)):
             if value is not None and value < 1:
-                raise InputError(f"expected {name} ≥ 1 or None, got {value}")
-        self.every, self.per_call = every, per_call
-        self.stop_at, self.save_at = stop_at, save_at
-        self.watch, self.options = watch, options
+                raise InputError(f"expected {name} ≥ 1, got {value}")
+        self.every, self.stop_at, self.save_at, self.watch = every, stop_at, save_at, watch
+        self.options: dict[str, Any] = {
+            "every": every,
+            "per_call": per_call,
+            "top_k": top_k,
+            "epsilon": epsilon,
+            "thresholds": None if thresholds is None else dict(thresholds),
+            "adapter": adapter,
+            "modules": modules if isinstance(modules, str) else list(modules),
+        }
         self.monitor: Monitor | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
-        self._resumed: Mapping[str, Any] | None = None
-        self._saved = False
+        self.saved: dict[str, Any] = {}  # written by the trainer where it makes a callback anew
+        self._has_saved = False
         self._trainer: Any = None
 
     def bind(self, trainer: Any) -> IntruderMonitor:
@@ -94,6 +120,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             The callback.
         """
         self._trainer = trainer
+        _bound.add(trainer)
         return self
 
     def on_train_begin(
@@ -104,24 +131,17 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Measure the thresholds, or take them from the run that is resumed."""
-        if self._trainer is None:
-            warnings.warn(
-                "IntruderMonitor logs nothing before monitor.bind(trainer); its figures are in "
-                "monitor.history",
-                stacklevel=2,
+        self._find_trainer()
+        if self.watch is None and self.saved.get("watch"):
+            raise InputError(
+                "expected watch=, got none: restore_callback_states_from_checkpoint makes "
+                "callbacks anew, without what they watched; leave it off, IntruderMonitor resumes"
             )
-        saved: Any = state.stateful_callbacks or {}
-        known = saved.get(type(self).__name__) if state.global_step else None
-        figures = known["attributes"]["figures"] if isinstance(known, dict) else None
-        if not self._takes_part(kwargs["model"], args):
-            return
-        watched: Model = kwargs["model"] if self.watch is None else self.watch
-        options = dict(self.options)
-        if figures:
-            options.setdefault("thresholds", figures["thresholds"])
-        self.monitor = Monitor(watched, every=self.every, per_call=self.per_call, **options)
-        if figures:
-            self.monitor.load_state_dict(figures)
+        saved = self._saved_in(state) if state.global_step else {}
+        figures, self._has_saved = saved.get("figures"), bool(saved.get("has_saved"))
+        self.monitor = None
+        if _takes_part(kwargs["model"], args):
+            self.monitor = self._begin(kwargs["model"], figures)
 
     def on_step_end(
         self,
@@ -131,18 +151,14 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Look when it is time; log, save or stop as asked."""
-        if self.monitor is None or not self.monitor.step():
+        if state.global_step % self.every:
             return
-        figures = self.monitor.metrics()
-        self.history.append((state.global_step, figures))
-        if self._trainer is not None and state.is_world_process_zero:
-            # logging clears the flag by which the trainer would log its own loss
-            should_log = control.should_log
-            self._trainer.log(dict(figures))
-            control.should_log = should_log
-        intruders = figures["bulkedge/intruders"]
-        if self.save_at is not None and intruders >= self.save_at and not self._saved:
-            control.should_save = self._saved = True
+        intruders = self._look(state, control)
+        if self.save_at is None and self.stop_at is None:
+            return
+        intruders = _of_process_0(intruders)  # one that stops alone leaves the others waiting
+        if self.save_at is not None and intruders >= self.save_at and not self._has_saved:
+            control.should_save = self._has_saved = True
         if self.stop_at is not None and intruders >= self.stop_at:
             control.should_training_stop = True
 
@@ -158,21 +174,101 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
+            self.monitor.steps = state.global_step
             write_figures(folder / FILE, self.monitor)
 
     def state(self) -> dict[str, Any]:
         """What ``trainer_state.json`` holds."""
         figures = None if self.monitor is None else self.monitor.state_dict()
-        settings = {"every": self.every, "per_call": self.per_call}
-        settings |= {"stop_at": self.stop_at, "save_at": self.save_at}
-        return {"args": settings, "attributes": {"figures": figures}}
+        saved = {"figures": figures, "has_saved": self._has_saved, "watch": self.watch is not None}
+        return {"args": self._arguments(), "attributes": {"saved": saved}}
 
-    def _takes_part(self, model: torch.nn.Module, args: TrainingArguments) -> bool:
-        """Whether this process looks at anything."""
-        from ._layers import is_distributed
+    def _arguments(self) -> dict[str, Any]:
+        """Those of the constructor that a file can hold."""
+        return self.options | {"stop_at": self.stop_at, "save_at": self.save_at}
 
-        spread = any(is_distributed(parameter) for parameter in model.parameters())
-        return spread or args.process_index == 0
+    def _begin(self, model: nn.Module, figures: Mapping[str, Any] | None) -> Monitor:
+        """The monitor of a model; that of the run that is resumed."""
+        watched: Model = self.watch(model) if callable(self.watch) else self.watch or model
+        if not figures:
+            return Monitor(watched, **self.options)
+        monitor = Monitor(watched, **(self.options | {"thresholds": figures["thresholds"]}))
+        monitor.load_state_dict(figures)
+        if callable(self.watch):
+            _require_its_base(monitor)
+        return monitor
+
+    def _look(self, state: TrainerState, control: TrainerControl) -> int:
+        """How many intruders are known after a look; 0 where others look."""
+        if self.monitor is None:
+            return 0
+        self.monitor.steps = state.global_step
+        self.monitor.look(self.monitor.per_call)
+        figures = self.monitor.metrics()
+        self.history.append((state.global_step, figures))
+        if self._trainer is not None and state.is_world_process_zero:
+            # logging clears the flag by which the trainer would log its own loss
+            should_log = control.should_log
+            self._trainer.log(dict(figures))
+            control.should_log = should_log
+        return int(figures["bulkedge/intruders"])
+
+    def _find_trainer(self) -> None:
+        """Whose callback this is: one made anew from a checkpoint was never bound itself."""
+        if self._trainer is None:
+            mine = (t for t in _bound if any(c is self for c in t.callback_handler.callbacks))
+            self._trainer = next(mine, None)
+        if self._trainer is None:
+            warnings.warn(
+                "IntruderMonitor logs nothing before monitor.bind(trainer); its figures are in "
+                "monitor.history",
+                stacklevel=3,
+            )
+
+    def _saved_in(self, state: TrainerState) -> dict[str, Any]:
+        """What the checkpoint knows of this callback."""
+        callbacks: Any = state.stateful_callbacks or {}
+        known = callbacks.get(type(self).__name__, {})
+        if isinstance(known, list):  # of several: in the order of their checkpoints, the last first
+            same = (x for x in reversed(known) if x["args"] == self._arguments())
+            known = next(same, {})
+        return known.get("attributes", {}).get("saved", {})
+
+
+def _takes_part(model: nn.Module, args: TrainingArguments) -> bool:
+    """Whether this process looks at anything; InputError where it could see parts alone."""
+    parameters = list(model.parameters())
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        found, remedy = "those of DeepSpeed's ZeRO-3", "use ZeRO-2, or FSDP2"
+    elif any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        found, remedy = "the flat ones of FSDP1", "set fsdp_version to 2"
+    else:
+        return args.process_index == 0 or any(is_distributed(parameter) for parameter in parameters)
+    raise InputError(f"expected whole parameters, or those of FSDP2, got {found}; {remedy}")
+
+
+def _of_process_0(number: int) -> int:
+    """The same number in all processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return number
+    told = [number]
+    distributed.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def _require_its_base(monitor: Monitor) -> None:
+    """A base that is copied when a run is resumed is not what the run began with."""
+    with torch.no_grad():
+        for matrix in monitor.matrices:
+            known = monitor.figures.get(matrix.name)
+            if known is None or known.strongest == 0:
+                continue
+            if float(matrix.strengths[0]) == 0:
+                raise InputError(
+                    f"{matrix.name}: expected what it was before training, got what it is in the "
+                    "checkpoint; give watch=lambda model: full_matrices(model, base=...)"
+                )
+            return
 
 
 def write_figures(path: Path, monitor: Monitor) -> None:
@@ -181,17 +277,25 @@ def write_figures(path: Path, monitor: Monitor) -> None:
     Args:
         path: The file.
         monitor: The monitor.
+
+    Raises:
+        OutputError: If it cannot be written.
     """
     told = {
         "steps": monitor.steps,
         "top_k": monitor.top_k,
         "epsilon": monitor.epsilon,
         "metrics": monitor.metrics(),
+        "worst_layer": monitor.worst_layer,
         "layers": {
             name: asdict(layer) | {"threshold": monitor.thresholds[name]}
             for name, layer in monitor.figures.items()
         },
     }
     building = path.with_name(f".{path.name}.{os.getpid()}")
-    building.write_text(json.dumps(told, indent=1) + "\n")
-    building.replace(path)
+    try:
+        building.write_text(json.dumps(told, indent=1) + "\n")
+        building.replace(path)
+    except OSError as error:
+        building.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import Difference, LinearMap
-from bulkedge.intruder import certify, ties
-from bulkedge.triplet import GolubKahan, singular_triplet
+from bulkedge.intruder import Verdict, certify, ties
+from bulkedge.rmt.empirical import FEWEST
+from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet
 
 from ._edge import thresholds
 from ._layers import adapted_matrices, frozen_map, is_distributed
@@ -24,6 +25,8 @@ ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
 LEADING = 16
 """How many singular values of a dense update are looked at."""
+LEAST = 1e-3
+"""Below this part of σ₁ a tuned value is not told from zero, and its vectors are any."""
 
 
 class Watched(Protocol):
@@ -58,8 +61,8 @@ class FullMatrix:
     """A weight that is trained in full, and what it was.
 
     Attributes:
-        name: Of the module.
-        base: W0, a copy, shape ``(m, n)``.
+        name: Of the parameter.
+        base: W0, a copy, shape ``(m, n)``; it may lie on the CPU, and is moved when it is used.
         weight: The parameter, or a view of it.
     """
 
@@ -76,43 +79,92 @@ class FullMatrix:
     def strengths(self) -> Tensor:
         """The leading singular values of ``W − W0``."""
         if is_distributed(self.weight):
-            update = frozen_map(self.weight - self.base, torch.float32)
+            update = frozen_map(self.weight - self.base, self._dtype)
         else:
-            update = Difference(self.weight.detach(), self.base, torch.float32)
+            update = Difference(self.weight.detach(), self._base, self._dtype)
         found = singular_triplet(
             update, min(LEADING, *self.shape), solver=GolubKahan(rtol=1e-2), strict=False
         )
         return found.sigma.double()
 
     def base_map(self) -> LinearMap:
-        """W0, with products in float32."""
-        return frozen_map(self.base, torch.float32)
+        """W0, with products in float32, or in float64 if it is stored so."""
+        return frozen_map(self._base, self._dtype)
 
     def tuned_map(self) -> LinearMap:
-        """W, with products in float32."""
-        return frozen_map(self.weight, torch.float32)
+        """W, with products in the same."""
+        return frozen_map(self.weight, self._dtype)
+
+    @property
+    def _base(self) -> Tensor:
+        """W0 where the weight is."""
+        return self.base if is_distributed(self.base) else self.base.to(self.weight.device)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.weight.dtype is torch.float64 else torch.float32
 
 
-def full_matrices(model: nn.Module, modules: str | Sequence[str] = "*") -> list[FullMatrix]:
+def full_matrices(
+    model: nn.Module,
+    modules: str | Sequence[str] = "*",
+    *,
+    base: Mapping[str, Tensor] | None = None,
+) -> list[FullMatrix]:
     """The weights of a model that are trained in full, each with a copy of what it is now.
 
     Args:
         model: The model, before it is trained.
         modules: Patterns of parameter names.
+        base: What the weights were, by name, where the model has been trained already, as that of a
+            run that is resumed: the ``state_dict()`` of the model that it began with.
 
     Returns:
-        One entry a trainable matrix that is no embedding.
+        One entry a trainable matrix that is no embedding and has a bulk: a head with fewer than
+        twelve outputs has none.
+
+    Raises:
+        InputError: If a weight is missing in ``base``, or has another shape there.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2))
+        >>> [(matrix.name, matrix.shape) for matrix in full_matrices(model)]
+        [('0.weight', (30, 40))]
     """
     patterns = [modules] if isinstance(modules, str) else list(modules)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return [
-        FullMatrix(name, parameter.detach().clone(), parameter)
+        FullMatrix(name, _before(name, parameter, base), parameter)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         and parameter.ndim == 2
+        and min(parameter.shape) >= FEWEST
         and id(parameter) not in embeddings
-        and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        and _matches(name, patterns)
     ]
+
+
+def _before(name: str, parameter: Tensor, base: Mapping[str, Tensor] | None) -> Tensor:
+    """What a parameter was: a copy, or what is told; spread over processes as it is."""
+    if base is None:
+        return parameter.detach().clone()
+    known = base.get(name)
+    if known is None or known.shape != parameter.shape:
+        found = "nothing" if known is None else tuple(known.shape)
+        raise InputError(
+            f"{name}: expected its base of shape {tuple(parameter.shape)} in base=, got {found}; "
+            "give the state_dict() of the model that training began with"
+        )
+    if is_distributed(parameter) and not is_distributed(known):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = parameter.device_mesh, parameter.placements  # pyright: ignore
+        return distribute_tensor(known.detach().to(parameter.device), mesh, placements)
+    return known.detach()
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass
@@ -122,6 +174,7 @@ class LayerFigures:
     Attributes:
         step: When it was.
         intruders: How many leading directions score below ε: the paper's count.
+        undecided: How many verdicts the certificate left open.
         worst: The lowest score.
         strongest: The strongest spike of the update over θ_c.
         effective_rank: That of the update's spikes.
@@ -129,6 +182,7 @@ class LayerFigures:
 
     step: int
     intruders: int
+    undecided: int
     worst: float
     strongest: float
     effective_rank: float
@@ -155,14 +209,15 @@ class Monitor:
         epsilon: The paper's threshold of scores.
         thresholds: θ_c by name, for those that are known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        modules: Patterns of the names of modules, or of matrices.
 
     Attributes:
         steps: How many there were.
         figures: What is known of each layer that was looked at, by name.
 
     Raises:
-        InputError: If a number is not positive, or a base has no threshold.
+        InputError: If a number is not positive, there is nothing to watch, two matrices have one
+            name, or a base has no threshold.
 
     Example:
         >>> from bulkedge.tune import AdaptedMatrix
@@ -198,9 +253,13 @@ class Monitor:
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            self.matrices = list(model)
-        if not self.matrices:
-            raise InputError("expected matrices to watch, got none")
+            patterns = [modules] if isinstance(modules, str) else list(modules)
+            self.matrices = [matrix for matrix in model if _matches(matrix.name, patterns)]
+        names = [matrix.name for matrix in self.matrices]
+        if not names or len(set(names)) < len(names):
+            twice = [name for name in names if names.count(name) > 1]
+            got = f"two named {twice[0]}" if twice else "none"
+            raise InputError(f"expected matrices to watch, each with a name of its own, got {got}")
         self.thresholds = _thresholds(self.matrices, thresholds)
         self.steps = self._next = 0
         self.figures: dict[str, LayerFigures] = {}
@@ -220,14 +279,30 @@ class Monitor:
         return True
 
     def look(self, count: int | None = None) -> None:
-        """Look at the next layers now; at all of them if None."""
-        begun = time.perf_counter()
+        """Look at the next layers now.
+
+        Args:
+            count: How many; all of them if None.
+
+        Raises:
+            InputError: If a weight is not finite: training has diverged.
+        """
+        _finish_other_work()
+        begun, layers = time.perf_counter(), len(self.matrices)
         with torch.no_grad():
-            for _ in range(min(count or len(self.matrices), len(self.matrices))):
-                matrix = self.matrices[self._next % len(self.matrices)]
-                self.figures[matrix.name] = self._look_at(matrix)
+            for _ in range(layers if count is None else min(count, layers)):
+                matrix = self.matrices[self._next % layers]
+                try:
+                    self.figures[matrix.name] = self._look_at(matrix)
+                except InputError as error:
+                    raise InputError(f"{matrix.name}: after step {self.steps}: {error}") from error
                 self._next += 1
         self._own += time.perf_counter() - begun
+
+    @property
+    def worst_layer(self) -> str | None:
+        """Where the lowest score is that is known; None before a look."""
+        return min(self.figures, key=lambda name: self.figures[name].worst, default=None)
 
     def metrics(self) -> dict[str, float]:
         """What is known so far of all layers together, as numbers to log; empty before a look."""
@@ -268,7 +343,7 @@ class Monitor:
 
     def _look_at(self, matrix: Watched) -> LayerFigures:
         """The figures of one layer."""
-        W, W0 = matrix.tuned_map(), matrix.base_map()
+        W = matrix.tuned_map()
         tuned = singular_triplet(
             W,
             min(self.top_k, *W.shape),
@@ -277,24 +352,40 @@ class Monitor:
             strict=False,
         )
         self._last[matrix.name] = tuned.u, tuned.v
-        groups, errors = ties(tuned)
-        found = certify(
-            W0,
-            tuned.u,
-            epsilon=self.epsilon,
-            errors=errors,
-            groups=groups,
-            subspace=2 * self.top_k,
-        )
+        intruders, undecided, worst = self._scores(matrix.base_map(), tuned)
         gamma = matrix.strengths
         strongest = float(gamma[0]) if len(gamma) else 0.0
         return LayerFigures(
             step=self.steps,
-            intruders=int((found.score < self.epsilon).sum()),
-            worst=float(found.score.min()),
+            intruders=intruders,
+            undecided=undecided,
+            worst=worst,
             strongest=strongest / self.thresholds[matrix.name],
             effective_rank=effective_rank(gamma),
         )
+
+    def _scores(self, W0: LinearMap, tuned: SingularTriplets) -> tuple[int, int, float]:
+        """How many directions are intruders, of how many it is open, and the lowest score."""
+        count = int((tuned.sigma > LEAST * tuned.sigma[0]).sum())
+        if count == 0:  # a weight of zeros has no directions
+            return 0, 0, 1.0
+        groups, errors = ties(tuned)
+        found = certify(
+            W0,
+            tuned.u[:, :count],
+            epsilon=self.epsilon,
+            errors=errors[:count],
+            groups=groups[:count],
+            subspace=2 * self.top_k,
+        )
+        below = int((found.score < self.epsilon).sum())
+        return below, found.verdicts.count(Verdict.UNDECIDED), float(found.score.min())
+
+
+def _finish_other_work() -> None:
+    """What training has left to do on a GPU is not this monitor's time."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 _thresholds = thresholds  # an argument has the name

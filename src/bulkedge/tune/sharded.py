@@ -11,6 +11,8 @@ steps, so that all of them must call whatever uses the map.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp, all_gather, all_reduce, get_world_size
@@ -96,31 +98,30 @@ def sharded_map(matrix: DTensor, dtype: torch.dtype | None = None) -> LinearMap:
     """A distributed matrix as a map that never gathers it.
 
     Args:
-        matrix: Shape ``(m, n)``, over a mesh of one dimension: sharded by rows or by columns, or
-            replicated.
+        matrix: Shape ``(m, n)``, sharded by rows or by columns over at most one dimension of its
+            mesh (FSDP2), replicated over the others (HSDP).
         dtype: Of the products; that of the matrix if None.
 
     Returns:
-        The map; all processes of the mesh must use it together.
+        The map; all processes that share a copy of the matrix must use it together.
 
     Raises:
         InputError: If the matrix is spread in another way.
     """
-    mesh = matrix.device_mesh
-    if matrix.ndim != 2 or mesh.ndim != 1:
+    spread = [i for i, x in enumerate(matrix.placements) if not isinstance(x, Replicate)]
+    # a strided shard, of tensor parallelism under FSDP2, is a subclass with another order of rows
+    plain = all(type(matrix.placements[i]) is Shard for i in spread)
+    if matrix.ndim != 2 or len(spread) > 1 or not plain:
         raise InputError(
-            f"expected a matrix over a mesh of one dimension, got shape {tuple(matrix.shape)} over "
-            f"{mesh.ndim} dimensions; for HSDP pass the DTensor of one replica's mesh"
+            "expected a matrix sharded by rows or columns over one dimension of its mesh, got "
+            f"shape {tuple(matrix.shape)} with {matrix.placements}; leave it out with modules="
         )
-    (placement,) = matrix.placements
     local = matrix.to_local().detach()
     part = Dense(local) if dtype in (None, local.dtype) else Widened(local, dtype)
-    if isinstance(placement, Replicate):
+    if not spread:
         return part
-    if type(placement) is not Shard:
-        raise InputError(f"expected a matrix sharded by rows or columns, got {placement}")
-    dim = placement.dim % 2
-    group = mesh.get_group()
+    placement: Any = matrix.placements[spread[0]]
+    dim, group = placement.dim % 2, matrix.device_mesh.get_group(spread[0])
     count = get_world_size(group)
     chunk = -(-matrix.shape[dim] // count)  # as torch.chunk deals them out
     sizes = [max(0, min(chunk, matrix.shape[dim] - i * chunk)) for i in range(count)]

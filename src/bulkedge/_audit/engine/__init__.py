@@ -1,6 +1,7 @@
 """Where rows are computed: this process, several of this machine's, or a cluster's.
 
-What travels are paths and names, never tensors; a row is the same wherever it is computed.
+What travels are paths and names, never tensors; a row is the same wherever it is computed, but for
+what the rounding of another kind of processor changes.
 """
 
 from __future__ import annotations

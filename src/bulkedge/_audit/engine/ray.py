@@ -185,7 +185,7 @@ def _receive(ray: Any, reference: Any, comparison: Comparison) -> Matrix:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same everywhere for a row to be the same."""
+    """What must be the same everywhere for a row to be the same, rounding aside."""
     import torch
 
     return {"bulkedge": __version__, "torch": torch.__version__}

@@ -31,6 +31,8 @@ the peak memory of a worker beyond importing the package; bases are read in bflo
 
 **What it grows with.** A square matrix, n = {n}, k = {base_k}, r = {r}, ε = {epsilon}, one of them changed at a
 time; median of 5. *Open* is the share of directions without a verdict after the last step, which go to the SVD.
+This table is from before leading triplets and counts were [proved](certificate.md#what-may-have-been-missed) by random vectors, which
+costs two to four passes more.
 
 ![Seconds and passes against n, k, r and ε](figures/certified_cost.svg)
 

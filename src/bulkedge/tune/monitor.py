@@ -11,11 +11,12 @@ from typing import Any, Protocol, Union
 import torch
 from torch import Tensor, nn
 
+from bulkedge._audit.judge import SMALL
 from bulkedge._errors import InputError
-from bulkedge._linmap import Difference, LinearMap
-from bulkedge.intruder import Verdict, certify, ties
+from bulkedge._linmap import Dense, Difference, LinearMap
+from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
 from bulkedge.rmt.empirical import FEWEST
-from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet
+from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
 from ._edge import thresholds
 from ._layers import adapted_matrices, frozen_map, is_distributed
@@ -196,7 +197,8 @@ class Monitor:
 
     A look takes the leading tuned triplets, from where the last look found them, and bounds their
     scores as the audit does (:func:`bulkedge.intruder.certify`): some tens of thin products with
-    the base, no SVD, nothing kept but k vectors a layer.
+    the base; an SVD of it where its shorter side is at most 384, which costs less.  Nothing is kept
+    but k vectors a layer.
 
     With parameters that are spread over processes (FSDP2), all processes must call ``step``.
 
@@ -369,6 +371,16 @@ class Monitor:
         count = int((tuned.sigma > LEAST * tuned.sigma[0]).sum())
         if count == 0:  # a weight of zeros has no directions
             return 0, 0, 1.0
+        small = min(W0.shape) <= SMALL and isinstance(W0, Dense)
+        look = self._by_svd if small else self._by_products
+        score, verdicts = look(W0, tuned, count)
+        below = int((score < self.epsilon).sum())
+        return below, verdicts.count(Verdict.UNDECIDED), float(score.min())
+
+    def _by_products(
+        self, W0: LinearMap, tuned: SingularTriplets, count: int
+    ) -> tuple[Tensor, Sequence[Verdict]]:
+        """Scores from some tens of products with the base."""
         groups, errors = ties(tuned)
         found = certify(
             W0,
@@ -378,8 +390,21 @@ class Monitor:
             groups=groups[:count],
             subspace=2 * self.top_k,
         )
-        below = int((found.score < self.epsilon).sum())
-        return below, found.verdicts.count(Verdict.UNDECIDED), float(found.score.min())
+        return found.score, found.verdicts
+
+    def _by_svd(
+        self, W0: LinearMap, tuned: SingularTriplets, count: int
+    ) -> tuple[Tensor, Sequence[Verdict]]:
+        """Scores from all vectors of a small base, which costs less than the products."""
+        U, S, _ = thin_svd(W0.to_dense().double())
+        known = base_vectors(U, S, W0.shape)
+        found = scores(tuned.u[:, :count].double(), known, 2 * self.top_k)
+        columns = (x.tolist() for x in (found.score, found.subspace_overlap, tuned.vector_errors))
+        verdicts = [
+            verdict(score, overlap, epsilon=self.epsilon, vector_error=error)
+            for score, overlap, error in zip(*columns, strict=False)
+        ]
+        return found.score, verdicts
 
 
 def _finish_other_work() -> None:

@@ -406,3 +406,20 @@ def test_a_base_in_half_precision_is_widened(dtype):
     found, wide = certify(W0, Y), certify(W0.float(), Y)
     assert found.verdicts == wide.verdicts
     torch.testing.assert_close(found.upper, wide.upper, rtol=0, atol=1e-4)
+
+
+def test_products_are_full_float32_whatever_was_asked_for(monkeypatch):
+    seen, extend = [], Bidiagonalization.extend
+
+    def watched(self):
+        seen.append(torch.get_float32_matmul_precision())
+        return extend(self)
+
+    monkeypatch.setattr(Bidiagonalization, "extend", watched)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        certify(gaussian(90, 70).float(), orthonormal(90, 2).float())
+        assert set(seen) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

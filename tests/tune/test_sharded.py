@@ -71,6 +71,13 @@ def compare_verdicts(rank):
     torch.testing.assert_close(found.score, whole.score, rtol=0, atol=1e-3)
 
 
+def with_outliers():
+    """A base whose leading vectors stand apart: their scores do not hang on rounding."""
+    outliers = torch.linspace(40.0, 20.0, 12)
+    left, right = (torch.linalg.qr(draw(size, 12, size)).Q for size in (151, 120))
+    return draw(151, 120) / (151**0.5 + 120**0.5) + left * outliers @ right.mT
+
+
 def monitor_fully_sharded(rank):
     """FSDP2 keeps weights and factors as parts; the figures are those of one process."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -83,6 +90,7 @@ def monitor_fully_sharded(rank):
     for shard in (False, True):
         torch.manual_seed(0)
         linear = nn.Linear(120, 151, bias=False)
+        linear.weight.data.copy_(with_outliers())
         config = peft.LoraConfig(r=2, lora_alpha=40, target_modules=["0"])
         model = peft.get_peft_model(nn.Sequential(linear), config)
         layer = model.base_model.model[0]

@@ -138,7 +138,8 @@ PROCESSES = {"subprocess", "pty", "ctypes"}
 MAY = {"_audit/engine/ray.py": {"socket", "urllib"}}
 # their classes, for a model that the caller has built already
 MAY |= {f"tune/{name}.py": {"peft", "transformers"} for name in (
-    "_layers", "callback", "peft", "trainer",
+    "_layers", "callback", "trainer",
+    "peft/__init__", "peft/config", "peft/export", "peft/layer", "peft/model",
 )}  # fmt: skip
 CALLS = {
     "eval",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,15 @@ def full_float32() -> Iterator[None]:
             torch.set_float32_matmul_precision(asked)
         for (switch, _), value in zip(_switches(), before, strict=True):
             switch.fp32_precision = value
+
+
+@contextmanager
+def full_precision(device: torch.device | str) -> Iterator[None]:
+    """:func:`full_float32`, and no autocast to half precision on this device."""
+    # the tracer of a compiler takes no switches; a solve, opaque to it, comes here again itself
+    switches = nullcontext() if torch.compiler.is_compiling() else full_float32()
+    with switches, torch.autocast(torch.device(device).type, enabled=False):
+        yield
 
 
 def _switches() -> list[tuple[Any, Any]]:

@@ -112,3 +112,18 @@ def test_equal_values_do_no_harm():
 def test_what_is_refused(options):
     with pytest.raises(InputError, match="expected k ≥ 1 and per_call ≥ 1"):
         IntruderPenalty([adapted(1.0)], **options)
+
+
+def test_autocast_does_not_reach_inside():
+    matrix = adapted(3.0)
+    W0, A, B = (x.detach().float() for x in (matrix.base, matrix.A, matrix.B))
+    single = AdaptedMatrix("single", W0, A.requires_grad_(), B.requires_grad_())
+
+    def look(half):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            value = IntruderPenalty([single], k=4)()
+        return value.detach(), *torch.autograd.grad(value, (A, B))
+
+    for x, y in zip(look(True), look(False), strict=True):
+        assert x.dtype is torch.float32
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bulkedge import InputError
 from bulkedge.tune._spectral import Basis, additive, rotation_of, rotational
@@ -12,7 +14,12 @@ from bulkedge.tune._spectral import Basis, additive, rotation_of, rotational
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from bulkedge.tune.peft import SpectralConfig, SpectralLayer, export_lora  # noqa: E402
+from bulkedge.tune.peft import (  # noqa: E402
+    SpectralConfig,
+    SpectralLayer,
+    export_lora,
+    lora_factors,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
 WIDE = torch.float64
@@ -37,6 +44,11 @@ def test_the_basis_is_that_of_an_svd():
     torch.testing.assert_close(basis.S, torch.linalg.svdvals(W0)[:5])
     assert basis.misfit(W0) < 1e-9
     assert basis.misfit(draw(30, 20, seed=1)) > 0.1
+    # what differs on one side alone
+    beyond = torch.linalg.svd(W0).Vh[-1:]
+    assert basis.misfit(W0 + basis.U[:, :1] @ beyond) > 0.1
+    assert basis.misfit(W0.bfloat16()) < 2e-3
+    assert Basis.of(torch.zeros(5, 4), 2).misfit(torch.zeros(5, 4)) == 0
 
 
 def test_additive_factors_are_the_formula():
@@ -236,28 +248,144 @@ def test_a_base_in_half_precision(tmp_path, variant):
     assert layer.spectral_left["default"].dtype is torch.float32
     after = output(model)
     model.save_pretrained(tmp_path / "saved")
-    again = peft.PeftModel.from_pretrained(make_base("llama", torch.bfloat16), tmp_path / "saved")
-    torch.testing.assert_close(output(again), after, rtol=0, atol=0)
+    for meta in (False, True):
+        again = peft.PeftModel.from_pretrained(
+            make_base("llama", torch.bfloat16), tmp_path / "saved", low_cpu_mem_usage=meta
+        )
+        assert layers(again)[0].spectral_left["default"].dtype is torch.float32
+        torch.testing.assert_close(output(again), after, rtol=0, atol=0)
     export_lora(model, tmp_path / "lora")
     lora = peft.PeftModel.from_pretrained(make_base("llama", torch.bfloat16), tmp_path / "lora")
     torch.testing.assert_close(output(lora), after, rtol=0.05, atol=0.02)  # bfloat16 has 3 digits
 
 
-def test_another_base_is_refused(tmp_path):
+@pytest.mark.parametrize("meta", [False, True])
+def test_another_base_is_refused_while_loading(tmp_path, meta):
     trained().save_pretrained(tmp_path)
     other = make_base()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    model = peft.PeftModel.from_pretrained(other, tmp_path)
-    with pytest.raises(InputError, match="is not that of this weight"):
-        output(model)
+    with pytest.raises(InputError, match=r"layer\.0.*query: .* is not that of this weight"):
+        peft.PeftModel.from_pretrained(other, tmp_path, low_cpu_mem_usage=meta)
 
 
-def test_injected_without_a_wrapper():
-    model = peft.inject_adapter_in_model(configure(), make_base())
+def test_the_base_in_another_precision_is_the_same(tmp_path):
+    """Trained beside bfloat16, served beside the float32 that it was rounded from."""
+    rounded = make_base("llama").to(torch.bfloat16)
+    peft.get_peft_model(rounded, configure("llama", r=30)).save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(make_base("llama"), tmp_path)
+    torch.testing.assert_close(output(again), output(make_base("llama")), rtol=0, atol=1e-5)
+
+
+def test_loading_does_not_solve_for_what_the_file_brings(tmp_path, monkeypatch):
+    model = trained()
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(Basis, "of", lambda *_: pytest.fail("solved"))
+    again = peft.PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True)
+    torch.testing.assert_close(output(again), output(model), rtol=0, atol=0)
+
+
+def test_a_file_without_a_basis_is_completed_from_the_base(tmp_path):
+    model = trained()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    basis = ("spectral_U", "spectral_S", "spectral_V")
+    tensors = {k: x for k, x in load_file(file).items() if not any(part in k for part in basis)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match="missing"):
+        again = peft.PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True)
+    torch.testing.assert_close(output(again), output(model), rtol=0, atol=1e-5)
+
+
+def test_saved_is_trained_further_only_if_asked(tmp_path):
+    trained().save_pretrained(tmp_path)
+    for trainable in (False, True):
+        again = peft.PeftModel.from_pretrained(make_base(), tmp_path, is_trainable=trainable)
+        grown = [p.requires_grad for n, p in again.named_parameters() if "spectral_" in n]
+        assert grown
+        assert set(grown) == {trainable}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_autocast_does_not_reach_the_update(variant):
+    layer = layers(trained(variant=variant))[0]
+    expected = [*layer.factors("default"), layer.get_delta_weight("default")]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [*layer.factors("default"), layer.get_delta_weight("default")]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6 if variant == "rotational" else 0, atol=1e-8)
+
+
+def test_a_sum_is_rounded_once():
+    model = trained("llama", "additive", torch.bfloat16)
+    layer = layers(model)[0]
+    weight = layer.get_base_layer().weight
+    expected = (weight.float() + layer.get_delta_weight("default")).to(torch.bfloat16)
+    twice = weight + layer.get_delta_weight("default").to(torch.bfloat16)
+    assert not torch.equal(twice, expected)
+    model.merge_adapter()
+    assert torch.equal(layer.get_base_layer().weight, expected)
+
+
+def test_no_adapter_is_added_to_a_merged_base():
+    model = trained()
+    after = output(model)
+    model.merge_adapter()
+    with pytest.raises(InputError, match="got one with default merged into it: unmerge_adapter"):
+        model.add_adapter("other", configure())
+    model.unmerge_adapter()
+    model.add_adapter("other", configure())
+    torch.testing.assert_close(output(model), after, rtol=0, atol=1e-5)
+
+
+def test_a_copy_is_a_model_of_its_own():
+    model = trained()
+    copy, after = deepcopy(model), output(model)
+    train(copy)
+    torch.testing.assert_close(output(model), after, rtol=0, atol=0)
+    assert not torch.equal(output(copy), after)
+
+
+def test_a_base_in_double_precision():
+    layer = layers(peft.get_peft_model(make_base(dtype=WIDE), configure(variant="rotational")))[0]
+    assert {x.dtype for x in layer.factors("default")} == {WIDE}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_injected_without_a_wrapper(tmp_path, variant):
+    model = peft.inject_adapter_in_model(configure(variant=variant), make_base())
     assert layers(model)
     torch.testing.assert_close(output(model), output(make_base()), rtol=0, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("spectral_" in name)  # else the head trains along
+    train(model)
+    lora = peft.PeftModel.from_pretrained(make_base(), export_lora(model, tmp_path / "lora"))
+    torch.testing.assert_close(output(lora), output(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out is set to True",
+    "ignore:Model (has|with) `tie_word",
+    "ignore:Setting `save_embedding_layers`",
+)
+def test_layers_of_both_kinds_in_one_lora(tmp_path):
+    config = {"target_modules": ["c_attn", "lm_head"]}
+    model = trained("gpt2", **config)
+    assert {layer._transposed for layer in layers(model)} == {True, False}
+    after = output(model)
+    lora = peft.PeftModel.from_pretrained(make_base("gpt2"), export_lora(model, tmp_path / "lora"))
+    torch.testing.assert_close(output(lora), after, rtol=0, atol=1e-5)
+
+
+def test_factors_of_every_layer():
+    model = trained()
+    base = dict(make_base().named_parameters())
+    factors = lora_factors(model)
+    assert len(factors) == len(layers(model))
+    assert {f"{name}.weight" for name in factors} <= set(base)
+    for (B, A), layer in zip(factors.values(), layers(model), strict=True):
+        torch.testing.assert_close(B @ A, layer.get_delta_weight("default"))
 
 
 @pytest.mark.skipif(not hasattr(peft, "convert_to_lora"), reason="PEFT before 0.19")
@@ -287,6 +415,7 @@ def test_a_new_process_loads_it_after_the_import(tmp_path):
         ({"variant": "both"}, "expected variant"),
         ({"rotation": "givens"}, "expected rotation"),
         ({"bias": "all"}, "biases are not trained"),
+        ({"spectral_dropout": 1.0}, r"expected spectral_dropout in \[0, 1\), got 1.0"),
         ({"r": 33}, r"expected r ≤ 32 for a weight of 32 × 32, got 33"),
         ({"target_modules": ["word_embeddings"]}, "expected a Linear or Conv1D layer"),
     ],

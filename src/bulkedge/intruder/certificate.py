@@ -23,8 +23,8 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, Widened, as_map
+from bulkedge._precision import full_precision
 from bulkedge.triplet import Bidiagonalization, Ritz, Unseen
-from bulkedge.triplet._numbers import full_precision
 from bulkedge.triplet.solver._start import gaussian
 
 from ._bound import Extent, largest

@@ -42,10 +42,11 @@ from torch import Tensor
 
 from bulkedge._errors import DegenerateWarning, InputError
 from bulkedge._linmap import Dense, LinearMap
+from bulkedge._precision import full_precision
 
 from ._compiled import one_by_one, op_implicit, op_leading, token
 from ._gauge import over_gap, pair_scale, sums, turns, warn_of_ties
-from ._numbers import Evidence, Outputs, flatten, full_precision, implicit, leading
+from ._numbers import Evidence, Outputs, flatten, implicit, leading
 from .adjoint import AdjointSolver
 from .solver import Solver
 

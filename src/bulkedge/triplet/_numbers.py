@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
 from bulkedge._linmap import LinearMap, Scaled
-from bulkedge._precision import full_float32
+from bulkedge._precision import full_precision
 
 from ._gauge import pair_scale, turns, warn_of_turns
 from ._result import SingularTriplets, Status, resolution
@@ -285,12 +283,3 @@ def _power_of_two(x: float) -> float:
 
 def _norms(p: Tensor, q: Tensor) -> Tensor:
     return torch.hypot(torch.linalg.vector_norm(p, dim=0), torch.linalg.vector_norm(q, dim=0))
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast would turn our products into half precision, TF32 would keep 10 bits of 23."""
-    # the tracer of a compiler takes no switches; the solve itself, opaque to it, comes here again
-    switches = nullcontext() if torch.compiler.is_compiling() else full_float32()
-    with switches, torch.autocast(device.type, enabled=False):
-        yield

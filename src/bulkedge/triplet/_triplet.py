@@ -9,9 +9,10 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
+from bulkedge._precision import full_precision
 
 from ._implicit import Problem, triplet
-from ._numbers import Outputs, full_precision
+from ._numbers import Outputs
 from ._result import SingularTriplets, Status
 from .adjoint import AdjointSolver, DeflatedCG
 from .solver import Auto, Solver

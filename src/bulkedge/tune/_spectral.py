@@ -18,10 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bulkedge._precision import full_precision
 from bulkedge.triplet import singular_triplet
 
 Variant = Literal["additive", "rotational"]
 Rotation = Literal["cayley", "exp"]
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,26 @@ class Basis:
     def of(cls, W0: Tensor, r: int) -> Basis:
         """The r leading triplets of a weight, in float32 at least; no full SVD of a large one."""
         with torch.no_grad():
-            found = singular_triplet(_wide(W0.detach()), r)
+            found = singular_triplet(W0.detach().to(wide(W0.dtype)), r)
         return cls(found.u, found.sigma, found.v)
 
     def misfit(self, W0: Tensor) -> float:
-        """``max_i ‖W0 v_i − σ_i u_i‖ / σ₁``: rounding for the weight that the basis is of."""
-        with torch.no_grad():
-            rest = _wide(W0.detach()) @ self.V.to(W0.device) - self.U.to(W0.device) * self.S
-            size = torch.linalg.vector_norm(rest, dim=0).max()
-            return float(size / self.S[0].clamp_min(torch.finfo(self.S.dtype).tiny))
+        """How far these triplets are from those of a weight: rounding, if they are its own.
+
+        Two passes.
+
+        Returns:
+            ``max_i max(‖W0 v_i − σ_i u_i‖, ‖W0ᵀ u_i − σ_i v_i‖) / max(σ_i, σ̄)``, where σ̄ is the
+            root mean square of all singular values.
+        """
+        dtype = wide(W0.dtype)
+        with torch.no_grad(), full_precision(W0.device):
+            W = W0.detach().to(dtype)
+            U, S, V = (x.to(W.device, dtype) for x in (self.U, self.S, self.V))
+            rests = W @ V - U * S, W.mT @ U - V * S
+            sizes = torch.stack([torch.linalg.vector_norm(rest, dim=0) for rest in rests])
+            mean = torch.linalg.matrix_norm(W) / min(W.shape) ** 0.5
+            return float((sizes / S.clamp_min(float(mean)).clamp_min(TINY)).max())
 
 
 def additive(basis: Basis, A_U: Tensor, A_V: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +95,13 @@ def rotational(
     Returns:
         X, Y of shapes ``(m, r)`` and ``(n, r)`` with ``ΔW = X Yᵀ``.
     """
-    R_U, R_V = (rotation_of(K, len(basis.S), rotation) for K in (K_U, K_V))
-    core = R_U * basis.S @ R_V.mT - torch.diag(basis.S)
-    return basis.U @ core, basis.V
+    # r × r in float64: near the identity the core is a small difference, and neither TF32 nor
+    # autocast reaches it; MPS knows no float64
+    exact = K_U.dtype if K_U.device.type == "mps" else torch.float64
+    S = basis.S.to(exact)
+    R_U, R_V = (rotation_of(K.to(exact), len(S), rotation) for K in (K_U, K_V))
+    core = R_U * S @ R_V.mT - torch.diag(S)
+    return basis.U @ core.to(basis.U.dtype), basis.V
 
 
 def rotation_of(below: Tensor, r: int, rotation: Rotation = "cayley") -> Tensor:
@@ -107,5 +124,6 @@ def rotation_of(below: Tensor, r: int, rotation: Rotation = "cayley") -> Tensor:
     return torch.linalg.solve(eye - K / 2, eye + K / 2)
 
 
-def _wide(weight: Tensor) -> Tensor:
-    return weight if weight.dtype is torch.float64 else weight.float()
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which an update of a weight is computed: float32, or float64 if it is so."""
+    return dtype if dtype is torch.float64 else torch.float32

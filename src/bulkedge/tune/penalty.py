@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._precision import full_precision
 from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._edge import measure
@@ -128,7 +129,11 @@ class IntruderPenalty:
         self.calls = int(state["calls"])
 
     def _of(self, layer: _Layer) -> Tensor:
-        """The penalty of one layer."""
+        """The penalty of one layer, in full precision wherever the loss is taken."""
+        with full_precision(layer.left.device):
+            return self._in_full(layer)
+
+    def _in_full(self, layer: _Layer) -> Tensor:
         W = layer.matrix.tuned_map()
         k = min(self.k, *W.shape)
         with torch.no_grad():

@@ -20,7 +20,7 @@ from bulkedge._audit.recipe import Recipe
 from bulkedge._audit.record import Matrix
 from bulkedge._audit.run import audit_matrix
 from bulkedge._errors import BulkedgeError, InputError
-from bulkedge._precision import full_float32
+from bulkedge._precision import full_precision
 
 from ._device import check_device
 from ._order import largest_first
@@ -88,7 +88,7 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with full_float32(), torch.autocast("cpu", enabled=False):
+        with full_precision("cpu"):
             yield
     finally:
         torch.set_num_threads(before)

@@ -1,0 +1,33 @@
+"""Spectral adapters as a method of PEFT: importing this module registers it.
+
+    import bulkedge.tune.peft
+    model = get_peft_model(model, bulkedge.tune.peft.SpectralConfig(r=8, variant="additive"))
+
+A saved adapter is loaded by stock PEFT wherever this module was imported before; what is served by
+programs that know LoRA alone is written by :func:`export_lora`, exactly.
+"""
+
+from bulkedge._errors import MissingExtraError
+
+try:
+    import peft
+    from peft.utils.peft_types import PeftType, register_peft_method
+except ImportError as error:
+    raise MissingExtraError("bulkedge.tune.peft needs PEFT: pip install 'bulkedge[hf]'") from error
+
+from .config import NAME, SpectralConfig
+from .export import export_lora, lora_factors
+from .layer import SpectralLayer, SpectralLinear
+from .model import SpectralModel
+
+if PeftType[NAME] not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
+    register_peft_method(name=NAME.lower(), config_cls=SpectralConfig, model_cls=SpectralModel)
+
+__all__ = [
+    "SpectralConfig",
+    "SpectralLayer",
+    "SpectralLinear",
+    "SpectralModel",
+    "export_lora",
+    "lora_factors",
+]

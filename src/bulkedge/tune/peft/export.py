@@ -1,0 +1,129 @@
+"""A spectral adapter as a LoRA: exactly, without an SVD."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from bulkedge._errors import InputError
+from bulkedge.checkpoint.write import new_folder
+
+from .config import SpectralConfig
+from .layer import SpectralLayer
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of modules in a saved adapter."""
+
+
+def lora_factors(
+    model: nn.Module, adapter_name: str = "default"
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The updates of an adapter as factors of a LoRA of scale 1.
+
+    Args:
+        model: A model wrapped by PEFT, or one that an adapter was injected into.
+        adapter_name: Which adapter.
+
+    Returns:
+        B, A by module name in the model as it was before: ``ΔW = B A`` of shape ``(out, in)``,
+        with 2r columns in B (additive) or r (rotational), in float32 or float64.
+
+    Raises:
+        InputError: If the model has no such adapter of this kind.
+
+    Example:
+        >>> from torch import nn
+        >>> from peft import get_peft_model
+        >>> model = nn.Sequential(nn.Linear(6, 5))
+        >>> model = get_peft_model(model, SpectralConfig(r=2, target_modules=["0"]))
+        >>> B, A = lora_factors(model)["0"]
+        >>> B.shape, A.shape
+        (torch.Size([5, 4]), torch.Size([4, 6]))
+    """
+    _config(model, adapter_name)
+    with torch.no_grad():
+        return {
+            name: (X.contiguous(), Y.mT.contiguous())
+            for name, layer in _layers(model, adapter_name)
+            for X, Y in [layer.factors(adapter_name)]
+        }
+
+
+def export_lora(
+    model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default"
+) -> Path:
+    """Write an adapter as a plain LoRA that stock PEFT, and whatever serves LoRA, loads.
+
+    Exact, without an SVD: the factors of ΔW are thin already, of rank 2r (additive) or r
+    (rotational), with a scale of 1.  Modules that were trained in full go along.
+
+    Args:
+        model: A model wrapped by PEFT, or one that an adapter was injected into.
+        path: The folder to be; it must not exist.
+        adapter_name: Which adapter.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If the model has no such adapter of this kind.
+        OutputError: If the folder exists or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    config = _config(model, adapter_name)
+    state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name)
+    tensors = {_full(name): x for name, x in state.items() if ".spectral_" not in name}
+    for name, (B, A) in lora_factors(model, adapter_name).items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
+    r = 2 * config.r if config.variant == "additive" else config.r
+    lora = peft.LoraConfig(
+        # of a wrapped model, whose heads PEFT trains and saves by its task
+        task_type=config.task_type if isinstance(model, peft.PeftModel) else None,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        inference_mode=True,
+        r=r,
+        lora_alpha=r,
+        target_modules=config.target_modules,
+        exclude_modules=config.exclude_modules,
+        layers_to_transform=config.layers_to_transform,
+        layers_pattern=config.layers_pattern,
+        modules_to_save=config.modules_to_save,
+        # where layers of both kinds are adapted, PEFT sets it right for each as it loads them
+        fan_in_fan_out=any(layer._transposed for _, layer in _layers(model, adapter_name)),
+    )
+    with new_folder(Path(path)) as folder:
+        lora.save_pretrained(str(folder))
+        on_cpu = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
+        save_file(on_cpu, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return Path(path)
+
+
+def _config(model: Any, adapter_name: str) -> SpectralConfig:
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not isinstance(config, SpectralConfig):
+        raise InputError(f"expected a model with a spectral adapter {adapter_name!r}, got none")
+    return config
+
+
+def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, SpectralLayer]]:
+    """The layers of an adapter, by the names that they have in the model without PEFT."""
+    if isinstance(model, BaseTuner):
+        model = model.model
+    for name, layer in model.named_modules():
+        if isinstance(layer, SpectralLayer) and adapter_name in layer.spectral_settings:
+            yield name.removeprefix(PREFIX), layer
+
+
+def _full(name: str) -> str:
+    """The name of a saved tensor, of a model that was injected into as well."""
+    return name if name.startswith(PREFIX) else PREFIX + name

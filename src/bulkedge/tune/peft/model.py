@@ -1,0 +1,57 @@
+"""A model with spectral adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from bulkedge._errors import InputError
+
+from .config import SpectralConfig
+from .layer import SpectralLayer, SpectralLinear
+
+
+class SpectralModel(BaseTuner):
+    """A model with spectral adapters: what ``get_peft_model`` makes of such a configuration."""
+
+    prefix = "spectral_"
+    tuner_layer_cls = SpectralLayer
+    target_module_mapping = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        peft_config: SpectralConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        """Put a layer in the place of a target, or another adapter into it."""
+        try:
+            if isinstance(target, SpectralLayer):
+                target.update_layer(adapter_name, peft_config)
+                return
+            layer = self._new_layer(peft_config, adapter_name, target)
+        except InputError as error:
+            raise InputError(f"{current_key}: {error}") from None
+        layer.spectral_name = current_key
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # a further adapter trains when it is chosen
+        self._replace_module(parent, target_name, layer, target)
+
+    @staticmethod
+    def _new_layer(config: SpectralConfig, name: str, target: nn.Module) -> SpectralLinear:
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        weight = getattr(base, "weight", None)
+        known = isinstance(base, nn.Linear) or type(base).__name__ == "Conv1D"
+        if not known or not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise InputError(
+                f"expected a Linear or Conv1D layer with a floating-point weight, got "
+                f"{type(base).__name__}; name others in target_modules"
+            )
+        return SpectralLinear(target, name, config)

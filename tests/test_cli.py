@@ -64,7 +64,7 @@ def test_a_matrix_that_cannot_be_audited_outranks_findings(inputs, tmp_path):
     result = run("audit", inputs["base"], save(tmp_path / "t.safetensors", broken))
     assert result.returncode == FAILURE
     assert "not audited: b.weight: tuned holds 9900 NaN and 0 Inf" in result.stdout
-    assert "1 matrices could NOT be audited" in result.stdout
+    assert "1 matrix could NOT be audited" in result.stdout
 
 
 def half_adapter(folder, *, known="a", stranger="zzz"):
@@ -80,7 +80,7 @@ def test_an_update_that_goes_unjudged_is_no_clean_audit(inputs, tmp_path):
     adapter = half_adapter(tmp_path / "a")
     result = run("audit", inputs["base"], adapter, "-q")
     assert result.returncode == FAILURE
-    assert "2 tensors of the update were NOT judged (--exclude accepts that)" in result.stdout
+    assert "2 updates NOT judged (--exclude accepts that)" in result.stdout
     accepted = run("audit", inputs["base"], adapter, "-q", "--exclude", "zzz.*")
     assert accepted.returncode == CLEAN
     assert "NOT" not in accepted.stdout
@@ -99,7 +99,7 @@ def test_an_all_zero_model_and_an_undecided_one_are_no_clean_audits(inputs, tmp_
 def test_table_and_verdict(inputs):
     lines = run("audit", inputs["base"], inputs["found"]).stdout.splitlines()
     assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"]
-    assert lines[1].split()[0] == "a.weight"
+    assert lines[1].split()[0] == "a"
     assert lines[1].split()[3:5] == ["0", "1"]
     (row, _) = json.loads(run("audit", inputs["base"], inputs["found"], "--json").stdout)[
         "matrices"
@@ -107,9 +107,12 @@ def test_table_and_verdict(inputs):
     norm = row["spectral_norm_update"]
     ratios = norm / row["spectral_norm_base"], norm / row["threshold"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
-    assert lines[-1] == (
+    assert lines[-2] == (
         "1 of 10 leading directions are new by the paper's count (score < 0.5), in 1 of 1 "
         "matrices: 0 rotated, 1 intruder; 1 matrices unchanged"
+    )
+    assert lines[-1].startswith(
+        f"next: bulkedge audit {inputs['base']} {inputs['found']} --exclude"
     )
 
 
@@ -432,7 +435,7 @@ def test_hostile_names_stay_inert(tmp_path):
         result = run(*command)
         assert result.returncode in (CLEAN, FINDINGS)
         assert not set(result.stdout + result.stderr) & set("\x1b\r\x07\u202e")
-    assert "x[/bold].weight" in run("audit", *paths).stdout
+    assert "x[/bold] " in run("audit", *paths).stdout
     data = json.loads(run("audit", *paths, "--json").stdout)
     assert {matrix["name"] for matrix in data["matrices"]} == set(HOSTILE)
 

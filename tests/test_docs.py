@@ -83,8 +83,9 @@ def test_recipes_are_valid(page, code, tmp_path):
 
 
 def test_the_readme_shows_what_the_demo_prints():
-    command = [sys.executable, "-m", "bulkedge", "audit", str(MINILM), str(EXAMPLE / "lora-r1")]
-    printed = subprocess.run(command, capture_output=True, text=True).stdout
+    paths = [str(path.relative_to(ROOT)) for path in (MINILM, EXAMPLE / "lora-r1")]
+    command = [sys.executable, "-m", "bulkedge", "audit", *paths]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     readme = (ROOT / "README.md").read_text()
     for line in printed.splitlines():
         # the last line is folded in the README as in a terminal of 80 columns

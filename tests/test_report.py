@@ -39,13 +39,13 @@ def test_the_table_fits_a_terminal_of_80_columns(record):
     assert max(map(len, lines)) <= 80
     assert sum("attention" in line for line in lines) == MAX_ROWS
     assert "… and 5 matrices less affected: see the record (--output)" in lines
-    layers = [int(line.split(".")[2]) for line in lines if "attention" in line]
-    assert layers == sorted(layers)
+    worst = [float(line.split()[-1]) for line in lines if "attention" in line and ".0" in line]
+    assert worst == sorted(worst)
 
 
 def test_a_pipe_gets_sentences_on_one_line(record):
     lines = printed(record, terminal=False).splitlines()
-    assert lines[-1] == report.verdict_line(record)
+    assert report.verdict_line(record) in lines
     assert "skipped: 3, such as head0.bias: no counterpart in the base" in lines
     assert "skipped: x.bias: not stored in the tuned checkpoint" in lines
     assert printed(record, terminal=False, brief=True) == report.verdict_line(record) + "\n"

@@ -15,7 +15,7 @@ from bulkedge.report import to_html
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-COLOURS = 256
+COLOURS = 128
 """Of the pictures: a palette keeps them small."""
 
 
@@ -41,12 +41,12 @@ def main() -> None:
         path.write_text(to_html(shown), encoding="utf-8")
         chromium = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 860}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1000, "height": 1120}, color_scheme="light")
         page.goto(path.as_uri())
         pictures = {"report.png": page.screenshot()}
-        page.locator("#matrices tbody tr").first.click()
+        page.locator("#next .link").click()  # the worst of them
         page.wait_for_timeout(500)
-        page.set_viewport_size({"width": 1000, "height": 560})
+        page.set_viewport_size({"width": 1000, "height": 610})
         page.locator("#details").scroll_into_view_if_needed()
         page.evaluate("document.getElementById('details').scrollIntoView()")
         page.wait_for_timeout(500)

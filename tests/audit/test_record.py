@@ -34,6 +34,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
     assert data["inputs"]["tuned"] == {
         "path": str(tuned),
         "kind": "file",
+        "trained_on": None,
         "files": [
             {
                 "name": tuned.name,

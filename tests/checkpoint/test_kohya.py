@@ -167,7 +167,7 @@ def test_alphas_that_are_none(alpha, reason, tmp_path):
 
 def test_a_lora_file_is_no_base(tmp_path):
     lora = save(tmp_path / "lora.safetensors", kohya())
-    with pytest.raises(CheckpointError, match="the first argument is the base model"):
+    with pytest.raises(CheckpointError, match="the base model comes first"):
         make_plan(lora, lora, Recipe())
 
 

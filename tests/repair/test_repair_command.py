@@ -51,7 +51,7 @@ def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
     assert record.after.summary.intruders == 0
     assert "4 directions new by the paper's count before, 0 after, 2 of 2 matrices" in done.stdout
     assert "\x1b" not in done.output
-    assert "b\\x1b[31m.weight" in done.stdout
+    assert "b\\x1b[31m " in done.stdout
     assert "not carried over: optimizer.pt" in done.stdout
     assert f"repaired copy written to {tmp_path / 'out'}" in done.stderr
 
@@ -113,8 +113,8 @@ def test_refusals_are_loud(tmp_path):
         (["--keep", "0.5", "-o", "out"], "--keep is no setting of to-edge"),
         (["--method", "scale", "--level", "1", "-o", "out"], "settings are --keep, --rounds"),
         (["--method", "scale", "--keep", "2", "-o", "out"], "expected keep between 0 and 1, got 2"),
-        ([], "give the folder to be written"),
-        (["-o", "out", "--dry-run"], "or --dry-run"),
+        ([], "name the folder to be written"),
+        (["-o", "out", "--dry-run"], "--dry-run writes nothing"),
         (["--method", "nothing", "-o", "out"], "Invalid value for '--method'"),
     ],
 )

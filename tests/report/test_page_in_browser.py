@@ -1,5 +1,6 @@
 """The report in Chromium, from a file, without a network: what a reader does with it."""
 
+import re
 import shutil
 
 import pytest
@@ -38,7 +39,7 @@ def show(browser, tmp_path):
         path = tmp_path / "report.html"
         path.write_text(html, encoding="utf-8")
         context = browser.new_context(
-            offline=True, viewport={"width": 1200, "height": 900}, **options
+            **{"offline": True, "viewport": {"width": 1200, "height": 900}} | options
         )
         page = context.new_page()
         page.on("console", lambda message: told.append(message.text))
@@ -54,17 +55,27 @@ def show(browser, tmp_path):
         context.close()
     assert told == []
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    assert sum(url.startswith("file:") for url in asked) == len(opened)
+    assert {url.partition("#")[0] for url in asked if url.startswith("file:")} <= {
+        (tmp_path / "report.html").as_uri()
+    }
 
 
 def names(page):
-    return page.locator("#matrices tbody td:first-child").all_inner_texts()
+    return page.locator("#matrices tbody td:first-child .link").all_inner_texts()
+
+
+def headline(page):
+    return page.locator("#verdict .verdict").inner_text()
 
 
 def test_the_first_screen_says_how_many_where_and_what_next(show, records):
     page = show(to_html(records[0]))
-    assert page.locator(".verdict").inner_text() == "8 new directions in 8 matrices of 37"
-    assert "bulkedge repair" in page.locator("#next").inner_text()
+    assert headline(page) == "8 new directions in 8 of 37 matrices"
+    told, steps = page.locator("#verdict").inner_text(), page.locator("#next").inner_text()
+    assert "Every verdict is proved" in told
+    assert "1 of them are in matrices whose base looks untrained" in told
+    assert f"bulkedge repair {MINILM}" in steps
+    assert "--exclude pooler.dense.weight" in steps
     assert page.locator("#map button").count() == 37
     for part in ("#verdict", "#next"):  # without scrolling
         box = page.locator(part).bounding_box()
@@ -84,7 +95,7 @@ def test_the_table_is_sorted_and_filtered(show, records):
     assert names(page) == up[::-1]
     assert page.locator("#matrices th[aria-sort=descending]").count() == 1
     page.click("#matrices thead button:has-text('worst score')")
-    worst = [float(x) for x in page.locator("#matrices tbody td:nth-child(8)").all_inner_texts()]
+    worst = [float(x) for x in page.locator("#matrices tbody td:nth-child(7)").all_inner_texts()]
     assert worst == sorted(worst)
     page.fill("#filter", "QUERY")
     assert len(names(page)) == 6
@@ -98,7 +109,7 @@ def test_a_matrix_opens_by_mouse_by_keyboard_and_from_the_map(show, records):
     assert page.locator(".chart").count() == 6
     assert page.locator(".chart .plotly").count() == 6
     assert page.locator("#directions tbody tr").count() == 10
-    page.locator("#matrices tbody tr").nth(1).focus()
+    page.locator("#matrices tbody tr").nth(1).locator(".link").focus()
     page.keyboard.press("Enter")
     second = page.locator("#detail-name").inner_text()
     assert second == names(page)[1]
@@ -138,13 +149,95 @@ def test_light_and_dark(show, records):
 
 def test_records_side_by_side(show, records):
     page = show(to_html(records, ["rank one", "rank eight"]))
+    assert page.locator("#compared").inner_text() == (
+        "New directions: 8 in rank one, 22 in rank eight"
+    )
     rows = page.locator("#compare-table tbody tr")
     assert rows.count() == 2
-    assert page.locator("#matrices th:has-text('worst: rank eight')").count() == 1
-    before = page.locator(".verdict").inner_text()
-    rows.nth(1).click()
-    assert page.locator(".verdict").inner_text() != before
+    for column in ("new", "worst"):
+        assert page.locator(f"#matrices th:has-text('{column}: rank eight')").count() == 1
+    assert headline(page).startswith("8 new")
+    rows.nth(1).locator("button").click()
+    assert headline(page).startswith("22 new")
+    assert page.locator("#verdict h2").inner_text() == "rank eight"
+    assert "about rank eight" in page.locator("#next").inner_text()
     assert page.locator("#matrices th:has-text('worst: rank one')").count() == 1
+
+
+def test_before_and_after_a_repair(show, tmp_path):
+    recipe = {"include": ["encoder.layer.0.*", "encoder.layer.5.*"]}
+    repaired = bulkedge.repair(MINILM, EXAMPLE / "lora-r1", tmp_path / "out", recipe=recipe)
+    page = show(to_html(repaired))
+    assert page.locator("#verdict h2").inner_text() == "lora-r1, as trained"
+    page.locator("#compare-table button:has-text('show')").last.click()
+    assert page.locator("#verdict h2").inner_text() == "lora-r1, repaired"
+    assert headline(page).startswith("No new direction in")
+    assert names(page)  # not an empty table of affected ones
+    assert "Nothing to take out" in page.locator("#next").inner_text()
+
+
+def test_a_matrix_has_an_address_and_neighbours(show, records):
+    page = show(to_html(records, ["one", "eight"]))
+    page.click("#matrices tbody tr >> nth=1")
+    first = page.locator("#detail-name").inner_text()
+    page.click("text=‹ previous")
+    assert page.locator("#detail-name").inner_text() == names(page)[0]
+    page.click("text=next ›")
+    assert page.locator("#detail-name").inner_text() == first
+    assert first in page.url
+    page.reload()
+    assert page.locator("#detail-name").inner_text() == first
+    page.click("text=close")
+    assert page.locator("#details").is_hidden()
+
+
+def test_the_map_tells_findings_from_the_rest(show, records):
+    page = show(to_html(records[0]))
+    for colours in ("score", "over"):
+        page.select_option("#colour", colours)
+        found = page.locator("#map button.found")
+        assert found.count() == 8
+    for button in page.locator("#map button").all():
+        style = button.evaluate("b => [b.style.color, b.style.background]")
+        assert contrast(*style) > 4.5  # WCAG AA
+
+
+def contrast(*colours):
+    def luminance(colour):
+        parts = [int(x) / 255 for x in re.findall(r"\d+", colour)[:3]]
+        r, g, b = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    low, high = sorted(map(luminance, colours))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_a_filter_that_nothing_passes_says_so(show, records):
+    page = show(to_html(records[0]))
+    page.fill("#filter", "no such matrix")
+    assert "None is so" in page.locator("#count").inner_text()
+
+
+def test_a_phone_shows_a_name_on_few_lines(show, records):
+    page = show(to_html(records[0]), viewport={"width": 420, "height": 800})
+    heights = [row.bounding_box()["height"] for row in page.locator("#matrices tbody tr").all()]
+    assert max(heights) < 120
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+def test_paper_is_light_and_has_the_words(show, records):
+    page = show(to_html(records[0]), color_scheme="dark")
+    page.click("#matrices tbody tr >> nth=0")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator("#words").evaluate("d => d.open")
+    for chart in page.locator(".chart").all():
+        frame, plot = chart.bounding_box(), chart.locator(".main-svg").first.bounding_box()
+        assert plot["x"] + plot["width"] <= frame["x"] + frame["width"] + 1
+    assert not page.locator(".screen").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not page.locator("#words").evaluate("d => d.open")
 
 
 def test_hostile_names_stay_inert(show, tmp_path):
@@ -166,6 +259,6 @@ def test_a_fine_tune_without_findings_says_so(show, tmp_path):
         save(tmp_path / f"{file}.safetensors", {"w.weight": factor * weights(30, 20)})
     record = bulkedge.audit(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     page = show(to_html(record))
-    assert page.locator(".verdict").inner_text() == "No new direction in 1 matrix"
-    assert "Nothing to do" in page.locator("#next").inner_text()
+    assert headline(page) == "No new direction in 1 matrix"
+    assert "Nothing to take out" in page.locator("#next").inner_text()
     assert len(names(page)) == 1

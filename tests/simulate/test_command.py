@@ -63,7 +63,7 @@ def test_the_list_of_one_has_its_settings():
 def test_table_and_figure_are_those_of_the_library(tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "new" / "out"
-    result = call("rank", "--out", out, *QUICK)
+    result = call("rank", "--output", out, *QUICK)
     table = run("rank", **SETTINGS)
     assert Table.from_json((out / "rank.json").read_text(encoding="utf-8")) == table
     assert (out / "rank.svg").read_text(encoding="utf-8") == to_svg(draw(table))
@@ -89,25 +89,25 @@ def test_a_file_of_settings_and_what_overrides_it(tmp_path):
 def test_nothing_is_overwritten_unless_asked(tmp_path):
     (tmp_path / "rank.svg").write_text("mine")
     with pytest.raises(OutputError, match=r"rank\.svg: exists; give another folder, or --force"):
-        call("rank", "--out", tmp_path, *QUICK)
+        call("rank", "--output", tmp_path, *QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["rank.svg"]
-    call("rank", "--out", tmp_path, "--force", *QUICK)
+    call("rank", "--output", tmp_path, "--force", *QUICK)
     assert Table.from_json((tmp_path / "rank.json").read_text(encoding="utf-8"))
 
 
 def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file: is a file; give a folder"):
-        call("rank", "--out", tmp_path / "file", *QUICK)
+        call("rank", "--output", tmp_path / "file", *QUICK)
     (tmp_path / "rank.json").mkdir()
     with pytest.raises(OutputError, match=r"rank\.json: is a folder; give another place"):
-        call("rank", "--out", tmp_path, "--force", *QUICK)
+        call("rank", "--output", tmp_path, "--force", *QUICK)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(OutputError, match=r"out: .* is not writable"):
-        call("rank", "--out", tmp_path / "out", *QUICK)
+        call("rank", "--output", tmp_path / "out", *QUICK)
 
 
 @pytest.mark.parametrize(
@@ -123,22 +123,22 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 )
 def test_what_is_wrong_is_said_at_once(arguments, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        call(*arguments, "--out", tmp_path / "out")
+        call(*arguments, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    result = command("rank", "--out", tmp_path / "out", "--set", "size=huge")
+    result = command("rank", "--output", tmp_path / "out", "--set", "size=huge")
     assert result.returncode == 2
     assert result.stderr.startswith("bulkedge: settings: size: Input should be a valid integer")
     assert result.stderr.count("\n") == 1
     nowhere = command("rank")
     assert nowhere.returncode == 2
-    assert "--out DIR" in nowhere.stderr
+    assert "--output DIR" in nowhere.stderr
 
 
 def test_without_matplotlib_there_is_a_table(tmp_path):
-    result = command("rank", "--out", tmp_path, *QUICK, code=BLOCKED)
+    result = command("rank", "--output", tmp_path, *QUICK, code=BLOCKED)
     assert result.returncode == 0, result.stderr
     assert "no figure: expected matplotlib" in result.stderr
     assert "pip install 'bulkedge[report]'" in result.stderr

@@ -110,7 +110,11 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
         File(name=as_text(file.name), sha256=known[file], bytes=file.stat().st_size)
         for file in opened.files
     ]
-    return Source.model_validate({"path": as_text(opened.path), "kind": opened.kind, "files": rows})
+    named = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
+    told = named if isinstance(named, str) and named else None
+    return Source.model_validate(
+        {"path": as_text(opened.path), "kind": opened.kind, "files": rows, "trained_on": told}
+    )
 
 
 def stamps(files: Iterable[Path]) -> Stamps:

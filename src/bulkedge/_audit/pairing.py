@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from operator import eq
 
@@ -19,6 +18,7 @@ from bulkedge.checkpoint import (
     StoredMatrix,
     Unhandled,
     infer_rule,
+    matches,
     unflatten,
 )
 from bulkedge.checkpoint.adapter import plain_factors
@@ -289,11 +289,6 @@ def _excluded(recipe: Recipe, name: str) -> bool:
     return matches((name,), recipe.exclude)
 
 
-def matches(names: Iterable[str], globs: Iterable[str]) -> bool:
-    """Whether one of the globs matches one of the names."""
-    return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-
 def _foreign(
     tuned: Checkpoint | Adapter, base: Checkpoint, names: Iterable[str], rule: NameRule
 ) -> str:
@@ -301,5 +296,5 @@ def _foreign(
     first = next(iter(names), "")
     return (
         f"{tuned.path}: none of its tensors has a counterpart in {base.path}; the first is "
-        f"{first!r}, the nearest there: {rule.nearest(first)}; was it made from another base?"
+        f"{first!r} (nearest: {rule.nearest(first)}); was it made from another base?"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError, RecipeError
@@ -14,6 +13,7 @@ from bulkedge.checkpoint import (
     StoredMatrix,
     is_adapter,
     is_lora_file,
+    matches,
     open_adapter,
     open_checkpoint,
     open_lora_file,
@@ -73,7 +73,9 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     """
     base_checkpoint = None if is_adapter(base) else open_checkpoint(base)
     if base_checkpoint is None or is_lora_file(base_checkpoint):
-        raise CheckpointError(f"{base}: is an adapter; the first argument is the base model")
+        raise CheckpointError(
+            f"{base}: is an adapter; the base model comes first, then what was made of it"
+        )
     refuse_packed(base_checkpoint)
     opened = open_adapter(tuned) if is_adapter(tuned) else _open_tuned(tuned)
     if isinstance(opened, Adapter):
@@ -216,7 +218,7 @@ def check_globs(globs: Iterable[str], names: list[str]) -> None:
         RecipeError: If one matches none.
     """
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
+        if not matches(names, (glob,)):
             example = max(names, key=len, default="")
             raise RecipeError(
                 f"{glob!r} matches no tensor of either side, whose names look like {example!r}; "

@@ -46,6 +46,9 @@ class Source(Row):
     path: str = Field(description="As the caller gave it.")
     kind: Literal["file", "folder", "sharded", "lora"] = Field(description="What lay there.")
     files: list[File] = Field(description="The files that were read.")
+    trained_on: str | None = Field(
+        None, description="What an adapter names as its base; not checked."
+    )
 
 
 class Inputs(Row):

@@ -8,9 +8,8 @@ from typing import Literal
 
 from bulkedge._audit import Comparison, Matrix, Plan, Recipe, Record
 from bulkedge._audit.engine.local import one_thread
-from bulkedge._audit.pairing import matches
 from bulkedge._errors import InputError
-from bulkedge.checkpoint import Adapter
+from bulkedge.checkpoint import Adapter, matches
 from bulkedge.checkpoint.adapter import TWICE
 
 from .corrected import rounding

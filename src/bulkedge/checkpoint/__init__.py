@@ -6,7 +6,7 @@ from .header import TensorInfo, read_header
 from .kohya import is_lora_file, open_lora_file, unflatten
 from .layout import Layout, Part
 from .matrix import BlockScales, StoredMatrix
-from .names import NameRule, Resolver, infer_rule
+from .names import NameRule, Resolver, infer_rule, matches
 from .read import Checkpoint, open_checkpoint, read_tensor
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "infer_rule",
     "is_adapter",
     "is_lora_file",
+    "matches",
     "open_adapter",
     "open_checkpoint",
     "open_lora_file",

@@ -75,6 +75,7 @@ class AdapterConfig(BaseModel):
     target_parameters: list[str] | None = None
     ensure_weight_tying: bool = False
     peft_version: str | None = None
+    base_model_name_or_path: Any = None  # told, nothing depends on it
 
     @cached_property
     def owned(self) -> dict[str, list[str]]:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from bulkedge._errors import RecipeError
 
 from .header import TensorInfo
 from .matrix import StoredMatrix
-from .names import of_experts
+from .names import matches, of_experts
 from .quantised import scales_of
 from .read import Checkpoint
 
@@ -157,7 +156,7 @@ class Layout:
 
     def _split(self, name: str, part: Part) -> list[Part]:
         """The blocks that the recipe asks for; the part itself if it asks for none."""
-        sizes = next((sizes for glob, sizes in self.split.items() if fnmatchcase(name, glob)), None)
+        sizes = next((sizes for glob, sizes in self.split.items() if matches([name], [glob])), None)
         if sizes is None:
             return [part]
         rows = part.matrix.acts_as[0]

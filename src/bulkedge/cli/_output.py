@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bulkedge._audit import Recipe, Record
 
 CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
-RECORD_NAME, JOURNAL_NAME = "record.json", "journal.jsonl"
+RECORD_NAME, REPAIR_NAME, JOURNAL_NAME = "record.json", "repair.json", "journal.jsonl"
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

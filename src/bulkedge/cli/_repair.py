@@ -19,6 +19,7 @@ from ._output import (
     show_phases,
     write,
 )
+from ._report import kind_of, render
 
 if TYPE_CHECKING:
     from bulkedge._repair import Method
@@ -29,7 +30,7 @@ NAMES = ("to-edge", "project", "scale", "shrink")
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to be written.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to be written.")
 @click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
               help="What to do about an intruder.")  # fmt: skip
 @click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
@@ -46,7 +47,9 @@ NAMES = ("to-edge", "project", "scale", "shrink")
               help="Worker processes of the audits.")  # fmt: skip
 @click.option("--record", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the record to a file as well.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the file of --record.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a page of both audits, .html; of the copy .md, .xml, .csv.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the files of --record and --report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
 @click.option("--fail-on", type=click.Choice(["rotated", "intruder", "never"]), default="rotated",
@@ -64,14 +67,15 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
 
     _check_options(options)
     recipe = recipe_of({name: value for name, value in options.items() if name != "method"})
-    if options["record"] is not None:
-        check_file(options["record"], options["force"])
-        keep_out_of_inputs(options["record"], make_plan(base, tuned, recipe))
+    files = [options[name] for name in ("record", "report") if options[name] is not None]
+    for file in files:
+        check_file(file, options["force"])
+        keep_out_of_inputs(file, make_plan(base, tuned, recipe))
     with show_phases(options["quiet"]) as progress:
         record = run(
             base,
             tuned,
-            options["out"],
+            options["output"],
             method=_method(options),
             select=options["select"],
             level=options["significance"],
@@ -86,13 +90,21 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         click.echo(f"repaired copy written to {printable(record.output)}", err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
+    if options["report"] is not None:
+        write(options["report"], render([record], kind_of(options["report"])))
+        if not options["quiet"]:
+            click.echo(f"report written to {options['report']}", err=True)
     sys.exit(exit_code(record.after or record.before, options["fail_on"]))
 
 
 def _check_options(options: dict[str, Any]) -> None:
     """What does not go together."""
-    if (options["out"] is None) != options["dry_run"]:
-        raise click.UsageError("give the folder to be written (--out DIR), or --dry-run, not both")
+    if options["output"] is None and not options["dry_run"]:
+        raise click.UsageError("name the folder to be written (--output DIR), or try --dry-run")
+    if options["output"] is not None and options["dry_run"]:
+        raise click.UsageError("--dry-run writes nothing: leave --output out")
+    if options["report"] is not None:
+        kind_of(options["report"])
 
 
 def _method(options: dict[str, Any]) -> Method:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._output import check_file, write
+from bulkedge._errors import CheckpointError
+
+from ._output import RECORD_NAME, REPAIR_NAME, check_file, write
 
 if TYPE_CHECKING:
-    from bulkedge import Record
+    from bulkedge import Record, RepairRecord
 
 FORMATS = ("html", "markdown", "junit", "csv", "parquet")
 
@@ -30,25 +32,26 @@ def report(
     """Show records as one page that opens offline, or for CI and spreadsheets.
 
     RECORDS are record.json files, or the output folders that hold them; several are shown side by
-    side on one page.
+    side on one page. A repaired folder, or its repair.json, stands for both of its audits.
     """
-    kind = kind or kind_of(output)
-    _check_counts(len(records), kind, len(labels))
+    kind = kind or kind_of(output, or_format=True)
     check_file(output, force)
-    write(output, render([_read(path) for path in records], kind, list(labels) or None))
+    found = [read(path) for path in records]
+    _check_count(len(found), kind)
+    write(output, render(found, kind, list(labels) or None))
     click.echo(f"report written to {output}", err=True)
 
 
-def _check_counts(records: int, kind: str, labels: int) -> None:
-    """What does not go together."""
+def _check_count(records: int, kind: str) -> None:
     if kind != "html" and records > 1:
         raise click.UsageError(f"{kind} is of one record, got {records}; html shows several")
-    if labels not in (0, records):
-        raise click.UsageError(f"expected a --label for each of {records} records, got {labels}")
 
 
-def render(records: list[Record], kind: str, labels: list[str] | None = None) -> str | bytes:
-    """What a report's file holds."""
+def render(
+    records: list[Record | RepairRecord], kind: str, labels: list[str] | None = None
+) -> str | bytes:
+    """What a report's file holds; but for HTML, of what a repair wrote."""
+    from bulkedge import RepairRecord
     from bulkedge import report as views
 
     if kind == "html":
@@ -59,26 +62,45 @@ def render(records: list[Record], kind: str, labels: list[str] | None = None) ->
         "csv": views.to_csv,
         "parquet": views.to_parquet,
     }
-    return one[kind](records[0])
+    first = records[0]
+    return one[kind]((first.after or first.before) if isinstance(first, RepairRecord) else first)
 
 
-def kind_of(output: Path) -> str:
+def kind_of(output: Path, *, or_format: bool = False) -> str:
     """The format that a file's ending means."""
     endings = {".html": "html", ".htm": "html", ".md": "markdown", ".xml": "junit", ".csv": "csv"}
     endings[".parquet"] = "parquet"
     kind = endings.get(output.suffix.lower())
     if kind is None:
         raise click.UsageError(
-            f"{output.name}: expected a name that ends in .html, .md, .xml, .csv or .parquet, "
-            "or --format"
+            f"{output.name}: expected a name that ends in .html, .md, .xml, .csv or .parquet"
+            + (", or --format" if or_format else "")
         )
     return kind
 
 
-def _read(path: Path) -> Record:
-    """A record, or the one in an output folder."""
-    from bulkedge import Record
+def read(path: Path) -> Record | RepairRecord:
+    """A record, that of a repair, or the one in an output folder.
 
-    from ._output import RECORD_NAME
+    Args:
+        path: The file, or the folder.
 
-    return Record.from_json(path / RECORD_NAME if path.is_dir() else path)
+    Returns:
+        What it holds.
+
+    Raises:
+        CheckpointError: If that is no record.
+    """
+    from bulkedge import Record, RepairRecord
+
+    if path.is_dir():
+        repaired = (path / REPAIR_NAME).exists() and not (path / RECORD_NAME).exists()
+        path = path / (REPAIR_NAME if repaired else RECORD_NAME)
+    try:
+        return Record.from_json(path)
+    except CheckpointError:
+        try:
+            return RepairRecord.from_json(path)
+        except CheckpointError:
+            pass
+        raise

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for table and figure.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for table and figure."
+)
 @click.option("--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="Setting; repeatable.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Settings in YAML; --set overrides them."
@@ -40,7 +42,7 @@ def simulate(name: str | None, **options: Any) -> None:
         _list_experiments(name, options["as_json"])
         return
     experiment = configure(name, _settings(options), str(options["config"] or "settings"))
-    out: Path | None = options["out"]
+    out: Path | None = options["output"]
     if out is not None or not options["as_json"]:
         _check_free(out, name, options["force"])
     one_thread()
@@ -89,7 +91,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 def _check_free(folder: Path | None, name: str, force: bool) -> None:
     """Everything that can go wrong with table and figure, before the first computation."""
     if folder is None:
-        raise click.UsageError("give a folder for table and figure (--out DIR), or --json")
+        raise click.UsageError("give a folder for table and figure (--output DIR), or --json")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; give a folder")
     for path in (folder / f"{name}.json", folder / f"{name}.svg"):

@@ -8,6 +8,7 @@ from bulkedge._audit import Matrix, Record
 from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
 
+from .advice import Step, steps
 from .terminal import verdict_line, worst_score
 
 MOST_ROWS = 50
@@ -80,8 +81,15 @@ def to_markdown(record: Record) -> str:
         ]
         if len(affected) > MOST_ROWS:
             lines.append(f"\n… and {len(affected) - MOST_ROWS} more")
-        lines += ["", "`bulkedge repair BASE TUNED -o OUT` writes a copy without them."]
+    lines += ["", *(f"- {_step(step)}" for step in steps(record))]
     return "\n".join(lines) + "\n"
+
+
+def _step(step: Step) -> str:
+    """A thing to do, its command as code that no name can end."""
+    if step.command is None:
+        return _plain(step.told)
+    return f"{_plain(step.told)} `{step.command.replace('`', '')}`"
 
 
 def _case(suite: ElementTree.Element, name: str, kind: str) -> ElementTree.Element:

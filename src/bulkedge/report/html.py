@@ -9,25 +9,29 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from bulkedge._audit import Matrix, Record
 from bulkedge._errors import InputError, printable
+from bulkedge._repair import RepairRecord
 from bulkedge.intruder import Verdict
 
+from .advice import explanation, headline, is_relative, steps, untrained
+
+Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
 """Digest of plotly.js-cartesian-dist-min 4.1.1, as published."""
 
 
-def to_html(records: Record | Sequence[Record], labels: Sequence[str] | None = None) -> str:
+def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = None) -> str:
     """One self-contained page.
 
     A verdict and what to do next, a map of the model, a table of its matrices, and the charts of
     each; several records side by side: LoRA against full fine-tuning, before and after a repair.
 
     Args:
-        records: What to show.
-        labels: What to call them; the names of what was audited if None.
+        records: What to show; the record of a repair stands for its audits before and after.
+        labels: What to call the audits; the names of what was audited if None.
 
     Returns:
         HTML.  A policy in it forbids every request and every script but its own.
@@ -35,32 +39,31 @@ def to_html(records: Record | Sequence[Record], labels: Sequence[str] | None = N
     Raises:
         InputError: If there are no records, or not as many labels.
     """
-    chosen = [records] if isinstance(records, Record) else list(records)
-    if not chosen:
+    given = [records] if isinstance(records, (Record, RepairRecord)) else list(records)
+    audits = [audit for record in given for audit in _audits(record)]
+    if not audits:
         raise InputError("expected at least one record, got none")
-    if labels is not None and len(labels) != len(chosen):
-        raise InputError(f"expected {len(chosen)} labels, got {len(labels)}")
-    names = list(labels) if labels is not None else _names(chosen)
+    if labels is not None and len(labels) != len(audits):
+        raise InputError(f"expected {len(audits)} labels, one for each audit, got {len(labels)}")
+    chosen = [audit for _, audit in audits]
+    names = list(labels) if labels is not None else _told_apart([name for name, _ in audits])
     parts = [_condensed(record, name) for record, name in zip(chosen, names, strict=True)]
-    plotly, script = _page("plotly-cartesian.min.js"), _page("report.js")
+    plotly = _page("plotly-cartesian.min.js")
+    own = {"charts": _page("charts.js"), "script": _page("report.js")}
     if hashlib.sha256(plotly.encode()).hexdigest() != PLOTLY:
         raise InputError("plotly-cartesian.min.js is not the file that was published; reinstall")
     # a colon of a name must not end the data: no character of it is markup
-    data = json.dumps({"records": parts}, separators=(",", ":"), allow_nan=False)
+    shown = {"records": parts, "comparison": _compared(chosen, names)}
+    data = json.dumps(shown, separators=(",", ":"), allow_nan=False)
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    first = chosen[0]
     slots = {
-        "policy": _policy(plotly, script),
+        "policy": _policy(plotly, *own.values()),
         "title": html.escape(f"bulkedge audit: {names[0]}"),
         "subtitle": html.escape(" / ".join(names)),
         "css": _page("report.css"),
-        "about": html.escape(
-            f"Made by bulkedge {first.tool.version} from a record of {first.run.started[:10]}: "
-            f"{printable(first.inputs.tuned.path)} against {printable(first.inputs.base.path)}."
-        ),
         "data": data,
         "plotly": plotly,
-        "script": script,
+        **own,
     }
     page = _page("report.html")
     head, *rest = page.split("{{")
@@ -88,43 +91,71 @@ def _policy(*scripts: str) -> str:
     )
 
 
-def _names(records: Sequence[Record]) -> list[str]:
-    """What was audited, told apart."""
-    names = [printable(Path(record.inputs.tuned.path).name or "tuned") for record in records]
+def _audits(record: Shown) -> list[tuple[str, Record]]:
+    """The audits of a record, each with the name of what was audited."""
+    if isinstance(record, Record):
+        return [(printable(Path(record.inputs.tuned.path).name or "tuned"), record)]
+    ((name, before),) = _audits(record.before)
+    after = [] if record.after is None else [(f"{name}, repaired", record.after)]
+    return [(f"{name}, as trained", before), *after]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names, with a number where one comes again."""
     return [
         f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
 
 
+def _compared(records: Sequence[Record], names: Sequence[str]) -> str:
+    """How many new directions each record has, in a line."""
+    counts = [str(record.summary.intruders) for record in records]
+    return "New directions: " + ", ".join(map("{1} in {0}".format, names, counts))
+
+
 def _condensed(record: Record, label: str) -> dict[str, Any]:
     """What the page shows of a record."""
     summary = record.summary
+    bad = summary.intruders or summary.not_audited or summary.lost
+    fresh = {matrix.name for matrix in untrained(record)}
     return {
         "label": label,
-        "base": _quoted(record.inputs.base.path),
-        "tuned": _quoted(record.inputs.tuned.path),
+        "headline": headline(record),
+        "kind": "bad" if bad else "unsure" if summary.verdicts[Verdict.UNDECIDED] else "",
+        "explanation": explanation(record),
+        "steps": [[step.told, step.command] for step in steps(record)],
+        "relative": is_relative(record),
+        "about": _about(record),
         "epsilon": record.recipe.epsilon,
         "summary": {
-            "matrices": summary.matrices,
             "audited": summary.audited,
-            "unchanged": summary.unchanged,
             "not_audited": summary.not_audited,
             "intruders": summary.intruders,
-            "judged": sum(summary.verdicts.values()),
             "lost": summary.lost,
-            "spikes": summary.spikes,
-            "separated": summary.separated,
             **{verdict.value: summary.verdicts[verdict] for verdict in Verdict},
         },
-        "matrices": [_matrix(matrix) for matrix in record.matrices],
+        "matrices": [_matrix(matrix, matrix.name in fresh) for matrix in record.matrices],
         "skipped": [
             [printable(row.name), printable(row.reason), row.lost] for row in record.skipped
         ],
     }
 
 
-def _matrix(matrix: Matrix) -> dict[str, Any]:
+def _about(record: Record) -> str:
+    """Where a record comes from."""
+    inputs = record.inputs
+    told = (
+        f"Made by bulkedge {record.tool.version} from an audit of {record.run.started[:10]}: "
+        f"{printable(inputs.tuned.path)} against {printable(inputs.base.path)}."
+    )
+    if inputs.tuned.trained_on is not None:
+        named = printable(inputs.tuned.trained_on)
+        told += f" The adapter says that it was trained on {named}, which is not checked."
+    return told
+
+
+def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
     """What the page shows of a matrix."""
     verdicts = [direction.verdict for direction in matrix.directions]
     scores = [direction.score for direction in matrix.directions]
@@ -137,6 +168,7 @@ def _matrix(matrix: Matrix) -> dict[str, Any]:
         "status": matrix.status,
         "note": None if matrix.note is None else printable(matrix.note),
         "intruders": matrix.intruders,
+        "untrained": fresh,
         "passes": matrix.passes,
         "counts": {verdict.value: verdicts.count(verdict) for verdict in Verdict},
         "worst": _short(min(scores, default=None)),
@@ -182,10 +214,3 @@ def _short(x: float | None) -> float | None:
 
 def _over(update: float | None, unit: float | None) -> float | None:
     return None if update is None or not unit else _short(update / unit)
-
-
-def _quoted(path: str) -> str:
-    """A path as a shell takes it."""
-    import shlex
-
-    return shlex.quote(printable(path))

@@ -6,9 +6,8 @@ rich as plain ``Text``, never as markup.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,10 +18,14 @@ from bulkedge._audit import Matrix, Record, Skipped
 from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
 
+from .advice import count, steps
+
 if TYPE_CHECKING:
     from bulkedge._repair import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
+TOLD_LOSS = 1e-3
+"""What dtype and rank leave out of a repair, from which a table tells it."""
 
 
 def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
@@ -37,7 +40,7 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
     broken = [m for m in record.matrices if m.status in ("not_finite", "failed")]
     if not brief:
         if affected:
-            console.print(_table(sorted(affected[:MAX_ROWS], key=_natural)))
+            console.print(_table(affected[:MAX_ROWS]))
             console.print()
         if len(affected) > MAX_ROWS:
             rest = len(affected) - MAX_ROWS
@@ -49,6 +52,9 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         if record.summary.spikes:
             _print(console, spikes_line(record))
     _print(console, verdict_line(record))
+    if not brief and (commands := [step.command for step in steps(record) if step.command]):
+        for command in commands[:2]:
+            console.print(Text(f"next: {command}"), soft_wrap=True)  # to be copied in one piece
 
 
 def verdict_line(record: Record) -> str:
@@ -69,11 +75,13 @@ def verdict_line(record: Record) -> str:
     if summary.unchanged:
         line += f"; {summary.unchanged} matrices unchanged"
     if summary.verdicts[Verdict.UNDECIDED]:
-        line += f"; {summary.verdicts[Verdict.UNDECIDED]} directions UNDECIDED"
+        line += f"; {count(summary.verdicts[Verdict.UNDECIDED], 'direction')} UNDECIDED"
     if summary.not_audited:
-        line += f"; {summary.not_audited} matrices could NOT be audited"
+        broken = count(summary.not_audited, "matrix", "matrices")
+        line += f"; {broken} could NOT be audited"
     if summary.lost:
-        line += f"; {summary.lost} tensors of the update were NOT judged (--exclude accepts that)"
+        lost = count(summary.lost, "update")
+        line += f"; {lost} NOT judged (--exclude accepts that)"
     return line
 
 
@@ -89,6 +97,7 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
         done = [row for row in record.matrices if row.status == "repaired"]
         if done:
             console.print(_repaired_table(done[:MAX_ROWS]))
+            _print(console, "(changed: the correction over the update, in Frobenius norms)")
             console.print()
         if len(done) > MAX_ROWS:
             console.print(f"… and {len(done) - MAX_ROWS} more matrices: see the record")
@@ -119,24 +128,23 @@ def repair_line(record: RepairRecord) -> str:
     return line
 
 
-def _repaired_table(rows: Iterable[RepairedMatrix]) -> Table:
-    """One row a repaired matrix."""
+def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
+    """One row a repaired matrix: its new directions, rank, and how far it moved."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    for header in ("before", "after", "rank", "changed", "base's", "lost"):
+    lossy = any(row.loss > TOLD_LOSS for row in rows)
+    for header in ("before", "after", "rank", "changed", *(["lost"] if lossy else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         after = "–" if row.intruders_after is None else str(row.intruders_after)
         rank = "–" if row.rank_before is None else f"{row.rank_before}→{row.rank_after}"
-        share = max((abs(found.base_share) for found in row.directions), default=0.0)
         table.add_row(
-            Text(printable(row.name)),
+            _name(row.name),
             str(row.intruders_before),
             Text(after, style="red" if row.intruders_after else ""),
             rank,
             f"{row.change:.0%}",
-            f"{share:.0%}",
-            f"{row.loss:.0e}",
+            *([f"{row.loss:.1%}"] if lossy else []),
         )
     return table
 
@@ -146,7 +154,7 @@ def spikes_line(record: Record) -> str:
     summary = record.summary
     return (
         f"{summary.separated} of {summary.spikes} spikes of the update stand above the threshold "
-        "θ_c of their matrix, from which a generic one makes an outlier"
+        "θ_c of their matrix: a hint, not a finding"
     )
 
 
@@ -166,12 +174,6 @@ def worst_score(matrix: Matrix) -> float:
     return min(direction.score for direction in matrix.directions)
 
 
-def _natural(matrix: Matrix) -> list[tuple[int, str]]:
-    """A key that sorts layer 2 before layer 10."""
-    parts = re.split(r"(\d+)", matrix.name)
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
-
-
 def _table(matrices: Iterable[Matrix]) -> Table:
     """One row a matrix, its worst direction in view."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -181,7 +183,7 @@ def _table(matrices: Iterable[Matrix]) -> Table:
     for matrix in matrices:
         counts = Counter(direction.verdict for direction in matrix.directions)
         table.add_row(
-            Text(printable(matrix.name)),
+            _name(matrix.name),
             _ratio(matrix.spectral_norm_update, matrix.spectral_norm_base),
             _ratio(matrix.spectral_norm_update, matrix.threshold),
             str(counts[Verdict.ROTATED]),
@@ -189,6 +191,11 @@ def _table(matrices: Iterable[Matrix]) -> Table:
             f"{worst_score(matrix):.3f}",
         )
     return table
+
+
+def _name(name: str) -> Text:
+    """A matrix by its module, which globs know, too: a table has few columns."""
+    return Text(printable(name.removesuffix(".weight")))
 
 
 def _ratio(update: float | None, unit: float | None) -> str:

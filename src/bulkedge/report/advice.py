@@ -1,0 +1,233 @@
+"""What a record says in a line, how sure that is, and what to do about it, as commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bulkedge._audit import Matrix, Record
+from bulkedge._audit.recipe import Recipe
+from bulkedge._errors import printable
+from bulkedge.intruder import Verdict
+
+NEAR = 0.05
+"""A worst score that is less than this above ε is told of: other data would have put it below."""
+FOREIGN = 0.8
+"""Part of the matrices whose update is as large as the base, from which the base is doubted."""
+FEW = 3
+"""How many matrices it takes to doubt the base; and how many a step names."""
+OPTIONS = {"top_k": "--top-k", "epsilon": "--epsilon", "side": "--side", "device": "--device",
+           "seed": "--seed"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """A thing to do.
+
+    Attributes:
+        told: What and why, a sentence that a command may follow.
+        command: For a shell, or a line of Python; None if words say it all.
+    """
+
+    told: str
+    command: str | None = None
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """A number with its noun."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def headline(record: Record) -> str:
+    """What was found, in a few words."""
+    summary = record.summary
+    if summary.unchanged == summary.matrices and not summary.lost:
+        return "Nothing was changed: no matrix differs from the base"
+    broken = summary.not_audited + summary.lost
+    if broken:
+        rest = f"{count(broken, 'matrix', 'matrices')} could not be judged"
+        return f"{_found(record)}; {rest}" if summary.intruders else rest[0].upper() + rest[1:]
+    if summary.verdicts[Verdict.UNDECIDED] and not summary.intruders:
+        undecided = summary.verdicts[Verdict.UNDECIDED]
+        return f"No new direction found, {count(undecided, 'direction')} undecided"
+    return _found(record)
+
+
+def _found(record: Record) -> str:
+    audited = record.summary.audited
+    if not record.summary.intruders:
+        return f"No new direction in {count(audited, 'matrix', 'matrices')}"
+    affected = sum(matrix.intruders > 0 for matrix in record.matrices)
+    new = count(record.summary.intruders, "new direction")
+    return f"{new} in {affected} of {count(audited, 'matrix', 'matrices')}"
+
+
+def explanation(record: Record) -> list[str]:
+    """How many, how far, how sure: sentences."""
+    summary, epsilon = record.summary, f"{record.recipe.epsilon:g}"
+    judged, verdicts = sum(summary.verdicts.values()), summary.verdicts
+    if not judged:
+        return []
+    told = [
+        f"Of the {judged} leading singular directions of the tuned matrices {summary.intruders} "
+        f"have no counterpart in the base (score below {epsilon}): {verdicts[Verdict.ROTATED]} "
+        f"lie mostly within the base's leading space (rotated), {verdicts[Verdict.INTRUDER]} do "
+        "not (intruder)."
+    ]
+    noise = sum(matrix.intruders for matrix in untrained(record))
+    if noise:
+        told.append(f"{noise} of them are in matrices whose base looks untrained.")
+    worst = min(d.score for matrix in record.matrices for d in matrix.directions)
+    told.append(
+        f"The lowest score is {worst:.2f}; 1 is a direction of the base, 0 one that is wholly new."
+    )
+    close = sum(_is_near(matrix, record.recipe.epsilon) for matrix in record.matrices)
+    if close:
+        told.append(
+            f"{count(close, 'matrix has', 'matrices have')} a score less than {NEAR:g} above "
+            "the limit."
+        )
+    undecided = verdicts[Verdict.UNDECIDED]
+    told.append(
+        f"{count(undecided, 'verdict is', 'verdicts are')} undecided, the others proved."
+        if undecided
+        else "Every verdict is proved: both ends of the interval of its score agree."
+    )
+    return told
+
+
+def steps(record: Record) -> list[Step]:
+    """What to do next, the most pressing first."""
+    return [*_doubts(record), *_remedies(record)] or [
+        Step(
+            "Nothing to take out. Singular directions are all that this looks at: what the "
+            "fine-tune does to your task, and to what the model could do before, is yours to "
+            "measure."
+        )
+    ]
+
+
+def _doubts(record: Record) -> Iterator[Step]:
+    """What stands in the way of trusting the rest."""
+    broken = [m for m in record.matrices if m.status in ("not_finite", "failed")]
+    if broken:
+        first = broken[0]
+        yield Step(
+            f"{count(len(broken), 'matrix', 'matrices')} could not be judged, such as "
+            f"{printable(first.name)} ({printable(first.note or first.status)}): save the model "
+            "again, or download it again, then audit it anew."
+        )
+    lost = [row for row in record.skipped if row.lost]
+    if lost:
+        yield Step(
+            f"{count(len(lost), 'update')} went unjudged, such as {printable(lost[0].name)}: "
+            f"{printable(lost[0].reason)}"
+        )
+    if _all_noise(record):
+        yield Step("The base looks like noise in every matrix: is this the pretrained model?")
+    elif _foreign(record):
+        yield Step(
+            "In nearly every matrix the update is as large as the base: is this the model that "
+            "the fine-tune began with?"
+        )
+    if record.summary.verdicts[Verdict.UNDECIDED]:
+        yield Step("Decide what is open, by SVDs:", audit_command(record, "--method", "dense"))
+
+
+def _remedies(record: Record) -> Iterator[Step]:
+    """What to do about new directions."""
+    found = record.summary.intruders
+    if not found or _all_noise(record):
+        return
+    fresh = [matrix for matrix in untrained(record) if matrix.intruders]
+    if fresh:
+        names = [matrix.name.partition("[")[0] for matrix in fresh[:FEW]]
+        few = len(fresh) <= FEW
+        globs = [word for name in dict.fromkeys(names) for word in ("--exclude", name)]
+        yield Step(
+            f"{', '.join(map(printable, names))}{'' if few else ' and others'}: the base looks "
+            "like noise. If it was never pretrained, everything is new there; leave it out"
+            f"{':' if few else ' with --exclude.'}",
+            audit_command(record, *globs) if few else None,
+        )
+    if sum(matrix.intruders for matrix in fresh) < found:
+        yield Step(
+            "Write a corrected copy. It may cost accuracy, so measure your task with it:",
+            repair_command(record),
+        )
+        yield Step("Look at both:", "bulkedge report repaired -o compare.html")
+    if record.inputs.tuned.kind == "lora":
+        yield Step(
+            "Train without them next time: a lower lora_alpha or learning rate, or, with "
+            "EdgeClip from bulkedge.tune,",
+            "EdgeClip(model).attach(optimizer)",
+        )
+
+
+def untrained(record: Record) -> list[Matrix]:
+    """Audited matrices whose base is noise by the Marchenko–Pastur law, nothing standing out."""
+    return [
+        matrix
+        for matrix in record.matrices
+        if matrix.status == "audited"
+        and matrix.bulk is not None
+        and matrix.bulk.white
+        and not matrix.bulk.spikes
+    ]
+
+
+def _all_noise(record: Record) -> bool:
+    """Whether the base may be no trained model at all."""
+    audited = record.summary.audited
+    return audited >= FEW and len(untrained(record)) == audited
+
+
+def _foreign(record: Record) -> bool:
+    """Whether the base may be of another model."""
+    sizes = [
+        (matrix.spectral_norm_update, matrix.spectral_norm_base)
+        for matrix in record.matrices
+        if matrix.status == "audited"
+    ]
+    large = sum(1 for update, base in sizes if update and base and update >= base)
+    return len(sizes) >= FEW and large >= FOREIGN * len(sizes)
+
+
+def _is_near(matrix: Matrix, epsilon: float) -> bool:
+    worst = min((direction.score for direction in matrix.directions), default=1.0)
+    return epsilon <= worst < epsilon + NEAR
+
+
+def audit_command(record: Record, *added: str) -> str:
+    """The audit that made a record, as a shell takes it, with options added."""
+    method = ["--method", record.recipe.method] if record.recipe.method != "auto" else []
+    if "--method" in added:
+        method = []
+    return _command(record, "audit", [*method, *added])
+
+
+def repair_command(record: Record) -> str:
+    """The repair of what a record is of, by the same recipe."""
+    return _command(record, "repair", ["-o", "repaired"])
+
+
+def _command(record: Record, name: str, added: list[str]) -> str:
+    recipe = record.recipe
+    words = ["bulkedge", name, record.inputs.base.path, record.inputs.tuned.path]
+    for field, option in OPTIONS.items():
+        if getattr(recipe, field) != Recipe.model_fields[field].default:
+            words += [option, str(getattr(recipe, field))]
+    words += [w for option in ("include", "exclude") for glob in getattr(recipe, option)
+              for w in (f"--{option}", glob)]  # fmt: skip
+    if recipe.split:  # rows of blocks are in a file alone
+        words += ["--config", "RECIPE.yaml"]
+    return " ".join(shlex.quote(printable(word)) for word in [*words, *added])
+
+
+def is_relative(record: Record) -> bool:
+    """Whether a command about a record works in one folder alone."""
+    return not all(
+        Path(source.path).is_absolute() for source in (record.inputs.base, record.inputs.tuned)
+    )

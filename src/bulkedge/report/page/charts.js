@@ -1,0 +1,138 @@
+"use strict";
+// The charts of one matrix: what plotly is asked to draw.  Nothing here knows of the page around it.
+const charts = (() => {
+  const root = document.documentElement;
+  const CONFIG = { displaylogo: false, showSendToCloud: false, responsive: true,
+    modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"] };
+  const TICKS = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000];
+  const number = (x, digits = 2) => x === null || x === undefined ? "–" : Number(x).toFixed(digits);
+  const resolved = (name) => {  // light-dark() as the one that holds now
+    const probe = document.createElement("span");
+    probe.style.color = `var(--${name})`;
+    root.append(probe);
+    const value = getComputedStyle(probe).color;
+    probe.remove();
+    return value;
+  };
+  const dashed = (x0, x1, y0, y1) => ({ type: "line", x0, x1, y0, y1,
+    line: { color: resolved("faint"), dash: "dash", width: 1.5 } });
+  const across = (y) => ({ ...dashed(0, 1, y, y), xref: "paper" });
+
+  /** Draw one into an element. */
+  function draw(area, { traces, layout }) {
+    const grid = resolved("line"), axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid };
+    const whole = { ...layout, margin: { l: 55, r: 15, t: 32, b: 45 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: resolved("ink"), size: 12 },
+      showlegend: layout.showlegend ?? false, legend: { orientation: "h", x: 0, y: 1.16 },
+      xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
+    Plotly.newPlot(area, traces, whole, CONFIG);
+  }
+
+  function scores(directions, epsilon) {
+    const ends = { type: "data", symmetric: false, color: resolved("faint"), thickness: 1.5,
+      array: directions.map((d) => d.high - d.score),
+      arrayminus: directions.map((d) => d.score - d.low) };
+    return { label: directions.map((d) => `${d.index}: ${number(d.score)} ${d.verdict}`).join(", "),
+      traces: [{ type: "scatter", mode: "markers", x: directions.map((d) => d.index),
+        y: directions.map((d) => d.score), error_y: ends, text: directions.map((d) => d.verdict),
+        marker: { size: 9, color: directions.map((d) => resolved(d.verdict)) },
+        hovertemplate: "direction %{x}<br>score %{y:.3f}<br>%{text}<extra></extra>" }],
+      layout: { shapes: [across(epsilon)],
+        xaxis: { title: { text: "tuned direction, by singular value" }, dtick: 1 },
+        yaxis: { title: { text: "score" }, range: [0, 1.05] } } };
+  }
+
+  function heat(rows) {
+    return { label: `${rows.length} by ${rows[0].length} cosines`,
+      traces: [{ type: "heatmap", z: rows, zmin: 0, zmax: 1, colorscale: "Cividis",
+        colorbar: { thickness: 10 },
+        hovertemplate: "tuned %{y}, base %{x}<br>|cosine| %{z:.3f}<extra></extra>" }],
+      layout: { xaxis: { title: { text: "base direction" } },
+        yaxis: { title: { text: "tuned direction" }, autorange: "reversed" } } };
+  }
+
+  function scree(m) {
+    const tuned = m.directions.filter((d) => d.side === m.sides[0]);
+    // a logarithmic axis has no 0: places are one more than the ranks that the ticks tell
+    const base = { type: "scatter", mode: "lines", name: "base", x: m.spectrum.ranks.map((i) => i + 1),
+      y: m.spectrum.values, customdata: m.spectrum.ranks, line: { color: resolved("aligned") },
+      hovertemplate: "base %{customdata}: %{y:.4g}<extra></extra>" };
+    const found = { type: "scatter", mode: "markers", name: "tuned", x: tuned.map((d) => d.index + 1),
+      y: tuned.map((d) => d.sigma), customdata: tuned.map((d) => d.index),
+      text: tuned.map((d) => d.verdict),
+      marker: { size: 8, symbol: "diamond", color: tuned.map((d) => resolved(d.verdict)) },
+      hovertemplate: "tuned %{customdata}: %{y:.4g}<br>%{text}<extra></extra>" };
+    return { label: `edge ${number(m.edge, 3)}`, traces: [base, found],
+      layout: { showlegend: true, shapes: m.edge === null ? [] : [across(m.edge)],
+        xaxis: { type: "log", title: { text: "direction, by singular value" },
+          tickvals: TICKS.map((i) => i + 1), ticktext: TICKS.map(String) },
+        yaxis: { title: { text: "singular value" }, rangemode: "tozero" } } };
+  }
+
+  function density(m) {
+    // the outline, read between its points, gives every value
+    const { ranks, values } = m.spectrum, all = [];
+    for (let j = 0, i = 0; i <= ranks[ranks.length - 1]; i++) {
+      while (j + 1 < ranks.length && ranks[j + 1] <= i) j++;
+      const k = Math.min(j + 1, ranks.length - 1), width = ranks[k] - ranks[j] || 1;
+      all.push(values[j] + (values[k] - values[j]) * (i - ranks[j]) / width);
+    }
+    return { label: `${all.length} values`,
+      traces: [{ type: "histogram", x: all, nbinsx: 60, histnorm: "probability density",
+        marker: { color: resolved("aligned") }, hovertemplate: "%{x}: %{y:.3g}<extra></extra>" }],
+      layout: { shapes: m.edge === null ? [] : [{ ...dashed(m.edge, m.edge, 0, 1), yref: "paper" }],
+        xaxis: { title: { text: "singular value of the base" } }, yaxis: { title: { text: "density" } } } };
+  }
+
+  function spikes(m) {
+    const y = m.predicted.map((p) => p.theta / m.threshold);
+    return { label: y.map((x) => number(x)).join(", "),
+      traces: [{ type: "bar", x: y.map((_, i) => i), y,
+        marker: { color: m.predicted.map((p) => resolved(p.separated ? "intruder" : "aligned")) },
+        hovertemplate: "spike %{x}: %{y:.2f} θ_c<extra></extra>" }],
+      layout: { shapes: [across(1)], xaxis: { title: { text: "spike, by strength" }, dtick: 1 },
+        yaxis: { title: { text: "strength θ / θ_c" } } } };
+  }
+
+  function outliers(m) {
+    const found = m.predicted.filter((p) => p.location !== null);
+    const measured = found.filter((p) => p.measured !== null);
+    return { label: measured.map((p) => `${number(p.location)} expected, ${number(p.measured)} measured`).join("; "),
+      traces: [{ type: "scatter", mode: "markers", name: "expected", x: found.map((p) => p.theta),
+        y: found.map((p) => p.location), marker: { size: 9, symbol: "circle-open", color: resolved("ink") },
+        error_y: { type: "data", array: found.map((p) => 2 * (p.sd ?? 0)), color: resolved("faint") },
+        hovertemplate: "θ %{x:.3g}: expected %{y:.3g}<extra></extra>" },
+      { type: "scatter", mode: "markers", name: "measured", x: measured.map((p) => p.theta),
+        y: measured.map((p) => p.measured), marker: { size: 8, color: resolved("intruder") },
+        hovertemplate: "θ %{x:.3g}: measured %{y:.3g}<extra></extra>" }],
+      layout: { showlegend: true, xaxis: { title: { text: "strength θ of the spike" } },
+        yaxis: { title: { text: "singular value, tuned" } } } };
+  }
+
+  /** The charts of a matrix: title, what it shows, and how. */
+  function of(m, epsilon) {
+    const shown = [];
+    for (const side of m.sides) {
+      const directions = m.directions.filter((d) => d.side === side), similarity = m.similarity[side];
+      const note = m.sides.length > 1 ? ` (${side})` : "";
+      shown.push([`Scores of the leading directions${note}`,
+        "The largest cosine of each with any direction of the base, and the interval that is proved. Below the dashed line it counts as new.",
+        scores(directions, epsilon)]);
+      if (similarity?.length) shown.push([`Tuned against base directions${note}`,
+        "|cosine| of each tuned direction (rows) with the base's leading ones (columns). A dark row is new, a smeared diagonal has turned.",
+        heat(similarity)]);
+    }
+    if (m.spectrum) {
+      shown.push(["Singular values", "Of the base, all; of the tuned matrix, the leading ones. The dashed line is the edge of the base's bulk, beyond which a value is no noise.", scree(m)]);
+      shown.push(["Density of the base's singular values", "The hill is the bulk; what stands beyond the dashed edge is no noise.", density(m)]);
+    }
+    if (m.predicted.length) {
+      shown.push(["Spikes of the update", "Their strength over the threshold θ_c. Above 1 an update that knows nothing of the base makes a new direction: a hint, not a finding.", spikes(m)]);
+      if (m.predicted.some((p) => p.location !== null)) shown.push(["Where spikes should and do stand out",
+        "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Apart, they tell that the update leans on the base's own directions.", outliers(m)]);
+    }
+    return shown;
+  }
+  return { draw, of, number, resolved };
+})();

@@ -1,0 +1,160 @@
+"""What a record advises: commands that a shell takes and that mean the audit it came from."""
+
+import shlex
+
+import pytest
+import torch
+
+import bulkedge
+from bulkedge.cli import audit as audit_cli
+from bulkedge.cli import repair as repair_cli
+from bulkedge.cli._output import recipe_of
+from bulkedge.intruder import Verdict
+from bulkedge.report.advice import (
+    audit_command,
+    explanation,
+    headline,
+    is_relative,
+    repair_command,
+    steps,
+)
+from cases import orthonormal
+from helpers import EXAMPLE, MINILM, save, weights
+
+LAYER = ["encoder.layer.5.*", "pooler.*"]
+
+
+@pytest.fixture(scope="module")
+def real():
+    return bulkedge.audit(MINILM, EXAMPLE / "lora-r8", recipe={"include": LAYER})
+
+
+def noise(seed):
+    return weights(80, 60, seed=seed, dtype=torch.float64)
+
+
+def structured(seed):
+    """A base with directions of its own: no noise."""
+    values = torch.linspace(40, 20, 12, dtype=torch.float64)
+    return noise(seed) + orthonormal(80, 12, seed) * values @ orthonormal(60, 12, seed + 1).mT
+
+
+def made(folder, change, count=4, base=structured):
+    tensors = {f"layer.{i}.w.weight": base(i) for i in range(count)}
+    tuned = {name: change(W, i) for i, (name, W) in enumerate(tensors.items())}
+    return bulkedge.audit(
+        save(folder / "b.safetensors", tensors), save(folder / "t.safetensors", tuned)
+    )
+
+
+def spiked(W, i):
+    strength = 60 if i == 0 else 0.01
+    return W + strength * orthonormal(80, 1, 50) @ orthonormal(60, 1, 51).mT
+
+
+def texts(record):
+    return " ".join(step.told for step in steps(record))
+
+
+def settings_of(command, line):
+    words = shlex.split(line)
+    assert words[0] == "bulkedge"
+    return command.make_context(words[1], words[2:]).params
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"top_k": 3, "epsilon": 0.4, "side": "both", "seed": 7},
+        {"include": ["encoder.layer.5.*"], "exclude": ["*.key", "*query*"]},
+        {"method": "dense", "include": ["pooler.*"]},
+    ],
+)
+def test_a_command_means_the_audit_that_it_came_from(real, settings):
+    recipe = bulkedge.Recipe(**settings)
+    record = real.model_copy(update={"recipe": recipe})
+    parsed = settings_of(audit_cli, audit_command(record))
+    assert recipe_of(parsed) == recipe
+    assert (str(parsed["base"]), str(parsed["tuned"])) == (str(MINILM), str(EXAMPLE / "lora-r8"))
+    parsed = settings_of(repair_cli, repair_command(record))
+    parsed.pop("method")  # of a repair, another thing
+    assert recipe_of(parsed) == recipe.model_copy(update={"method": "auto"})
+    assert str(parsed["output"]) == "repaired"
+
+
+def test_names_with_spaces_and_quotes_are_quoted(real):
+    source = real.inputs.tuned.model_copy(update={"path": "my 'models'/$(rm -rf x); lora"})
+    record = real.model_copy(update={"inputs": real.inputs.model_copy(update={"tuned": source})})
+    assert is_relative(record)
+    assert str(settings_of(audit_cli, audit_command(record))["tuned"]) == source.path
+
+
+def test_a_base_that_is_noise_is_told_apart(real):
+    affected = [m for m in real.matrices if m.intruders]
+    pooler = next(m for m in affected if m.name.startswith("pooler"))
+    assert f"{pooler.intruders} of them are in matrices whose base looks untrained" in " ".join(
+        explanation(real)
+    )
+    told = steps(real)
+    assert told[0].told.startswith("pooler.dense.weight: the base looks like noise")
+    assert told[0].command.endswith("--exclude pooler.dense.weight")
+    assert [step.command.split()[1] for step in told[1:3]] == ["repair", "report"]
+    assert "EdgeClip(model).attach(optimizer)" in {step.command for step in told}
+
+
+def test_a_finding_in_a_trained_matrix(tmp_path):
+    record = made(tmp_path, spiked)
+    assert headline(record) == "1 new direction in 1 of 4 matrices"
+    assert "Every verdict is proved" in " ".join(explanation(record))
+    assert [step.command.split()[1] for step in steps(record)] == ["repair", "report"]
+
+
+def test_nothing_found(tmp_path):
+    record = made(tmp_path, lambda W, i: 1.01 * W)
+    assert headline(record) == "No new direction in 4 matrices"
+    (step,) = steps(record)
+    assert step.told.startswith("Nothing to take out")
+
+
+def test_scores_near_the_limit_are_told(tmp_path):
+    record = made(tmp_path, spiked)
+    worst = min(d.score for d in record.matrices[1].directions)
+    near = record.model_copy(
+        update={"recipe": record.recipe.model_copy(update={"epsilon": worst - 0.01})}
+    )
+    assert "less than 0.05 above the limit" in " ".join(explanation(near))
+    assert "above the limit" not in " ".join(explanation(record))
+
+
+def test_a_base_that_may_be_the_wrong_one(tmp_path):
+    record = made(tmp_path, lambda W, i: structured(100 + i))
+    assert "is this the model that the fine-tune began with?" in texts(record)
+    (tmp_path / "noise").mkdir()
+    record = made(tmp_path / "noise", spiked, base=noise)
+    assert "is this the pretrained model?" in texts(record)
+    assert not any(step.command for step in steps(record))
+
+
+def test_what_could_not_be_judged_comes_first(tmp_path):
+    def damaged(W, i):
+        return torch.full_like(W, float("nan")) if i == 1 else spiked(W, i)
+
+    record = made(tmp_path, damaged)
+    assert headline(record) == "1 new direction in 1 of 3 matrices; 1 matrix could not be judged"
+    first = steps(record)[0]
+    assert "layer.1.w.weight" in first.told
+    assert "save the model again" in first.told
+
+
+def test_undecided_directions_are_decided_by_svds(tmp_path):
+    record = made(tmp_path, spiked)
+    verdicts = record.summary.verdicts | {Verdict.UNDECIDED: 2}
+    summary = record.summary.model_copy(update={"verdicts": verdicts})
+    (step, *_) = steps(record.model_copy(update={"summary": summary}))
+    assert step.command.endswith("--method dense")
+
+
+def test_equal_models(tmp_path):
+    paths = [save(tmp_path / f"{x}.safetensors", {"w": weights(9, 8)}) for x in "ab"]
+    assert headline(bulkedge.audit(*paths)).startswith("Nothing was changed")

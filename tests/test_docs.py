@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import bulkedge
 from bulkedge._audit import make_recipe, read_recipe
@@ -80,6 +81,30 @@ def test_pages_told_in_one_run_as_one(name, tmp_path):
 def test_recipes_are_valid(page, code, tmp_path):
     (tmp_path / "r.yaml").write_text(code)
     make_recipe(read_recipe(tmp_path / "r.yaml"))
+
+
+def test_the_job_for_github_runs(tmp_path):
+    """Its own steps, installation apart, on an adapter with findings: the gate closes last."""
+    (code,) = (c for language, c in BLOCK.findall((ROOT / "docs/ci.md").read_text())
+               if language == "yml")  # fmt: skip
+    (tmp_path / "base").symlink_to(MINILM)
+    (tmp_path / "adapter").symlink_to(EXAMPLE / "lora-r1")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }
+    steps = [step for step in yaml.safe_load(code)["jobs"]["audit"]["steps"] if "run" in step]
+    for step in steps:
+        if step["run"].startswith("pip install"):
+            continue
+        command = ["bash", "-e", "-c", step["run"]]
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == ("--fail-on" in step["run"]), ended.stderr
+    assert "intruder" in (tmp_path / "summary").read_text()
+    kept = (tmp_path / name for name in ("report.html", "junit.xml", "out/record.json"))
+    assert all(path.stat().st_size for path in kept)
 
 
 def test_the_readme_shows_what_the_demo_prints():

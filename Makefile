@@ -60,6 +60,8 @@ bench: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(BIN)/python benchmarks/certified.py model
 	$(BIN)/python benchmarks/certified.py cost
 	$(BIN)/python benchmarks/monitor.py $(MINILM)
+	$(PIP) -e .[e2e]
+	$(BIN)/python benchmarks/report_page.py
 	$(BIN)/python benchmarks/render.py
 
 minilm: $(MINILM)/model.safetensors

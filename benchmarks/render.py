@@ -429,7 +429,26 @@ def finetunes() -> dict[str, str]:
     }
 
 
-FILLED = {"how-to-choose.md": choices, "repair.md": repairs, "fine-tuning.md": finetunes}
+def pages() -> dict[str, str]:
+    """What docs/report.md says of a page in a browser."""
+    stored = result("report_page_1")
+    told = stored["measured"]
+    return {
+        "page": (
+            f"Measured for a made-up model of the shape of 7B, both sides ({told['matrices']} matrices, "
+            f"{told['directions']} directions): the page has {told['page_MB']:.1f} MB, is seen "
+            f"{told['seen_ms'] / 1e3:.1f} s after it was opened, and a matrix with its charts {told['opened_ms'] / 1e3:.1f} s "
+            f"after the click (medians in headless Chromium, `benchmarks/report_page.py --scale 1`).\n\n{where(stored)}"
+        )
+    }
+
+
+FILLED = {
+    "how-to-choose.md": choices,
+    "repair.md": repairs,
+    "fine-tuning.md": finetunes,
+    "report.md": pages,
+}
 """Pages that have tables of measurements between words, and what makes these."""
 
 

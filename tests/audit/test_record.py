@@ -9,7 +9,7 @@ import torch
 import bulkedge
 from bulkedge import CheckpointError, Recipe, RecipeError, Record
 from bulkedge._audit import make_recipe, read_recipe
-from helpers import save, weights
+from helpers import save, save_adapter, weights
 
 
 @pytest.fixture
@@ -64,6 +64,26 @@ def test_a_record_survives_the_disk(record, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(record.to_json())
     assert Record.from_json(path) == record
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("some/model", "some/model"),
+        ("", None),
+        (["a"], None),
+        ("x\ud800\x1b[31m", "x\\ud800\\x1b[31m"),
+        ("y" * 10**5, "y" * 500),
+    ],
+)
+def test_what_an_adapter_names_as_its_base_is_told_harmlessly(named, told, tmp_path):
+    base = save(tmp_path / "b.safetensors", {"x.weight": weights(6, 5)})
+    factors = {"x.lora_A.weight": weights(2, 5), "x.lora_B.weight": weights(6, 2)}
+    adapter = save_adapter(tmp_path / "a", factors, base_model_name_or_path=named)
+    record = bulkedge.audit(base, adapter)
+    assert record.inputs.tuned.trained_on == told
+    (tmp_path / "r.json").write_text(record.to_json(), encoding="utf-8")
+    assert Record.from_json(tmp_path / "r.json") == record
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from bulkedge._errors import CheckpointError, OutputError
+from bulkedge._errors import CheckpointError, OutputError, printable
 from bulkedge.checkpoint import Adapter, Checkpoint
 from bulkedge.checkpoint.header import open_regular
 
 from .plan import Comparison, Plan
 from .record import File, Inputs, Source
 
+MAX_NAMED = 500  # characters of what an adapter calls its base
 READERS = 4  # of files at once; hashing lets go of the interpreter
 Stamps = dict[Path, tuple[int, int] | None]
 
@@ -111,7 +112,7 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
         for file in opened.files
     ]
     named = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
-    told = named if isinstance(named, str) and named else None
+    told = printable(named[:MAX_NAMED]) if isinstance(named, str) and named else None
     return Source.model_validate(
         {"path": as_text(opened.path), "kind": opened.kind, "files": rows, "trained_on": told}
     )

@@ -108,7 +108,7 @@ class NameRule:
         return ", ".join(map(repr, close)) if close else "none is similar"
 
 
-def matches(names: Iterable[str], globs: Iterable[str]) -> bool:
+def matches(names: Iterable[str], globs: Collection[str]) -> bool:
     """Whether one of the globs matches one of the names, or that of the module of a weight.
 
     Args:
@@ -122,8 +122,8 @@ def matches(names: Iterable[str], globs: Iterable[str]) -> bool:
         >>> matches(["pooler.dense.weight"], ["pooler.dense"])
         True
     """
-    both = {word for name in names for word in (name, name.removesuffix(".weight"))}
-    return any(fnmatchcase(name, glob) for name in both for glob in globs)
+    both = (word for name in names for word in {name, name.removesuffix(".weight")})
+    return any(fnmatchcase(word, glob) for word in both for glob in globs)
 
 
 @dataclass(frozen=True)

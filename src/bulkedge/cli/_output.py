@@ -17,9 +17,10 @@ from bulkedge._errors import OutputError
 
 if TYPE_CHECKING:
     from bulkedge._audit import Recipe, Record
+    from bulkedge._repair import RepairRecord
 
 CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
-RECORD_NAME, REPAIR_NAME, JOURNAL_NAME = "record.json", "repair.json", "journal.jsonl"
+RECORD_NAME, JOURNAL_NAME = "record.json", "journal.jsonl"
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -128,12 +129,12 @@ def check_file(path: Path, force: bool) -> None:
 
 
 def written_files(options: dict[str, Any]) -> list[Path]:
-    """The files beside the record that were asked for, their endings checked."""
+    """The files beside the output that were asked for, the ending of a report checked."""
     from ._report import kind_of
 
     if options["report"] is not None:
         kind_of(options["report"])
-    return [options[name] for name in ("csv", "report") if options[name] is not None]
+    return [options[n] for n in ("csv", "record", "report") if options.get(n) is not None]
 
 
 def write_all(record: Record, options: dict[str, Any]) -> None:
@@ -147,9 +148,14 @@ def write_all(record: Record, options: dict[str, Any]) -> None:
         from bulkedge.report import to_csv
 
         write(options["csv"], to_csv(record))
-    if options["report"] is not None:
-        from ._report import kind_of, render
+    write_report(record, options)
 
+
+def write_report(record: Record | RepairRecord, options: dict[str, Any]) -> None:
+    """The report of a record, where one was asked for."""
+    from ._report import kind_of, render
+
+    if options["report"] is not None:
         write(options["report"], render([record], kind_of(options["report"])))
         if not options["quiet"]:
             click.echo(f"report written to {options['report']}", err=True)

@@ -18,8 +18,9 @@ from ._output import (
     show_as,
     show_phases,
     write,
+    write_report,
+    written_files,
 )
-from ._report import kind_of, render
 
 if TYPE_CHECKING:
     from bulkedge._repair import Method
@@ -67,10 +68,11 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
 
     _check_options(options)
     recipe = recipe_of({name: value for name, value in options.items() if name != "method"})
-    files = [options[name] for name in ("record", "report") if options[name] is not None]
-    for file in files:
-        check_file(file, options["force"])
-        keep_out_of_inputs(file, make_plan(base, tuned, recipe))
+    if files := written_files(options):
+        plan = make_plan(base, tuned, recipe)
+        for file in files:
+            check_file(file, options["force"])
+            keep_out_of_inputs(file, plan)
     with show_phases(options["quiet"]) as progress:
         record = run(
             base,
@@ -90,10 +92,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         click.echo(f"repaired copy written to {printable(record.output)}", err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
-    if options["report"] is not None:
-        write(options["report"], render([record], kind_of(options["report"])))
-        if not options["quiet"]:
-            click.echo(f"report written to {options['report']}", err=True)
+    write_report(record, options)
     sys.exit(exit_code(record.after or record.before, options["fail_on"]))
 
 
@@ -103,8 +102,6 @@ def _check_options(options: dict[str, Any]) -> None:
         raise click.UsageError("name the folder to be written (--output DIR), or try --dry-run")
     if options["output"] is not None and options["dry_run"]:
         raise click.UsageError("--dry-run writes nothing: leave --output out")
-    if options["report"] is not None:
-        kind_of(options["report"])
 
 
 def _method(options: dict[str, Any]) -> Method:

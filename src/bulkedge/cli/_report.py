@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from bulkedge._errors import CheckpointError
 
-from ._output import RECORD_NAME, REPAIR_NAME, check_file, write
+from ._output import RECORD_NAME, check_file, write
 
 if TYPE_CHECKING:
     from bulkedge import Record, RepairRecord
@@ -35,10 +36,9 @@ def report(
     side on one page. A repaired folder, or its repair.json, stands for both of its audits.
     """
     kind = kind or kind_of(output, or_format=True)
+    _check_count(len(records), kind)
     check_file(output, force)
-    found = [read(path) for path in records]
-    _check_count(len(found), kind)
-    write(output, render(found, kind, list(labels) or None))
+    write(output, render([read(path) for path in records], kind, list(labels) or None))
     click.echo(f"report written to {output}", err=True)
 
 
@@ -92,15 +92,15 @@ def read(path: Path) -> Record | RepairRecord:
         CheckpointError: If that is no record.
     """
     from bulkedge import Record, RepairRecord
+    from bulkedge._repair import RECORD_NAME as REPAIR_NAME
 
     if path.is_dir():
         repaired = (path / REPAIR_NAME).exists() and not (path / RECORD_NAME).exists()
         path = path / (REPAIR_NAME if repaired else RECORD_NAME)
+    kinds = (RepairRecord, Record) if path.name == REPAIR_NAME else (Record, RepairRecord)
     try:
-        return Record.from_json(path)
+        return kinds[0].from_json(path)
     except CheckpointError:
-        try:
-            return RepairRecord.from_json(path)
-        except CheckpointError:
-            pass
-        raise
+        with suppress(CheckpointError):
+            return kinds[1].from_json(path)
+        raise  # of the kind that its name means

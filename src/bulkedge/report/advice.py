@@ -45,9 +45,9 @@ def headline(record: Record) -> str:
     summary = record.summary
     if summary.unchanged == summary.matrices and not summary.lost:
         return "Nothing was changed: no matrix differs from the base"
-    broken = summary.not_audited + summary.lost
-    if broken:
-        rest = f"{count(broken, 'matrix', 'matrices')} could not be judged"
+    open_ = summary.not_audited + summary.lost
+    if open_:
+        rest = f"{count(open_, 'matrix', 'matrices')} could not be judged"
         return f"{_found(record)}; {rest}" if summary.intruders else rest[0].upper() + rest[1:]
     if summary.verdicts[Verdict.UNDECIDED] and not summary.intruders:
         undecided = summary.verdicts[Verdict.UNDECIDED]
@@ -79,11 +79,12 @@ def explanation(record: Record) -> list[str]:
     noise = sum(matrix.intruders for matrix in untrained(record))
     if noise:
         told.append(f"{noise} of them are in matrices whose base looks untrained.")
-    worst = min(d.score for matrix in record.matrices for d in matrix.directions)
+    scores = [worst_score(matrix) for matrix in record.matrices]
     told.append(
-        f"The lowest score is {worst:.2f}; 1 is a direction of the base, 0 one that is wholly new."
+        f"The lowest score is {min(scores):.2f}; 1 is a direction of the base, 0 one that is "
+        "wholly new."
     )
-    close = sum(_is_near(matrix, record.recipe.epsilon) for matrix in record.matrices)
+    close = sum(0 <= score - record.recipe.epsilon < NEAR for score in scores)
     if close:
         told.append(
             f"{count(close, 'matrix has', 'matrices have')} a score less than {NEAR:g} above "
@@ -111,11 +112,10 @@ def steps(record: Record) -> list[Step]:
 
 def _doubts(record: Record) -> Iterator[Step]:
     """What stands in the way of trusting the rest."""
-    broken = [m for m in record.matrices if m.status in ("not_finite", "failed")]
-    if broken:
-        first = broken[0]
+    if failed := broken(record):
+        first = failed[0]
         yield Step(
-            f"{count(len(broken), 'matrix', 'matrices')} could not be judged, such as "
+            f"{count(len(failed), 'matrix', 'matrices')} could not be judged, such as "
             f"{printable(first.name)} ({printable(first.note or first.status)}): save the model "
             "again, or download it again, then audit it anew."
         )
@@ -195,9 +195,14 @@ def _foreign(record: Record) -> bool:
     return len(sizes) >= FEW and large >= FOREIGN * len(sizes)
 
 
-def _is_near(matrix: Matrix, epsilon: float) -> bool:
-    worst = min((direction.score for direction in matrix.directions), default=1.0)
-    return epsilon <= worst < epsilon + NEAR
+def broken(record: Record) -> list[Matrix]:
+    """What could not be audited."""
+    return [m for m in record.matrices if m.status in ("not_finite", "failed")]
+
+
+def worst_score(matrix: Matrix) -> float:
+    """The lowest score of a matrix; 1 where nothing was judged."""
+    return min((direction.score for direction in matrix.directions), default=1.0)
 
 
 def audit_command(record: Record, *added: str) -> str:

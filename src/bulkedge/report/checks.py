@@ -8,8 +8,8 @@ from bulkedge._audit import Matrix, Record
 from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
 
-from .advice import Step, steps
-from .terminal import verdict_line, worst_score
+from .advice import Step, steps, worst_score
+from .terminal import verdict_line
 
 MOST_ROWS = 50
 """Of a Markdown table; a comment of a forge has a limit."""

@@ -18,7 +18,7 @@ from bulkedge._audit import Matrix, Record, Skipped
 from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
 
-from .advice import count, steps
+from .advice import broken, count, steps, worst_score
 
 if TYPE_CHECKING:
     from bulkedge._repair import RepairedMatrix, RepairRecord
@@ -37,7 +37,6 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         brief: The verdict alone.
     """
     affected = sorted((m for m in record.matrices if m.intruders), key=worst_score)
-    broken = [m for m in record.matrices if m.status in ("not_finite", "failed")]
     if not brief:
         if affected:
             console.print(_table(affected[:MAX_ROWS]))
@@ -45,15 +44,15 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         if len(affected) > MAX_ROWS:
             rest = len(affected) - MAX_ROWS
             console.print(f"… and {rest} matrices less affected: see the record (--output)")
-        for matrix in broken:
+        for matrix in broken(record):
             _print(console, f"not audited: {matrix.name}: {matrix.note}")
         for line in _skipped_lines(record.skipped):
             _print(console, line)
         if record.summary.spikes:
             _print(console, spikes_line(record))
     _print(console, verdict_line(record))
-    if not brief and (commands := [step.command for step in steps(record) if step.command]):
-        for command in commands[:2]:
+    if not brief:
+        for command in [step.command for step in steps(record) if step.command][:2]:
             console.print(Text(f"next: {command}"), soft_wrap=True)  # to be copied in one piece
 
 
@@ -77,8 +76,7 @@ def verdict_line(record: Record) -> str:
     if summary.verdicts[Verdict.UNDECIDED]:
         line += f"; {count(summary.verdicts[Verdict.UNDECIDED], 'direction')} UNDECIDED"
     if summary.not_audited:
-        broken = count(summary.not_audited, "matrix", "matrices")
-        line += f"; {broken} could NOT be audited"
+        line += f"; {count(summary.not_audited, 'matrix', 'matrices')} could NOT be audited"
     if summary.lost:
         lost = count(summary.lost, "update")
         line += f"; {lost} NOT judged (--exclude accepts that)"
@@ -167,11 +165,6 @@ def _by_side(record: Record) -> str:
         if direction.score < record.recipe.epsilon
     )
     return ", ".join(f"{side} {counts[side]}" for side in record.recipe.sides)
-
-
-def worst_score(matrix: Matrix) -> float:
-    """The lowest score of a matrix."""
-    return min(direction.score for direction in matrix.directions)
 
 
 def _table(matrices: Iterable[Matrix]) -> Table:

@@ -3,6 +3,8 @@
 The safetensors format is eight bytes of header length, a JSON object,
 and the tensors' bytes.  Checkpoints are shared between strangers, so everything is checked before
 anything is used: sizes before reading, types, duplicate keys, and that the tensors tile the file.
+A header that the safetensors library refuses is refused.  One that the library reads is read, but
+not with duplicate keys, of which readers take different ones, and not beyond the limits below.
 Parsed JSON takes up to some thirty times the memory of its text, so the text is capped: at 25 MB,
 or as many as ``BULKEDGE_MAX_HEADER_MB`` says, up to the 100 MB that the safetensors library takes.
 """
@@ -13,7 +15,9 @@ import errno
 import json
 import math
 import os
+import re
 import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +28,11 @@ MEGABYTE = 2**20
 MAX_JSON_MEGABYTES, MAX_LIBRARY_MEGABYTES = 25, 100
 CAP_VARIABLE = "BULKEDGE_MAX_HEADER_MB"
 MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 64
-MAX_DIMENSIONS = 8
+MAX_DIMENSIONS = 64
+MAX_SIZE = 2**64  # a size, an offset, and the number of a tensor's bits are below
+MAX_NESTING = 125  # of what an entry holds besides its fields, as the library limits it
+FIELDS = ("dtype", "shape", "data_offsets")
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -90,9 +98,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         text, data_size = _read_bytes(path)
         data = 8 + len(text)
-        entries, metadata = _parse(text)
-        spans = {name: _check_entry(name, entry) for name, entry in entries.items()}
-        _check_tiling(list(spans.values()), data_size)
+        stored, metadata = _parse(text)
+        entries = {name: _check_entry(name, entry) for name, entry in stored.items()}
+        _check_tiling([span for _, _, span in entries.values()], data_size)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}); check the path"
@@ -102,8 +110,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             f"{path}: {error}; the file is damaged or hostile, fetch it again"
         ) from None
     infos = {
-        name: TensorInfo(name, entry["dtype"], tuple(entry["shape"]), path, data + spans[name][0])
-        for name, entry in entries.items()
+        name: TensorInfo(name, dtype, shape, path, data + span[0])
+        for name, (dtype, shape, span) in entries.items()
     }
     return infos, metadata
 
@@ -137,8 +145,13 @@ def parse_json(text: bytes) -> Any:
     Raises:
         ValueError: If it is anything else, or nested too deeply.
     """
+    return _load_json(text)
+
+
+def _load_json(text: bytes, **hooks: Callable[[str], Any]) -> Any:
+    """The same, with other readers of numbers."""
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, **hooks)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -207,18 +220,62 @@ def _read_bytes(path: Path) -> tuple[bytes, int]:
 
 def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensor entries and metadata from the JSON text."""
-    if text[:1] not in (b"{", b"["):  # the format allows no space in front
+    if text.lstrip(b" \t\n\r")[:1] not in (b"{", b"["):
         raise _DamagedError("header is not valid JSON (it must begin with {)")
+    numbers = {"parse_int": _integer, "parse_float": _finite, "parse_constant": _no_constant}
     try:
-        header = parse_json(text)
+        header = _load_json(text, **numbers)
     except ValueError as error:
         raise _DamagedError(f"header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise _DamagedError("header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
+    if SURROGATE.search(text):
+        _check_strings(header)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _DamagedError("__metadata__ is not an object of strings")
     return header, metadata
+
+
+def _integer(text: str) -> int | float:
+    """An integer as the library reads it: minus zero, and what has over 64 bits, is none."""
+    return int(text) if text != "-0" and len(text) <= 20 else _finite(text)
+
+
+def _finite(text: str) -> float:
+    """A number with a fraction, which double precision can hold."""
+    if math.isinf(value := float(text)):
+        raise ValueError(f"number out of range: {text:.20}")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    """Python reads NaN and Infinity, JSON does not have them."""
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _check_strings(header: Any) -> None:
+    """Raise for a string that holds half of a character, which has no UTF-8."""
+    for box in _levels(header):
+        for string in (s for part in box for s in _parts(part) if isinstance(s, str)):
+            if any("\ud800" <= c <= "\udfff" for c in string):
+                raise _DamagedError(f"a name or another string is no text: {string[:60]!r}")
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """The lists and objects in a value, one level of nesting after the other."""
+    level = [value]
+    while boxes := [part for part in level if isinstance(part, dict | list)]:
+        yield boxes
+        level = [part for box in boxes for part in (box.values() if isinstance(box, dict) else box)]
+
+
+def _parts(box: dict[str, Any] | list[Any]) -> Iterator[Any]:
+    """What a list holds; the keys and values of an object."""
+    yield from box
+    if isinstance(box, dict):
+        yield from box.values()
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -231,31 +288,54 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_entry(name: str, entry: Any) -> tuple[int, int]:
-    """The byte span of one tensor, once its description holds together."""
+def _check_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    """Dtype, shape and byte span of one tensor, once its description holds together."""
     if len(name) > MAX_NAME_LENGTH:
         raise _DamagedError(f"a tensor's name has {len(name)} characters: {name[:60]!r}…")
     if name.count(".") >= MAX_NAME_PARTS:
         raise _DamagedError(f"a tensor's name has over {MAX_NAME_PARTS} parts: {name[:60]!r}…")
-    if any("\ud800" <= c <= "\udfff" for c in name):
-        raise _DamagedError(f"a tensor's name is no text: {name[:60]!r}")
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _DamagedError(f"tensor {name!r}: expected dtype, shape and data_offsets")
-    dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, span = _fields(name, entry)
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _DamagedError(f"tensor {name!r}: unknown dtype {dtype!r:.60}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
         raise _DamagedError(f"tensor {name!r}: bad shape {shape!r:.60}")
     if not _are_counts(span) or len(span) != 2:
         raise _DamagedError(f"tensor {name!r}: bad data_offsets {span!r:.60}")
-    if 8 * (span[1] - span[0]) != math.prod(shape) * BITS[dtype]:
+    if 8 * (span[1] - span[0]) != _product(name, shape) * BITS[dtype]:
         raise _DamagedError(f"tensor {name!r}: {dtype} {shape} does not fill bytes {span}")
-    return span[0], span[1]
+    return dtype, tuple(shape), (span[0], span[1])
+
+
+def _fields(name: str, entry: Any) -> list[Any]:
+    """What an entry says of its fields, in either form that the library reads."""
+    if isinstance(entry, list) and len(entry) == len(FIELDS):
+        found = entry
+    elif isinstance(entry, dict) and all(field in entry for field in FIELDS):
+        found = [entry[field] for field in FIELDS]
+        others = [value for key, value in entry.items() if key not in FIELDS]
+        if sum(1 for _ in _levels(others)) > 1 + MAX_NESTING:
+            raise _DamagedError(f"tensor {name!r}: nested too deeply")
+    else:
+        raise _DamagedError(f"tensor {name!r}: expected dtype, shape and data_offsets")
+    dtype = found[0]
+    if isinstance(dtype, dict) and list(dtype.values()) == [None]:
+        dtype = next(iter(dtype))
+    return [dtype, *found[1:]]
+
+
+def _product(name: str, shape: list[int]) -> int:
+    """The number of elements; no partial product may exceed the library's integers."""
+    product = 1
+    for size in shape:
+        product *= size
+        if product >= MAX_SIZE:
+            raise _DamagedError(f"tensor {name!r}: bad shape {shape!r:.60}")
+    return product
 
 
 def _are_counts(value: Any) -> bool:
     """Whether ``value`` is a list of non-negative integers (JSON's true is not one)."""
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < MAX_SIZE for v in value)
 
 
 def _check_tiling(spans: list[tuple[int, int]], data_size: int) -> None:

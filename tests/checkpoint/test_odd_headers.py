@@ -173,7 +173,8 @@ def by_us(path):
 @pytest.mark.parametrize("case", [*ODD, *NO_TEXT])
 def test_what_the_library_reads_is_read_and_what_it_refuses_is_refused(case, tmp_path):
     text = ODD[case].encode() if case in ODD else NO_TEXT[case] % GOOD.encode()
-    path = raw_safetensors(tmp_path / "x.safetensors", text, EIGHT)
+    data = b"" if b"[0,0]" in text else EIGHT
+    path = raw_safetensors(tmp_path / "x.safetensors", text, data)
     assert by_us(path) == by_library(path)
 
 

@@ -121,7 +121,8 @@ class Layer:
         whole = self.whole
         if whole.embedding or whole.flipped:
             pairs = [(A.mT, B.mT) for B, A in pairs]
-        B = torch.stack([B for B, _ in pairs], dim=2).flatten(1)  # rank by rank
+        # expert by expert, or rank by rank
+        B = torch.stack([B for B, _ in pairs], dim=1 if whole.grouped else 2).flatten(1)
         A = torch.cat([A for _, A in pairs])  # expert by expert
         return {
             whole.A.name: A.reshape(-1, *whole.A.shape[1:]),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, read_header
-from bulkedge.checkpoint.adapter import CONFIG
+from bulkedge.checkpoint.adapter import CONFIG, AdapterConfig
+from bulkedge.checkpoint.experts import RANK_MAJOR
 from bulkedge.checkpoint.kohya import METADATA
 from bulkedge.checkpoint.matrix import torch_dtypes
 from bulkedge.checkpoint.patterns import LITERAL
@@ -92,7 +93,7 @@ class Output:
             if self.source.flattened:
                 metadata = _told_in_metadata(copy, grown)
             else:
-                _tell_in_config(self.folder / CONFIG, grown, self.source.config.use_rslora)
+                _tell_in_config(self.folder / CONFIG, grown, self.source.config)
         before = copy.with_name(f".{copy.name}.before")
         copy.rename(before)
         rewrite(before, copy, tensors, metadata)
@@ -113,9 +114,11 @@ def _alphas(grown: Mapping[str, tuple[Layer, int]]) -> dict[str, Tensor]:
     return found
 
 
-def _tell_in_config(path: Path, grown: Mapping[str, tuple[Layer, int]], rslora: bool) -> None:
+def _tell_in_config(
+    path: Path, grown: Mapping[str, tuple[Layer, int]], settings: AdapterConfig
+) -> None:
     """Put the new ranks into PEFT's patterns, in front: the first that matches counts."""
-    config = read_json(path)
+    config, rslora = read_json(path), settings.use_rslora
     ranks = {_pattern(key): rank for key, (_, rank) in grown.items()}
     alphas = {
         _pattern(key): _plain(layer.whole.scale * (math.sqrt(rank) if rslora else rank))
@@ -123,6 +126,10 @@ def _tell_in_config(path: Path, grown: Mapping[str, tuple[Layer, int]], rslora: 
     }
     for field, new in zip(PATTERNS, (ranks, alphas), strict=True):
         config[field] = _in_front(new, config.get(field))
+    stacks = [key.rpartition(".")[2] for key, (layer, _) in grown.items() if layer.whole.experts > 1]
+    # of rank one the layout did not matter; now it does
+    if stacks and settings.by_unsloth and not any(settings.layouts(name) for name in stacks):
+        config["lora_B_layout"] = RANK_MAJOR
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

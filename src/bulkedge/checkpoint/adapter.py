@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import AdapterError, problems
 
-from .experts import Wrapped
+from .experts import BY_UNSLOTH, Wrapped
 from .factors import LoraFactors
-from .header import FLOATING, TensorInfo, read_header
+from .header import EMPTY, FLOATING, TensorInfo, read_header
 from .patterns import Patterns
 from .read import PICKLES, confined, convert, read_json, weights_beside
 
@@ -73,9 +73,12 @@ class AdapterConfig(BaseModel):
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
     target_parameters: list[str] | None = None
+    lora_B_layout: Any = None
+    unsloth_fused_expert_lora: Any = None
+    auto_mapping: Any = None
     ensure_weight_tying: bool = False
     peft_version: str | None = None
-    base_model_name_or_path: Any = None  # told, nothing depends on it
+    base_model_name_or_path: Any = None
 
     @cached_property
     def owned(self) -> dict[str, list[str]]:
@@ -96,6 +99,32 @@ class AdapterConfig(BaseModel):
         """The alphas of modules that differ from ``lora_alpha``."""
         return Patterns(self.alpha_pattern or {}, f"{CONFIG}: alpha_pattern")
 
+    def layouts(self, parameter: str) -> set[str]:
+        """What is said of how B of experts is laid out: nothing, one thing, or several."""
+        detail = self.unsloth_fused_expert_lora
+        entries = detail.get("parameters") if isinstance(detail, dict) else None
+        entry = entries.get(parameter) if isinstance(entries, dict) else None
+        own = entry.get("lora_B_layout") if isinstance(entry, dict) else None
+        return {str(layout) for layout in (self.lora_B_layout, own) if layout is not None}
+
+    @property
+    def by_unsloth(self) -> bool:
+        """Whether Unsloth wrote it, or trained it most likely."""
+        mapping = self.auto_mapping if isinstance(self.auto_mapping, dict) else {}
+        base = self.base_model_name_or_path
+        fixed = mapping.get("unsloth_fixed") or self.unsloth_fused_expert_lora is not None
+        return bool(fixed) or (isinstance(base, str) and bool(BY_UNSLOTH.search(base)))
+
+    def scale(self, module: str, rank: int) -> float:
+        """The number in front of ``B A``, by PEFT's rules."""
+        alpha = self.alphas.value(module, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def conflicts(self, module: str) -> list[str]:
+        """Where two patterns say different things of a module."""
+        found = (patterns.conflict(module) for patterns in (self.ranks, self.alphas))
+        return [conflict for conflict in found if conflict]
+
 
 @dataclass(frozen=True)
 class Unhandled:
@@ -104,7 +133,7 @@ class Unhandled:
     Attributes:
         info: The tensor.
         name: What the base tensor would be called.
-        reason: Why it is left out.
+        reason: Why it is left out; of an empty tensor, whatever was said, that it is damaged.
         harmless: Whether nothing of the update of a weight is lost with it.
     """
 
@@ -112,6 +141,11 @@ class Unhandled:
     name: str
     reason: str
     harmless: bool = False
+
+    def __post_init__(self) -> None:
+        if self.info.empty:
+            object.__setattr__(self, "reason", EMPTY)
+            object.__setattr__(self, "harmless", False)
 
 
 @dataclass(frozen=True)
@@ -251,7 +285,7 @@ def _sort(
         else:
             # the one module that PEFT wraps inside another: out_proj of MultiheadAttention
             inside = ".base_layer." in wrapped.removesuffix(".base_layer")
-            _add(factors, f"{module}.weight", replace(found, note=TWICE) if inside else found)
+            _add(factors, f"{module}.weight", found.noted(TWICE) if inside else found)
     return Adapter(
         folder,
         (file, folder / CONFIG),
@@ -332,18 +366,16 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
 def _factors(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> LoraFactors:
     """The factors of a module with their scale, by PEFT's rules."""
     A, B = _pair(parts)
-    rank = A.shape[0]
-    alpha = config.alphas.value(module, config.lora_alpha)
-    scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-    return LoraFactors(
+    found = LoraFactors(
         A,
         B,
-        scale,
+        config.scale(module, A.shape[0]),
         embedding="lora_embedding_A" in parts,
         fan_in_fan_out=config.fan_in_fan_out,
         magnitude=parts.get(MAGNITUDE),
         note=DORA if MAGNITUDE in parts else None,
     )
+    return found.noted(*config.conflicts(module))
 
 
 def _pair(parts: Mapping[str, TensorInfo]) -> tuple[TensorInfo, TensorInfo]:

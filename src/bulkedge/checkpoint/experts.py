@@ -7,14 +7,16 @@ which is which; where they do not, the order in which transformers registers the
 
 PEFT took the stored ``(experts, p, q)`` for ``(experts, in, out)`` until 0.18, and takes it for
 ``(experts, out, in)`` since, unless the module says that it is transposed.
+
+Column j of B belongs to expert ``j % E`` in PEFT.  Unsloth trained with ``j // r`` for a while, and
+later began to write into the configuration which of the two holds.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,13 @@ FLIPPED_BEFORE = (0, 19)
 # models whose experts say to PEFT that they are stored as (in, out)
 SAY_TRANSPOSED = ("aria", "gpt_oss", "openai_privacy_filter")
 MAX_NESTED = 5
+GROUPED, RANK_MAJOR = "grouped_by_expert", "rank_major"
+BY_UNSLOTH = re.compile(r"(^|[/\\])(models--)?unsloth(/|--)", re.IGNORECASE)
+SAY_LAYOUT = (
+    f'put "lora_B_layout": "{GROUPED}" (column j belongs to expert j // r) or "{RANK_MAJOR}" '
+    "(j % experts, as PEFT reads it) into adapter_config.json, or merge the adapter where it was "
+    "trained and audit the merged checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -123,11 +132,32 @@ def _factors_of(
         rank = A.shape[0] // (experts or 1)
         if config.ranks.value(key, config.r) != rank:
             return f"factors of rank {rank} an expert, another one is configured: scale in doubt"
-        alpha = config.alphas.value(key, config.lora_alpha)
         flipped = _flipped(layer, target, config.peft_version, model_type)
-        scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-        result[name] = LoraFactors(A, B, scale, experts=experts, flipped=flipped)
+        update = LoraFactors(A, B, config.scale(key, rank), experts=experts, flipped=flipped)
+        grouped = _grouped(name, update, config)
+        if isinstance(grouped, str):
+            return grouped
+        result[name] = replace(update, grouped=grouped).noted(*config.conflicts(key))
     return result
+
+
+def _grouped(name: str, update: LoraFactors, config: AdapterConfig) -> bool | str:
+    """Whether B holds one expert after the other; why that cannot be told."""
+    told = config.layouts(name)
+    if told == {GROUPED}:
+        return True
+    matters = update.experts > 1 and update.rank > 1  # else both ways are one
+    if not matters or told == {RANK_MAJOR}:
+        return False
+    if told:
+        found = ", ".join(sorted(f"{layout!r:.40}" for layout in told))
+        return f"adapter_config.json says of the layout of lora_B of {name}: {found}; {SAY_LAYOUT}"
+    if config.by_unsloth:
+        return (
+            f"the layout of lora_B of {name} is ambiguous: the adapter is by Unsloth, which has "
+            f"used two, and adapter_config.json does not say which; {SAY_LAYOUT}"
+        )
+    return False
 
 
 def _flips(layer: Mapping[str, TensorInfo], shape: Shape) -> set[bool]:

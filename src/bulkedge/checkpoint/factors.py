@@ -27,7 +27,7 @@ class LoraFactors:
         A: Shape ``(r, in)``, or ``(r, in, kh, kw)`` of a convolution; for an embedding
             ``(r, vocab)``; of E experts ``(E·r, in)``, expert by expert.
         B: Shape ``(out, r)``, or ``(out, r, 1, 1)``; for an embedding ``(dim, r)``; of E experts
-            ``(out, r·E)``, rank by rank.
+            ``(out, r·E)``, rank by rank, or expert by expert if ``grouped``.
         scale: The number in front of ``B A``.
         embedding: Whether the weight is ``(vocab, dim)`` and the update ``s·Aᵀ·Bᵀ``.
         fan_in_fan_out: Whether the adapter says that the base stores weights as ``(in, out)``.
@@ -36,6 +36,7 @@ class LoraFactors:
             ``diag(magnitude / ‖rows‖) (W0 + s·B·A)``; of an embedding the columns are scaled.
         experts: How many experts A and B are stacked for; 0 for a layer of its own.
         expert: Which of them is meant; None for all.
+        grouped: Whether column j of B belongs to expert ``j // r``, not to ``j % E`` as in PEFT.
         flipped: Whether the update is ``s·Aᵀ·Bᵀ``, as PEFT trained parameters before 0.19.
         rows: The rows of B that update the matrix in question, a block of a fused one.
         alpha: The stored number that the scale comes from, α/r, if it is a tensor.
@@ -50,6 +51,7 @@ class LoraFactors:
     magnitude: TensorInfo | None = None
     experts: int = 0
     expert: int | None = None
+    grouped: bool = False
     flipped: bool = False
     rows: tuple[int, int] | None = None
     alpha: TensorInfo | None = None
@@ -95,6 +97,10 @@ class LoraFactors:
             rows=self.rows if rows is None else rows,
         )
 
+    def noted(self, *notes: str) -> LoraFactors:
+        """The same with more notes."""
+        return replace(self, note="; ".join(filter(None, (self.note, *notes))) or None)
+
     def read(self) -> tuple[Tensor, Tensor, float]:
         """``(B, A, s)`` with ``s·B·A`` the update of the matrix as ``(out, in)``.
 
@@ -106,7 +112,8 @@ class LoraFactors:
         """
         A, B = self._read_A().double(), read_tensor(self.B).double().flatten(1)
         if self.experts > 1:
-            B = B.unflatten(1, (self.rank, self.experts))[:, :, self.expert]
+            each = (self.experts, self.rank) if self.grouped else (self.rank, self.experts)
+            B = B.unflatten(1, each).select(1 if self.grouped else 2, self.expert or 0)
         if self.embedding or self.flipped:
             A, B = B.mT, A.mT
         return (B if self.rows is None else B[slice(*self.rows)]), A, self.scale

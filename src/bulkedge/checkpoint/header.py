@@ -48,6 +48,12 @@ BITS = {
 FLOATING = ("BF16", "F16", "F32", "F64")
 """The dtypes of weights that need no scales to be read."""
 
+EMPTY = (
+    "empty tensor: a damaged save, such as one by DeepSpeed's ZeRO-3 that did not gather the "
+    "weights; save again with stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py"
+)
+"""Why a stored tensor without elements, where there should be some, cannot be judged."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -71,6 +77,11 @@ class TensorInfo:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no elements."""
+        return 0 in self.shape
 
     @property
     def nbytes(self) -> int:

@@ -1,14 +1,15 @@
 """The rank and alpha patterns of an adapter: regular expressions that come with a file.
 
 They are written by whoever wrote the file, so they are matched by an engine that can be stopped:
-each match has a fraction of a second, all of them together ten.
+each match has a fraction of a second, all of them together ten.  Most of them are plain names, and
+a file may hold one for each module of a large model: those are looked up.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import regex
 
@@ -18,6 +19,47 @@ MATCH_SECONDS, ALL_SECONDS = 0.2, 10.0
 MAX_PATTERN_LENGTH = 1000
 LITERAL = "^"
 """What begins a pattern that is a whole path."""
+PLAIN = re.compile(r"(?P<whole>\^?)(?P<name>(?:[A-Za-z0-9_.-]|\\[.-])*)")
+WILD = "\n"  # stands for the dot, which matches any character but this one
+
+
+class Plain:
+    """Patterns without alternatives or repetitions, found by look-up.
+
+    A dot matches any character.  So they are filed by length and by the places of their dots, and
+    what stands in these places of a path is left out when it is looked up.
+    """
+
+    def __init__(self) -> None:
+        self._filed: dict[tuple[bool, int], dict[tuple[int, ...], dict[str, list[str]]]] = {}
+
+    def add(self, pattern: str) -> bool:
+        """File a pattern; False for one that is not plain."""
+        match = PLAIN.fullmatch(pattern)
+        if match is None or len(pattern) > MAX_PATTERN_LENGTH:
+            return False
+        name = re.sub(r"\\(.)|\.", lambda found: found[1] or WILD, match["name"])
+        dots = tuple(i for i, character in enumerate(name) if character == WILD)
+        by_dots = self._filed.setdefault((bool(match["whole"]), len(name)), {})
+        by_dots.setdefault(dots, {}).setdefault(name, []).append(pattern)
+        return True
+
+    def find(self, path: str) -> Iterator[str]:
+        """The patterns that match a path without line breaks, in no order."""
+        starts = [0, *(i + 1 for i, character in enumerate(path) if character == ".")]
+        for start in starts:
+            end = path[start:]
+            for whole in (False, True) if start == 0 else (False,):
+                for dots, names in self._filed.get((whole, len(end)), {}).items():
+                    yield from names.get(_masked(end, dots), ())
+
+
+def _masked(text: str, places: tuple[int, ...]) -> str:
+    """A text with a line break in the given places."""
+    characters = list(text)
+    for place in places:
+        characters[place] = WILD
+    return "".join(characters)
 
 
 class Patterns:
@@ -34,11 +76,12 @@ class Patterns:
 
     def __init__(self, values: Mapping[str, float], source: str) -> None:
         self._values = dict(values)
-        # of thousands of whole paths, as a repair writes them, each is looked up, not tried
         self._places = {pattern: i for i, pattern in enumerate(self._values)}
-        self._others = [pattern for pattern in self._values if not _is_literal(pattern)]
+        self._plain = Plain()
+        self._others = [pattern for pattern in self._values if not self._plain.add(pattern)]
         self._source = source
         self._compiled: dict[str, regex.Pattern[str]] = {}
+        self._found: dict[str, tuple[str | None, str | None]] = {}
         self._left = ALL_SECONDS
 
     def value(self, module: str, default: float) -> float:
@@ -54,22 +97,57 @@ class Patterns:
         Raises:
             AdapterError: If a pattern is none, is too long, or takes too long.
         """
-        clock = time.monotonic()
-        try:
-            exact = LITERAL + re.escape(module)
-            place = self._places.get(exact, len(self._places))
-            before = (p for p in self._others if self._places[p] < place)
-            found = next((p for p in before if self._match(p, module)), exact)
-            return self._values.get(found, default)
-        finally:
-            self._left -= time.monotonic() - clock
+        first, _ = self._matching(module)
+        return default if first is None else self._values[first]
 
-    def _match(self, pattern: str, module: str) -> bool:
+    def conflict(self, module: str) -> str | None:
+        """What to know of a module for which two patterns have different values.
+
+        Args:
+            module: Its path.
+
+        Returns:
+            The two patterns, their values, and which one counts; None where all agree.
+
+        Raises:
+            AdapterError: As :meth:`value`.
+        """
+        first, other = self._matching(module)
+        if first is None or other is None:
+            return None
+        return (
+            f"{self._source}: {first!r:.80} says {self._values[first]:g} and {other!r:.80} says "
+            f"{self._values[other]:g}; the first in the file is taken, as PEFT does, but it sorts "
+            "them when it saves: in training the other may have been the first"
+        )
+
+    def _matching(self, module: str) -> tuple[str | None, str | None]:
+        """The first pattern that matches, and the first that does with another value."""
+        if module not in self._found:
+            clock = time.monotonic()
+            try:
+                found = self._search(module, clock + self._left)
+            finally:
+                self._left -= time.monotonic() - clock
+            found.sort(key=self._places.__getitem__)
+            first = found[0] if found else None
+            other = next((p for p in found if self._values[p] != self._values[found[0]]), None)
+            self._found[module] = first, other
+        return self._found[module]
+
+    def _search(self, module: str, deadline: float) -> list[str]:
+        """All patterns that match, in no order."""
+        plain = WILD not in module  # no module's name has a line break, but a file may
+        tried = self._others if plain else self._values
+        found = [pattern for pattern in tried if self._match(pattern, module, deadline)]
+        return [*found, *self._plain.find(module)] if plain else found
+
+    def _match(self, pattern: str, module: str, deadline: float) -> bool:
         try:
-            if self._left <= 0:
+            if (left := deadline - time.monotonic()) <= 0:
                 raise TimeoutError("all of them took too long")
             compiled = self._compile(pattern)
-            found = compiled.match(module, timeout=min(MATCH_SECONDS, self._left))
+            found = compiled.match(module, timeout=min(MATCH_SECONDS, left))
         # what is nested deeply runs out of stack where others are no patterns
         except (regex.error, TimeoutError, RecursionError, OverflowError) as error:
             raise AdapterError(
@@ -84,9 +162,3 @@ class Patterns:
                 raise regex.error(f"longer than {MAX_PATTERN_LENGTH} characters")
             self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
         return self._compiled[pattern]
-
-
-def _is_literal(pattern: str) -> bool:
-    """Whether a pattern is one whole path, and no other."""
-    path = re.sub(r"\\(.)", r"\1", pattern.removeprefix(LITERAL), flags=re.DOTALL)
-    return pattern == LITERAL + re.escape(path)

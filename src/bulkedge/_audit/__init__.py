@@ -178,8 +178,9 @@ def run_plan(
         inputs=work.watch.inputs,
         recipe=recipe,
         shard=_part(shard, positions, len(plan.comparisons)),
-        summary=summarise(matrices, skipped),
+        summary=summarise(matrices, skipped, None if shard else list(plan.tensors)),
         skipped=skipped,
+        tensors=list(plan.tensors),
         matrices=matrices,
         run=Run(
             started=started.isoformat(timespec="seconds"),

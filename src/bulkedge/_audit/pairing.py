@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from operator import eq
+from typing import Any
 
-from bulkedge._errors import AdapterError
+from bulkedge._errors import AdapterError, CheckpointError
 from bulkedge.checkpoint import (
     Adapter,
     Checkpoint,
@@ -23,21 +25,32 @@ from bulkedge.checkpoint import (
 )
 from bulkedge.checkpoint.adapter import plain_factors
 from bulkedge.checkpoint.experts import Target, assign
+from bulkedge.checkpoint.fused import places_in_fused, rows_in_fused
 from bulkedge.checkpoint.layout import CONV1D_LAYERS, CONV1D_MODELS, is_stack, place_in_stack
+from bulkedge.checkpoint.model import sharing
 
 from .comparison import Comparison
+from .leftover import (
+    EXCLUDED,
+    NO_COUNTERPART,
+    NOT_STORED,
+    Pairing,
+    accepted,
+    harmless,
+    judge_base,
+    judge_outputs,
+    judge_strangers,
+    shared_by,
+    unjudged,
+)
 from .recipe import Recipe
 from .record import Skipped
 
 # comparing a name with all names of a large base takes a while
 MAX_NEAREST = 5
-NO_COUNTERPART = "no counterpart in the base"
-EXCLUDED = "excluded by the recipe"
-
-Pairs = tuple[list[Comparison], list[Skipped]]
 
 
-def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pairs:
+def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pairing:
     """Pair a full fine-tune with its base.
 
     Args:
@@ -52,20 +65,23 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
         AdapterError: If nothing of the one is in the other.
     """
     model = base.config or tuned.config
-    there, here = Layout(base, model, recipe.split), Layout(tuned, model, {})
+    there = Layout(base, model, recipe.split, tuned.tensors)
+    here = Layout(tuned, model, {}, base.tensors)
     rule = infer_rule(tuned.tensors, there.shapes, lambda name, shape: here.shapes[name] == shape)
     names = Resolver(rule, there.shapes, model, str(base.path))
-    pairs, skipped = _pair_tensors(there, here, names, recipe)
-    if not pairs and tuned.tensors:
+    found = _pair_tensors(there, here, names, recipe)
+    if not found.pairs and tuned.tensors:
         raise AdapterError(_foreign(tuned, base, tuned.tensors, rule))
-    found = {pair.base.info.name for pair in pairs}
-    for name in base.tensors:
-        if name not in found:
-            skipped.append(harmless(name, "not stored in the tuned checkpoint"))
-    return pairs, skipped
+    found.pairs += _shared(there, here, tuned.config or base.config, found.found)
+    left = judge_base(base, tuned, recipe, found.found)
+    base_left = any(row.lost or (row.reason == NOT_STORED and row.accepted) for row in left)
+    found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=base_left)
+    found.skipped += judge_outputs(base, tuned, recipe)
+    found.skipped += left
+    return found
 
 
-def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
+def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairing:
     """Pair an adapter's updates and replaced tensors with the base.
 
     Args:
@@ -79,7 +95,7 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
     Raises:
         AdapterError: If nothing of the one is in the other.
     """
-    there = Layout(base, base.config, recipe.split)
+    there = Layout(base, base.config, recipe.split, [*adapter.factors, *adapter.tensors])
     full = Checkpoint(adapter.path, "file", adapter.files, adapter.tensors)
     here = Layout(full, base.config, {})
     fits = _fits(adapter)
@@ -89,32 +105,47 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairs:
         wanted = [name for name in fits if not _excluded(recipe, name)]
         known = unflatten(wanted, there.shapes, lambda name, shape: fits[name](shape))
     names = Resolver(rule, there.shapes, base.config, str(base.path), known)
-    pairs, skipped = _pair_tensors(there, here, names, recipe)
+    found = _pair_tensors(there, here, names, recipe)
+    found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=False)
     factors, unassigned = _settle(adapter, there, names)
     lost = [row for row in (*adapter.unhandled, *unassigned) if not row.harmless]
-    skipped += [harmless(r.info.name, r.reason) for r in adapter.unhandled if r.harmless]
-    replaced = {pair.base.name: pair.tuned for pair in pairs}
+    found.skipped += [harmless(r.info.name, r.reason) for r in adapter.unhandled if r.harmless]
+    lost += _pair_factors(there, names, factors, recipe, found)
+    if factors and not any(pair.factors for pair in found.pairs):
+        raise AdapterError(_foreign(adapter, base, factors, rule))
+    found.skipped += [_lost(row, recipe) for row in lost]
+    if adapter.config.ensure_weight_tying:
+        found.pairs, again = _once(found.pairs)
+        found.skipped += [harmless(name, "the same update as the embedding's") for name in again]
+    return found
+
+
+def _pair_factors(
+    there: Layout,
+    names: Resolver,
+    factors: Mapping[str, LoraFactors],
+    recipe: Recipe,
+    found: Pairing,
+) -> list[Unhandled]:
+    """Add the updates to the full tensors that are paired already; those without a counterpart."""
+    replaced = {pair.base.name: pair.tuned for pair in found.pairs}
     updates: list[Comparison] = []
+    lost: list[Unhandled] = []
     strangers = 0
     for name, update in factors.items():
         if _excluded(recipe, name):
-            skipped += [harmless(info.name, EXCLUDED) for info in update.infos]
-            continue
-        if found := _updates(there, names, update, name):
-            updates += [replace(pair, tuned=replaced.get(pair.base.name)) for pair in found]
-            continue
-        reason = _stranger(names, name, strangers)
-        strangers += 1
-        lost += [Unhandled(info, name, reason) for info in update.infos]
-    if factors and not updates:
-        raise AdapterError(_foreign(adapter, base, factors, rule))
-    skipped += [_lost(row.info.name, row.name, row.reason, recipe) for row in lost]
+            found.skipped += [accepted(info.name, EXCLUDED) for info in update.infos]
+            with suppress(CheckpointError):
+                found.left_out += _updates(there, names, update, name)
+        elif pairs := _updates(there, names, update, name):
+            updates += [replace(pair, tuned=replaced.get(pair.base.name)) for pair in pairs]
+        else:
+            reason = _stranger(names, name, strangers)
+            strangers += 1
+            lost += [Unhandled(info, name, reason) for info in update.infos]
     updated = {pair.base.name for pair in updates}
-    pairs = [*updates, *(p for p in pairs if p.base.name not in updated)]
-    if adapter.config.ensure_weight_tying:
-        pairs, again = _once(pairs)
-        skipped += [harmless(name, "the same update as the embedding's") for name in again]
-    return pairs, skipped
+    found.pairs = [*updates, *(p for p in found.pairs if p.base.name not in updated)]
+    return lost
 
 
 def _fits(adapter: Adapter) -> dict[str, Callable[[tuple[int, ...]], bool]]:
@@ -179,6 +210,7 @@ def _updates(there: Layout, names: Resolver, factors: LoraFactors, name: str) ->
         target, alias = names.find_tied(name, factors.fits), name.removesuffix(".weight")
     if target is None:
         matrix = _in_a_stack(there, names, name, factors.shape)
+        matrix = matrix or _in_a_fused(there, names, name, factors.shape)
         return [Comparison(matrix, None, factors, name)] if matrix else []
     transposed = None
     if not is_stack(target, there.shapes[target]):
@@ -194,19 +226,37 @@ def _updates(there: Layout, names: Resolver, factors: LoraFactors, name: str) ->
     ]
 
 
-def _pair_tensors(there: Layout, here: Layout, names: Resolver, recipe: Recipe) -> Pairs:
+def _pair_tensors(there: Layout, here: Layout, names: Resolver, recipe: Recipe) -> Pairing:
     """Pair full tensors by name."""
-    pairs: list[Comparison] = []
-    skipped: list[Skipped] = []
+    found = Pairing()
     for name, info in here.checkpoint.tensors.items():
         if names.rule.find(name) is None and _excluded(recipe, name):
-            skipped.append(harmless(info.name, EXCLUDED))
+            found.skipped.append(accepted(info.name, EXCLUDED))
+            with suppress(CheckpointError):  # what it may belong to need not be told
+                found.left_out += _pair_tensor(there, here, names, name)
+        elif pairs := _pair_tensor(there, here, names, name):
+            found.pairs += pairs
+        else:
+            found.strangers[name] = info
+    return found
+
+
+def _shared(
+    there: Layout, here: Layout, model: Mapping[str, Any], found: set[str]
+) -> list[Comparison]:
+    """The base's embeddings and output layers for which another tensor of the tuned side stands."""
+    pairs = []
+    for name, info in there.checkpoint.tensors.items():
+        if info.name in found:
             continue
-        found = _pair_tensor(there, here, names, name)
-        if not found:
-            skipped.append(harmless(info.name, NO_COUNTERPART))
-        pairs += found
-    return pairs, skipped
+        stored = here.checkpoint.tensors
+        fitting = [n for n in sharing(name, stored, model) if stored[n].shape == info.shape]
+        if len(fitting) == 1:
+            (part,) = there.parts(name)
+            (tuned,) = here.parts(fitting[0])
+            shared = shared_by(name, tuned.matrix)
+            pairs.append(Comparison(part.matrix, shared, None, shared.name))
+    return pairs
 
 
 def _pair_tensor(there: Layout, here: Layout, names: Resolver, name: str) -> list[Comparison]:
@@ -217,12 +267,15 @@ def _pair_tensor(there: Layout, here: Layout, names: Resolver, name: str) -> lis
         target, alias = names.find_tied(name, fits), name.removesuffix(".weight")
     if target is None:
         matrix = _in_a_stack(there, names, name, here.shapes[name])
+        matrix = matrix or _in_a_fused(there, names, name, here.shapes[name])
         return [Comparison(matrix, here.part(name), None, name)] if matrix else []
     parts = there.parts(target)
     tuned = [here.part(name, part.expert, part.rows) for part in parts]
     whole = here.checkpoint.tensors[name]
-    if None in tuned or (
-        is_stack(name, whole.shape) and len({p.expert for p in parts}) != whole.shape[0]
+    if (
+        None in tuned
+        or (is_stack(name, whole.shape) and len({p.expert for p in parts}) != whole.shape[0])
+        or (target in there.fused and whole.shape != there.shapes[target])
     ):
         # as a whole: the check of shapes tells what does not fit
         of = there.checkpoint.tensors.get(target, parts[0].matrix.info)
@@ -252,6 +305,31 @@ def _in_a_stack(
     return there.part(target, expert, (index * rows, (index + 1) * rows))
 
 
+def _in_a_fused(
+    there: Layout, names: Resolver, name: str, shape: tuple[int, ...]
+) -> StoredMatrix | None:
+    """The rows of a fused projection of the base where a layer lies."""
+    if len(shape) != 2:
+        return None
+    for fused, index, of in places_in_fused(name):
+        place = partial(_place_in_fused, index, of, shape)
+        target = names.find(fused, lambda stored, place=place: place(stored) is not None)
+        if target is None or target not in there.checkpoint.tensors:
+            continue
+        if rows := place(there.shapes[target]):
+            return there.part(target, None, rows)
+    return None
+
+
+def _place_in_fused(
+    index: int, of: int, shape: tuple[int, ...], stored: tuple[int, ...]
+) -> tuple[int, int] | None:
+    """The rows of a layer in a fused tensor of a shape; None where it does not fit."""
+    if len(stored) != 2 or stored[1] != shape[1]:
+        return None
+    return rows_in_fused(index, of, shape[0], stored[0])
+
+
 def _acts_transposed(factors: LoraFactors, target: str, there: Layout) -> bool:
     """Whether the base stores ``(in, out)`` what the factors update as ``(out, in)``."""
     shape, model = there.shapes[target], there.model
@@ -266,22 +344,9 @@ def _acts_transposed(factors: LoraFactors, target: str, there: Layout) -> bool:
     return factors.fan_in_fan_out
 
 
-def harmless(name: str, reason: str) -> Skipped:
-    """The row of a tensor with which no update of a weight is lost."""
-    return Skipped(name=name, reason=reason, lost=False)
-
-
-def _lost(stored_name: str, name: str, reason: str, recipe: Recipe) -> Skipped:
+def _lost(row: Unhandled, recipe: Recipe) -> Skipped:
     """The row of an update that goes unjudged, unless the recipe has left it out anyway."""
-    unwanted = not_wanted(recipe, name)
-    return Skipped(name=stored_name, reason=unwanted or reason, lost=not unwanted)
-
-
-def not_wanted(recipe: Recipe, *names: str) -> str | None:
-    """Why the recipe leaves out a tensor of these names, None if it does not."""
-    if recipe.include and not matches(names, recipe.include):
-        return "not included by the recipe"
-    return EXCLUDED if matches(names, recipe.exclude) else None
+    return unjudged(recipe, row.info.name, (row.name,), row.reason, "tuned")
 
 
 def _excluded(recipe: Recipe, name: str) -> bool:

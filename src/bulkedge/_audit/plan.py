@@ -18,18 +18,20 @@ from bulkedge.checkpoint import (
     open_checkpoint,
     open_lora_file,
 )
-from bulkedge.checkpoint.header import FLOATING
+from bulkedge.checkpoint.header import EMPTY, FLOATING
 from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.quantised import FP8, SCALES, refuse_packed
 
+from .account import Dropped, account
 from .comparison import Comparison
-from .pairing import harmless, not_wanted, pair_adapter, pair_checkpoint
+from .leftover import Pairing, harmless, not_a_weight, not_wanted
+from .pairing import pair_adapter, pair_checkpoint
 from .recipe import Recipe
-from .record import Skipped
+from .record import Fate, Skipped, Stored
 
 __all__ = ["Comparison", "Plan", "make_plan"]
 
-INDEX_DTYPES = ("BOOL", "I64")
+DAMAGED = "a damaged save (of a model in shards, such as ZeRO-3's, gathered by none); save it again"
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Plan:
         tuned: The tuned checkpoint or adapter.
         comparisons: The matrices to audit, in the base's order.
         skipped: Every other tensor of the tuned side, and of the base where it should have one.
+        tensors: Every tensor of two or more dimensions of either side, and what becomes of it.
     """
 
     base: Checkpoint
     tuned: Checkpoint | Adapter
     comparisons: tuple[Comparison, ...]
     skipped: tuple[Skipped, ...]
+    tensors: tuple[Stored, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -79,19 +83,21 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     refuse_packed(base_checkpoint)
     opened = open_adapter(tuned) if is_adapter(tuned) else _open_tuned(tuned)
     if isinstance(opened, Adapter):
-        pairs, skipped = pair_adapter(base_checkpoint, opened, recipe)
+        found = pair_adapter(base_checkpoint, opened, recipe)
     else:
-        pairs, skipped = pair_checkpoint(base_checkpoint, opened, recipe)
+        found = pair_checkpoint(base_checkpoint, opened, recipe)
+    skipped = found.skipped
     skipped += [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
-    wanted = _choose(pairs, skipped, recipe)
+    wanted, dropped = _choose(found, recipe)
     check_globs(recipe.split, list(base_checkpoint.tensors))
     check_globs((*recipe.include, *recipe.exclude), _names(base_checkpoint, opened))
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
-    order = {name: i for i, name in enumerate(base_checkpoint.tensors)}
+    order = {info.name: i for i, info in enumerate(base_checkpoint.tensors.values())}
     wanted.sort(key=lambda comparison: _place(comparison.base, order))
-    return Plan(base_checkpoint, opened, tuple(wanted), tuple(skipped))
+    tensors, more = account(base_checkpoint, opened, wanted, dropped, skipped, recipe)
+    return Plan(base_checkpoint, opened, tuple(wanted), (*skipped, *more), tuple(tensors))
 
 
 def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
@@ -115,42 +121,47 @@ def _not_read(side: str, opened: Checkpoint | Adapter) -> list[Skipped]:
     return [harmless(name, reason) for name in opened.beside]
 
 
-def _choose(pairs: list[Comparison], skipped: list[Skipped], recipe: Recipe) -> list[Comparison]:
+def _choose(found: Pairing, recipe: Recipe) -> tuple[list[Comparison], list[Dropped]]:
     """The pairs to audit, their shapes checked; the others are added to what is skipped."""
     wanted, told = [], set()
-    for comparison in pairs:
-        either = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
-        unwanted = not_wanted(recipe, *either) or _not_a_weight(comparison)
-        if not (reason := unwanted or _not_handled(comparison)):
+    dropped = [Dropped(comparison, "excluded") for comparison in found.left_out]
+    for comparison in found.pairs:
+        if (why := _why_not(comparison, recipe)) is None:
             _check_shapes(comparison)
             wanted.append(comparison)
             continue
+        reason, fate = why
+        dropped.append(Dropped(comparison, fate))
         for name in comparison.stored_names:
             if (name, reason) not in told:  # once for all experts
                 told.add((name, reason))
-                skipped.append(Skipped(name=name, reason=reason, lost=not unwanted))
-    return wanted
+                lost, accepted = fate == "lost", fate == "excluded"
+                row = Skipped(name=name, reason=reason, lost=lost, accepted=accepted)
+                found.skipped.append(row)
+    return wanted, dropped
+
+
+def _why_not(comparison: Comparison, recipe: Recipe) -> tuple[str, Fate] | None:
+    """Why a pair is not compared, and what that makes of it; None if it is."""
+    either = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
+    if reason := not_wanted(recipe, *either):
+        return reason, "excluded"
+    base, *tuned = (matrix.info for matrix in comparison.matrices)
+    if {info.empty for info in (base, *tuned)} == {True, False}:
+        return EMPTY, "lost"
+    if reason := not_a_weight(base):
+        return reason, "apart" if all(map(not_a_weight, tuned)) else "lost"
+    for info in tuned:
+        if reason := not_a_weight(info):
+            return f"{reason}, where the base has a weight {base.shape}: {DAMAGED}", "lost"
+    reason = _not_handled(comparison)
+    return (reason, "lost") if reason else None
 
 
 def _place(matrix: StoredMatrix, order: dict[str, int]) -> tuple[int, bool, int, tuple[int, int]]:
     """Where a matrix stands in the base: its tensor, its expert, its rows."""
     shared = matrix.alias is not None
     return order[matrix.info.name], shared, matrix.expert or 0, matrix.rows or (0, 0)
-
-
-def _not_a_weight(comparison: Comparison) -> str | None:
-    """Why a pair is no pair of weight matrices, None if it is one."""
-    for matrix in comparison.matrices:
-        info = matrix.info
-        if len(info.shape) < 2:
-            return f"{len(info.shape)}-D tensor: not a matrix"
-        if 0 in info.shape:
-            return "empty tensor"
-        if info.dtype in INDEX_DTYPES:
-            return f"{info.dtype} tensor: indices, not a weight"
-        if info.name.endswith(("bias", SCALES)):
-            return "a bias or scales: not a weight"
-    return None
 
 
 def _not_handled(comparison: Comparison) -> str | None:

@@ -39,6 +39,11 @@ class Recipe(BaseModel):
     exclude: tuple[Glob, ...] = Field(
         (), description="No tensors whose name on either side matches."
     )
+    partial: bool = Field(
+        False,
+        description="Whether a checkpoint may store only some of the weights: it is then meant to "
+        "be loaded over the base, whose others stay as they are.",
+    )
     split: dict[Glob, tuple[Rows, ...]] = Field(
         {}, description="Fused weights to judge block by block: a glob, and the rows of each block."
     )

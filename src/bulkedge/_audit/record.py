@@ -6,10 +6,11 @@ never change its meaning.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.header import read_regular
@@ -21,8 +22,10 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 MAX_RECORD_BYTES = 2**30
+Side = Literal["base", "tuned"]
+Fate = Literal["judged", "kept", "lost", "excluded", "apart"]
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
 
 
@@ -72,6 +75,43 @@ class Skipped(Row):
     name: str = Field(description="Its name in the file that holds it.")
     reason: str
     lost: bool = Field(description="Part of the update of a weight, which went unjudged.")
+    side: Side = Field(default="tuned", description="Which input holds it.")
+    accepted: bool = Field(default=False, description="A weight that the recipe leaves out.")
+
+
+class Stored(Row):
+    """A tensor of two or more dimensions of either side, and what became of it."""
+
+    side: Side = Field(description="Which input holds it.")
+    name: str = Field(description="Its name in the file that holds it.")
+    fate: Fate = Field(
+        description="`judged`: read for `rows`; `kept`: a weight of the base that no part of an "
+        "adapter updates; `lost`: unjudged; `excluded`: left out by the recipe; `apart`: no "
+        "weight, or one that no layer of the other side corresponds to."
+    )
+    rows: list[int] = Field([], description="The matrices that it is a part of, by position.")
+
+
+class Counts(Row):
+    """The tensors of two or more dimensions of both sides, each counted once."""
+
+    base: int = Field(ge=0, description="Of the base.")
+    tuned: int = Field(ge=0, description="Of the tuned side.")
+    compared: int = Field(ge=0, description="Of both, read for a matrix that was audited.")
+    equal: int = Field(ge=0, description="Proved equal, or kept as they are by an adapter.")
+    lost: int = Field(ge=0, description="Weights that went unjudged.")
+    excluded: int = Field(ge=0, description="Left out by the recipe.")
+    apart: int = Field(ge=0, description="No weights, or new heads beside the base's layers.")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        """Each tensor is counted in one place."""
+        counted = self.compared + self.equal + self.lost + self.excluded + self.apart
+        if counted != self.base + self.tuned:
+            raise ValueError(
+                f"expected counts that add up to {self.base + self.tuned} tensors, got {counted}"
+            )
+        return self
 
 
 class Direction(Row):
@@ -187,6 +227,9 @@ class Summary(Row):
     lost: int = Field(description="Of these, updates of weights, which went unjudged.")
     spikes: int = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
     separated: int = Field(0, description="Of these, beyond their threshold.")
+    tensors: Counts | None = Field(
+        None, description="All tensors of two or more dimensions; null of a part of an audit."
+    )
 
     @property
     def complete(self) -> bool:
@@ -260,19 +303,74 @@ class Record(Document):
 
     kind: ClassVar = "bulkedge record"
 
-    schema_version: Literal["1"] = SCHEMA_VERSION
+    schema_version: Literal["2"] = SCHEMA_VERSION
     tool: Tool
     inputs: Inputs
     recipe: Recipe
     shard: Part | None = Field(None, description="Null for a whole audit.")
     summary: Summary
     skipped: list[Skipped]
+    tensors: list[Stored] = Field(
+        description="Every tensor of two or more dimensions of either side, once."
+    )
     matrices: list[Matrix]
     run: Run
 
+    @model_validator(mode="after")
+    def _counts_all(self) -> Self:
+        """The counts are those of the list."""
+        if self.shard is not None:
+            return self
+        if any(i not in range(len(self.matrices)) for row in self.tensors for i in row.rows):
+            raise ValueError("expected tensors of the matrices that are here, got others")
+        if self.summary.tensors != count_tensors(self.tensors, self.matrices):
+            raise ValueError("expected the counts of the tensors listed, got others")
+        return self
 
-def summarise(matrices: list[Matrix], skipped: list[Skipped]) -> Summary:
-    """The counts of a record."""
+
+def count_tensors(tensors: list[Stored], matrices: list[Matrix]) -> Counts:
+    """How many tensors were compared, how many are equal, how many lost.
+
+    Args:
+        tensors: All tensors of two or more dimensions.
+        matrices: All rows of an audit.
+
+    Returns:
+        The counts.  One of several matrices counts as lost if one of these could not be audited,
+        and as equal only if all are.
+    """
+    counts = Counter(_fate(row, matrices) for row in tensors)
+    sides = Counter(row.side for row in tensors)
+    return Counts(
+        base=sides["base"],
+        tuned=sides["tuned"],
+        **{name: counts[name] for name in ("compared", "equal", "lost", "excluded", "apart")},
+    )
+
+
+def _fate(row: Stored, matrices: list[Matrix]) -> str:
+    """Where a tensor is counted."""
+    if row.fate != "judged":
+        return "equal" if row.fate == "kept" else row.fate
+    statuses = {matrices[i].status for i in row.rows}
+    if not statuses or statuses & {"not_finite", "failed"}:
+        return "lost"
+    return "equal" if statuses == {"unchanged"} else "compared"
+
+
+def summarise(
+    matrices: list[Matrix], skipped: list[Skipped], tensors: list[Stored] | None = None
+) -> Summary:
+    """The counts of a record.
+
+    Args:
+        matrices: Its rows.
+        skipped: What was left out.
+        tensors: All tensors of two or more dimensions; None where not all rows are here.
+
+    Returns:
+        The counts.
+    """
     verdicts = dict.fromkeys(Verdict, 0)
     for matrix in matrices:
         for direction in matrix.directions:
@@ -290,4 +388,5 @@ def summarise(matrices: list[Matrix], skipped: list[Skipped]) -> Summary:
         lost=sum(row.lost for row in skipped),
         spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.separated is not None),
         separated=sum(matrix.separated or 0 for matrix in matrices),
+        tensors=None if tensors is None else count_tensors(tensors, matrices),
     )

@@ -87,7 +87,12 @@ def merge_shards(places: Sequence[str | Path]) -> Record:
         jobs=None if None in jobs else sum(job or 0 for job in jobs),
         resumed=sum(record.run.resumed for record in records),
     )
-    summary = summarise(matrices, first.skipped)
+    try:
+        summary = summarise(matrices, first.skipped, first.tensors)
+    except IndexError:
+        raise CheckpointError(
+            "the shards' tensors are of more matrices than there are; was a record.json edited?"
+        ) from None
     update = {"summary": summary, "matrices": matrices, "shard": None, "run": run}
     return first.model_copy(update=update)
 
@@ -134,6 +139,7 @@ def _facts(a: Record, b: Record) -> list[tuple[str, Any, Any]]:
         ("numbers of shards", one.count, two.count),
         ("numbers of matrices", one.matrices, two.matrices),
         ("skipped tensors", a.skipped, b.skipped),
+        ("lists of tensors", a.tensors, b.tensors),
     ]
 
 

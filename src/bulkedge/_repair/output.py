@@ -126,9 +126,9 @@ def _tell_in_config(
     }
     for field, new in zip(PATTERNS, (ranks, alphas), strict=True):
         config[field] = _in_front(new, config.get(field))
-    stacks = [key.rpartition(".")[2] for key, (layer, _) in grown.items() if layer.whole.experts > 1]
-    # of rank one the layout did not matter; now it does
-    if stacks and settings.by_unsloth and not any(settings.layouts(name) for name in stacks):
+    stacks = [key for key, (layer, _) in grown.items() if layer.whole.experts > 1]
+    told = any(settings.layouts(key.rpartition(".")[2]) for key in stacks)
+    if stacks and settings.by_unsloth and not told:  # of rank one it did not matter
         config["lora_B_layout"] = RANK_MAJOR
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -57,7 +57,7 @@ class RepairRecord(Document):
 
     kind: ClassVar = "repair record"
 
-    schema_version: Literal["1"] = SCHEMA_VERSION
+    schema_version: Literal["2"] = SCHEMA_VERSION
     tool: Tool
     method: dict[str, Any] = Field(description="Its name and settings.")
     selection: dict[str, Any] = Field(description="Which directions were to be treated.")

@@ -193,6 +193,8 @@ def why_not(comparison: Comparison, tuned: object) -> str | None:
     if factors is None:
         if stored is not None and stored.scales is not None:
             return f"{stored.dtype} with scales: its blocks would have to be quantised anew"
+        if stored is not None and stored.alias is not None:
+            return f"shares its tensor with {stored.info.name}"
         return None
     if TWICE in (factors.note or "") or comparison.base.info.name.endswith("in_proj_weight"):
         return "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"

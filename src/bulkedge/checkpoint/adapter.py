@@ -24,13 +24,12 @@ from bulkedge._errors import AdapterError, problems
 from .experts import BY_UNSLOTH, Wrapped
 from .factors import LoraFactors
 from .header import EMPTY, FLOATING, TensorInfo, read_header
+from .names import unwrapped
 from .patterns import Patterns
 from .read import PICKLES, confined, convert, read_json, weights_beside
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# what torch.compile and FSDP wrap around a module and leave in its name
-WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module)\.")
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
@@ -257,7 +256,7 @@ def _sort(
     tensors: dict[str, TensorInfo] = {}
     unhandled: list[Unhandled] = []
     for key, info in stored.items():
-        name = WRAPPERS.sub("", key.removeprefix(PREFIX))
+        name = unwrapped(key).removeprefix(PREFIX)
         lora = LORA_KEY.fullmatch(name)
         if lora and lora["leaf"] != ".bias":
             _add(modules.setdefault(lora["module"], {}), lora["part"], info)

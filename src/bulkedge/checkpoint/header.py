@@ -17,7 +17,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -159,7 +159,7 @@ def parse_json(text: bytes) -> Any:
     return _load_json(text)
 
 
-def _load_json(text: bytes, **hooks: Callable[[str], Any]) -> Any:
+def _load_json(text: bytes, **hooks: Any) -> Any:
     """The same, with other readers of numbers."""
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, **hooks)

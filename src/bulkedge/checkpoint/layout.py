@@ -4,18 +4,19 @@ Most names stand for one matrix.  Some stand for several: the experts stacked in
 blocks of a fused projection that are to be judged apart.  And some matrices have another name than
 the layer: a mixture of experts is often stored one tensor an expert (``experts.3.w1.weight``)
 where the model holds one for all of them (``experts.gate_up_proj``); such a parameter is listed
-here, too, as what it is made of.
+here, too, as what it is made of; likewise a fused projection that is stored in pieces.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bulkedge._errors import RecipeError
 
+from .fused import fused_from
 from .header import TensorInfo
 from .matrix import StoredMatrix
 from .names import matches, of_experts
@@ -71,14 +72,27 @@ class Layout:
         checkpoint: Its headers.
         model: The model's configuration, which tells some orientations.
         split: Globs of fused parameters that are to be split, and the rows of each block.
+        other: What the other side calls its tensors: it may fuse some that are apart here.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: Mapping[str, Any], split: Split) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Mapping[str, Any],
+        split: Split,
+        other: Collection[str] = (),
+    ) -> None:
         self.checkpoint, self.model, self.split = checkpoint, model, split
         self.stacks = _stacks(checkpoint.tensors)
         stored = {name: info.shape for name, info in checkpoint.tensors.items()}
+        self.fused = {
+            name: pieces
+            for name, pieces in fused_from(checkpoint.tensors, other).items()
+            if name not in stored
+        }
         self.shapes: dict[str, Shape] = {
             **{name: _stacked_shape(experts) for name, experts in self.stacks.items()},
+            **{name: _stacked_shape([pieces])[1:] for name, pieces in self.fused.items()},
             **stored,
         }
 
@@ -96,6 +110,12 @@ class Layout:
             RecipeError: If the blocks of ``split`` do not add up to its rows.
         """
         info = self.checkpoint.tensors.get(name)
+        if info is None and name in self.fused:
+            pieces = self.fused[name]
+            return [
+                Part(self._matrix(piece, False), None, rows)
+                for piece, rows in zip(pieces, _places(pieces), strict=True)
+            ]
         if info is None:
             return [
                 Part(self._matrix(piece, False), e, rows)
@@ -126,6 +146,8 @@ class Layout:
             The matrix; None if it is not stored on its own, or there is none.
         """
         info = self.checkpoint.tensors.get(name)
+        if info is None and name in self.fused:
+            return self._piece([self.fused[name]], expert or 0, rows)
         if info is None:
             return self._piece(self.stacks[name], expert, rows)
         stacked = is_stack(name, info.shape)

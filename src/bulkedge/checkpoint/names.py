@@ -25,10 +25,23 @@ from typing import Any
 
 from bulkedge._errors import CheckpointError
 
+from .model import sharing
+
 Shape = tuple[int, ...]
 Rule = tuple[str, str]
 
 MAX_LIKELY, MAX_COMPARED = 50, 256
+# what torch.compile, activation checkpointing, FSDP and Lightning put between a module and its
+# parameters; a component of the name, at any place
+WRAPPERS = frozenset(
+    (
+        "_orig_mod",
+        "_checkpoint_wrapped_module",
+        "_fsdp_wrapped_module",
+        "_fpw_module",
+        "_forward_module",
+    )
+)
 # Granite, JetMoe and their kin name no experts where they stack them
 GRANITE_LAYERS = frozenset(("input_linear", "output_linear"))
 # what a model is wrapped in from one version or class to the next
@@ -52,16 +65,18 @@ RENAMED = (
     (".intermediate.dense.", ".mlp.fc1."),
     (".output.dense.", ".mlp.fc2."),
 )
-OUTPUTS = ("lm_head.weight", "embed_out.weight", "proj_out.weight")
-INPUTS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-    "shared.weight",
-)
-# classes that have an output layer, by a part of their names
-WITH_OUTPUT = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM", "Seq2SeqLM")
+
+
+def unwrapped(name: str) -> str:
+    """A name without the wrappers of training libraries.
+
+    Args:
+        name: Such as ``layers.0._orig_mod.q_proj.weight``.
+
+    Returns:
+        ``layers.0.q_proj.weight``.
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def of_experts(name: str) -> bool:
@@ -122,7 +137,8 @@ def matches(names: Iterable[str], globs: Collection[str]) -> bool:
         >>> matches(["pooler.dense.weight"], ["pooler.dense"])
         True
     """
-    both = (word for name in names for word in {name, name.removesuffix(".weight")})
+    plain = {word for name in names for word in (name, unwrapped(name))}
+    both = (word for name in plain for word in {name, name.removesuffix(".weight")})
     return any(fnmatchcase(word, glob) for word in both for glob in globs)
 
 
@@ -167,33 +183,19 @@ class Resolver:
         )
 
     def find_tied(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
-        """The input embedding, if the tuned tensor is the output layer that shares it.
+        """The tensor that stands in the base for a layer that shares it and is not stored.
 
         Args:
             name: The tuned name.
             fits: See :meth:`find`.
 
         Returns:
-            A base name; None if it is another layer, or they are not shared.
+            The embedding for the output layer, or the reverse; None if they are not shared.
 
         Raises:
             CheckpointError: If several base tensors could be meant.
         """
-        if not f".{name}".endswith(tuple(f".{output}" for output in OUTPUTS)) or not self._ties:
-            return None
-        inputs = tuple(f".{embedding}" for embedding in INPUTS)
-        return self._only(name, [n for n in self.shapes if f".{n}".endswith(inputs)], fits)
-
-    @property
-    def _ties(self) -> bool:
-        """Whether the base's output layer, which it does not store, is its input embedding."""
-        tied = self.model.get("tie_word_embeddings")
-        if isinstance(tied, bool):
-            return tied
-        classes = self.model.get("architectures")
-        return isinstance(classes, list) and any(
-            part in str(name) for name in classes for part in WITH_OUTPUT
-        )
+        return self._only(name, sharing(name, self.shapes, self.model), fits)
 
     def _unwrapped(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
         """The base tensor of the same name but for what models are wrapped in."""

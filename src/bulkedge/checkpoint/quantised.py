@@ -12,7 +12,7 @@ from bulkedge._errors import CheckpointError
 
 from .header import FLOATING, TensorInfo
 from .matrix import BlockScales
-from .names import of_experts
+from .names import of_experts, unwrapped
 from .read import Checkpoint
 
 FP8 = ("F8_E4M3", "F8_E5M2")
@@ -39,7 +39,7 @@ def scales_of(info: TensorInfo, checkpoint: Checkpoint) -> BlockScales | None:
     """The factors of a weight in block-wise fp8; None of another, or if they do not fit."""
     if info.dtype not in FP8 or len(info.shape) < 2:
         return None
-    scales = checkpoint.tensors.get(info.name + SCALES)
+    scales = checkpoint.tensors.get(unwrapped(info.name) + SCALES)
     if scales is None or scales.dtype not in FLOATING:
         return None
     *experts, height, width = info.shape

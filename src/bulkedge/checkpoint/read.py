@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge._errors import CheckpointError
 
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
+from .names import unwrapped
 
 if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` stays quick
     from torch import Tensor
@@ -33,7 +34,8 @@ class Checkpoint:
         path: What the caller named.
         kind: ``file``, ``folder`` or ``sharded``.
         files: The files that hold tensors.
-        tensors: ``{name: info}``.
+        tensors: ``{name: info}``, the names without the wrappers that training libraries leave in
+            them; ``info.name`` is the one in the file.
         config: The content of ``config.json`` beside them, empty without one.
         beside: Weights files and indexes in the same folder that are no part of it.
     """
@@ -73,7 +75,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: expected a .safetensors file or a model folder")
     tensors, _ = read_header(path)
-    return Checkpoint(path, "file", (path,), tensors, _read_config(path.parent))
+    return Checkpoint(path, "file", (path,), _plain(tensors, path), _read_config(path.parent))
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
@@ -200,7 +202,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     if len(files) == 1 and not indexes:
         tensors, _ = read_header(confined(files[0], folder))
         beside = weights_beside(folder, files)
-        return Checkpoint(folder, "folder", (files[0],), tensors, _read_config(folder), beside)
+        named = _plain(tensors, folder)
+        return Checkpoint(folder, "folder", (files[0],), named, _read_config(folder), beside)
     if len(indexes) == 1 and not os.path.lexists(single):  # nor a link that leads nowhere
         return _open_shards(indexes[0], folder)
     raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
@@ -256,7 +259,21 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
             "the folder mixes two checkpoints"
         )
     beside = weights_beside(folder, (*files, index)) if path == folder else ()
-    return Checkpoint(path, "sharded", files, tensors, _read_config(folder), beside)
+    named = _plain(tensors, path)
+    return Checkpoint(path, "sharded", files, named, _read_config(folder), beside)
+
+
+def _plain(tensors: Mapping[str, TensorInfo], path: Path) -> dict[str, TensorInfo]:
+    """The tensors by their names without wrappers, of which each may occur once."""
+    found: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        if other := found.get(plain := unwrapped(name)):
+            raise CheckpointError(
+                f"{path}: tensors {other.name!r} and {name!r} are the same but for wrappers of "
+                "training libraries; remove one"
+            )
+        found[plain] = info
+    return found
 
 
 def weights_beside(folder: Path, taken: Sequence[Path]) -> tuple[str, ...]:

@@ -1,0 +1,254 @@
+"""Tensors without a counterpart: which of them can be left alone, and which went unjudged.
+
+The question is what the program that loads the fine-tune has in that place.  A new head stands
+beside the base's layers and changes none.  A tuned weight without a counterpart, where weights of
+the base have none either, may be one of those under another name; one within the base's own blocks
+changes what they compute.  A weight that the fine-tune does not store is not the base's for that:
+a program starts it anew, unless the model's class has no such layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from bulkedge.checkpoint import Checkpoint, NameRule, StoredMatrix, TensorInfo, matches
+from bulkedge.checkpoint.header import EMPTY
+from bulkedge.checkpoint.model import INPUTS, OUTPUTS, has_output, is_output, lacks, shares, ties
+from bulkedge.checkpoint.quantised import SCALES
+
+from .comparison import Comparison
+from .recipe import Recipe
+from .record import Side, Skipped
+
+INDEX_DTYPES = ("BOOL", "I64")
+NO_COUNTERPART = "no counterpart in the base"
+NOT_STORED = "not stored in the tuned checkpoint"
+EXCLUDED = "excluded by the recipe"
+NOT_INCLUDED = "not included by the recipe"
+OF_NO_USE = f"{NOT_STORED}, whose class has no such layer"
+RENAMED = f"{NO_COUNTERPART}, of which weights are left over, too: is it one of those, renamed?"
+IN_A_BLOCK = f"{NO_COUNTERPART}, though it is no head but within the layers"
+MAY_BE_SHARED = f"{NO_COUNTERPART}, or its embedding: the base's config.json would tell"
+BASE_LACKS_IT = f"{NO_COUNTERPART}, which by its config.json should have one of its own"
+STARTED_ANEW = "not stored in the tuned checkpoint, and by its config.json not the embedding"
+NOTHING_BEFORE = (
+    "the embedding in the tuned checkpoint; the base, by its config.json, lacks its own"
+)
+EITHER = "stored, and by config.json the embedding: versions of transformers take one or the other"
+
+
+@dataclass
+class Pairing:
+    """Two sides matched.
+
+    Attributes:
+        pairs: What to compare.
+        skipped: What is left out, with the reason.
+        left_out: What belongs together, and is excluded by a name of the tuned side.
+        strangers: Full tensors of the tuned side without a counterpart, by name.
+    """
+
+    pairs: list[Comparison] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    left_out: list[Comparison] = field(default_factory=list)
+    strangers: dict[str, TensorInfo] = field(default_factory=dict)
+
+    @property
+    def found(self) -> set[str]:
+        """The base's tensors that have a counterpart, as its files call them."""
+        return {pair.base.info.name for pair in (*self.pairs, *self.left_out)}
+
+
+def harmless(name: str, reason: str, side: Side = "tuned") -> Skipped:
+    """The row of a tensor with which no update of a weight is lost."""
+    return Skipped(name=name, reason=reason, lost=False, side=side)
+
+
+def accepted(name: str, reason: str, side: Side = "tuned") -> Skipped:
+    """The row of a tensor that the recipe leaves out."""
+    return Skipped(name=name, reason=reason, lost=False, side=side, accepted=True)
+
+
+def unjudged(recipe: Recipe, name: str, names: Iterable[str], reason: str, side: Side) -> Skipped:
+    """The row of a weight that goes unjudged, unless the recipe has left it out anyway.
+
+    Args:
+        recipe: What is wanted.
+        name: As its file calls it.
+        names: All its names, for globs.
+        reason: Why it is not judged.
+        side: Which input holds it.
+
+    Returns:
+        The row.
+    """
+    if unwanted := not_wanted(recipe, name, *names):
+        return accepted(name, unwanted, side)
+    return Skipped(name=name, reason=reason, lost=True, side=side)
+
+
+def not_wanted(recipe: Recipe, *names: str) -> str | None:
+    """Why the recipe leaves out a tensor of these names, None if it does not."""
+    if recipe.include and not matches(names, recipe.include):
+        return NOT_INCLUDED
+    return EXCLUDED if matches(names, recipe.exclude) else None
+
+
+def not_a_weight(info: TensorInfo) -> str | None:
+    """Why a tensor is no weight matrix, None if it is one."""
+    if len(info.shape) < 2:
+        return f"{len(info.shape)}-D tensor: not a matrix"
+    if info.empty:
+        return "empty on both sides"
+    if info.dtype in INDEX_DTYPES:
+        return f"{info.dtype} tensor: indices, not a weight"
+    if info.name.endswith(("bias", SCALES)):
+        return "a bias or scales: not a weight"
+    return None
+
+
+def judge_base(
+    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, found: set[str]
+) -> list[Skipped]:
+    """A row for each tensor of the base that the fine-tune does not store.
+
+    Args:
+        base: The base.
+        tuned: The fine-tune.
+        recipe: What is wanted.
+        found: The base's tensors that have a counterpart.
+
+    Returns:
+        The rows; those of weights are lost, unless the class of the fine-tune has no such layer or
+        the recipe accepts it.
+    """
+    rows = []
+    for name, info in base.tensors.items():
+        if info.name in found:
+            continue
+        if info.empty:
+            rows.append(unjudged(recipe, info.name, (name,), EMPTY, "base"))
+        elif not_a_weight(info):
+            rows.append(harmless(info.name, NOT_STORED, "base"))
+        elif lacks(tuned.config, name):
+            rows.append(harmless(info.name, OF_NO_USE, "base"))
+        elif recipe.partial:
+            rows.append(accepted(info.name, NOT_STORED, "base"))
+        else:
+            rows.append(unjudged(recipe, info.name, (name,), NOT_STORED, "base"))
+    return rows
+
+
+def judge_strangers(
+    base: Checkpoint,
+    strangers: Mapping[str, TensorInfo],
+    rule: NameRule,
+    recipe: Recipe,
+    *,
+    base_left: bool,
+) -> list[Skipped]:
+    """A row for each full tensor of the tuned side without a counterpart.
+
+    Args:
+        base: The base.
+        strangers: The tensors by name.
+        rule: How tuned names become base names.
+        recipe: What is wanted.
+        base_left: Whether weights of the base have no counterpart either.
+
+    Returns:
+        The rows; a new head alone is harmless.
+    """
+    lists = _lists(base.tensors)
+    rows = []
+    for name, info in strangers.items():
+        reason = RENAMED if base_left else _why_no_head(name, info, base, rule, lists)
+        if info.empty:
+            rows.append(unjudged(recipe, info.name, (name,), EMPTY, "tuned"))
+        elif not_a_weight(info) or reason is None:
+            rows.append(harmless(info.name, NO_COUNTERPART))
+        else:
+            rows.append(unjudged(recipe, info.name, (name,), reason, "tuned"))
+    return rows
+
+
+def judge_outputs(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> list[Skipped]:
+    """What is to be said of an output layer that one side shares with its embedding.
+
+    Args:
+        base: The base.
+        tuned: The fine-tune.
+        recipe: What is wanted.
+
+    Returns:
+        A row where the layer in use goes unjudged though no stored tensor shows it.
+    """
+    before, after = _output(base, tuned), _output(tuned, base)
+    name = next((name for name in tuned.tensors if is_output(name)), OUTPUTS[0])
+    reason = None
+    if (before, after) == ("shared", "missing") and not recipe.partial:
+        reason = STARTED_ANEW
+    elif (before, after) == ("missing", "shared"):
+        reason = NOTHING_BEFORE
+    elif (before, after) == ("stored", "stored") and _embeds(tuned):
+        own, other = (ties(side.config or base.config) is True for side in (tuned, base))
+        reason = EITHER if own and not other else None
+    if reason is None:
+        return []
+    stored = tuned.tensors[name].name if name in tuned.tensors else name
+    return [unjudged(recipe, stored, (name,), reason, "tuned")]
+
+
+def shared_by(name: str, tuned: StoredMatrix) -> StoredMatrix:
+    """The tuned tensor that stands for a layer of another name."""
+    return replace(tuned, alias=name.removesuffix(".weight"))
+
+
+def _output(side: Checkpoint, other: Checkpoint) -> str:
+    """What a program has for the output layer: stored, shared, missing, or none."""
+    config = side.config or other.config
+    if any(map(is_output, side.tensors)):
+        return "stored"
+    if not _embeds(side):
+        return "none"
+    if shares(config):
+        return "shared"
+    return "missing" if has_output(config) else "none"
+
+
+def _embeds(side: Checkpoint) -> bool:
+    """Whether a checkpoint stores an input embedding."""
+    return any(f".{name}".endswith(tuple(f".{end}" for end in INPUTS)) for name in side.tensors)
+
+
+def _why_no_head(
+    name: str, info: TensorInfo, base: Checkpoint, rule: NameRule, lists: set[str]
+) -> str | None:
+    """Why a tuned tensor without a counterpart is no new head, None if it is one."""
+    if is_output(name) and not base.config and _embeds(base):
+        return MAY_BE_SHARED
+    if is_output(name) and _output(base, base) == "missing":
+        return BASE_LACKS_IT
+    mapped = rule.add + name.removeprefix(rule.strip)
+    return IN_A_BLOCK if _in_a_block(mapped, lists) or _in_a_block(name, lists) else None
+
+
+def _in_a_block(name: str, lists: set[str]) -> bool:
+    """Whether a name is that of a part of a numbered block: of the base's, or of others."""
+    # the layers of a head may be numbered, too, as classifier.0.weight: they hold parameters,
+    # where a block holds layers
+    parts = name.split(".")
+    return any(
+        part.isdecimal() and (".".join(parts[:i]) in lists or i < len(parts) - 2)
+        for i, part in enumerate(parts)
+    )
+
+
+def _lists(names: Iterable[str]) -> set[str]:
+    """What stands before a number in a name: the lists of a model's blocks."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        found.update(".".join(parts[:i]) for i, part in enumerate(parts) if part.isdecimal())
+    return found

@@ -249,9 +249,36 @@ def test_a_file_too_large_for_a_journal_is_not_read(tmp_path):
 
 def test_two_audits_do_not_share_a_journal(tmp_path):
     path = tmp_path / "journal.jsonl"
-    with Journal(path), pytest.raises(OutputError, match=r"another audit is writing it"):
-        Journal(path, resume=True)
+    with Journal(path):
+        before = path.stat()
+        for resume in (True, False):
+            with pytest.raises(OutputError, match=r"another audit is writing it; give another"):
+                Journal(path, resume=resume)
+            assert os.path.samestat(before, path.stat())
     Journal(path, resume=True).__exit__(None, None, None)
+
+
+def test_a_journal_that_another_process_puts_in_its_place_meanwhile(tmp_path, monkeypatch):
+    """Between the opening and the lock, and between the removal and the new file."""
+    path, other = tmp_path / "journal.jsonl", tmp_path / "other"
+    path.touch()
+
+    def replaced(_):
+        other.write_text("theirs")
+        other.replace(path)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "lock", replaced)
+        for resume in (True, False):
+            with pytest.raises(OutputError, match=r"another audit is writing it"):
+                Journal(path, resume=resume)
+            assert path.read_text() == "theirs"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "unlink", lambda *_, **__: None)
+        with pytest.raises(OutputError, match=r"another audit is writing it"):
+            Journal(path)
+    assert path.read_text() == "theirs"
 
 
 def test_a_full_disk_ends_the_audit_at_once(pair, tmp_path, monkeypatch):
@@ -273,6 +300,7 @@ def test_a_full_disk_ends_the_audit_at_once(pair, tmp_path, monkeypatch):
 
 
 def append_many(path, name, barrier):
+    journal_module.lock = lambda _: True  # in a process of its own
     with Journal.__new__(Journal) as journal:
         journal.path, journal._file = path, journal_module._open(path, True)
         barrier.wait(timeout=60)

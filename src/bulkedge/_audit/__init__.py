@@ -14,7 +14,8 @@ from bulkedge._errors import InputError
 
 from .engine import Engine, LocalEngine, RayEngine
 from .inputs import Watch, keep_out_of_inputs
-from .journal import JOURNAL_NAME, Journal, open_journal, row_keys
+from .journal import Journal, open_journal, row_keys
+from .lock import JOURNAL_NAME, hold, refuse_held
 from .plan import Comparison, Plan, make_plan
 from .recipe import Recipe, make_recipe, read_recipe
 from .record import Matrix, Part, Record, Run, Skipped, Summary, Tool, summarise
@@ -35,11 +36,13 @@ __all__ = [
     "Skipped",
     "Summary",
     "audit",
+    "hold",
     "keep_out_of_inputs",
     "make_plan",
     "make_recipe",
     "merge_shards",
     "read_recipe",
+    "refuse_held",
     "run_plan",
 ]
 

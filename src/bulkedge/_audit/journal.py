@@ -23,16 +23,10 @@ from bulkedge import __version__
 from bulkedge._errors import OutputError
 
 from .inputs import plain
+from .lock import lock
 from .plan import Comparison
 from .recipe import Recipe
 from .record import MAX_RECORD_BYTES, SCHEMA_VERSION, Inputs, Matrix
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-JOURNAL_NAME = "journal.jsonl"
 
 
 def row_keys(
@@ -96,11 +90,11 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open(self.path, resume)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
         try:
-            _check_regular(self._file, self.path)
-            _lock(self._file, self.path)
             self._lines = self._read() if resume else []
         except BaseException:
             os.close(self._file)
@@ -182,31 +176,39 @@ class Journal:
 
 
 def _open(path: Path, resume: bool) -> int:
-    """The file to append to, never through a link."""
+    """The locked file to append to, never through a link; a new one unless it is resumed."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     if resume:
-        return os.open(path, flags, 0o644)
-    path.unlink(missing_ok=True)
-    return os.open(path, flags | os.O_EXCL, 0o644)
-
-
-def _check_regular(file: int, path: Path) -> None:
-    """Raise for a pipe or a device."""
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        raise OutputError(f"{path}: expected a journal, got no regular file; remove it")
-
-
-def _lock(file: int, path: Path) -> None:
-    """Keep others out while this process lives; where locks are not to be had, go without."""
-    if fcntl is None:
-        return
+        return _open_locked(path, flags)
+    # a new file, not the old one emptied: a link may lead to that, or an audit may write it
+    old = _open_locked(path, os.O_RDONLY) if path.is_file() and not path.is_symlink() else None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(f"{path}: another audit is writing it; give another folder") from None
-    except OSError:
-        return
+        path.unlink(missing_ok=True)
+        return _open_locked(path, flags | os.O_EXCL)
+    except FileExistsError:
+        raise _in_use(path) from None
+    finally:
+        if old is not None:
+            os.close(old)
+
+
+def _open_locked(path: Path, flags: int) -> int:
+    """An open regular file that no other process has, and that still has this name."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.open(path, flags, 0o644)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OutputError(f"{path}: expected a journal, got no regular file; remove it")
+        if not lock(file) or not os.path.samestat(os.fstat(file), os.lstat(path)):
+            raise _in_use(path)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _in_use(path: Path) -> OutputError:
+    return OutputError(f"{path}: another audit is writing it; give another folder")
 
 
 def _parse(line: bytes) -> tuple[str | None, Matrix | None]:

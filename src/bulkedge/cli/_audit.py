@@ -79,7 +79,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     """
     from dataclasses import replace
 
-    from bulkedge._audit import Shard, keep_out_of_inputs, make_plan, run_plan
+    from bulkedge._audit import Shard, hold, keep_out_of_inputs, make_plan, run_plan
 
     _check_options(options)
     recipe = recipe_of(options)
@@ -98,19 +98,20 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
         part = replace(plan, comparisons=tuple(plan.comparisons[i] for i in positions))
         _tell(_describe(part, recipe), options["as_json"])
         return
-    with show_progress(options["quiet"], len(positions)) as progress, _hint(output):
-        record = run_plan(
-            plan,
-            recipe,
-            engine=engine,
-            shard=shard,
-            journal=output / JOURNAL_NAME if output else None,
-            resume=options["resume"],
-            progress=progress,
-            notice=None if options["quiet"] else _notice,
-        )
-    show(record, options)
-    write_all(record, options)
+    with hold(output):
+        with show_progress(options["quiet"], len(positions)) as progress, _hint(output):
+            record = run_plan(
+                plan,
+                recipe,
+                engine=engine,
+                shard=shard,
+                journal=output / JOURNAL_NAME if output else None,
+                resume=options["resume"],
+                progress=progress,
+                notice=None if options["quiet"] else _notice,
+            )
+        show(record, options)
+        write_all(record, options)
     if shard is not None:  # findings in a part must not stop what waits for it
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")

@@ -28,7 +28,7 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
 
     PARTS are the output folders of `audit --shard`, in any order.
     """
-    from bulkedge._audit import merge_shards
+    from bulkedge._audit import hold, merge_shards
 
     output: Path | None = options["output"]
     if output is not None:
@@ -36,6 +36,7 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     for file in written_files(options):
         check_file(file, options["force"])
     record = merge_shards(parts)
-    show(record, options)
-    write_all(record, options)
+    with hold(output):
+        show(record, options)
+        write_all(record, options)
     sys.exit(exit_code(record, options["fail_on"]))

@@ -100,6 +100,8 @@ def verdict_options(command: Command) -> Command:
 
 def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
     """Whether a record may be written into a folder."""
+    from bulkedge._audit import refuse_held
+
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; give a folder")
     if (output / RECORD_NAME).is_dir():
@@ -112,6 +114,7 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
             f"{output}: exists; give another folder, or --force to write into it, or --resume to "
             "go on with its journal"
         )
+    refuse_held(output)
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{output}: {parent} is not writable")
@@ -119,6 +122,8 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
 
 def check_file(path: Path, force: bool) -> None:
     """Whether a file may be written."""
+    from bulkedge._audit import refuse_held
+
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give a file")
     if os.path.lexists(path) and not force:
@@ -126,6 +131,7 @@ def check_file(path: Path, force: bool) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise OutputError(f"{path}: {parent} is not a writable folder")
+    refuse_held(parent)
 
 
 def written_files(options: dict[str, Any]) -> list[Path]:

@@ -92,6 +92,8 @@ def _check_free(folder: Path | None, name: str, force: bool) -> None:
     """Everything that can go wrong with table and figure, before the first computation."""
     if folder is None:
         raise click.UsageError("give a folder for table and figure (--output DIR), or --json")
+    from bulkedge._audit import refuse_held
+
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; give a folder")
     for path in (folder / f"{name}.json", folder / f"{name}.svg"):
@@ -99,6 +101,7 @@ def _check_free(folder: Path | None, name: str, force: bool) -> None:
             raise OutputError(f"{path}: is a folder; give another place")
         if path.exists() and not force:
             raise OutputError(f"{path}: exists; give another folder, or --force to overwrite it")
+    refuse_held(folder)
     parent = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{folder}: {parent} is not writable")

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bulkedge._errors import RecipeError, problems
 from bulkedge.checkpoint.header import read_regular
 
+from .ranges import Positive
+
 MAX_RECIPE_BYTES = 2**20
 Glob = Annotated[str, Field(min_length=1)]
-Rows = Annotated[int, Field(ge=1)]
+Rows = Positive
 
 
 class Recipe(BaseModel):
@@ -27,7 +29,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    top_k: int = Field(10, ge=1, description="How many leading tuned directions are judged.")
+    top_k: Positive = Field(10, description="How many leading tuned directions are judged.")
     epsilon: float = Field(0.5, gt=0, le=1, description="Score below which the paper counts one.")
     side: Literal["left", "right", "both"] = Field("left", description="Singular vectors compared.")
     method: Literal["auto", "certified", "dense"] = Field(

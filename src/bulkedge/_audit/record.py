@@ -17,6 +17,19 @@ from bulkedge.checkpoint.header import read_regular
 from bulkedge.intruder import Verdict
 from bulkedge.update import Expectation
 
+from .ranges import (
+    MOST,
+    Bytes,
+    Count,
+    Digest,
+    Dtype,
+    Fraction,
+    Moment,
+    Positive,
+    Real,
+    Size,
+    check_between,
+)
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,8 +52,8 @@ class File(Row):
     """One input file."""
 
     name: str = Field(description="File name.")
-    bytes: int = Field(description="Size.")
-    sha256: str = Field(description="Digest of its content.")
+    bytes: Bytes = Field(description="Size.")
+    sha256: Digest = Field(description="Digest of its content.")
 
 
 class Source(Row):
@@ -89,19 +102,19 @@ class Stored(Row):
         "adapter updates; `lost`: unjudged; `excluded`: left out by the recipe; `apart`: no "
         "weight, or one that no layer of the other side corresponds to."
     )
-    rows: list[int] = Field([], description="The matrices that it is a part of, by position.")
+    rows: list[Count] = Field([], description="The matrices that it is a part of, by position.")
 
 
 class Counts(Row):
     """The tensors of two or more dimensions of both sides, each counted once."""
 
-    base: int = Field(ge=0, description="Of the base.")
-    tuned: int = Field(ge=0, description="Of the tuned side.")
-    compared: int = Field(ge=0, description="Of both, read for a matrix that was audited.")
-    equal: int = Field(ge=0, description="Proved equal, or kept as they are by an adapter.")
-    lost: int = Field(ge=0, description="Weights that went unjudged.")
-    excluded: int = Field(ge=0, description="Left out by the recipe.")
-    apart: int = Field(ge=0, description="No weights, or new heads beside the base's layers.")
+    base: Count = Field(description="Of the base.")
+    tuned: Count = Field(description="Of the tuned side.")
+    compared: Count = Field(description="Of both, read for a matrix that was audited.")
+    equal: Count = Field(description="Proved equal, or kept as they are by an adapter.")
+    lost: Count = Field(description="Weights that went unjudged.")
+    excluded: Count = Field(description="Left out by the recipe.")
+    apart: Count = Field(description="No weights, or new heads beside the base's layers.")
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -117,39 +130,69 @@ class Counts(Row):
 class Direction(Row):
     """One leading singular vector of a tuned matrix, seen from the base."""
 
-    index: int = Field(description="Rank of its singular value in the tuned matrix, 0 the largest.")
-    sigma: float = Field(description="Singular value.")
+    index: Count = Field(
+        description="Rank of its singular value in the tuned matrix, 0 the largest."
+    )
+    sigma: Size = Field(description="Singular value.")
     side: Literal["left", "right"]
-    score: float = Field(description="Largest |cosine| with a base vector of the same side.")
-    score_lower: float = Field(description="It is at least this.")
-    score_upper: float = Field(description="It is at most this.")
-    matched_index: int = Field(description="The base vector that attains it; -1 without one.")
-    subspace_overlap: float = Field(description="Norm of its projection on the base's top 2k.")
-    overlap_lower: float = Field(description="It is at least this.")
-    overlap_upper: float = Field(description="It is at most this.")
+    score: Fraction = Field(description="Largest |cosine| with a base vector of the same side.")
+    score_lower: Fraction = Field(description="It is at least this.")
+    score_upper: Fraction = Field(description="It is at most this.")
+    matched_index: int = Field(
+        ge=-1, le=MOST, description="The base vector that attains it; -1 without one."
+    )
+    subspace_overlap: Fraction = Field(description="Norm of its projection on the base's top 2k.")
+    overlap_lower: Fraction = Field(description="It is at least this.")
+    overlap_upper: Fraction = Field(description="It is at most this.")
     verdict: Verdict = Field(description="What holds at both ends of both intervals.")
     method: Literal["certified", "dense"] = Field(description="By products alone, or by SVDs.")
-    residual: float = Field(description="Residual of the triplet over the largest singular value.")
+    residual: Size = Field(description="Residual of the triplet over the largest singular value.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Each value lies in its interval."""
+        check_between(self.score_lower, self.score, self.score_upper, "score")
+        overlap = self.subspace_overlap
+        check_between(self.overlap_lower, overlap, self.overlap_upper, "overlap")
+        return self
 
 
 class Angles(Row):
     """The tuned top k as a space, against the base's top 2k: what mixing of vectors cannot hide."""
 
     side: Literal["left", "right"]
-    cosines_lower: list[float] = Field(description="Of the principal angles; at least these.")
-    cosines_upper: list[float] = Field(description="At most these.")
-    similarity: list[list[float]] = Field(
+    cosines_lower: list[Fraction] = Field(description="Of the principal angles; at least these.")
+    cosines_upper: list[Fraction] = Field(description="At most these.")
+    similarity: list[list[Fraction]] = Field(
         [], description="|cosine| of each direction (rows) with the base's top 2k, to 3 digits."
     )
-    outside: int = Field(description="How many are certainly below √½.")
-    undecided: int = Field(description="How many may be on either side of √½.")
+    outside: Count = Field(description="How many are certainly below √½.")
+    undecided: Count = Field(description="How many may be on either side of √½.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Both ends of each interval, in order."""
+        if len(self.cosines_lower) != len(self.cosines_upper):
+            raise ValueError("expected as many lower as upper ends")
+        for low, high in zip(self.cosines_lower, self.cosines_upper, strict=True):
+            check_between(low, low, high, "cosine")
+        if self.outside + self.undecided > len(self.cosines_lower):
+            raise ValueError(f"expected at most {len(self.cosines_lower)} angles, got more")
+        return self
 
 
 class Spectrum(Row):
     """The singular values of a base matrix in outline: the leading ones, then ever fewer."""
 
-    ranks: list[int] = Field(description="Which, from 0 for the largest.")
-    values: list[float] = Field(description="Their values, to 5 digits.")
+    ranks: list[Count] = Field(description="Which, from 0 for the largest.")
+    values: list[Size] = Field(description="Their values, to 5 digits.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """A value for each rank, in order."""
+        if len(self.ranks) != len(self.values) or sorted(set(self.ranks)) != self.ranks:
+            raise ValueError("expected ranks in order, and a value for each")
+        return self
 
 
 class Bulk(Row):
@@ -157,32 +200,32 @@ class Bulk(Row):
 
     exact: bool = Field(description="From all singular values; else from a quadrature of them.")
     white: bool = Field(description="Whether the Marchenko–Pastur law describes them.")
-    sigma: float = Field(description="Noise level (of an entry) by that law; a guess if not white.")
-    edge: float = Field(description="Upper edge: by that law if white, else from the values.")
-    misfit: float = Field(description="Kolmogorov–Smirnov distance from that law.")
-    misfit_limit: float = Field(description="What noise reaches once in a thousand times.")
-    spikes: int = Field(description="How many values of the base stand beyond the edge.")
-    p_value: float = Field(description="Of the last of them; of the largest value without any.")
+    sigma: Size = Field(description="Noise level (of an entry) by that law; a guess if not white.")
+    edge: Size = Field(description="Upper edge: by that law if white, else from the values.")
+    misfit: Size = Field(description="Kolmogorov–Smirnov distance from that law.")
+    misfit_limit: Size = Field(description="What noise reaches once in a thousand times.")
+    spikes: Count = Field(description="How many values of the base stand beyond the edge.")
+    p_value: Fraction = Field(description="Of the last of them; of the largest value without any.")
 
 
 class Predicted(Row):
     """One spike (singular value of a low-rank update): expected, and measured."""
 
-    theta: float = Field(description="Its strength.")
+    theta: Size = Field(description="Its strength.")
     separated: bool = Field(description="Whether it exceeds the threshold.")
     expected: Expectation = Field(description="What generic vectors of that strength would do.")
-    location: float | None = Field(description="Expected outlier; null, as below, without one.")
-    sd: float | None = Field(description="Its standard deviation.")
-    left_overlap: float | None = Field(description="Expected |⟨u, û⟩|².")
-    right_overlap: float | None = Field(description="Expected |⟨v, v̂⟩|².")
-    left_score: float | None = Field(description="Expected (median) score of û.")
-    right_score: float | None = Field(description="Expected (median) score of v̂.")
-    measured_index: int | None = Field(
+    location: Size | None = Field(description="Expected outlier; null, as below, without one.")
+    sd: Size | None = Field(description="Its standard deviation.")
+    left_overlap: Fraction | None = Field(description="Expected |⟨u, û⟩|².")
+    right_overlap: Fraction | None = Field(description="Expected |⟨v, v̂⟩|².")
+    left_score: Fraction | None = Field(description="Expected (median) score of û.")
+    right_score: Fraction | None = Field(description="Expected (median) score of v̂.")
+    measured_index: Count | None = Field(
         None, description="The direction that carries the spike; null if no judged one does."
     )
-    measured_location: float | None = Field(None, description="Its singular value.")
-    measured_left_overlap: float | None = Field(None, description="Its |⟨u, û⟩|².")
-    measured_right_overlap: float | None = Field(None, description="Its |⟨v, v̂⟩|².")
+    measured_location: Size | None = Field(None, description="Its singular value.")
+    measured_left_overlap: Fraction | None = Field(None, description="Its |⟨u, û⟩|².")
+    measured_right_overlap: Fraction | None = Field(None, description="Its |⟨v, v̂⟩|².")
 
 
 class Matrix(Row):
@@ -190,43 +233,43 @@ class Matrix(Row):
 
     name: str = Field(description="Name of the base tensor.")
     tuned_name: str = Field(description="Name of what was compared with it.")
-    shape: tuple[int, int] = Field(description="As the base stores it.")
+    shape: tuple[Positive, Positive] = Field(description="As the base stores it.")
     transposed: bool = Field(description="The base stores (in, out): sides are those of (out, in).")
-    dtype: str = Field(description="Of the base, as safetensors spells it.")
+    dtype: Dtype = Field(description="Of the base, as safetensors spells it.")
     update: Literal["dense", "lora"]
-    rank: int | None = Field(description="Rank of the factors; null for a dense update.")
-    scale: float | None = Field(description="The number in front of B·A; null for a dense update.")
+    rank: Count | None = Field(description="Rank of the factors; null for a dense update.")
+    scale: Real | None = Field(description="The number in front of B·A; null for a dense update.")
     status: Literal["audited", "unchanged", "not_finite", "failed"]
     note: str | None = Field(None, description="What a reader should know about the status.")
-    spectral_norm_base: float | None = None
-    spectral_norm_update: float | None = None
-    intruders: int = Field(0, description="The paper's count: directions with score < epsilon.")
+    spectral_norm_base: Size | None = None
+    spectral_norm_update: Size | None = None
+    intruders: Count = Field(0, description="The paper's count: directions with score < epsilon.")
     directions: list[Direction] = []
     angles: list[Angles] = Field([], description="One a side.")
-    passes: int = Field(0, description="Block products with the base or the tuned matrix.")
+    passes: Count = Field(0, description="Block products with the base or the tuned matrix.")
     spectrum: Spectrum | None = Field(None, description="Of the base.")
     bulk: Bulk | None = Field(None, description="Of the base; null where none could be fitted.")
-    threshold: float | None = Field(
+    threshold: Size | None = Field(
         None, description="Strength beyond which a generic spike makes an outlier."
     )
-    spikes: int | None = Field(None, description="Spikes of a low-rank update: its true rank.")
-    separated: int | None = Field(None, description="Of these, beyond the threshold.")
+    spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
+    separated: Count | None = Field(None, description="Of these, beyond the threshold.")
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
 
 
 class Summary(Row):
     """The counts."""
 
-    matrices: int = Field(description="Rows in `matrices`.")
-    audited: int = Field(description="Of these, compared direction by direction.")
-    unchanged: int = Field(description="Of these, equal to the base.")
-    not_audited: int = Field(description="Of these, not finite or failed.")
-    intruders: int = Field(description="The paper's count: directions with score < epsilon.")
-    verdicts: dict[Verdict, int] = Field(description="Directions by verdict.")
-    skipped: int = Field(description="Rows in `skipped`.")
-    lost: int = Field(description="Of these, updates of weights, which went unjudged.")
-    spikes: int = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
-    separated: int = Field(0, description="Of these, beyond their threshold.")
+    matrices: Count = Field(description="Rows in `matrices`.")
+    audited: Count = Field(description="Of these, compared direction by direction.")
+    unchanged: Count = Field(description="Of these, equal to the base.")
+    not_audited: Count = Field(description="Of these, not finite or failed.")
+    intruders: Count = Field(description="The paper's count: directions with score < epsilon.")
+    verdicts: dict[Verdict, Count] = Field(description="Directions by verdict.")
+    skipped: Count = Field(description="Rows in `skipped`.")
+    lost: Count = Field(description="Of these, updates of weights, which went unjudged.")
+    spikes: Count = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
+    separated: Count = Field(0, description="Of these, beyond their threshold.")
     tensors: Counts | None = Field(
         None, description="All tensors of two or more dimensions; null of a part of an audit."
     )
@@ -242,20 +285,29 @@ class Summary(Row):
 class Run(Row):
     """How the computation went: what alone differs between equal audits on equal processors."""
 
-    started: str = Field(description="UTC, ISO 8601.")
-    seconds: float
+    started: Moment = Field(description="UTC, ISO 8601.")
+    seconds: Size
     engine: str = Field("local", description="Where rows were computed.")
-    jobs: int | None = Field(description="Worker processes; null where a cluster decides.")
-    resumed: int = Field(0, description="Rows taken from the journal of an earlier run.")
+    jobs: Positive | None = Field(description="Worker processes; null where a cluster decides.")
+    resumed: Count = Field(0, description="Rows taken from the journal of an earlier run.")
 
 
 class Part(Row):
     """Which part of an audit a record has."""
 
-    index: int = Field(ge=1, description="Which, counted from 1.")
+    index: int = Field(ge=1, le=MAX_SHARDS, description="Which, counted from 1.")
     count: int = Field(ge=1, le=MAX_SHARDS, description="Of how many.")
-    positions: list[int] = Field(description="The place of each row in the whole audit.")
+    positions: list[Count] = Field(description="The place of each row in the whole audit.")
     matrices: int = Field(ge=0, le=MAX_MATRICES, description="How many rows the whole audit has.")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        """One of the parts, and places in the whole."""
+        if self.index > self.count:
+            raise ValueError(f"expected a part of {self.count}, got number {self.index}")
+        if sorted(set(self.positions)) != self.positions or self.positions[-1:] >= [self.matrices]:
+            raise ValueError(f"expected places below {self.matrices} in order")
+        return self
 
 
 class Document(Row):
@@ -318,13 +370,20 @@ class Record(Document):
 
     @model_validator(mode="after")
     def _counts_all(self) -> Self:
-        """The counts are those of the list."""
-        if self.shard is not None:
-            return self
-        if any(i not in range(len(self.matrices)) for row in self.tensors for i in row.rows):
+        """The counts are those of the lists."""
+        tensors = None if self.shard else self.tensors
+        if tensors and any(
+            i not in range(len(self.matrices)) for row in self.tensors for i in row.rows
+        ):
             raise ValueError("expected tensors of the matrices that are here, got others")
-        if self.summary.tensors != count_tensors(self.tensors, self.matrices):
-            raise ValueError("expected the counts of the tensors listed, got others")
+        if self.shard and len(self.shard.positions) != len(self.matrices):
+            raise ValueError("expected a place for each matrix")
+        if self.summary != summarise(self.matrices, self.skipped, tensors):
+            raise ValueError("expected the counts of the rows listed, got others")
+        for matrix in self.matrices:
+            counted = sum(row.score < self.recipe.epsilon for row in matrix.directions)
+            if matrix.intruders != counted:
+                raise ValueError(f"expected {counted} intruders of {matrix.name!r:.60}")
         return self
 
 

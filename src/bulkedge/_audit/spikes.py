@@ -132,8 +132,13 @@ def _expected(found: Prediction, i: int) -> dict[str, object]:
         "theta": float(found.theta[i]),
         "separated": separated,
         "expected": found.expected[i],
-        **{field: float(getattr(found, field)[i]) if separated else None for field in fields},
+        **{f: _finite(float(getattr(found, f)[i])) if separated else None for f in fields},
     }
+
+
+def _finite(value: float) -> float | None:
+    """A value that a record may hold; None for what has none."""
+    return value if math.isfinite(value) else None
 
 
 def _measured(

@@ -32,7 +32,7 @@ from bulkedge.intruder import Verdict
 from .matrix import Selection
 from .method import METHODS, Case, Correction, Method, Project, Scale, Shrink, ToEdge
 from .output import Output
-from .record import RepairedMatrix, RepairRecord, Treated
+from .record import Choice, RepairedMatrix, RepairRecord, Treated
 from .work import Work
 
 __all__ = [
@@ -226,7 +226,8 @@ def _record(
     counts = {row.name: work.counted(row) for row in after.matrices} if after else {}
     names = {kind: name for name, kind in METHODS.items()}
     method = {"name": names.get(type(work.method), type(work.method).__name__)}
-    settings = {"select": work.selection.mildest.value, "level": work.selection.level}
+    rotated = work.selection.mildest is Verdict.ROTATED
+    settings = Choice(select="rotated" if rotated else "intruder", level=work.selection.level)
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
         method=method | _settings(work.method),

@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from bulkedge._audit import Record
+from bulkedge._audit.ranges import MOST, ROUNDING, Count, Fraction, Positive, Real, Size
 from bulkedge._audit.record import SCHEMA_VERSION, Document, Row, Tool
 from bulkedge.intruder import Verdict
+
+from .method import METHODS
+
+
+def _settings(method: dict[str, Any]) -> dict[str, Any]:
+    """A method's name, and settings that it takes; those of a method of others may be any."""
+    if not isinstance(method.get("name"), str):
+        raise ValueError("expected the name of a method")
+    kind = METHODS.get(method["name"])
+    if kind is None:
+        return method
+    settings = {name: value for name, value in method.items() if name != "name"}
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, int | float) and abs(value) <= MOST):
+            raise ValueError(f"expected a number for {name}, got {value!r:.40}")
+    try:
+        kind(**settings)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return method
+
+
+class Choice(TypedDict):
+    """Which directions are treated."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
+
+    select: Literal["rotated", "intruder"]
+    level: Fraction | None
 
 
 class Treated(Row):
     """One direction that was treated."""
 
-    round: int = Field(description="In which round, from 1.")
-    index: int = Field(description="Rank of its singular value at that time, 0 the largest.")
+    round: Positive = Field(description="In which round, from 1.")
+    index: Count = Field(description="Rank of its singular value at that time, 0 the largest.")
     side: Literal["left", "right"]
-    sigma: float = Field(description="Singular value.")
-    score: float
-    subspace_overlap: float
+    sigma: Size = Field(description="Singular value.")
+    score: Fraction
+    subspace_overlap: Fraction
     verdict: Verdict
-    base_share: float = Field(
+    base_share: Real = Field(
         description="uᵀW0v/σ: what part of it was the base's; removed with it by scaling alone."
     )
 
@@ -31,23 +62,24 @@ class RepairedMatrix(Row):
 
     name: str = Field(description="As in the audits.")
     tuned_name: str
-    shape: tuple[int, int]
+    shape: tuple[Positive, Positive]
     status: Literal["repaired", "left", "refused"] = Field(
         description="Left, if no direction is as significant as asked for, or the method leaves it."
     )
     note: str | None = Field(description="Why it was refused.")
-    rounds: int = Field(description="How often it was treated.")
+    rounds: Count = Field(description="How often it was treated.")
     directions: list[Treated]
-    intruders_before: int = Field(description="Directions to be treated, in the audit before.")
-    intruders_after: int | None = Field(description="The same in the audit after; null if dry.")
-    rank_before: int | None = Field(description="Of the stored factors; null for a full matrix.")
-    rank_after: int | None
-    update_norm: float = Field(description="‖W − W0‖_F before.")
-    change: float = Field(description="‖W' − W‖_F over that norm.")
-    energy_removed: float = Field(
-        description="1 − ‖W' − W0‖²/‖W − W0‖²; negative where more was added than taken."
+    intruders_before: Count = Field(description="Directions to be treated, in the audit before.")
+    intruders_after: Count | None = Field(description="The same in the audit after; null if dry.")
+    rank_before: Count | None = Field(description="Of the stored factors; null for a full matrix.")
+    rank_after: Count | None
+    update_norm: Size = Field(description="‖W − W0‖_F before.")
+    change: Size = Field(description="‖W' − W‖_F over that norm.")
+    energy_removed: Real = Field(
+        le=1 + ROUNDING,
+        description="1 − ‖W' − W0‖²/‖W − W0‖²; negative where more was added than taken.",
     )
-    loss: float = Field(
+    loss: Size = Field(
         description="What dtype and rank leave out: ‖stored − meant‖_F / ‖W − W0‖_F."
     )
 
@@ -59,9 +91,11 @@ class RepairRecord(Document):
 
     schema_version: Literal["2"] = SCHEMA_VERSION
     tool: Tool
-    method: dict[str, Any] = Field(description="Its name and settings.")
-    selection: dict[str, Any] = Field(description="Which directions were to be treated.")
-    max_rank: int | None
+    method: Annotated[dict[str, Any], AfterValidator(_settings)] = Field(
+        description="Its name and settings."
+    )
+    selection: Choice = Field(description="Which directions were to be treated.")
+    max_rank: Positive | None
     output: str | None = Field(description="What was written; null of a dry run.")
     left_behind: list[str] = Field(description="Files of the input that were not carried over.")
     before: Record

@@ -1,6 +1,9 @@
 """Every test runs on one torch thread, with no network and no hub."""
 
+import json
 import os
+import struct
+from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,3 +22,35 @@ torch.set_num_threads(1)
 def same_weights_every_time():
     """Layers are initialised from torch's global generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def every_tensor_is_accounted_for(monkeypatch):
+    """Whatever a test audits: each tensor of two or more dimensions is listed once, none besides.
+
+    Headers are read here by other means; what becomes of each tensor is for the single tests.
+    """
+    from bulkedge._audit import plan
+
+    make = plan.Plan
+
+    def checked(base, tuned, *fields):
+        made = make(base, tuned, *fields)
+        listed = Counter((row.side, row.name) for row in made.tensors)
+        assert listed == Counter([*_matrices("base", base), *_matrices("tuned", tuned)])
+        lost = any(row.fate == "lost" for row in made.tensors)
+        assert not lost or any(row.lost for row in made.skipped)
+        return made
+
+    monkeypatch.setattr(plan, "Plan", checked)
+
+
+def _matrices(side, opened):
+    for file in opened.files:
+        if file.suffix != ".safetensors":
+            continue
+        with open(file, "rb") as content:
+            (length,) = struct.unpack("<Q", content.read(8))
+            header = json.loads(content.read(length))
+        header.pop("__metadata__", None)
+        yield from ((side, name) for name, entry in header.items() if len(entry["shape"]) > 1)

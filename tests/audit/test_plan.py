@@ -5,6 +5,7 @@ import torch
 
 from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe, RecipeError
 from bulkedge._audit import make_plan
+from bulkedge._audit.leftover import NOT_STORED, RENAMED
 from helpers import save, save_adapter, weights
 
 BASE = {
@@ -39,11 +40,15 @@ def test_every_tensor_is_compared_or_named(base):
     assert names(plan) == ["embeddings.weight", "encoder.0.weight"]
     assert plan.comparisons[0].tuned_name == "bert.embeddings.weight"
     assert reasons(plan) == {
-        "classifier.weight": "no counterpart in the base",
+        "classifier.weight": RENAMED,
         "bert.encoder.0.bias": "1-D tensor: not a matrix",
         "bert.position_ids": "I64 tensor: indices, not a weight",
-        "encoder.1.weight": "not stored in the tuned checkpoint",
+        "encoder.1.weight": NOT_STORED,
     }
+    assert [row.name for row in plan.skipped if row.lost] == [
+        "classifier.weight",
+        "encoder.1.weight",
+    ]
 
 
 def test_globs_choose_base_names(base):
@@ -114,7 +119,7 @@ def test_nothing_in_common(base):
 def test_one_name_by_chance_makes_no_rule(base):
     save(base, BASE | {"dense.weight": weights(4, 4)})
     plan = plan_of(base, BASE | {"classifier.dense.weight": weights(4, 4)})
-    assert reasons(plan)["classifier.dense.weight"] == "no counterpart in the base"
+    assert reasons(plan)["classifier.dense.weight"] == RENAMED
 
 
 CONV1D = {"h.0.attn.c_attn.weight": weights(4, 12), "h.0.attn.c_proj.weight": weights(4, 4)}

@@ -24,9 +24,9 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
     data = json.loads(record.to_json())
     assert set(data) == {
         "schema_version", "tool", "inputs", "recipe", "summary", "skipped", "matrices", "run",
-        "shard",
+        "shard", "tensors",
     }  # fmt: skip
-    assert data["schema_version"] == "1"
+    assert data["schema_version"] == "2"
     assert data["tool"] == {
         "name": "bulkedge", "version": bulkedge.__version__, "torch": torch.__version__,
     }  # fmt: skip
@@ -49,8 +49,21 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "aligned": 9, "rotated": 0, "intruder": 1, "undecided": 0,
     }  # fmt: skip
     assert data["skipped"] == [
-        {"name": "layer.bias", "reason": "not stored in the tuned checkpoint", "lost": False}
+        {
+            "name": "layer.bias",
+            "reason": "not stored in the tuned checkpoint",
+            "lost": False,
+            "side": "base",
+            "accepted": False,
+        }
     ]
+    assert data["tensors"] == [
+        {"side": side, "name": "layer.weight", "fate": "judged", "rows": [0]}
+        for side in ("base", "tuned")
+    ]
+    assert data["summary"]["tensors"] == {
+        "base": 1, "tuned": 1, "compared": 2, "equal": 0, "lost": 0, "excluded": 0, "apart": 0,
+    }  # fmt: skip
     (matrix,) = data["matrices"]
     assert {"name", "shape", "dtype", "update", "rank", "spectral_norm_base"} < set(matrix)
     assert {"spectral_norm_update", "intruders", "directions", "status", "note"} < set(matrix)
@@ -89,9 +102,10 @@ def test_what_an_adapter_names_as_its_base_is_told_harmlessly(named, told, tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "not a bulkedge record of schema 1 .*Field required"),
+        ("{}", "not a bulkedge record of schema 2 .*Field required"),
         ("[", "not a bulkedge record"),
-        ('{"schema_version": "99"}', "schema_version: Input should be '1'"),
+        ('{"schema_version": "1"}', "schema_version: Input should be '2'"),
+        ('{"schema_version": "99"}', "schema_version: Input should be '2'"),
     ],
 )
 def test_other_files_are_no_records(text, message, tmp_path):

@@ -21,6 +21,7 @@ Key = tuple[Side, str]
 OVERLOOKED = "not compared with anything"
 # the first that holds for a tensor of several parts
 ORDER: tuple[Fate, ...] = ("lost", "judged", "excluded", "apart")
+KEPT: Fate = "kept"
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,14 @@ def account(
         the arguments do not name, and those of which only a part has a counterpart.
     """
     rows = _rows(comparisons)
-    fates: dict[Key, set[Fate]] = {}
-    for pair in dropped:
-        for key in _keys(pair.comparison):
-            fates.setdefault(key, set()).add(pair.fate)
-    for row in skipped:
-        of_row: Fate = "lost" if row.lost else "excluded" if row.accepted else "apart"
-        fates.setdefault((row.side, row.name), set()).add(of_row)
+    fates = _fates(rows, dropped, skipped)
     pairs = [*comparisons, *(pair.comparison for pair in dropped)]
     covered = _covered(pairs, whole=isinstance(tuned, Checkpoint))
     table: list[Stored] = []
     found: list[Skipped] = []
     for side, info in _matrices(base, tuned):
         key: Key = side, info.name
-        mine = set(fates.get(key, ()))
-        if key in rows:
-            mine.add("judged")
+        mine = fates.get(key, set())
         reason = _shortfall(info, covered.get(key))
         if reason is None and not mine:
             reason = None if isinstance(tuned, Adapter) and side == "base" else OVERLOOKED
@@ -82,9 +75,23 @@ def account(
             row = unjudged(recipe, info.name, (), reason, side)
             found.append(row)
             mine.add("lost" if row.lost else "excluded")
-        fate: Fate = next((fate for fate in ORDER if fate in mine), "kept")
+        fate = next((fate for fate in ORDER if fate in mine), KEPT)
         table.append(Stored(side=side, name=info.name, fate=fate, rows=rows.get(key, [])))
     return table, found
+
+
+def _fates(
+    rows: Iterable[Key], dropped: Iterable[Dropped], skipped: Iterable[Skipped]
+) -> dict[Key, set[Fate]]:
+    """What is known of each tensor: several things of one that has several parts."""
+    fates: dict[Key, set[Fate]] = {key: {"judged"} for key in rows}
+    for pair in dropped:
+        for key in _keys(pair.comparison):
+            fates.setdefault(key, set()).add(pair.fate)
+    for row in skipped:
+        fate: Fate = "lost" if row.lost else "excluded" if row.accepted else "apart"
+        fates.setdefault((row.side, row.name), set()).add(fate)
+    return fates
 
 
 def matrices_in(side: Checkpoint | Adapter) -> list[TensorInfo]:

@@ -104,7 +104,8 @@ class AdapterConfig(BaseModel):
         entries = detail.get("parameters") if isinstance(detail, dict) else None
         entry = entries.get(parameter) if isinstance(entries, dict) else None
         own = entry.get("lora_B_layout") if isinstance(entry, dict) else None
-        return {str(layout) for layout in (self.lora_B_layout, own) if layout is not None}
+        found = (layout for layout in (self.lora_B_layout, own) if layout is not None)
+        return {said if isinstance(said, str) else type(said).__name__ for said in found}
 
     @property
     def by_unsloth(self) -> bool:

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 import bulkedge
 from bulkedge import CheckpointError, Record, RepairRecord, Scale, Shard
 from bulkedge._audit import merge_shards
-from bulkedge._audit.record import Document, Row
+from bulkedge._audit.record import Document
+from bulkedge._audit.rows import Row
 from bulkedge.cli import cli
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, weights
@@ -323,9 +324,11 @@ def test_parts_that_are_whole_are_merged(documents, tmp_path):
 def test_models_are_all_rows():
     """None is left out of the tests above."""
     import bulkedge._audit.record
+    import bulkedge._audit.rows
     import bulkedge._repair.record
 
-    for module in (bulkedge._audit.record, bulkedge._repair.record):
+    modules = (bulkedge._audit.record, bulkedge._audit.rows, bulkedge._repair.record)
+    for module in modules:
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, BaseModel) and value is not BaseModel:
                 assert issubclass(value, Row) or value is bulkedge.Recipe

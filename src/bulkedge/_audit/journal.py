@@ -26,7 +26,8 @@ from .inputs import plain
 from .lock import lock
 from .plan import Comparison
 from .recipe import Recipe
-from .record import MAX_RECORD_BYTES, SCHEMA_VERSION, Inputs, Matrix
+from .record import MAX_RECORD_BYTES, SCHEMA_VERSION, Inputs
+from .rows import Matrix
 
 
 def row_keys(

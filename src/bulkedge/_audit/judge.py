@@ -38,7 +38,7 @@ from bulkedge.triplet import (
 
 from .load import Pair
 from .recipe import Recipe
-from .record import Angles, Direction
+from .rows import Angles, Direction
 
 Side = Literal["left", "right"]
 

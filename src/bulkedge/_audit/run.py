@@ -17,7 +17,7 @@ from .comparison import Comparison
 from .judge import Judged, judge, update_norm
 from .load import Pair, load
 from .recipe import Recipe
-from .record import Matrix
+from .rows import Matrix
 from .spikes import bulk_row, measure_base, predicted_rows, spectrum_row
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from bulkedge._audit import Comparison, Recipe
 from bulkedge._audit.judge import Judged, judge
 from bulkedge._audit.load import Pair, load
-from bulkedge._audit.record import Direction
+from bulkedge._audit.rows import Direction
 from bulkedge._audit.spikes import measure_base
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.checkpoint.matrix import torch_dtypes

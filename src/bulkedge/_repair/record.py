@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 
 from bulkedge._audit import Record
 from bulkedge._audit.ranges import MOST, ROUNDING, Count, Fraction, Positive, Real, Size
-from bulkedge._audit.record import SCHEMA_VERSION, Document, Row, Tool
+from bulkedge._audit.record import SCHEMA_VERSION, Document, Tool
+from bulkedge._audit.rows import Row
 from bulkedge.intruder import Verdict
 
 from .method import METHODS

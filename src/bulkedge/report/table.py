@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from bulkedge._audit import Record
-from bulkedge._audit.record import Direction
+from bulkedge._audit.rows import Direction
 from bulkedge._errors import MissingExtraError, printable
 
 # what makes a cell a formula, also where tabs or full-width signs are taken for it

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from bulkedge._audit.plan import Comparison
 from bulkedge._audit.recipe import Recipe
-from bulkedge._audit.record import Matrix
+from bulkedge._audit.rows import Matrix
 
 from .local import LocalEngine
 from .ray import RayEngine

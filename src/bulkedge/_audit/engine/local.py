@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 
 from bulkedge._audit.plan import Comparison
 from bulkedge._audit.recipe import Recipe
-from bulkedge._audit.record import Matrix
+from bulkedge._audit.rows import Matrix
 from bulkedge._audit.run import audit_matrix
 from bulkedge._errors import BulkedgeError, InputError
 from bulkedge._precision import full_precision

@@ -15,7 +15,7 @@ from bulkedge import __version__
 from bulkedge._audit.inputs import Stamps, files_of, stamps
 from bulkedge._audit.plan import Comparison
 from bulkedge._audit.recipe import Recipe
-from bulkedge._audit.record import Matrix
+from bulkedge._audit.rows import Matrix
 from bulkedge._audit.run import audit_matrix
 from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
 

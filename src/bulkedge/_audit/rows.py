@@ -1,0 +1,151 @@
+"""The rows of a record: a matrix, its directions, its base's bulk, and what was expected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bulkedge.intruder import Verdict
+from bulkedge.update import Expectation
+
+from .ranges import MOST, Count, Dtype, Fraction, Positive, Real, Size, check_between
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Row(BaseModel):
+    """A part of a record: frozen, no fields but its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
+
+
+class Direction(Row):
+    """One leading singular vector of a tuned matrix, seen from the base."""
+
+    index: Count = Field(
+        description="Rank of its singular value in the tuned matrix, 0 the largest."
+    )
+    sigma: Size = Field(description="Singular value.")
+    side: Literal["left", "right"]
+    score: Fraction = Field(description="Largest |cosine| with a base vector of the same side.")
+    score_lower: Fraction = Field(description="It is at least this.")
+    score_upper: Fraction = Field(description="It is at most this.")
+    matched_index: int = Field(
+        ge=-1, le=MOST, description="The base vector that attains it; -1 without one."
+    )
+    subspace_overlap: Fraction = Field(description="Norm of its projection on the base's top 2k.")
+    overlap_lower: Fraction = Field(description="It is at least this.")
+    overlap_upper: Fraction = Field(description="It is at most this.")
+    verdict: Verdict = Field(description="What holds at both ends of both intervals.")
+    method: Literal["certified", "dense"] = Field(description="By products alone, or by SVDs.")
+    residual: Size = Field(description="Residual of the triplet over the largest singular value.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Each value lies in its interval."""
+        check_between(self.score_lower, self.score, self.score_upper, "score")
+        overlap = self.subspace_overlap
+        check_between(self.overlap_lower, overlap, self.overlap_upper, "overlap")
+        return self
+
+
+class Angles(Row):
+    """The tuned top k as a space, against the base's top 2k: what mixing of vectors cannot hide."""
+
+    side: Literal["left", "right"]
+    cosines_lower: list[Fraction] = Field(description="Of the principal angles; at least these.")
+    cosines_upper: list[Fraction] = Field(description="At most these.")
+    similarity: list[list[Fraction]] = Field(
+        [], description="|cosine| of each direction (rows) with the base's top 2k, to 3 digits."
+    )
+    outside: Count = Field(description="How many are certainly below √½.")
+    undecided: Count = Field(description="How many may be on either side of √½.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Both ends of each interval, in order."""
+        if len(self.cosines_lower) != len(self.cosines_upper):
+            raise ValueError("expected as many lower as upper ends")
+        for low, high in zip(self.cosines_lower, self.cosines_upper, strict=True):
+            check_between(low, low, high, "cosine")
+        if self.outside + self.undecided > len(self.cosines_lower):
+            raise ValueError(f"expected at most {len(self.cosines_lower)} angles, got more")
+        return self
+
+
+class Spectrum(Row):
+    """The singular values of a base matrix in outline: the leading ones, then ever fewer."""
+
+    ranks: list[Count] = Field(description="Which, from 0 for the largest.")
+    values: list[Size] = Field(description="Their values, to 5 digits.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """A value for each rank, in order."""
+        if len(self.ranks) != len(self.values) or sorted(set(self.ranks)) != self.ranks:
+            raise ValueError("expected ranks in order, and a value for each")
+        return self
+
+
+class Bulk(Row):
+    """The singular values of a base matrix: what of them is noise, and where it ends."""
+
+    exact: bool = Field(description="From all singular values; else from a quadrature of them.")
+    white: bool = Field(description="Whether the Marchenko–Pastur law describes them.")
+    sigma: Size = Field(description="Noise level (of an entry) by that law; a guess if not white.")
+    edge: Size = Field(description="Upper edge: by that law if white, else from the values.")
+    misfit: Size = Field(description="Kolmogorov–Smirnov distance from that law.")
+    misfit_limit: Size = Field(description="What noise reaches once in a thousand times.")
+    spikes: Count = Field(description="How many values of the base stand beyond the edge.")
+    p_value: Fraction = Field(description="Of the last of them; of the largest value without any.")
+
+
+class Predicted(Row):
+    """One spike (singular value of a low-rank update): expected, and measured."""
+
+    theta: Size = Field(description="Its strength.")
+    separated: bool = Field(description="Whether it exceeds the threshold.")
+    expected: Expectation = Field(description="What generic vectors of that strength would do.")
+    location: Size | None = Field(description="Expected outlier; null, as below, without one.")
+    sd: Size | None = Field(description="Its standard deviation.")
+    left_overlap: Fraction | None = Field(description="Expected |⟨u, û⟩|².")
+    right_overlap: Fraction | None = Field(description="Expected |⟨v, v̂⟩|².")
+    left_score: Fraction | None = Field(description="Expected (median) score of û.")
+    right_score: Fraction | None = Field(description="Expected (median) score of v̂.")
+    measured_index: Count | None = Field(
+        None, description="The direction that carries the spike; null if no judged one does."
+    )
+    measured_location: Size | None = Field(None, description="Its singular value.")
+    measured_left_overlap: Fraction | None = Field(None, description="Its |⟨u, û⟩|².")
+    measured_right_overlap: Fraction | None = Field(None, description="Its |⟨v, v̂⟩|².")
+
+
+class Matrix(Row):
+    """One audited matrix."""
+
+    name: str = Field(description="Name of the base tensor.")
+    tuned_name: str = Field(description="Name of what was compared with it.")
+    shape: tuple[Positive, Positive] = Field(description="As the base stores it.")
+    transposed: bool = Field(description="The base stores (in, out): sides are those of (out, in).")
+    dtype: Dtype = Field(description="Of the base, as safetensors spells it.")
+    update: Literal["dense", "lora"]
+    rank: Count | None = Field(description="Rank of the factors; null for a dense update.")
+    scale: Real | None = Field(description="The number in front of B·A; null for a dense update.")
+    status: Literal["audited", "unchanged", "not_finite", "failed"]
+    note: str | None = Field(None, description="What a reader should know about the status.")
+    spectral_norm_base: Size | None = None
+    spectral_norm_update: Size | None = None
+    intruders: Count = Field(0, description="The paper's count: directions with score < epsilon.")
+    directions: list[Direction] = []
+    angles: list[Angles] = Field([], description="One a side.")
+    passes: Count = Field(0, description="Block products with the base or the tuned matrix.")
+    spectrum: Spectrum | None = Field(None, description="Of the base.")
+    bulk: Bulk | None = Field(None, description="Of the base; null where none could be fitted.")
+    threshold: Size | None = Field(
+        None, description="Strength beyond which a generic spike makes an outlier."
+    )
+    spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
+    separated: Count | None = Field(None, description="Of these, beyond the threshold.")
+    predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")

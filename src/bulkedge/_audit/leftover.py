@@ -100,7 +100,7 @@ def not_a_weight(info: TensorInfo) -> str | None:
     if len(info.shape) < 2:
         return f"{len(info.shape)}-D tensor: not a matrix"
     if info.empty:
-        return "empty on both sides"
+        return "empty tensor on both sides"
     if info.dtype in INDEX_DTYPES:
         return f"{info.dtype} tensor: indices, not a weight"
     if info.name.endswith(("bias", SCALES)):

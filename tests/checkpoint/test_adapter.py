@@ -323,7 +323,7 @@ UNHANDLED = {
             "base_model.model.layers.1.q.lora_A.weight": torch.zeros(0),
             "base_model.model.layers.1.q.lora_B.weight": torch.zeros(0),
         },
-        "do not fit together",
+        "zero_to_fp32",
     ),
     "integer": (
         {

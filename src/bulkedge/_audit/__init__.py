@@ -17,13 +17,14 @@ from .inputs import Watch, keep_out_of_inputs
 from .journal import JOURNAL_NAME, Journal, open_journal, row_keys
 from .plan import Comparison, Plan, make_plan
 from .recipe import Recipe, make_recipe, read_recipe
-from .record import Matrix, Part, Record, Run, Skipped, Summary, Tool, summarise
+from .record import Counts, Matrix, Part, Record, Run, Skipped, Summary, Tool, summarise
 from .shard import RECORD_NAME, Shard, merge_shards
 
 __all__ = [
     "JOURNAL_NAME",
     "RECORD_NAME",
     "Comparison",
+    "Counts",
     "Engine",
     "LocalEngine",
     "Matrix",

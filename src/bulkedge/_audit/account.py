@@ -19,6 +19,7 @@ from .record import Fate, Side, Skipped, Stored
 
 Key = tuple[Side, str]
 OVERLOOKED = "not compared with anything"
+TWICE = "some of its numbers have two counterparts, and which is used is not known"
 # the first that holds for a tensor of several parts
 ORDER: tuple[Fate, ...] = ("lost", "judged", "excluded", "apart")
 KEPT: Fate = "kept"
@@ -74,9 +75,10 @@ def account(
         if reason is not None and "lost" not in mine:
             row = unjudged(recipe, info.name, (), reason, side)
             found.append(row)
-            mine.add("lost" if row.lost else "excluded")
-        fate = next((fate for fate in ORDER if fate in mine), KEPT)
-        table.append(Stored(side=side, name=info.name, fate=fate, rows=rows.get(key, [])))
+            more: Fate = "lost" if row.lost else "excluded"
+            mine.add(more)
+        first = next((fate for fate in ORDER if fate in mine), KEPT)
+        table.append(Stored(side=side, name=info.name, fate=first, rows=rows.get(key, [])))
     return table, found
 
 
@@ -149,8 +151,10 @@ def _covered(pairs: Iterable[Comparison], *, whole: bool) -> dict[Key, int]:
 
 
 def _shortfall(info: TensorInfo, covered: int | None) -> str | None:
-    """What to say of a tensor of which only a part has a counterpart; None of others."""
+    """What to say of a tensor whose parts do not add up to it; None of others."""
     size = math.prod(info.shape)
-    if covered is None or covered >= size:
+    if covered is None or covered == size:
         return None
+    if covered > size:
+        return TWICE
     return f"only {covered} of its {size} numbers have a counterpart"

@@ -22,7 +22,6 @@ OVERLOOKED = "not compared with anything"
 TWICE = "some of its numbers have two counterparts, and which is used is not known"
 # the first that holds for a tensor of several parts
 ORDER: tuple[Fate, ...] = ("lost", "judged", "excluded", "apart")
-KEPT: Fate = "kept"
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,21 @@ def account(
         if reason is None and not mine:
             reason = None if isinstance(tuned, Adapter) and side == "base" else OVERLOOKED
         if reason is not None and "lost" not in mine:
-            row = unjudged(recipe, info.name, (), reason, side)
-            found.append(row)
-            more: Fate = "lost" if row.lost else "excluded"
+            short = unjudged(recipe, info.name, (), reason, side)
+            found.append(short)
+            more: Fate = "lost" if short.lost else "excluded"
             mine.add(more)
-        first = next((fate for fate in ORDER if fate in mine), KEPT)
-        table.append(Stored(side=side, name=info.name, fate=first, rows=rows.get(key, [])))
+        row = Stored(side=side, name=info.name, fate=_first(mine), rows=rows.get(key, []))
+        table.append(row)
     return table, found
+
+
+def _first(fates: set[Fate]) -> Fate:
+    """What a tensor counts as."""
+    for fate in ORDER:
+        if fate in fates:
+            return fate
+    return "kept"
 
 
 def _fates(

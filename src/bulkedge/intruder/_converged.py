@@ -70,11 +70,12 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     """Which tuned vectors are known one by one, and which as a space only.
 
     Args:
-        tuned: Leading triplets.
+        tuned: Leading triplets; ``gaps`` counts what may lie below the last one.
 
     Returns:
         ``groups`` and ``errors`` for :func:`certify`: neighbours whose gap their residuals fill
-        are of one group, whose error is ``‖residuals‖ / gap`` (Davis and Kahan), at most 1.
+        are of one group, whose error is ``‖residuals‖ / gap`` (Wedin), at most 1.  The gap is that
+        between the values of the group and what the neighbours' true values may be.
     """
     sigma, rho = tuned.sigma.double().cpu(), tuned.residuals.double().cpu()
     k = len(sigma)
@@ -90,7 +91,8 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     for g in range(int(groups[-1]) + 1):
         member = (groups == g).nonzero().flatten()
         first, end = int(member[0]), int(member[-1])
-        gap = min(float(below[first - 1]) if first else float("inf"), float(below[end]))
+        above = float(below[first - 1] - rho[first - 1]) if first else float("inf")
+        gap = min(above, float(below[end] - (rho[end + 1] if end + 1 < k else 0.0)))
         if gap > 0:
             errors[member] = min(float(torch.linalg.vector_norm(rho[member])) / gap, 1.0)
     return groups, errors

@@ -10,6 +10,7 @@ from bulkedge.intruder._converged import Heads, _sine, find_spaces, ties
 from bulkedge.intruder._count import Factorisations
 from bulkedge.intruder.certificate import _verdict
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
+from bulkedge.triplet._rounding import Rounding
 from cases import gaussian, orthonormal
 
 WIDE = torch.float64
@@ -181,12 +182,12 @@ def small_ritz(values, residuals):
 
 
 def likely(ritz, probes):
-    return [space.last for space in Heads(find_spaces(ritz, 0.0), [], probes, 0.0).likely]
+    return [space.last for space in Heads(find_spaces(ritz, Rounding(0.0)), [], probes, 0.0).likely]
 
 
 def test_spaces_are_cut_at_gaps_that_residuals_do_not_fill():
     ritz = small_ritz([4.0, 2.0, 1.99, 1.0, 0.9], [1e-3, 1e-3, 1e-3, 0.05, 0.3])
-    spaces = find_spaces(ritz, 0.0)
+    spaces = find_spaces(ritz, Rounding(0.0))
     # 2 and 1.99 are apart by ten residuals; 0.9 + 0.3 fills the gap below 1
     assert [(space.first, space.last) for space in spaces] == [(0, 1), (1, 2), (2, 3)]
     middle = (4.0**2 / 2 + 2.0**2 / 2) ** 0.5
@@ -199,13 +200,13 @@ def test_spaces_are_cut_at_gaps_that_residuals_do_not_fill():
 
 
 def test_a_residual_further_down_moves_the_cut():
-    near = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.0)
-    far = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), 0.0)
+    near = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.0))
+    far = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), Rounding(0.0))
     assert [space.last for space in near] == [1, 2]
     assert near[0].low < 3.2 < far[0].low == pytest.approx(3.8)
     assert [space.last for space in far] == [1]
     assert far[0].total > near[0].total
-    noisy = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.01)
+    noisy = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.01))
     assert noisy[0].total == pytest.approx(21 * near[0].total)
 
 
@@ -216,7 +217,7 @@ def test_as_many_equal_values_as_probes_may_have_company():
 
 
 def test_what_leads_is_whole_up_to_the_first_that_is_not():
-    spaces = find_spaces(small_ritz([4.0, 2.0, 1.0, 0.5], [1e-6] * 4), 0.0)
+    spaces = find_spaces(small_ritz([4.0, 2.0, 1.0, 0.5], [1e-6] * 4), Rounding(0.0))
     heads = Heads(spaces, [True, False, True], 6, 5.0)
     assert [space.last for space in heads.leading] == [1]
 
@@ -224,8 +225,8 @@ def test_what_leads_is_whole_up_to_the_first_that_is_not():
 def test_an_invariant_space_keeps_its_last_vector():
     open_ = small_ritz([2.0, 1.0], [0.0, 0.0])
     closed = Ritz(open_.sigma, open_.left, open_.right, open_.lacking[:0])
-    assert [space.last for space in find_spaces(open_, 1e-12)] == [1]
-    assert [space.last for space in find_spaces(closed, 1e-12)] == [1, 2]
+    assert [space.last for space in find_spaces(open_, Rounding(1e-12))] == [1]
+    assert [space.last for space in find_spaces(closed, Rounding(1e-12))] == [1, 2]
 
 
 class Diagonal(LinearMap):

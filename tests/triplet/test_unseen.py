@@ -32,8 +32,9 @@ def grown(W0, others, probes, steps, missed=1e-9):
     for _ in range(steps):
         process.extend()
     count = process.left.shape[1] + process.right.shape[1]
-    rounding = measure_rounding(process, draw(count, CHECKS, 9), missed, size)
-    return Unseen.by(process, process.ritz(), probes, size, missed, rounding)
+    ritz = process.ritz()
+    rounding = measure_rounding(process, ritz, draw(count, CHECKS, 9), missed, size)
+    return Unseen.by(process, ritz, probes, size, missed, rounding)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 6), (2, 4), (3, 3), (4, 10)])
@@ -108,7 +109,7 @@ def test_what_hides_has_the_component_on_the_probes_that_is_claimed():
     for _ in range(3):
         process.extend()
     ritz = process.ritz()
-    rounding = measure_rounding(process, draw(30, CHECKS, 9), 1e-9, float(W0.norm()))
+    rounding = measure_rounding(process, ritz, draw(30, CHECKS, 9), 1e-9, float(W0.norm()))
     unseen = Unseen.by(process, ritz, G, float(W0.norm()), 1e-9, rounding)
     C, s, T = ritz.lacking, ritz.sigma[: len(ritz.residuals)], unseen.inside
     values = torch.linalg.svdvals(W0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge.triplet import Ritz, SingularTriplets
+from bulkedge.triplet._rounding import Rounding
 
 CLOSE = 0.3
 """A gap counts as one while ``residual / gap`` is below this."""
@@ -98,10 +99,11 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     return groups, errors
 
 
-def find_spaces(ritz: Ritz, noise: float) -> list[Space]:
+def find_spaces(ritz: Ritz, rounding: Rounding) -> list[Space]:
     """Where the leading Ritz values leave a gap that their residuals do not fill."""
     pairs = min(len(ritz.left), len(ritz.right))
-    s, rho = ritz.sigma[:pairs], ritz.residuals + 2 * noise  # of both recurrences
+    s = ritz.sigma[:pairs]
+    rho = (ritz.residuals + 2 * rounding.of_vectors(pairs)) * (1 + rounding.defect)
     # a Ritz value is at most the true one, which lies within the residual above, or within that of
     # one further down that has not found its place
     highest = (s + rho).flip(0).cummax(0).values.flip(0)

@@ -244,7 +244,9 @@ class _Search:
         """What rounding has done to the space as it is now: all intervals are to hold with it."""
         count = self.process.left.shape[1] + self.process.right.shape[1]
         drawn = gaussian(count, CHECKS, self.generator)
-        rounding = measure_rounding(self.process, drawn, MISSED, self.judge.frobenius)
+        rounding = measure_rounding(
+            self.process, self.process.ritz(), drawn, MISSED, self.judge.frobenius
+        )
         self.judge = dataclasses.replace(self.judge, rounding=rounding)
 
     def _plausible(self) -> float:
@@ -353,7 +355,7 @@ class _Judge:
 
     def likely(self, ritz: Ritz) -> list[Space]:
         """The leading spaces that are whole unless the probes have missed one so far."""
-        return Heads(find_spaces(ritz, self.noise), [], self.probes.shape[1], 0.0).likely
+        return Heads(find_spaces(ritz, self.rounding), [], self.probes.shape[1], 0.0).likely
 
     def top(self, ritz: Ritz) -> float:
         """What the largest singular value may be, as far as it was seen."""
@@ -362,7 +364,7 @@ class _Judge:
     def _heads(self, unseen: Unseen, everything: bool) -> Heads:
         """The leading Ritz vectors, and which of their spaces are known to be whole."""
         ritz = unseen.ritz
-        spaces, probes = find_spaces(ritz, self.noise), self.probes.shape[1]
+        spaces, probes = find_spaces(ritz, self.rounding), self.probes.shape[1]
         if everything or self.hopeful:
             likely = spaces if everything else self.likely(ritz)
             whole = [space in likely for space in spaces]
@@ -457,7 +459,9 @@ class _Judge:
             if end >= self.subspace:
                 yield end, error, nothing
             elif end == before:  # the others say less
-                low, high = below - self.noise, reach + self.noise
+                # of orthonormal bases; the computed ones are nearly so (Cauchy's interlacing)
+                slack = self.noise + 2 * self.rounding.defect * float(sigma[0])
+                low, high = below - slack, reach + slack
                 # of a wide interval the parts may bound less than the whole
                 for parts in (1, 2, 4):
                     radius = (high - low) / 2 / parts

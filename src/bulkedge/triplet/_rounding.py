@@ -17,28 +17,28 @@ SIAM Review 53 (2011), lemma 4.1, doi:10.1137/090771806, with the exact constant
 float64 itself is bounded by the classical ``γ_n = n u / (1 − n u)`` (Higham, Accuracy and Stability
 of Numerical Algorithms, 2002, section 3.5), which holds for every order of summation.
 
-The bases are not quite orthonormal either.  Let δ_P and δ_Q be ``‖[P P₊]ᵀ[P P₊] − I‖₂`` and
-``‖QᵀQ − I‖₂``, at most 0.1.  The orthonormal bases P̂ = P (PᵀP)^−½ and Q̂ alike, and P̂₊ from P₊ made
-orthogonal to P̂, differ from the computed ones by at most 0.6 δ, 0.6 δ and 1.8 δ_P in norm.  They
-satisfy the recurrences with the *same* B and L to
+For single Ritz vectors ``E x`` is computed as it is: a vector's own defect is far smaller.
 
-    ‖E₁‖ · 1.06 + 0.6 (δ_P + δ_Q) ‖B‖    and    ‖E₂‖ · 1.06 + (2.4 δ_P + 0.6 δ_Q) ‖[B; L]‖.
+Nothing that is derived from the recurrences takes orthonormal bases for granted either.  For a
+singular triplet (σ, u, v) of A, with ``a = (P x)ᵀu``, ``b = (Q y)ᵀv`` and ``w = P₊ᵀu``,
 
-So everything that is derived for orthonormal bases and exact recurrences holds of P̂, Q̂, P̂₊ with this
-one number added, and a statement about P holds to the distance between P and P̂.
+    σ a = s b + (E₁ x)ᵀv,      σ b = s a + (L y)ᵀw + (E₂ y)ᵀu
+
+hold whatever the bases are.  With δ, the larger of ``‖[P P₊]ᵀ[P P₊] − I‖₂`` and ``‖QᵀQ − I‖₂``, the
+lengths of (a, w) and b are at most √(1 + δ) instead of 1.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
 
-from ._bidiagonal import Bidiagonalization
+from ._bidiagonal import Bidiagonalization, Ritz
 from ._result import SingularTriplets
 
 UNIT = 2.0**-53
@@ -46,59 +46,69 @@ UNIT = 2.0**-53
 CHECKS = 12
 """How many Gaussian vectors measure the defect: with more of them the bound is sharper, and a pass
 takes longer."""
-TOO_FAR = 0.1
-"""Largest ``‖QᵀQ − I‖₂`` for which the derivation holds."""
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far a Krylov space is from one with orthonormal bases and exact recurrences.
+    """How far a Krylov space is from one with exact recurrences and orthonormal bases.
 
     Attributes:
-        noise: Each recurrence holds to this in the spectral norm, in the units of the matrix.
-        defect: The computed left basis, P₊ included, is this near to an orthonormal one, in the
-            spectral norm.
+        noise: ‖E₁‖₂ and ‖E₂‖₂ are at most this, in the units of the matrix.
+        leading: The same of the leading Ritz vectors, one by one, as far as they were measured,
+            shape ``(h,)``.
+        defect: δ.
     """
 
     noise: float
+    leading: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     defect: float = 0.0
+
+    def of_vectors(self, count: int) -> Tensor:
+        """Bounds on ``‖E₁ x_j‖`` and ``‖E₂ y_j‖`` for the first Ritz pairs, shape ``(count,)``."""
+        rest = self.leading.new_full((max(count - len(self.leading), 0),), self.noise)
+        return torch.cat([self.leading[:count], rest])
 
 
 def measure_rounding(
-    process: Bidiagonalization, drawn: Tensor, probability: float, scale: float
+    process: Bidiagonalization, ritz: Ritz, drawn: Tensor, probability: float, scale: float
 ) -> Rounding:
     """The defects of a Krylov space, from two passes over the matrix in float64.
 
     Args:
         process: The space.
+        ritz: Its Ritz vectors; as many as the process began with are measured one by one.
         drawn: Independent standard normal entries, float64, drawn after the space was grown, shape
-            ``(process.size + right vectors, checks)``.
+            ``(left + right vectors, checks)``.
         probability: Of the result being too small, over ``drawn``.
         scale: :meth:`LinearMap.rounding_scale` of the matrix.
 
     Returns:
-        The bounds; infinite where the bases are too far from orthonormal to say anything.
+        The bounds.
     """
     A = process.map.widened()
     process.checks += 2
     P, Q, after = (x.double() for x in (process.left, process.right, process.after))
-    B, L = process.small.to(P.device), process.last.to(P.device)
-    first, second = drawn.to(P.device).split([P.shape[1], Q.shape[1]])
+    B, L = process.small, process.last
+    single = min(process.started, len(ritz.residuals))
+    first, second = drawn.split([P.shape[1], Q.shape[1]])
+    X = torch.cat([ritz.left[:, :single], first], dim=1)
+    Y = torch.cat([ritz.right[:, :single], second], dim=1)
+    x, y = X.to(P), Y.to(P)
     defects = (
-        A.rmatmat(P @ first) - Q @ (B.mT @ first),
-        A.matmat(Q @ second) - P @ (B @ second) - after @ (L @ second),
+        A.rmatmat(P @ x) - Q @ (B.mT @ X).to(P),
+        A.matmat(Q @ y) - P @ (B @ Y).to(P) - after @ (L @ Y).to(P),
     )
+    defect = max(_not_orthonormal(torch.cat([P, after], dim=1)), _not_orthonormal(Q))
     # of the products with A, whose vectors are as long as ω, and of the small ones before and after
     small = 4 * math.sqrt(max(B.shape)) * (sum(B.shape) + 4)
-    own = float64_rounding(math.ceil(sum(A.shape) + small), 1.2 * scale)
-    own *= float(torch.linalg.vector_norm(drawn, dim=0).max())
-    left, right = _not_orthonormal(torch.cat([P, after], dim=1)), _not_orthonormal(Q)
-    if not max(left, right) < TOO_FAR:
-        return Rounding(math.inf, math.inf)
-    sizes = [norm_above(E, probability / 2, own) for E in defects]
-    norm = float(torch.linalg.matrix_norm(torch.cat([B, L]), 2)) if B.numel() else 0.0
-    moved = norm * (2.4 * left + 0.6 * right)
-    return Rounding(1.06 * max(sizes) + 1.001 * moved, 1.8 * left)
+    own = float64_rounding(math.ceil(sum(A.shape) + small), (1 + defect) * scale)
+    lengths = torch.maximum(*(torch.linalg.vector_norm(C, dim=0) for C in (X, Y)))
+    alone = [torch.linalg.vector_norm(E[:, :single], dim=0).cpu() for E in defects]
+    together = [
+        norm_above(E[:, single:], probability / 2, own * float(lengths[single:].max()))
+        for E in defects
+    ]
+    return Rounding(max(together), torch.maximum(*alone) + own * lengths[:single], defect)
 
 
 def measure_residuals(A: LinearMap, triplets: SingularTriplets) -> Tensor:
@@ -109,14 +119,14 @@ def measure_residuals(A: LinearMap, triplets: SingularTriplets) -> Tensor:
         triplets: Of it, the leading ones.
 
     Returns:
-        Bounds for the nearest orthonormal vectors, float64, shape ``(k,)``.
+        Bounds for vectors of unit length, float64, shape ``(k,)``.
     """
     sigma, u, v = (x.double() for x in triplets)
     wide = A.widened()
     left, right = wide.matmat(v) - u * sigma, wide.rmatmat(u) - v * sigma
     computed = torch.hypot(*(torch.linalg.vector_norm(x, dim=0) for x in (left, right)))
     own = 2 * float64_rounding(sum(A.shape) + 4, wide.rounding_scale())
-    return computed + own + 2 * sigma[:1] * (_not_orthonormal(u) + _not_orthonormal(v))
+    return (computed + own) * (1 + max(_not_orthonormal(u), _not_orthonormal(v)))
 
 
 def norm_above(images: Tensor, probability: float, own: float) -> float:

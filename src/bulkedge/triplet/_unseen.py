@@ -52,7 +52,7 @@ class Unseen:
         ritz: Its Ritz vectors.
         inside: T, the Gaussian vectors' coordinates in the left ones, shape ``(d, p)``.
         outside: Norm of what rounding has left of them outside the space.
-        noise: To what the recurrences hold, bases made orthonormal.
+        rounding: How far the space is from exact recurrences and orthonormal bases.
         furthest: ‖A‖_F, or more.
         vectors: How many left singular vectors there are.
         missed: Probability, over the Gaussian vectors, that a statement is wrong.
@@ -61,7 +61,7 @@ class Unseen:
     ritz: Ritz
     inside: Tensor
     outside: float
-    noise: float
+    rounding: Rounding
     furthest: float
     vectors: int
     missed: float
@@ -92,11 +92,10 @@ class Unseen:
         start = process.left[:, : process.started].double().cpu()
         inside = start.mT @ probes
         outside = float(torch.linalg.matrix_norm(probes - start @ inside))
-        # the orthonormal basis is another one, and the probes were rounded to the dtype
-        near = rounding.defect + torch.finfo(process.left.dtype).eps
-        outside += near * float(torch.linalg.matrix_norm(inside))
+        # the probes were rounded to the dtype
+        outside += torch.finfo(process.left.dtype).eps * float(torch.linalg.matrix_norm(inside))
         T = ritz.left[: process.started].mT @ inside
-        return cls(ritz, T, outside, rounding.noise, furthest, len(probes), missed)
+        return cls(ritz, T, outside, rounding, furthest, len(probes), missed)
 
     def nothing(self, first: int, last: int, low: float, high: float) -> bool:
         """Whether the Ritz vectors ``first … last − 1`` are all that lies between two cuts.
@@ -177,13 +176,13 @@ class Unseen:
     def _nought(self) -> float:
         """A value that rounding lets be told from zero."""
         size = float(torch.linalg.matrix_norm(self.inside))
-        return 4 * self.noise * size / max(self._limit(1), torch.finfo(torch.float64).tiny)
+        return 4 * self.rounding.noise * size / max(self._limit(1), torch.finfo(torch.float64).tiny)
 
     def _limit(self, found: int) -> float:
         """What ``max ‖H‖`` must stay below where so many Ritz vectors are known."""
         probes = self.inside.shape[1]
         least = least_square(found + 1, probes, self.missed / (self.vectors * max(probes, 1)))
-        return math.sqrt(least / (found + 1)) - self.outside
+        return math.sqrt(least / (found + 1)) / (1 + self.rounding.defect) - self.outside
 
     @cached_property
     def _weights(self) -> tuple[Tensor, Tensor]:
@@ -206,13 +205,21 @@ class Unseen:
         value, slope = (x.masked_fill(~felt, 0.0) for x in (value, slope))
         curve = curve.masked_fill(~felt, 0.0) @ own
         size, steep = (self._root(K, own, x) for x in (value, slope))
-        noise = 2**0.5 * self.noise
-        still = noise * (T2 / (c - s).square()).masked_fill(~kept, 0.0).sum(dim=1).sqrt()
-        most = noise * (T2 / near.square()).masked_fill(~kept, 0.0).sum(dim=1).sqrt()
+        still = self._moved((c - s).abs().masked_fill(~kept, torch.inf))
+        most = self._moved(near.masked_fill(~kept, torch.inf))
         at = (size + still).nan_to_num(nan=torch.inf)
         over = size + radius * steep + radius.square() / 2 * curve + most
         return at, over.nan_to_num(nan=torch.inf)
 
+
+    def _moved(self, apart: Tensor) -> Tensor:
+        """What the rounding of the recurrences adds, for Ritz values at these distances."""
+        # each vector's own rounding where it is known, else what all of them have together
+        T2 = self._weights[1]
+        single = min(len(self.rounding.leading), len(T2))
+        alone = (T2[:single].sqrt() * self.rounding.leading[:single]) / apart[:, :single]
+        rest = (T2[single:] / apart[:, single:].square()).sum(dim=1).sqrt()
+        return 2**0.5 * (alone.sum(dim=1) + self.rounding.noise * rest)
 
     @staticmethod
     def _root(K: Tensor, own: Tensor, x: Tensor) -> Tensor:

@@ -138,12 +138,12 @@ class _Witness:
         """See :meth:`Unseen.lowest_cut`, with the rounding of the process measured."""
         if self.missed is None:
             return None
-        cut = self._unseen(ritz, Rounding(self.process.noise)).lowest_cut(k)
-        if cut is None:  # nor would it be with the noise that there is
-            return None
+        exact = Rounding(self.process.noise, torch.zeros(len(ritz.left), dtype=torch.float64))
+        if self._unseen(ritz, exact).lowest_cut(k) is None:
+            return None  # not even with vectors that rounding has left alone
         count = len(ritz.left) + len(ritz.right)
         drawn = gaussian(count, CHECKS, self.generator)
-        measured = measure_rounding(self.process, drawn, self.missed, self.size)
+        measured = measure_rounding(self.process, ritz, drawn, self.missed, self.size)
         return self._unseen(ritz, measured).lowest_cut(k)
 
     def _unseen(self, ritz: Ritz, rounding: Rounding) -> Unseen:

@@ -101,6 +101,9 @@ class LinearMap(ABC):
 
         The rounding error of a product grows with it: of ``B A`` it is ``‖B‖_F ‖A‖_F``, which
         may be far more than ``‖B A‖_F``.
+
+        Returns:
+            The bound; of a matrix in memory its Frobenius norm.
         """
         return self.norm_bound()
 

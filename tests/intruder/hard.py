@@ -141,7 +141,7 @@ def blocks(g, m, n, dtype):
 def directions(g, case: Case, U: Tensor, S: Tensor) -> tuple[str, Tensor]:
     """Orthonormal vectors on the left side, the first of them of some kind."""
     m, p = U.shape
-    exist = int((S > max(case.base.shape) * EPS * S[0]).sum())
+    exist = int((max(case.base.shape) * EPS * S[0] < S).sum())
     kind = VECTORS[integer(g, 0, len(VECTORS) - 1)]
     if case.family == "constant" and m > p and uniform(g, 0, 1) < 0.6:
         kind = "changed"
@@ -169,7 +169,7 @@ def directions(g, case: Case, U: Tensor, S: Tensor) -> tuple[str, Tensor]:
 
 def truth(U: Tensor, S: Tensor, Y: Tensor, shape) -> tuple[Tensor, Tensor]:
     """What the scores are between, by a float64 SVD and its own error."""
-    exist = S > max(shape) * EPS * S[0]
+    exist = max(shape) * EPS * S[0] < S
     U, S = U[:, exist], S[exist]
     error = 4 * EPS * S[0] * max(shape) ** 0.5
     new = torch.cat([S.new_ones(1), (S[:-1] - S[1:] > 100 * error).to(WIDE)])
@@ -249,7 +249,9 @@ def resumed(seeds: range, journal: Path) -> list[dict[str, object]]:
     """What :func:`check` finds of each seed; what the journal has is not done again."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     code = digest()
-    kept = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    kept = (
+        [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    )
     done = {row["seed"]: row for row in kept if row["code"] == code}
     for seed in seeds:
         if seed not in done:

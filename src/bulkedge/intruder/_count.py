@@ -12,10 +12,10 @@ inertia a factorisation can:
 
 Either costs the Gram matrix of the shorter side in float64, once, and a third of its cube.
 
-*Rounding.*  A product of two float32 numbers is exact in float64, and a sum of m of them errs by at
-most ``γ_m Σ|·|``, in any order, so that the computed Gram matrix is wrong by at most ``γ_m ‖W0‖_F²``
-whatever the entries.  The factor R of a matrix M is not trusted: ``M = RRᵀ + E`` holds of any R,
-hence ``M ≥ −‖E‖``, and ‖E‖ is measured with Gaussian vectors
+*Rounding.*  A product of two float32 numbers is exact in float64, and a sum of m of them errs by
+at most ``γ_m Σ|·|``, in any order, so that the computed Gram matrix is wrong by at most
+``γ_m ‖W0‖_F²`` whatever the entries.  The factor R of a matrix M is not trusted: ``M = RRᵀ + E``
+holds of any R, hence ``M ≥ −‖E‖``, and ‖E‖ is measured with Gaussian vectors
 (:func:`bulkedge.triplet._rounding.norm_above`).  M is formed with a margin that has to cover both.
 """
 

@@ -211,7 +211,6 @@ class Unseen:
         over = size + radius * steep + radius.square() / 2 * curve + most
         return at, over.nan_to_num(nan=torch.inf)
 
-
     def _moved(self, apart: Tensor) -> Tensor:
         """What the rounding of the recurrences adds, for Ritz values at these distances."""
         # each vector's own rounding where it is known, else what all of them have together

@@ -45,8 +45,10 @@ class GolubKahan:
         oversample: Vectors carried beyond k.
         missed: Go on until it is proved that no other triplet lies above the k-th, but for this
             probability over the random vectors; ``Status.UNPROVED`` where ``max_steps`` do not
-            prove it.  All rounding is then measured in float64, by some four more passes.  Few vectors beyond k prove little: give it an ``oversample`` of 8.  None takes the
-            residuals' word, as every other iterative solver does.
+            prove it.  The last gap then ends at a proved cut, and residuals and rounding are
+            measured in float64, by two passes each.  Few vectors beyond k prove little: give it an
+            ``oversample`` of 8.  None takes the residuals' word, as every other iterative solver
+            does.
     """
 
     rtol: float | None = None
@@ -92,7 +94,9 @@ class GolubKahan:
                 proved = cut is not None
                 if cut is not None and pairs >= k:  # what lies below the cut is not known
                     gaps[-1] = min(float(gaps[-1]), max(float(sigma[k - 1]) - cut, 0.0))
-                    converged = process.closed or self._converged(sigma, residuals, gaps, noise, rtol)
+                    converged = process.closed or self._converged(
+                        sigma, residuals, gaps, noise, rtol
+                    )
             if (converged and proved) or last:
                 break
         to = {"device": V.device, "dtype": V.dtype}
@@ -114,7 +118,6 @@ class GolubKahan:
             status=Status.CONVERGED if proved else Status.UNPROVED,
             near=(sigma[k:].to(**to), v[:, k:]) if pairs > k else None,
         )
-
 
     def _converged(
         self, sigma: Tensor, residuals: Tensor, gaps: Tensor, noise: float, rtol: float

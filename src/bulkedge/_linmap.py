@@ -96,6 +96,17 @@ class LinearMap(ABC):
         """An upper bound on ``‖W‖_F``: that of a matrix in memory, else no more than is cheap."""
         return float(torch.linalg.vector_norm(self.to_dense()))
 
+    def rounding_scale(self) -> float:
+        """Bound on ``‖·‖_F`` of the sum of absolute values behind an entry of a product.
+
+        The rounding error of a product grows with it: of ``B A`` it is ``‖B‖_F ‖A‖_F``, which
+        may be far more than ``‖B A‖_F``.
+
+        Returns:
+            The bound; of a matrix in memory its Frobenius norm.
+        """
+        return self.norm_bound()
+
     @property
     def T(self) -> LinearMap:
         """The transposed map, shape ``(n, m)``."""
@@ -323,6 +334,11 @@ class LowRank(LinearMap):
         """See :meth:`LinearMap.norm_bound`."""
         return float(torch.linalg.vector_norm(self.singular_values()))
 
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        norms = [float(torch.linalg.vector_norm(factor)) for factor in (self.B, self.A)]
+        return abs(self.scale) * norms[0] * norms[1]
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.scale * (self.B @ self.A)
@@ -388,6 +404,10 @@ class Sum(LinearMap):
         """See :meth:`LinearMap.norm_bound`."""
         return sum(term.norm_bound() for term in self.terms)
 
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return sum(term.rounding_scale() for term in self.terms)
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         first, *rest = self.terms
@@ -447,6 +467,10 @@ class Adjoint(LinearMap):
         """See :meth:`LinearMap.norm_bound`."""
         return self.inner.norm_bound()
 
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return self.inner.rounding_scale()
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.inner.to_dense().mT
@@ -501,6 +525,10 @@ class Scaled(LinearMap):
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
         return abs(self.factor) * self.inner.norm_bound()
+
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return abs(self.factor) * self.inner.rounding_scale()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
@@ -568,6 +596,10 @@ class RowScaled(LinearMap):
         """See :meth:`LinearMap.norm_bound`."""
         return float(self.factors.abs().max()) * self.inner.norm_bound()
 
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return float(self.factors.abs().max()) * self.inner.rounding_scale()
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """See :attr:`LinearMap.tensors`."""
@@ -617,6 +649,10 @@ class Counted(LinearMap):
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
         return self.inner.norm_bound()
+
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return self.inner.rounding_scale()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

@@ -10,6 +10,7 @@ from bulkedge.intruder._converged import Heads, _sine, find_spaces, ties
 from bulkedge.intruder._count import Factorisations
 from bulkedge.intruder.certificate import _verdict
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
+from bulkedge.triplet._rounding import Rounding
 from cases import gaussian, orthonormal
 
 WIDE = torch.float64
@@ -181,12 +182,12 @@ def small_ritz(values, residuals):
 
 
 def likely(ritz, probes):
-    return [space.last for space in Heads(find_spaces(ritz, 0.0), [], probes, 0.0).likely]
+    return [space.last for space in Heads(find_spaces(ritz, Rounding(0.0)), [], probes, 0.0).likely]
 
 
 def test_spaces_are_cut_at_gaps_that_residuals_do_not_fill():
     ritz = small_ritz([4.0, 2.0, 1.99, 1.0, 0.9], [1e-3, 1e-3, 1e-3, 0.05, 0.3])
-    spaces = find_spaces(ritz, 0.0)
+    spaces = find_spaces(ritz, Rounding(0.0))
     # 2 and 1.99 are apart by ten residuals; 0.9 + 0.3 fills the gap below 1
     assert [(space.first, space.last) for space in spaces] == [(0, 1), (1, 2), (2, 3)]
     middle = (4.0**2 / 2 + 2.0**2 / 2) ** 0.5
@@ -199,13 +200,13 @@ def test_spaces_are_cut_at_gaps_that_residuals_do_not_fill():
 
 
 def test_a_residual_further_down_moves_the_cut():
-    near = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.0)
-    far = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), 0.0)
+    near = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.0))
+    far = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), Rounding(0.0))
     assert [space.last for space in near] == [1, 2]
     assert near[0].low < 3.2 < far[0].low == pytest.approx(3.8)
     assert [space.last for space in far] == [1]
     assert far[0].total > near[0].total
-    noisy = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), 0.01)
+    noisy = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.01))
     assert noisy[0].total == pytest.approx(21 * near[0].total)
 
 
@@ -216,7 +217,7 @@ def test_as_many_equal_values_as_probes_may_have_company():
 
 
 def test_what_leads_is_whole_up_to_the_first_that_is_not():
-    spaces = find_spaces(small_ritz([4.0, 2.0, 1.0, 0.5], [1e-6] * 4), 0.0)
+    spaces = find_spaces(small_ritz([4.0, 2.0, 1.0, 0.5], [1e-6] * 4), Rounding(0.0))
     heads = Heads(spaces, [True, False, True], 6, 5.0)
     assert [space.last for space in heads.leading] == [1]
 
@@ -224,8 +225,8 @@ def test_what_leads_is_whole_up_to_the_first_that_is_not():
 def test_an_invariant_space_keeps_its_last_vector():
     open_ = small_ritz([2.0, 1.0], [0.0, 0.0])
     closed = Ritz(open_.sigma, open_.left, open_.right, open_.lacking[:0])
-    assert [space.last for space in find_spaces(open_, 1e-12)] == [1]
-    assert [space.last for space in find_spaces(closed, 1e-12)] == [1, 2]
+    assert [space.last for space in find_spaces(open_, Rounding(1e-12))] == [1]
+    assert [space.last for space in find_spaces(closed, Rounding(1e-12))] == [1, 2]
 
 
 class Diagonal(LinearMap):
@@ -295,6 +296,10 @@ def test_leading_vectors_that_were_not_seen_are_not_left_out_of_the_count(seed):
     assert float(found.lower) <= 2**-0.5 + 1e-6 <= float(found.upper) + 2e-6
 
 
+def factorisations(W0):
+    return Factorisations(Dense(W0), torch.Generator().manual_seed(0), 1e-9)
+
+
 def test_no_more_values_than_were_found():
     """Courant and Fischer, on either side of a matrix, rounding included."""
     for m, n in ((90, 60), (60, 90), (60, 60)):
@@ -302,7 +307,7 @@ def test_no_more_values_than_were_found():
         U, W0 = with_values(values, m, n)
         process, ritz = ritz_of(W0, torch.linalg.qr(U[:, :3] + 0.1 * gaussian(m, 3)).Q, 8)
         for dtype in (WIDE, torch.float32):
-            told = Factorisations(Dense(W0.to(dtype)), float(torch.linalg.vector_norm(W0)))
+            told = factorisations(W0.to(dtype))
             assert told.at_most(3, 2.0, process, ritz)
             assert told.at_most(1, 4.0, process, ritz)
             assert told.at_most(0, 5.1, process, ritz)
@@ -328,16 +333,19 @@ def test_ties_are_neighbours_whose_gap_their_residuals_fill():
     assert groups.tolist() == [0, 1, 2, 3]
     groups, errors = ties(tuned([5.0, 3.0, 2.99, 1.0], [1e-3, 4e-3, 3e-3, 1e-3], beyond=0.5))
     assert groups.tolist() == [0, 1, 1, 2]
-    assert errors.tolist() == pytest.approx([1e-3 / 2, 5e-3 / 1.99, 5e-3 / 1.99, 1e-3 / 0.5])
+    # the gap is to where the neighbour's true value may be
+    pair = 5e-3 / (1.99 - 1e-3)
+    assert errors.tolist() == pytest.approx([1e-3 / (2 - 4e-3), pair, pair, 1e-3 / 0.5])
 
 
 def test_the_gap_below_the_last_vector():
     sigma, rho = [2.0, 1.0], [1e-3, 1e-3]
-    assert ties(tuned(sigma, rho))[1].tolist() == pytest.approx([1e-3, 1e-3])
-    assert ties(tuned(sigma, rho, beyond=0.5))[1].tolist() == pytest.approx([1e-3, 2e-3])
-    assert ties(tuned(sigma, rho, beyond=1.0))[1].tolist() == pytest.approx([1e-3, 1.0])
+    near = 1e-3 / (1 - 1e-3)  # to where the neighbour's true value may be
+    assert ties(tuned(sigma, rho))[1].tolist() == pytest.approx([near, near])
+    assert ties(tuned(sigma, rho, beyond=0.5))[1].tolist() == pytest.approx([near, 2e-3])
+    assert ties(tuned(sigma, rho, beyond=1.0))[1].tolist() == pytest.approx([near, 1.0])
     # what the solver knows of values yet to converge; a tie above says nothing of the gap below
-    assert ties(tuned(sigma, rho, 0.5, 0.1))[1].tolist() == pytest.approx([1e-3, 1e-2])
+    assert ties(tuned(sigma, rho, 0.5, 0.1))[1].tolist() == pytest.approx([near, 1e-2])
     assert ties(tuned([1.0], [1e-3], 0.5, 0.1))[1].tolist() == pytest.approx([1e-2])
     groups, errors = ties(tuned([1.0, 1.0], rho, 0.5, 0.0))
     assert groups.tolist() == [0, 0]
@@ -353,7 +361,7 @@ def test_a_floor_is_never_above_the_smallest_value(dtype, least):
         values[-3:] = least
         W0 = with_values(values, 200, 40, seed)[1].to(dtype)
         true = float(torch.linalg.svdvals(W0.double())[-1])
-        floor = Factorisations(Dense(W0), float(torch.linalg.vector_norm(W0)))
+        floor = factorisations(W0)
         for factor in (0.5, 0.9, 1.0 + 1e-6, 1.1, 2.0, 10.0):
             x = factor * max(true, 1e-12)
             assert not (floor.all_exceed(x) and x > true)

@@ -106,7 +106,7 @@ def test_a_base_that_is_noise_is_told_apart(real):
 def test_a_finding_in_a_trained_matrix(tmp_path):
     record = made(tmp_path, spiked)
     assert headline(record) == "1 new direction in 1 of 4 matrices"
-    assert "Every verdict is proved" in " ".join(explanation(record))
+    assert "Every verdict is that of float64 SVDs of both matrices" in " ".join(explanation(record))
     assert [step.command.split()[1] for step in steps(record)] == ["repair", "report"]
 
 
@@ -158,3 +158,25 @@ def test_undecided_directions_are_decided_by_svds(tmp_path):
 def test_equal_models(tmp_path):
     paths = [save(tmp_path / f"{x}.safetensors", {"w": weights(9, 8)}) for x in "ab"]
     assert headline(bulkedge.audit(*paths)).startswith("Nothing was changed")
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        (("certified", "certified"), "Every verdict is proved by products with the matrices"),
+        (("dense", "dense"), "Every verdict is that of float64 SVDs of both matrices"),
+        (("certified", "dense"), "Every verdict is decided: 1 are proved by products"),
+    ],
+)
+def test_how_sure_the_verdicts_are(tmp_path, methods, says):
+    record = made(tmp_path, spiked)
+    rows = record.matrices[0].directions[:2]
+    rows = [row.model_copy(update={"method": m}) for row, m in zip(rows, methods, strict=True)]
+    matrix = record.matrices[0].model_copy(update={"directions": rows})
+    record = record.model_copy(update={"matrices": [matrix]})
+    assert says in explanation(record)[-1]
+    open_ = [rows[0].model_copy(update={"verdict": Verdict.UNDECIDED}), rows[1]]
+    matrix = matrix.model_copy(update={"directions": open_})
+    assert explanation(record.model_copy(update={"matrices": [matrix]}))[-1].startswith(
+        "1 verdict is undecided. Each of the others is"
+    )

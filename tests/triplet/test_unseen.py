@@ -5,6 +5,7 @@ import torch
 
 from bulkedge._linmap import Dense
 from bulkedge.triplet import Bidiagonalization, GolubKahan, Status, Unseen, singular_triplet
+from bulkedge.triplet._rounding import CHECKS, measure_rounding
 from bulkedge.triplet._unseen import least_square
 from cases import orthonormal
 
@@ -30,7 +31,10 @@ def grown(W0, others, probes, steps, missed=1e-9):
     process = Bidiagonalization(Dense(W0), block, 4 * torch.finfo(W0.dtype).eps * size)
     for _ in range(steps):
         process.extend()
-    return Unseen.by(process, process.ritz(), probes, size, missed)
+    count = process.left.shape[1] + process.right.shape[1]
+    ritz = process.ritz()
+    rounding = measure_rounding(process, ritz, draw(count, CHECKS, 9), missed, size)
+    return Unseen.by(process, ritz, probes, size, missed, rounding)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 6), (2, 4), (3, 3), (4, 10)])
@@ -105,7 +109,8 @@ def test_what_hides_has_the_component_on_the_probes_that_is_claimed():
     for _ in range(3):
         process.extend()
     ritz = process.ritz()
-    unseen = Unseen.by(process, ritz, G, float(W0.norm()), 1e-9)
+    rounding = measure_rounding(process, ritz, draw(30, CHECKS, 9), 1e-9, float(W0.norm()))
+    unseen = Unseen.by(process, ritz, G, float(W0.norm()), 1e-9, rounding)
     C, s, T = ritz.lacking, ritz.sigma[: len(ritz.residuals)], unseen.inside
     values = torch.linalg.svdvals(W0)
     for i in (0, 7, 30, 59):

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from bulkedge.triplet import Ritz
+from bulkedge.triplet._rounding import UNIT
 
 SLACK = 0.04
 """μ: what an interval of σ costs, a factor (1 + α + 2μ)/(1 + α) on the squared bound."""
@@ -92,7 +93,7 @@ class Extent:
         # a wider interval is a weaker statement, no wrong one, and keeps κ within double precision
         wide = (radius + self.noise).clamp_min(NARROWEST * float(s[0]))
         kappa = slack / wide[:, None].square()
-        squares, apart = c.square() + s.square(), c.square() - s.square()
+        squares, apart = c.square() + s.square(), (c - s) * (c + s)
         # of the 2×2 block of (a_i, b_i)
         determinant = WEIGHT + kappa * squares * (1 + WEIGHT) + (kappa * apart).square()
         inverse = (WEIGHT + kappa * squares) / determinant
@@ -105,7 +106,11 @@ class Extent:
         pairs = min(d, e)
         right = (C[:, :pairs] * moved[:, None, :pairs]) @ self.directions[:pairs]  # (G, b, k)
         root = torch.linalg.cholesky(border)
-        return inverse[:, :d], torch.linalg.solve_triangular(root, right, upper=False)
+        half = torch.linalg.solve_triangular(root, right, upper=False)
+        # The border is at least I, so that float64 loses no more than b² u ‖border‖ of the form.
+        trace = border.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+        lost = 8 * len(C) ** 2 * UNIT * trace
+        return inverse[:, :d], half * (1 + lost).sqrt()[:, None, None]
 
 
 def largest(

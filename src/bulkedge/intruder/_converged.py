@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge.triplet import Ritz, SingularTriplets
+from bulkedge.triplet._rounding import Rounding
 
 CLOSE = 0.3
 """A gap counts as one while ``residual / gap`` is below this."""
@@ -70,11 +71,12 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     """Which tuned vectors are known one by one, and which as a space only.
 
     Args:
-        tuned: Leading triplets.
+        tuned: Leading triplets; ``gaps`` counts what may lie below the last one.
 
     Returns:
         ``groups`` and ``errors`` for :func:`certify`: neighbours whose gap their residuals fill
-        are of one group, whose error is ``‖residuals‖ / gap`` (Davis and Kahan), at most 1.
+        are of one group, whose error is ``‖residuals‖ / gap`` (Wedin), at most 1.  The gap is that
+        between the values of the group and what the neighbours' true values may be.
     """
     sigma, rho = tuned.sigma.double().cpu(), tuned.residuals.double().cpu()
     k = len(sigma)
@@ -90,16 +92,18 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     for g in range(int(groups[-1]) + 1):
         member = (groups == g).nonzero().flatten()
         first, end = int(member[0]), int(member[-1])
-        gap = min(float(below[first - 1]) if first else float("inf"), float(below[end]))
+        above = float(below[first - 1] - rho[first - 1]) if first else float("inf")
+        gap = min(above, float(below[end] - (rho[end + 1] if end + 1 < k else 0.0)))
         if gap > 0:
             errors[member] = min(float(torch.linalg.vector_norm(rho[member])) / gap, 1.0)
     return groups, errors
 
 
-def find_spaces(ritz: Ritz, noise: float) -> list[Space]:
+def find_spaces(ritz: Ritz, rounding: Rounding) -> list[Space]:
     """Where the leading Ritz values leave a gap that their residuals do not fill."""
     pairs = min(len(ritz.left), len(ritz.right))
-    s, rho = ritz.sigma[:pairs], ritz.residuals + 2 * noise  # of both recurrences
+    s = ritz.sigma[:pairs]
+    rho = (ritz.residuals + 2 * rounding.of_vectors(pairs)) * (1 + rounding.defect)
     # a Ritz value is at most the true one, which lies within the residual above, or within that of
     # one further down that has not found its place
     highest = (s + rho).flip(0).cummax(0).values.flip(0)

@@ -6,10 +6,17 @@ tell a vector outside the range of W0 from one on a tiny singular value.  By Syl
 inertia a factorisation can:
 
 * ``W0ᵀW0 − x²`` is positive definite only if all singular values exceed x;
-* ``x² − W0ᵀW0 + V S² Vᵀ``, with V, S the d Ritz vectors and values above x, only if no more than d
-  singular values reach x (Courant and Fischer).  That they are no fewer is Cauchy's interlacing.
+* ``x² − W0ᵀW0 + V S² Vᵀ``, with any d columns in V, only if at most d singular values reach x
+  (Courant and Fischer).  V and S are the d Ritz vectors and values above x.  That the values are no
+  fewer is Cauchy's interlacing.
 
-Either costs the Gram matrix of the shorter side, once, and a third of its cube.
+Either costs the Gram matrix of the shorter side in float64, once, and a third of its cube.
+
+*Rounding.*  A product of two float32 numbers is exact in float64, and a sum of m of them errs by
+at most ``γ_m Σ|·|``, in any order, so that the computed Gram matrix is wrong by at most
+``γ_m ‖W0‖_F²`` whatever the entries.  The factor R of a matrix M is not trusted: ``M = RRᵀ + E``
+holds of any R, hence ``M ≥ −‖E‖``, and ‖E‖ is measured with Gaussian vectors
+(:func:`bulkedge.triplet._rounding.norm_above`).  M is formed with a margin that has to cover both.
 """
 
 from __future__ import annotations
@@ -19,9 +26,8 @@ from torch import Tensor
 
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet import Bidiagonalization, Ritz
-
-GRAM = 4
-"""Bound on the rounding error of ``W0ᵀW0`` and its factorisation, in units of eps ‖W0‖_F²."""
+from bulkedge.triplet._rounding import CHECKS, float64_rounding, norm_above, safety_factor
+from bulkedge.triplet.solver._start import Randomness, gaussian
 
 
 class Factorisations:
@@ -29,27 +35,36 @@ class Factorisations:
 
     Args:
         A: The map.
-        frobenius: ``‖A‖_F``, or more.
+        generator: Source of the vectors that measure the error of a factor.
+        probability: Of a statement being wrong, over those vectors.
+
+    Attributes:
+        map: The map.
+        tall: Whether it has more rows than columns.
+        rounding: Bound on the error of the Gram matrix in the spectral norm; about that of a
+            factorisation, too.
     """
 
-    def __init__(self, A: LinearMap, frobenius: float) -> None:
+    def __init__(self, A: LinearMap, generator: Randomness, probability: float) -> None:
         self.map, self.tall = A, A.shape[0] > A.shape[1]
-        self.rounding = GRAM * torch.finfo(A.dtype).eps * frobenius**2
+        self.generator, self.probability = generator, probability
+        self.scale = A.rounding_scale()
+        self.rounding = 2 * float64_rounding(max(A.shape) + 4, self.scale**2)
         self._gram: Tensor | None = None
 
     @property
     def gram(self) -> Tensor:
-        """That of the shorter side; computed once."""
+        """That of the shorter side, in float64; computed once."""
         if self._gram is None:
             long = self.map.shape[0] >= self.map.shape[1]
-            self._gram = (self.map if long else self.map.T).gram()
+            self._gram = (self.map if long else self.map.T).widened().gram()
         return self._gram
 
     def all_exceed(self, x: float) -> bool:
         """Whether every singular value of a map of at least as many rows as columns exceeds x."""
         shifted = self.gram.clone()
-        shifted.diagonal().sub_(x * x + self.rounding)
-        return _definite(shifted)
+        shifted.diagonal().sub_(x * x)
+        return self._definite(shifted)
 
     def at_most(self, count: int, x: float, process: Bidiagonalization, ritz: Ritz) -> bool:
         """Whether no more than ``count`` singular values exceed x: those of leading Ritz vectors.
@@ -61,17 +76,31 @@ class Factorisations:
             ritz: Its Ritz vectors.
 
         Returns:
-            Whether the factorisation exists.
+            Whether the factorisation exists, and its error is below the margin.
         """
         long = self.map.shape[0] >= self.map.shape[1]
         basis, inner = (process.right, ritz.right) if long else (process.left, ritz.left)
-        found = (basis @ inner[:, :count].to(basis)).to(self.gram)
+        found = basis.to(self.gram) @ inner[:, :count].to(self.gram)
         scaled = found * ritz.sigma[:count].to(found)
         shifted = torch.addmm(-self.gram, scaled, scaled.mT)
-        shifted.diagonal().add_(x * x - 2 * self.rounding)
-        return _definite(shifted)
+        shifted.diagonal().add_(x * x)
+        # the rounding of V S² Vᵀ: a sum of ``count`` products
+        own = float64_rounding(count + 4, float(scaled.square().sum()))
+        return self._definite(shifted, own)
 
-
-def _definite(matrix: Tensor) -> bool:
-    """Whether a symmetric matrix has a Cholesky factor."""
-    return int(torch.linalg.cholesky_ex(matrix, check_errors=False).info) == 0
+    def _definite(self, matrix: Tensor, error: float = 0.0) -> bool:
+        """Whether the matrix that this one stands for is positive definite, for certain."""
+        n = len(matrix)
+        drawn = gaussian(n, CHECKS, self.generator).to(matrix)
+        # of the products with M and with R: ‖M‖_F ≤ tr M, and ‖R‖_F² is tr M to rounding
+        length = float(torch.linalg.vector_norm(drawn, dim=0).max())
+        trace = float(matrix.diagonal().clamp_min(0.0).sum())
+        own = length * 4 * float64_rounding(2 * n + 4, trace)
+        factor = safety_factor(CHECKS, self.probability)
+        margin = self.rounding + error + 2 * factor * own
+        matrix.diagonal().sub_(margin)
+        R, info = torch.linalg.cholesky_ex(matrix, check_errors=False)
+        if int(info) != 0:
+            return False
+        defect = matrix @ drawn - R @ (R.mT @ drawn)
+        return self.rounding + error + norm_above(defect, self.probability, own) < margin

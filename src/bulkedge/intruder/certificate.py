@@ -25,7 +25,8 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, Widened, as_map
 from bulkedge._precision import full_precision
 from bulkedge.triplet import Bidiagonalization, Ritz, Unseen
-from bulkedge.triplet.solver._start import gaussian
+from bulkedge.triplet._rounding import CHECKS, Rounding, measure_rounding
+from bulkedge.triplet.solver._start import Randomness, gaussian
 
 from ._bound import Extent, largest
 from ._converged import Heads, Space, find_spaces, guess_spectrum
@@ -34,8 +35,6 @@ from .score import HALF_THE_ENERGY, Verdict
 
 LOOKS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
 """After how many steps the evidence is looked at: a look costs about as much as a step."""
-COSINE = 32
-"""Bound on the rounding error of a cosine, in units of eps."""
 ORTHONORMAL = 1e-3
 """How far Yᵀ Y may be from the identity; rounding in single precision leaves less."""
 CEILING = 1.01
@@ -48,8 +47,10 @@ MISSED = 1e-9
 """Probability, over the probes, that a statement about a matrix is wrong."""
 DEARER = 2
 """A factorisation costs about as much as ``min(m, n) / (DEARER · b)`` steps with a block of b."""
-ROUNDING = 4.0
-"""To what the recurrences hold, in units of eps ‖W0‖_F (measured: up to 0.96 of it)."""
+DROPPED = 4.0
+"""Smaller directions are not added to the space, in units of eps ‖W0‖_F."""
+EXPECTED = 16.0
+"""To what the recurrences may hold, in the same units: for plans, not for proofs."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def certify(
         groups: The number of the group of each direction, ascending from 0: vectors of one group
             are known as a space only, and bounded as such.  Each its own if None.
         subspace: How many leading base vectors span the space of the overlap; 2k if None.
-        frobenius: ``‖W0‖_F`` if it is known.
+        frobenius: ``‖W0‖_F`` if it is known; of a map whose products cancel, its
+            ``rounding_scale()``.
         max_steps: Steps before the rest is left undecided.
         probes: Random vectors to start from beside Y: they find leading base vectors to which Y is
             orthogonal, and sample the spectrum.
@@ -156,29 +158,36 @@ def certify(
             f"expected orthonormal columns, got ‖YᵀY − I‖ = {float(defect):.2g}; give "
             "torch.linalg.qr(Y).Q"
         )
-    size, limits = A.norm_bound() if frobenius is None else frobenius, torch.finfo(A.dtype)
+    size, limits = A.rounding_scale() if frobenius is None else frobenius, torch.finfo(A.dtype)
     if not limits.tiny**0.25 < size < limits.max**0.25:
         raise InputError(
             f"expected a base whose powers {limits.dtype} can hold, got one of norm {size:.3g}; "
             "scale it, or use scores() with an SVD"
         )
     count = max(min(probes, min(A.shape) - k), 0)
-    drawn = gaussian(m, count, generator or numpy.random.default_rng(0))
+    random = generator or numpy.random.default_rng(0)
+    drawn = gaussian(m, count, random)
     block = torch.cat([Y.to(A.device, A.dtype), drawn.to(A.device, A.dtype)], dim=1)
-    eps = limits.eps
-    process = Bidiagonalization(A, torch.linalg.qr(block).Q, ROUNDING * eps * size)
+    unit = size * limits.eps
     known = torch.zeros(k, dtype=torch.float64) if errors is None else errors.double().cpu()
-    judge = _Judge(
-        epsilon=epsilon,
-        errors=known + COSINE * eps,
-        groups=torch.arange(k) if groups is None else groups.cpu(),
-        subspace=2 * k if subspace is None else subspace,
-        noise=process.noise,
-        frobenius=size,
-        probes=drawn,
-    )
     with torch.no_grad(), full_precision(A.device):
-        return _Search(A, process, judge, Y, size, max_steps).run()
+        process = Bidiagonalization(A, torch.linalg.qr(block).Q, DROPPED * unit)
+        judge = _Judge(
+            epsilon=epsilon,
+            known=known + _outside(Y, process.after) + float(defect),
+            groups=torch.arange(k) if groups is None else groups.cpu(),
+            subspace=2 * k if subspace is None else subspace,
+            rounding=Rounding(EXPECTED * unit),
+            frobenius=size,
+            probes=drawn,
+        )
+        return _Search(A, process, judge, Y, max_steps, random).run()
+
+
+def _outside(Y: Tensor, block: Tensor) -> Tensor:
+    """How far each column is from the span of a block with orthonormal columns."""
+    Y, block = Y.to(block.device).double(), block.double()
+    return torch.linalg.vector_norm(Y - block @ (block.mT @ Y), dim=0).cpu()
 
 
 class _Search:
@@ -190,11 +199,12 @@ class _Search:
         process: Bidiagonalization,
         judge: _Judge,
         Y: Tensor,
-        frobenius: float,
         max_steps: int,
+        generator: Randomness,
     ) -> None:
         self.process, self.judge, self.Y, self.max_steps = process, judge, Y, max_steps
-        self.factors = Factorisations(A, frobenius)
+        self.generator = generator
+        self.factors = Factorisations(A, generator, MISSED)
         self.too_high = float("inf")
         self.hoped_at = max_steps
         self.patience = min(A.shape) // (DEARER * process.started)
@@ -222,12 +232,22 @@ class _Search:
         if Verdict.UNDECIDED in hoped.verdicts and not last:
             return hoped
         self.hoped_at = min(self.hoped_at, step)
+        self._measure()
         found, _ = self.judge.look(self.process, self.Y)
         waited = step - self.hoped_at >= self.patience
         if (last or waited) and _open(found) > _open(hoped):
             self._count()
             found, _ = self.judge.look(self.process, self.Y)
         return found
+
+    def _measure(self) -> None:
+        """What rounding has done to the space as it is now: all intervals are to hold with it."""
+        count = self.process.left.shape[1] + self.process.right.shape[1]
+        drawn = gaussian(count, CHECKS, self.generator)
+        rounding = measure_rounding(
+            self.process, self.process.ritz(), drawn, MISSED, self.judge.frobenius
+        )
+        self.judge = dataclasses.replace(self.judge, rounding=rounding)
 
     def _plausible(self) -> float:
         """Below what x a floor may hold, by what is known so far."""
@@ -279,15 +299,25 @@ class _Judge:
     """What a Krylov space says of the directions."""
 
     epsilon: float
-    errors: Tensor
+    known: Tensor
     groups: Tensor
     subspace: int
-    noise: float
+    rounding: Rounding
     frobenius: float
     probes: Tensor
     floor: float = 0.0
     counted: tuple[tuple[int, float], ...] = ()
     hopeful: bool = False
+
+    @property
+    def noise(self) -> float:
+        """To what the recurrences hold."""
+        return self.rounding.noise
+
+    @property
+    def errors(self) -> Tensor:
+        """Bound on ``sin ∠`` between each direction and what is judged."""
+        return self.known + self.rounding.defect
 
     def look(
         self, process: Bidiagonalization, Y: Tensor, plausible: float = 0.0
@@ -303,7 +333,7 @@ class _Judge:
             The certificate, and a floor, 0 if none would help.
         """
         ritz = process.ritz()
-        unseen = Unseen.by(process, ritz, self.probes, self.frobenius, MISSED)
+        unseen = Unseen.by(process, ritz, self.probes, self.frobenius, MISSED, self.rounding)
         coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
         everything = process.closed and min(process.map.shape) == len(ritz.residuals)
         heads = self._heads(unseen, everything)
@@ -325,7 +355,7 @@ class _Judge:
 
     def likely(self, ritz: Ritz) -> list[Space]:
         """The leading spaces that are whole unless the probes have missed one so far."""
-        return Heads(find_spaces(ritz, self.noise), [], self.probes.shape[1], 0.0).likely
+        return Heads(find_spaces(ritz, self.rounding), [], self.probes.shape[1], 0.0).likely
 
     def top(self, ritz: Ritz) -> float:
         """What the largest singular value may be, as far as it was seen."""
@@ -334,7 +364,7 @@ class _Judge:
     def _heads(self, unseen: Unseen, everything: bool) -> Heads:
         """The leading Ritz vectors, and which of their spaces are known to be whole."""
         ritz = unseen.ritz
-        spaces, probes = find_spaces(ritz, self.noise), self.probes.shape[1]
+        spaces, probes = find_spaces(ritz, self.rounding), self.probes.shape[1]
         if everything or self.hopeful:
             likely = spaces if everything else self.likely(ritz)
             whole = [space in likely for space in spaces]
@@ -383,7 +413,7 @@ class _Judge:
                 extent.ritz, known, process.map.shape, t.shape[1], process.started, self.frobenius
             ),
             steps=process.passes // 2,
-            passes=process.passes,
+            passes=process.passes + process.checks,
         )
 
     def _from_heads(self, heads: Heads, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -429,7 +459,9 @@ class _Judge:
             if end >= self.subspace:
                 yield end, error, nothing
             elif end == before:  # the others say less
-                low, high = below - self.noise, reach + self.noise
+                # of orthonormal bases; the computed ones are nearly so (Cauchy's interlacing)
+                slack = self.noise + 2 * self.rounding.defect * float(sigma[0])
+                low, high = below - slack, reach + slack
                 # of a wide interval the parts may bound less than the whole
                 for parts in (1, 2, 4):
                     radius = (high - low) / 2 / parts

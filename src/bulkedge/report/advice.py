@@ -90,13 +90,28 @@ def explanation(record: Record) -> list[str]:
             f"{count(close, 'matrix has', 'matrices have')} a score less than {NEAR:g} above "
             "the limit."
         )
-    undecided = verdicts[Verdict.UNDECIDED]
-    told.append(
-        f"{count(undecided, 'verdict is', 'verdicts are')} undecided, the others proved."
-        if undecided
-        else "Every verdict is proved: both ends of the interval of its score agree."
-    )
+    told.append(_how_sure(record))
     return told
+
+
+def _how_sure(record: Record) -> str:
+    """By what the verdicts were decided, and with what certainty."""
+    rows = [row for matrix in record.matrices for row in matrix.directions]
+    decided = [row for row in rows if row.verdict is not Verdict.UNDECIDED]
+    undecided = len(rows) - len(decided)
+    proved = sum(row.method == "certified" for row in decided)
+    svds = len(decided) - proved
+    products = "by products with the matrices, all rounding included, but for a probability of 1e-9"
+    if not svds:
+        how = f"proved {products}"
+    elif not proved:
+        how = "that of float64 SVDs of both matrices, beyond their rounding"
+    else:
+        how = f"decided: {proved} are proved {products}, {svds} are those of float64 SVDs"
+    if undecided:
+        few = count(undecided, "verdict is", "verdicts are")
+        return f"{few} undecided. Each of the others is {how}."
+    return f"Every verdict is {how}."
 
 
 def steps(record: Record) -> list[Step]:

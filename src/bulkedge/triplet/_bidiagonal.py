@@ -53,16 +53,19 @@ class Bidiagonalization:
     Args:
         A: Shape ``(m, n)``.
         start: P₁, orthonormal columns, shape ``(m, b)``.
-        noise: 4 eps ‖A‖_F, or more: what rounding does to a step, and what is dropped as such.
+        noise: About what rounding does to a step, 4 eps ‖A‖_F as a rule: smaller directions are
+            dropped.  What it has done is measured by :mod:`bulkedge.triplet._rounding`.
 
     Attributes:
-        passes: Products with A or Aᵀ so far.
+        passes: Products with A or Aᵀ so far, two a step.
+        checks: Further ones that measured rounding.
         started: b, the vectors of P₁.
-        noise: As given: both equations together hold to √2 of this, in the spectral norm.
+        noise: As given.
     """
 
     def __init__(self, A: LinearMap, start: Tensor, noise: float) -> None:
-        self.map, self.noise, self.passes = A, noise, 0
+        self.map, self.noise = A, noise
+        self.passes = self.checks = 0
         self.started = start.shape[1]
         # vectors are rows: a product with a thin block is several times faster in this layout
         self._left = start.new_empty(0, A.shape[0])
@@ -82,6 +85,22 @@ class Bidiagonalization:
         return self._right.mT
 
     @property
+    def after(self) -> Tensor:
+        """P₊, the block that comes next, shape ``(m, b)``."""
+        return self._next.mT
+
+    @property
+    def small(self) -> Tensor:
+        """B, float64 on the CPU, shape ``(d, e)``."""
+        return self._small
+
+    @property
+    def last(self) -> Tensor:
+        """L, float64 on the CPU, shape ``(b, e)``."""
+        width = self._small.shape[1] - self._last.shape[1]
+        return torch.nn.functional.pad(self._last, (width, 0))
+
+    @property
     def size(self) -> int:
         """d, the number of left vectors."""
         return len(self._left)
@@ -96,8 +115,7 @@ class Bidiagonalization:
         """The smallest of ``‖A x‖`` for unit x in the span of Q: at least A's smallest value."""
         if self._small.shape[1] == 0:
             return 0.0
-        inner = torch.nn.functional.pad(self._last, (self._small.shape[1] - self._last.shape[1], 0))
-        return float(torch.linalg.svdvals(torch.cat([self._small, inner]))[-1])
+        return float(torch.linalg.svdvals(torch.cat([self._small, self.last]))[-1])
 
     def extend(self) -> None:
         """One step: a pass with Aᵀ and one with A."""

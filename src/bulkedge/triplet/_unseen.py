@@ -28,9 +28,12 @@ import torch
 from torch import Tensor
 
 from ._bidiagonal import Bidiagonalization, Ritz
+from ._rounding import UNIT, Rounding
 
 TIED = 3
 """So many beyond the k-th may be equal to it."""
+PARTS = (0.75, 0.5, 0.25, 0.0)
+"""Where a cut below the k-th Ritz value is tried, in parts of its distance to the next."""
 ROUNDS = 12
 """Of bisection at most: what is not decided then is not claimed."""
 CELLS = 2048
@@ -49,7 +52,7 @@ class Unseen:
         ritz: Its Ritz vectors.
         inside: T, the Gaussian vectors' coordinates in the left ones, shape ``(d, p)``.
         outside: Norm of what rounding has left of them outside the space.
-        noise: To what the recurrences hold.
+        rounding: How far the space is from exact recurrences and orthonormal bases.
         furthest: ‖A‖_F, or more.
         vectors: How many left singular vectors there are.
         missed: Probability, over the Gaussian vectors, that a statement is wrong.
@@ -58,7 +61,7 @@ class Unseen:
     ritz: Ritz
     inside: Tensor
     outside: float
-    noise: float
+    rounding: Rounding
     furthest: float
     vectors: int
     missed: float
@@ -71,6 +74,7 @@ class Unseen:
         probes: Tensor,
         furthest: float,
         missed: float,
+        rounding: Rounding,
     ) -> Unseen:
         """What may hide from a process that began with the probes, among other vectors.
 
@@ -80,6 +84,7 @@ class Unseen:
             probes: G, independent standard normal entries, float64, shape ``(m, p)``.
             furthest: ‖A‖_F, or more.
             missed: Probability, over the probes, that a statement may be wrong.
+            rounding: How far the space is from exact recurrences and orthonormal bases.
 
         Returns:
             The evidence.
@@ -87,8 +92,10 @@ class Unseen:
         start = process.left[:, : process.started].double().cpu()
         inside = start.mT @ probes
         outside = float(torch.linalg.matrix_norm(probes - start @ inside))
+        # the probes were rounded to the dtype
+        outside += torch.finfo(process.left.dtype).eps * float(torch.linalg.matrix_norm(inside))
         T = ritz.left[: process.started].mT @ inside
-        return cls(ritz, T, outside, process.noise, furthest, len(probes), missed)
+        return cls(ritz, T, outside, rounding, furthest, len(probes), missed)
 
     def nothing(self, first: int, last: int, low: float, high: float) -> bool:
         """Whether the Ritz vectors ``first … last − 1`` are all that lies between two cuts.
@@ -125,28 +132,32 @@ class Unseen:
             centre, radius = torch.cat([centre - radius, centre + radius]), radius.repeat(2)
         return False
 
-    def none_above(self, k: int) -> bool:
-        """Whether the k leading Ritz vectors are all with a singular value above the k-th's.
+    def lowest_cut(self, k: int) -> float | None:
+        """A number above which no singular value is missing among the leading Ritz values.
 
         Args:
-            k: How many.
+            k: How many have to be above it.
 
         Returns:
-            True if they are; of a matrix of lower rank, if they are all that rounding leaves.
+            A cut below the k-th Ritz value, the lowest of a few that can be proved: as many
+            singular values as Ritz values exceed it.  For a matrix of lower rank, one that rounding
+            tells from zero.  None where nothing is proved.
         """
         values = self.ritz.sigma[: len(self.ritz.residuals)]
         s = torch.cat([values, values.new_zeros(1)])
-        cuts = ((s[:-1] + s[1:]) / 2).tolist()
+        cuts = [[float(x)] for x in (s[:-1] + s[1:]) / 2]
         rank = min(k, len(cuts))
-        cuts[rank - 1 : rank] = [float(s[k - 1]) if rank == k else self._nought]
+        below = [float(s[k - 1] - part * (s[k - 1] - s[k])) for part in PARTS] if rank == k else []
+        cuts[rank - 1 : rank] = [below or [self._nought]]
         last, above = 0, float("inf")
-        for i, low in enumerate(cuts[: rank + TIED]):
+        for i, lows in enumerate(cuts[: rank + TIED]):
             # one by one, but for those whose residuals fill the gap: these as a space
-            if self.nothing(last, i + 1, low, above):
+            low = next((x for x in lows if self.nothing(last, i + 1, x, above)), None)
+            if low is not None:
                 last, above = i + 1, low
             if last >= rank:
-                return True
-        return rank == 0
+                return above
+        return 0.0 if rank == 0 else None
 
     @cached_property
     def ceiling(self) -> float:
@@ -165,13 +176,13 @@ class Unseen:
     def _nought(self) -> float:
         """A value that rounding lets be told from zero."""
         size = float(torch.linalg.matrix_norm(self.inside))
-        return 4 * self.noise * size / max(self._limit(1), torch.finfo(torch.float64).tiny)
+        return 4 * self.rounding.noise * size / max(self._limit(1), torch.finfo(torch.float64).tiny)
 
     def _limit(self, found: int) -> float:
         """What ``max ‖H‖`` must stay below where so many Ritz vectors are known."""
         probes = self.inside.shape[1]
         least = least_square(found + 1, probes, self.missed / (self.vectors * max(probes, 1)))
-        return math.sqrt(least / (found + 1)) - self.outside
+        return math.sqrt(least / (found + 1)) / (1 + self.rounding.defect) - self.outside
 
     @cached_property
     def _weights(self) -> tuple[Tensor, Tensor]:
@@ -184,7 +195,7 @@ class Unseen:
         """‖H‖_F, with what rounding adds, at the centres and at most on the cells."""
         K, T2 = self._weights
         c, r, s = centre[:, None], radius[:, None], self.ritz.sigma[: len(T2)]
-        apart = c.square() - s.square()
+        apart = (c - s) * (c + s)  # exact to rounding where they are close
         near = ((c - s).abs() - r).clamp_min(0.0)  # to the nearest point of the cell
         nearest = near * torch.where(c > s, c - r + s, c + r + s).abs()
         curve = s * (6 * (c + r).square() + 2 * s.square()) / nearest.pow(3)
@@ -193,13 +204,27 @@ class Unseen:
         kept, felt = others > 0, (others > 0) & (own > 0)
         value, slope = (x.masked_fill(~felt, 0.0) for x in (value, slope))
         curve = curve.masked_fill(~felt, 0.0) @ own
-        size, steep = (((x @ K) * x).sum(dim=1).clamp_min(0.0).sqrt() for x in (value, slope))
-        noise = 2**0.5 * self.noise
-        still = noise * (T2 / (c - s).square()).masked_fill(~kept, 0.0).sum(dim=1).sqrt()
-        most = noise * (T2 / near.square()).masked_fill(~kept, 0.0).sum(dim=1).sqrt()
+        size, steep = (self._root(K, own, x) for x in (value, slope))
+        still = self._moved((c - s).abs().masked_fill(~kept, torch.inf))
+        most = self._moved(near.masked_fill(~kept, torch.inf))
         at = (size + still).nan_to_num(nan=torch.inf)
         over = size + radius * steep + radius.square() / 2 * curve + most
         return at, over.nan_to_num(nan=torch.inf)
+
+    def _moved(self, apart: Tensor) -> Tensor:
+        """What the rounding of the recurrences adds, for Ritz values at these distances."""
+        # each vector's own rounding where it is known, else what all of them have together
+        T2 = self._weights[1]
+        single = min(len(self.rounding.leading), len(T2))
+        alone = (T2[:single].sqrt() * self.rounding.leading[:single]) / apart[:, :single]
+        rest = (T2[single:] / apart[:, single:].square()).sum(dim=1).sqrt()
+        return 2**0.5 * (alone.sum(dim=1) + self.rounding.noise * rest)
+
+    @staticmethod
+    def _root(K: Tensor, own: Tensor, x: Tensor) -> Tensor:
+        """``√(xᵀ K x)`` for each row of x, with what float64 may lose where its terms cancel."""
+        lost = 4 * len(own) * UNIT * (x.abs() @ own).square()
+        return (((x @ K) * x).sum(dim=1).clamp_min(0.0) + lost).sqrt()
 
 
 def least_square(rows: int, columns: int, probability: float) -> float:

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
-from bulkedge.triplet._bidiagonal import Bidiagonalization
+from bulkedge.triplet._bidiagonal import Bidiagonalization, Ritz
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+from bulkedge.triplet._rounding import (
+    CHECKS,
+    Rounding,
+    measure_residuals,
+    measure_rounding,
+)
 from bulkedge.triplet._unseen import Unseen
 
-from ._start import Randomness, start_parts
+from ._start import Randomness, gaussian, start_parts
 from .block_krylov import BlockKrylov
 
 NOISE = 4.0  # to what the recurrences hold, in units of eps ‖A‖_F
@@ -38,9 +44,11 @@ class GolubKahan:
         max_steps: Steps before the basis is given up.
         oversample: Vectors carried beyond k.
         missed: Go on until it is proved that no other triplet lies above the k-th, but for this
-            probability over the random start; ``Status.UNPROVED`` where ``max_steps`` do not prove
-            it.  Few vectors beyond k prove little: give it an ``oversample`` of 8.  None takes the
-            residuals' word, as every other iterative solver does.
+            probability over the random vectors; ``Status.UNPROVED`` where ``max_steps`` do not
+            prove it.  The last gap then ends at a proved cut, and residuals and rounding are
+            measured in float64, by two passes each.  Few vectors beyond k prove little: give it an
+            ``oversample`` of 8.  None takes the residuals' word, as every other iterative solver
+            does.
     """
 
     rtol: float | None = None
@@ -53,34 +61,50 @@ class GolubKahan:
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n, from ``start`` completed by a Gaussian block."""
-        eps = torch.finfo(A.dtype).eps
-        rtol = eps**0.75 if self.rtol is None else self.rtol
+        found = self._search(A, k, start, generator)
+        if self.missed is None:
+            return found
+        residuals = measure_residuals(A, found).to(found.residuals)
+        return replace(found, residuals=residuals, passes=found.passes + 2)
+
+    def _search(
+        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
+    ) -> SingularTriplets:
+        """The same with the residuals of the recurrences."""
         n = A.shape[1]
         guess, drawn = start_parts(A, min(k + self.oversample, n), start, generator)
         V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
-        size = A.norm_bound()
+        size = A.rounding_scale()
+        eps = torch.finfo(A.dtype).eps
+        rtol = eps**0.75 if self.rtol is None else self.rtol
         noise = NOISE * eps * size
         process = Bidiagonalization(A.T, V, noise)
+        witness = _Witness(process, drawn.double().cpu(), size, self.missed, generator)
         while True:
             process.extend()
             ritz = process.ritz()
             sigma, pairs = ritz.sigma[: len(ritz.residuals)], len(ritz.residuals)
+            last = process.closed or process.passes == 2 * self.max_steps
             residuals = ritz.residuals[:k] + noise / NOISE
             gaps = _gaps(sigma, ritz.residuals, k, complete=pairs == n)
-            enough = torch.maximum(rtol * sigma[:1], self.angle * gaps - noise)
-            converged = process.closed or bool((residuals <= enough).all())
+            converged = process.closed or self._converged(sigma, residuals, gaps, noise, rtol)
             proved = self.missed is None or pairs == n
-            if converged and self.missed is not None and not proved:
-                unseen = Unseen.by(process, ritz, drawn.double().cpu(), size, self.missed)
-                proved = unseen.none_above(k)
-            if (converged and proved) or process.closed or process.passes == 2 * self.max_steps:
+            if converged and not proved:
+                cut = witness.lowest_cut(ritz, k)
+                proved = cut is not None
+                if cut is not None and pairs >= k:  # what lies below the cut is not known
+                    gaps[-1] = min(float(gaps[-1]), max(float(sigma[k - 1]) - cut, 0.0))
+                    converged = process.closed or self._converged(
+                        sigma, residuals, gaps, noise, rtol
+                    )
+            if (converged and proved) or last:
                 break
         to = {"device": V.device, "dtype": V.dtype}
         v = process.left @ ritz.left[:, :pairs].to(**to)
         if not converged or pairs < k:  # a rank below k leaves vectors to be made up
             rest = BlockKrylov(rtol=self.rtol).compute(A, k, v[:, : V.shape[1]], generator)
-            spent = process.passes
-            rest = replace(rest, steps=rest.steps + spent // 2, passes=rest.passes + spent)
+            steps, spent = process.passes // 2, process.passes + process.checks
+            rest = replace(rest, steps=rest.steps + steps, passes=rest.passes + spent)
             unproved = rest.status is Status.CONVERGED and not proved
             return replace(rest, status=Status.UNPROVED) if unproved else rest
         return SingularTriplets(
@@ -90,10 +114,44 @@ class GolubKahan:
             residuals.to(**to),
             gaps.to(**to),
             steps=process.passes // 2,
-            passes=process.passes,
+            passes=process.passes + process.checks,
             status=Status.CONVERGED if proved else Status.UNPROVED,
             near=(sigma[k:].to(**to), v[:, k:]) if pairs > k else None,
         )
+
+    def _converged(
+        self, sigma: Tensor, residuals: Tensor, gaps: Tensor, noise: float, rtol: float
+    ) -> bool:
+        """Whether each residual is below its tolerance."""
+        enough = torch.maximum(rtol * sigma[:1], self.angle * gaps - noise)
+        return bool((residuals <= enough).all())
+
+
+@dataclass(frozen=True)
+class _Witness:
+    """What the random vectors of a start block say of triplets that were not found."""
+
+    process: Bidiagonalization
+    probes: Tensor
+    size: float
+    missed: float | None
+    generator: Randomness
+
+    def lowest_cut(self, ritz: Ritz, k: int) -> float | None:
+        """See :meth:`Unseen.lowest_cut`, with the rounding of the process measured."""
+        if self.missed is None:
+            return None
+        exact = Rounding(self.process.noise, torch.zeros(len(ritz.left), dtype=torch.float64))
+        if self._unseen(ritz, exact).lowest_cut(k) is None:
+            return None  # not even with vectors that rounding has left alone
+        count = len(ritz.left) + len(ritz.right)
+        drawn = gaussian(count, CHECKS, self.generator)
+        measured = measure_rounding(self.process, ritz, drawn, self.missed, self.size)
+        return self._unseen(ritz, measured).lowest_cut(k)
+
+    def _unseen(self, ritz: Ritz, rounding: Rounding) -> Unseen:
+        missed = self.missed or 0.0
+        return Unseen.by(self.process, ritz, self.probes, self.size, missed, rounding)
 
 
 def _gaps(sigma: Tensor, residuals: Tensor, k: int, *, complete: bool) -> Tensor:

@@ -1,0 +1,82 @@
+"""What is done after each step of an optimiser, and which optimisers that suits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from bulkedge._errors import InputError
+
+from ._matrix import AdaptedMatrix, storage_of
+
+
+def after_step(
+    optimizer: Any, matrices: Sequence[AdaptedMatrix], action: Callable[[], object]
+) -> RemovableHandle:
+    """Do something after each step of an optimiser; ``handle.remove()`` ends it.
+
+    Args:
+        optimizer: One of torch, or what Accelerate or Lightning wraps around one.
+        matrices: What the action is about: the optimiser must train it, at every step.
+        action: What is done.
+
+    Returns:
+        A handle.
+
+    Raises:
+        InputError: If it is no optimiser of torch, or trains something else, or saves other weights
+            than those that it leaves after a step.
+    """
+    inner = unwrapped(optimizer)
+    if not hasattr(inner, "_optimizer_step_post_hooks"):
+        raise InputError(
+            f"expected an optimiser of torch, got {type(optimizer).__name__}; call step() after "
+            "each of its steps"
+        )
+    require_trained(inner, matrices)
+
+    def hook(*_: object) -> None:
+        require_trained(inner, matrices)
+        action()
+
+    return inner.register_step_post_hook(hook)
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimiser of torch inside what other libraries wrap around it."""
+    while hasattr(getattr(optimizer, "optimizer", None), "param_groups"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
+    """InputError unless an optimiser trains some of the matrices, in the weights that are saved."""
+    inner = unwrapped(optimizer)
+    if all(callable(getattr(inner, mode, None)) for mode in ("train", "eval")):
+        raise InputError(
+            "expected an optimiser that leaves the weights that are saved, got "
+            f"{type(inner).__name__}: it saves an average of them (schedule-free), which would not "
+            "be held; use another optimiser, or hold_update for weights that are trained in full"
+        )
+    if matrices and not _trains(inner, matrices):
+        raise InputError(
+            f"expected an optimiser of what is held, got {type(inner).__name__}, which trains none "
+            f"of the {len(matrices)} matrices, {matrices[0].name} among them; were the model copied "
+            "or its parameters replaced, build this for the model that is trained, and then the "
+            "optimiser"
+        )
+
+
+def _trains(optimizer: torch.optim.Optimizer, matrices: Sequence[AdaptedMatrix]) -> bool:
+    """Whether any parameter of an optimiser is a trained factor of any matrix."""
+    held = {
+        storage_of(parameter)
+        for matrix in matrices
+        for parameter, trained in zip(matrix.parameters, matrix.trained, strict=True)
+        if trained
+    }
+    groups = optimizer.param_groups
+    return any(storage_of(x) in held for group in groups for x in group["params"] if not x.is_meta)

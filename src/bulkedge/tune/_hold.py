@@ -119,7 +119,7 @@ def _require_free(matrix: AdaptedMatrix, free: Free, strength: float) -> None:
     """InputError unless one of the factors may be changed."""
     if not any(free):
         raise InputError(
-            f"{matrix.name}: expected a factor that is trained and its own, got two that are frozen "
-            f"or shared with other layers, and a spike {strength:.3g} times its limit; train one of "
-            "them, or leave the layer out with modules="
+            f"{matrix.name}: expected a factor that is trained and its own, got two that are "
+            f"frozen or shared with other layers, and a spike {strength:.3g} times its limit; "
+            "train one of them, or leave the layer out with modules="
         )

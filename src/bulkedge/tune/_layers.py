@@ -42,6 +42,7 @@ def adapted_matrices(
         InputError: If there is none, or one of them is not of the form ``W0 + s·B·A``.
 
     Example:
+        >>> import torch
         >>> W0, A, B = torch.randn(6, 5), torch.randn(2, 5), torch.zeros(6, 2)
         >>> adapted_matrices([AdaptedMatrix("layer", W0, A, B)])[0].rank
         2

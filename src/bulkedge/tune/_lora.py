@@ -126,8 +126,8 @@ class LoraMatrix(AdaptedMatrix):
     def _lost(self, found: str) -> InputError:
         """What was watched is not there any more."""
         return InputError(
-            f"{self.name}: expected the LoRA layer that was found when this was built, got {found}; "
-            "build it again after the model is changed"
+            f"{self.name}: expected the LoRA layer that was found when this was built, got "
+            f"{found}; build it again after the model is changed"
         )
 
 

@@ -118,6 +118,9 @@ class AdaptedMatrix:
     def spikes(self) -> Factors:
         """The singular triplets of the update, in float64; O((m + n) r²).
 
+        Returns:
+            Strengths and vectors.
+
         Raises:
             InputError: If the factors are not finite.
         """
@@ -178,6 +181,15 @@ def storage_of(x: Tensor) -> object:
     if is_distributed(x):  # what all processes agree on: a part of it may be empty in some
         return id(x)
     return x.device, x.untyped_storage().data_ptr(), x.storage_offset()
+
+
+def like(W: LinearMap, vectors: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    """Vectors of an earlier look, in the dtype and on the device of a map as it is now."""
+    return (
+        None
+        if vectors is None
+        else (vectors[0].to(W.device, W.dtype), vectors[1].to(W.device, W.dtype))
+    )
 
 
 def frozen_map(weight: Tensor, dtype: torch.dtype) -> LinearMap:

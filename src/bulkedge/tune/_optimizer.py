@@ -64,9 +64,9 @@ def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
     if matrices and not _trains(inner, matrices):
         raise InputError(
             f"expected an optimiser of what is held, got {type(inner).__name__}, which trains none "
-            f"of the {len(matrices)} matrices, {matrices[0].name} among them; were the model copied "
-            "or its parameters replaced, build this for the model that is trained, and then the "
-            "optimiser"
+            f"of the {len(matrices)} matrices, {matrices[0].name} among them: the model was "
+            "copied, or its parameters replaced; give this the model that is trained, and make the "
+            "optimiser after the change"
         )
 
 

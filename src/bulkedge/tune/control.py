@@ -50,8 +50,8 @@ class RankController:
     *Rank*, every ``every`` steps: a layer of which half the spikes or more are held at the level
     gets ``grow`` more directions, because below the edge only more of them carry more; one whose
     weakest directions carry nothing gives them back.  Directions that are not in use are zero
-    columns of B: the file is that of a plain LoRA of the full rank.  Both factors are rewritten then,
-    so both must be trained.  Layers that are tied to one another have one rank.
+    columns of B: the file is that of a plain LoRA of the full rank.  Both factors are rewritten
+    then, so both must be trained.  Layers that are tied to one another have one rank.
 
     Args:
         model: A model wrapped by PEFT with the largest rank that may be used; or matrices.
@@ -126,7 +126,13 @@ class RankController:
             state.rank = self.state[self.matrices[partners[i]].name].rank
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Do so after each step of an optimiser; ``handle.remove()`` ends it.
+        """Do so after each step of an optimiser.
+
+        Args:
+            optimizer: Any optimiser of torch, also as Accelerate or Lightning wraps it.
+
+        Returns:
+            A handle: ``handle.remove()`` ends it.
 
         Raises:
             InputError: If the optimiser trains nothing of what is held, or saves other weights than
@@ -201,8 +207,8 @@ def _require_both(matrices: Sequence[AdaptedMatrix]) -> None:
         if not all(free):
             which = "B" if not free[0] else "A"
             raise InputError(
-                f"{matrix.name}: expected two factors that are trained and its own, which a change of "
-                f"rank rewrites, got {which} frozen or shared with other layers; use EdgeClip"
+                f"{matrix.name}: expected two factors that are trained and its own, which a change "
+                f"of rank rewrites, got {which} frozen or shared with other layers; use EdgeClip"
             )
 
 

@@ -90,5 +90,3 @@ def hold_update(
         raise InputError(f"{name}: expected a positive threshold, got {threshold}")
     parametrize.register_parametrization(module, name, UpdateCap(weight, level * threshold))
     return module
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -47,11 +48,12 @@ def hold(
     changed = []
     for number, turn in enumerate(_turns(pairs)):
         found = spikes_of([matrices[i] for i in turn]) if number else [before[i] for i in turn]
-        over = [(i, x) for i, x in zip(turn, found, strict=True) if x.gamma[0] > limits[i]]
-        for i, spikes in over:
-            _require_free(matrices[i], free[i], float(spikes.gamma[0]) / limits[i])
-        _lower(*([x[i] for i, _ in over] for x in (matrices, limits, free)), [x for _, x in over])
-        changed += [i for i, _ in over]
+        cases = [
+            _Case(matrices[i], limits[i], free[i], spikes)
+            for i, spikes in zip(turn, found, strict=True)
+        ]
+        _lower([case for case in cases if case.exceeds])
+        changed += [i for i, case in zip(turn, cases, strict=True) if case.exceeds]
     return [spikes.gamma for spikes in before], changed
 
 
@@ -77,22 +79,35 @@ def free_factors(matrices: Sequence[AdaptedMatrix]) -> list[Free]:
     return [free(matrix) for matrix in matrices]
 
 
-def _lower(
-    matrices: Sequence[AdaptedMatrix],
-    limits: Sequence[float],
-    free: Sequence[Free],
-    found: Sequence[Spikes],
-) -> None:
+@dataclass(frozen=True)
+class _Case:
+    """A matrix, what no spike of it may exceed, what may be changed, and its spikes."""
+
+    matrix: AdaptedMatrix
+    limit: float
+    free: Free
+    spikes: Spikes
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the strongest spike is beyond the limit."""
+        return float(self.spikes.gamma[0]) > self.limit
+
+
+def _lower(cases: Sequence[_Case]) -> None:
     """Write lower spikes, aiming at less until the rounded factors obey."""
-    stored = [tuple(x.clone() for x in matrix.factors) for matrix in matrices]
-    below = [GUARD] * len(matrices)
-    left = list(range(len(matrices)))
+    for case in cases:
+        _require_free(case)
+    stored = [tuple(x.clone() for x in case.matrix.factors) for case in cases]
+    below = [GUARD] * len(cases)
+    left = list(range(len(cases)))
     while left:
         for i in left:
-            aim = max(0.0, limits[i] * (1 - below[i]))
-            matrices[i].write(*found[i].lowered(*stored[i], aim, free[i]))
-        now = spikes_of([matrices[i] for i in left])
-        excess = {i: float(x.gamma[0]) / limits[i] - 1 for i, x in zip(left, now, strict=True)}
+            aim = max(0.0, cases[i].limit * (1 - below[i]))
+            B, A = stored[i]
+            cases[i].matrix.write(*cases[i].spikes.lowered(B, A, aim, cases[i].free))
+        now = spikes_of([cases[i].matrix for i in left])
+        excess = {i: float(x.gamma[0]) / cases[i].limit - 1 for i, x in zip(left, now, strict=True)}
         left = [i for i in left if excess[i] > -GUARD / 10]
         for i in left:
             below[i] = GROWTH * (below[i] + excess[i])
@@ -115,11 +130,12 @@ def _turns(pairs: Sequence[frozenset[object]]) -> list[list[int]]:
     return turns
 
 
-def _require_free(matrix: AdaptedMatrix, free: Free, strength: float) -> None:
+def _require_free(case: _Case) -> None:
     """InputError unless one of the factors may be changed."""
-    if not any(free):
+    if not any(case.free):
+        strength = float(case.spikes.gamma[0]) / case.limit
         raise InputError(
-            f"{matrix.name}: expected a factor that is trained and its own, got two that are "
+            f"{case.matrix.name}: expected a factor that is trained and its own, got two that are "
             f"frozen or shared with other layers, and a spike {strength:.3g} times its limit; "
             "train one of them, or leave the layer out with modules="
         )

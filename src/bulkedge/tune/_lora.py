@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from bulkedge._errors import InputError
 
@@ -77,6 +77,21 @@ class LoraMatrix(AdaptedMatrix):
             raise self._lost(f"factors of shapes {shapes}, which were {self._shapes}")
         return found
 
+    def settle(self) -> None:
+        """Free the gathered copies in which FSDP2 leaves parameters after a forward pass.
+
+        What is written into such a copy is lost with it.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        path = self.name.split(".")
+        for depth in range(len(path) + 1):
+            module = _module(self._model, ".".join(path[:depth]))
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     @property
     def trained(self) -> tuple[bool, bool]:
         """Whether B and A may be changed: those that require a gradient."""
@@ -104,7 +119,7 @@ class LoraMatrix(AdaptedMatrix):
 
     def _layer(self) -> Any:
         """The layer as it is now; InputError if it is not the one that was found before."""
-        layer = _module(self._model, self.name)
+        layer: Any = _module(self._model, self.name)
         if layer is None:
             raise self._lost("no such module")
         if not _is_lora(layer):

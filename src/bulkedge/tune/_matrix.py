@@ -108,7 +108,7 @@ class AdaptedMatrix:
 
     def update_map(self) -> LowRank:
         """``s·B·A``, differentiable in both factors."""
-        B, A = (_whole(x.flatten(1)).to(self.dtype) for x in self._in_memory())
+        B, A = (whole(x.flatten(1)).to(self.dtype) for x in self._in_memory())
         return LowRank(B, A, self.scale)
 
     def tuned_map(self) -> LinearMap:
@@ -129,10 +129,14 @@ class AdaptedMatrix:
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
 
+    def settle(self) -> None:
+        """Have the parameters be those that are trained, before they are read or written."""
+
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
         """B and A without their history, whole where they are spread over processes."""
-        B, A = (_whole(x.detach().flatten(1)) for x in self._in_memory())
+        self.settle()
+        B, A = (whole(x.detach().flatten(1)) for x in self._in_memory())
         return B, A
 
     def write(self, B: Tensor, A: Tensor) -> None:
@@ -217,7 +221,7 @@ def spread_like(value: Tensor, target: Tensor) -> Tensor:
     return distribute_tensor(value.to(target.device), mesh, placements)
 
 
-def _whole(x: Tensor) -> Tensor:
+def whole(x: Tensor) -> Tensor:
     """A thin tensor, gathered if it is spread over processes."""
     return x.full_tensor() if is_distributed(x) else x  # pyright: ignore
 

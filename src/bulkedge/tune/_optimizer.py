@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
@@ -61,22 +62,36 @@ def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
             f"{type(inner).__name__}: it saves an average of them (schedule-free), which would not "
             "be held; use another optimiser, or hold_update for weights that are trained in full"
         )
-    if matrices and not _trains(inner, matrices):
-        raise InputError(
-            f"expected an optimiser of what is held, got {type(inner).__name__}, which trains none "
-            f"of the {len(matrices)} matrices, {matrices[0].name} among them: the model was "
-            "copied, or its parameters replaced; give this the model that is trained, and make the "
-            "optimiser after the change"
+    groups = inner.param_groups
+    if matrices and not _among((x for group in groups for x in group["params"]), matrices):
+        raise _of_another(f"an optimiser of what is held, got {type(inner).__name__}", matrices)
+
+
+def require_of(model: torch.nn.Module, matrices: Sequence[AdaptedMatrix]) -> None:
+    """InputError unless a model has some of the matrices."""
+    if matrices and not _among(model.parameters(), matrices):
+        raise _of_another(
+            f"a penalty of the model that is trained, a {type(model).__name__}", matrices
         )
 
 
-def _trains(optimizer: torch.optim.Optimizer, matrices: Sequence[AdaptedMatrix]) -> bool:
-    """Whether any parameter of an optimiser is a trained factor of any matrix."""
+def _of_another(expected: str, matrices: Sequence[AdaptedMatrix]) -> InputError:
+    """The model was copied or changed under what watches it."""
+    return InputError(
+        f"expected {expected}, which has no trained factor of the {len(matrices)} matrices, "
+        f"{matrices[0].name} among them: the model was copied, or its parameters replaced; give "
+        "this the model that is trained, and make the optimiser after the change"
+    )
+
+
+def _among(parameters: Iterable[Tensor], matrices: Sequence[AdaptedMatrix]) -> bool:
+    """Whether any of these is a trained factor of any matrix."""
+    for matrix in matrices:
+        matrix.settle()
     held = {
         storage_of(parameter)
         for matrix in matrices
         for parameter, trained in zip(matrix.parameters, matrix.trained, strict=True)
         if trained
     }
-    groups = optimizer.param_groups
-    return any(storage_of(x) in held for group in groups for x in group["params"] if not x.is_meta)
+    return any(storage_of(x) in held for x in parameters if not x.is_meta)

@@ -92,6 +92,24 @@ def test_another_shape_is_refused():
         linear(torch.zeros(1, 30))
 
 
+def test_what_has_diverged_is_said():
+    linear = moved(hold_update(nn.Linear(30, 40), threshold=1.0), by=torch.nan)
+    with pytest.raises(
+        InputError, match=r"hold_update: a weight of shape \(40, 30\): expected finite"
+    ):
+        linear(torch.zeros(1, 30))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_it_exceeds_by_rounding_alone(dtype):
+    """By what the docstring says: half a unit of each entry."""
+    linear = hold_update(nn.Linear(30, 40).to(dtype), level=0.5, threshold=0.05)
+    base = linear.parametrizations.weight[0].base
+    moved(linear)
+    rounding = torch.finfo(dtype).eps / 2 * float(linear.weight.detach().double().norm())
+    assert held_norm(linear.weight, base) <= 0.025 * (1 + 1e-3) + rounding
+
+
 def test_a_weight_without_numbers_is_refused():
     with pytest.raises(InputError, match="weight: expected parameters in memory, got one on the"):
         hold_update(nn.Linear(30, 40, device="meta"), threshold=1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import as_real, as_whole
 
 Array = float | complex | Sequence[Any] | np.ndarray | Tensor
 """What the laws take: a number, a list, a NumPy array, a torch tensor."""
@@ -84,11 +84,8 @@ def real(x: Any) -> float:
         >>> real(torch.tensor(0.5)), real(np.int64(2)), real("2")
         (0.5, 2.0, nan)
     """
-    try:
-        tensor, _ = enter_real(x)
-    except InputError:
-        return float("nan")
-    return float(tensor.detach()) if tensor.ndim == 0 else float("nan")
+    number = as_real(x)
+    return float("nan") if number is None else number
 
 
 def count(name: str, x: Any, low: int, high: int | None = None) -> int:
@@ -106,10 +103,7 @@ def count(name: str, x: Any, low: int, high: int | None = None) -> int:
     Raises:
         InputError: If it is none, or outside the limits.
     """
-    try:
-        number = operator.index(x)
-    except (TypeError, ValueError):  # the latter from tensors of several numbers
-        number = None
+    number = as_whole(x)
     if number is None or number < low or (high is not None and number > high):
         limits = f"≥ {low}" if high is None else f"between {low} and {high}"
         raise InputError(f"expected {name} {limits}, got {x!r}; give a whole number")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +49,38 @@ def check_fields(strategy: Any, **rules: Rule) -> None:
         InputError: If a field holds what its rule does not allow.
     """
     for name, rule in rules.items():
-        given = getattr(strategy, name)
-        kept = None if given is None else rule.read(given)
-        if kept is None and not (given is None and rule.optional):
-            default = ", or None for the default" if rule.optional else ""
-            raise InputError(
-                f"expected {name} {rule.limits}, got {given!r}; give {type(strategy).__name__} "
-                f"{rule.kind}{default}"
-            )
+        kept = _read(type(strategy).__name__, name, getattr(strategy, name), rule)
         object.__setattr__(strategy, name, kept)
+
+
+def check_values(owner: object, **settings: tuple[Any, Rule]) -> None:
+    """The same for the arguments of a function, or of a class that is no dataclass.
+
+    Args:
+        owner: What they are given to: an object, or the name of a function.
+        settings: The value of each, and its rule.
+
+    Raises:
+        InputError: If one is not what its rule allows.
+    """
+    for name, (given, rule) in settings.items():
+        _read(owner if isinstance(owner, str) else type(owner).__name__, name, given, rule)
+
+
+def each(values: Mapping[str, Any], rule: Rule) -> dict[str, tuple[Any, Rule]]:
+    """Several settings of :func:`check_values` under one rule."""
+    return {name: (value, rule) for name, value in values.items()}
+
+
+def _read(owner: str, name: str, given: Any, rule: Rule) -> Any:
+    """The value as it is kept; InputError where it does not fit."""
+    kept = None if given is None else rule.read(given)
+    if kept is None and not (given is None and rule.optional):
+        none = ", or None" if rule.optional else ""
+        raise InputError(
+            f"expected {name} {rule.limits}, got {given!r}; give {owner} {rule.kind}{none}"
+        )
+    return kept
 
 
 def whole(low: int, high: int | None = None) -> Rule:
@@ -116,6 +139,7 @@ def method(name: str, example: str) -> Rule:
 TOLERANCE = number("between 0 and 1, the ends excluded", lambda x: 0 < x < 1)
 SHARE = number("between 0 and 1", lambda x: 0 <= x <= 1)
 POSITIVE = number("to be positive and finite", lambda x: x > 0)
+EPSILON = number("between 0, excluded, and 1", lambda x: 0 < x <= 1)
 NOT_NEGATIVE = number("≥ 0 and finite", lambda x: x >= 0)
 FINITE = number("to be finite", lambda x: True)
 FLAG = instance(bool, "True or False")

@@ -22,9 +22,9 @@ from bulkedge._audit import (
     run_plan,
 )
 from bulkedge._audit.inputs import as_text
-from bulkedge._audit.plan import check_globs
 from bulkedge._audit.record import Tool
 from bulkedge._errors import InputError, OutputError
+from bulkedge._globs import check_globs
 from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.write import new_folder
 from bulkedge.intruder import Verdict

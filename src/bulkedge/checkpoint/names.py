@@ -19,7 +19,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -106,24 +105,6 @@ class NameRule:
         found = difflib.get_close_matches(name[-MAX_COMPARED:], ends, n=3, cutoff=0.4)
         close = [ends[end] for end in found]
         return ", ".join(map(repr, close)) if close else "none is similar"
-
-
-def matches(names: Iterable[str], globs: Collection[str]) -> bool:
-    """Whether one of the globs matches one of the names, or that of the module of a weight.
-
-    Args:
-        names: Names of tensors.
-        globs: Patterns of ``*``, ``?`` and ``[…]``.
-
-    Returns:
-        Whether one does.
-
-    Example:
-        >>> matches(["pooler.dense.weight"], ["pooler.dense"])
-        True
-    """
-    both = (word for name in names for word in {name, name.removesuffix(".weight")})
-    return any(fnmatchcase(word, glob) for word in both for glob in globs)
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ found in a model; anything else that is of this form is given as :class:`Adapted
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
+from bulkedge._globs import as_globs, check_globs, matches
 from bulkedge._linmap import Dense, LinearMap, LowRank, Sum, Widened
 from bulkedge.update import Factors, balanced
 
@@ -161,25 +161,22 @@ def adapted_matrices(
 
     Raises:
         InputError: If there is none, or one of them is not of the form ``W0 + s·B·A``.
+        RecipeError: If a pattern matches no layer.
 
     Example:
         >>> W0, A, B = torch.randn(6, 5), torch.randn(2, 5), torch.zeros(6, 2)
         >>> adapted_matrices([AdaptedMatrix("layer", W0, A, B)])[0].rank
         2
     """
-    patterns = [modules] if isinstance(modules, str) else list(modules)
-
-    def wanted(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
+    patterns = as_globs(modules)
     if not isinstance(model, nn.Module):
-        found = [matrix for matrix in model if wanted(matrix.name)]
+        found = chosen_by(patterns, model)
     else:
         configs = getattr(model, "peft_config", {})
         found = [
             _adapted(name, layer, chosen, configs.get(chosen))
-            for name, layer in lora_layers(model)
-            if wanted(name) and (chosen := _adapter_of(name, layer, adapter)) is not None
+            for name, layer in _chosen_layers(patterns, model)
+            if (chosen := _adapter_of(name, layer, adapter)) is not None
         ]
     if not found:
         raise InputError(
@@ -187,7 +184,39 @@ def adapted_matrices(
             + (f" with adapter {adapter!r}" if adapter else "")
             + "; wrap the model with peft.get_peft_model first"
         )
-    return found
+    return chosen_by(patterns, found)
+
+
+LAYERS = ("layer that can be held or watched", "print the names with model.named_modules()")
+"""What patterns of modules are matched with, for messages."""
+
+
+class Named(Protocol):
+    """What has a name that a pattern may match."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def chosen_by(patterns: Sequence[str], candidates: Iterable[N]) -> list[N]:
+    """Those whose name a pattern matches; RecipeError for a pattern that matches none."""
+    named = list(candidates)
+    if named:
+        check_globs(patterns, [one.name for one in named], *LAYERS)
+    return [one for one in named if matches((one.name,), patterns)]
+
+
+def _chosen_layers(patterns: Sequence[str], model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    """The LoRA layers that the patterns choose; RecipeError for a pattern that chooses none."""
+    layers = lora_layers(model)
+    if layers:
+        check_globs(patterns, [name for name, _ in layers], *LAYERS)
+    return [(name, layer) for name, layer in layers if matches((name,), patterns)]
 
 
 def lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:

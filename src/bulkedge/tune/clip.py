@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
+from bulkedge._fields import POSITIVE, check_values, optional
 from bulkedge._linmap import Dense
 from bulkedge.spectral import SpectralCap
 
@@ -68,7 +69,7 @@ class EdgeClip:
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        require_level(level)
+        check_values(self, level=(level, POSITIVE))
         self.level = level
         self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
         self.thresholds = _thresholds(self.matrices, thresholds)
@@ -171,7 +172,7 @@ def hold_update(
         >>> round(float(torch.linalg.matrix_norm(layer.weight.detach() - W0, 2)), 3)
         1.0
     """
-    require_level(level)
+    check_values("hold_update", level=(level, POSITIVE), threshold=(threshold, optional(POSITIVE)))
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise InputError(f"expected a matrix {name!r} in {type(module).__name__}")
@@ -190,12 +191,6 @@ def after_step(optimizer: torch.optim.Optimizer, action: Callable[[], object]) -
         action()
 
     return optimizer.register_step_post_hook(hook)
-
-
-def require_level(level: float) -> None:
-    """InputError unless it is a positive finite number."""
-    if not 0 < level < float("inf"):
-        raise InputError(f"expected a positive level, in units of the threshold, got {level!r}")
 
 
 _thresholds = thresholds  # an argument has the name

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Union
 
 import torch
@@ -13,13 +12,15 @@ from torch import Tensor, nn
 
 from bulkedge._audit.judge import SMALL
 from bulkedge._errors import InputError
+from bulkedge._fields import EPSILON, check_values, each, whole
+from bulkedge._globs import as_globs
 from bulkedge._linmap import Dense, Difference, LinearMap
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
 from bulkedge.rmt.empirical import FEWEST
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
 from ._edge import thresholds
-from ._layers import adapted_matrices, frozen_map, is_distributed
+from ._layers import adapted_matrices, chosen_by, frozen_map, is_distributed
 from ._spikes import effective_rank
 
 ANGLE = 1e-2
@@ -126,22 +127,25 @@ def full_matrices(
 
     Raises:
         InputError: If a weight is missing in ``base``, or has another shape there.
+        RecipeError: If a pattern matches none of them.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2))
         >>> [(matrix.name, matrix.shape) for matrix in full_matrices(model)]
         [('0.weight', (30, 40))]
     """
-    patterns = [modules] if isinstance(modules, str) else list(modules)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return [
-        FullMatrix(name, _before(name, parameter, base), parameter)
+    known = [
+        FullMatrix(name, parameter, parameter)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         and parameter.ndim == 2
         and min(parameter.shape) >= FEWEST
         and id(parameter) not in embeddings
-        and _matches(name, patterns)
+    ]
+    return [
+        replace(matrix, base=_before(matrix.name, matrix.weight, base))
+        for matrix in chosen_by(as_globs(modules), known)
     ]
 
 
@@ -162,10 +166,6 @@ def _before(name: str, parameter: Tensor, base: Mapping[str, Tensor] | None) -> 
         mesh, placements = parameter.device_mesh, parameter.placements  # pyright: ignore
         return distribute_tensor(known.detach().to(parameter.device), mesh, placements)
     return known.detach()
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass
@@ -244,19 +244,14 @@ class Monitor:
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        if min(every, per_call, top_k) < 1:
-            raise InputError(
-                f"expected every, per_call and top_k ≥ 1, got {every}, {per_call}, {top_k}"
-            )
-        if not 0 < epsilon <= 1:
-            raise InputError(f"expected epsilon in (0, 1], got {epsilon}")
+        counts = {"every": every, "per_call": per_call, "top_k": top_k}
+        check_values(self, epsilon=(epsilon, EPSILON), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
         self.matrices: list[Watched]
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            patterns = [modules] if isinstance(modules, str) else list(modules)
-            self.matrices = [matrix for matrix in model if _matches(matrix.name, patterns)]
+            self.matrices = chosen_by(as_globs(modules), model)
         names = [matrix.name for matrix in self.matrices]
         if not names or len(set(names)) < len(names):
             twice = [name for name in names if names.count(name) > 1]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import TOLERANCE, check_values, whole
 from bulkedge.triplet import SingularTriplets, Status
 from bulkedge.triplet.solver._start import generic
 
@@ -70,6 +71,8 @@ class LeadingTriplets:
         max_steps: int = 50,
     ) -> None:
         self.weights, self.k = list(weights), k
+        sizes = {"oversample": (oversample, whole(0)), "max_steps": (max_steps, whole(1))}
+        check_values(self, k=(k, whole(1)), rtol=(rtol, TOLERANCE), **sizes)
         self.rtol, self.oversample, self.max_steps = rtol, oversample, max_steps
         groups: dict[object, list[int]] = defaultdict(list)
         for i, weight in enumerate(self.weights):

@@ -1,0 +1,56 @@
+"""Names chosen by globs: one meaning, and one error, wherever globs are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+
+from ._errors import RecipeError
+
+
+def matches(names: Iterable[str], globs: Collection[str]) -> bool:
+    """Whether one of the globs matches one of the names, or that of the module of a weight.
+
+    Args:
+        names: Names of tensors.
+        globs: Patterns of ``*``, ``?`` and ``[…]``.
+
+    Returns:
+        Whether one does.
+
+    Example:
+        >>> matches(["pooler.dense.weight"], ["pooler.dense"])
+        True
+    """
+    both = (word for name in names for word in {name, name.removesuffix(".weight")})
+    return any(fnmatchcase(word, glob) for word in both for glob in globs)
+
+
+def as_globs(globs: str | Iterable[str]) -> list[str]:
+    """One glob, or several, as a list."""
+    return [globs] if isinstance(globs, str) else list(globs)
+
+
+def check_globs(
+    globs: Iterable[str],
+    names: Collection[str],
+    what: str = "tensor of either side",
+    remedy: str = "see `bulkedge inspect`",
+) -> None:
+    """Raise where a glob matches nothing: misspelt, it must not turn a gate green.
+
+    Args:
+        globs: The globs.
+        names: What they may match.
+        what: What has these names.
+        remedy: Where to find them.
+
+    Raises:
+        RecipeError: If one matches none.
+    """
+    for glob in globs:
+        if not matches(names, (glob,)):
+            example = max(names, key=len, default="")
+            raise RecipeError(
+                f"{glob!r} matches no {what}, whose names look like {example!r}; {remedy}"
+            )

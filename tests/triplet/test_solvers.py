@@ -27,8 +27,8 @@ from bulkedge.triplet.solver import (
     RayleighQuotient,
     Refined,
     Riemannian,
+    _deflation,
 )
-from bulkedge.triplet.solver import _deflation
 from bulkedge.triplet.solver._deflation import solve_nearly_singular, unit
 from cases import MATRICES, SHAPES, gaussian, generator, with_spectrum
 

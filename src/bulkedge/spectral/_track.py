@@ -63,10 +63,15 @@ def _explore(A: LinearMap, start: Tensor) -> Tensor:
     block, x = start[:, :-1], start[:, -1:]
     x = x + 0.3 * x.roll(1, 0)
     for _ in range(EXPLORE):
-        x = A.rmatmat(A.matmat(x))
+        x = A.rmatmat(_unit(A.matmat(x)))
         x = x - block @ (block.mT @ x)
-        x = x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
+        x = _unit(x)
     return x
+
+
+def _unit(x: Tensor) -> Tensor:
+    """``x / ‖x‖``, in part where the norm is too small for a number."""
+    return x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:

@@ -54,8 +54,11 @@ def test_figures_reach_the_log_and_losses_stay_in_it(tmp_path):
     trainer.train()
     history = trainer.state.log_history
     assert sum("loss" in entry for entry in history) == 8
-    logged = [entry for entry in history if "bulkedge/intruders" in entry]
+    logged = [entry for entry in history if "bulkedge/coverage" in entry]
     assert [entry["step"] for entry in logged] == [2, 4, 6, 8]
+    # a total is told once both layers were looked at
+    assert [entry["bulkedge/coverage"] for entry in logged] == [0.5, 1.0, 1.0, 1.0]
+    assert ["bulkedge/intruders" in entry for entry in logged] == [False, True, True, True]
     assert logged[-1]["bulkedge/intruders"] == monitor.history[-1][1]["bulkedge/intruders"]
     assert set(logged[0]) >= {
         "bulkedge/worst_score", "bulkedge/strongest_spike", "bulkedge/effective_rank",
@@ -74,7 +77,7 @@ def test_the_last_figures_are_those_of_an_audit_of_what_was_saved(tmp_path):
     assert len(audited) == len(monitor.monitor.figures) == 2
     for name, seen in monitor.monitor.figures.items():
         row = audited[f"{name.removeprefix('base_model.model.')}.weight"]
-        assert seen.intruders == row.intruders
+        assert seen.intruders + seen.rotated == row.intruders
         assert seen.worst == pytest.approx(min(d.score for d in row.directions), abs=1e-2)
     assert sum(row.intruders for row in audited.values()) > 0
 
@@ -115,7 +118,7 @@ def test_unbound_it_says_so_and_keeps_its_history(tmp_path):
     with pytest.warns(UserWarning, match=r"logs nothing before monitor\.bind"):
         trainer.train()
     assert [step for step, _ in monitor.history] == [4, 8]
-    assert not any("bulkedge/intruders" in entry for entry in trainer.state.log_history)
+    assert not any("bulkedge/coverage" in entry for entry in trainer.state.log_history)
 
 
 def test_a_full_fine_tune_is_watched(tmp_path):

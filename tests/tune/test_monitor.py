@@ -47,9 +47,14 @@ def test_figures_are_those_of_the_audit(tmp_path):
     for matrix, row in zip(matrices, record.matrices, strict=True):
         seen = monitor.figures[matrix.name]
         if row.status == "unchanged":
-            assert (seen.intruders, seen.strongest) == (0, 0.0)
+            assert (seen.intruders, seen.rotated, seen.strongest) == (0, 0, 0.0)
             continue
-        assert seen.intruders == row.intruders
+        verdicts = [direction.verdict for direction in row.directions]
+        assert "undecided" not in verdicts
+        assert (seen.intruders, seen.rotated) == (
+            verdicts.count("intruder"), verdicts.count("rotated"),
+        )  # fmt: skip
+        assert seen.intruders + seen.rotated == row.intruders
         assert seen.worst == pytest.approx(min(d.score for d in row.directions), abs=0.02)
         spectrum = BaseSpectrum.of(matrix.base)
         assert seen.strongest == pytest.approx(
@@ -58,7 +63,9 @@ def test_figures_are_those_of_the_audit(tmp_path):
         assert seen.effective_rank == pytest.approx(2.0)
     assert monitor.figures["layer2"].intruders >= 1
     metrics = monitor.metrics()
-    assert metrics["bulkedge/intruders"] == sum(row.intruders or 0 for row in record.matrices)
+    counted = metrics["bulkedge/intruders"] + metrics["bulkedge/rotated"]
+    assert counted == sum(row.intruders or 0 for row in record.matrices)
+    assert metrics["bulkedge/rotated"] >= 1
     assert metrics["bulkedge/worst_score"] == min(x.worst for x in monitor.figures.values())
 
 

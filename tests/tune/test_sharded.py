@@ -103,7 +103,8 @@ def monitor_fully_sharded(rank):
         monitor.step()
         figures.append(monitor.metrics())
     for name, value in figures[0].items():
-        if name != "bulkedge/overhead":
+        # parts are judged by products, a small whole by its SVD, which leaves fewer verdicts open
+        if name not in ("bulkedge/overhead", "bulkedge/undecided"):
             assert figures[1][name] == pytest.approx(value, rel=1e-3), name
 
 

@@ -99,6 +99,9 @@ def implicit(
 
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
+
+    Raises:
+        InputError: If the dtype has no numbers as large as the derivative.
     """
     with torch.no_grad(), full_precision(A.device):
         sigma, u, v = triplets

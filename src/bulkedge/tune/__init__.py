@@ -7,12 +7,13 @@ the libraries of the extra ``[hf]`` has a module of its own: :mod:`bulkedge.tune
 
 from ._layers import AdaptedMatrix, adapted_matrices
 from ._spikes import effective_rank
-from .clip import EdgeClip, hold_update
+from .clip import EdgeClip
 from .control import RankController
 from .monitor import FullMatrix, LayerFigures, Monitor, full_matrices
 from .orthonormal import OrthonormalFactors
 from .penalty import IntruderPenalty
 from .triplets import LeadingTriplets
+from .update_cap import hold_update
 
 __all__ = [
     "AdaptedMatrix",

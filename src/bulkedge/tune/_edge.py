@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -46,8 +47,9 @@ def measure(name: str, base: LinearMap) -> BaseSpectrum:
         Its singular values, fitted.
 
     Raises:
-        InputError: If it has no bulk.
+        InputError: If it has no bulk, is not finite, or not in memory.
     """
+    _require_numbers(name, base)
     shape, exact = base.shape, min(base.shape)
     with torch.no_grad():
         if exact <= VALUES:
@@ -62,6 +64,19 @@ def measure(name: str, base: LinearMap) -> BaseSpectrum:
     if spectrum is None:
         raise InputError(f"{name}: expected a base with a bulk, got none ({problem}); leave it out")
     return spectrum
+
+
+def _require_numbers(name: str, base: LinearMap) -> None:
+    """InputError unless a base has finite entries, in memory."""
+    if base.device.type == "meta":
+        raise InputError(
+            f"{name}: expected a base in memory, got one on the meta device; load the weights first"
+        )
+    if not math.isfinite(base.norm_bound()):
+        raise InputError(
+            f"{name}: expected a base with finite entries, got NaN or infinity; the weights that "
+            "were loaded are damaged, or not loaded yet"
+        )
 
 
 def thresholds(

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._layers import AdaptedMatrix
+from bulkedge._errors import InputError
+
+from ._matrix import AdaptedMatrix
 
 RANK = 1e-14
 """Eigenvalues of a Gram matrix below this part of the largest are taken for zero."""
@@ -38,25 +40,34 @@ class Spikes:
     root_B: Tensor
     root_A: Tensor
 
-    def rescaled(self, matrix: AdaptedMatrix, gamma: Tensor) -> None:
-        """Write other strengths into the factors: ``γ_j → gamma_j``, the vectors stay.
+    def lowered(
+        self, B: Tensor, A: Tensor, aim: float, free: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        """The factors with ``γ_j → min(γ_j, aim)``; the singular vectors stay.
 
         Half of the change goes to either factor, by an r×r matrix close to the identity, so that
-        what an optimiser knows of the factors stays nearly true.
+        what an optimiser knows of the factors stays nearly true.  One factor alone can do it, too:
+        ``s·B·A·V D Vᵀ = s·(B N)·A`` with ``A·V D Vᵀ = N A``, as V lies in the row space of A.
 
         Args:
-            matrix: Whose spikes these are.
-            gamma: New strengths, at most the old ones, shape ``(r,)``.
+            B: The factor whose spikes these are, shape ``(m, r)``.
+            A: The other, shape ``(r, n)``.
+            aim: The strength that none may exceed.
+            free: Whether B and A may change; one of them must.
+
+        Returns:
+            B and A, in float64.
         """
-        less = gamma < self.gamma
-        if not bool(less.any()):
-            return
-        weight = (gamma[less] / self.gamma[less]).sqrt() - 1
-        X, Y = self.left[:, less], self.right[:, less]
-        M_B = _inverse(self.root_B) @ (X * weight) @ (X.mT @ self.root_B)
-        M_A = _inverse(self.root_A) @ (Y * weight) @ (Y.mT @ self.root_A)
-        B, A = matrix.factors
-        matrix.write(B + (B.double() @ M_B).to(B.dtype), A + (M_A.mT @ A.double()).to(A.dtype))
+        B, A = B.double(), A.double()
+        over = self.gamma > aim
+        power = 0.5 if all(free) else 1.0
+        weight = (aim / self.gamma[over]) ** power - 1
+        X, Y = self.left[:, over], self.right[:, over]
+        of_B = _inverse(self.root_B) @ (X * weight) @ (X.mT @ self.root_B)
+        of_A = self.root_A.mT @ (Y * weight) @ (Y.mT @ _inverse(self.root_A).mT)
+        if all(free):
+            return B + B @ of_B, A + of_A @ A
+        return (B + B @ of_A, A) if free[0] else (B, A + of_B @ A)
 
 
 def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
@@ -69,16 +80,21 @@ def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
 
     Returns:
         In the same order.
+
+    Raises:
+        InputError: If a factor is not finite.
     """
     found: dict[int, Spikes] = {}
+    factors = [matrix.factors for matrix in matrices]
     groups = defaultdict(list)
-    for i, matrix in enumerate(matrices):
-        groups[matrix.rank, matrix.A.device].append(i)
+    for i, (_, A) in enumerate(factors):
+        groups[len(A), A.device].append(i)
     with torch.no_grad():
         for members in groups.values():
-            factors = [matrices[i].factors for i in members]
-            root_B = _roots(torch.stack([B.double().mT @ B.double() for B, _ in factors]))
-            root_A = _roots(torch.stack([A.double() @ A.double().mT for _, A in factors]))
+            of_B = _grams([factors[i][0].mT for i in members])
+            of_A = _grams([factors[i][1] for i in members])
+            _require_finite([matrices[i].name for i in members], of_B, of_A)
+            root_B, root_A = _roots(of_B), _roots(of_A)
             scales = root_B.new_tensor([matrices[i].scale for i in members])
             X, gamma, Yt = torch.linalg.svd(scales[:, None, None] * (root_B @ root_A.mT))
             parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)
@@ -107,6 +123,22 @@ def effective_rank(gamma: Tensor) -> float:
         return 0.0
     p = gamma.double() / total
     return float(torch.exp(-torch.xlogy(p, p).sum()))
+
+
+def _grams(rows: Sequence[Tensor]) -> Tensor:
+    """``X Xᵀ`` of each, in float64."""
+    return torch.stack([X.double() @ X.double().mT for X in rows])
+
+
+def _require_finite(names: Sequence[str], *grams: Tensor) -> None:
+    """InputError that names the first matrix with a factor that is not finite."""
+    finite = torch.stack([x.flatten(1).isfinite().all(dim=1) for x in grams]).all(dim=0)
+    if not bool(finite.all()):
+        name = names[int(finite.to(torch.uint8).argmin())]
+        raise InputError(
+            f"{name}: expected finite factors, got NaN or infinity; training has diverged: lower "
+            "the learning rate, or go back to a checkpoint"
+        )
 
 
 def _roots(grams: Tensor) -> Tensor:

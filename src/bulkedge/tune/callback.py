@@ -17,7 +17,7 @@ from torch import distributed, nn
 from bulkedge._errors import InputError, MissingExtraError, OutputError
 from bulkedge._fields import check_values, each, optional, whole
 
-from ._layers import is_distributed
+from ._matrix import is_distributed
 from .monitor import Model, Monitor, Watched
 
 try:
@@ -58,8 +58,9 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         thresholds: θ_c by name, for those that are known already.
         adapter: Which adapter; the active one if None.
         modules: Patterns of module names.
-        stop_at: Stop training when so many intruders are known.
-        save_at: Save a checkpoint when so many are known for the first time.
+        stop_at: Stop training when there are so many intruders (not counting ``rotated``) in all
+            layers together; never before each of them was looked at.
+        save_at: Save a checkpoint when there are so many for the first time.
         watch: What to watch instead of the model's LoRA layers: for a full fine-tune
             :func:`bulkedge.tune.full_matrices`, or what it makes of the model.  A function is
             called with the model when training begins, on its device and spread as it is then; a
@@ -199,7 +200,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         return monitor
 
     def _look(self, state: TrainerState, control: TrainerControl) -> int:
-        """How many intruders are known after a look; 0 where others look."""
+        """How many intruders there are; 0 where others look, or before all layers were seen."""
         if self.monitor is None:
             return 0
         self.monitor.steps = state.global_step
@@ -211,7 +212,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             should_log = control.should_log
             self._trainer.log(dict(figures))
             control.should_log = should_log
-        return int(figures["bulkedge/intruders"])
+        return int(figures.get("bulkedge/intruders", 0))
 
     def _find_trainer(self) -> None:
         """Whose callback this is: one made anew from a checkpoint was never bound itself."""

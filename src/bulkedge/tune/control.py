@@ -14,9 +14,11 @@ from bulkedge._errors import InputError
 from bulkedge._fields import POSITIVE, check_values, each, optional, whole
 
 from ._edge import thresholds
+from ._hold import free_factors, hold, partners_of
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
-from ._spikes import Spikes, effective_rank, spikes_of
-from .clip import LEVEL, after_step
+from ._optimizer import after_step
+from ._spikes import effective_rank
+from .clip import LEVEL
 
 CROWDED = 0.9
 """A spike counts as held where it has this part of the level or more."""
@@ -49,7 +51,8 @@ class RankController:
     *Rank*, every ``every`` steps: a layer of which half the spikes or more are held at the level
     gets ``grow`` more directions, because below the edge only more of them carry more; one whose
     weakest directions carry nothing gives them back.  Directions that are not in use are zero
-    columns of B: the file is that of a plain LoRA of the full rank.
+    columns of B: the file is that of a plain LoRA of the full rank.  Both factors are rewritten
+    then, so both must be trained.  Layers that are tied to one another have one rank.
 
     Args:
         model: A model wrapped by PEFT with the largest rank that may be used; or matrices.
@@ -66,7 +69,9 @@ class RankController:
         steps: How many there were.
 
     Raises:
-        InputError: If an argument is not positive, or a base has no threshold.
+        InputError: If an argument is not positive, or a base has no threshold; and, at each step,
+            if a factor is frozen, not finite, or shared with another layer that has a different
+            partner, or a layer is gone.
 
     References:
         The future work of the seed paper on random matrices and LoRA; adaptive rank by importance
@@ -109,18 +114,34 @@ class RankController:
     def step(self) -> None:
         """Hold all updates, and change ranks when it is time."""
         self.steps += 1
-        for matrix in self.matrices:
-            self._silence(matrix)
-        for matrix, found in zip(self.matrices, spikes_of(self.matrices), strict=True):
-            held = self._hold(matrix, found)
-            if self.steps % self.every == 0:
-                self._change_rank(matrix, held)
+        self._silence_all()
+        limits = [self.level * self.thresholds[matrix.name] for matrix in self.matrices]
+        before, _ = hold(self.matrices, limits)
+        partners = partners_of(self.matrices)
+        for i, (matrix, gamma, limit) in enumerate(zip(self.matrices, before, limits, strict=True)):
+            state = self.state[matrix.name]
+            state.strongest = float(gamma[0]) / self.thresholds[matrix.name]
+            state.effective_rank = effective_rank(gamma)
+            if partners[i] == i and self.steps % self.every == 0:
+                self._change_rank(matrix, gamma.clamp_max(limit) / limit)
+            state.rank = self.state[self.matrices[partners[i]].name].rank
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Do so after each step of an optimiser; ``handle.remove()`` ends it."""
-        for matrix in self.matrices:
-            self._silence(matrix)
-        return after_step(optimizer, self.step)
+        """Do so after each step of an optimiser.
+
+        Args:
+            optimizer: Any optimiser of torch, also as Accelerate or Lightning wraps it.
+
+        Returns:
+            A handle: ``handle.remove()`` ends it.
+
+        Raises:
+            InputError: If the optimiser trains nothing of what is held, or saves other weights than
+                it leaves after a step (schedule-free).
+        """
+        handle = after_step(optimizer, self.matrices, self.step)
+        self._silence_all()
+        return handle
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as JSON."""
@@ -143,6 +164,13 @@ class RankController:
         self.thresholds = dict(state["thresholds"])
         self.state = {name: LayerState(**layer) for name, layer in state["layers"].items()}
 
+    def _silence_all(self) -> None:
+        """Directions that are not in use stay zero; of tied layers the first speaks for all."""
+        _require_both(self.matrices)
+        for i, partner in enumerate(partners_of(self.matrices)):
+            if i == partner:
+                self._silence(self.matrices[i])
+
     def _silence(self, matrix: AdaptedMatrix) -> None:
         """Directions that are not in use stay zero, whatever the optimiser did."""
         B, A = matrix.factors
@@ -151,16 +179,6 @@ class RankController:
             B = B.clone()
             B[:, rank:] = 0
             matrix.write(B, A)
-
-    def _hold(self, matrix: AdaptedMatrix, found: Spikes) -> Tensor:
-        """Hold the spikes of one update; their strengths from here on, over the level."""
-        state, limit = self.state[matrix.name], self.level * self.thresholds[matrix.name]
-        state.strongest = self.level * float(found.gamma[0]) / limit
-        state.effective_rank = effective_rank(found.gamma)
-        slack = 1 - 16 * torch.finfo(matrix.B.dtype).eps
-        held = found.gamma.clamp_max(limit * slack)
-        found.rescaled(matrix, held)
-        return held / limit
 
     def _change_rank(self, matrix: AdaptedMatrix, held: Tensor) -> None:
         """Give a crowded layer more directions; take idle ones back."""
@@ -182,6 +200,17 @@ class RankController:
         B[:, keep:] = 0
         matrix.write(B, A)
         self.state[matrix.name].rank = rank
+
+
+def _require_both(matrices: Sequence[AdaptedMatrix]) -> None:
+    """InputError unless both factors of each are its own and trained."""
+    for matrix, free in zip(matrices, free_factors(matrices), strict=True):
+        if not all(free):
+            which = "B" if not free[0] else "A"
+            raise InputError(
+                f"{matrix.name}: expected two factors that are trained and its own, which a change "
+                f"of rank rewrites, got {which} frozen or shared with other layers; use EdgeClip"
+            )
 
 
 _thresholds = thresholds  # an argument has the name

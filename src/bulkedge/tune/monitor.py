@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Union
 
 import torch
@@ -13,20 +14,22 @@ from torch import Tensor, nn
 from bulkedge._audit.judge import SMALL
 from bulkedge._errors import InputError
 from bulkedge._fields import EPSILON, check_values, each, whole
-from bulkedge._globs import as_globs
-from bulkedge._linmap import Dense, Difference, LinearMap
+from bulkedge._linmap import Dense, LinearMap
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
 from bulkedge.rmt.empirical import FEWEST
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
+from ._chosen import chosen
 from ._edge import thresholds
-from ._layers import adapted_matrices, chosen_by, frozen_map, is_distributed
+from ._full import FullMatrix, NamedWeight, weight_of
+from ._layers import adapted_matrices
+from ._matrix import like, require_in_memory, spread_like
 from ._spikes import effective_rank
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
-LEADING = 16
-"""How many singular values of a dense update are looked at."""
+PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original$")
+"""The name of a parameter from which a parametrization computes a weight."""
 LEAST = 1e-3
 """Below this part of σ₁ a tuned value is not told from zero, and its vectors are any."""
 
@@ -58,55 +61,6 @@ class Watched(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FullMatrix:
-    """A weight that is trained in full, and what it was.
-
-    Attributes:
-        name: Of the parameter.
-        base: W0, a copy, shape ``(m, n)``; it may lie on the CPU, and is moved when it is used.
-        weight: The parameter, or a view of it.
-    """
-
-    name: str
-    base: Tensor
-    weight: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(m, n)``."""
-        return self.base.shape[0], self.base.shape[1]
-
-    @property
-    def strengths(self) -> Tensor:
-        """The leading singular values of ``W − W0``."""
-        if is_distributed(self.weight):
-            update = frozen_map(self.weight - self.base, self._dtype)
-        else:
-            update = Difference(self.weight.detach(), self._base, self._dtype)
-        found = singular_triplet(
-            update, min(LEADING, *self.shape), solver=GolubKahan(rtol=1e-2), strict=False
-        )
-        return found.sigma.double()
-
-    def base_map(self) -> LinearMap:
-        """W0, with products in float32, or in float64 if it is stored so."""
-        return frozen_map(self._base, self._dtype)
-
-    def tuned_map(self) -> LinearMap:
-        """W, with products in the same."""
-        return frozen_map(self.weight, self._dtype)
-
-    @property
-    def _base(self) -> Tensor:
-        """W0 where the weight is."""
-        return self.base if is_distributed(self.base) else self.base.to(self.weight.device)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float64 if self.weight.dtype is torch.float64 else torch.float32
-
-
 def full_matrices(
     model: nn.Module,
     modules: str | Sequence[str] = "*",
@@ -114,6 +68,9 @@ def full_matrices(
     base: Mapping[str, Tensor] | None = None,
 ) -> list[FullMatrix]:
     """The weights of a model that are trained in full, each with a copy of what it is now.
+
+    A weight is found by its name whenever it is looked at.  One that :func:`hold_update` holds is
+    watched as the model uses it: held.
 
     Args:
         model: The model, before it is trained.
@@ -126,7 +83,8 @@ def full_matrices(
         twelve outputs has none.
 
     Raises:
-        InputError: If a weight is missing in ``base``, or has another shape there.
+        InputError: If a weight is missing in ``base``, or has another shape there; later, if a
+            weight is gone or has another shape.
         RecipeError: If a pattern matches none of them.
 
     Example:
@@ -135,37 +93,33 @@ def full_matrices(
         [('0.weight', (30, 40))]
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    known = [
-        FullMatrix(name, parameter, parameter)
+    names = [
+        PARAMETRIZED.sub(r"\1", name)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         and parameter.ndim == 2
         and min(parameter.shape) >= FEWEST
         and id(parameter) not in embeddings
     ]
-    return [
-        replace(matrix, base=_before(matrix.name, matrix.weight, base))
-        for matrix in chosen_by(as_globs(modules), known)
-    ]
+    used = chosen(modules, names, str)
+    return [NamedWeight(model, name, _before(model, name, base)) for name in used]
 
 
-def _before(name: str, parameter: Tensor, base: Mapping[str, Tensor] | None) -> Tensor:
-    """What a parameter was: a copy, or what is told; spread over processes as it is."""
-    if base is None:
-        return parameter.detach().clone()
-    known = base.get(name)
-    if known is None or known.shape != parameter.shape:
+def _before(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
+    """What a weight was: a copy, or what the caller gives; spread over processes as it is."""
+    with torch.no_grad():
+        weight = weight_of(model, name)
+    if base is None and weight is not None:
+        return require_in_memory(name, weight).detach().clone()
+    known = (base or {}).get(name)
+    if weight is None or known is None or known.shape != weight.shape:
         found = "nothing" if known is None else tuple(known.shape)
+        wanted = None if weight is None else tuple(weight.shape)
         raise InputError(
-            f"{name}: expected its base of shape {tuple(parameter.shape)} in base=, got {found}; "
-            "give the state_dict() of the model that training began with"
+            f"{name}: expected its base of shape {wanted} in base=, got {found}; give the "
+            "state_dict() of the model that training began with"
         )
-    if is_distributed(parameter) and not is_distributed(known):
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh, placements = parameter.device_mesh, parameter.placements  # pyright: ignore
-        return distribute_tensor(known.detach().to(parameter.device), mesh, placements)
-    return known.detach()
+    return spread_like(known.detach(), weight)
 
 
 @dataclass
@@ -174,7 +128,9 @@ class LayerFigures:
 
     Attributes:
         step: When it was.
-        intruders: How many leading directions score below ε: the paper's count.
+        intruders: How many leading directions score below ε, without those that are ``rotated``.
+        rotated: How many score below ε but lie mostly inside the base's leading space.  The paper's
+            count, ``intruders`` in an audit's record, is the sum of both.
         undecided: How many verdicts the certificate left open.
         worst: The lowest score.
         strongest: The strongest spike of the update over θ_c.
@@ -183,6 +139,7 @@ class LayerFigures:
 
     step: int
     intruders: int
+    rotated: int
     undecided: int
     worst: float
     strongest: float
@@ -251,7 +208,7 @@ class Monitor:
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            self.matrices = chosen_by(as_globs(modules), model)
+            self.matrices = chosen(modules, model, lambda matrix: matrix.name)
         names = [matrix.name for matrix in self.matrices]
         if not names or len(set(names)) < len(names):
             twice = [name for name in names if names.count(name) > 1]
@@ -301,19 +258,37 @@ class Monitor:
         """Where the lowest score is that is known; None before a look."""
         return min(self.figures, key=lambda name: self.figures[name].worst, default=None)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every layer has been looked at."""
+        return len(self.figures) == len(self.matrices)
+
     def metrics(self) -> dict[str, float]:
-        """What is known so far of all layers together, as numbers to log; empty before a look."""
+        """What the latest look at each layer has found, as numbers to log; empty before a look.
+
+        Returns:
+            ``bulkedge/coverage``: the part of the layers that were looked at so far, and over these
+            ``worst_score`` (lowest), ``strongest_spike`` (highest), ``effective_rank`` and
+            ``intruders_per_layer`` (means), and ``overhead``.  The counts ``intruders``,
+            ``rotated`` and ``undecided`` are totals over all layers, and absent until every layer
+            has been looked at: a sum over a part of the model grows while nothing changes.
+        """
         if not self.figures:
             return {}
         seen = list(self.figures.values())
         elapsed = max(time.perf_counter() - self._begun, 1e-9)
-        return {
-            "bulkedge/intruders": float(sum(layer.intruders for layer in seen)),
-            "bulkedge/worst_score": min(layer.worst for layer in seen),
-            "bulkedge/strongest_spike": max(layer.strongest for layer in seen),
-            "bulkedge/effective_rank": sum(layer.effective_rank for layer in seen) / len(seen),
-            "bulkedge/overhead": self._own / elapsed,
+        found = {
+            "coverage": len(seen) / len(self.matrices),
+            "intruders_per_layer": sum(layer.intruders for layer in seen) / len(seen),
+            "worst_score": min(layer.worst for layer in seen),
+            "strongest_spike": max(layer.strongest for layer in seen),
+            "effective_rank": sum(layer.effective_rank for layer in seen) / len(seen),
+            "overhead": self._own / elapsed,
         }
+        if self.complete:
+            for count in ("intruders", "rotated", "undecided"):
+                found[count] = float(sum(getattr(layer, count) for layer in seen))
+        return {f"bulkedge/{name}": value for name, value in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as JSON."""
@@ -345,32 +320,32 @@ class Monitor:
             W,
             min(self.top_k, *W.shape),
             solver=GolubKahan(angle=ANGLE),
-            init=self._last.get(matrix.name),
+            init=like(W, self._last.get(matrix.name)),
             strict=False,
         )
         self._last[matrix.name] = tuned.u, tuned.v
-        intruders, undecided, worst = self._scores(matrix.base_map(), tuned)
+        score, verdicts = self._scores(matrix.base_map(), tuned)
+        rotated = verdicts.count(Verdict.ROTATED)
         gamma = matrix.strengths
         strongest = float(gamma[0]) if len(gamma) else 0.0
         return LayerFigures(
             step=self.steps,
-            intruders=intruders,
-            undecided=undecided,
-            worst=worst,
+            intruders=int((score < self.epsilon).sum()) - rotated,
+            rotated=rotated,
+            undecided=verdicts.count(Verdict.UNDECIDED),
+            worst=float(score.min()) if len(score) else 1.0,
             strongest=strongest / self.thresholds[matrix.name],
             effective_rank=effective_rank(gamma),
         )
 
-    def _scores(self, W0: LinearMap, tuned: SingularTriplets) -> tuple[int, int, float]:
-        """How many directions are intruders, of how many it is open, and the lowest score."""
+    def _scores(self, W0: LinearMap, tuned: SingularTriplets) -> tuple[Tensor, Sequence[Verdict]]:
+        """The score of each direction, and the verdict on it."""
         count = int((tuned.sigma > LEAST * tuned.sigma[0]).sum())
         if count == 0:  # a weight of zeros has no directions
-            return 0, 0, 1.0
+            return tuned.sigma[:0], []
         small = min(W0.shape) <= SMALL and isinstance(W0, Dense)
         look = self._by_svd if small else self._by_products
-        score, verdicts = look(W0, tuned, count)
-        below = int((score < self.epsilon).sum())
-        return below, verdicts.count(Verdict.UNDECIDED), float(score.min())
+        return look(W0, tuned, count)
 
     def _by_products(
         self, W0: LinearMap, tuned: SingularTriplets, count: int

@@ -11,11 +11,14 @@ from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
 from bulkedge._fields import check_values, one_of
+from bulkedge._precision import full_precision
 
-from ._layers import Adapted, adapted_matrices
-from .clip import after_step
+from ._layers import Adapted, AdaptedMatrix, adapted_matrices
+from ._optimizer import after_step
 
 Retraction = Literal["qr", "polar"]
+ROUNDING = 8
+"""Units in the last place by which products of the columns of a frozen factor may be off."""
 
 
 class OrthonormalFactors:
@@ -24,6 +27,9 @@ class OrthonormalFactors:
     The factors stay plain parameters of a plain LoRA: files, merging and serving are PEFT's own.
     What norm the update has is s alone, ``α/r``, or ``α/√r`` with ``use_rslora``; below θ_c of the
     layer no generic spike can separate.  It does not begin at zero: begin with a small s.
+
+    A layer is found by its name at each step.  A factor that is frozen is left as it is, and must
+    be orthonormal then: LoRA-FA's A is, if it is frozen after this was built.
 
     Cost: two thin QR or polar decompositions a layer and step, O((m + n) r²).
 
@@ -36,7 +42,8 @@ class OrthonormalFactors:
         generator: Source of the first factors.
 
     Raises:
-        InputError: If the rank exceeds a side of a matrix.
+        InputError: If the rank exceeds a side of a matrix; and, at each step, if a factor is not
+            finite, or frozen and not orthonormal, or a layer is gone or another one.
 
     References:
         Absil, Mahony, Sepulchre, Optimization Algorithms on Matrix Manifolds, 2008, section 4.1.1.
@@ -67,20 +74,66 @@ class OrthonormalFactors:
                     f"{matrix.name}: expected a rank of at most {min(matrix.shape)}, the shorter "
                     f"side, got {matrix.rank}"
                 )
-            B, A = matrix.factors
-            if not bool(B.any()):  # PEFT's: nothing to orthonormalise
-                matrix.write(torch.randn(B.shape, generator=generator).to(B), A)
+            B, A = (_begun(x, generator) for x in matrix.factors)
+            matrix.write(B, A)
         self.step()
 
     def step(self) -> None:
         """Retract all factors now."""
         for matrix in self.matrices:
-            B, A = matrix.factors
-            matrix.write(orthonormal(B, self.method), orthonormal(A.mT, self.method).mT)
+            B, A = (self._retracted(matrix, x) for x in _columns(matrix))
+            matrix.write(B, A.mT)
+            _require_orthonormal(matrix)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Do so after each step of an optimiser; ``handle.remove()`` ends it."""
-        return after_step(optimizer, self.step)
+        """Do so after each step of an optimiser.
+
+        Args:
+            optimizer: Any optimiser of torch, also as Accelerate or Lightning wraps it.
+
+        Returns:
+            A handle: ``handle.remove()`` ends it.
+
+        Raises:
+            InputError: If the optimiser trains nothing of what is held, or saves other weights than
+                it leaves after a step (schedule-free).
+        """
+        return after_step(optimizer, self.matrices, self.step)
+
+    def _retracted(self, matrix: AdaptedMatrix, X: Tensor) -> Tensor:
+        """A factor's columns, orthonormal; InputError if they are not finite."""
+        if not bool(X.isfinite().all()):
+            raise InputError(
+                f"{matrix.name}: expected finite factors, got NaN or infinity; training has "
+                "diverged: lower the learning rate, or go back to a checkpoint"
+            )
+        return orthonormal(X, self.method)
+
+
+def _columns(matrix: AdaptedMatrix) -> tuple[Tensor, Tensor]:
+    """What is to be orthonormal: the columns of B, and of Aᵀ."""
+    B, A = matrix.factors
+    return B, A.mT
+
+
+def _begun(X: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A factor with a span: PEFT begins with zeros in B, and in A of an embedding."""
+    return X if bool(X.any()) else torch.randn(X.shape, generator=generator).to(X)
+
+
+def _require_orthonormal(matrix: AdaptedMatrix) -> None:
+    """InputError if a frozen factor is not orthonormal, so that the other one cannot mend it."""
+    for which, X, trained in zip("BA", _columns(matrix), matrix.trained, strict=True):
+        if trained:
+            continue
+        gram = X.double().mT @ X.double()
+        error = float((gram - torch.eye(len(gram)).to(gram)).abs().max())
+        if not error <= ROUNDING * torch.finfo(X.dtype).eps:
+            raise InputError(
+                f"{matrix.name}: expected {which} to be trained, or orthonormal, got a frozen one "
+                f"that is off by {error:.2g}; freeze it after OrthonormalFactors was built, or "
+                "train it"
+            )
 
 
 def orthonormal(X: Tensor, method: Retraction) -> Tensor:
@@ -94,9 +147,10 @@ def orthonormal(X: Tensor, method: Retraction) -> Tensor:
         Shape and dtype of X.
     """
     wide = X.float() if X.dtype in (torch.float16, torch.bfloat16) else X
-    Q, R = torch.linalg.qr(wide)
-    if method == "polar":
-        U, _, Vt = torch.linalg.svd(R)
-        return (Q @ (U @ Vt)).to(X.dtype)
+    with full_precision(X.device):
+        Q, R = torch.linalg.qr(wide)
+        if method == "polar":
+            U, _, Vt = torch.linalg.svd(R)
+            return (Q @ (U @ Vt)).to(X.dtype)
     sign = torch.where(R.diagonal() < 0, -1.0, 1.0).to(R)
     return (Q * sign).to(X.dtype)

@@ -9,12 +9,15 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
+from bulkedge._errors import InputError
 from bulkedge._fields import NOT_NEGATIVE, check_values, optional, whole
+from bulkedge._linmap import LinearMap
 from bulkedge._precision import full_precision
 from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._edge import measure
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
+from ._matrix import like, require_in_memory
 
 Schedule = Union[float, Callable[[int], float]]  # noqa: UP007 — Python 3.10
 
@@ -38,6 +41,10 @@ class _Layer:
     left: Tensor
     right: Tensor
     last: tuple[Tensor, Tensor] | None = None
+
+    def begin(self, W: LinearMap) -> tuple[Tensor, Tensor] | None:
+        """Where the last solve ended, in the dtype and on the device that the layer has now."""
+        return like(W, self.last)
 
 
 class IntruderPenalty:
@@ -72,7 +79,8 @@ class IntruderPenalty:
         calls: How many there were.
 
     Raises:
-        InputError: If k or ``per_call`` is not positive, or a base has no bulk.
+        InputError: If k or ``per_call`` is not positive, or a base has no bulk; later, if a layer
+            is gone or another one, both its factors are frozen, or its numbers are not finite.
 
     Example:
         >>> from bulkedge.tune import AdaptedMatrix
@@ -116,6 +124,11 @@ class IntruderPenalty:
         total = torch.stack([term.to(terms[0].device) for term in terms]).sum()
         return weight * len(self.layers) / self.per_call * total
 
+    @property
+    def matrices(self) -> list[AdaptedMatrix]:
+        """What is penalised."""
+        return [layer.matrix for layer in self.layers]
+
     def values(self) -> dict[str, float]:
         """The penalty of every layer by name, without weight and gradient."""
         with torch.no_grad():
@@ -131,15 +144,26 @@ class IntruderPenalty:
 
     def _of(self, layer: _Layer) -> Tensor:
         """The penalty of one layer, in full precision wherever the loss is taken."""
-        with full_precision(layer.left.device):
-            return self._in_full(layer)
+        matrix = layer.matrix
+        if torch.is_grad_enabled() and not any(matrix.trained):
+            raise InputError(
+                f"{matrix.name}: expected a factor that is trained, got two that are frozen, on "
+                "which a penalty has no effect; leave it out with modules="
+            )
+        device = require_in_memory(matrix.name, matrix.parameters[0]).device
+        with full_precision(device):
+            try:
+                return self._in_full(layer)
+            except InputError as error:
+                name = f"{matrix.name}: "
+                raise InputError(f"{name}{str(error).removeprefix(name)}") from error
 
     def _in_full(self, layer: _Layer) -> Tensor:
         W = layer.matrix.tuned_map()
         k = min(self.k, *W.shape)
         with torch.no_grad():
             more, solver = min(k + 1, *W.shape), GolubKahan(rtol=LOOK)
-            seen = singular_triplet(W, more, solver=solver, init=layer.last, strict=False)
+            seen = singular_triplet(W, more, solver=solver, init=layer.begin(W), strict=False)
             layer.last = seen.u, seen.v
             beyond = float(seen.sigma[k]) if more > k else 0.0
             floor = max(layer.edge, beyond) + CLEAR * float(seen.sigma[0])
@@ -148,8 +172,8 @@ class IntruderPenalty:
             return 0.0 * (layer.matrix.A.sum() + layer.matrix.B.sum())
         found = singular_triplet(W, count, solver=GolubKahan(), init=layer.last, strict=False)
         weight = (found.sigma - floor).clamp_min(0) / layer.edge
-        inside = (layer.left.mT @ found.u).square().sum(dim=0)
-        inside = inside + (layer.right.mT @ found.v).square().sum(dim=0)
+        inside = (layer.left.to(found.u).mT @ found.u).square().sum(dim=0)
+        inside = inside + (layer.right.to(found.v).mT @ found.v).square().sum(dim=0)
         return ((_averaging(found.sigma.detach()) @ weight) * (1 - inside / 2)).sum()
 
 

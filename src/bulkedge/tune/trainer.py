@@ -8,6 +8,8 @@ import torch
 
 from bulkedge._errors import InputError, MissingExtraError
 
+from ._matrix import AdaptedMatrix
+from ._optimizer import require_of, require_trained
 from .penalty import IntruderPenalty
 
 try:
@@ -43,7 +45,8 @@ class AfterStep(TrainerCallback, ExportableState):
         holders: In the order in which they are called.
 
     Raises:
-        InputError: If one of them has no ``step``.
+        InputError: If one of them has no ``step``; while training, if the optimiser trains nothing
+            of what one of them holds, or saves other weights than it leaves after a step.
 
     Example:
         >>> trainer = Trainer(model, args, callbacks=[AfterStep(EdgeClip(model))])  # doctest: +SKIP
@@ -73,7 +76,7 @@ class AfterStep(TrainerCallback, ExportableState):
         if isinstance(saved, list):
             raise InputError("expected one AfterStep a trainer; give it all the holders")
         if not state.global_step or saved is None:
-            self._step()
+            self._step(kwargs.get("optimizer"))
             return
         states = saved["attributes"]["states"]
         if len(states) != len(self.holders):
@@ -90,7 +93,7 @@ class AfterStep(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Hold."""
-        self._step()
+        self._step(kwargs.get("optimizer"))
 
     def state(self) -> dict[str, Any]:
         """What ``trainer_state.json`` holds."""
@@ -100,10 +103,17 @@ class AfterStep(TrainerCallback, ExportableState):
         ]
         return {"args": {}, "attributes": {"states": states}}
 
-    def _step(self) -> None:
+    def _step(self, optimizer: Any) -> None:
         with torch.no_grad():
             for holder in self.holders:
+                if optimizer is not None:
+                    require_trained(optimizer, _adapted(holder))
                 holder.step()
+
+
+def _adapted(holder: object) -> list[AdaptedMatrix]:
+    """The adapted matrices that a holder holds, or a penalty penalises."""
+    return [x for x in getattr(holder, "matrices", ()) if isinstance(x, AdaptedMatrix)]
 
 
 class PenaltyMixin:
@@ -134,6 +144,7 @@ class PenaltyMixin:
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if self.intruder_penalty is not None and model.training:
+            require_of(model, _adapted(self.intruder_penalty))
             value = self.intruder_penalty().to(loss.device)
             # with a count of items the loss is not divided by the number of batches afterwards
             if not self._divides(num_items_in_batch):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real, as_whole
+from bulkedge._guard import finite
 
 Array = float | complex | Sequence[Any] | np.ndarray | Tensor
 """What the laws take: a number, a list, a NumPy array, a torch tensor."""
@@ -69,6 +70,23 @@ def enter_real(x: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if tensor.is_complex():
         raise InputError("expected real numbers, got complex ones; pass x.real if they are real")
     return tensor, leave
+
+
+def enter_finite(x: Array, *, complex: bool = False) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """:func:`enter_real`, or :func:`enter`, for what has no meaning at infinity.
+
+    Args:
+        x: Any shape.
+        complex: Whether complex numbers are allowed.
+
+    Returns:
+        As :func:`enter`.
+
+    Raises:
+        InputError: If x does not hold numbers, or NaN, or infinities.
+    """
+    tensor, leave = enter(x) if complex else enter_real(x)
+    return finite("the numbers given", tensor), leave
 
 
 def real(x: Any) -> float:

@@ -31,7 +31,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 
 from ._arc import Arc
-from ._arrays import Array, count, enter_real
+from ._arrays import Array, count, enter_finite
 from .bulk import Bulk, White, checked_shape, checked_sigma
 from .empirical import FEWEST, Empirical, checked_level, descending, separated
 from .tracy_widom import TracyWidom
@@ -228,9 +228,9 @@ def edge_test(
 
 def _enter_values(value: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Singular values, and the way back to their kind."""
-    points, leave = enter_real(value)
+    points, leave = enter_finite(value)
     if not bool((points >= 0).all()):
-        raise InputError("expected singular values ≥ 0, got a negative one or NaN")
+        raise InputError("expected singular values ≥ 0, got a negative one")
     return points, leave
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bulkedge._guard import precise
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet import BlockKrylov, SingularTriplets
 from bulkedge.triplet._triplet import solve_from
@@ -14,6 +15,7 @@ BLOCK = 6  # vectors carried from step to step, the explorer included
 EXPLORE = 4  # steps of the explorer
 
 
+@precise
 def fresh_start(A: LinearMap) -> Tensor:
     """A start from nothing, shape ``(min(m, n), ≤ BLOCK)``: the leading vectors of A."""
     n = min(A.shape)
@@ -23,6 +25,7 @@ def fresh_start(A: LinearMap) -> Tensor:
         return track(A, generic(n, columns, like), rtol=1e-3)[1]
 
 
+@precise
 def track(
     A: LinearMap, start: Tensor, *, rtol: float, max_steps: int | None = None
 ) -> tuple[SingularTriplets, Tensor]:

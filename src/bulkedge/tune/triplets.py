@@ -114,10 +114,11 @@ class LeadingTriplets:
 
     def _require_fit(self, i: int, weight: Tensor) -> None:
         """InputError unless a weight is a matrix, or a batch of them, in this process's memory."""
-        if weight.ndim < 2 or weight.numel() == 0 or not 1 <= self.k <= min(weight.shape[-2:]):
+        fits = weight.ndim >= 2 and weight.numel() > 0 and self.k <= min(weight.shape[-2:])
+        if not fits or not weight.is_floating_point():
             raise InputError(
-                f"expected weights of shape (..., m, n) with min(m, n) ≥ {self.k}, got "
-                f"{tuple(weight.shape)} at {i}"
+                f"expected real weights of shape (..., m, n) with min(m, n) ≥ {self.k}, got "
+                f"{tuple(weight.shape)} of {weight.dtype} at {i}"
             )
         require_in_memory(f"weight {i}", weight)
         if is_distributed(weight):

@@ -122,7 +122,9 @@ def of_module(change):
 
 
 def adapted(A):
-    return [AdaptedMatrix("layer", A, 0.1 * draw(2, N, seed=2).to(A), draw(M, 2, seed=3).to(A))]
+    size = float(A.abs().max().clamp_max(1)) if A.numel() and A.is_floating_point() else 1.0
+    B = size * draw(M, 2, seed=3).to(A)
+    return [AdaptedMatrix("layer", A, 0.1 * draw(2, N, seed=2).to(A), B)]
 
 
 def with_factors(A):
@@ -252,7 +254,7 @@ ENTRIES = {
     ).singular_values(1),
     "certify": certificate_of,
     "base_vectors": lambda A: base_vectors(A, values_of(A), (M, N)),
-    "scores": lambda A: scores(factors(A)[0], BaseVectors(draw(M, 4), torch.arange(4)), 2),
+    "scores": lambda A: scores(factors(A)[0], BaseVectors(like(draw(M, 4), A), torch.arange(4)), 2),
     "ties": tied,
     "effective_rank": lambda A: effective_rank(values_of(A)),
     "LeadingTriplets": lambda A: LeadingTriplets([A])()[0].sigma,
@@ -347,7 +349,8 @@ def flat(result):
     if isinstance(result, torch.Tensor):
         return [result.detach()]
     if isinstance(result, np.ndarray | int | float | complex):
-        return [torch.as_tensor(result)]
+        wide = torch.float64 if isinstance(result, float) else None
+        return [torch.as_tensor(result, dtype=wide)]
     if dataclasses.is_dataclass(result):
         return flat([getattr(result, field.name) for field in dataclasses.fields(result)])
     if isinstance(result, list | tuple):

@@ -12,13 +12,17 @@ A number that fits is kept as a plain Python one, whether it came from Python, N
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ._errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,31 @@ NOT_NEGATIVE = number("≥ 0 and finite", lambda x: x >= 0)
 FINITE = number("to be finite", lambda x: True)
 FLAG = instance(bool, "True or False")
 TEXT = instance(str, "a text")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function that says what an argument is called now to those who use its old name.
+
+    Args:
+        names: The new name of each old one.
+
+    Returns:
+        A decorator.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in names.keys() & kwargs.keys():
+                raise InputError(
+                    f"{function.__name__}(): expected {names[old]}=, got {old}=, which is its old "
+                    "name; a level is a part of the threshold now, wherever it occurs"
+                )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def as_real(given: Any) -> float | None:

@@ -90,6 +90,17 @@ class LinearMap(ABC):
         """An upper bound on ``‖W‖_F``: that of a matrix in memory, else no more than is cheap."""
         return frobenius(self.to_dense())
 
+    def rounding_scale(self) -> float:
+        """Bound on ``‖·‖_F`` of the sum of absolute values behind an entry of a product.
+
+        The rounding error of a product grows with it: of ``B A`` it is ``‖B‖_F ‖A‖_F``, which
+        may be far more than ``‖B A‖_F``.
+
+        Returns:
+            The bound; of a matrix in memory its Frobenius norm.
+        """
+        return self.norm_bound()
+
     @property
     def T(self) -> LinearMap:
         """The transposed map, shape ``(n, m)``."""

@@ -35,6 +35,10 @@ class Counted(LinearMap):
         """See :meth:`LinearMap.norm_bound`."""
         return self.inner.norm_bound()
 
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return self.inner.rounding_scale()
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.inner.to_dense()

@@ -65,6 +65,10 @@ class LowRank(LinearMap):
         unit = LowRank(times_power(self.B, -b), times_power(self.A, -a))
         return abs(self.scale) * times_power(frobenius(unit.singular_values()), a + b)
 
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return abs(self.scale) * frobenius(self.B) * frobenius(self.A)
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.scale * (self.B @ self.A)

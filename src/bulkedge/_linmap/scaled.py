@@ -38,8 +38,9 @@ class Scaled(LinearMap):
     def __init__(self, inner: LinearMap, factor: float) -> None:
         number = None if isinstance(factor, Tensor) else as_real(factor)
         if number is None or not math.isfinite(number):
+            got = "a tensor" if isinstance(factor, Tensor) else repr(factor)
             raise InputError(
-                f"expected a finite number to scale a map by, got {factor!r}; a tensor would have "
+                f"expected a finite number to scale a map by, got {got}; a tensor would have "
                 "no gradient: pass float(factor), or scale the tensors of the map"
             )
         self.inner, self.factor = as_map(inner), number
@@ -65,6 +66,10 @@ class Scaled(LinearMap):
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
         return abs(self.factor) * self.inner.norm_bound()
+
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return abs(self.factor) * self.inner.rounding_scale()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
@@ -117,12 +122,13 @@ class RowScaled(LinearMap):
     """
 
     def __init__(self, inner: LinearMap, factors: Tensor) -> None:
+        inner = as_map(inner)
         if factors.shape != inner.shape[:1] or factors.dtype != inner.dtype:
             raise InputError(
                 f"expected {inner.shape[0]} factors in {inner.dtype}, one a row, got "
                 f"{tuple(factors.shape)} in {factors.dtype}"
             )
-        self.inner, self.factors = as_map(inner), factors
+        self.inner, self.factors = inner, factors
         self.shape, self.dtype, self.device = inner.shape, inner.dtype, inner.device
 
     def matmat(self, X: Tensor) -> Tensor:
@@ -132,6 +138,10 @@ class RowScaled(LinearMap):
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
         return self.inner.rmatmat(self.factors[:, None] * Y)
+
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return float(self.factors.abs().max()) * self.inner.rounding_scale()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

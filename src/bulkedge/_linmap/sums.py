@@ -53,6 +53,10 @@ class Sum(LinearMap):
         """See :meth:`LinearMap.norm_bound`."""
         return sum(term.norm_bound() for term in self.terms)
 
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return sum(term.rounding_scale() for term in self.terms)
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         first, *rest = self.terms
@@ -111,6 +115,10 @@ class Adjoint(LinearMap):
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
         return self.inner.norm_bound()
+
+    def rounding_scale(self) -> float:
+        """See :meth:`LinearMap.rounding_scale`."""
+        return self.inner.rounding_scale()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

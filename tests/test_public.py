@@ -1,5 +1,7 @@
 """The surface of the package, and what importing it costs."""
 
+import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -10,8 +12,8 @@ PUBLIC = {
     "InputError", "LocalEngine", "MissingExtraError", "NothingAuditedError", "OutputError",
     "Project", "RayEngine", "Recipe", "RecipeError", "Record", "RepairRecord", "Scale", "Shard",
     "Shrink", "ToEdge", "__version__", "audit", "checkpoint", "intruder", "merge_shards",
-    "project_spectral_ball", "repair", "rmt", "simulate", "singular_triplet", "spectral",
-    "spectral_cap", "spectral_norm", "triplet", "update",
+    "project_spectral_ball", "repair", "report", "rmt", "simulate", "singular_triplet", "spectral",
+    "spectral_cap", "spectral_norm", "triplet", "tune", "update",
 }  # fmt: skip
 
 
@@ -36,6 +38,23 @@ def test_importing_the_package_loads_nothing_heavy():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_module_is_an_attribute_after_a_plain_import():
+    """One process each: what one has imported, the next would find."""
+    public = {
+        module.name
+        for module in pkgutil.iter_modules(bulkedge.__path__)
+        if module.name[0] != "_" and module.name != "cli"
+    }
+    assert (
+        {"tune", "report"}
+        <= public
+        == {n for n in PUBLIC if inspect.ismodule(getattr(bulkedge, n))}
+    )
+    for name in public:
+        code = f"import bulkedge; assert bulkedge.{name}.__name__ == 'bulkedge.{name}'"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_audit_stays_a_function_after_its_parts_are_imported():

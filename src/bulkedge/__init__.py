@@ -73,7 +73,17 @@ _HOME = {
     "OutputError": "._errors",
     "RecipeError": "._errors",
 }
-_MODULES = ("checkpoint", "intruder", "rmt", "simulate", "spectral", "triplet", "update")
+_MODULES = (
+    "checkpoint",
+    "intruder",
+    "report",
+    "rmt",
+    "simulate",
+    "spectral",
+    "triplet",
+    "tune",
+    "update",
+)
 
 __all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -304,10 +304,10 @@ def test_only_the_significant(tmp_path):
     tuned = save(tmp_path / "t.safetensors", {"q.weight": intruded(W0, 14.0)})
     every = bulkedge.repair(base, tuned, None, recipe=RECIPE)
     assert [row.status for row in every.matrices] == ["repaired"]
-    some = bulkedge.repair(base, tuned, None, recipe=RECIPE, level=1e-12)
+    some = bulkedge.repair(base, tuned, None, recipe=RECIPE, significance=1e-12)
     assert [row.status for row in some.matrices] == ["left"]
     strong = save(tmp_path / "s.safetensors", {"q.weight": intruded(W0, 60.0)})
-    some = bulkedge.repair(base, strong, None, recipe=RECIPE, level=1e-12)
+    some = bulkedge.repair(base, strong, None, recipe=RECIPE, significance=1e-12)
     assert [row.status for row in some.matrices] == ["repaired"]
 
 
@@ -315,7 +315,8 @@ def test_only_the_significant(tmp_path):
     ("settings", "message"),
     [
         ({"select": "aligned"}, r"select 'rotated' or 'intruder', got 'aligned'"),
-        ({"level": 0.0}, r"level in \(0, 1\], got 0.0"),
+        ({"significance": 0.0}, r"expected significance between 0, excluded, and 1, got 0.0"),
+        ({"level": 0.01}, r"repair\(\): expected significance=, got level=, which is its old name"),
         ({"max_rank": 0}, r"max_rank ≥ 1, got 0"),
     ],
 )
@@ -501,7 +502,7 @@ def test_names_that_name_no_folder(name, pair, tmp_path):
     [
         ({"method": "scale"}, r"expected a method such as ToEdge\(\), got 'scale'"),
         ({"max_rank": 1.5}, r"max_rank ≥ 1, got 1.5"),
-        ({"level": "x"}, r"level in \(0, 1\], got 'x'"),
+        ({"significance": "x"}, r"expected significance between 0, excluded, and 1, got 'x'"),
     ],
 )
 def test_arguments_of_another_kind(settings, message, pair, tmp_path):

@@ -89,7 +89,7 @@ def test_json_and_selections(pair, tmp_path):
                "--significance", "0.01", "--side", "both")  # fmt: skip
     record = json.loads(done.stdout)
     assert [row["name"] for row in record["matrices"]] == ["a.weight"]
-    assert record["selection"] == {"select": "intruder", "level": 0.01}
+    assert record["selection"] == {"select": "intruder", "significance": 0.01}
     assert record["before"]["recipe"]["side"] == "both"
     assert done.exit_code == 1  # b is as it was
 

@@ -305,8 +305,8 @@ def test_bad_input_of_a_fit():
     with pytest.raises(InputError, match=r"at least 12 singular values, got 11"):
         fit_bulk(values[:11], (11, 30))
     for level in (0.0, 1.0, math.nan):
-        with pytest.raises(InputError, match=r"expected a level between 0 and 1, got"):
-            fit_bulk(values, (20, 30), level=level)
+        with pytest.raises(InputError, match=r"expected a significance between 0 and 1, got"):
+            fit_bulk(values, (20, 30), significance=level)
     with pytest.raises(InputError, match=r"a bulk, got one whose median singular value is 0"):
         fit_bulk([*values[:5], *[0.0] * 15], (20, 30))
     for exact in (-1, 2.5, "3"):
@@ -379,12 +379,12 @@ def test_standing_apart_knows_no_unit(scale):
 def test_bad_input_of_what_stands_apart():
     values = noise_values((40, 60), np.random.default_rng(2))
     for level in (0.0, 2, math.nan, None):
-        with pytest.raises(InputError, match=r"expected a level between 0 and 1, got"):
-            separated(values, level=level)
+        with pytest.raises(InputError, match=r"expected a significance between 0 and 1, got"):
+            separated(values, significance=level)
     for exact in (-1, 2.5):
         with pytest.raises(InputError, match=rf"expected exact ≥ 0, got {exact!r}; give a whole"):
             separated(values, exact=exact)
-    assert separated(values, exact=np.int64(40), level=np.float32(0.05))[0] in (0, 1)
+    assert separated(values, exact=np.int64(40), significance=np.float32(0.05))[0] in (0, 1)
 
 
 def test_a_dozen_values_can_spare_none():

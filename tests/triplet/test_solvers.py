@@ -27,6 +27,7 @@ from bulkedge.triplet.solver import (
     RayleighQuotient,
     Refined,
     Riemannian,
+    _deflation,
 )
 from bulkedge.triplet.solver._deflation import solve_nearly_singular, unit
 from cases import MATRICES, SHAPES, gaussian, generator, with_spectrum
@@ -274,7 +275,7 @@ def test_gradient_ascent_shrinks_the_error_at_the_rate_that_it_promises():
 
 @pytest.mark.parametrize("step", [0.0, -0.1, 0.5, 0.55, float("nan")])
 def test_gradient_ascent_refuses_an_unstable_step(step):
-    with pytest.raises(InputError, match=r"expected a step between 0 and 0\.5 .* got"):
+    with pytest.raises(InputError, match=r"expected step between 0 and 0\.5 .* got"):
         GradientAscent(step=step)
 
 
@@ -304,11 +305,12 @@ def test_the_nearest_triplet_is_the_top_one_after_the_warm_up(method):
 
 
 @pytest.mark.parametrize("method", [Newton, RayleighQuotient])
-def test_singular_systems_do_no_harm(method):
+def test_singular_systems_do_no_harm(method, monkeypatch):
     """Steps from the exact answer, where the matrix to be solved with is singular."""
+    monkeypatch.setattr(_deflation.Goal, "reached", lambda self, pair: False)
     for A in (torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0]).double()), torch.eye(4).double()):
         start = torch.eye(4, dtype=torch.float64)[:, :1]
-        result = solved(method(rtol=-1.0), A, start=start)
+        result = solved(method(), A, start=start)
         assert float(result.residuals) < 1e-14
         assert result.steps == method().max_steps
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bulkedge import InputError
+from bulkedge import InputError, RecipeError
 from bulkedge.tune import (
     AdaptedMatrix,
     EdgeClip,
@@ -71,8 +71,12 @@ def test_patterns_and_adapters():
     ]
     model.add_adapter("other", peft.LoraConfig(r=1, target_modules=["linear"]))
     assert adapted_matrices(model, adapter="other")[0].rank == 1
-    with pytest.raises(InputError, match="found none that match \\*attention\\*"):
+    with pytest.raises(RecipeError, match=r"'\*attention\*' matches no layer .* names look like"):
         adapted_matrices(model, modules="*attention*")
+    with pytest.raises(RecipeError, match=r"'\*kernel' matches no layer"):  # not of this adapter
+        adapted_matrices(model, modules=["*linear", "*kernel"], adapter="other")
+    with pytest.raises(InputError, match=r"found none that match \* with adapter 'third'"):
+        adapted_matrices(model, adapter="third")
 
 
 @pytest.mark.parametrize(

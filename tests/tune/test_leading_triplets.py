@@ -74,7 +74,7 @@ def test_large_weights_are_not_stacked(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(3,), (0, 4), (2, 1, 5)])
 def test_what_is_refused(shape):
-    with pytest.raises(InputError, match="expected weights of shape"):
+    with pytest.raises(InputError, match="expected real weights of shape"):
         LeadingTriplets([torch.zeros(shape)], 2)
 
 

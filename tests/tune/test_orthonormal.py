@@ -67,7 +67,7 @@ def test_a_rank_beyond_the_shorter_side_is_refused():
     wide = AdaptedMatrix("wide", draw(5, 50), draw(6, 50), draw(5, 6))
     with pytest.raises(InputError, match="wide: expected a rank of at most 5"):
         OrthonormalFactors([wide])
-    with pytest.raises(InputError, match='expected method="qr" or "polar"'):
+    with pytest.raises(InputError, match='expected method to be "qr" or "polar"'):
         OrthonormalFactors([layer()], method="cayley")
 
 

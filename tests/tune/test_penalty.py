@@ -110,7 +110,7 @@ def test_equal_values_do_no_harm():
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"per_call": 0}])
 def test_what_is_refused(options):
-    with pytest.raises(InputError, match="expected k ≥ 1 and per_call ≥ 1"):
+    with pytest.raises(InputError, match=rf"expected {next(iter(options))} ≥ 1, got 0"):
         IntruderPenalty([adapted(1.0)], **options)
 
 

@@ -412,6 +412,9 @@ def test_a_new_process_loads_it_after_the_import(tmp_path):
     ("options", "message"),
     [
         ({"r": 0}, "expected r ≥ 1"),
+        ({"r": True}, "expected r ≥ 1, got True"),
+        ({"r": 1, "variant": "rotational"}, "expected r ≥ 2 for the rotational variant, got 1"),
+        ({"spectral_dropout": float("nan")}, r"expected spectral_dropout in \[0, 1\), got nan"),
         ({"variant": "both"}, "expected variant"),
         ({"rotation": "givens"}, "expected rotation"),
         ({"bias": "all"}, "biases are not trained"),
@@ -423,6 +426,52 @@ def test_a_new_process_loads_it_after_the_import(tmp_path):
 def test_what_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         peft.get_peft_model(make_base(), configure(**options))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains_something_in_every_rank_that_is_allowed(variant):
+    for r in (1, 2, 3):
+        if (variant, r) == ("rotational", 1):
+            continue
+        model = peft.get_peft_model(make_base(), configure(variant=variant, r=r))
+        assert all(layer.spectral_left["default"].numel() for layer in layers(model))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_layers_tell_their_sizes_as_those_of_peft_do(kind):
+    spectral = peft.get_peft_model(make_base(kind), configure(kind))
+    lora = peft.get_peft_model(
+        make_base(kind),
+        peft.LoraConfig(target_modules=TARGETS[kind], fan_in_fan_out=kind == "gpt2"),
+    )
+    known = [m for m in lora.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    sizes = [(layer.in_features, layer.out_features) for layer in layers(spectral)]
+    assert sizes == [(layer.in_features, layer.out_features) for layer in known]
+    assert sizes
+
+
+def test_a_batch_of_several_adapters_is_refused():
+    model = trained()
+    model.add_adapter("other", configure(r=2))
+    names = ["default", "other"] * 4
+    one_adapter = r"expected one adapter for a whole batch, got adapter_names.*export_lora"
+    with pytest.raises(InputError, match=one_adapter):
+        model(input_ids=tokens(), adapter_names=names)
+    with pytest.raises(InputError, match=one_adapter):
+        layers(model)[0](torch.zeros(8, 32), adapter_names=names)
+    causal = peft.get_peft_model(make_base("llama"), configure("llama"))
+    with pytest.raises(InputError, match=one_adapter):
+        causal.generate(input_ids=tokens(), adapter_names=["default"] * 8, max_new_tokens=1)
+    torch.testing.assert_close(  # None is what PEFT passes on where nothing was asked
+        model.eval()(input_ids=tokens(), adapter_names=None).logits, output(model)
+    )
+
+
+def test_weighted_sums_of_adapters_are_refused():
+    model = trained()
+    model.add_adapter("other", configure(r=2))
+    with pytest.raises(InputError, match=r"adapters that can be added with weights.*export_lora"):
+        model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "sum")
 
 
 def test_export_needs_such_an_adapter_and_a_new_folder(tmp_path):

@@ -279,7 +279,7 @@ def test_spectra_of_every_precision_are_measured_in_float64():
         assert low.fit.threshold == pytest.approx(exact.fit.threshold, rel=0.01)
     same = BaseSpectrum.from_values(exact.values.float(), (40, 60))
     assert same.fit.threshold == pytest.approx(exact.fit.threshold, rel=1e-5)
-    strict = BaseSpectrum.of(W0, level=1e-9)
+    strict = BaseSpectrum.of(W0, significance=1e-9)
     assert strict.fit.spikes == 0
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from bulkedge.checkpoint import Checkpoint, NameRule, StoredMatrix, TensorInfo, matches
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import (
-    INPUTS,
     OUTPUTS,
     has_output,
     is_input,

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError, RecipeError
+from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError
+from bulkedge._globs import check_globs
 from bulkedge.checkpoint import (
     Adapter,
     Checkpoint,
     StoredMatrix,
     is_adapter,
     is_lora_file,
-    matches,
     open_adapter,
     open_checkpoint,
     open_lora_file,
@@ -219,25 +219,6 @@ def _names(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[str]:
     wrapped = (f"{w.module}.{parameter}" for w in tuned.wrapped for parameter in w.parameters)
     unhandled = (row.name for row in tuned.unhandled)
     return [*base.tensors, *tuned.factors, *tuned.tensors, *wrapped, *unhandled]
-
-
-def check_globs(globs: Iterable[str], names: list[str]) -> None:
-    """Raise where a glob matches nothing: misspelt, it must not turn a gate green.
-
-    Args:
-        globs: The globs.
-        names: What they may match.
-
-    Raises:
-        RecipeError: If one matches none.
-    """
-    for glob in globs:
-        if not matches(names, (glob,)):
-            example = max(names, key=len, default="")
-            raise RecipeError(
-                f"{glob!r} matches no tensor of either side, whose names look like {example!r}; "
-                "see `bulkedge inspect`"
-            )
 
 
 def _check_unique(comparisons: Iterable[Comparison]) -> None:

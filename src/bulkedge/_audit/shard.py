@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bulkedge._errors import CheckpointError, InputError
+from bulkedge._fields import check_fields, whole
 
 from .engine._order import largest_first
 from .plan import Comparison
@@ -36,6 +37,7 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
+        check_fields(self, index=whole(0), count=whole(0))
         if self.count > MAX_SHARDS:
             raise InputError(f"expected at most {MAX_SHARDS} shards, got {self.count}")
         if not 1 <= self.index <= self.count:

@@ -22,9 +22,10 @@ from bulkedge._audit import (
     run_plan,
 )
 from bulkedge._audit.inputs import as_text
-from bulkedge._audit.plan import check_globs
 from bulkedge._audit.record import Tool
 from bulkedge._errors import InputError, OutputError
+from bulkedge._fields import EPSILON, check_values, optional, renamed
+from bulkedge._globs import check_globs
 from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.write import new_folder
 from bulkedge.intruder import Verdict
@@ -57,6 +58,7 @@ Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(phase, what was finished, how many so far, how many in all)``."""
 
 
+@renamed(level="significance")
 def repair(
     base: str | os.PathLike[str],
     tuned: str | os.PathLike[str],
@@ -64,7 +66,7 @@ def repair(
     *,
     method: Method | None = None,
     select: str = "rotated",
-    level: float | None = None,
+    significance: float | None = None,
     only: Iterable[str] = (),
     max_rank: int | None = None,
     recipe: Recipe | dict[str, Any] | None = None,
@@ -89,8 +91,8 @@ def repair(
         method: What to do: ``Scale``, ``ToEdge``, ``Shrink`` or ``Project``; ``ToEdge()`` if None.
         select: The mildest verdict that is treated: ``"rotated"``, the paper's count, or
             ``"intruder"``.
-        level: Treat only directions whose singular value noise like the base's bulk reaches with
-            at most this probability.
+        significance: Treat only directions whose singular value noise like the base's bulk reaches
+            with at most this probability.
         only: Globs over names of either side: no other matrix is touched.
         max_rank: The largest rank of a repaired update; what that leaves out is ``loss`` in the
             record.  If None, updates grow by as many columns as it takes.
@@ -105,7 +107,7 @@ def repair(
         OutputError: If ``out`` exists, lies in an input, or cannot be written.
         CheckpointError: As :func:`bulkedge.audit`.
         RecipeError: Likewise, and if a glob of ``only`` matches nothing.
-        InputError: If ``select``, ``level`` or ``max_rank`` makes no sense.
+        InputError: If ``select``, ``significance`` or ``max_rank`` makes no sense.
 
     References:
         Shuttleworth et al., arXiv:2410.21228; see the methods for theirs.
@@ -128,7 +130,7 @@ def repair(
         ['repair.json', 'tuned.safetensors']
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
-    selection, method = _selection(select, level), method or ToEdge()
+    selection, method = _selection(select, significance), method or ToEdge()
     if not isinstance(method, Method):
         raise InputError(f"expected a method such as ToEdge(), got {method!r:.60}")
     if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
@@ -181,13 +183,12 @@ def check_output(out: Path, plan: Plan) -> None:
         raise OutputError(f"{out}: {free} bytes free, the copy needs about {needed}; make room")
 
 
-def _selection(select: str, level: float | None) -> Selection:
+def _selection(select: str, significance: float | None) -> Selection:
     """Which directions are treated."""
     if select not in ("rotated", "intruder"):
         raise InputError(f"expected select 'rotated' or 'intruder', got {select!r}")
-    if level is not None and not (isinstance(level, int | float) and 0 < level <= 1):
-        raise InputError(f"expected a level in (0, 1], got {level!r:.60}")
-    return Selection(Verdict(select), level)
+    check_values("repair", significance=(significance, optional(EPSILON)))
+    return Selection(Verdict(select), significance)
 
 
 def _phase(progress: Progress | None, phase: str) -> Callable[[str, int, int], None] | None:
@@ -227,7 +228,9 @@ def _record(
     names = {kind: name for name, kind in METHODS.items()}
     method = {"name": names.get(type(work.method), type(work.method).__name__)}
     rotated = work.selection.mildest is Verdict.ROTATED
-    settings = Choice(select="rotated" if rotated else "intruder", level=work.selection.level)
+    settings = Choice(
+        select="rotated" if rotated else "intruder", significance=work.selection.significance
+    )
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
         method=method | _settings(work.method),

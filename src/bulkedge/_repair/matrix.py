@@ -32,12 +32,12 @@ class Selection:
 
     Attributes:
         mildest: The mildest verdict: ``rotated``, the paper's count, or ``intruder``.
-        level: Only those whose value noise like the base's bulk reaches with no more than this
-            probability; None for any.
+        significance: Only those whose value noise like the base's bulk reaches with no more than
+            this probability; None for any.
     """
 
     mildest: Verdict = Verdict.ROTATED
-    level: float | None = None
+    significance: float | None = None
 
     def by_verdict(self, direction: Direction) -> bool:
         """Whether a direction has a verdict that is treated."""
@@ -45,9 +45,9 @@ class Selection:
 
     def __call__(self, direction: Direction, fit: BulkFit | None) -> bool:
         """Whether a direction is treated in a matrix whose base has that bulk."""
-        if self.level is None or not self.by_verdict(direction):
+        if self.significance is None or not self.by_verdict(direction):
             return self.by_verdict(direction)
-        return fit is not None and fit.chance_of(direction.sigma) <= self.level
+        return fit is not None and fit.chance_of(direction.sigma) <= self.significance
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import SHARE, check_fields, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.rmt import BulkFit, fit_bulk
 from bulkedge.triplet import GolubKahan, singular_triplet
@@ -183,7 +184,7 @@ class Scale:
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        _check("keep", self.keep, self.rounds)
+        check_fields(self, keep=SHARE, rounds=whole(1))
 
     def correct(self, case: Case) -> Correction:
         """See :class:`Method`."""
@@ -217,7 +218,7 @@ class ToEdge:
     rounds: int = 10
 
     def __post_init__(self) -> None:
-        _check("level", self.level, self.rounds)
+        check_fields(self, level=SHARE, rounds=whole(1))
 
     def correct(self, case: Case) -> Correction:
         """See :class:`Method`."""
@@ -260,7 +261,7 @@ class Shrink:
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        _check("rounds", 0.0, self.rounds)
+        check_fields(self, rounds=whole(1))
 
     def correct(self, case: Case) -> Correction:
         """See :class:`Method`."""
@@ -298,7 +299,7 @@ class Project:
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        _check("rounds", 0.0, self.rounds)
+        check_fields(self, rounds=whole(1))
 
     def correct(self, case: Case) -> Correction:
         """See :class:`Method`."""
@@ -314,13 +315,6 @@ class Project:
 
 METHODS = {"to-edge": ToEdge, "project": Project, "scale": Scale, "shrink": Shrink}
 """The methods by the names of the command line."""
-
-
-def _check(name: str, value: float, rounds: int) -> None:
-    if not 0 <= value <= 1:
-        raise InputError(f"expected {name} between 0 and 1, got {value}")
-    if rounds < 1:
-        raise InputError(f"expected rounds ≥ 1, got {rounds}")
 
 
 def _optimal(gamma: Tensor, fit: BulkFit) -> Tensor:

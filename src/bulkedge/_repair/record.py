@@ -40,7 +40,7 @@ class Choice(TypedDict):
     __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
 
     select: Literal["rotated", "intruder"]
-    level: Fraction | None
+    significance: Fraction | None
 
 
 class Treated(Row):

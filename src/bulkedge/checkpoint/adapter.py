@@ -20,11 +20,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import AdapterError, problems
+from bulkedge._globs import unwrapped
 
 from .experts import BY_UNSLOTH, Wrapped
 from .factors import LoraFactors
 from .header import EMPTY, FLOATING, TensorInfo, read_header
-from .names import unwrapped
 from .patterns import Patterns
 from .read import PICKLES, confined, convert, read_json, weights_beside
 

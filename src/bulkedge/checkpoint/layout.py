@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bulkedge._errors import RecipeError
+from bulkedge._globs import matches
 
 from .fused import fused_from
 from .header import TensorInfo
 from .matrix import StoredMatrix
-from .names import matches, of_experts
+from .names import of_experts
 from .quantised import scales_of
 from .read import Checkpoint
 

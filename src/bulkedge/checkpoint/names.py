@@ -19,7 +19,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -31,17 +30,6 @@ Shape = tuple[int, ...]
 Rule = tuple[str, str]
 
 MAX_LIKELY, MAX_COMPARED = 50, 256
-# what torch.compile, activation checkpointing, FSDP and Lightning put between a module and its
-# parameters; a component of the name, at any place
-WRAPPERS = frozenset(
-    (
-        "_orig_mod",
-        "_checkpoint_wrapped_module",
-        "_fsdp_wrapped_module",
-        "_fpw_module",
-        "_forward_module",
-    )
-)
 # Granite, JetMoe and their kin name no experts where they stack them
 GRANITE_LAYERS = frozenset(("input_linear", "output_linear"))
 # what a model is wrapped in from one version or class to the next
@@ -65,18 +53,6 @@ RENAMED = (
     (".intermediate.dense.", ".mlp.fc1."),
     (".output.dense.", ".mlp.fc2."),
 )
-
-
-def unwrapped(name: str) -> str:
-    """A name without the wrappers of training libraries.
-
-    Args:
-        name: Such as ``layers.0._orig_mod.q_proj.weight``.
-
-    Returns:
-        ``layers.0.q_proj.weight``.
-    """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def of_experts(name: str) -> bool:
@@ -121,25 +97,6 @@ class NameRule:
         found = difflib.get_close_matches(name[-MAX_COMPARED:], ends, n=3, cutoff=0.4)
         close = [ends[end] for end in found]
         return ", ".join(map(repr, close)) if close else "none is similar"
-
-
-def matches(names: Iterable[str], globs: Collection[str]) -> bool:
-    """Whether one of the globs matches one of the names, or that of the module of a weight.
-
-    Args:
-        names: Names of tensors.
-        globs: Patterns of ``*``, ``?`` and ``[…]``.
-
-    Returns:
-        Whether one does.
-
-    Example:
-        >>> matches(["pooler.dense.weight"], ["pooler.dense"])
-        True
-    """
-    plain = {word for name in names for word in (name, unwrapped(name))}
-    both = (word for name in plain for word in {name, name.removesuffix(".weight")})
-    return any(fnmatchcase(word, glob) for word in both for glob in globs)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ packing is of the size of what a fine-tune changes: the checkpoint from before i
 from __future__ import annotations
 
 from bulkedge._errors import CheckpointError
+from bulkedge._globs import unwrapped
 
 from .header import FLOATING, TensorInfo
 from .matrix import BlockScales
-from .names import of_experts, unwrapped
+from .names import of_experts
 from .read import Checkpoint
 
 FP8 = ("F8_E4M3", "F8_E5M2")

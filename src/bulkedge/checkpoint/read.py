@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bulkedge._errors import CheckpointError
+from bulkedge._globs import unwrapped
 
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
-from .names import unwrapped
 
 if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` stays quick
     from torch import Tensor

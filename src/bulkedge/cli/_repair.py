@@ -80,7 +80,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
             options["output"],
             method=_method(options),
             select=options["select"],
-            level=options["significance"],
+            significance=options["significance"],
             only=options["only"],
             max_rank=options["max_rank"],
             recipe=recipe,

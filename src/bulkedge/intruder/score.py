@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._guard import matrix, precise
 from bulkedge.triplet import resolution
 
 
@@ -87,17 +88,19 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         The determined vectors.
 
     Raises:
-        InputError: If the number of vectors and values differ.
+        InputError: If the number of vectors and values differ, or they are not real and finite.
 
     Example:
         >>> U, S, _ = torch.linalg.svd(torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0])))
         >>> base_vectors(U, S, (4, 4)).eigenspace.tolist()
         [0, 1, 1]
     """
-    if vectors.shape[1] != sigma.shape[0]:
+    if vectors.ndim != 2 or sigma.ndim != 1 or vectors.shape[1] != sigma.shape[0]:
         raise InputError(
-            f"expected as many vectors as values, got {vectors.shape[1]} and {sigma.shape[0]}"
+            f"expected as many vectors as values, got shapes {tuple(vectors.shape)} and "
+            f"{tuple(sigma.shape)}"
         )
+    matrix("the vectors", vectors)
     rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
     # max(m, n)·eps·σ₁ is for the worst case; errors that add up at random stay below twice its root
@@ -113,6 +116,7 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
     return BaseVectors(vectors[:, : len(sigma)], eigenspace)
 
 
+@precise
 def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
     """Score orthonormal tuned vectors against a base.
 
@@ -126,6 +130,9 @@ def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
     Returns:
         Score, matched index and subspace overlap of each vector.
 
+    Raises:
+        InputError: If Y is not real and finite, or not like the base's.
+
     Example:
         >>> base = BaseVectors(torch.eye(4)[:, :3], torch.tensor([0, 1, 2]))
         >>> y = torch.tensor([[0.0], [0.6], [0.0], [0.8]])
@@ -133,6 +140,13 @@ def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
         >>> round(result.score.item(), 4), result.matched_index.item()
         (0.6, 1)
     """
+    matrix("Y", Y)
+    known = base.vectors
+    if (len(Y), Y.dtype, Y.device) != (len(known), known.dtype, known.device):
+        raise InputError(
+            f"expected vectors of {len(known)} entries in {known.dtype} on {known.device}, as the "
+            f"base's, got shape {tuple(Y.shape)} in {Y.dtype} on {Y.device}"
+        )
     p, k = base.vectors.shape[1], Y.shape[1]
     if p == 0:  # a zero base: everything is new
         nothing = Y.new_zeros(k)

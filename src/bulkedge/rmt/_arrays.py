@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import as_real, as_whole
+from bulkedge._guard import finite
 
 Array = float | complex | Sequence[Any] | np.ndarray | Tensor
 """What the laws take: a number, a list, a NumPy array, a torch tensor."""
@@ -71,6 +72,23 @@ def enter_real(x: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
     return tensor, leave
 
 
+def enter_finite(x: Array, *, complex: bool = False) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """:func:`enter_real`, or :func:`enter`, for what has no meaning at infinity.
+
+    Args:
+        x: Any shape.
+        complex: Whether complex numbers are allowed.
+
+    Returns:
+        As :func:`enter`.
+
+    Raises:
+        InputError: If x does not hold numbers, or NaN, or infinities.
+    """
+    tensor, leave = enter(x) if complex else enter_real(x)
+    return finite("the numbers given", tensor), leave
+
+
 def real(x: Any) -> float:
     """One real number of Python, NumPy or torch, as a float.
 
@@ -84,11 +102,8 @@ def real(x: Any) -> float:
         >>> real(torch.tensor(0.5)), real(np.int64(2)), real("2")
         (0.5, 2.0, nan)
     """
-    try:
-        tensor, _ = enter_real(x)
-    except InputError:
-        return float("nan")
-    return float(tensor.detach()) if tensor.ndim == 0 else float("nan")
+    number = as_real(x)
+    return float("nan") if number is None else number
 
 
 def count(name: str, x: Any, low: int, high: int | None = None) -> int:
@@ -106,10 +121,7 @@ def count(name: str, x: Any, low: int, high: int | None = None) -> int:
     Raises:
         InputError: If it is none, or outside the limits.
     """
-    try:
-        number = operator.index(x)
-    except (TypeError, ValueError):  # the latter from tensors of several numbers
-        number = None
+    number = as_whole(x)
     if number is None or number < low or (high is not None and number > high):
         limits = f"≥ {low}" if high is None else f"between {low} and {high}"
         raise InputError(f"expected {name} {limits}, got {x!r}; give a whole number")

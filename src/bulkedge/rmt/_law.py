@@ -313,12 +313,6 @@ def require_positive(name: str, value: Any) -> float:
     return number
 
 
-def set_positive(law: Law, *names: str) -> None:
-    """Turn parameters of a frozen law into floats that :func:`require_positive` accepts."""
-    for name in names:
-        object.__setattr__(law, name, require_positive(name, getattr(law, name)))
-
-
 def keep_nan(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, y)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 
-from ._arrays import Array, enter_real, real, slack
+from ._arrays import Array, enter_finite, enter_real, real, slack
 
 HALVINGS = 80  # of a bracket that is a few edges wide: beyond the last bit
 NEAREST = 1e-15
@@ -230,7 +230,7 @@ class Bulk(ABC):
 
     def _beyond(self, z: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
         """Points beyond the edge, and the way back to their kind."""
-        points, leave = enter_real(z)
+        points, leave = enter_finite(z)
         if bool((points < self.edge * (1 - slack(z))).any()):
             raise InputError(
                 f"expected points beyond the bulk edge {self.edge:.6g}, got "

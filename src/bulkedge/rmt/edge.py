@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import renamed
 
 from ._arc import Arc
 from ._arrays import Array, count, enter_real
 from .bulk import Bulk, White, checked_shape, checked_sigma
-from .empirical import FEWEST, Empirical, checked_level, descending, separated
+from .empirical import FEWEST, Empirical, checked_significance, descending, separated
 from .tracy_widom import TracyWidom
 
 LOWER = 0.8
@@ -113,8 +114,9 @@ class BulkFit:
         return leave(TracyWidom().sf((points - edge.position) / edge.scale))
 
 
+@renamed(level="significance")
 def fit_bulk(
-    values: Array, shape: tuple[int, int], *, level: float = 0.05, exact: int | None = None
+    values: Array, shape: tuple[int, int], *, significance: float = 0.05, exact: int | None = None
 ) -> BulkFit:
     """Fit bulk, edge and spikes to the singular values of a matrix.
 
@@ -123,8 +125,8 @@ def fit_bulk(
     Args:
         values: All singular values in descending order, shape ``(min(m, n),)``, at least 12.
         shape: ``(m, n)`` of the matrix.
-        level: Probability that noise alone is said to have a spike, if its entries have the tails
-            of a Gaussian and one variance.  Of heavier tails the largest values stray farther
+        significance: Probability that noise alone is said to have a spike, if its entries have the
+            tails of a Gaussian and one variance.  Of heavier tails the largest values stray farther
             (Student's t with 5 degrees of freedom alarms several times as often); then ask
             :func:`~bulkedge.rmt.separated`, which knows no variance.
         exact: How many leading values are computed, where the others come from a quadrature; only
@@ -137,8 +139,8 @@ def fit_bulk(
 
     Raises:
         InputError: If the number of values does not fit the shape or is below 12, if values are
-            not finite, descending and different, the level is not in (0, 1) or ``exact`` is no
-            count.
+            not finite, descending and different, the significance is not in (0, 1) or ``exact`` is
+            no count.
 
     References:
         Kritchman and Nadler, IEEE Trans. Signal Process. 57 (2009), for the sequential test;
@@ -157,7 +159,8 @@ def fit_bulk(
     p = min(m, n)
     if len(found) != p:
         raise InputError(f"expected the {p} singular values of a {m}×{n} matrix, got {len(found)}")
-    level, exact = checked_level(level), p if exact is None else count("exact", exact, 0)
+    significance = checked_significance(significance)
+    exact = p if exact is None else count("exact", exact, 0)
     if p < FEWEST:
         raise InputError(f"expected at least {FEWEST} singular values, got {p}")
     if not SMALLEST < found[0] < 1 / SMALLEST:
@@ -169,10 +172,10 @@ def fit_bulk(
         raise InputError("expected a matrix with a bulk, got one whose median singular value is 0")
     noise = _fit_white(found, (m, n))
     if noise.misfit <= _misfit_limit(p):
-        spikes, p_value = _count_white(found, noise, level, exact)
+        spikes, p_value = _count_white(found, noise, significance, exact)
         bulk: Bulk = White((m, n), noise.sigma)
     else:
-        spikes, p_value = separated(found, level=level, exact=exact)
+        spikes, p_value = separated(found, significance=significance, exact=exact)
         bulk = Empirical(found, (m, n), outliers=spikes)
     return BulkFit(
         shape=(m, n),
@@ -333,7 +336,9 @@ def _noise_counts(shape: tuple[int, int]) -> np.ndarray:
     return counts
 
 
-def _count_white(values: np.ndarray, noise: _White, level: float, exact: int) -> tuple[int, float]:
+def _count_white(
+    values: np.ndarray, noise: _White, significance: float, exact: int
+) -> tuple[int, float]:
     """Test one value after the other, until one is not significant."""
     most = min(len(values) // MOST, exact)
     spikes, p_values = 0, np.empty(0)
@@ -342,7 +347,7 @@ def _count_white(values: np.ndarray, noise: _White, level: float, exact: int) ->
         rank = np.arange(max(tested, 1))
         leading = torch.from_numpy(values[rank])
         p_values = _p_values(leading, noise.shape, noise.sigma, rank, fitted=True).numpy()
-        accepted = p_values[:tested] < level
+        accepted = p_values[:tested] < significance
         spikes = tested if accepted.all() else int(accepted.argmin())
         if spikes < tested:
             break

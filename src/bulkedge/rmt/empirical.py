@@ -22,6 +22,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import renamed
 
 from ._arrays import Array, count, enter_real, real
 from .bulk import Bulk, Traces, checked_shape
@@ -93,19 +94,23 @@ def fit_edge(values: Array) -> Edge:
     return Edge(float(line.position), float(line.scale), size, is_hard)
 
 
-def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -> tuple[int, float]:
+@renamed(level="significance")
+def separated(
+    values: Array, *, significance: float = 0.05, exact: int | None = None
+) -> tuple[int, float]:
     """How many leading values stand apart from any bulk that the rest could be.
 
     Each of the first p/20 values is compared with the edge that the 15 values after it make,
     in units of their own scale, by the Tracy–Widom law; the last that stands apart counts, and all
-    before it.  Pure noise is taken for an outlier with probability ``level`` at most (Bonferroni
-    over the tests), if there are 30 values or more.  Fewer alarm more often, since fewer values
-    make the edge: at a level of 5 %, 20 values in 8 % of draws and 13, the fewest of which one can
-    be spared, in 12 %; of 12 none is tested.  Heavy-tailed entries make outliers of their own.
+    before it.  Pure noise is taken for an outlier with probability ``significance`` at most
+    (Bonferroni over the tests), if there are 30 values or more.  Fewer alarm more often, since
+    fewer values make the edge: at a significance of 5 %, 20 values in 8 % of draws and 13, the
+    fewest of which one can be spared, in 12 %; of 12 none is tested.  Heavy-tailed entries make
+    outliers of their own.
 
     Args:
         values: Singular values in descending order, shape ``(p,)``, p ≥ 12.
-        level: Probability of a false alarm.
+        significance: Probability of a false alarm.
         exact: How many leading values are computed; only these are tested, where the others come
             from a quadrature.  All if None.
 
@@ -113,8 +118,8 @@ def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -
         Their number, and the p-value of the last of them; of the first value if there are none.
 
     Raises:
-        InputError: If there are fewer values, or they all coincide, the level is not in (0, 1) or
-            ``exact`` is no count.
+        InputError: If there are fewer values, or they all coincide, the significance is not in
+            (0, 1) or ``exact`` is no count.
 
     Example:
         >>> from bulkedge.rmt import SingularValueLaw
@@ -122,14 +127,14 @@ def separated(values: Array, *, level: float = 0.05, exact: int | None = None) -
         >>> separated(np.concatenate([[70.0, 60.0], bulk]))[0]
         2
     """
-    found, level = descending(values), checked_level(level)
+    found, significance = descending(values), checked_significance(significance)
     _window(len(found))
     tests = min(max(1, len(found) // 20), len(found) - FEWEST)
     tested = tests if exact is None else min(tests, count("exact", exact, 0))
     if tests == 0:  # no value can be spared
         return 0, 1.0
     p_values = np.minimum(TracyWidom().sf(_studentised(found, max(tested, 1))) * tests, 1.0)
-    beyond = np.flatnonzero(p_values[:tested] < level)
+    beyond = np.flatnonzero(p_values[:tested] < significance)
     spikes = int(beyond[-1]) + 1 if len(beyond) else 0
     return spikes, float(p_values[max(spikes - 1, 0)])
 
@@ -297,11 +302,11 @@ def _window(size: int) -> int:
     return min(TOP, size // 3)
 
 
-def checked_level(level: Any) -> float:
+def checked_significance(significance: Any) -> float:
     """The probability of a false alarm; InputError unless it is in (0, 1)."""
-    number = real(level)
+    number = real(significance)
     if not 0 < number < 1:
-        raise InputError(f"expected a level between 0 and 1, got {level}")
+        raise InputError(f"expected a significance between 0 and 1, got {significance}")
     return number
 
 

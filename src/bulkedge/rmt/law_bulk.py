@@ -17,7 +17,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 
 from ._arc import gauss_legendre
-from ._arrays import Array, count, enter_real, slack
+from ._arrays import Array, count, enter_finite, enter_real, slack
 from ._law import Law
 from .bulk import Bulk, Spike, Traces, checked_shape
 
@@ -196,7 +196,7 @@ class SymmetricLawBulk:
             >>> round(SymmetricLawBulk(Semicircle(10.0), 100).strength(-25.0), 9)
             -20.0
         """
-        points, leave = enter_real(location)
+        points, leave = enter_finite(location)
         low, high = self.edges
         below = points < (low + high) / 2
         beyond = torch.where(below, low - points, points - high)

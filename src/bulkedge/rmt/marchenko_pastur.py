@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import POSITIVE, check_fields
 
 from ._arc import Arc
-from ._law import AffineLaw, ArcLaw, require_positive, set_positive
+from ._law import AffineLaw, ArcLaw, require_positive
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class MarchenkoPastur(AffineLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        set_positive(self, "ratio", "sigma")
+        check_fields(self, ratio=POSITIVE, sigma=POSITIVE)
 
     def mean(self) -> float:
         """``σ²``."""
@@ -106,7 +107,7 @@ class SingularValueLaw(ArcLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        set_positive(self, "ratio", "sigma")
+        check_fields(self, ratio=POSITIVE, sigma=POSITIVE)
 
     @classmethod
     def of(cls, shape: tuple[int, int], sigma: float = 1.0) -> SingularValueLaw:

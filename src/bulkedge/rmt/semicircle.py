@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._fields import FINITE, POSITIVE, check_fields
 
 from ._arc import Arc
-from ._arrays import real
-from ._law import AffineLaw, set_positive
+from ._law import AffineLaw
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Semicircle(AffineLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        set_positive(self, "sigma")
+        check_fields(self, sigma=POSITIVE)
 
     def mean(self) -> float:
         """``0``."""
@@ -99,11 +98,7 @@ class SpikedSemicircle(AffineLaw):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        theta = real(self.theta)
-        if not math.isfinite(theta):
-            raise InputError(f"expected theta to be finite, got {self.theta!r}")
-        object.__setattr__(self, "theta", theta)
-        set_positive(self, "sigma")
+        check_fields(self, theta=FINITE, sigma=POSITIVE)
 
     def mean(self) -> float:
         """``θ``."""

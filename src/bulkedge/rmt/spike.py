@@ -8,7 +8,7 @@ import torch
 
 from bulkedge._errors import InputError
 
-from ._arrays import Array, enter_real, slack
+from ._arrays import Array, enter_finite, enter_real, slack
 from .bulk import Bulk, Spike, White, checked_shape, checked_sigma
 
 
@@ -107,7 +107,7 @@ class Wigner:
             >>> Wigner(100).strength(-25.0)
             -20.0
         """
-        points, leave = enter_real(location)
+        points, leave = enter_finite(location)
         size = points.abs()
         if bool((size < self.edge * (1 - slack(location))).any()):
             raise InputError(

@@ -24,10 +24,10 @@ import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._fields import check_fields, one_of
 
 from ._arc import gauss_legendre
-from ._arrays import elementwise, real
+from ._arrays import elementwise
 from ._law import Law, keep_nan
 
 # torch's Ai is right to rounding above −2.09, and wrong by up to 3e-6 below
@@ -72,10 +72,7 @@ class TracyWidom(Law):
     beta: int = 1
 
     def __post_init__(self) -> None:
-        beta = real(self.beta)
-        if beta not in _DECAY:
-            raise InputError(f"expected beta to be 1, 2 or 4, got {self.beta!r}")
-        object.__setattr__(self, "beta", int(beta))
+        check_fields(self, beta=one_of(*_DECAY))
 
     def mean(self) -> float:
         """−1.2065, −1.7711 or −3.2624."""

@@ -16,7 +16,7 @@ import torch
 
 from bulkedge._errors import InputError
 
-from ._arrays import Array, enter, enter_real
+from ._arrays import Array, enter, enter_finite
 from .bulk import checked_shape
 
 
@@ -39,8 +39,8 @@ def stieltjes(values: Array, z: Array) -> Any:
         >>> stieltjes([-1.0, 1.0], 3.0)
         0.375
     """
-    points, leave = enter(z)
-    spectrum = enter(values)[0].to(points.device)
+    points, leave = enter_finite(z, complex=True)
+    spectrum = enter_finite(values, complex=True)[0].to(points.device)
     if spectrum.ndim != 1 or len(spectrum) == 0:
         raise InputError(f"expected one row of eigenvalues, got shape {tuple(spectrum.shape)}")
     return leave((1 / (points[..., None] - spectrum)).mean(-1))
@@ -72,7 +72,7 @@ def stieltjes_inversion(transform: Callable[[Any], Any], x: Array, *, width: flo
     """
     if not width > 0:
         raise InputError(f"expected a positive width, got {width}")
-    points, leave = enter_real(x)
+    points, leave = enter_finite(x)
     return leave(-enter(transform(points + 1j * width))[0].imag / math.pi)
 
 
@@ -100,8 +100,8 @@ def resolvent_traces(values: Array, shape: tuple[int, int], z: Array) -> tuple[A
     """
     m, n = checked_shape(shape)
     p = min(m, n)
-    points, leave = enter(z)
-    spectrum = enter_real(values)[0].to(points.device)
+    points, leave = enter_finite(z, complex=True)
+    spectrum = enter_finite(values)[0].to(points.device)
     if tuple(spectrum.shape) != (p,):
         raise InputError(
             f"expected the {p} singular values of a {m}×{n} matrix, got {tuple(spectrum.shape)}"
@@ -131,6 +131,6 @@ def d_transform(values: Array, shape: tuple[int, int], z: Array) -> Any:
         >>> round(d_transform([3.0, 1.0], (2, 3), 5.0), 6)
         0.062572
     """
-    points, leave = enter(z)
+    points, leave = enter_finite(z, complex=True)
     left, right = resolvent_traces(values, shape, points)
     return leave(torch.mul(left, right))

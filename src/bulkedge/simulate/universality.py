@@ -64,7 +64,7 @@ class Universality(Experiment):
         for name in self.entries:
             W = sigma * draws[name](generator)
             values = torch.linalg.svdvals(W)
-            fit = fit_bulk(values, shape, level=LEVEL)
+            fit = fit_bulk(values, shape, significance=LEVEL)
             B, A = spikes(shape, torch.tensor([self.theta]), generator)
             tuned = Base.of(W + B @ A)
             yield {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bulkedge._guard import precise
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet import BlockKrylov, SingularTriplets
 from bulkedge.triplet._triplet import solve_from
@@ -14,6 +15,7 @@ BLOCK = 6  # vectors carried from step to step, the explorer included
 EXPLORE = 4  # steps of the explorer
 
 
+@precise
 def fresh_start(A: LinearMap) -> Tensor:
     """A start from nothing, shape ``(min(m, n), ≤ BLOCK)``: the leading vectors of A."""
     n = min(A.shape)
@@ -23,6 +25,7 @@ def fresh_start(A: LinearMap) -> Tensor:
         return track(A, generic(n, columns, like), rtol=1e-3)[1]
 
 
+@precise
 def track(
     A: LinearMap, start: Tensor, *, rtol: float, max_steps: int | None = None
 ) -> tuple[SingularTriplets, Tensor]:
@@ -63,10 +66,15 @@ def _explore(A: LinearMap, start: Tensor) -> Tensor:
     block, x = start[:, :-1], start[:, -1:]
     x = x + 0.3 * x.roll(1, 0)
     for _ in range(EXPLORE):
-        x = A.rmatmat(A.matmat(x))
+        x = A.rmatmat(_unit(A.matmat(x)))
         x = x - block @ (block.mT @ x)
-        x = x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
+        x = _unit(x)
     return x
+
+
+def _unit(x: Tensor) -> Tensor:
+    """``x / ‖x‖``, in part where the norm is too small for a number."""
+    return x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import as_real
 from bulkedge._linmap import MatrixLike, as_map
 from bulkedge.triplet import Solver, singular_triplet
 
@@ -144,7 +145,7 @@ def cap_factor(norm: Tensor, bound: float) -> Tensor:
 
 def require_bound(bound: float) -> None:
     """Raise InputError unless the bound is positive and finite."""
-    if not isinstance(bound, int | float) or not 0 < bound < float("inf"):
+    if not 0 < (as_real(bound) or 0.0) < float("inf"):
         raise InputError(f"expected a positive finite bound, got {bound!r}")
 
 

@@ -11,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bulkedge._errors import InputError
+from bulkedge._guard import matrix as require_matrix
+from bulkedge._guard import precise
 from bulkedge._linmap import Dense
 from bulkedge.triplet import BlockKrylov, singular_triplet, thin_svd
 
@@ -23,6 +25,7 @@ FEW = 16  # triplets tried for a clip
 LARGE = 512  # shorter side from which they are cheaper than a full SVD
 
 
+@precise
 def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip") -> Tensor:
     """The matrix of the ball {‖X‖₂ ≤ bound} that belongs to W; no gradient.
 
@@ -42,7 +45,7 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
         Shape and dtype of W.
 
     Raises:
-        InputError: If the bound is not positive or the method unknown.
+        InputError: If the bound is not positive or the method unknown, or W is not real and finite.
 
     Example:
         >>> W = torch.diag(torch.tensor([4.0, 1.0]))
@@ -54,7 +57,7 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     require_bound(bound)
     _require_method(method)
     with torch.no_grad():
-        matrix = as_matrix(W.detach())
+        matrix = as_matrix(require_matrix("W", W, dims=None).detach())
         if method == "rescale":
             return (W * cap_factor(singular_triplet(matrix).sigma[0], bound)).to(W.dtype)
         return _clipped(matrix, bound).view_as(W).to(W.dtype)
@@ -147,11 +150,12 @@ def _require_method(method: str) -> None:
         raise InputError(f'expected method="rescale" or "clip", got {method!r}')
 
 
+@precise
 def _hold(
     weight: Tensor, bound: float, method: Method, rtol: float, starts: WeakTensorKeyDictionary
 ) -> None:
     """Project one weight in place if it left the ball."""
-    A = Dense(as_matrix(weight.detach()))
+    A = Dense(as_matrix(require_matrix("the weight", weight, dims=None).detach()))
     if weight not in starts:
         starts[weight] = fresh_start(A)
     result, starts[weight] = track(A, starts[weight], rtol=rtol)

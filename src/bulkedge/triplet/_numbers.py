@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
-from bulkedge._linmap import LinearMap, Scaled
+from bulkedge._linmap import LinearMap, Scaled, lift, times_power
 from bulkedge._precision import full_precision
 
 from ._gauge import pair_scale, turns, warn_of_turns
@@ -27,6 +27,10 @@ from .solver._start import generic
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
+FIGURES = ("sigma", "residuals", "gaps")
+"""What of a result grows with the matrix."""
+SMALLEST = 2.0**-1000
+"""What a matrix is divided by at most: the reciprocal has to be a number, too."""
 NEAR = 16  # how many singular values beyond the k-th are kept to precondition the derivative
 
 
@@ -62,7 +66,7 @@ def leading(
         upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
         result = solver.compute(upright, k, start, generator or numpy.random.default_rng(0))
     if size != 1:
-        figures = {name: getattr(result, name) * size for name in ("sigma", "residuals", "gaps")}
+        figures = {name: _times(getattr(result, name), size) for name in FIGURES}
         result = dataclasses.replace(result, **figures)
     u, v = (result.u, result.v) if _is_upright(A) else (result.v, result.u)
     near = _near(result, size, min(A.shape))
@@ -95,6 +99,9 @@ def implicit(
 
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
+
+    Raises:
+        InputError: If the dtype has no numbers as large as the derivative.
     """
     with torch.no_grad(), full_precision(A.device):
         sigma, u, v = triplets
@@ -112,9 +119,13 @@ def implicit(
         if judge and len(sigma) > 1:
             xi = None if xi is None else xi / scale
             warn_of_turns(sigma, turns(u, phi) + turns(v, psi), pair_scale(phi, psi), xi)
-        size = _power_of_two(float(sigma[0]))
+        size = max(_power_of_two(float(sigma[0])), SMALLEST)
         theta, Z = evidence.near
-        system = System(Scaled(A, 1 / size), sigma / size, u, v, None, None, (theta / size, Z))
+        near, unit = (_times(theta, 1 / size), Z), Scaled(A, 1 / size)
+        # a value below the normal numbers has lost its digits; its vectors have not
+        small = float(sigma[-1]) < torch.finfo(sigma.dtype).tiny / torch.finfo(sigma.dtype).eps
+        known = (u * unit.matmat(v)).sum(dim=0) if small else _times(sigma, 1 / size)
+        system = System(unit, known, u, v, None, None, near)
         system = dataclasses.replace(
             system,
             Phi=None if phi is None else system.outside_u(phi),
@@ -122,8 +133,16 @@ def implicit(
         )
         close = float(evidence.gaps.min()) < 0.1 * float(sigma[0])
         p, q = _refined(adjoint, system, close=close)
-        _judge(adjoint, system, (p, q), evidence.residuals / size, evidence.gaps / size)
-        return p / size * scale, q / size * scale
+        residuals, gaps = (_times(x, 1 / size) for x in (evidence.residuals, evidence.gaps))
+        _judge(adjoint, system, (p, q), residuals, gaps)
+        p, q = _times(p, scale / size), _times(q, scale / size)
+        if not all(bool(torch.isfinite(x).all()) for x in (p, q)):
+            raise InputError(
+                f"expected a matrix whose vectors have a derivative within the numbers of "
+                f"{p.dtype}, got σ = {float(sigma[-1]):.1e}: multiply the matrix by a number, or "
+                "the loss by a small one"
+            )
+        return p, q
 
 
 def _scale(cotangents: tuple[Tensor | None, Tensor | None]) -> float:
@@ -262,7 +281,7 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
     theta, Z = result.sigma.new_zeros(NEAR), result.v.new_zeros(n, NEAR)
     if result.near is not None:
         count = min(NEAR, len(result.near[0]))
-        theta[:count] = result.near[0][:count] * size
+        theta[:count] = _times(result.near[0][:count], size)
         Z[:, :count] = result.near[1][:, :count]
     return theta, Z
 
@@ -273,12 +292,20 @@ def _size(A: LinearMap) -> float:
     largest = A.shape[1] ** 0.5 * float(A.matmat(probe).abs().max())
     if not math.isfinite(largest):
         raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
-    return 1.0 if 2**-20 < largest < 2**20 else _power_of_two(largest)
+    if largest < 2 * torch.finfo(A.dtype).tiny ** 0.5:  # perhaps below what a product can show
+        large = lift(A.dtype)
+        largest = A.shape[1] ** 0.5 * float(A.matmat(probe * large).abs().max()) / large
+    return 1.0 if 2**-20 < largest < 2**20 else max(_power_of_two(largest), SMALLEST)
 
 
 def _power_of_two(x: float) -> float:
     """The largest power of two that is at most x, 1 for 0: dividing by it rounds nothing."""
     return 2.0 ** (math.frexp(x)[1] - 1) if x else 1.0
+
+
+def _times(x: Tensor, power: float) -> Tensor:
+    """``power · x`` for a power of two, which alone may be beyond the numbers of the dtype."""
+    return times_power(x, math.frexp(power)[1] - 1)
 
 
 def _norms(p: Tensor, q: Tensor) -> Tensor:

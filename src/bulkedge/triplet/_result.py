@@ -9,6 +9,9 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from bulkedge._errors import InputError
+from bulkedge._guard import finite
+
 
 class Status(Enum):
     """How a solve ended; the value is the advice."""
@@ -110,5 +113,11 @@ def resolution(sigma: Tensor, shape: tuple[int, ...]) -> Tensor:
 
     Returns:
         Shape ``(..., 1)``, 0 for no values at all.
+
+    Raises:
+        InputError: If they are no real floating-point numbers, or not finite.
     """
+    if not sigma.is_floating_point():
+        raise InputError(f"expected real floating-point values, got {sigma.dtype}; convert them")
+    finite("the singular values", sigma)
     return max(shape) * torch.finfo(sigma.dtype).eps * sigma[..., :1].sum(dim=-1, keepdim=True)

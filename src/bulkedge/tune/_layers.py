@@ -6,14 +6,15 @@ found in a model; anything else that is of this form is given as :class:`Adapted
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import Union
 
 from torch import nn
 
 from bulkedge._errors import InputError
+from bulkedge._globs import as_globs
 
+from ._chosen import chosen
 from ._lora import LoraMatrix, adapter_of, lora_layers
 from ._matrix import AdaptedMatrix, frozen_map, is_distributed
 
@@ -40,6 +41,7 @@ def adapted_matrices(
 
     Raises:
         InputError: If there is none, or one of them is not of the form ``W0 + s·B·A``.
+        RecipeError: If a pattern matches no layer.
 
     Example:
         >>> import torch
@@ -47,24 +49,19 @@ def adapted_matrices(
         >>> adapted_matrices([AdaptedMatrix("layer", W0, A, B)])[0].rank
         2
     """
-    patterns = [modules] if isinstance(modules, str) else list(modules)
-
-    def wanted(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
     found: list[AdaptedMatrix]
     if not isinstance(model, nn.Module):
-        found = [matrix for matrix in model if wanted(matrix.name)]
+        found = list(model)
     else:
         found = [
-            LoraMatrix(model, name, chosen, asked=adapter is not None)
-            for name, layer in lora_layers(model)
-            if wanted(name) and (chosen := adapter_of(name, layer, adapter)) is not None
+            LoraMatrix(model, name, one, asked=adapter is not None)
+            for name, layer in chosen(modules, lora_layers(model), lambda named: named[0])
+            if (one := adapter_of(name, layer, adapter)) is not None
         ]
     if not found:
         raise InputError(
-            f"expected adapted layers, found none that match {', '.join(patterns)}"
+            f"expected adapted layers, found none that match {', '.join(as_globs(modules))}"
             + (f" with adapter {adapter!r}" if adapter else "")
             + "; wrap the model with peft.get_peft_model first"
         )
-    return found
+    return chosen(modules, found, lambda matrix: matrix.name)

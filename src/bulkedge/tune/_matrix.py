@@ -49,6 +49,8 @@ class AdaptedMatrix:
                 f"{name}: expected W0 (m, n), B (m, r), A (r, n), got {shapes[0]}, {shapes[1]}, "
                 f"{shapes[2]}"
             )
+        if odd := [x.dtype for x in (base, B, A) if not x.is_floating_point()]:
+            raise InputError(f"{name}: expected real floating-point tensors, got {odd[0]}")
 
     def __repr__(self) -> str:
         m, n = self.shape

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._guard import finite
 
 from ._matrix import AdaptedMatrix
 
@@ -111,6 +112,9 @@ def effective_rank(gamma: Tensor) -> float:
     Returns:
         Between 1 and r.
 
+    Raises:
+        InputError: If they are not real and finite.
+
     References:
         Roy and Vetterli, EUSIPCO 2007: The effective rank.
 
@@ -118,7 +122,9 @@ def effective_rank(gamma: Tensor) -> float:
         >>> effective_rank(torch.tensor([1.0, 1.0, 0.0]))
         2.0
     """
-    total = float(gamma.sum())
+    if gamma.is_complex():
+        raise InputError(f"expected real singular values, got {gamma.dtype}")
+    total = float(finite("the singular values", gamma).sum())
     if total <= 0:
         return 0.0
     p = gamma.double() / total

@@ -15,6 +15,7 @@ import torch
 from torch import distributed, nn
 
 from bulkedge._errors import InputError, MissingExtraError, OutputError
+from bulkedge._fields import check_values, each, optional, whole
 
 from ._matrix import is_distributed
 from .monitor import Model, Monitor, Watched
@@ -92,9 +93,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         save_at: int | None = None,
         watch: Watch | None = None,
     ) -> None:
-        for name, value in (("every", every), ("stop_at", stop_at), ("save_at", save_at)):
-            if value is not None and value < 1:
-                raise InputError(f"expected {name} ≥ 1, got {value}")
+        counts = {"every": every, "stop_at": stop_at, "save_at": save_at}
+        check_values(self, **each(counts, optional(whole(1))))
         self.every, self.stop_at, self.save_at, self.watch = every, stop_at, save_at, watch
         self.options: dict[str, Any] = {
             "every": every,

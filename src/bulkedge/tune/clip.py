@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from bulkedge._errors import InputError
+from bulkedge._fields import POSITIVE, check_values
 
 from ._edge import thresholds
 from ._hold import hold
@@ -72,7 +72,7 @@ class EdgeClip:
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        require_level(level)
+        check_values(self, level=(level, POSITIVE))
         self.level = level
         self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
         self.thresholds = _thresholds(self.matrices, thresholds)
@@ -109,12 +109,6 @@ class EdgeClip:
         handle = after_step(optimizer, self.matrices, self.step)
         self.step()
         return handle
-
-
-def require_level(level: float) -> None:
-    """InputError unless it is a positive finite number."""
-    if not 0 < level < float("inf"):
-        raise InputError(f"expected a positive level, in units of the threshold, got {level!r}")
 
 
 _thresholds = thresholds  # an argument has the name

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
+from bulkedge._fields import POSITIVE, check_values, each, optional, whole
 
 from ._edge import thresholds
 from ._hold import free_factors, hold, partners_of
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
 from ._optimizer import after_step
 from ._spikes import effective_rank
-from .clip import LEVEL, require_level
+from .clip import LEVEL
 
 CROWDED = 0.9
 """A spike counts as held where it has this part of the level or more."""
@@ -98,9 +99,9 @@ class RankController:
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        require_level(level)
-        if min(grow, every, 1 if start is None else start) < 1:
-            raise InputError(f"expected start, grow and every ≥ 1, got {start}, {grow}, {every}")
+        counts = {"grow": grow, "every": every}
+        check_values(self, level=(level, POSITIVE), **each(counts, whole(1)))
+        check_values(self, start=(start, optional(whole(1))))
         self.level, self.grow, self.every = level, grow, every
         self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
         self.thresholds = _thresholds(self.matrices, thresholds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 
 from bulkedge._audit.judge import SMALL
 from bulkedge._errors import InputError
+from bulkedge._fields import EPSILON, check_values, each, whole
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
 from bulkedge.rmt.empirical import FEWEST
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
+from ._chosen import chosen
 from ._edge import thresholds
 from ._full import FullMatrix, NamedWeight, weight_of
 from ._layers import adapted_matrices
@@ -84,23 +85,24 @@ def full_matrices(
     Raises:
         InputError: If a weight is missing in ``base``, or has another shape there; later, if a
             weight is gone or has another shape.
+        RecipeError: If a pattern matches none of them.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2))
         >>> [(matrix.name, matrix.shape) for matrix in full_matrices(model)]
         [('0.weight', (30, 40))]
     """
-    patterns = [modules] if isinstance(modules, str) else list(modules)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return [
-        NamedWeight(model, used, _before(model, used, base))
+    names = [
+        PARAMETRIZED.sub(r"\1", name)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         and parameter.ndim == 2
         and min(parameter.shape) >= FEWEST
         and id(parameter) not in embeddings
-        and _matches(used := PARAMETRIZED.sub(r"\1", name), patterns)
     ]
+    used = chosen(modules, names, str)
+    return [NamedWeight(model, name, _before(model, name, base)) for name in used]
 
 
 def _before(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
@@ -118,10 +120,6 @@ def _before(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> T
             "state_dict() of the model that training began with"
         )
     return spread_like(known.detach(), weight)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass
@@ -203,19 +201,14 @@ class Monitor:
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        if min(every, per_call, top_k) < 1:
-            raise InputError(
-                f"expected every, per_call and top_k ≥ 1, got {every}, {per_call}, {top_k}"
-            )
-        if not 0 < epsilon <= 1:
-            raise InputError(f"expected epsilon in (0, 1], got {epsilon}")
+        counts = {"every": every, "per_call": per_call, "top_k": top_k}
+        check_values(self, epsilon=(epsilon, EPSILON), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
         self.matrices: list[Watched]
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            patterns = [modules] if isinstance(modules, str) else list(modules)
-            self.matrices = [matrix for matrix in model if _matches(matrix.name, patterns)]
+            self.matrices = chosen(modules, model, lambda matrix: matrix.name)
         names = [matrix.name for matrix in self.matrices]
         if not names or len(set(names)) < len(names):
             twice = [name for name in names if names.count(name) > 1]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
+from bulkedge._fields import check_values, one_of
 
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
 from ._optimizer import after_step
@@ -64,8 +65,7 @@ class OrthonormalFactors:
         modules: str | Sequence[str] = "*",
         generator: torch.Generator | None = None,
     ) -> None:
-        if method not in ("qr", "polar"):
-            raise InputError(f'expected method="qr" or "polar", got {method!r}')
+        check_values(self, method=(method, one_of("qr", "polar")))
         self.method: Retraction = method
         self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
         for matrix in self.matrices:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import NOT_NEGATIVE, check_values, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import full_precision
 from bulkedge.triplet import GolubKahan, singular_triplet
@@ -104,8 +105,9 @@ class IntruderPenalty:
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        if k < 1 or (per_call is not None and per_call < 1):
-            raise InputError(f"expected k ≥ 1 and per_call ≥ 1 or None, got {k} and {per_call}")
+        check_values(self, k=(k, whole(1)), per_call=(per_call, optional(whole(1))))
+        if not callable(weight):
+            check_values(self, weight=(weight, NOT_NEGATIVE))
         self.weight, self.k = weight, k
         matrices = adapted_matrices(model, adapter=adapter, modules=modules)
         self.layers = [_look_at(matrix, k) for matrix in matrices]

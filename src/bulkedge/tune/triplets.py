@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Union
 
 import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import TOLERANCE, check_values, whole
+from bulkedge._precision import full_precision
 from bulkedge.triplet import SingularTriplets, Status
 from bulkedge.triplet.solver._start import generic
 
@@ -70,6 +73,8 @@ class LeadingTriplets:
         oversample: int = 3,
         max_steps: int = 50,
     ) -> None:
+        sizes = {"oversample": (oversample, whole(0)), "max_steps": (max_steps, whole(1))}
+        check_values(self, k=(k, whole(1)), rtol=(rtol, TOLERANCE), **sizes)
         self._given, self.k = weights, k
         self.rtol, self.oversample, self.max_steps = rtol, oversample, max_steps
         self._starts: dict[tuple[int, ...], Tensor] = {}
@@ -90,7 +95,8 @@ class LeadingTriplets:
                 batches = [_matrices(weights[i]) for i in members]
                 W = batches[0] if len(batches) == 1 else torch.cat(batches)
                 _require_finite(members, batches, W)
-                result, self._starts[members] = self._solve(W, self._starts.get(members))
+                with full_precision(W.device):
+                    result, self._starts[members] = self._scaled(W, self._starts.get(members))
                 sizes = [len(batch) for batch in batches]
                 for i, part in zip(members, _split(result, sizes), strict=True):
                     found[i] = _shaped(part, weights[i].shape[:-2])
@@ -108,10 +114,11 @@ class LeadingTriplets:
 
     def _require_fit(self, i: int, weight: Tensor) -> None:
         """InputError unless a weight is a matrix, or a batch of them, in this process's memory."""
-        if weight.ndim < 2 or weight.numel() == 0 or not 1 <= self.k <= min(weight.shape[-2:]):
+        fits = weight.ndim >= 2 and weight.numel() > 0 and self.k <= min(weight.shape[-2:])
+        if not fits or not weight.is_floating_point():
             raise InputError(
-                f"expected weights of shape (..., m, n) with min(m, n) ≥ {self.k}, got "
-                f"{tuple(weight.shape)} at {i}"
+                f"expected real weights of shape (..., m, n) with min(m, n) ≥ {self.k}, got "
+                f"{tuple(weight.shape)} of {weight.dtype} at {i}"
             )
         require_in_memory(f"weight {i}", weight)
         if is_distributed(weight):
@@ -119,6 +126,20 @@ class LeadingTriplets:
                 f"weight {i}: expected a whole tensor, got one that is spread over processes; "
                 "gather it first with full_tensor(), or take singular_triplet(sharded_map(weight))"
             )
+
+    def _scaled(self, W: Tensor, start: Tensor | None) -> tuple[SingularTriplets, Tensor]:
+        """Solve; once more for multiples of matrices whose squares are too small for numbers."""
+        result, after = self._solve(W, start)
+        limits = torch.finfo(W.dtype)
+        if bool((result.sigma[..., 0] > limits.tiny**0.5 / limits.eps).all()):
+            return result, after
+        largest = W.abs().amax(dim=(-2, -1))
+        _, power = torch.frexp(torch.where(largest > 0, largest, 1.0))
+        half = power // 2  # the whole power may be too large for a number
+        halves = [2.0 ** x.to(W.dtype) for x in (half, power - half)]
+        result, after = self._solve(_divided(W, halves), start)
+        figures = {name: getattr(result, name) for name in ("sigma", "residuals", "gaps")}
+        return replace(result, **{n: _multiplied(x, halves) for n, x in figures.items()}), after
 
     def _solve(self, W: Tensor, start: Tensor | None) -> tuple[SingularTriplets, Tensor]:
         """Block iteration on a batch; the triplets, and where the next call begins."""
@@ -163,6 +184,20 @@ class LeadingTriplets:
             passes=3 * steps,
             status=Status.CONVERGED if converged else Status.MAX_STEPS,
         )
+
+
+def _divided(W: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Each matrix of a batch over its factors, one after the other."""
+    for factor in factors:
+        W = W / factor[:, None, None]
+    return W
+
+
+def _multiplied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Each row of figures times its factors, one after the other."""
+    for factor in factors:
+        x = x * factor[:, None]
+    return x
 
 
 def _matrices(weight: Tensor) -> Tensor:

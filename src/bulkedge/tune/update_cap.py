@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bulkedge._errors import InputError
+from bulkedge._fields import POSITIVE, check_values, optional
 from bulkedge._linmap import Dense
 from bulkedge.spectral import SpectralCap
 
 from ._edge import measure
 from ._matrix import is_distributed, require_in_memory, spread_like, storage_of, whole
-from .clip import LEVEL, require_level
+from .clip import LEVEL
 
 
 class UpdateCap(nn.Module):
@@ -122,7 +123,7 @@ def hold_update(
         >>> round(float(torch.linalg.matrix_norm(layer.weight.detach() - W0, 2)), 3)
         1.0
     """
-    require_level(level)
+    check_values("hold_update", level=(level, POSITIVE), threshold=(threshold, optional(POSITIVE)))
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise InputError(f"expected a matrix {name!r} in {type(module).__name__}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, InputError
+from bulkedge._fields import TOLERANCE, check_fields, whole
 from bulkedge._linmap import Dense, LinearMap, Scaled
 from bulkedge.intruder import Scores
 from bulkedge.triplet import singular_triplet
@@ -79,6 +80,9 @@ class ConjugateGradients:
 
     rtol: float = 1e-13
     max_steps: int = 5000
+
+    def __post_init__(self) -> None:
+        check_fields(self, rtol=TOLERANCE, max_steps=whole(1))
 
     def prepare(self, W0: LinearMap) -> Solve:
         """See :class:`SystemSolver`."""

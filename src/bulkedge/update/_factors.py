@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._guard import finite
 
 ROUNDING = 4.0  # of a product of factors, in √max(m, n)·eps of their norms
 
@@ -105,10 +106,7 @@ def require_real(name: str, x: Tensor) -> Tensor:
     """``x`` in float64, without its history; InputError unless it is real and finite."""
     if not isinstance(x, Tensor) or x.is_complex():
         raise InputError(f"expected {name} to be a real torch tensor, got {_kind(x)}; convert it")
-    x = x.detach().double()
-    if not bool(torch.isfinite(x).all()):
-        raise InputError(f"expected finite entries, got NaN or Inf in {name}")
-    return x
+    return finite(name, x.detach().double())
 
 
 def power_of_two(x: float) -> float:

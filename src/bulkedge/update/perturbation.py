@@ -25,6 +25,7 @@ from bulkedge._errors import DegenerateWarning, InputError
 from bulkedge.triplet import thin_svd
 
 EPS = torch.finfo(torch.float64).eps
+SMALLEST = 1e-290
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,11 @@ def _matrices(A: Tensor, D: Tensor, order: int) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"expected a direction of the shape of the matrix, got {tuple(D.shape)} and "
             f"{tuple(A.shape)}"
+        )
+    if 0 < float(A.abs().max()) < SMALLEST:
+        raise InputError(
+            f"expected a matrix with an entry of at least {SMALLEST}, got none, and the derivative "
+            "has no numbers then; multiply A and D by one number"
         )
     if order not in (1, 2):
         raise InputError(f"expected order 1 or 2, got {order!r}")

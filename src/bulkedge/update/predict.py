@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import renamed
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
 from bulkedge.rmt._arrays import Array, count, enter_real, real
 
@@ -60,14 +61,15 @@ class BaseSpectrum:
     fit: BulkFit
 
     @classmethod
-    def of(cls, W0: Tensor, *, level: float = 0.05) -> BaseSpectrum:
+    @renamed(level="significance")
+    def of(cls, W0: Tensor, *, significance: float = 0.05) -> BaseSpectrum:
         """Measure a base.
 
         Cost: one ``svdvals`` in float64.
 
         Args:
             W0: Shape ``(m, n)``, at least 12 on either side.
-            level: See :func:`bulkedge.rmt.fit_bulk`.
+            significance: See :func:`bulkedge.rmt.fit_bulk`.
 
         Returns:
             Its spectrum.
@@ -83,19 +85,20 @@ class BaseSpectrum:
         if W0.ndim != 2:
             raise InputError(f"expected a matrix, got shape {tuple(W0.shape)}")
         values = torch.linalg.svdvals(require_real("W0", W0))
-        return cls.from_values(values, (W0.shape[0], W0.shape[1]), level=level)
+        return cls.from_values(values, (W0.shape[0], W0.shape[1]), significance=significance)
 
     @classmethod
+    @renamed(level="significance")
     def from_values(
         cls,
         values: Array,
         shape: tuple[int, int],
         *,
-        level: float = 0.05,
+        significance: float = 0.05,
         exact: int | None = None,
     ) -> BaseSpectrum:
         """The same from singular values that are known already; see :meth:`of`, ``fit_bulk``."""
-        fit = fit_bulk(values, shape, level=level, exact=exact)
+        fit = fit_bulk(values, shape, significance=significance, exact=exact)
         return cls(enter_real(values)[0].detach().cpu(), fit)
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._guard import finite
 
 
 def secular_function(G: Tensor, u: Tensor, v: Tensor, theta: complex) -> Tensor:
@@ -129,12 +130,14 @@ def _require_vectors(u: Tensor, v: Tensor) -> None:
 
 def _alike(G: Tensor, B: Tensor, A: Tensor, scale: complex) -> list[Tensor]:
     """All in float64, or complex128 if one is complex; InputError where the shapes do not fit."""
-    n = G.shape[-1] if G.ndim else 0
+    n = G.shape[-1] if G.ndim and G.numel() else 0
     square = G.ndim >= 2 and G.shape[-2] == n
-    if not square or B.ndim != 2 or (B.shape[0], *A.shape) != (n, B.shape[1], n):
+    if not square or not n or B.ndim != 2 or (B.shape[0], *A.shape) != (n, B.shape[1], n):
         raise InputError(
             f"expected a square resolvent G (..., n, n) and factors (n, r), (r, n) or vectors "
             f"(n,), got {tuple(G.shape)}, {tuple(B.shape)} and {tuple(A.shape)}"
         )
     is_complex = isinstance(scale, complex) or any(x.is_complex() for x in (G, B, A))
+    for name, x in (("G", G), ("the left factor", B), ("the right factor", A)):
+        finite(name, x)
     return [x.to(torch.complex128 if is_complex else torch.float64) for x in (G, B, A)]

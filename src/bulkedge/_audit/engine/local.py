@@ -19,7 +19,8 @@ from bulkedge._audit.plan import Comparison
 from bulkedge._audit.recipe import Recipe
 from bulkedge._audit.rows import Matrix
 from bulkedge._audit.run import audit_matrix
-from bulkedge._errors import BulkedgeError, InputError
+from bulkedge._errors import BulkedgeError
+from bulkedge._fields import check_fields, whole
 from bulkedge._precision import full_precision
 
 from ._device import check_device
@@ -44,8 +45,7 @@ class LocalEngine:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise InputError(f"expected jobs ≥ 1, got {self.jobs}")
+        check_fields(self, jobs=whole(1))
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from bulkedge._audit.recipe import Recipe
 from bulkedge._audit.rows import Matrix
 from bulkedge._audit.run import audit_matrix
 from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
+from bulkedge._fields import FLAG, TEXT, check_fields
 
 from ._order import largest_first
 from .local import one_thread
@@ -44,6 +45,9 @@ class RayEngine:
 
     address: str = "auto"
     insecure: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, address=TEXT, insecure=FLAG)
 
     @property
     def name(self) -> str:

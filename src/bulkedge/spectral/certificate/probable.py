@@ -55,6 +55,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import TOLERANCE, check_fields, whole
 from bulkedge._linmap import LinearMap
 
 from ._bound import NormBound, binary_exponent, check, gaussian_start, unscale
@@ -91,10 +92,7 @@ class Probable:
     max_passes: int = 200
 
     def __post_init__(self) -> None:
-        if not 0 < self.failure < 1:
-            raise InputError(f"expected 0 < failure < 1, got {self.failure}")
-        if self.max_passes < 1:
-            raise InputError(f"expected max_passes ≥ 1, got {self.max_passes}")
+        check_fields(self, failure=TOLERANCE, rtol=TOLERANCE, max_passes=whole(1))
 
     def bound(
         self, A: LinearMap, v: Tensor | None = None, generator: torch.Generator | None = None

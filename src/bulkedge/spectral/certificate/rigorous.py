@@ -52,7 +52,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._fields import TOLERANCE, check_fields
 from bulkedge._linmap import LinearMap
 
 from ._bound import NormBound, binary_exponent, check, unscale
@@ -92,8 +92,7 @@ class Rigorous:
     rtol: float = 1e-9
 
     def __post_init__(self) -> None:
-        if not 0 < self.rtol < 1:
-            raise InputError(f"expected 0 < rtol < 1, got {self.rtol}")
+        check_fields(self, rtol=TOLERANCE)
 
     def bound(
         self, A: LinearMap, v: Tensor | None = None, generator: torch.Generator | None = None

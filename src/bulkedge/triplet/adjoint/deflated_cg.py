@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._fields import TOLERANCE, check_fields, optional, whole
+
 from ._system import System, tolerance
 
 
@@ -36,6 +38,9 @@ class DeflatedCG:
 
     rtol: float | None = None
     max_steps: int = 2000
+
+    def __post_init__(self) -> None:
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1))
 
     def solve(self, system: System) -> tuple[Tensor, Tensor]:
         """See :class:`~bulkedge.triplet.adjoint.AdjointSolver`."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._fields import TOLERANCE, check_fields, optional, whole
+
 from ._system import System, tolerance
 
 
@@ -27,6 +29,9 @@ class Minres:
 
     rtol: float | None = None
     max_steps: int = 4000
+
+    def __post_init__(self) -> None:
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1))
 
     def solve(self, system: System) -> tuple[Tensor, Tensor]:
         """See :class:`~bulkedge.triplet.adjoint.AdjointSolver`."""

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._fields import check_fields, one_of
 
 from ._system import System
 
@@ -42,10 +42,7 @@ class PushThrough:
     substitution: Literal["backward", "forward"] = "backward"
 
     def __post_init__(self) -> None:
-        if self.substitution not in ("backward", "forward"):
-            raise InputError(
-                f'expected substitution="backward" or "forward", got {self.substitution!r}'
-            )
+        check_fields(self, substitution=one_of("backward", "forward"))
 
     def solve(self, system: System) -> tuple[Tensor, Tensor]:
         """See :class:`~bulkedge.triplet.adjoint.AdjointSolver`."""

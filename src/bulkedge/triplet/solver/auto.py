@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._fields import check_fields, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
@@ -29,6 +30,9 @@ class Auto:
     """
 
     dense_below: int = 192
+
+    def __post_init__(self) -> None:
+        check_fields(self, dense_below=whole(0))
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

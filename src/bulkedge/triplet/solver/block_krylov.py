@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
@@ -46,6 +47,11 @@ class BlockKrylov:
     max_steps: int = 500
     oversample: int = 4
     width: int = 8
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, rtol=optional(TOLERANCE), max_steps=whole(1), oversample=whole(0), width=whole(1)
+        )
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._guard import matrix as require_matrix
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
@@ -27,11 +28,15 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         U of shape ``(m, p)``, σ of shape ``(p,)`` descending, V of shape ``(n, p)``, p = min(m, n).
 
+    Raises:
+        InputError: If it is no matrix of real floating-point numbers, or not finite.
+
     Example:
         >>> U, S, V = thin_svd(torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]))
         >>> S.tolist(), V.shape
         ([3.0, 2.0], torch.Size([3, 2]))
     """
+    require_matrix("the matrix", matrix)
     wide = matrix.shape[0] < matrix.shape[1]
     U, S, Vt = torch.linalg.svd(matrix.mT if wide else matrix, full_matrices=False)
     return (Vt.mT, S, U) if wide else (U, S, Vt.mT)

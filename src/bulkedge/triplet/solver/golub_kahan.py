@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bulkedge._fields import NOT_NEGATIVE, TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._bidiagonal import Bidiagonalization, Ritz
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
@@ -56,6 +57,16 @@ class GolubKahan:
     max_steps: int = 24
     oversample: int = 6
     missed: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            rtol=optional(TOLERANCE),
+            angle=NOT_NEGATIVE,
+            max_steps=whole(1),
+            oversample=whole(0),
+            missed=optional(TOLERANCE),
+        )
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

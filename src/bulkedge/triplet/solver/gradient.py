@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._fields import TOLERANCE, check_fields, number, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
@@ -63,8 +63,8 @@ class GradientAscent:
     step: float = 0.45
 
     def __post_init__(self) -> None:
-        if not 0 < self.step < 0.5:
-            raise InputError(f"expected a step between 0 and 0.5 (times 1/σ²), got {self.step}")
+        step = number("between 0 and 0.5 (times 1/σ²), the ends excluded", lambda x: 0 < x < 0.5)
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1), step=step)
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
@@ -66,6 +67,9 @@ class Newton:
     rtol: float | None = None
     max_steps: int = 20
     warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1), warmup=TOLERANCE)
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

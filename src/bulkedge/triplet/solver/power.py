@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
@@ -52,6 +53,9 @@ class Power:
     rtol: float | None = None
     max_steps: int = 2000
     oversample: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1), oversample=whole(0))
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bulkedge._fields import POSITIVE, check_fields, method, whole
 from bulkedge._linmap import Counted, LinearMap
 from bulkedge.triplet._result import SingularTriplets, neighbour_gaps
 
@@ -47,6 +48,11 @@ class Refined:
     inner: Solver = field(default_factory=BlockKrylov)
     error: float = 3e-6
     max_steps: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, inner=method("compute", "BlockKrylov()"), error=POSITIVE, max_steps=whole(1)
+        )
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
@@ -68,6 +69,9 @@ class Riemannian:
 
     rtol: float | None = None
     max_steps: int = 200
+
+    def __post_init__(self) -> None:
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1))
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

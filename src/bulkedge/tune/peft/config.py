@@ -8,6 +8,7 @@ import peft
 from peft.utils.peft_types import PeftType
 
 from bulkedge._errors import InputError
+from bulkedge._fields import check_values, number, one_of, whole
 
 NAME = "SPECTRAL"
 
@@ -35,7 +36,7 @@ class SpectralConfig(peft.PeftConfig):
     """Configuration of a spectral adapter.
 
     Attributes:
-        r: How many leading triplets of each weight are trained.
+        r: How many leading triplets of each weight are trained; two or more of the rotational one.
         variant: ``"additive"`` trains r(m + n) numbers a layer and may move values and spaces;
             ``"rotational"`` trains r(r − 1) and keeps both.
         rotation: Of the rotational one: ``"cayley"`` or ``"exp"``.
@@ -68,13 +69,17 @@ class SpectralConfig(peft.PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list) else value)
-        if self.r < 1:
-            raise InputError(f"expected r ≥ 1, got {self.r}")
-        if self.variant not in ("additive", "rotational"):
-            raise InputError(f'expected variant "additive" or "rotational", got {self.variant!r}')
-        if self.rotation not in ("cayley", "exp"):
-            raise InputError(f'expected rotation "cayley" or "exp", got {self.rotation!r}')
-        if not 0 <= self.spectral_dropout < 1:
-            raise InputError(f"expected spectral_dropout in [0, 1), got {self.spectral_dropout}")
+        check_values(
+            self,
+            r=(self.r, whole(1)),
+            variant=(self.variant, one_of("additive", "rotational")),
+            rotation=(self.rotation, one_of("cayley", "exp")),
+            spectral_dropout=(self.spectral_dropout, number("in [0, 1)", lambda x: 0 <= x < 1)),
+        )
+        if self.variant == "rotational" and self.r == 1:
+            raise InputError(
+                "expected r ≥ 2 for the rotational variant, got 1: one direction cannot be rotated "
+                "within its own span, and nothing would be trained"
+            )
         if self.bias != "none":
             raise InputError(f'expected bias "none", got {self.bias!r}: biases are not trained')

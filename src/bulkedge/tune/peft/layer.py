@@ -49,6 +49,16 @@ class SpectralLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
 
+    @property
+    def in_features(self) -> int:
+        """Inputs of the layer, as PEFT's own layers tell them."""
+        return self._weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Outputs of the layer."""
+        return self._weight.shape[0]
+
     def update_layer(self, adapter_name: str, config: SpectralConfig) -> None:
         """Add an adapter: the leading triplets of the base, and zeros to train.
 
@@ -226,6 +236,16 @@ def settle_what_was_loaded(layer: SpectralLayer, _: object) -> None:
         layer._settle(name)
 
 
+def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
+    """Raise InputError where each row of a batch is to have an adapter of its own."""
+    if arguments.pop("adapter_names", None) is not None:
+        raise InputError(
+            "expected one adapter for a whole batch, got adapter_names: spectral adapters do not "
+            "mix within a batch; call the model once for each with set_adapter(), or export_lora() "
+            "them and mix the LoRAs"
+        )
+
+
 class SpectralLinear(nn.Module, SpectralLayer):
     """A linear layer, or a ``Conv1D`` of transformers, with spectral adapters."""
 
@@ -238,6 +258,7 @@ class SpectralLinear(nn.Module, SpectralLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer and the active updates; an update is two thin products."""
+        refuse_mixed_batch(kwargs)
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import peft
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from bulkedge._errors import InputError
 
 from .config import SpectralConfig
-from .layer import SpectralLayer, SpectralLinear
+from .layer import SpectralLayer, SpectralLinear, refuse_mixed_batch
 
 
 class SpectralModel(BaseTuner):
@@ -43,6 +45,23 @@ class SpectralModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter trains when it is chosen
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's interface around a forward pass, where it brings names of adapters."""
+        refuse_mixed_batch(kwargs)
+        yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's interface: refused, for a sum of spectral updates has no basis of its own.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "expected adapters that can be added with weights, got spectral ones: export_lora() "
+            "turns each into a LoRA, exactly, and add_weighted_adapter of LoRAs combines those"
+        )
 
     @staticmethod
     def _new_layer(config: SpectralConfig, name: str, target: nn.Module) -> SpectralLinear:

@@ -1,0 +1,31 @@
+"""Linear maps known by their products: ``Dense``, ``LowRank``, ``Sum``, ``Adjoint``, ``Scaled``.
+
+A fine-tuned weight ``W0 + s·B·A`` is the sum of a dense and a low-rank map.  Everything that this
+package asks of it is a product with a thin block, so the sum is never formed.
+"""
+
+from .base import Gradients, LinearMap, MatrixLike, as_map, frobenius, times_power
+from .counted import Counted
+from .dense import Dense, Difference, Widened
+from .low_rank import LowRank
+from .scaled import RowScaled, Scaled, lift
+from .sums import Adjoint, Sum
+
+__all__ = [
+    "Adjoint",
+    "Counted",
+    "Dense",
+    "Difference",
+    "Gradients",
+    "LinearMap",
+    "LowRank",
+    "MatrixLike",
+    "RowScaled",
+    "Scaled",
+    "Sum",
+    "Widened",
+    "as_map",
+    "frobenius",
+    "lift",
+    "times_power",
+]

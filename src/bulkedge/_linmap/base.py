@@ -1,0 +1,224 @@
+"""What a linear map is: products with thin blocks, the tensors it is made of, and arithmetic."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar, Union
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._fields import as_real
+
+Gradients = tuple[Union[Tensor, None], ...]  # noqa: UP007 — evaluated on Python 3.10
+
+
+class LinearMap(ABC):
+    """A real m×n matrix, known by its products with thin blocks.
+
+    Attributes:
+        shape: ``(m, n)``.
+        dtype: The dtype of its products.
+        device: Where its products live.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def matmat(self, X: Tensor) -> Tensor:
+        """The product ``W X`` for ``X`` of shape ``(n, b)``; one pass over the matrix."""
+
+    @abstractmethod
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        """The product ``Wᵀ Y`` for ``Y`` of shape ``(m, b)``; one pass over the matrix."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The matrix itself, shape ``(m, n)``: for tests, oracles and the last resort."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that the map is made of: gradients go to these."""
+
+    @abstractmethod
+    def with_tensors(self, *tensors: Tensor) -> LinearMap:
+        """The same map made of other tensors, in the order of :attr:`tensors`."""
+
+    def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
+        """The gradient of ``tr(Lᵀ W R)``, one for each of :attr:`tensors`, itself differentiable.
+
+        Args:
+            L: Shape ``(m, b)``.
+            R: Shape ``(n, b)``.
+            needs: Which tensors' gradients are wanted; empty for all.
+
+        Returns:
+            Tensors shaped like those of the map, None for what is not wanted.
+        """
+
+        def product(*tensors: Tensor) -> Tensor:
+            return self.with_tensors(*tensors).matmat(R)
+
+        return torch.func.vjp(product, *self.tensors)[1](L)
+
+    def pushforward(self, *tangents: Tensor) -> LinearMap:
+        """The derivative of the map in the direction of ``tangents``, one for each tensor.
+
+        This default is for a map that is linear in its tensors.
+
+        Returns:
+            A map of the same shape.
+        """
+        return self.with_tensors(*tangents)
+
+    def widened(self) -> LinearMap:
+        """The same map with products in float64."""
+        return self.with_tensors(*(tensor.double() for tensor in self.tensors))
+
+    def gram(self) -> Tensor:
+        """``WᵀW``, shape ``(n, n)``; two products with all n unit vectors, a block at a time."""
+        identity = torch.eye(self.shape[1], dtype=self.dtype, device=self.device)
+        return torch.cat([self.rmatmat(self.matmat(e)) for e in identity.split(512, dim=1)], dim=1)
+
+    def norm_bound(self) -> float:
+        """An upper bound on ``‖W‖_F``: that of a matrix in memory, else no more than is cheap."""
+        return frobenius(self.to_dense())
+
+    def rounding_scale(self) -> float:
+        """Bound on ``‖·‖_F`` of the sum of absolute values behind an entry of a product.
+
+        The rounding error of a product grows with it: of ``B A`` it is ``‖B‖_F ‖A‖_F``, which
+        may be far more than ``‖B A‖_F``.
+
+        Returns:
+            The bound; of a matrix in memory its Frobenius norm.
+        """
+        return self.norm_bound()
+
+    @property
+    def T(self) -> LinearMap:
+        """The transposed map, shape ``(n, m)``."""
+        from .sums import Adjoint
+
+        return Adjoint(self)
+
+    def __add__(self, other: MatrixLike) -> LinearMap:
+        from .sums import Sum
+
+        return Sum([self, as_map(other)])
+
+    def __radd__(self, other: MatrixLike | int) -> LinearMap:
+        if isinstance(other, int):
+            if other == 0:  # where sum() begins
+                return self
+            raise InputError(f"expected a map or a matrix to add to a map, got {other}")
+        return as_map(other) + self
+
+    def __neg__(self) -> LinearMap:
+        return self * -1.0
+
+    def __sub__(self, other: MatrixLike) -> LinearMap:
+        return self + -as_map(other)
+
+    def __rsub__(self, other: MatrixLike) -> LinearMap:
+        return as_map(other) + -self
+
+    def __mul__(self, factor: float) -> LinearMap:
+        from .scaled import Scaled
+
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: float) -> LinearMap:
+        divisor = as_real(factor)
+        if not divisor:
+            raise InputError(f"expected a number other than 0 to divide by, got {factor!r}")
+        return self * (1 / divisor)
+
+    def __matmul__(self, X: Tensor) -> Tensor:
+        """``W X`` for ``X`` of shape ``(n,)`` or ``(n, b)``."""
+        self._check_factor(X, self.shape[1], first=True)
+        return self.matmat(X[:, None])[:, 0] if X.ndim == 1 else self.matmat(X)
+
+    def __rmatmul__(self, Y: Tensor) -> Tensor:
+        """``Y W`` for ``Y`` of shape ``(m,)`` or ``(b, m)``."""
+        self._check_factor(Y, self.shape[0], first=False)
+        return self.rmatmat(Y[:, None])[:, 0] if Y.ndim == 1 else self.rmatmat(Y.mT).mT
+
+    def _check_factor(self, X: object, size: int, *, first: bool) -> None:
+        """InputError unless X can be multiplied with this map; ``first``: from the right."""
+        if not isinstance(X, Tensor):
+            raise InputError(
+                f"expected a tensor to multiply a map with, got {type(X).__name__}; of another map "
+                "take to_dense()"
+            )
+        fits = X.ndim in (1, 2) and X.shape[0 if first else -1] == size
+        if not fits or (X.dtype, X.device) != (self.dtype, self.device):
+            wanted = f"({size},) or ({size}, b)" if first else f"({size},) or (b, {size})"
+            raise InputError(
+                f"expected a tensor {wanted} of {self.dtype} on {self.device} beside a map of "
+                f"shape {self.shape}, got {tuple(X.shape)} of {X.dtype} on {X.device}"
+            )
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"{type(self).__name__}({m}×{n}, {str(self.dtype).removeprefix('torch.')})"
+
+
+MatrixLike = Union[Tensor, LinearMap]  # noqa: UP007 — evaluated at run time on Python 3.10
+
+
+def as_map(matrix: MatrixLike) -> LinearMap:
+    """``matrix`` itself if it is a map, else :class:`Dense` around it.
+
+    Args:
+        matrix: A tensor or a map.
+
+    Returns:
+        A map.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if isinstance(matrix, LinearMap):
+        return matrix
+    if not isinstance(matrix, Tensor):
+        raise InputError(
+            f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; "
+            "torch.as_tensor converts arrays and lists"
+        )
+    if matrix.layout is not torch.strided or matrix.device.type == "meta":
+        raise InputError(
+            f"expected a dense tensor with entries, got {matrix.layout} on {matrix.device}; "
+            "to_dense() converts a sparse one"
+        )
+    from .dense import Dense
+
+    return Dense(matrix)
+
+
+def frobenius(matrix: Tensor) -> float:
+    """``‖matrix‖_F``, whatever the size of the entries: squares of small ones would be zero."""
+    norm, limits = float(torch.linalg.vector_norm(matrix)), torch.finfo(matrix.dtype)
+    if limits.tiny**0.5 / limits.eps < norm < limits.max**0.5:
+        return norm
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return largest
+    power = math.frexp(largest)[1]
+    return times_power(float(torch.linalg.vector_norm(times_power(matrix, -power))), power)
+
+
+X = TypeVar("X", Tensor, float)
+
+
+def times_power(x: X, power: int) -> X:
+    """``2^power x``, exactly, also where the power itself is beyond the numbers of the dtype."""
+    return x * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)

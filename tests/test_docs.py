@@ -205,23 +205,6 @@ def test_every_source_file_is_in_the_picture_of_the_house():
             assert f"`{path.stem}" in page or path.name in page, path
 
 
-def test_imports_go_one_way():
-    """The order in docs/architecture.md, checked."""
-    house = [
-        "_errors", "rmt", "_linmap", "triplet", "spectral", "intruder", "update", "checkpoint",
-        "simulate", "_audit", "_repair", "report", "cli",
-    ]  # fmt: skip
-    level = {name: i for i, name in enumerate(house)}
-    source = ROOT / "src/bulkedge"
-    for path in source.rglob("*.py"):
-        own = path.relative_to(source).parts[0].removesuffix(".py")
-        if own not in level:
-            continue
-        for found in re.findall(r"from (?:bulkedge)?\.(\w+)[\w.]* import", path.read_text()):
-            if found in level:
-                assert level[found] <= level[own], (path, found)
-
-
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):

@@ -633,7 +633,7 @@ def test_A14_the_augmented_matrix_has_a_left_inverse_only(shape):
 
     Kt = augmented(sigma, A, 1.0)
     assert Kt.shape == (m + n + 2, m + n)
-    with pytest.raises(RuntimeError, match="square"):
+    with pytest.raises(RuntimeError, match="must be batches of square matrices"):
         torch.linalg.inv(Kt)
     assert torch.linalg.svdvals(Kt)[-1] > 0.5
 

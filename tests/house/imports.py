@@ -118,7 +118,7 @@ def imported_places(code, path):
     """The parts that a file imports from; ``?`` stays."""
     known, home, found = places(), doors(), set()
     for name in targets(code, path):
-        part = (name.split(".") + [""])[1]
+        part = [*name.split("."), ""][1]
         if name == "?":
             found.add("?")
         elif part != "__version__":

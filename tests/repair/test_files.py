@@ -415,7 +415,7 @@ def test_a_record_of_something_else(tmp_path):
     (tmp_path / "x.json").write_text('{"schema_version": "9"}')
     with pytest.raises(bulkedge.CheckpointError, match=r"not a repair record of schema 1"):
         RepairRecord.from_json(tmp_path / "x.json")
-    with pytest.raises(bulkedge.CheckpointError, match=r"cannot be read"):
+    with pytest.raises(bulkedge.CheckpointError, match=r"missing\.json: cannot be read"):
         RepairRecord.from_json(tmp_path / "missing.json")
 
 

@@ -139,7 +139,9 @@ def test_a_dense_update_is_held_and_its_gradient_goes_through():
 @pytest.mark.parametrize("kind", ["Embedding", "Convolution"])
 def test_what_hold_update_refuses(kind):
     module = nn.Conv1d(3, 4, 2) if kind == "Convolution" else nn.Embedding(5, 6)
-    with pytest.raises(InputError):
+    with pytest.raises(
+        InputError, match=r"expected a matrix '(weight' in Conv1d|bias' in Embedding)"
+    ):
         hold_update(module, "weight" if kind == "Convolution" else "bias")
 
 

@@ -293,7 +293,7 @@ def test_a_file_without_a_basis_is_completed_from_the_base(tmp_path):
     basis = ("spectral_U", "spectral_S", "spectral_V")
     tensors = {k: x for k, x in load_file(file).items() if not any(part in k for part in basis)}
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match="missing"):
+    with pytest.warns(UserWarning, match="Found missing adapter keys"):
         again = peft.PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True)
     torch.testing.assert_close(output(again), output(model), rtol=0, atol=1e-5)
 
@@ -430,5 +430,5 @@ def test_export_needs_such_an_adapter_and_a_new_folder(tmp_path):
     with pytest.raises(InputError, match="expected a model with a spectral adapter 'other'"):
         export_lora(model, tmp_path / "lora", "other")
     export_lora(model, tmp_path / "lora")
-    with pytest.raises(OSError, match="lora"):
+    with pytest.raises(OSError, match=r"lora: cannot be written .Directory not empty"):
         export_lora(model, tmp_path / "lora")

@@ -97,7 +97,9 @@ def test_an_all_zero_model_and_an_undecided_one_are_no_clean_audits(inputs, tmp_
 
 
 def test_table_and_verdict(inputs):
-    lines = run("audit", inputs["base"], inputs["found"]).stdout.splitlines()
+    ended = run("audit", inputs["base"], inputs["found"])
+    assert ended.returncode == FINDINGS
+    lines = ended.stdout.splitlines()
     assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"]
     assert lines[1].split()[0] == "a"
     assert lines[1].split()[3:5] == ["0", "1"]
@@ -169,6 +171,8 @@ def test_the_help_tells_the_defaults_of_the_recipe():
 
 def test_several_jobs(inputs):
     alone, pair = (run("audit", inputs["base"], inputs["found"], "-j", n) for n in (1, 2))
+    assert alone.returncode == pair.returncode == FINDINGS
+    assert "1 intruder" in alone.stdout
     assert alone.stdout == pair.stdout
 
 
@@ -317,7 +321,8 @@ def test_an_output_link_is_replaced_not_followed(inputs, tmp_path):
     victim.write_text("precious")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/record.json").symlink_to(victim)
-    run("audit", inputs["base"], inputs["found"], "-o", tmp_path / "out", "--force")
+    ended = run("audit", inputs["base"], inputs["found"], "-o", tmp_path / "out", "--force")
+    assert ended.returncode == FINDINGS, ended.stderr
     assert victim.read_text() == "precious"
     assert not (tmp_path / "out/record.json").is_symlink()
 

@@ -165,6 +165,7 @@ def audited(pair, environment):
     result = subprocess.run(
         [*command, *options], capture_output=True, env=os.environ | environment, timeout=120
     )
+    assert result.returncode == 0, result.stderr
     return bulkedge.Record.model_validate_json(result.stdout)
 
 

@@ -9,7 +9,7 @@ import torch
 import bulkedge
 from bulkedge import CheckpointError, Recipe, RecipeError, Record
 from bulkedge._audit import make_recipe, read_recipe
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_other_files_are_no_records(text, message, tmp_path):
 
 def test_the_schema_describes_every_field():
     schema = Record.model_json_schema()
-    for name, model in schema["$defs"].items():
+    for name, model in some(schema["$defs"].items()):
         if name in ("Verdict", "Expectation", "Inputs", "Tool", "Record"):
             continue
         undescribed = {

@@ -201,7 +201,7 @@ def is_named(path, title):
 
 
 def follow(copy, title, edits, tests, new):
-    """Every edit in a file that the recipe names; then its tests of what is new, and the others."""
+    """Every edit in a file that the recipe names; then tests of what is new, and of all parts."""
     for edit in edits:
         (copy.write if len(edit) == 2 else copy.put)(*edit)
     (place,) = (edit[0] for edit in edits if len(edit) == 2)
@@ -229,7 +229,7 @@ def test_a_solver(copy):
         ("tests/triplet/test_solvers.py", "    DenseSVD,\n", "    ByColumns,\n"),
         ("tests/triplet/test_solvers.py", '    "dense": D', '    "by_columns": ByColumns(),\n'),
     ]
-    follow(copy, "Add a solver", edits, "tests/triplet", "by_columns")
+    follow(copy, "Add a solver", edits, "tests/triplet", "by_columns and (leading or pseudo or explicit)")
 
 
 def test_an_adjoint(copy):
@@ -242,7 +242,7 @@ def test_an_adjoint(copy):
         ("tests/triplet/test_derivative.py", "    PushThrough,\n", "    PseudoInverse,\n"),
         ("tests/triplet/test_derivative.py", '    "kkt": K', '    "pseudo": PseudoInverse(),\n'),
     ]
-    follow(copy, "Add an adjoint", edits, "tests/triplet", "pseudo")
+    follow(copy, "Add an adjoint", edits, "tests/triplet", "pseudo and dense")
 
 
 def test_a_law(copy):

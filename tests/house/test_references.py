@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import some
+
 ROOT = Path(__file__).parents[2]
 PATH = re.compile(r"(?<![\w./-])(?:docs|tests|benchmarks|examples|src)(?:/[\w.*-]+)+/?")
 PAGE = re.compile(r"(?<![\w./*-])((?:\.\./)*(?:[\w.-]+/)*[\w-]+\.md)(?:#([\w-]+))?")
@@ -95,8 +97,7 @@ def test_code_that_the_pages_about_the_house_name_is_there():
     ends = {str(path.relative_to(ROOT)) for path in files() if path.is_relative_to(ROOT)}
     for page in ABOUT_THE_HOUSE:
         names = CODE.findall((ROOT / page).read_text(encoding="utf-8"))
-        assert names, page
-        for name in names:
+        for name in some(names):
             assert any(f"/{end}".endswith(f"/{name.rstrip('/')}") for end in ends), (page, name)
 
 

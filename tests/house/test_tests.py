@@ -4,6 +4,9 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+from loops import unsafe_loops
+
 TESTS = Path(__file__).parents[1]
 CHECKS = re.compile(r"assert|raises|warns|fail$|check$|opcheck")
 
@@ -83,6 +86,36 @@ def test_every_program_that_a_test_runs_is_looked_at():
         for name in unchecked_programs(ast.parse(path.read_text(encoding="utf-8")))
     }
     assert found == set()
+
+
+# (file, loop): may well be empty, and other tests or rows of the table make up for it
+MAY_BE_EMPTY = {
+    ("rmt/test_laws.py", "law.atoms()"),  # most laws have none
+}
+
+
+def test_no_loop_of_assertions_runs_over_nothing():
+    """Over what is written out, or over ``some(...)`` of the helpers, which is never empty."""
+    found = {
+        (str(path.relative_to(TESTS)), ast.unparse(loop.iter))
+        for path in TESTS.rglob("test_*.py")
+        for _, loop in unsafe_loops(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == MAY_BE_EMPTY, "wrap these in some(...): " + str(found ^ MAY_BE_EMPTY)
+
+
+@pytest.mark.parametrize(
+    ("over", "safe"),
+    [
+        ("[1, 2]", True), ("TABLE", True), ("TABLE.items()", True), ("range(3)", True),
+        ("zip([1], x, strict=True)", True), ("some(x.rows)", True), ("enumerate(some(x))", True),
+        ("x.rows", False), ("zip(x, y, strict=True)", False), ("[]", False), ("x.split()", False),
+        ("[i for i in TABLE if i > 9]", False), ("zip([1], x)", False), ("sorted(x)", False),
+    ],
+)  # fmt: skip
+def test_loops_over_nothing_are_found(over, safe):
+    code = f"TABLE = {{1: 2}}\ndef test_x(x, y):\n    for i in {over}:\n        assert i\n"
+    assert bool(unsafe_loops(ast.parse(code))) is not safe
 
 
 def test_a_table_without_rows_is_an_error():

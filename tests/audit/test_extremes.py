@@ -6,7 +6,7 @@ import torch
 import bulkedge
 from bulkedge import Recipe
 from cases import gaussian, orthonormal
-from helpers import save
+from helpers import save, some
 
 SHAPE = (190, 150)
 
@@ -44,7 +44,7 @@ def test_the_verdicts_are_those_of_two_svds(name, transposed, tmp_path):
     rows = {method: record.matrices[0] for method, record in found.items()}
     assert {row.status for row in rows.values()} == {"audited"}, rows["auto"].note
     for row in (rows["certified"], rows["auto"]):
-        for one, two in zip(row.directions, rows["dense"].directions, strict=True):
+        for one, two in some(zip(row.directions, rows["dense"].directions, strict=True)):
             assert (one.index, one.side) == (two.index, two.side)
             assert one.score_lower - 1e-6 <= two.score <= one.score_upper + 1e-6
     verdicts = [[d.verdict for d in rows[m].directions] for m in ("auto", "dense")]

@@ -9,7 +9,7 @@ import torch
 import bulkedge
 from bulkedge import CheckpointError, Recipe, RecipeError, Record
 from bulkedge._audit import make_recipe, read_recipe
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 
 @pytest.fixture
@@ -112,13 +112,13 @@ def test_other_files_are_no_records(text, message, tmp_path):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         Record.from_json(tmp_path / "x.json")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"missing\.json: cannot be read"):
         Record.from_json(tmp_path / "missing.json")
 
 
 def test_the_schema_describes_every_field():
     schema = Record.model_json_schema()
-    for name, model in schema["$defs"].items():
+    for name, model in some(schema["$defs"].items()):
         if name in ("Verdict", "Expectation", "Inputs", "Tool", "Record"):
             continue
         undescribed = {
@@ -155,9 +155,9 @@ def test_a_value_built_to_be_endless_is_not_written_out(tmp_path):
 
 @pytest.mark.parametrize("value", [0, -3])
 def test_recipe_is_frozen_and_checked(value):
-    with pytest.raises(ValueError, match="top_k"):
+    with pytest.raises(ValueError, match=r"top_k\s+Input should be greater than or equal to 1"):
         Recipe(top_k=value)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValueError, match="Instance is frozen"):
         Recipe().top_k = 3
 
 
@@ -180,7 +180,7 @@ def test_recipe_files_that_are_none(text, message, tmp_path):
 
 
 def test_recipe_files_that_cannot_be_read(tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match=r"missing\.yaml: cannot be read .*; is it a recipe"):
         read_recipe(tmp_path / "missing.yaml")
     (tmp_path / "r.yaml").write_text("top_k: 3")
     assert read_recipe(tmp_path / "r.yaml") == {"top_k": 3}

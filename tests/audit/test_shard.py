@@ -241,7 +241,9 @@ def test_the_slurm_script_of_the_docs(pair, tmp_path):
 
 def test_a_dry_run_tells_of_the_part(pair, tmp_path):
     options = ("--shard", "2/3", "-o", tmp_path / "out", "--dry-run", "--json")
-    facts = json.loads(run("audit", *pair, *options).stdout)
+    ended = run("audit", *pair, *options)
+    assert ended.returncode == 0, ended.stderr
+    facts = json.loads(ended.stdout)
     mine = Shard(2, 3).positions(make_plan(*pair, Recipe()).comparisons)
     assert facts["matrices"] == len(mine) < len(SHAPES)
     assert facts["largest"].startswith(f"l{max(mine, key=lambda i: SHAPES[i])}.weight")

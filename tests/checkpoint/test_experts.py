@@ -11,7 +11,7 @@ import bulkedge
 from bulkedge import CheckpointError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.load import load
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -107,7 +107,7 @@ def check(base, adapter, merged, in_out=False):
     keys = set(load_file(adapter / "adapter_model.safetensors"))
     assert keys == {name for c in plan.comparisons for name in c.stored_names}
     assert len({c.base.name for c in plan.comparisons}) == len(plan.comparisons)
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         stored = part_of(merged, comparison.tuned_name)
         assert comparison.transposed == (in_out and "experts" in comparison.tuned_name)
         expected = stored.mT if comparison.transposed else stored
@@ -206,7 +206,7 @@ def test_the_convention_before_0_19(version, shape, width, tmp_path):
     if width:
         (tmp_path / "base/config.json").write_text(json.dumps({"hidden_size": width}))
     adapter, update = old_adapter(tmp_path, *shape, version)
-    for e, comparison in enumerate(make_plan(base, adapter, Recipe()).comparisons):
+    for e, comparison in some(enumerate(make_plan(base, adapter, Recipe()).comparisons)):
         # down_proj comes out in the model's width
         assert comparison.transposed == (width is not None and shape == (6, 8))
         W = load(comparison, CPU).tuned_map(torch.float64).to_dense()
@@ -242,7 +242,7 @@ def test_a_full_fine_tune_in_the_other_layout(experts_stacked, tmp_path):
     plan = make_plan(base, other, Recipe())
     assert plan.skipped == ()
     assert len(plan.comparisons) == 3 * 3 + 1
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         pair = load(comparison, CPU)
         if "experts" in comparison.base.name:
             torch.testing.assert_close(pair.replaced, pair.base + 1)

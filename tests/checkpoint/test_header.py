@@ -36,33 +36,41 @@ HOSTILE = {
     "entry": ({"w": 3}, EIGHT, "expected dtype, shape and data_offsets"),
     "dtype": (entry(dtype="F31"), EIGHT, "unknown dtype 'F31'"),
     "dtype_list": (entry(dtype=["F32"]), EIGHT, "unknown dtype"),
-    "negative": (entry(shape=[-2]), EIGHT, "bad shape"),
+    "negative": (entry(shape=[-2]), EIGHT, r"tensor 'w': bad shape \[-2\]"),
     "negative_offset": (entry(data_offsets=[-8, 0]), EIGHT, "bad data_offsets"),
-    "more_than_64_bits": (entry(shape=[2**64, 0]), b"", "bad shape"),
-    "float_shape": (entry(shape=[2.0]), EIGHT, "bad shape"),
-    "bool_shape": (entry(shape=[True, 2]), EIGHT, "bad shape"),
-    "many_dims": (entry(shape=[1] * 64 + [2]), EIGHT, "bad shape"),
-    "huge": (entry(shape=[2**62, 4]), EIGHT, "bad shape"),
+    "more_than_64_bits": (
+        entry(shape=[2**64, 0]),
+        b"",
+        r"tensor 'w': bad shape \[18446744073709551616, 0\]",
+    ),
+    "float_shape": (entry(shape=[2.0]), EIGHT, r"tensor 'w': bad shape \[2\.0\]"),
+    "bool_shape": (entry(shape=[True, 2]), EIGHT, r"tensor 'w': bad shape \[True, 2\]"),
+    "many_dims": (entry(shape=[1] * 64 + [2]), EIGHT, "tensor 'w': bad shape"),
+    "huge": (entry(shape=[2**62, 4]), EIGHT, "tensor 'w': bad shape"),
     "offsets": (entry(data_offsets=[8, 0]), EIGHT, "does not fill"),
     "three_offsets": (entry(data_offsets=[0, 8, 8]), EIGHT, "bad data_offsets"),
     "hole": (entry(data_offsets=[8, 16]), EIGHT * 2, "hole at byte 0"),
-    "overlap": ({"a": GOOD, "b": GOOD}, EIGHT, "overlap"),
+    "overlap": ({"a": GOOD, "b": GOOD}, EIGHT, "tensors overlap or leave a hole"),
     "part_overlap": (
         {"a": GOOD, "b": GOOD | {"data_offsets": [4, 12]}},
         EIGHT + b"\0" * 4,
-        "overlap .* byte 4",
+        "tensors overlap .* byte 4",
     ),
     "empty_inside": (
         {"a": GOOD, "b": {"dtype": "U8", "shape": [0], "data_offsets": [5, 5]}},
         EIGHT,
-        "overlap",
+        "tensors overlap or leave a hole",
     ),
     "trailing": (entry(), EIGHT * 2, "describes 8 bytes of tensors, the file has 16"),
     "truncated": (entry(), b"\0" * 4, "describes 8 bytes of tensors, the file has 4"),
     "long_name": ({"n" * 1025: GOOD}, EIGHT, "1025 characters"),
-    "many_parts": ({".".join("a" * 65): GOOD}, EIGHT, "over 64 parts"),
+    "many_parts": ({".".join("a" * 65): GOOD}, EIGHT, "a tensor's name has over 64 parts"),
     "surrogate": (b'{"\\ud800": %s}' % json.dumps(GOOD).encode(), EIGHT, "is no text"),
-    "half_byte": ({"w": {"dtype": "F4", "shape": [3], "data_offsets": [0, 1]}}, b"\0", "fill"),
+    "half_byte": (
+        {"w": {"dtype": "F4", "shape": [3], "data_offsets": [0, 1]}},
+        b"\0",
+        "tensor 'w': F4 .* does not fill",
+    ),
 }
 
 
@@ -119,7 +127,9 @@ def test_the_cap_is_a_number_of_megabytes(value, tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_a_fifo_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read \(not a regular file\); check the path"
+    ):
         read_header(tmp_path / "x.safetensors")
 
 

@@ -12,7 +12,7 @@ import bulkedge
 from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.load import load
-from helpers import save, weights
+from helpers import save, some, weights
 
 CPU = torch.device("cpu")
 LAYERS = {
@@ -42,7 +42,7 @@ def acts(W, x):
 def check(plan, scales):
     """The audited matrix acts as the base and, beside it, up after down times the scale."""
     assert len(plan.comparisons) == len(scales)
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         name = next(n for n in LAYERS if comparison.base.info.name.endswith(f"{n}.weight"))
         down, up = factors_of(name)
         W0 = load(comparison, CPU).base.double()

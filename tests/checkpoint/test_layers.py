@@ -12,7 +12,7 @@ import bulkedge
 from bulkedge import AdapterError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.load import load
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -81,7 +81,7 @@ def check_all(base, adapter, merged):
     assert plan.skipped == ()
     keys = set(load_file(adapter / "adapter_model.safetensors"))
     assert keys == {name for c in plan.comparisons for name in c.stored_names}
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         stored = merged[comparison.base.info.name].double().flatten(1)
         expected = stored.mT if comparison.transposed else stored
         pair = load(comparison, CPU)
@@ -120,7 +120,7 @@ def test_full_kernels(tmp_path):
     base = save(tmp_path / "base.safetensors", model)
     plan = make_plan(base, save(tmp_path / "tuned.safetensors", tuned), Recipe())
     assert len(plan.comparisons) == 5
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         pair = load(comparison, CPU)
         name = comparison.base.name
         assert torch.equal(pair.base, model[name].flatten(1))
@@ -194,7 +194,7 @@ def test_multihead_attention(tmp_path):
     comparisons = check_all(base, adapter, merged)
     notes = {c.base.name: c.note for c in comparisons}
     assert len(notes) == 6
-    for name, note in notes.items():
+    for name, note in some(notes.items()):
         assert ("twice" in (note or "")) == name.endswith("out_proj.weight")
     assert "layers.1.mha.in_proj_weight" in notes
 

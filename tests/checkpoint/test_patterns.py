@@ -82,7 +82,7 @@ def test_many_slow_matches_are_stopped_together(monkeypatch):
     monkeypatch.setattr(patterns, "ALL_SECONDS", 0.5)
     found = Patterns({"(a|a|aa)+x": 2}, "x")
     clock = time.monotonic()
-    with pytest.raises(AdapterError, match=r"timed out|all of them took too long"):  # noqa: PT012
+    with pytest.raises(AdapterError, match=r"regex timed out|all of them took too long"):  # noqa: PT012
         for i in range(1000):
             found.value("a" * 20 + str(i % 10), 8)
     assert time.monotonic() - clock < 5
@@ -192,3 +192,9 @@ def test_two_patterns_with_different_values_are_noted(case, kind, tmp_path):
     notes = {comparison.note or "" for comparison in plan.comparisons}
     assert [expected is not None and expected in note for note in notes] == [expected is not None]
     assert all(("DoRA" in note) == (kind == "dora") for note in notes)
+
+
+def test_patterns_that_took_all_their_time_are_not_tried_again(monkeypatch):
+    monkeypatch.setattr(patterns, "ALL_SECONDS", 0.0)
+    with pytest.raises(AdapterError, match="all of them took too long"):
+        Patterns({"a+": 2}, "x").value("aa", 8)

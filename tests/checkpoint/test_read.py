@@ -6,7 +6,7 @@ import torch
 
 from bulkedge import CheckpointError
 from bulkedge.checkpoint import is_adapter, open_checkpoint, read_tensor
-from helpers import raw_safetensors, save, weights
+from helpers import raw_safetensors, save, some, weights
 
 TENSORS = {"a.weight": weights(4, 3), "b.weight": weights(5, 2, seed=1)}
 
@@ -33,7 +33,7 @@ def test_file_folder_and_shards_hold_the_same(tmp_path):
     for kind, checkpoint in [*opened.items(), ("sharded", named)]:
         assert checkpoint.kind == kind
         assert set(checkpoint.tensors) == set(TENSORS)
-        for name, info in checkpoint.tensors.items():
+        for name, info in some(checkpoint.tensors.items()):
             assert torch.equal(read_tensor(info), TENSORS[name])
 
 
@@ -69,8 +69,8 @@ def test_a_file_swapped_after_opening_is_an_error(tmp_path):
 
 PATHS = {
     "missing": (lambda d: d / "nowhere", "no such file or folder"),
-    "empty_folder": (lambda d: d, "no .safetensors file"),
-    "text": (lambda d: touch(d / "notes.txt"), "expected a .safetensors file"),
+    "empty_folder": (lambda d: d, r"no \.safetensors file"),
+    "text": (lambda d: touch(d / "notes.txt"), r"expected a \.safetensors file"),
     "pickle": (lambda d: touch(d / "pytorch_model.bin"), "is a pickle, which can run code"),
     "pickle_folder": (lambda d: touch(d / "model.pt").parent, "found only 'model.pt': it is a pi"),
     "two_files": (
@@ -190,7 +190,7 @@ def test_config_of_absurd_size(tmp_path, monkeypatch):
     assert len(open_checkpoint(tmp_path).config["a"]) == 2**20
     monkeypatch.setenv("BULKEDGE_MAX_HEADER_MB", "1")
     with pytest.raises(
-        CheckpointError, match=r"larger than 1048576 bytes\); .*BULKEDGE_MAX_HEADER"
+        CheckpointError, match=r"than 1048576 bytes\); is it a config. .BULKEDGE_MAX_HEADER"
     ):
         open_checkpoint(tmp_path)
 
@@ -253,7 +253,7 @@ def test_a_store_that_is_itself_a_link_is_no_store(tmp_path):
 
 def test_a_loop_of_links(tmp_path):
     (tmp_path / "a.safetensors").symlink_to("a.safetensors")
-    with pytest.raises(CheckpointError, match=r"leads nowhere|no such file|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: is a link that leads nowhere"):
         open_checkpoint(tmp_path)
 
 

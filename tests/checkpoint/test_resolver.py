@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from bulkedge import CheckpointError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.load import load
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -111,7 +111,7 @@ def check(base, adapter, before, merged):
     assert plan.skipped == ()
     keys = set(load_file(adapter / "adapter_model.safetensors"))
     assert keys == {name for c in plan.comparisons for name in c.stored_names}
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         flip = (lambda W: W.mT) if comparison.transposed else (lambda W: W)
         pair = load(comparison, CPU)
         name = comparison.tuned_name

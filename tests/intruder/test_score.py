@@ -117,5 +117,5 @@ def test_verdict(score, overlap, error, expected):
 
 
 def test_vectors_and_values_must_match():
-    with pytest.raises(InputError, match="got 4 and 3"):
+    with pytest.raises(InputError, match="expected as many vectors as values, got 4 and 3"):
         base_vectors(torch.eye(4), torch.ones(3), (4, 4))

@@ -7,7 +7,7 @@ import pytest
 
 import bulkedge
 from bulkedge.report import to_html
-from helpers import EXAMPLE, MINILM, save, weights
+from helpers import EXAMPLE, MINILM, save, some, weights
 
 api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -130,7 +130,7 @@ def test_points_tell_what_they_are(show, records):
 def test_charts_stay_in_their_frames(show, records):
     page = show(to_html(records[0]))
     page.click("#matrices tbody tr >> nth=0")
-    for chart in page.locator(".chart").all():
+    for chart in some(page.locator(".chart").all()):
         frame, plot = chart.bounding_box(), chart.locator(".main-svg").first.bounding_box()
         assert plot["x"] >= frame["x"]
         assert plot["x"] + plot["width"] <= frame["x"] + frame["width"] + 1
@@ -197,7 +197,7 @@ def test_the_map_tells_findings_from_the_rest(show, records):
         page.select_option("#colour", colours)
         found = page.locator("#map button.found")
         assert found.count() == 8
-    for button in page.locator("#map button").all():
+    for button in some(page.locator("#map button").all()):
         style = button.evaluate("b => [b.style.color, b.style.background]")
         assert contrast(*style) > 4.5  # WCAG AA
 
@@ -232,7 +232,7 @@ def test_paper_is_light_and_has_the_words(show, records):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("#words").evaluate("d => d.open")
-    for chart in page.locator(".chart").all():
+    for chart in some(page.locator(".chart").all()):
         frame, plot = chart.bounding_box(), chart.locator(".main-svg").first.bounding_box()
         assert plot["x"] + plot["width"] <= frame["x"] + frame["width"] + 1
     assert not page.locator(".screen").is_visible()

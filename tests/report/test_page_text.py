@@ -12,7 +12,7 @@ import bulkedge
 from bulkedge import InputError
 from bulkedge.report import to_html
 from bulkedge.report.html import PLOTLY
-from helpers import EXAMPLE, MINILM, save, weights
+from helpers import EXAMPLE, MINILM, save, some, weights
 
 PAGE = Path(bulkedge.__file__).parent / "report" / "page"
 HOSTILE = (
@@ -48,7 +48,7 @@ def test_scripts_are_those_of_the_policy_and_no_others(records):
     assert "connect-src 'none'; form-action 'none'; base-uri 'none'" in policy
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert len(scripts) == 3
-    for script in scripts:
+    for script in some(scripts):
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
     assert "unsafe-eval" not in policy
@@ -73,10 +73,10 @@ def test_the_data_are_the_record(records):
     page = to_html(records, ["one", "eight"])
     parts = data_of(page)["records"]
     assert [part["label"] for part in parts] == ["one", "eight"]
-    for part, record in zip(parts, records, strict=True):
+    for part, record in some(zip(parts, records, strict=True)):
         assert part["summary"]["intruders"] == record.summary.intruders
         assert [m["name"] for m in part["matrices"]] == [m.name for m in record.matrices]
-        for shown, matrix in zip(part["matrices"], record.matrices, strict=True):
+        for shown, matrix in some(zip(part["matrices"], record.matrices, strict=True)):
             assert len(shown["directions"]) == len(matrix.directions)
             assert shown["worst"] == pytest.approx(min(d.score for d in matrix.directions), 1e-4)
             assert len(shown["similarity"]["left"]) == 10

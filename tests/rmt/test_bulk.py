@@ -14,6 +14,7 @@ from bulkedge._errors import InputError
 from bulkedge.rmt import Empirical, SingularValueLaw, White, d_transform, fit_edge, separated
 from bulkedge.rmt.bulk import Bulk
 from bulkedge.rmt.empirical import _average_hard, _average_soft
+from helpers import some
 from noise import diagonal, noise_values, outlier, unit
 
 SHAPES = [(40, 160), (160, 40), (100, 100)]
@@ -42,7 +43,7 @@ def test_white_closed_forms_agree_with_the_way_through_the_d_transform(shape):
     theta = double([1.01, 1.2, 2.0, 5.0, 50.0]) * bulk.threshold
     closed, general = bulk._outlier(theta), Bulk._outlier(bulk, theta)
     torch.testing.assert_close(Bulk._locate(bulk, theta), closed.location, rtol=1e-14, atol=0)
-    for one, other in zip(closed, general, strict=True):
+    for one, other in some(zip(closed, general, strict=True)):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=0)
     assert Bulk.threshold.fget(bulk) == pytest.approx(bulk.threshold, rel=1e-14)
 

@@ -12,8 +12,8 @@ from scipy import optimize
 
 from bulkedge._errors import InputError
 from bulkedge.rmt import BulkFit, Empirical, White, edge_test, fit_bulk, separated
-from bulkedge.rmt.edge import CONVERGED, GRID, _turns
-from helpers import MINILM
+from bulkedge.rmt._noise import CONVERGED, GRID, turns
+from helpers import MINILM, some
 from noise import noise_values, spiked_values
 
 LEVELS = (0.5, 0.05, 0.01)
@@ -126,7 +126,7 @@ def test_noise_is_fitted_without_bias(fits):
 
 def test_noise_is_white_and_seldom_spiked(fits):
     assert np.mean([fit.white for _, fit in fits]) > 0.99
-    for fit in (fit for _, fit in fits if fit.white):
+    for fit in some(fit for _, fit in fits if fit.white):
         assert isinstance(fit.bulk, White)
         assert fit.edge == pytest.approx(fit.sigma * (math.sqrt(50) + 10))
         assert fit.threshold == pytest.approx(fit.sigma * 5000**0.25)
@@ -142,7 +142,7 @@ def test_noise_of_fitted_sigma_alarms_as_often_as_it_should(fits):
 
 
 def test_the_fit_reports_the_p_value_of_the_test(fits):
-    for s, fit in fits[:20]:
+    for s, fit in some(fits[:20]):
         if fit.white and fit.spikes < 2:
             expected = edge_test(s[0], (50, 100), sigma=fit.sigma, fitted=True)
             assert fit.p_value == pytest.approx(expected)
@@ -205,7 +205,7 @@ def test_more_spikes_than_are_tested_at_first(count):
 def test_turns_of_spikes_are_sums_of_arguments():
     t = np.array([1 + 1e-9, 1.001, 1.1, CONVERGED, 1.2, 1.2, 3.0, 1e9])
     expected = np.angle(1 - t[:, None] * np.exp(-1j * GRID)).sum(0)
-    np.testing.assert_allclose(_turns(t), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(turns(t), expected, rtol=0, atol=1e-12)
 
 
 def test_the_chance_of_a_row_of_values():

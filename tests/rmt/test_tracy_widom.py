@@ -11,6 +11,7 @@ from scipy import integrate, linalg, special
 
 from bulkedge._errors import InputError
 from bulkedge.rmt import TracyWidom
+from helpers import some
 
 BETAS = [1, 2, 4]
 
@@ -81,7 +82,7 @@ def test_agrees_with_painleve_between_minus_6_and_7(beta):
 
 @pytest.mark.parametrize("s", [-6.0, -1.0, 3.0])
 def test_agrees_with_determinants_in_40_digits(s):
-    for beta, (log, sf, logsf) in reference(s).items():
+    for beta, (log, sf, logsf) in some(reference(s).items()):
         law = TracyWidom(beta)
         assert law.logcdf(s) == pytest.approx(log, rel=3e-13, abs=0)
         assert law.cdf(s) == pytest.approx(math.exp(log), rel=3e-13, abs=0)
@@ -93,7 +94,7 @@ def test_agrees_with_determinants_in_40_digits(s):
 def test_right_tail_keeps_its_digits():
     rtol = {1: 1e-13, 2: 1e-13, 4: 1e-11}
     # 1 − F is e^−86 for β = 2 and 4: it takes 90 digits to see it by subtraction
-    for beta, (_, sf, _) in reference(16.0, digits=90).items():
+    for beta, (_, sf, _) in some(reference(16.0, digits=90).items()):
         assert TracyWidom(beta).sf(16.0) == pytest.approx(sf, rel=rtol[beta], abs=0)
         assert sf < 1e-18
 
@@ -101,7 +102,7 @@ def test_right_tail_keeps_its_digits():
 @pytest.mark.slow
 @pytest.mark.parametrize("s", [-16.0, -12.0, -9.0])
 def test_left_tail_keeps_its_digits(s):
-    for beta, (log, _, _) in reference(s, degree=6).items():
+    for beta, (log, _, _) in some(reference(s, degree=6).items()):
         assert TracyWidom(beta).logcdf(s) == pytest.approx(log, rel=1e-14, abs=0)
 
 

@@ -214,13 +214,15 @@ def test_one_tap_is_a_matrix(dims):
 
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_other_padding_is_refused_by_name(mode):
-    with pytest.raises(InputError, match=f"got '{mode}'"):
+    with pytest.raises(InputError, match=f"padding_mode='zeros', got '{mode}'"):
         Convolution.of(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode), (8, 8))
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(2, 2), nn.ConvTranspose2d(2, 2, 3)])
 def test_other_layers_are_refused_by_name(layer):
-    with pytest.raises(InputError, match=f"got {type(layer).__name__}"):
+    with pytest.raises(
+        InputError, match=f"expected nn.Conv1d, Conv2d or Conv3d, got {type(layer).__name__}"
+    ):
         Convolution.of(layer, (8, 8))
 
 
@@ -228,15 +230,24 @@ def test_other_layers_are_refused_by_name(layer):
     ("arguments", "message"),
     [
         ({"kernel": torch.ones(3, 3)}, r"kernel of shape .* got shape \(3, 3\)"),
-        ({"kernel": torch.ones(1, 1, 3, 3, 3, 3)}, "got shape"),
-        ({"kernel": torch.ones(1, 1, 3, 3, dtype=torch.int64)}, "int64"),
+        (
+            {"kernel": torch.ones(1, 1, 3, 3, 3, 3)},
+            r"kernel of shape .* got shape \(1, 1, 3, 3, 3, 3\)",
+        ),
+        (
+            {"kernel": torch.ones(1, 1, 3, 3, dtype=torch.int64)},
+            "floating-point kernel of shape .* of torch.int64",
+        ),
         ({"kernel": torch.ones(1, 0, 3, 3)}, "kernel with entries"),
         ({"input_size": (8,)}, r"input_size of 2 integers ≥ 1, got \(8,\)"),
         ({"input_size": (8, 0)}, "input_size of 2 integers"),
         ({"input_size": (2, 8)}, r"padded input \(2, 8\), got one that extends over \(3, 3\)"),
-        ({"input_size": (3, 4), "dilation": 2, "padding": (1, 0)}, r"\(5, 4\).*\(5, 5\)"),
+        (
+            {"input_size": (3, 4), "dilation": 2, "padding": (1, 0)},
+            r"padded input \(5, 4\), got one that .*\(5, 5\)",
+        ),
         ({"groups": 3}, "groups ≥ 1 that divide the 4 output channels, got groups=3"),
-        ({"groups": 0}, "groups=0"),
+        ({"groups": 0}, "output channels, got groups=0"),
         ({"stride": 0}, "stride of 2 integers ≥ 1"),
         ({"stride": (1, 1, 1)}, "stride of 2 integers"),
         ({"padding": -1}, "padding of 2 integers ≥ 0"),

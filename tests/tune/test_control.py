@@ -118,7 +118,15 @@ def test_a_state_of_other_layers_is_refused():
         control.load_state_dict(other.state_dict())
 
 
-@pytest.mark.parametrize("options", [{"start": 0}, {"grow": 0}, {"every": 0}, {"level": -1.0}])
-def test_what_is_refused(options):
-    with pytest.raises(InputError, match="expected"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 0}, "start, grow and every ≥ 1, got 0, 1, 20"),
+        ({"grow": 0}, "start, grow and every ≥ 1, got None, 0, 20"),
+        ({"every": 0}, "start, grow and every ≥ 1, got None, 1, 0"),
+        ({"level": -1.0}, "a positive level, in units of the threshold, got -1.0"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
         RankController([layer()], thresholds={"layer": 1.0}, **options)

@@ -32,4 +32,5 @@ def test_the_others_name_the_remedy(module):
 
 def test_a_model_without_adapters_is_refused():
     ended = run("import torch; from bulkedge.tune import EdgeClip; EdgeClip(torch.nn.Linear(3, 4))")
+    assert ended.returncode == 1
     assert "expected adapted layers, found none" in ended.stderr

@@ -9,6 +9,7 @@ from bulkedge import InputError
 from bulkedge.triplet import Status
 from bulkedge.tune import LeadingTriplets
 from cases import orthonormal
+from helpers import some
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -38,7 +39,7 @@ def test_all_kinds_of_weights(k, dtype):
     ]  # fmt: skip
     weights = [weight.to(dtype).requires_grad_() for weight in weights]
     found = LeadingTriplets(weights, k, rtol=1e-3, max_steps=300)()
-    for weight, triplets in zip(weights, found, strict=True):
+    for weight, triplets in some(zip(weights, found, strict=True)):
         assert triplets.status is Status.CONVERGED
         check(weight, triplets, k, 1e-3)
 

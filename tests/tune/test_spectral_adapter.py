@@ -20,6 +20,7 @@ from bulkedge.tune.peft import (  # noqa: E402
     export_lora,
     lora_factors,
 )
+from helpers import some  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
 WIDE = torch.float64
@@ -191,7 +192,7 @@ def test_from_the_identity_to_a_saved_adapter(tmp_path, kind, variant):
 def test_what_it_does_to_weights(kind):
     base = dict(make_base(kind).named_parameters())
     for variant in VARIANTS:
-        for name, layer in trained(kind, variant).named_modules():
+        for name, layer in some(trained(kind, variant).named_modules()):
             if not isinstance(layer, SpectralLayer):
                 continue
             W0 = base[f"{name.removeprefix('base_model.model.')}.weight"].detach().double()
@@ -293,7 +294,7 @@ def test_a_file_without_a_basis_is_completed_from_the_base(tmp_path):
     basis = ("spectral_U", "spectral_S", "spectral_V")
     tensors = {k: x for k, x in load_file(file).items() if not any(part in k for part in basis)}
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match="missing"):
+    with pytest.warns(UserWarning, match="Found missing adapter keys"):
         again = peft.PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True)
     torch.testing.assert_close(output(again), output(model), rtol=0, atol=1e-5)
 
@@ -384,7 +385,7 @@ def test_factors_of_every_layer():
     factors = lora_factors(model)
     assert len(factors) == len(layers(model))
     assert {f"{name}.weight" for name in factors} <= set(base)
-    for (B, A), layer in zip(factors.values(), layers(model), strict=True):
+    for (B, A), layer in some(zip(factors.values(), layers(model), strict=True)):
         torch.testing.assert_close(B @ A, layer.get_delta_weight("default"))
 
 
@@ -479,5 +480,5 @@ def test_export_needs_such_an_adapter_and_a_new_folder(tmp_path):
     with pytest.raises(InputError, match="expected a model with a spectral adapter 'other'"):
         export_lora(model, tmp_path / "lora", "other")
     export_lora(model, tmp_path / "lora")
-    with pytest.raises(OSError, match="lora"):
+    with pytest.raises(OSError, match=r"lora: cannot be written .Directory not empty"):
         export_lora(model, tmp_path / "lora")

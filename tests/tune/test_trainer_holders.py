@@ -11,6 +11,7 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
 
 from bulkedge.tune.trainer import AfterStep, PenaltyMixin  # noqa: E402
+from helpers import some  # noqa: E402
 
 
 def make_model(rank=4):
@@ -68,7 +69,7 @@ def test_orthonormal_factors_stay_so(tmp_path):
     model = make_model()
     holder = OrthonormalFactors(model)
     make_trainer(tmp_path, model, callbacks=[AfterStep(holder)]).train()
-    for matrix in holder.matrices:
+    for matrix in some(holder.matrices):
         gram = (matrix.B.mT @ matrix.B).detach()
         torch.testing.assert_close(gram, torch.eye(4), rtol=0, atol=1e-5)
 
@@ -89,7 +90,7 @@ def test_a_resumed_controller_goes_on(tmp_path):
     assert state == same
     assert state["steps"] == 7  # once at the beginning, then after each step
     assert max(layer["rank"] for layer in state["layers"].values()) > 1
-    for x, y in zip(whole.parameters(), parts.parameters(), strict=True):
+    for x, y in some(zip(whole.parameters(), parts.parameters(), strict=True)):
         torch.testing.assert_close(x, y)
 
 

@@ -20,7 +20,7 @@ from bulkedge.update import (
     predict,
     predict_spikes,
 )
-from helpers import MINILM, weights
+from helpers import MINILM, some, weights
 from noise import unit
 
 
@@ -102,7 +102,7 @@ def test_the_median_score_is_where_the_chance_is_one_half():
     known = spectrum(BASES["tall"]())
     theta = torch.tensor([40.0, 30.0], dtype=torch.float64)
     found = predict_spikes(known, theta)
-    for i, epsilon in enumerate(found.left_score.tolist()):
+    for i, epsilon in some(enumerate(found.left_score.tolist())):
         again = predict_spikes(known, theta, epsilon=epsilon)
         assert float(again.left_new[i]) == pytest.approx(0.5, abs=1e-6)
 
@@ -137,7 +137,7 @@ def test_a_spike_beside_a_strong_direction_of_the_base_is_aligned():
 def test_an_outlier_on_top_of_a_base_value_is_that_value_s_own():
     bulk = torch.linalg.svdvals(weights(150, 150, dtype=torch.float64))[1:]
     exact = 0
-    for top in np.random.default_rng(0).uniform(30, 60, 40):
+    for top in some(np.random.default_rng(0).uniform(30, 60, 40)):
         known = BaseSpectrum.from_values(torch.cat([torch.tensor([top]), bulk]), (150, 150))
         leading = budget(known, rank=1, top_k=1).leading
         found = predict_spikes(known, torch.tensor([leading], dtype=torch.float64))

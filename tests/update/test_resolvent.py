@@ -88,8 +88,14 @@ def test_at_an_eigenvalue_of_the_updated_matrix(z):
         (lambda: resolvent_update(W, U[:, None], V, 1.0), "expected vectors u and v, got shapes"),
         (lambda: secular_function(W, U, V[None], 1.0), "expected vectors u and v, got shapes"),
         (lambda: resolvent_update(W[:3], U, V, 1.0), "expected a square resolvent G (..., n, n)"),
-        (lambda: secular_function(W, U[:3], V, 1.0), "(7, 7), (3, 1) and (1, 7)"),
-        (lambda: resolvent_update_low_rank(W, W[:, :2], W[:3]), "(7, 7), (7, 2) and (3, 7)"),
+        (
+            lambda: secular_function(W, U[:3], V, 1.0),
+            "or vectors (n,), got (7, 7), (3, 1) and (1, 7)",
+        ),
+        (
+            lambda: resolvent_update_low_rank(W, W[:, :2], W[:3]),
+            "or vectors (n,), got (7, 7), (7, 2) and (3, 7)",
+        ),
     ],
 )
 def test_misuse(call, message):

@@ -15,7 +15,7 @@ from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import Dense, LowRank, Sum, thin_svd
 from bulkedge.update import Cholesky, ConjugateGradients, Secular
 from cases import MATRICES, SHAPES, gaussian, generator, orthonormal, with_spectrum
-from helpers import EXAMPLE, MINILM, oracle_scores
+from helpers import EXAMPLE, MINILM, oracle_scores, some
 
 SOLVERS = [Cholesky(), ConjugateGradients()]
 
@@ -179,7 +179,7 @@ def test_a_value_of_the_tuned_matrix_at_a_value_of_the_base(off):
     """Not pinned, but passing through: there M has a pole and W a value at once."""
     W0, u, vt, S0, found = crossings()
     assert found
-    for i, t in found:
+    for i, t in some(found):
         agrees(W0, (t + off) * u, vt)
         assert int(secular(W0, (t + off) * u, vt).count(S0[i])) in (i, i + 1)
 

@@ -7,7 +7,7 @@ and when something added to it stands out (:func:`spike`), of noise or of any la
 """
 
 from ._law import Law
-from .bulk import Bulk, Spike, Traces, White
+from .bulk import Bulk, Spike, Traces
 from .edge import BulkFit, edge_test, fit_bulk
 from .empirical import Edge, Empirical, fit_edge, separated
 from .law_bulk import LawBulk, SymmetricLawBulk
@@ -16,6 +16,7 @@ from .semicircle import Semicircle, SpikedSemicircle
 from .spike import Wigner, spike, strength
 from .tracy_widom import TracyWidom
 from .transform import d_transform, resolvent_traces, stieltjes, stieltjes_inversion
+from .white import White
 
 __all__ = [
     "Bulk",

@@ -9,7 +9,8 @@ import torch
 from bulkedge._errors import InputError
 
 from ._arrays import Array, enter_finite, enter_real, slack
-from .bulk import Bulk, Spike, White, checked_shape, checked_sigma
+from .bulk import Bulk, Spike, checked_shape, checked_sigma
+from .white import White
 
 
 class Wigner:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bulkedge._fields import check_fields, one_of
 
+from ._airy import operator, survival
 from ._arc import gauss_legendre
 from ._arrays import elementwise
 from ._law import Law, keep_nan
@@ -237,8 +238,8 @@ def _table(beta: int) -> _Table:
     up = t ** (-2 / 3)
     return _Table(
         _fit(_NODES, _LEFT, _JOIN)[0] @ _combine(beta, *_painleve()).value.numpy(),
-        middle @ np.log(_survival(beta, s, scaled=False)),
-        right @ (np.log(_survival(beta, up, scaled=True)) + _DECAY[beta][1] * np.log(up)),
+        middle @ np.log(survival(beta, s, scaled=False)),
+        right @ (np.log(survival(beta, up, scaled=True)) + _DECAY[beta][1] * np.log(up)),
     )
 
 
@@ -256,54 +257,6 @@ def _combine(beta: int, log: _Slope, integral: _Slope) -> _Slope:
         return _Slope((log.value - integral.value) / 2, (log.slope - integral.slope) / 2)
     value = (log.value + integral.value) / 2 + torch.log1p((-integral.value).exp()) - math.log(2)
     return _Slope(value, (log.slope + (integral.value / 2).tanh() * integral.slope) / 2)
-
-
-def _survival(beta: int, s: np.ndarray, *, scaled: bool) -> np.ndarray:
-    """1 − F from the eigenvalues of A_s; scaled, times ``exp(c·(2/3)s^(3/2))``."""
-    values = torch.linalg.eigvalsh(_operator(torch.from_numpy(s), scaled=scaled)[0]).numpy()
-    damp = np.exp(-(s**1.5) / 1.5) if scaled else np.ones_like(s)
-    if beta == 2:
-        values, damp = values**2, damp**2
-    e = _symmetric(values, 10)
-    k = np.arange(2, 11, 2) if beta == 4 else np.arange(1, 11)
-    signs = -1.0 if beta == 4 else -((-1.0) ** k)
-    return (signs * damp[:, None] ** (k - k[0]) * e[k].T).sum(1)
-
-
-def _symmetric(values: np.ndarray, order: int) -> np.ndarray:
-    """The elementary symmetric functions e_0 … e_order of the last dimension."""
-    e = np.zeros((order + 1, *values.shape[:-1]))
-    e[0] = 1
-    for value in np.moveaxis(values, -1, 0):
-        e[1:] += value * e[:-1]
-    return e
-
-
-def _operator(s: Tensor, *, scaled: bool) -> tuple[Tensor, Tensor]:
-    """``√w_i Ai(s + x_i + x_j) √w_j`` by Gauss–Legendre, and ``√w_i Ai(s + x_i)``."""
-    nodes, weights = (torch.from_numpy(array) for array in gauss_legendre(72))
-    # the kernel falls by e^−44 from s to s + length
-    length = (s.clamp(min=0) ** 1.5 + 66) ** (2 / 3) - s
-    x = length[:, None] * nodes
-    root = (length[:, None] * weights).sqrt()
-    airy = _scaled_airy if scaled else lambda s, x: torch.special.airy_ai(s + x)
-    column = airy(s[:, None], x)
-    kernel = airy(s[:, None, None], x[:, None, :] + x[:, :, None])
-    return root[:, None, :] * kernel * root[:, :, None], root * column
-
-
-def _scaled_airy(s: Tensor, x: Tensor) -> Tensor:
-    """``Ai(s + x) exp((2/3)s^(3/2))`` for s ≥ 4, also where Ai itself underflows."""
-    z = s + x
-    zeta = z**1.5 / 1.5
-    term = series = torch.ones_like(z)
-    for k in range(1, 16):
-        term = -term * ((6 * k - 5) * (6 * k - 3) * (6 * k - 1) / (216 * k * (2 * k - 1))) / zeta
-        series = series + term
-    far = series / (2 * math.sqrt(math.pi) * z**0.25)
-    near = torch.special.airy_ai(z.clamp(max=16)) * zeta.clamp(max=44).exp()
-    fall = x * (z * z + z * s + s * s) / (z**1.5 + s**1.5) / 1.5
-    return torch.where(z < 16, near, far) * (-fall).exp()
 
 
 @functools.lru_cache
@@ -343,7 +296,7 @@ def _integral(fit: np.ndarray, times: int, half: float) -> tuple[np.ndarray, np.
 def _at_join() -> tuple[float, float, float]:
     """q, ``log D₋D₊`` and ``log D₊/D₋`` at s = −2: ``q = Ai(s) + ⟨A a, (1 − A²)⁻¹ a⟩``."""
     s = torch.from_numpy(np.array([_JOIN]))
-    kernel, column = (array[0] for array in _operator(s, scaled=False))
+    kernel, column = (array[0] for array in operator(s, scaled=False))
     values, vectors = torch.linalg.eigh(kernel)
     square = (vectors.T @ column) ** 2
     q = torch.special.airy_ai(s)[0] + (values / (1 - values**2)) @ square

@@ -59,7 +59,7 @@ class IntruderPenalty:
     vector among many equals has no direction of its own, and its weight goes to zero before that.
     Among the first k, values that agree to a thousandth count with their mean weight, so that only
     the space that their vectors span matters.  c is taken for a constant; the gradient goes through
-    σ, u and v (docs/derivative.md).
+    σ, u and v (docs/triplets.md).
 
     Each call looks at ``per_call`` layers, one after the other in turn, and scales their mean up to
     all: the expectation is that of looking at all of them.

@@ -19,7 +19,7 @@ from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
 from bulkedge._linmap import LinearMap, Scaled
 from bulkedge._precision import full_precision
 
-from ._gauge import pair_scale, turns, warn_of_turns
+from ._gauge import pair_scale, turns, warn_of_ties, warn_of_turns
 from ._result import SingularTriplets, Status, resolution
 from .adjoint import AdjointSolver, System
 from .solver import Solver
@@ -85,13 +85,18 @@ def implicit(
     evidence: Evidence,
     *,
     xi: Tensor | None,
-    judge: bool,
+    judge: str,
 ) -> tuple[Tensor, Tensor]:
     """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` on the complement of the block.
 
     float32 is refined: the residual is taken in float64 where values lie close, since its rounding
-    error comes back multiplied by σ/gap.  With ``judge``, φ and ψ are the cotangents of the vectors
-    themselves and ξ that of σ: then a loss that depends on an arbitrary basis is told so.
+    error comes back multiplied by σ/gap.
+
+    ``judge`` says what else to look for.  With ``"turns"``, φ and ψ are the cotangents of the
+    vectors themselves and ξ that of σ: a loss that depends on an arbitrary basis is warned of.
+    With ``"ties"`` they are tangents, and near-equal values are warned of; with ``"ties"`` and
+    ``"zeros"`` the vectors of a zero σ have the tangent NaN and a warning, not an error, because
+    the tangent of σ itself is defined.
 
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
@@ -108,10 +113,18 @@ def implicit(
             return torch.zeros_like(u), torch.zeros_like(v)
         if math.isnan(scale):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        _require_nonzero(sigma, A.shape)
-        if judge and len(sigma) > 1:
+        try:
+            _require_nonzero(sigma, A.shape)
+        except InputError as error:
+            if judge not in ("ties", "zeros"):
+                raise
+            warnings.warn(f"{error}; theirs is NaN", DegenerateWarning, stacklevel=2)
+            return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
+        if judge == "turns":
             xi = None if xi is None else xi / scale
             warn_of_turns(sigma, turns(u, phi) + turns(v, psi), pair_scale(phi, psi), xi)
+        elif judge == "ties":
+            warn_of_ties(sigma)
         size = _power_of_two(float(sigma[0]))
         theta, Z = evidence.near
         system = System(Scaled(A, 1 / size), sigma / size, u, v, None, None, (theta / size, Z))

@@ -2,14 +2,18 @@
 
 ``outcome`` runs one cell of the table in docs/derivatives.md and says what came of it.  Only
 ``RIGHT``, ``REFUSED`` (an error of this package) and ``TORCH`` (torch refuses the same nesting of
-its own ``torch.linalg.svd``) are allowed; a wrong number or a foreign error raises.
+its own ``torch.linalg.svdvals``) are allowed; a wrong number or a foreign error raises.
+
+python tests/derivatives.py [MODE ...]  # run the modes, all by default, and write the page
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, func
@@ -21,7 +25,9 @@ from bulkedge.spectral import Convolution, cap, normalize, project_spectral_ball
 from bulkedge.triplet import Dense, LowRank, singular_triplet, truncate
 from cases import gaussian, with_spectrum
 
-RIGHT, REFUSED, TORCH = "right", "refused", "torch"
+RIGHT, REFUSED, TORCH, NONE = "right", "error", "torch", "–"
+PAGE = Path(__file__).parents[1] / "docs/derivatives.md"
+MARK = "<!-- written by tests/derivatives.py -->\n"
 
 Function = Callable[[Tensor], Tensor]
 
@@ -71,7 +77,7 @@ def _kernel_norm(A: Tensor) -> Tensor:
 FUNCTIONS: dict[str, tuple[Function, Function]] = {
     "spectral_norm": (spectral_norm, _norm),
     "singular_triplet σ": (lambda A: singular_triplet(A, K).sigma, lambda A: _svd(A)[0]),
-    "singular_triplet u, v": (
+    "singular_triplet u and v": (
         lambda A: _pairs(*tuple(singular_triplet(A, K))[1:]),
         lambda A: _pairs(*_svd(A)[1:]),
     ),
@@ -169,23 +175,28 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 BACKENDS = ("eager", "aot_eager", "inductor")
-PLAIN = "none"
+PLAIN = "not compiled"
 MODES = (
     PLAIN,
-    *(f"outside, {backend}" for backend in BACKENDS),
-    "outside, one graph",
-    *(f"inside, {backend}" for backend in BACKENDS),
+    *(f"compile(transform), {backend}" for backend in BACKENDS),
+    "compile(transform), one graph",
+    *(f"transform(compile), {backend}" for backend in BACKENDS),
 )
 VALUES = ("none", "vmap", "make_fx")  # no derivative in them
+# what inductor, slow, is tried with: it takes over where aot_eager ends
+SAMPLE = ("spectral_norm", "singular_triplet u and v")
+SAMPLED = ("none", "backward", "dual numbers", "grad", "jvp")
 UNCOMPILED = ("linearize", "make_fx", "make_fx(grad)", "FakeTensor", "meta")  # tracers themselves
 
 
 def cells() -> Iterator[tuple[str, str, str]]:
-    """Every (transform, mode, function)."""
+    """Every (transform, mode, function) that is run."""
     for transform in TRANSFORMS:
         for mode in MODES[:1] if transform in UNCOMPILED else MODES:
             for name in FUNCTIONS:
-                if transform in VALUES or name != "project_spectral_ball":  # it has no gradient
+                if name == "project_spectral_ball" and transform not in VALUES:
+                    continue  # it has no gradient
+                if "inductor" not in mode or (name in SAMPLE and transform in SAMPLED):
                     yield transform, mode, name
 
 
@@ -202,7 +213,7 @@ def run(transform: str, mode: str, function: Function) -> Tensor:
     if mode == PLAIN:
         return apply(f, A, T)
     torch._dynamo.reset()  # type: ignore[attr-defined]
-    if mode.startswith("inside"):
+    if mode.startswith("transform"):
         return apply(_compiled(mode)(f), A, T)
     return _compiled(mode)(lambda A, T: apply(f, A, T))(A, T)
 
@@ -233,7 +244,7 @@ def expected(transform: str, name: str) -> Tensor:
 
 def outcome(transform: str, mode: str, name: str) -> str:
     """What came of it: one of the three that are allowed, else it raises."""
-    ours, theirs = FUNCTIONS[name]
+    ours, _ = FUNCTIONS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
         try:
@@ -260,3 +271,44 @@ def torch_refuses(transform: str, mode: str, kind: type[Exception]) -> bool:
     except Exception:
         return False
     return False
+
+
+Results = dict[tuple[str, str, str], str]
+
+
+def render(results: Results) -> str:
+    """The tables of the page, functions of one and the same table together."""
+    tables: dict[str, list[str]] = {}
+    for name in FUNCTIONS:
+        rows = [f"| | {' | '.join(MODES)} |", "|---|" + "---|" * len(MODES)]
+        for transform in TRANSFORMS:
+            told = [results.get((transform, mode, name), NONE) for mode in MODES]
+            rows.append(f"| {transform} | {' | '.join(told)} |")
+        tables.setdefault("\n".join(rows), []).append(name)
+    return "\n".join(f"### {', '.join(names)}\n\n{table}\n" for table, names in tables.items())
+
+
+def stored() -> Results:
+    """What the page says."""
+    results: Results = {}
+    names: list[str] = []
+    for line in PAGE.read_text(encoding="utf-8").partition(MARK)[2].splitlines():
+        if line.startswith("### "):
+            names = line[4:].split(", ")
+        transform, *told = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if transform in TRANSFORMS:
+            for name in names:
+                results |= {(transform, m, name): r for m, r in zip(MODES, told, strict=True)}
+    return {cell: result for cell, result in results.items() if result != NONE}
+
+
+def write(results: Results) -> None:
+    """Put the results on the page, in place of those that it has of the same cells."""
+    known = {cell: r for cell, r in (stored() | results).items() if cell in set(cells())}
+    prose = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+    PAGE.write_text(f"{prose}{MARK}\n{render(known)}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or MODES
+    write({cell: outcome(*cell) for cell in cells() if cell[1] in chosen})

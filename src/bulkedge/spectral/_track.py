@@ -29,6 +29,9 @@ def sound(start: Tensor) -> Tensor:
     """The start, or a generic one in its place where it is not a block of vectors of length one.
 
     What ``to_empty`` leaves in a buffer is anything, infinite and NaN included.
+
+    Returns:
+        A block of the same shape.
     """
     peak = start.detach().abs().max()
     return torch.where((peak > 0) & (peak <= 2), start, generic(*start.shape, like=start))

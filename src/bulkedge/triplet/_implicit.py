@@ -107,7 +107,8 @@ class Triplet(torch.autograd.Function):
             found = flatten(
                 leading(A, problem.k, problem.solver, start, source, strict=problem.strict)
             )
-        return (torch.diag(found[0]), *found[1:]) if problem.frames else found
+        sigma, *others = found
+        return cast("Outputs", (torch.diag(sigma) if problem.frames else sigma, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -251,8 +252,8 @@ def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs
     if not problem.plain or jvp_levels() > 1:
         return _uncompiled(problem, start, *tensors)
     _allow_node()
-    methods = token(problem.solver), token(problem.adjoint)
-    return node(*tensors, start, problem.k, *methods, problem.strict, problem.frames)
+    solver, adjoint = token(problem.solver), token(problem.adjoint)
+    return node(tensors[0], start, problem.k, solver, adjoint, problem.strict, problem.frames)
 
 
 def node(
@@ -271,7 +272,7 @@ def node(
 
 
 def _allow_node() -> None:
-    """Let the compiler take :func:`node` as it is: run while it traces, before it meets the name."""
+    """Let the compiler take :func:`node` as it is; it runs this before it looks the name up."""
     torch.compiler.allow_in_graph(node)
 
 
@@ -281,7 +282,7 @@ _allow_node._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemb
 
 def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
     """What no node can hold breaks the graph, and nothing of it is compiled."""
-    return torch.compiler.disable(triplet)(problem, start, *tensors)
+    return cast("Any", torch.compiler.disable(triplet))(problem, start, *tensors)
 
 
 # what torch.compiler.disable sets, without loading the compiler at import

@@ -100,6 +100,9 @@ def implicit(
 
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
+
+    Raises:
+        InputError: If a σ is zero to rounding, but for a tangent.
     """
     with torch.no_grad(), full_precision(A.device):
         sigma, u, v = triplets
@@ -113,12 +116,7 @@ def implicit(
             return torch.zeros_like(u), torch.zeros_like(v)
         if math.isnan(scale):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        try:
-            _require_nonzero(sigma, A.shape)
-        except InputError as error:
-            if judge not in ("ties", "zeros"):
-                raise
-            warnings.warn(f"{error}; theirs is NaN", DegenerateWarning, stacklevel=2)
+        if not _has_vectors(sigma, A.shape, tangent=judge in ("ties", "zeros")):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
         if judge == "turns":
             xi = None if xi is None else xi / scale
@@ -248,6 +246,18 @@ def _judge(
     if not bool(torch.isfinite(x).all()):
         raise ConvergenceError(advice, solution)
     warnings.warn(advice, DegenerateWarning, stacklevel=2)
+
+
+def _has_vectors(sigma: Tensor, shape: tuple[int, int], *, tangent: bool) -> bool:
+    """Whether every σ is above rounding; if not, a warning for a tangent, else an error."""
+    try:
+        _require_nonzero(sigma, shape)
+    except InputError as error:
+        if not tangent:
+            raise
+        warnings.warn(f"{error}; theirs is NaN", DegenerateWarning, stacklevel=3)
+        return False
+    return True
 
 
 def _require_nonzero(sigma: Tensor, shape: tuple[int, int]) -> None:

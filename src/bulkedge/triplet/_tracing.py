@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from bulkedge._errors import InputError
 
 
 def numbers_hidden(*tensors: Tensor | None) -> bool:
-    """Whether the numbers of the tensors cannot be looked at here, only those that an operator gets.
+    """Whether the numbers of the tensors cannot be looked at here, but only inside an operator.
 
     So it is under the tracers (``torch.compile``, ``make_fx``), in ``FakeTensorMode``, on the meta
     device, and in autograd's own vmap (``is_grads_batched``), which is not torch.func's.  In all
@@ -40,7 +40,7 @@ def require_numbers(A: Tensor, what: str) -> None:
 
 def _vmapped(A: Tensor) -> bool:
     """Whether torch.func's vmap holds a batch behind it, under derivatives or not."""
-    functorch = torch._C._functorch
+    functorch = cast("Any", torch._C)._functorch
     while functorch.is_functorch_wrapped_tensor(A):
         if functorch.is_batchedtensor(A):
             return True

@@ -100,6 +100,9 @@ def solve_from(
 
     With ``frames``, σ is the matrix S and only what no change of basis alters has derivatives, see
     :class:`Problem`.
+
+    Returns:
+        The triplets.
     """
     problem = Problem(
         A.with_tensors(*(torch.empty_like(tensor, device="meta") for tensor in A.tensors)),

@@ -183,6 +183,8 @@ MODES = (
     *(f"transform(compile), {backend}" for backend in BACKENDS),
 )
 VALUES = ("none", "vmap", "make_fx")  # no derivative in them
+# compiled, they are what spectral_norm and the norm of W0 + BA are
+ALIKE = ("singular_triplet σ", "norm of a convolution")
 # what inductor, slow, is tried with: it takes over where aot_eager ends
 SAMPLE = ("spectral_norm", "singular_triplet u and v")
 SAMPLED = ("none", "backward", "dual numbers", "grad", "jvp")
@@ -196,6 +198,8 @@ def cells() -> Iterator[tuple[str, str, str]]:
             for name in FUNCTIONS:
                 if name == "project_spectral_ball" and transform not in VALUES:
                     continue  # it has no gradient
+                if mode != PLAIN and name in ALIKE:
+                    continue
                 if "inductor" not in mode or (name in SAMPLE and transform in SAMPLED):
                     yield transform, mode, name
 

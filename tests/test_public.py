@@ -11,7 +11,7 @@ PUBLIC = {
     "Project", "RayEngine", "Recipe", "RecipeError", "Record", "RepairRecord", "Scale", "Shard",
     "Shrink", "ToEdge", "__version__", "audit", "checkpoint", "intruder", "merge_shards",
     "project_spectral_ball", "repair", "rmt", "simulate", "singular_triplet", "spectral",
-    "spectral_cap", "spectral_norm", "triplet", "update",
+    "spectral_cap", "spectral_norm", "triplet", "truncate", "update",
 }  # fmt: skip
 
 

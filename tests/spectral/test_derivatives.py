@@ -1,15 +1,16 @@
 """The table in docs/derivatives.md: every cell is run again, and gives what the page says."""
 
-import derivatives
 import pytest
 import torch
+
+import derivatives
 from derivatives import PLAIN, SAMPLE, cells, outcome, stored
 
 QUICK = (PLAIN, "compile(transform), one graph", "transform(compile), eager")
 
 
 def _cell(cell):
-    transform, mode, name = cell
+    _, mode, name = cell
     slow = mode != PLAIN and (mode not in QUICK or name not in SAMPLE)
     return pytest.param(*cell, id="-".join(cell), marks=[pytest.mark.slow] if slow else [])
 

@@ -52,6 +52,17 @@ def test_every_jacobian_whatever_ties_inside(spectrum, shape, k):
 
     torch.testing.assert_close(function(A), dense(A, k))
     # a warning would be an error
+    assert gradcheck(function, A, fast_mode=True, check_forward_ad=True)
+    assert gradgradcheck(function, A, fast_mode=True, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4)], ids=str)
+def test_every_entry_of_every_jacobian_of_equal_values(shape):
+    A = with_spectrum(*shape, torch.tensor([2.0, 2.0, 0.5])).requires_grad_()
+
+    def function(A):
+        return truncate(A, 2)
+
     assert gradcheck(function, A, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(function, A, check_fwd_over_rev=True, check_rev_over_rev=True)
 

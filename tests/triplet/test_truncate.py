@@ -85,7 +85,7 @@ def test_every_adjoint_against_differences(adjoint, shape):
 
 @pytest.mark.parametrize("gap", [0.0, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3])
 def test_the_gap_inside_does_not_matter_where_the_sum_of_triplets_is_off(gap):
-    A = made((9, 7), [2.0 + gap, 2.0, 1.0, 0.5])
+    A = made((9, 7), [2.0 + gap, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1])
     G, T = gaussian(9, 7), gaussian(9, 7).flip(0)
     expected = (G * difference(A, 2, T)).sum()
     ours = torch.func.grad(lambda A: (G * truncate(A, 2)).sum())(A)
@@ -98,7 +98,7 @@ def test_the_gap_inside_does_not_matter_where_the_sum_of_triplets_is_off(gap):
     if gap == 0:
         with pytest.warns(DegenerateWarning, match="differ by"):
             theirs = torch.func.grad(total)(A)
-        assert float((theirs - ours).norm() / ours.norm()) > 0.1
+        assert float((theirs - ours).norm() / ours.norm()) > 0.05
 
 
 def test_the_derivative_is_its_own_transpose():
@@ -157,7 +157,7 @@ def test_float32_ends_exact_to_float32(shape):
     sigma = torch.cat([torch.full((5,), 2.0), torch.linspace(1.9, 0.01, 195)])
     A, G = with_spectrum(*shape, sigma), gaussian(*shape)
     ours, reference = (
-        torch.func.grad(lambda A: (G.to(A) * truncate(A, 5, solver=BlockKrylov())).sum())(X)
+        torch.func.grad(lambda A: (G.to(A) * truncate(A, 5)).sum())(X)
         for X in (A.float(), A)
     )
     assert ours.dtype == torch.float32
@@ -177,7 +177,7 @@ def test_half_precision_comes_back(dtype):
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
 @pytest.mark.parametrize("gap", [0.0, 1e-15])
 def test_a_tie_at_the_cut_is_never_silent(gap, mode):
-    A = made((9, 7), [3.0, 2.0 + gap, 2.0, 0.5])
+    A = made((9, 7), [3.0, 2.0 + gap, 2.0, 0.5, 0.3, 0.2, 0.1])
     G = gaussian(9, 7)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

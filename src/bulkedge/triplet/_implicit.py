@@ -57,7 +57,7 @@ from bulkedge._precision import full_precision
 from ._compiled import by_rule, one_by_one, op_implicit, op_leading, strategy, token
 from ._gauge import over_gap, pair_scale, sums, turns
 from ._numbers import Evidence, Outputs, flatten, implicit, leading
-from ._tracing import levels, numbers_hidden
+from ._tracing import jvp_levels, numbers_hidden
 from .adjoint import AdjointSolver
 from .solver import Solver
 
@@ -249,7 +249,7 @@ def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs
     if not torch.compiler.is_compiling():
         _refuse_forward_over_forward()
         return Triplet.apply(problem, start, *tensors)
-    if not problem.plain or levels("Jvp") > 1:
+    if not problem.plain or jvp_levels() > 1:
         return _uncompiled(problem, start, *tensors)
     _allow_node()
     solver, adjoint = token(problem.solver), token(problem.adjoint)
@@ -282,12 +282,6 @@ _allow_node._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemb
 
 def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
     """What no node can hold breaks the graph, and nothing of it is compiled."""
-    if levels("Grad"):  # torch loses requires_grad between the two parts
-        raise InputError(
-            "expected no break of a compiled graph within torch.func.grad or vjp, got one at the "
-            "singular triplets of a LinearMap or with a generator; pass the matrix, or take "
-            "another backend than eager"
-        )
     return cast("Any", torch.compiler.disable(triplet))(problem, start, *tensors)
 
 
@@ -327,7 +321,7 @@ def _filled(
 
 def _refuse_forward_over_forward() -> None:
     """Inside two forward modes a custom function loses the outer tangent, and torch is silent."""
-    if levels("Jvp") > 1:
+    if jvp_levels() > 1:
         raise InputError(
             "forward mode over forward mode is not supported by torch's custom functions; "
             "take reverse mode for one of the two, say jacfwd(jacrev(f))"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,15 +48,15 @@ def _vmapped(A: Tensor) -> bool:
     return False
 
 
-def levels(kind: Literal["Jvp", "Grad"]) -> int:
-    """How many transforms of torch.func of a kind are around; a constant to the compiler."""
+def jvp_levels() -> int:
+    """How many forward modes of torch.func are around; a constant to the compiler."""
     if not torch._C._are_functorch_transforms_active():
         return 0
     from torch._C._functorch import TransformType
     from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
     kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
-    return kinds.count(getattr(TransformType, kind))
+    return kinds.count(TransformType.Jvp)
 
 
 def _key(name: str) -> Any:
@@ -64,4 +64,4 @@ def _key(name: str) -> Any:
 
 
 # what torch.compiler.assume_constant_result sets, without loading the compiler at import
-levels._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+jvp_levels._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

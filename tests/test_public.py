@@ -13,7 +13,7 @@ PUBLIC = {
     "Project", "RayEngine", "Recipe", "RecipeError", "Record", "RepairRecord", "Scale", "Shard",
     "Shrink", "ToEdge", "__version__", "audit", "checkpoint", "intruder", "merge_shards",
     "project_spectral_ball", "repair", "report", "rmt", "simulate", "singular_triplet", "spectral",
-    "spectral_cap", "spectral_norm", "triplet", "tune", "update",
+    "spectral_cap", "spectral_norm", "triplet", "truncate", "tune", "update",
 }  # fmt: skip
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .spectral import spectral_cap as spectral_cap
     from .spectral import spectral_norm as spectral_norm
     from .triplet import singular_triplet as singular_triplet
+    from .triplet import truncate as truncate
 
 _HOME = {
     "audit": "._audit",
@@ -59,6 +60,7 @@ _HOME = {
     "Shrink": "._repair",
     "ToEdge": "._repair",
     "singular_triplet": ".triplet",
+    "truncate": ".triplet",
     "spectral_norm": ".spectral",
     "spectral_cap": ".spectral",
     "project_spectral_ball": ".spectral",

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
@@ -289,3 +290,70 @@ def test_errors():
         spectral_cap(nn.Linear(3, 3), certified="yes")
     with pytest.raises(InputError, match="expected a dim of a 2-dimensional weight, got 2"):
         spectral_cap(nn.Linear(3, 3), dim=2)
+
+
+def on_meta():
+    with torch.device("meta"):
+        return nn.Sequential(
+            spectral_cap(nn.Linear(20, 30)),
+            spectral_cap(nn.Linear(30, 20), shrink_only=False, certified=True),
+            spectral_cap(nn.Conv2d(3, 4, 3, padding=1), input_size=(5, 5)),
+        )
+
+
+def test_a_layer_is_built_on_the_meta_device():
+    model = on_meta()
+    twin = [spectral_cap(nn.Linear(20, 30)), spectral_cap(nn.Linear(30, 20))]
+    for layer, real in zip(model, twin, strict=False):
+        assert {k: x.shape for k, x in layer.state_dict().items()} == {
+            k: x.shape for k, x in real.state_dict().items()
+        }
+    assert model[0](torch.empty(2, 20, device="meta")).shape == (2, 30)
+    assert model[2](torch.empty(1, 3, 5, 5, device="meta")).is_meta
+    model[0](torch.empty(2, 20, device="meta")).sum().backward()
+
+
+@pytest.mark.parametrize("left", [torch.nan, torch.inf, -torch.inf, 1e38, 0.0, 3.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_to_empty_leaves_in_the_start_does_not_matter(left, training):
+    model = on_meta().to_empty(device="cpu").train(training)
+    for layer, shape in zip(model, ((30, 20), (20, 30), (4, 3, 3, 3)), strict=True):
+        cap = layer.parametrizations.weight
+        with torch.no_grad():
+            cap.original.copy_(gaussian(1, 600)[0, : cap.original.numel()].view(shape))
+            cap[0].start.fill_(left)
+            layer.bias.zero_()
+    for _ in range(2):
+        for layer in model[:2]:
+            assert norm(layer.weight) == pytest.approx(1, abs=1e-4)
+        operator = Convolution(model[2].weight.detach(), (5, 5), padding=1)
+        assert float(singular_triplet(operator).sigma) == pytest.approx(1, abs=1e-4)
+    if training:
+        assert all(torch.isfinite(layer.parametrizations.weight[0].start).all() for layer in model)
+
+
+def test_a_state_dict_goes_into_a_layer_from_the_meta_device():
+    source = linear(30, 20, scale=3.0)
+    with torch.device("meta"):
+        layer = spectral_cap(nn.Linear(20, 30))
+    layer.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(layer.eval().weight, source.eval().weight)
+
+
+def test_weights_that_are_not_finite_are_named_and_not_the_start():
+    with torch.device("meta"):
+        layer = spectral_cap(nn.Linear(20, 30))
+    layer.to_empty(device="cpu")
+    with torch.no_grad():
+        layer.parametrizations.weight.original.fill_(torch.nan)
+        layer.parametrizations.weight[0].start.fill_(torch.nan)
+    with pytest.raises(InputError, match="expected finite entries, got NaN or Inf"):
+        _ = layer.weight
+
+
+def test_fake_tensors_have_a_cap_of_their_shape():
+    with FakeTensorMode():
+        layer = spectral_cap(nn.Linear(20, 30))
+        assert layer(torch.empty(2, 20)).shape == (2, 30)
+        with pytest.raises(InputError, match="entries a certificate can look at"):
+            spectral_cap(nn.Linear(20, 30), certified=True)

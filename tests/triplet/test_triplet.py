@@ -190,5 +190,5 @@ def test_the_registered_operators_keep_their_promises():
     torch.library.opcheck(op_leading, (A, None, 2, token(BlockKrylov()), True))
     sigma, u, v, residuals, gaps, _, theta, Z = outputs
     known = sigma, u, v, residuals, gaps, theta, Z, A
-    arguments = None, torch.ones_like(u), None, *known, token(Minres()), True
+    arguments = None, torch.ones_like(u), None, *known, token(Minres()), "turns"
     torch.library.opcheck(op_implicit, arguments)

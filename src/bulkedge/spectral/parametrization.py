@@ -12,7 +12,7 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.triplet.solver._start import generic
 
-from ._track import as_matrix, fresh_start, track, working
+from ._track import as_matrix, fresh_start, sound, track, working
 from .certificate import Certificate, Rigorous
 from .convolution import Convolution
 from .norm import cap_factor, require_bound
@@ -49,6 +49,9 @@ def spectral_cap(
     Inside ``torch.nn.utils.parametrize.cached()`` it is done once a forward, however often the
     weight is read.  Evaluation solves too; to be done with it, seal a trained layer:
     ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` keeps the capped weight.
+
+    On the meta device nothing is solved; after ``to_empty`` and new weights the layer is capped
+    like any other.
 
     Args:
         module: The module, changed in place.
@@ -142,8 +145,10 @@ class SpectralCap(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The capped weight."""
+        if weight.is_meta:  # a shape without numbers has no norm
+            return weight.clone()
         A = self._map(weight)
-        start = self.start.to(A.dtype)
+        start = sound(self.start.to(A.dtype))
         result, start = track(A, start, rtol=self.rtol, max_steps=self.max_steps)
         # inside torch.func nothing outside may change: the next step starts from an older guess
         if self.training and not torch._C._are_functorch_transforms_active():

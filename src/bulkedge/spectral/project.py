@@ -15,6 +15,7 @@ from bulkedge._guard import matrix as require_matrix
 from bulkedge._guard import precise
 from bulkedge._linmap import Dense
 from bulkedge.triplet import BlockKrylov, singular_triplet, thin_svd
+from bulkedge.triplet._tracing import require_numbers
 
 from ._track import as_matrix, fresh_start, track
 from .norm import cap_factor, require_bound
@@ -45,7 +46,8 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
         Shape and dtype of W.
 
     Raises:
-        InputError: If the bound is not positive or the method unknown, or W is not real and finite.
+        InputError: If the bound is not positive or the method unknown, W is not real and finite, or
+            its entries cannot be looked at (vmap, tracers, FakeTensorMode, the meta device).
 
     Example:
         >>> W = torch.diag(torch.tensor([4.0, 1.0]))
@@ -56,11 +58,20 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     """
     require_bound(bound)
     _require_method(method)
+    require_numbers(W, "project_spectral_ball")
     with torch.no_grad():
         matrix = as_matrix(require_matrix("W", W, dims=None).detach())
         if method == "rescale":
             return (W * cap_factor(singular_triplet(matrix).sigma[0], bound)).to(W.dtype)
         return _clipped(matrix, bound).view_as(W).to(W.dtype)
+
+
+# it branches on singular values: it breaks a compiled graph, and the reason is given here
+project_spectral_ball._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+project_spectral_ball._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
+    "bulkedge: project_spectral_ball branches on singular values, which one graph cannot hold; "
+    "leave out fullgraph=True, or call it outside"
+)
 
 
 def hold_spectral_ball(

@@ -5,6 +5,7 @@ from bulkedge._linmap import Adjoint, Dense, LinearMap, LowRank, Scaled, Sum
 from ._bidiagonal import Bidiagonalization, Ritz
 from ._result import SingularTriplets, Status, resolution
 from ._triplet import singular_triplet
+from ._truncate import truncate
 from ._unseen import Unseen
 from .adjoint import (
     KKT,
@@ -65,4 +66,5 @@ __all__ = [
     "resolution",
     "singular_triplet",
     "thin_svd",
+    "truncate",
 ]

@@ -5,13 +5,17 @@ An operator takes tensors and plain values alone, so a strategy object travels a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from bulkedge._errors import InputError
 from bulkedge._linmap import Dense
 
 from ._numbers import NEAR, Evidence, flatten, implicit, leading
@@ -47,8 +51,42 @@ def token(strategy: object) -> int:
     return _STRATEGIES.index(strategy)
 
 
+def strategy(number: int) -> Any:
+    """The strategy of a token."""
+    return _STRATEGIES[number]
+
+
 # what torch.compiler.assume_constant_result sets, without loading the compiler at import
 token._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+_by_rule = ContextVar("bulkedge_by_rule", default=False)
+
+
+@contextmanager
+def by_rule() -> Iterator[None]:
+    """Within it the derivative rule calls the operators, and attaches every derivative itself."""
+    before = _by_rule.set(True)
+    try:
+        yield
+    finally:
+        _by_rule.reset(before)
+
+
+def _require_no_tangents() -> None:
+    """A graph has lost its derivative rule: a tangent given to it would be dropped, silently."""
+    if forward_ad._current_level >= 0 and not _by_rule.get():
+        raise InputError(
+            "expected no forward mode around a compiled or traced function: the graph has no "
+            "tangents; take the derivative inside it, "
+            "torch.compile(lambda A, T: torch.func.jvp(f, (A,), (T,)))"
+        )
+
+
+def _no_backward(*_: Any) -> None:
+    raise InputError(
+        "expected no reverse mode around a traced function: the graph of make_fx has no derivative "
+        "of its own; trace the derivative, make_fx(torch.func.grad(f))"
+    )
 
 
 @torch.library.custom_op("bulkedge::leading_triplets", mutates_args=())
@@ -60,6 +98,7 @@ def op_leading(
     strict: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The k leading triplets of a matrix, see :func:`~bulkedge.triplet._numbers.flatten`."""
+    _require_no_tangents()
     return flatten(leading(Dense(A), k, _STRATEGIES[solver], start, None, strict=strict))
 
 
@@ -67,7 +106,7 @@ def op_leading(
 def _(A: Tensor, start: Tensor | None, k: int, solver: int, strict: bool) -> tuple[Tensor, ...]:
     (m, n), near = A.shape, NEAR
     shapes = ((k,), (m, k), (n, k), (k,), (k,))
-    counts = torch.empty(3, dtype=torch.int64, device="cpu")
+    counts = torch.empty(3, dtype=torch.int64, device="meta" if A.is_meta else "cpu")
     return (
         *(A.new_empty(s) for s in shapes),
         counts,
@@ -90,20 +129,24 @@ def op_implicit(
     Z: Tensor,
     A: Tensor,
     adjoint: int,
-    judge: bool,
+    judge: str,
 ) -> tuple[Tensor, Tensor]:
     """The system of the derivative, see :func:`~bulkedge.triplet._numbers.implicit`."""
+    _require_no_tangents()
     evidence = Evidence(residuals, gaps, (theta, Z))
     method, triplets = _STRATEGIES[adjoint], (sigma, u, v)
-    return implicit(Dense(A), method, triplets, (phi, psi), evidence, xi=xi, judge=judge)
+    p, q = implicit(Dense(A), method, triplets, (phi, psi), evidence, xi=xi, judge=judge)
+    return p.contiguous(), q.contiguous()  # as they were promised to the tracer
 
 
 @op_implicit.register_fake
 def _(
     xi: object, phi: object, psi: object, sigma: Tensor, u: Tensor, v: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(u), torch.empty_like(v)
+    return u.new_empty(u.shape), v.new_empty(v.shape)
 
 
 op_leading.register_vmap(partial(one_by_one, op_leading))
 op_implicit.register_vmap(partial(one_by_one, op_implicit))
+op_leading.register_autograd(_no_backward)
+op_implicit.register_autograd(_no_backward)

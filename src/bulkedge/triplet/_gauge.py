@@ -59,11 +59,9 @@ def warn_of_turns(
 def warn_of_ties(sigma: Tensor) -> None:
     """Warn of a derivative in forward mode, which cannot know what the loss depends on."""
     off = ~torch.eye(len(sigma), dtype=torch.bool, device=sigma.device)
-    try:
-        i, j = (int(x) for x in (_tied(sigma) & off).nonzero()[0])
-    except (IndexError, RuntimeError):  # no tie, or a batch whose values cannot be looked at
-        return
-    _warn(sigma, i, j)
+    pairs = (_tied(sigma) & off).nonzero()
+    if len(pairs):
+        _warn(sigma, *(int(x) for x in pairs[0]))
 
 
 def _warn(sigma: Tensor, i: int, j: int) -> None:

@@ -28,11 +28,21 @@ told apart, the loss depends on an arbitrary choice of basis, and a warning name
 
 The solve itself is differentiated as a function of (A, σ, U, V, Φ, Ψ), with the multipliers of its
 constraints λ = UᵀΦ, μ = VᵀΨ; so derivatives of every order are further solves of the same kind.
+
+*Without the inside* (``frames``): where only the spaces spanned by U and V count, as in the best
+rank-k part U S Vᵀ with S = UᵀA V, any smooth choice of bases has the same derivative.  We take the
+one that does not turn within its span, ``dU = P``, ``dV = Q``, ``dS = UᵀdA V``, where S, diagonal
+at A, leaves the diagonal as A moves::
+
+    P S − A Q = (I − UUᵀ) dA V,    Q Sᵀ − AᵀP = (I − VVᵀ) dAᵀU.
+
+At A these are the systems K_i again, and no difference of two values of the block occurs.  In
+reverse ``Ā = U Ξ Vᵀ + P Vᵀ + U Qᵀ`` for a cotangent Ξ of S, where P and Q solve the same for Φ and
+Ψ with Sᵀ in the place of S.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -40,13 +50,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bulkedge._errors import DegenerateWarning, InputError
+from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge._precision import full_precision
 
-from ._compiled import one_by_one, op_implicit, op_leading, token
-from ._gauge import over_gap, pair_scale, sums, turns, warn_of_ties
+from ._compiled import by_rule, one_by_one, op_implicit, op_leading, strategy, token
+from ._gauge import over_gap, pair_scale, sums, turns
 from ._numbers import Evidence, Outputs, flatten, implicit, leading
+from ._tracing import jvp_levels, numbers_hidden
 from .adjoint import AdjointSolver
 from .solver import Solver
 
@@ -62,6 +73,8 @@ class Problem:
         adjoint: The backward method.
         generator: Source of the start, None for a fixed seed.
         strict: Raise where the tolerance is not reached.
+        frames: Whether U and V stand for the spaces that they span.  Then σ comes as the diagonal
+            matrix S, and derivatives are defined for what no change of basis can alter.
     """
 
     A: LinearMap
@@ -70,6 +83,7 @@ class Problem:
     adjoint: AdjointSolver
     generator: torch.Generator | None
     strict: bool
+    frames: bool = False
 
     @property
     def plain(self) -> bool:
@@ -78,17 +92,23 @@ class Problem:
 
 
 class Triplet(torch.autograd.Function):
-    """σ, U, V and the evidence, with reverse mode; :class:`TripletBothWays` adds the rest."""
+    """σ, U, V and the evidence, in reverse mode, forward mode and vmap."""
 
     @staticmethod
     def forward(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
         """Solve; the derivative does not see how."""
-        if problem.plain and _needs_operator(*tensors):
-            return op_leading(*tensors, start, problem.k, token(problem.solver), problem.strict)
-        A = problem.A.with_tensors(*tensors)
-        return flatten(
-            leading(A, problem.k, problem.solver, start, problem.generator, strict=problem.strict)
-        )
+        if numbers_hidden(*tensors):
+            _require_plain(problem)
+            with by_rule():
+                solver = token(problem.solver)
+                found = op_leading(*tensors, start, problem.k, solver, problem.strict)
+        else:
+            A, source = problem.A.with_tensors(*tensors), problem.generator
+            found = flatten(
+                leading(A, problem.k, problem.solver, start, source, strict=problem.strict)
+            )
+        sigma, *others = found
+        return cast("Outputs", (torch.diag(sigma) if problem.frames else sigma, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -107,18 +127,16 @@ class Triplet(torch.autograd.Function):
         known = ctx.saved_tensors
         sigma, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            L, R = torch.zeros_like(u) if xi is None else u * xi, v
+            L, R = torch.zeros_like(u) if xi is None else _times(u, xi), v
             if phi is not None or psi is not None:
-                if len(sigma) > 1:
+                inside = len(sigma) > 1 and not ctx.problem.frames
+                if inside:
                     L = L + u @ _inside(sigma, u, v, phi, psi)
-                P, Q = outside(ctx.problem, True, xi, phi, psi, *known)
+                judge = "turns" if inside else ""
+                P, Q = Outside.apply(ctx.problem, judge, xi, phi, psi, *_transposed(known))
                 L, R = torch.cat([L + P, u], dim=1), torch.cat([v, Q], dim=1)
             A = ctx.problem.A.with_tensors(*tensors)
             return None, None, *A.pullback(L, R, ctx.needs_input_grad[2:])
-
-
-class TripletBothWays(Triplet):
-    """With forward mode and vmap, which the compiler's tracer does not take."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -129,22 +147,20 @@ class TripletBothWays(Triplet):
             dA = ctx.problem.A.with_tensors(*tensors).pushforward(*_filled(tensors, tangents[2:]))
             right, left = dA.matmat(v), dA.rmatmat(u)
             X = u.mT @ right
-            try:
-                du, dv = outside(ctx.problem, False, None, right, left, *known)
-            except InputError as error:  # vectors of a zero σ; that of σ itself is defined
-                warnings.warn(f"{error}; theirs is NaN", DegenerateWarning, stacklevel=2)
-                du, dv = torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-            if len(sigma) > 1:
-                warn_of_ties(sigma)
+            inside = len(sigma) > 1 and not ctx.problem.frames
+            judge = "ties" if inside else "zeros"
+            du, dv = Outside.apply(ctx.problem, judge, None, right, left, *known)
+            if inside:
                 even = over_gap(sigma, X + X.mT, torch.zeros_like(X)) / 2
                 odd = (X - X.mT) / sums(sigma) / 2
                 du, dv = du + u @ (even + odd), dv + v @ (even - odd)
-            return torch.diagonal(X), du, dv, None, None, None, None, None
+            d_sigma = X if ctx.problem.frames else torch.diagonal(X)
+            return d_sigma, du, dv, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         """One matrix after the other."""
-        return one_by_one(TripletBothWays.apply, info, in_dims, *args)
+        return one_by_one(Triplet.apply, info, in_dims, *args)
 
 
 class Outside(torch.autograd.Function):
@@ -153,15 +169,19 @@ class Outside(torch.autograd.Function):
     @staticmethod
     def forward(
         problem: Problem,
-        judge: bool,
+        judge: str,
         xi: Tensor | None,
         phi: Tensor | None,
         psi: Tensor | None,
         *known: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Solve, and judge whether the data determine the answer."""
-        if problem.plain and _needs_operator(phi, psi, *known):
-            return op_implicit(xi, phi, psi, *known, token(problem.adjoint), judge)
+        if problem.frames:
+            xi, known = None, (torch.diagonal(known[0]), *known[1:])
+        if numbers_hidden(phi, psi, *known):
+            _require_plain(problem)
+            with by_rule():
+                return op_implicit(xi, phi, psi, *known, token(problem.adjoint), judge)
         sigma, u, v, residuals, gaps, theta, Z, *tensors = known
         return implicit(
             problem.A.with_tensors(*tensors),
@@ -186,10 +206,10 @@ class Outside(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         """With the same solve (a, b) for the cotangents of P and Q."""
         P, Q, phi, psi, *known = ctx.saved_tensors
-        _, u, v, _, _, _, _, *tensors = known
+        sigma, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            a, b = outside(ctx.problem, False, None, p_bar, q_bar, *known)
-            sigma_bar = -((a * P).sum(dim=0) + (b * Q).sum(dim=0))
+            a, b = Outside.apply(ctx.problem, "", None, p_bar, q_bar, *_transposed(known))
+            sigma_bar = -(_overlaps(sigma, P, a) + _overlaps(sigma, b, Q))
             u_bar = -_bordered(u, (a, phi), (P, p_bar))
             v_bar = -_bordered(v, (b, psi), (Q, q_bar))
             A = ctx.problem.A.with_tensors(*tensors)
@@ -198,10 +218,6 @@ class Outside(torch.autograd.Function):
         phi_bar, psi_bar = (None if x is None else g for x, g in ((phi, a), (psi, b)))
         evidence = None, None, None, None
         return None, None, None, phi_bar, psi_bar, sigma_bar, u_bar, v_bar, *evidence, *A_bar
-
-
-class OutsideBothWays(Outside):
-    """With forward mode and vmap."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -212,92 +228,85 @@ class OutsideBothWays(Outside):
             moved = _filled((phi, psi, *known), tangents[3:])
             d_phi, d_psi, d_sigma, du, dv, _, _, _, _, *d_tensors = cast("list[Tensor]", moved)
             dA = ctx.problem.A.with_tensors(*tensors).pushforward(*d_tensors)
-            right = dA.matmat(Q) - d_sigma * P
-            left = dA.rmatmat(P) - d_sigma * Q
+            right = dA.matmat(Q) - _times(P, d_sigma)
+            left = dA.rmatmat(P) - _times(Q, d_sigma.mT if ctx.problem.frames else d_sigma)
             if phi is not None:
                 right = right + d_phi - du @ (u.mT @ phi)
             if psi is not None:
                 left = left + d_psi - dv @ (v.mT @ psi)
-            p, q = outside(ctx.problem, False, None, right, left, *known)
+            p, q = Outside.apply(ctx.problem, "", None, right, left, *known)
             # P stays orthogonal to U as both move
             return p - u @ (du.mT @ P), q - v @ (dv.mT @ Q)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         """One system after the other."""
-        return one_by_one(OutsideBothWays.apply, info, in_dims, *args)
-
-
-class TripletTraced(Triplet):
-    """For the compiler's tracer, which wants a fixed number of arguments."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        problem: Problem, start: Tensor | None, A: Tensor
-    ) -> Outputs:
-        """One matrix."""
-        return Triplet.forward(problem, start, A)
-
-
-class OutsideTraced(Outside):
-    """For the compiler's tracer."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        problem: Problem,
-        judge: bool,
-        xi: Tensor | None,
-        phi: Tensor | None,
-        psi: Tensor | None,
-        sigma: Tensor,
-        u: Tensor,
-        v: Tensor,
-        residuals: Tensor,
-        gaps: Tensor,
-        theta: Tensor,
-        Z: Tensor,
-        A: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """One matrix."""
-        known = sigma, u, v, residuals, gaps, theta, Z, A
-        return Outside.forward(problem, judge, xi, phi, psi, *known)
+        return one_by_one(Outside.apply, info, in_dims, *args)
 
 
 def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
     """The differentiable triplets, flat: see :func:`flatten`."""
-    if problem.plain and torch.compiler.is_compiling():
-        return TripletTraced.apply(problem, start, *tensors)
-    _refuse_forward_over_forward()
-    return TripletBothWays.apply(problem, start, *tensors)
+    if not torch.compiler.is_compiling():
+        _refuse_forward_over_forward()
+        return Triplet.apply(problem, start, *tensors)
+    if not problem.plain or jvp_levels() > 1:
+        return _uncompiled(problem, start, *tensors)
+    _allow_node()
+    solver, adjoint = token(problem.solver), token(problem.adjoint)
+    return node(tensors[0], start, problem.k, solver, adjoint, problem.strict, problem.frames)
 
 
-def outside(problem: Problem, *args: Any) -> tuple[Tensor, Tensor]:
-    """The differentiable solve."""
-    if problem.plain and torch.compiler.is_compiling():
-        return OutsideTraced.apply(problem, *args)
-    return OutsideBothWays.apply(problem, *args)
+def node(
+    A: Tensor,
+    start: Tensor | None,
+    k: int,
+    solver: int,
+    adjoint: int,
+    strict: bool,
+    frames: bool,
+) -> Outputs:
+    """One matrix, as one node of a compiled graph, with all of its derivatives."""
+    like = Dense(torch.empty_like(A, device="meta"))
+    problem = Problem(like, k, strategy(solver), strategy(adjoint), None, strict, frames)
+    return Triplet.apply(problem, start, A)
+
+
+def _allow_node() -> None:
+    """Let the compiler take :func:`node` as it is; it runs this before it looks the name up."""
+    torch.compiler.allow_in_graph(node)
+
+
+# what torch.compiler.assume_constant_result sets, without loading the compiler at import
+_allow_node._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
+    """What no node can hold breaks the graph, and nothing of it is compiled."""
+    return cast("Any", torch.compiler.disable(triplet))(problem, start, *tensors)
+
+
+# what torch.compiler.disable sets, without loading the compiler at import
+_uncompiled._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+_uncompiled._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
+    "bulkedge: one graph can hold the singular triplets of a matrix, got a LinearMap, a generator, "
+    "or forward mode over forward mode; leave out fullgraph=True, or pass the matrix"
+)
+
+
+def _require_plain(problem: Problem) -> None:
+    if not problem.plain:
+        raise InputError(
+            f"expected a matrix where torch traces, fakes or batches tensors (make_fx, "
+            f"FakeTensorMode, the meta device, is_grads_batched), got {type(problem.A).__name__}"
+            f"{'' if problem.generator is None else ' and a generator'}; pass its to_dense(), and "
+            "no generator"
+        )
 
 
 def _keep(ctx: Any, *tensors: Tensor | None) -> None:
-    """Save for either mode; the compiler's tracer knows of one alone."""
+    """Save for either mode."""
     ctx.save_for_backward(*tensors)
-    if not (ctx.problem.plain and torch.compiler.is_compiling()):
-        ctx.save_for_forward(*tensors)
-
-
-def _needs_operator(*tensors: Tensor | None) -> bool:
-    """Whether someone else must unpack the numbers: the compiler, or autograd's own vmap.
-
-    That vmap (``is_grads_batched``) is not torch.func's, and knows only operators.  In all other
-    cases they are passed by, because the first call of a registered operator loads the compiler.
-
-    Returns:
-        True for a registered operator.
-    """
-    if torch.compiler.is_compiling():
-        return True
-    batched: Any = torch._C._parse_dispatch_key("Batched")
-    return any(torch._C._dispatch_keys(x).has(batched) for x in tensors if x is not None)
+    ctx.save_for_forward(*tensors)
 
 
 def _filled(
@@ -312,16 +321,27 @@ def _filled(
 
 def _refuse_forward_over_forward() -> None:
     """Inside two forward modes a custom function loses the outer tangent, and torch is silent."""
-    if torch._C._are_functorch_transforms_active():
-        from torch._C._functorch import TransformType
-        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+    if jvp_levels() > 1:
+        raise InputError(
+            "forward mode over forward mode is not supported by torch's custom functions; "
+            "take reverse mode for one of the two, say jacfwd(jacrev(f))"
+        )
 
-        kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
-        if kinds.count(TransformType.Jvp) > 1:
-            raise InputError(
-                "forward mode over forward mode is not supported by torch's custom functions; "
-                "take reverse mode for one of the two, say jacfwd(jacrev(f))"
-            )
+
+def _transposed(known: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The transposed system has Sᵀ for S: equal numbers, as S is diagonal, other derivatives."""
+    S, *rest = known
+    return (S if S.ndim == 1 else S.mT), *rest
+
+
+def _times(X: Tensor, sigma: Tensor) -> Tensor:
+    """``X S``, for S or its diagonal."""
+    return X * sigma if sigma.ndim == 1 else X @ sigma
+
+
+def _overlaps(sigma: Tensor, X: Tensor, Y: Tensor) -> Tensor:
+    """``XᵀY``, of the shape of σ: the whole, or its diagonal."""
+    return (X * Y).sum(dim=0) if sigma.ndim == 1 else X.mT @ Y
 
 
 def _inside(sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor | None, psi: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
 from bulkedge._linmap import LinearMap, Scaled, lift, times_power
 from bulkedge._precision import full_precision
 
-from ._gauge import pair_scale, turns, warn_of_turns
+from ._gauge import pair_scale, turns, warn_of_ties, warn_of_turns
 from ._result import SingularTriplets, Status, resolution
 from .adjoint import AdjointSolver, System
 from .solver import Solver
@@ -89,19 +89,25 @@ def implicit(
     evidence: Evidence,
     *,
     xi: Tensor | None,
-    judge: bool,
+    judge: str,
 ) -> tuple[Tensor, Tensor]:
     """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` on the complement of the block.
 
     float32 is refined: the residual is taken in float64 where values lie close, since its rounding
-    error comes back multiplied by σ/gap.  With ``judge``, φ and ψ are the cotangents of the vectors
-    themselves and ξ that of σ: then a loss that depends on an arbitrary basis is told so.
+    error comes back multiplied by σ/gap.
+
+    ``judge`` says what else to look for.  With ``"turns"``, φ and ψ are the cotangents of the
+    vectors themselves and ξ that of σ: a loss that depends on an arbitrary basis is warned of.
+    With ``"ties"`` they are tangents, and near-equal values are warned of; with ``"ties"`` and
+    ``"zeros"`` the vectors of a zero σ have the tangent NaN and a warning, not an error, because
+    the tangent of σ itself is defined.
 
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
 
     Raises:
-        InputError: If the dtype has no numbers as large as the derivative.
+        InputError: If a σ is zero to rounding, but for a tangent; or if the dtype has no numbers as
+            large as the derivative.
     """
     with torch.no_grad(), full_precision(A.device):
         sigma, u, v = triplets
@@ -115,10 +121,13 @@ def implicit(
             return torch.zeros_like(u), torch.zeros_like(v)
         if math.isnan(scale):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        _require_nonzero(sigma, A.shape)
-        if judge and len(sigma) > 1:
+        if not _has_vectors(sigma, A.shape, tangent=judge in ("ties", "zeros")):
+            return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
+        if judge == "turns":
             xi = None if xi is None else xi / scale
             warn_of_turns(sigma, turns(u, phi) + turns(v, psi), pair_scale(phi, psi), xi)
+        elif judge == "ties":
+            warn_of_ties(sigma)
         size = max(_power_of_two(float(sigma[0])), SMALLEST)
         theta, Z = evidence.near
         near, unit = (_times(theta, 1 / size), Z), Scaled(A, 1 / size)
@@ -254,6 +263,18 @@ def _judge(
     if not bool(torch.isfinite(x).all()):
         raise ConvergenceError(advice, solution)
     warnings.warn(advice, DegenerateWarning, stacklevel=2)
+
+
+def _has_vectors(sigma: Tensor, shape: tuple[int, int], *, tangent: bool) -> bool:
+    """Whether every σ is above rounding; if not, a warning for a tangent, else an error."""
+    try:
+        _require_nonzero(sigma, shape)
+    except InputError as error:
+        if not tangent:
+            raise
+        warnings.warn(f"{error}; theirs is NaN", DegenerateWarning, stacklevel=3)
+        return False
+    return True
 
 
 def _require_nonzero(sigma: Tensor, shape: tuple[int, int]) -> None:

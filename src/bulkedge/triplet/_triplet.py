@@ -12,7 +12,6 @@ from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
 from ._implicit import Problem, triplet
-from ._numbers import Outputs
 from ._result import SingularTriplets, Status
 from .adjoint import AdjointSolver, DeflatedCG
 from .solver import Auto, Solver
@@ -80,8 +79,8 @@ def singular_triplet(
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2:
         return _batch(A, k, init, options)
-    A = _checked(as_map(A), k)
-    _check_methods(solver, adjoint, generator)
+    A = checked(as_map(A), k)
+    check_methods(solver, adjoint, generator)
     start = None if init is None else _start(A, init)
     return solve_from(A, k, start, **options)
 
@@ -95,8 +94,16 @@ def solve_from(
     adjoint: AdjointSolver | None = None,
     generator: torch.Generator | None = None,
     strict: bool = True,
+    frames: bool = False,
 ) -> SingularTriplets:
-    """The same for one map and a start on its shorter side, shape ``(min(m, n), j)``."""
+    """The same for one map and a start on its shorter side, shape ``(min(m, n), j)``.
+
+    With ``frames``, σ is the matrix S and only what no change of basis alters has derivatives, see
+    :class:`Problem`.
+
+    Returns:
+        The triplets.
+    """
     problem = Problem(
         A.with_tensors(*(torch.empty_like(tensor, device="meta") for tensor in A.tensors)),
         k,
@@ -104,29 +111,22 @@ def solve_from(
         adjoint or DeflatedCG(),
         generator,
         strict,
+        frames,
     )
-    solve = triplet if problem.plain or not torch.compiler.is_compiling() else _uncompiled
     with full_precision(A.device):
-        sigma, u, v, residuals, gaps, counts, theta, Z = solve(problem, start, *A.tensors)
+        sigma, u, v, residuals, gaps, counts, theta, Z = triplet(problem, start, *A.tensors)
     steps, passes, status = _counts(counts)
     return SingularTriplets(sigma, u, v, residuals, gaps, steps, passes, status, near=(theta, Z))
 
 
-def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
-    """Maps and generators break the graph: the registered operators take plain matrices."""
-    return triplet(problem, start, *tensors)
-
-
-# what torch.compiler.disable sets, without loading the compiler at import
-_uncompiled._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _checked(A: LinearMap, k: int) -> LinearMap:
+def checked(A: LinearMap, k: int) -> LinearMap:
     """The map in float32 or float64; InputError where there is nothing to solve."""
     if A.dtype in (torch.float16, torch.bfloat16):
         A = A.with_tensors(*(tensor.float() for tensor in A.tensors))
     if A.dtype not in (torch.float32, torch.float64):
         raise InputError(f"expected a floating dtype of at most 64 bits, got {A.dtype}; convert it")
+    if A.device.type == "meta":
+        raise InputError("expected a map with entries, got one on the meta device; to_empty() it")
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
     if not isinstance(k, int) or not 1 <= k <= min(A.shape):
@@ -134,7 +134,7 @@ def _checked(A: LinearMap, k: int) -> LinearMap:
     return A
 
 
-def _check_methods(solver: object, adjoint: object, generator: object) -> None:
+def check_methods(solver: object, adjoint: object, generator: object) -> None:
     """InputError for what is no method: a class instead of an object, a name, the wrong kind."""
     for name, given, does, example in (
         ("solver", solver, "compute", "BlockKrylov()"),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap
+from bulkedge.triplet._tracing import require_numbers
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ def check(A: LinearMap, v: Tensor | None) -> None:
     """Raise InputError where there is nothing to bound, or a guess that does not fit."""
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
+    if not torch.compiler.is_compiling():
+        for tensor in A.tensors:
+            require_numbers(tensor, "a certificate")
     if v is not None and (v.numel() != A.shape[1] or not bool(v.isfinite().all())):
         raise InputError(
             f"expected v finite and of shape ({A.shape[1]},), a right vector of a map of shape "

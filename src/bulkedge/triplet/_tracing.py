@@ -1,0 +1,67 @@
+"""What torch is doing with the tensors: tracing, faking, batching, differentiating forward."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+
+
+def numbers_hidden(*tensors: Tensor | None) -> bool:
+    """Whether the numbers of the tensors cannot be looked at here, but only inside an operator.
+
+    So it is under the tracers (``torch.compile``, ``make_fx``), in ``FakeTensorMode``, on the meta
+    device, and in autograd's own vmap (``is_grads_batched``), which is not torch.func's.  In all
+    other cases operators are passed by, because the first call of one loads the compiler.
+
+    Returns:
+        True for a registered operator.
+    """
+    keys, batched = torch._C._TorchDispatchModeKey, _key("Batched")
+    modes = (keys.FAKE, keys.PROXY, keys.FUNCTIONAL)
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes) or any(
+        x.is_meta or hasattr(x, "fake_mode") or torch._C._dispatch_keys(x).has(batched)
+        for x in tensors
+        if x is not None
+    )
+
+
+def require_numbers(A: Tensor, what: str) -> None:
+    """Raise InputError where an entry of the tensor cannot be looked at."""
+    if numbers_hidden(A) or _vmapped(A):
+        raise InputError(
+            f"expected a tensor whose entries {what} can look at, got one that is traced, faked, "
+            "vmapped or on the meta device; call it outside, matrix by matrix"
+        )
+
+
+def _vmapped(A: Tensor) -> bool:
+    """Whether torch.func's vmap holds a batch behind it, under derivatives or not."""
+    functorch = cast("Any", torch._C)._functorch
+    while functorch.is_functorch_wrapped_tensor(A):
+        if functorch.is_batchedtensor(A):
+            return True
+        A = functorch.get_unwrapped(A)
+    return False
+
+
+def jvp_levels() -> int:
+    """How many forward modes of torch.func are around; a constant to the compiler."""
+    if not torch._C._are_functorch_transforms_active():
+        return 0
+    from torch._C._functorch import TransformType
+    from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+    kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
+    return kinds.count(TransformType.Jvp)
+
+
+def _key(name: str) -> Any:
+    return torch._C._parse_dispatch_key(name)
+
+
+# what torch.compiler.assume_constant_result sets, without loading the compiler at import
+jvp_levels._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

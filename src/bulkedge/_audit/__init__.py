@@ -18,7 +18,7 @@ from .journal import Journal, open_journal, row_keys
 from .lock import JOURNAL_NAME, hold, refuse_held
 from .plan import Comparison, Plan, make_plan
 from .recipe import Recipe, make_recipe, read_recipe
-from .record import Part, Record, Run, Skipped, Summary, Tool, summarise
+from .record import Counts, Part, Record, Run, Skipped, Summary, Tool, summarise
 from .rows import Matrix
 from .shard import RECORD_NAME, Shard, merge_shards
 
@@ -26,6 +26,7 @@ __all__ = [
     "JOURNAL_NAME",
     "RECORD_NAME",
     "Comparison",
+    "Counts",
     "Engine",
     "LocalEngine",
     "Matrix",

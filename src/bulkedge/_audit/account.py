@@ -19,9 +19,9 @@ from .record import Fate, Side, Skipped, Stored
 
 Key = tuple[Side, str]
 OVERLOOKED = "not compared with anything"
+TWICE = "some of its numbers have two counterparts, and which is used is not known"
 # the first that holds for a tensor of several parts
 ORDER: tuple[Fate, ...] = ("lost", "judged", "excluded", "apart")
-KEPT: Fate = "kept"
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,21 @@ def account(
         if reason is None and not mine:
             reason = None if isinstance(tuned, Adapter) and side == "base" else OVERLOOKED
         if reason is not None and "lost" not in mine:
-            row = unjudged(recipe, info.name, (), reason, side)
-            found.append(row)
-            mine.add("lost" if row.lost else "excluded")
-        fate = next((fate for fate in ORDER if fate in mine), KEPT)
-        table.append(Stored(side=side, name=info.name, fate=fate, rows=rows.get(key, [])))
+            short = unjudged(recipe, info.name, (), reason, side)
+            found.append(short)
+            more: Fate = "lost" if short.lost else "excluded"
+            mine.add(more)
+        row = Stored(side=side, name=info.name, fate=_first(mine), rows=rows.get(key, []))
+        table.append(row)
     return table, found
+
+
+def _first(fates: set[Fate]) -> Fate:
+    """What a tensor counts as."""
+    for fate in ORDER:
+        if fate in fates:
+            return fate
+    return "kept"
 
 
 def _fates(
@@ -149,8 +158,10 @@ def _covered(pairs: Iterable[Comparison], *, whole: bool) -> dict[Key, int]:
 
 
 def _shortfall(info: TensorInfo, covered: int | None) -> str | None:
-    """What to say of a tensor of which only a part has a counterpart; None of others."""
+    """What to say of a tensor whose parts do not add up to it; None of others."""
     size = math.prod(info.shape)
-    if covered is None or covered >= size:
+    if covered is None or covered == size:
         return None
+    if covered > size:
+        return TWICE
     return f"only {covered} of its {size} numbers have a counterpart"

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bulkedge.checkpoint import Checkpoint, NameRule, StoredMatrix, TensorInfo, matches
 from bulkedge.checkpoint.header import EMPTY
-from bulkedge.checkpoint.model import INPUTS, OUTPUTS, has_output, is_output, lacks, shares, ties
+from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.checkpoint.quantised import SCALES
 
 from .comparison import Comparison
 from .recipe import Recipe
 from .record import Side, Skipped
 
+# both ends of a language model: what each is called where it is not stored, and how it is known
+ENDS = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}
 INDEX_DTYPES = ("BOOL", "I64")
 NO_COUNTERPART = "no counterpart in the base"
 NOT_STORED = "not stored in the tuned checkpoint"
@@ -173,31 +176,39 @@ def judge_strangers(
     return rows
 
 
-def judge_outputs(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> list[Skipped]:
-    """What is to be said of an output layer that one side shares with its embedding.
+def judge_ends(
+    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, found: set[str]
+) -> list[Skipped]:
+    """What is to be said of an embedding or output layer that one side alone has, or shares.
 
     Args:
         base: The base.
         tuned: The fine-tune.
         recipe: What is wanted.
+        found: The base's tensors that have a counterpart.
 
     Returns:
-        A row where the layer in use goes unjudged though no stored tensor shows it.
+        A row where the layer in use goes unjudged though no tensor without a counterpart shows it.
     """
-    before, after = _output(base, tuned), _output(tuned, base)
-    name = next((name for name in tuned.tensors if is_output(name)), OUTPUTS[0])
-    reason = None
-    if (before, after) == ("shared", "missing") and not recipe.partial:
-        reason = STARTED_ANEW
-    elif (before, after) == ("missing", "shared"):
-        reason = NOTHING_BEFORE
-    elif (before, after) == ("stored", "stored") and _embeds(tuned):
-        own, other = (ties(side.config or base.config) is True for side in (tuned, base))
-        reason = EITHER if own and not other else None
-    if reason is None:
-        return []
-    stored = tuned.tensors[name].name if name in tuned.tensors else name
-    return [unjudged(recipe, stored, (name,), reason, "tuned")]
+    rows = []
+    for end, named in ENDS.items():
+        before, after = (
+            _state(base, end, base.config),
+            _state(tuned, end, tuned.config or base.config),
+        )
+        own = [info.name for name, info in base.tensors.items() if named(name)]
+        reason = None
+        if after == "missing" and (before == "shared" or found.intersection(own)):
+            reason = None if recipe.partial else STARTED_ANEW
+        elif (before, after) == ("missing", "shared"):
+            reason = NOTHING_BEFORE
+        elif end == OUTPUTS[0] and _in_doubt(base, tuned):
+            reason = EITHER
+        if reason is not None:
+            name = next((name for name in tuned.tensors if named(name)), end)
+            stored = tuned.tensors[name].name if name in tuned.tensors else name
+            rows.append(unjudged(recipe, stored, (name,), reason, "tuned"))
+    return rows
 
 
 def shared_by(name: str, tuned: StoredMatrix) -> StoredMatrix:
@@ -205,31 +216,39 @@ def shared_by(name: str, tuned: StoredMatrix) -> StoredMatrix:
     return replace(tuned, alias=name.removesuffix(".weight"))
 
 
-def _output(side: Checkpoint, other: Checkpoint) -> str:
-    """What a program has for the output layer: stored, shared, missing, or none."""
-    config = side.config or other.config
-    if any(map(is_output, side.tensors)):
+def _state(side: Checkpoint, end: str, config: Mapping[str, Any]) -> str:
+    """What a program has for the embedding or the output layer: one of its own, or the other.
+
+    Returns:
+        ``stored``, ``shared``, ``missing`` where it should have one, ``none`` where it need not.
+    """
+    ours, other = ENDS[end], next(named for name, named in ENDS.items() if name != end)
+    if any(map(ours, side.tensors)):
         return "stored"
-    if not _embeds(side):
+    if not any(map(other, side.tensors)):
         return "none"
     if shares(config):
         return "shared"
     return "missing" if has_output(config) else "none"
 
 
-def _embeds(side: Checkpoint) -> bool:
-    """Whether a checkpoint stores an input embedding."""
-    return any(f".{name}".endswith(tuple(f".{end}" for end in INPUTS)) for name in side.tensors)
+def _in_doubt(base: Checkpoint, tuned: Checkpoint) -> bool:
+    """Whether the fine-tune stores an output layer that its configuration takes from another."""
+    # whichever is in use was compared if the base shares it, too
+    both = all(any(map(named, side.tensors)) for side in (base, tuned) for named in ENDS.values())
+    own, before = (ties(side.config or base.config) is True for side in (tuned, base))
+    return both and own and not before
 
 
 def _why_no_head(
     name: str, info: TensorInfo, base: Checkpoint, rule: NameRule, lists: set[str]
 ) -> str | None:
     """Why a tuned tensor without a counterpart is no new head, None if it is one."""
-    if is_output(name) and not base.config and _embeds(base):
-        return MAY_BE_SHARED
-    if is_output(name) and _output(base, base) == "missing":
+    end = next((end for end, named in ENDS.items() if named(name)), None)
+    if end is not None and _state(base, end, base.config) == "missing":
         return BASE_LACKS_IT
+    if is_output(name) and not base.config and any(map(is_input, base.tensors)):
+        return MAY_BE_SHARED
     mapped = rule.add + name.removeprefix(rule.strip)
     return IN_A_BLOCK if _in_a_block(mapped, lists) or _in_a_block(name, lists) else None
 

@@ -38,7 +38,7 @@ from .leftover import (
     accepted,
     harmless,
     judge_base,
-    judge_outputs,
+    judge_ends,
     judge_strangers,
     shared_by,
     unjudged,
@@ -76,7 +76,7 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
     left = judge_base(base, tuned, recipe, found.found)
     base_left = any(row.lost or (row.reason == NOT_STORED and row.accepted) for row in left)
     found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=base_left)
-    found.skipped += judge_outputs(base, tuned, recipe)
+    found.skipped += judge_ends(base, tuned, recipe, found.found)
     found.skipped += left
     return found
 

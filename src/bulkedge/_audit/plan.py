@@ -90,7 +90,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     skipped += [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped = _choose(found, recipe)
     check_globs(recipe.split, list(base_checkpoint.tensors))
-    check_globs((*recipe.include, *recipe.exclude), _names(base_checkpoint, opened))
+    lost = (row.name for row in skipped)  # of layers, too, that should be stored and are not
+    check_globs((*recipe.include, *recipe.exclude), [*_names(base_checkpoint, opened), *lost])
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
@@ -143,7 +144,8 @@ def _choose(found: Pairing, recipe: Recipe) -> tuple[list[Comparison], list[Drop
 
 def _why_not(comparison: Comparison, recipe: Recipe) -> tuple[str, Fate] | None:
     """Why a pair is not compared, and what that makes of it; None if it is."""
-    either = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
+    full = [matrix.info.name for matrix in comparison.matrices]
+    either = (comparison.base.name, comparison.tuned_name, *full)
     if reason := not_wanted(recipe, *either):
         return reason, "excluded"
     base, *tuned = (matrix.info for matrix in comparison.matrices)
@@ -212,7 +214,8 @@ def _told(matrix: StoredMatrix) -> tuple[int, ...]:
 def _names(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[str]:
     """What the base and the tuned side call their weights."""
     if isinstance(tuned, Checkpoint):
-        return [*base.tensors, *tuned.tensors]
+        stored = [info.name for side in (base, tuned) for info in side.tensors.values()]
+        return [*base.tensors, *tuned.tensors, *stored]
     wrapped = (f"{w.module}.{parameter}" for w in tuned.wrapped for parameter in w.parameters)
     unhandled = (row.name for row in tuned.unhandled)
     return [*base.tensors, *tuned.factors, *tuned.tensors, *wrapped, *unhandled]

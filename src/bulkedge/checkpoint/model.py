@@ -114,6 +114,11 @@ def is_output(name: str) -> bool:
     return _ends(name, OUTPUTS)
 
 
+def is_input(name: str) -> bool:
+    """Whether a tensor is the input embedding, by its name."""
+    return _ends(name, INPUTS)
+
+
 def sharing(name: str, stored: Iterable[str], config: Config) -> list[str]:
     """The stored tensors that may stand for an embedding or output layer that is not stored.
 
@@ -126,10 +131,10 @@ def sharing(name: str, stored: Iterable[str], config: Config) -> list[str]:
         The embeddings for an output layer, or for one of several embeddings; the output layer for
         an embedding, where it is what is stored of the two.  Empty where nothing is shared.
     """
-    if not _ends(name, (*INPUTS, *OUTPUTS)):
+    if not (is_input(name) or is_output(name)):
         return []
     stored = list(stored)
-    inputs = [other for other in stored if _ends(other, INPUTS)]
+    inputs = [other for other in stored if is_input(other)]
     shared = [other for other in inputs if _ends(other, (SHARED,))]
     if not is_output(name) and inputs:
         return shared  # of encoder and decoder, which share it however the output layer does

@@ -43,6 +43,12 @@ def recipe_options(command: Command) -> Command:
         click.option(
             "--exclude", multiple=True, metavar="GLOB", help="No tensors that match; repeatable."
         ),
+        click.option(
+            "--partial",
+            is_flag=True,
+            default=None,
+            help="TUNED stores some weights only, to be loaded over BASE.  [default: False]",
+        ),
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]"),
         click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]"),
         click.option(

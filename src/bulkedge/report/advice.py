@@ -226,6 +226,7 @@ def _command(record: Record, name: str, added: list[str]) -> str:
             words += [option, str(getattr(recipe, field))]
     words += [w for option in ("include", "exclude") for glob in getattr(recipe, option)
               for w in (f"--{option}", glob)]  # fmt: skip
+    words += ["--partial"] if recipe.partial else []
     if recipe.split:  # rows of blocks are in a file alone
         words += ["--config", "RECIPE.yaml"]
     return " ".join(shlex.quote(printable(word)) for word in [*words, *added])

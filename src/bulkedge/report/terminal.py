@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bulkedge._audit import Matrix, Record, Skipped
+from bulkedge._audit import Counts, Matrix, Record, Skipped
 from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
 
@@ -52,6 +52,8 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
             _print(console, spikes_line(record))
     _print(console, verdict_line(record))
     if not brief:
+        if record.summary.tensors is not None:
+            _print(console, tensors_line(record.summary.tensors))
         for command in [step.command for step in steps(record) if step.command][:2]:
             console.print(Text(f"next: {command}"), soft_wrap=True)  # to be copied in one piece
 
@@ -79,8 +81,14 @@ def verdict_line(record: Record) -> str:
         line += f"; {count(summary.not_audited, 'matrix', 'matrices')} could NOT be audited"
     if summary.lost:
         lost = count(summary.lost, "update")
-        line += f"; {lost} NOT judged (--exclude accepts that)"
+        line += f"; {lost} NOT judged (--exclude accepts that{_or_partial(record)})"
     return line
+
+
+def _or_partial(record: Record) -> str:
+    """The other way to accept weights that are not stored."""
+    absent = any(row.lost and row.side == "base" for row in record.skipped)
+    return ", --partial weights that are not stored" if absent else ""
 
 
 def print_repair(record: RepairRecord, console: Console, *, brief: bool = False) -> None:
@@ -154,6 +162,15 @@ def spikes_line(record: Record) -> str:
         f"{summary.separated} of {summary.spikes} spikes of the update stand above the threshold "
         "θ_c of their matrix: a hint, not a finding"
     )
+
+
+def tensors_line(counts: Counts) -> str:
+    """What became of every tensor of two or more dimensions."""
+    told = ", ".join(
+        f"{getattr(counts, name)} {name}"
+        for name in ("compared", "equal", "lost", "excluded", "apart")
+    )
+    return f"tensors of two or more dimensions, {counts.base} + {counts.tuned}: {told}"
 
 
 def _by_side(record: Record) -> str:

@@ -110,6 +110,9 @@ def test_table_and_verdict(inputs):
     ratios = norm / row["spectral_norm_base"], norm / row["threshold"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
     assert lines[-2] == (
+        "tensors of two or more dimensions, 2 + 2: 2 compared, 2 equal, 0 lost, 0 excluded, 0 apart"
+    )
+    assert lines[-3] == (
         "1 of 10 leading directions are new by the paper's count (score < 0.5), in 1 of 1 "
         "matrices: 0 rotated, 1 intruder; 1 matrices unchanged"
     )

@@ -15,15 +15,7 @@ from typing import Any
 
 from bulkedge.checkpoint import Checkpoint, NameRule, StoredMatrix, TensorInfo, matches
 from bulkedge.checkpoint.header import EMPTY
-from bulkedge.checkpoint.model import (
-    OUTPUTS,
-    has_output,
-    is_input,
-    is_output,
-    lacks,
-    shares,
-    ties,
-)
+from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.checkpoint.quantised import SCALES
 
 from .comparison import Comparison

@@ -223,10 +223,10 @@ class Record(Document):
     @model_validator(mode="after")
     def _counts_all(self) -> Self:
         """The counts are those of the lists."""
-        tensors = None if self.shard else self.tensors
-        if tensors and any(
-            i not in range(len(self.matrices)) for row in self.tensors for i in row.rows
-        ):
+        part = self.shard is not None or self.summary.tensors is None
+        tensors = None if part else self.tensors
+        places = range(len(self.matrices))
+        if any(i not in places for row in tensors or () for i in row.rows):
             raise ValueError("expected tensors of the matrices that are here, got others")
         if self.shard and len(self.shard.positions) != len(self.matrices):
             raise ValueError("expected a place for each matrix")

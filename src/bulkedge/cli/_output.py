@@ -47,7 +47,7 @@ def recipe_options(command: Command) -> Command:
             "--partial",
             is_flag=True,
             default=None,
-            help="TUNED stores some weights only, to be loaded over BASE.",
+            help="TUNED stores some weights only, to be loaded over BASE.  [default: False]",
         ),
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]"),
         click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]"),

@@ -50,10 +50,10 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
             _print(console, line)
         if record.summary.spikes:
             _print(console, spikes_line(record))
-        if record.summary.tensors is not None:
-            _print(console, tensors_line(record.summary.tensors))
     _print(console, verdict_line(record))
     if not brief:
+        if record.summary.tensors is not None:
+            _print(console, tensors_line(record.summary.tensors))
         for command in [step.command for step in steps(record) if step.command][:2]:
             console.print(Text(f"next: {command}"), soft_wrap=True)  # to be copied in one piece
 

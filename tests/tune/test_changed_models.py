@@ -60,7 +60,7 @@ def layers(model):
 
 def whole(x):
     x = x.full_tensor() if hasattr(x, "full_tensor") else x
-    return x.detach().double().flatten(1)
+    return x.detach().double().cpu().flatten(1)
 
 
 def update(layer):
@@ -97,7 +97,7 @@ def half_and_back(model):
 
 
 def to_device(model):
-    return model.to("cpu")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def swapped(model):

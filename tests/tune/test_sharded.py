@@ -109,6 +109,36 @@ def monitor_fully_sharded(rank):
             assert figures[1][name] == pytest.approx(value, rel=1e-3), name
 
 
-@pytest.mark.parametrize("work", [compare_triplets, compare_verdicts, monitor_fully_sharded])
+def hold_fully_sharded(rank):
+    """Holders that were built before the model was spread, and factors of which a part is empty."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from bulkedge.tune import EdgeClip, OrthonormalFactors, RankController
+
+    peft = pytest.importorskip("peft")
+    name, limit = "base_model.model.0", 0.3
+    known = {"level": 1.0, "thresholds": {name: limit}}
+    for kind in (EdgeClip, RankController, OrthonormalFactors):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=1, lora_alpha=2, target_modules=["0"])
+        model = peft.get_peft_model(nn.Sequential(nn.Linear(40, 50, bias=False)), config)
+        holder = kind(model) if kind is OrthonormalFactors else kind(model, **known)
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        trained = [x for x in model.parameters() if x.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=1.0)
+        holder.attach(optimizer)
+        for _ in range(3):
+            (-model(torch.ones(4, 40)).sum()).backward()
+            optimizer.step()
+            layer = model.base_model.model[0]
+            A, B = (x["default"].weight.full_tensor() for x in (layer.lora_A, layer.lora_B))
+            norm = float(torch.linalg.matrix_norm(2 * (B @ A).detach().double(), 2))
+            assert norm == pytest.approx(2.0 if kind is OrthonormalFactors else limit, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "work", [compare_triplets, compare_verdicts, monitor_fully_sharded, hold_fully_sharded]
+)
 def test_two_processes(work, tmp_path):
     in_two(work, tmp_path)

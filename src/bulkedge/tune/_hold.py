@@ -44,9 +44,12 @@ def hold(
         InputError: If a factor is not finite, or a limit is exceeded and no factor may be changed.
     """
     before = spikes_of(matrices)
-    pairs, free = _pairs(matrices), free_factors(matrices)
+    gammas = [spikes.gamma for spikes in before]
+    if all(float(gamma[0]) <= limit for gamma, limit in zip(gammas, limits, strict=True)):
+        return gammas, []
+    free = free_factors(matrices)
     changed = []
-    for number, turn in enumerate(_turns(pairs)):
+    for number, turn in enumerate(_turns(_pairs(matrices))):
         found = spikes_of([matrices[i] for i in turn]) if number else [before[i] for i in turn]
         cases = [
             _Case(matrices[i], limits[i], free[i], spikes)
@@ -54,7 +57,7 @@ def hold(
         ]
         _lower([case for case in cases if case.exceeds])
         changed += [i for i, case in zip(turn, cases, strict=True) if case.exceeds]
-    return [spikes.gamma for spikes in before], changed
+    return gammas, changed
 
 
 def partners_of(matrices: Sequence[AdaptedMatrix]) -> list[int]:

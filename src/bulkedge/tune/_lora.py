@@ -7,6 +7,7 @@ the place of one.  So nothing of a layer is kept but its name.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,7 @@ class LoraMatrix(AdaptedMatrix):
         self.scaling = self._scaling
         self._model, self._adapter, self._asked = model, adapter, asked
         self._shapes: list[tuple[int, ...]] = []
+        self.check()
         layer = self._layer()
         _require_unmoved(name, _config_of(model, name, adapter))
         if getattr(layer.get_base_layer(), "groups", 1) != 1:
@@ -53,6 +55,7 @@ class LoraMatrix(AdaptedMatrix):
     @property
     def base(self) -> Tensor:
         """W0, shape ``(m, n)``: a view of what the model holds, or a copy where that is packed."""
+        self.check()
         layer = self._layer()
         module = layer.get_base_layer()
         base = _weight(self.name, module)
@@ -80,10 +83,11 @@ class LoraMatrix(AdaptedMatrix):
         return found
 
     def settle(self) -> None:
-        """Free the gathered copies in which FSDP2 leaves parameters after a forward pass.
+        """Check that the layer computes ``W0 + s·B·A`` with this adapter, and free gathered copies.
 
-        What is written into such a copy is lost with it.
+        FSDP2 leaves them after a forward pass: what is written into one is lost with it.
         """
+        self.check()
         if not (distributed.is_available() and distributed.is_initialized()):
             return
         from torch.distributed.fsdp import FSDPModule
@@ -128,6 +132,11 @@ class LoraMatrix(AdaptedMatrix):
             raise self._lost(f"a {type(layer).__name__} without LoRA factors")
         if self._adapter not in layer.scaling:
             raise self._lost(f"no adapter {self._adapter!r}, which was deleted")
+        return layer
+
+    def check(self) -> None:
+        """InputError unless the model computes with this adapter, and in the plain way."""
+        layer = self._layer()
         if not self._asked and (active := _active(layer)) != [self._adapter]:
             raise InputError(
                 f"{self.name}: expected the adapter {self._adapter!r} to be the active one, got "
@@ -138,7 +147,6 @@ class LoraMatrix(AdaptedMatrix):
             raise InputError(
                 f"{self.name}: expected W0 + s·B·A, got {what}; leave it out with modules="
             )
-        return layer
 
     def _lost(self, found: str) -> InputError:
         """What was watched is not there any more."""
@@ -163,13 +171,19 @@ def adapter_of(name: str, layer: Any, adapter: str | None) -> str | None:
     return active[0] if active else None
 
 
-def _is_lora(layer: nn.Module) -> bool:
-    """Whether a module is one of PEFT's LoRA layers."""
+@functools.cache
+def _lora_layer() -> type | tuple[()]:
+    """PEFT's class; no class where PEFT is not installed."""
     try:
         from peft.tuners.lora import LoraLayer
     except ImportError:
-        return False
-    return isinstance(layer, LoraLayer)
+        return ()
+    return LoraLayer
+
+
+def _is_lora(layer: object) -> bool:
+    """Whether a module is one of PEFT's LoRA layers."""
+    return isinstance(layer, _lora_layer())
 
 
 def _active(layer: Any) -> list[str]:
@@ -179,16 +193,20 @@ def _active(layer: Any) -> list[str]:
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
     """A module by its name, without wrappers put around it since; None if it is gone."""
+    module: Any = model
+    for part in name.split("."):
+        module = None if module is None else module._modules.get(part)
+    if _is_lora(module):
+        return module
     try:
-        module: Any = model.get_submodule(name)  # wrappers on the way pass the name on
+        named: Any = model.get_submodule(name)  # wrappers on the way pass the name on
     except AttributeError:
         return None
-    while not _is_lora(module):
+    module = named
+    while module is not None and not _is_lora(module):
         inner = (x for key in WRAPPED if (x := module._modules.get(key)) is not None)
         module = next(inner, None)
-        if module is None:
-            return model.get_submodule(name)
-    return module
+    return named if module is None else module
 
 
 def _config_of(model: nn.Module, name: str, adapter: str) -> Any:

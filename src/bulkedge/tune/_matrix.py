@@ -131,6 +131,9 @@ class AdaptedMatrix:
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
 
+    def check(self) -> None:
+        """InputError unless the model computes with these factors, and in the plain way."""
+
     def settle(self) -> None:
         """Have the parameters be those that are trained, before they are read or written."""
 

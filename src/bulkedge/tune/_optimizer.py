@@ -86,12 +86,10 @@ def _of_another(expected: str, matrices: Sequence[AdaptedMatrix]) -> InputError:
 
 def _among(parameters: Iterable[Tensor], matrices: Sequence[AdaptedMatrix]) -> bool:
     """Whether any of these is a trained factor of any matrix."""
+    known = {storage_of(x) for x in parameters if not x.is_meta}
     for matrix in matrices:
         matrix.settle()
-    held = {
-        storage_of(parameter)
-        for matrix in matrices
-        for parameter, trained in zip(matrix.in_memory(), matrix.trained, strict=True)
-        if trained
-    }
-    return any(storage_of(x) in held for x in parameters if not x.is_meta)
+        factors = zip(matrix.in_memory(), matrix.trained, strict=True)
+        if any(trained and storage_of(x) in known for x, trained in factors):
+            return True
+    return False

@@ -204,6 +204,8 @@ class RankController:
 
 def _require_both(matrices: Sequence[AdaptedMatrix]) -> None:
     """InputError unless both factors of each are its own and trained."""
+    for matrix in matrices:
+        matrix.settle()
     for matrix, free in zip(matrices, free_factors(matrices), strict=True):
         if not all(free):
             which = "B" if not free[0] else "A"

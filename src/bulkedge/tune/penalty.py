@@ -145,6 +145,7 @@ class IntruderPenalty:
     def _of(self, layer: _Layer) -> Tensor:
         """The penalty of one layer, in full precision wherever the loss is taken."""
         matrix = layer.matrix
+        matrix.check()
         if torch.is_grad_enabled() and not any(matrix.trained):
             raise InputError(
                 f"{matrix.name}: expected a factor that is trained, got two that are frozen, on "

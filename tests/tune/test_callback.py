@@ -112,6 +112,22 @@ def test_it_saves_once_and_stops(tmp_path):
     assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
 
 
+def test_a_number_that_stops_is_one_of_all_layers(tmp_path):
+    """A look at one layer of two finds enough, and yet nothing is stopped before the second."""
+    monitor = IntruderMonitor(every=1, per_call=1, top_k=5, save_at=1, stop_at=1)
+    model = make_model()
+    trainer = make_trainer(tmp_path, model, monitor, max_steps=6, learning_rate=1e-4)
+    for module in model.modules():
+        if hasattr(module, "lora_B"):
+            torch.nn.init.normal_(module.lora_B["default"].weight, std=2.0)
+    trainer.train()
+    first = monitor.history[0][1]
+    assert first["bulkedge/intruders_per_layer"] >= 1
+    assert "bulkedge/intruders" not in first
+    assert trainer.state.global_step == 2
+    assert not (tmp_path / "checkpoint-1").exists()
+
+
 def test_unbound_it_says_so_and_keeps_its_history(tmp_path):
     monitor = IntruderMonitor(every=4, top_k=5)
     trainer = make_trainer(tmp_path, make_model(), monitor, bind=False)

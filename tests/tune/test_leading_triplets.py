@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from bulkedge import InputError
 from bulkedge.triplet import Status
@@ -74,3 +76,47 @@ def test_large_weights_are_not_stacked(monkeypatch):
 def test_what_is_refused(shape):
     with pytest.raises(InputError, match="expected real weights of shape"):
         LeadingTriplets([torch.zeros(shape)], 2)
+
+
+def test_weights_may_change_dtype_between_calls():
+    layers = nn.Sequential(nn.Linear(20, 30), nn.Linear(20, 30))
+    tracker = LeadingTriplets([layer.weight for layer in layers], rtol=1e-4, max_steps=300)
+    tracker()
+    layers.double()
+    for layer, found in zip(layers, tracker(), strict=True):
+        exact = torch.linalg.svdvals(layer.weight.detach())[0]
+        torch.testing.assert_close(found.sigma[0], exact, rtol=1e-6, atol=0)
+    layers[0].float()  # no longer of one group
+    assert [found.sigma.dtype for found in tracker()] == [torch.float32, torch.float64]
+
+
+def test_a_function_gives_the_weights_that_a_model_has_now():
+    model = nn.Linear(20, 30)
+    tracker = LeadingTriplets(lambda: [model.weight], rtol=1e-4, max_steps=300)
+    tracker()
+    model.load_state_dict({k: 5 * v for k, v in model.state_dict().items()}, assign=True)
+    exact = torch.linalg.svdvals(model.weight.detach())[0]
+    torch.testing.assert_close(tracker()[0].sigma[0], exact, rtol=1e-6, atol=0)
+
+
+def test_a_weight_without_numbers_is_named():
+    fine, bad = draw(30, 20), draw(30, 20, seed=1)
+    tracker = LeadingTriplets([fine, bad])
+    bad[3, 3] = torch.nan
+    with pytest.raises(InputError, match="weight 1: expected finite entries, got NaN"):
+        tracker()
+    with pytest.raises(InputError, match="weight 0: expected parameters in memory"):
+        LeadingTriplets([torch.empty(3, 3, device="meta")])
+
+
+def test_a_weight_that_is_spread_is_refused(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        spread = distribute_tensor(draw(30, 20), init_device_mesh("cpu", (1,)), [Shard(0)])
+        with pytest.raises(InputError, match="weight 0: expected a whole tensor, got one that is"):
+            LeadingTriplets([spread])
+    finally:
+        dist.destroy_process_group()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
@@ -181,3 +182,122 @@ def test_what_is_refused(options):
         Monitor([])
     with pytest.raises(InputError, match="got two named layer"):
         Monitor([adapted(1.0), adapted(1.0)])
+
+
+@pytest.mark.parametrize("per_call", [1, 2, 3])
+def test_a_model_that_does_not_change_has_figures_that_do_not(per_call):
+    """No count before every layer was seen; the same ever after."""
+    matrices = [adapted(6.0, f"layer{i}", 20 * i) for i in range(5)]
+    known = dict.fromkeys((matrix.name for matrix in matrices), 1.0)
+    monitor = Monitor(matrices, every=1, per_call=per_call, top_k=4, thresholds=known)
+    counts = []
+    for look in range(1, 11):
+        monitor.step()
+        metrics = monitor.metrics()
+        seen = min(look * per_call, 5)
+        assert metrics["bulkedge/coverage"] == seen / 5
+        assert monitor.complete is (seen == 5)
+        names = ("bulkedge/intruders", "bulkedge/rotated", "bulkedge/undecided")
+        assert [name in metrics for name in names] == [seen == 5] * 3
+        mean = sum(x.intruders for x in monitor.figures.values()) / seen
+        assert metrics["bulkedge/intruders_per_layer"] == mean
+        if seen == 5:
+            counts.append(tuple(metrics[name] for name in names))
+    assert len(set(counts)) == 1
+    assert counts[0][0] >= 5  # one a layer at least
+    alone = [Monitor([matrix], top_k=4, thresholds=known) for matrix in matrices]
+    for each in alone:
+        each.look()
+    assert counts[0][0] == sum(each.metrics()["bulkedge/intruders"] for each in alone)
+
+
+def test_rotated_directions_are_not_intruders():
+    """Base vectors turned among each other: nothing is new."""
+    W0 = base().double()
+    U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+    signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+    mixed = U.clone()
+    mixed[:, :4] = U[:, :4] @ signs.double() / 2  # half of each of four
+    monitor = Monitor([FullMatrix("w", W0, mixed * S @ Vt)], top_k=4, epsilon=0.6)
+    monitor.look()
+    seen = monitor.figures["w"]
+    assert (seen.intruders, seen.rotated) == (0, 4)
+    assert monitor.metrics()["bulkedge/intruders"] == 0
+    assert monitor.metrics()["bulkedge/rotated"] == 4
+
+
+# -- what happens to a model whose weights are trained in full ------------------------------------
+
+
+def shard(model, folder):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+    return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+
+
+def swap(model):
+    other = nn.Linear(70, 90)
+    other.weight.data.copy_(model[0].weight.detach())
+    model[0] = other
+    return model
+
+
+CHANGES = {
+    "nothing": lambda model, _: model,
+    "double": lambda model, _: model.double(),
+    "bfloat16": lambda model, _: model.bfloat16(),
+    "swapped": lambda model, _: swap(model),
+    "assigned": lambda model, _: (
+        model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True),
+        model,
+    )[1],
+    "sharded": shard,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_weight_is_found_by_its_name(change, tmp_path):
+    model = nn.Sequential(nn.Linear(70, 90))
+    model[0].weight.data.copy_(base())
+    watched = full_matrices(model)
+    monitor = Monitor(watched, every=1)
+    monitor.step()
+    try:
+        model = CHANGES[change](model, tmp_path)
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+        monitor.step()
+        weight = model[0].weight.detach()
+        weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        exact = float(torch.linalg.matrix_norm(weight.double() - base().double(), 2))
+        seen = monitor.figures["0.weight"].strongest * monitor.thresholds["0.weight"]
+        assert seen == pytest.approx(exact, rel=1e-4)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.pop(0), "0.weight: expected the weight that was found .* no such"),
+        (
+            lambda model: model.__setitem__(0, nn.Linear(9, 9)),
+            r"0.weight: expected a weight of the shape of its base, \(90, 70\), got \(9, 9\)",
+        ),
+        (lambda model: model.to("meta"), "0.weight: .*expected parameters in memory"),
+    ],
+)
+def test_a_weight_that_is_gone_is_missed(change, message):
+    model = nn.Sequential(nn.Linear(70, 90))
+    monitor = Monitor(full_matrices(model), every=1, thresholds={"0.weight": 1.0})
+    change(model)
+    with pytest.raises(InputError, match=message):
+        monitor.step()
+
+
+def test_a_weight_of_another_shape_than_its_base_is_refused():
+    with pytest.raises(InputError, match="w: expected a weight of the shape of its base"):
+        FullMatrix("w", torch.zeros(3, 4), torch.zeros(4, 3))

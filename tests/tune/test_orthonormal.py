@@ -69,3 +69,14 @@ def test_a_rank_beyond_the_shorter_side_is_refused():
         OrthonormalFactors([wide])
     with pytest.raises(InputError, match='expected method to be "qr" or "polar"'):
         OrthonormalFactors([layer()], method="cayley")
+
+
+@pytest.mark.parametrize("method", ["qr", "polar"])
+def test_autocast_does_not_shorten_the_retraction(method):
+    matrix = layer()
+    with torch.autocast("cpu", torch.bfloat16):
+        OrthonormalFactors([matrix], method=method)
+    for factor in (matrix.B.detach().double(), matrix.A.detach().double().mT):
+        torch.testing.assert_close(
+            factor.mT @ factor, torch.eye(4).double(), rtol=0, atol=2 * torch.finfo().eps
+        )

@@ -131,6 +131,64 @@ def test_it_is_not_part_of_an_evaluation(tmp_path):
     assert trainer.evaluate(examples(8))["eval_loss"] < 10
 
 
+KINDS = {
+    "EdgeClip": lambda model: EdgeClip(model, level=0.5),
+    "OrthonormalFactors": OrthonormalFactors,
+    "RankController": lambda model: RankController(model, level=0.5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_holder_of_another_model_is_refused(tmp_path, kind):
+    holder = KINDS[kind](make_model())
+    trainer = make_trainer(tmp_path, make_model(), callbacks=[AfterStep(holder)])
+    with pytest.raises(InputError, match="an optimiser of what is held, got AdamW, which has no"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_replaced_between_is_noticed(tmp_path, kind):
+    """As a reload of weights with assign=True does: the optimiser goes on with the old ones."""
+    model = make_model()
+
+    class Reload(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                state = {k: v.clone() for k, v in model.state_dict().items()}
+                model.load_state_dict(state, assign=True)
+
+    trainer = make_trainer(tmp_path, model, callbacks=[Reload(), AfterStep(KINDS[kind](model))])
+    with pytest.raises(InputError, match="which has no trained factor of the 4 matrices"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_penalty_of_another_model_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(), Penalised)
+    trainer.intruder_penalty = IntruderPenalty(make_model())
+    with pytest.raises(InputError, match="expected a penalty of the model that is trained, a Peft"):
+        trainer.train()
+
+
+class Averaging(torch.optim.SGD):
+    """As a schedule-free optimiser: it has two modes."""
+
+    def train(self):
+        """The weights that are trained."""
+
+    def eval(self):
+        """The weights that are saved."""
+
+
+def test_an_optimiser_that_saves_averages_is_refused(tmp_path):
+    model = make_model()
+    optimizer = Averaging([x for x in model.parameters() if x.requires_grad], lr=0.1)
+    trainer = make_trainer(tmp_path, model, callbacks=[AfterStep(EdgeClip(model))])
+    trainer.optimizer = optimizer
+    with pytest.raises(InputError, match="got Averaging: it saves an average"):
+        trainer.train()
+
+
 def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected holders with a step\(\), got str"):
         AfterStep("clip")

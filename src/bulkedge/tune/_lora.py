@@ -19,6 +19,8 @@ from ._matrix import AdaptedMatrix, require_in_memory
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
+WRAPPED = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module", "module")
+"""Where wrappers of torch keep what they wrap."""
 MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of PEFT that write into the base."""
 
@@ -88,7 +90,7 @@ class LoraMatrix(AdaptedMatrix):
 
         path = self.name.split(".")
         for depth in range(len(path) + 1):
-            module = _module(self._model, ".".join(path[:depth]))
+            module = self._model.get_submodule(".".join(path[:depth]))
             if isinstance(module, FSDPModule):
                 module.reshard()
 
@@ -176,11 +178,17 @@ def _active(layer: Any) -> list[str]:
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
-    """A module by its name; wrappers that were put around one on the way pass the name on."""
+    """A module by its name, without wrappers put around it since; None if it is gone."""
     try:
-        return model.get_submodule(name)
+        module: Any = model.get_submodule(name)  # wrappers on the way pass the name on
     except AttributeError:
         return None
+    while not _is_lora(module):
+        inner = (x for key in WRAPPED if (x := module._modules.get(key)) is not None)
+        module = next(inner, None)
+        if module is None:
+            return model.get_submodule(name)
+    return module
 
 
 def _config_of(model: nn.Module, name: str, adapter: str) -> Any:

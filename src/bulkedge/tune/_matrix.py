@@ -110,7 +110,7 @@ class AdaptedMatrix:
 
     def update_map(self) -> LowRank:
         """``s·B·A``, differentiable in both factors."""
-        B, A = (whole(x.flatten(1)).to(self.dtype) for x in self._in_memory())
+        B, A = (whole(x.flatten(1)).to(self.dtype) for x in self.in_memory())
         return LowRank(B, A, self.scale)
 
     def tuned_map(self) -> LinearMap:
@@ -138,7 +138,7 @@ class AdaptedMatrix:
     def factors(self) -> tuple[Tensor, Tensor]:
         """B and A without their history, whole where they are spread over processes."""
         self.settle()
-        B, A = (whole(x.detach().flatten(1)) for x in self._in_memory())
+        B, A = (whole(x.detach().flatten(1)) for x in self.in_memory())
         return B, A
 
     def write(self, B: Tensor, A: Tensor) -> None:
@@ -166,7 +166,7 @@ class AdaptedMatrix:
         """The dtype of products."""
         return torch.float64 if self._base.dtype is torch.float64 else torch.float32
 
-    def _in_memory(self) -> tuple[Tensor, Tensor]:
+    def in_memory(self) -> tuple[Tensor, Tensor]:
         """The parameters; InputError where they have no numbers."""
         B, A = self.parameters
         return require_in_memory(self.name, B), require_in_memory(self.name, A)

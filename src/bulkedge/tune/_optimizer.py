@@ -91,7 +91,7 @@ def _among(parameters: Iterable[Tensor], matrices: Sequence[AdaptedMatrix]) -> b
     held = {
         storage_of(parameter)
         for matrix in matrices
-        for parameter, trained in zip(matrix.parameters, matrix.trained, strict=True)
+        for parameter, trained in zip(matrix.in_memory(), matrix.trained, strict=True)
         if trained
     }
     return any(storage_of(x) in held for x in parameters if not x.is_meta)

@@ -51,7 +51,8 @@ class UpdateCap(nn.Module):
             Of the same shape.
 
         Raises:
-            InputError: If the weight is not the one that was there when this was made.
+            InputError: If the weight is not finite, or not the one that was there when this was
+                made.
         """
         if is_distributed(weight) or weight.shape != self.base.shape:
             raise InputError(
@@ -59,7 +60,12 @@ class UpdateCap(nn.Module):
                 f"{tuple(weight.shape)}{', a part' if is_distributed(weight) else ''}; read it in "
                 "the forward pass of the module, or apply hold_update after the change"
             )
-        return self.base + self.cap(weight - self.base)
+        try:
+            return self.base + self.cap(weight - self.base)
+        except InputError as error:
+            raise InputError(
+                f"hold_update: a weight of shape {tuple(weight.shape)}: {error}"
+            ) from error
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """A weight assigned is the weight kept; what is read is held."""
@@ -85,6 +91,9 @@ def hold_update(
     ``state_dict()``, and so every checkpoint, has the held weight under its plain name: programs
     that know nothing of this package load it.  A checkpoint that is loaded sets the trained weight,
     W0 stays what it is: to resume, build the model from what it began with, hold, and then load.
+
+    The held weight is rounded to the dtype of the parameter: in bfloat16 each entry by up to a
+    256th of itself, and the norm of its update may end as much of ‖W‖_F beyond the level.
 
     A parameter that two modules share (a tied head) is held in the modules that this is applied to:
     apply it to both.

@@ -229,7 +229,13 @@ def test_a_solver(copy):
         ("tests/triplet/test_solvers.py", "    DenseSVD,\n", "    ByColumns,\n"),
         ("tests/triplet/test_solvers.py", '    "dense": D', '    "by_columns": ByColumns(),\n'),
     ]
-    follow(copy, "Add a solver", edits, "tests/triplet", "by_columns and (leading or pseudo or explicit)")
+    follow(
+        copy,
+        "Add a solver",
+        edits,
+        "tests/triplet",
+        "by_columns and (leading or pseudo or explicit)",
+    )
 
 
 def test_an_adjoint(copy):

@@ -165,7 +165,7 @@ def audited(pair, environment):
     result = subprocess.run(
         [*command, *options], capture_output=True, env=os.environ | environment, timeout=120
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode in (0, 2), result.stderr  # 2 where a verdict stays open
     return bulkedge.Record.model_validate_json(result.stdout)
 
 

@@ -62,7 +62,7 @@ def chain(node):
 
 
 def docstrings(tree):
-    """The nodes of strings that are statements: told to readers, never run."""
+    """The nodes of strings that are statements: for readers, without effect."""
     return {
         id(node.value)
         for node in ast.walk(tree)
@@ -77,7 +77,7 @@ def targets(code, path):
     the package, or as a string that is a module's name.
     """
     tree, package = ast.parse(code), package_of(path)
-    calls, told, found = importers(tree), docstrings(tree), set()
+    calls, prose, found = importers(tree), docstrings(tree), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -90,7 +90,7 @@ def targets(code, path):
             found.add(chain(node))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             name = DOTTED.fullmatch(node.value)
-            if name and name[1] in places() and id(node) not in told:
+            if name and name[1] in places() and id(node) not in prose:
                 found.add(node.value.replace(":", "."))
     return {name for name in found if name and re.match(r"(bulkedge\b|\?)", name)}
 

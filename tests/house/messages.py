@@ -262,8 +262,8 @@ def written():
     """Every text in the tests that no reader but a test reads, with and without its escapes."""
     found = set()
     for _, tree in trees():
-        told = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+        prose = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
         for node in ast.walk(tree):
-            if (text := constant(node)) and id(node) not in told:
+            if (text := constant(node)) and id(node) not in prose:
                 found |= {text, re.sub(r"\\(\W)", r"\1", text)}
     return sorted(found)

@@ -69,8 +69,8 @@ def asked():
 
 def test_every_message_is_asked_for_by_a_test():
     assert len(messages()) > 300
-    told = {t for _, _, t in messages() if max(map(len, t.split(HOLE))) > SHORTEST}
-    texts = {shown(t) for t in told if not is_asked_for(t, asked())}
+    worded = {t for _, _, t in messages() if max(map(len, t.split(HOLE))) > SHORTEST}
+    texts = {shown(t) for t in worded if not is_asked_for(t, asked())}
     assert texts == set(UNTESTED), sorted(texts ^ set(UNTESTED))
 
 
@@ -87,7 +87,7 @@ def plain(part):
 def is_vague(pattern):
     """Whether a pattern, or one of its alternatives, would be met by many messages.
 
-    Figures and brackets apart, which are what a message was told: not what it says.
+    Figures and brackets do not count: they are values that a message shows, not its words.
     """
     for branch in words(pattern):
         pieces = [piece for part in branch for piece in plain(part)]

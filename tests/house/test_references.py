@@ -67,7 +67,7 @@ def page_of(name, path):
 
 
 def missing(text, path):
-    """What a text names in vain."""
+    """What a text names and is not there."""
     lost = []
     for name in PATH.findall(text):
         name = name.rstrip(".")
@@ -110,7 +110,7 @@ def test_code_that_the_pages_about_the_house_name_is_there():
         "[x](#no-such-heading)", "examples/nothing/",
     ],
 )  # fmt: skip
-def test_names_in_vain_are_found(text):
+def test_names_of_nothing_are_found(text):
     assert len(missing(text, ROOT / "docs/triplets.md")) >= 1
 
 

@@ -119,7 +119,7 @@ def test_loops_over_nothing_are_found(over, safe):
 
 
 def test_a_table_without_rows_is_an_error():
-    """A parametrised test of nothing would be skipped in silence."""
+    """A parametrised test of nothing would be skipped without a word."""
     settings = (TESTS.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert 'empty_parameter_set_mark = "fail_at_collect"' in settings
 

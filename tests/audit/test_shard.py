@@ -165,7 +165,11 @@ def edited(part, tmp_path, **changes):
     [
         ({"tool": {"torch": "1.0"}}, r"but their versions differ"),
         ({"shard": {"matrices": 8}}, r"but their numbers of matrices differ"),
-        ({"skipped": []}, r"but their skipped tensors differ"),
+        (
+            {"skipped": [], "summary": {"skipped": 0, "lost": 0}},
+            r"but their skipped tensors differ",
+        ),
+        ({"skipped": []}, r"expected the counts of the rows listed"),
         ({"matrices": []}, r"do not add up; was a record.json edited"),
         ({"shard": {"positions": [0, 1, 2, 3]}}, r"do not add up; was a record.json edited"),
         ({"shard": None}, r"expected the record of a shard, got one of a whole audit"),

@@ -229,7 +229,7 @@ class Record(Document):
         if any(i not in places for row in tensors or () for i in row.rows):
             raise ValueError("expected tensors of the matrices that are here, got others")
         if self.shard and len(self.shard.positions) != len(self.matrices):
-            raise ValueError("expected a place for each matrix")
+            raise ValueError("matrices and places do not add up; was a record.json edited?")
         if self.summary != summarise(self.matrices, self.skipped, tensors):
             raise ValueError("expected the counts of the rows listed, got others")
         for matrix in self.matrices:

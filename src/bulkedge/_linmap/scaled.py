@@ -30,7 +30,7 @@ class Scaled(LinearMap):
         InputError: If the factor is no finite number.
 
     Example:
-        >>> from bulkedge.triplet import Dense
+        >>> from bulkedge._linmap import Dense
         >>> Scaled(Dense(torch.eye(2)), 3.0), 3.0 * Dense(torch.eye(2)) - torch.eye(2)
         (3.0 * (Dense(2×2, float32)), 3.0 * (Dense(2×2, float32)) + -1.0 * (Dense(2×2, float32)))
     """
@@ -116,7 +116,7 @@ class RowScaled(LinearMap):
         InputError: If the factors do not fit the map.
 
     Example:
-        >>> from bulkedge.triplet import Dense
+        >>> from bulkedge._linmap import Dense
         >>> RowScaled(Dense(torch.eye(2)), torch.tensor([2.0, 3.0])).to_dense().tolist()
         [[2.0, 0.0], [0.0, 3.0]]
     """

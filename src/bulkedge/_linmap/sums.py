@@ -23,7 +23,7 @@ class Sum(LinearMap):
 
     Example:
         >>> import torch
-        >>> from bulkedge.triplet import Dense, LowRank
+        >>> from bulkedge._linmap import Dense, LowRank
         >>> W0 = Dense(torch.eye(3))
         >>> (W0 + LowRank(torch.ones(3, 1), torch.ones(1, 3))).to_dense()[0].tolist()
         [2.0, 1.0, 1.0]

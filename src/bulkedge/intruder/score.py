@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._guard import matrix, precise
+from bulkedge._guard import finite, matrix, precise
 from bulkedge.triplet import resolution
 
 
@@ -95,12 +95,11 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         >>> base_vectors(U, S, (4, 4)).eigenspace.tolist()
         [0, 1, 1]
     """
-    if vectors.ndim != 2 or sigma.ndim != 1 or vectors.shape[1] != sigma.shape[0]:
-        raise InputError(
-            f"expected as many vectors as values, got shapes {tuple(vectors.shape)} and "
-            f"{tuple(sigma.shape)}"
-        )
     matrix("the vectors", vectors)
+    if sigma.ndim != 1 or vectors.shape[1] != len(sigma):
+        raise InputError(
+            f"expected as many vectors as values, got {vectors.shape[1]} and {sigma.numel()}"
+        )
     rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
     # max(m, n)·eps·σ₁ is for the worst case; errors that add up at random stay below twice its root
@@ -140,13 +139,13 @@ def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
         >>> round(result.score.item(), 4), result.matched_index.item()
         (0.6, 1)
     """
-    matrix("Y", Y)
     known = base.vectors
-    if (len(Y), Y.dtype, Y.device) != (len(known), known.dtype, known.device):
+    if Y.ndim != 2 or (len(Y), Y.dtype, Y.device) != (len(known), known.dtype, known.device):
         raise InputError(
             f"expected vectors of {len(known)} entries in {known.dtype} on {known.device}, as the "
             f"base's, got shape {tuple(Y.shape)} in {Y.dtype} on {Y.device}"
         )
+    finite("Y", Y)
     p, k = base.vectors.shape[1], Y.shape[1]
     if p == 0:  # a zero base: everything is new
         nothing = Y.new_zeros(k)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from bulkedge import CheckpointError, Recipe
+import bulkedge
+from bulkedge import CheckpointError, InputError, OutputError, Recipe
 from bulkedge._audit import make_plan
 from bulkedge._audit.load import load
 from bulkedge.checkpoint.header import read_header
+from bulkedge.report import to_markdown
 from bulkedge.rmt import TracyWidom, edge_test, fit_bulk
+from bulkedge.tune import AdaptedMatrix, EdgeClip, hold_update
 from bulkedge.update._factors import balanced
 from helpers import save, weights
 
@@ -85,3 +88,46 @@ def test_the_error_of_a_fitted_sigma_widens_the_law_by_as_much_as_in_draws():
     law = TracyWidom()
     curvature = (law.sf(x + 0.1) - 2 * law.sf(x) + law.sf(x - 0.1)) / 0.01
     np.testing.assert_allclose(found, more * curvature / 2, rtol=0.35)
+
+
+# --- thresholds, reports, journals ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, math.nan])
+def test_an_update_is_not_held_at_a_threshold_that_is_none(threshold):
+    module = torch.nn.Linear(30, 20)
+    with pytest.raises(InputError, match="weight: expected a positive threshold, got"):
+        hold_update(module, threshold=threshold)
+    matrix = AdaptedMatrix("layer", module.weight.detach(), weights(2, 30), weights(20, 2))
+    with pytest.raises(InputError, match="layer: expected a positive threshold, got"):
+        EdgeClip([matrix], thresholds={"layer": threshold})
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_long_summary_says_how_much_it_leaves_out(limit, tmp_path, monkeypatch):
+    base = {f"l{i}.weight": weights(60, 50, seed=i) for i in range(2)}
+    tuned = {
+        name: W + 20 * weights(60, 1, seed=8) @ weights(1, 50, seed=9) for name, W in base.items()
+    }
+    files = [save(tmp_path / f"{i}.safetensors", x) for i, x in enumerate((base, tuned))]
+    record = bulkedge.audit(*files)
+    assert sum(bool(matrix.intruders) for matrix in record.matrices) == 2
+    monkeypatch.setattr("bulkedge.report.checks.MOST_ROWS", limit)
+    page = to_markdown(record)
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + min(limit, 2)  # with a head and a rule
+    assert ("… and 1 more" in page) is (limit == 1)
+
+
+def test_a_journal_of_absurd_size_is_not_read(tmp_path, monkeypatch):
+    files = [save(tmp_path / f"{i}.safetensors", {"w": weights(9, 8, seed=i)}) for i in range(2)]
+    journal = tmp_path / "journal.jsonl"
+    bulkedge.audit(*files, journal=journal)
+    size = journal.stat().st_size
+    for limit in (size, size - 1):
+        monkeypatch.setattr("bulkedge._audit.journal.MAX_RECORD_BYTES", limit)
+        if limit == size:
+            bulkedge.audit(*files, journal=journal, resume=True)
+        else:
+            with pytest.raises(OutputError, match=f"expected at most {limit} of a journal"):
+                bulkedge.audit(*files, journal=journal, resume=True)

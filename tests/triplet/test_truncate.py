@@ -157,8 +157,7 @@ def test_float32_ends_exact_to_float32(shape):
     sigma = torch.cat([torch.full((5,), 2.0), torch.linspace(1.9, 0.01, 195)])
     A, G = with_spectrum(*shape, sigma), gaussian(*shape)
     ours, reference = (
-        torch.func.grad(lambda A: (G.to(A) * truncate(A, 5)).sum())(X)
-        for X in (A.float(), A)
+        torch.func.grad(lambda A: (G.to(A) * truncate(A, 5)).sum())(X) for X in (A.float(), A)
     )
     assert ours.dtype == torch.float32
     assert float((ours.double() - reference).norm() / reference.norm()) < 1e-5

@@ -15,7 +15,7 @@ def _cell(cell):
     return pytest.param(*cell, id="-".join(cell), marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize(("transform", "mode", "name"), map(_cell, cells()))
+@pytest.mark.parametrize(("transform", "mode", "name"), [*map(_cell, cells())])
 def test_a_nesting_gives_what_the_page_says(transform, mode, name):
     assert outcome(transform, mode, name) == stored()[transform, mode, name]
 

@@ -413,7 +413,7 @@ def test_links_of_the_hub_cache_are_followed_and_no_others(pair, tmp_path):
 
 def test_a_record_of_something_else(tmp_path):
     (tmp_path / "x.json").write_text('{"schema_version": "9"}')
-    with pytest.raises(bulkedge.CheckpointError, match=r"not a repair record of schema 1"):
+    with pytest.raises(bulkedge.CheckpointError, match=r"not a repair record of schema 2"):
         RepairRecord.from_json(tmp_path / "x.json")
     with pytest.raises(bulkedge.CheckpointError, match=r"cannot be read"):
         RepairRecord.from_json(tmp_path / "missing.json")

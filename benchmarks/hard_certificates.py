@@ -1,8 +1,8 @@
 """Certificates on bases that round worst, held against exact arithmetic.
 
-python benchmarks/hard_certificates.py [--seeds 1250] [--processes 2]
+python benchmarks/hard_certificates.py [--seeds 1000] [--processes 2]
 
-Eight certificates a seed; resumable, from build/hard_certificates.jsonl.  What is stored is a
+Ten certificates a seed; resumable, from build/hard_certificates.jsonl.  What is stored is a
 count a family: certificates, directions, those decided, the smallest singular value over the
 largest, and those that contradict the oracle.
 """
@@ -50,7 +50,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Run what is missing, and store the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1250)
+    parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
     parts = [range(first, asked.seeds, 4 * asked.processes) for first in range(4 * asked.processes)]

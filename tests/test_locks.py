@@ -162,14 +162,14 @@ def test_without_locks_commands_go_on(monkeypatch, tmp_path):
     with Journal(tmp_path / "journal.jsonl"), monkeypatch.context() as patch:
         patch.setattr(lock_module, "fcntl", None)
         with hold(tmp_path), hold(tmp_path):
-            refuse_held(tmp_path)
+            assert refuse_held(tmp_path) is None
 
     def refused(*_):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(lock_module.fcntl, "flock", refused)
     with hold(tmp_path), hold(tmp_path):
-        refuse_held(tmp_path)
+        assert refuse_held(tmp_path) is None
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -28,7 +28,7 @@ from bulkedge._audit.leftover import (
 from bulkedge._audit.load import load
 from bulkedge.checkpoint.model import lacks, ties
 from bulkedge.cli._output import exit_code
-from helpers import oracle_scores, save, save_adapter, weights
+from helpers import oracle_scores, save, save_adapter, some, weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -113,7 +113,7 @@ def test_wrappers_anywhere_in_a_name(wrapper, side, form, tmp_path):
     record = audited(base, other)
     assert sorted(named[m.name] for m in record.matrices) == sorted(LAYERS)
     assert (code(record), lost(record)) == (FINDINGS, {})
-    for matrix in record.matrices:
+    for matrix in some(record.matrices):
         name = named[matrix.name]
         expected = oracle_scores(LAYERS[name], tuned[name], 3)
         scores = torch.tensor([d.score for d in matrix.directions], dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_fused_and_split_are_paired_by_rows(fused, tmp_path):
     assert len(record.matrices) == len([n for n, x in pieces.items() if x.ndim == 2])
     plan = make_plan(tmp_path / "base", tmp_path / "tuned", Recipe())
     found = []
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         pair = load(comparison, CPU)
         (name,) = [n for n, x in pieces.items() if torch.equal(x, pair.base)]
         found.append(name)
@@ -219,7 +219,7 @@ def test_an_adapter_of_the_other_layout(fused, tmp_path):
     plan = make_plan(base, save_adapter(tmp_path / "a", keys), Recipe())
     assert plan.skipped == ()
     assert len(plan.comparisons) == 2 * 7
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         pair = load(comparison, CPU)
         (name,) = [n for n, x in split_rows(W0).items() if torch.equal(x, pair.base)]
         torch.testing.assert_close(pair.tuned_map(torch.float64).to_dense(), merged[name])
@@ -377,10 +377,10 @@ def test_what_a_class_lacks_by_the_class_itself(family):
     models = {kind: model for kind in CLASSES if (model := built(family, kind)) is not None}
     names = {n for model in models.values() for n in model.state_dict()}
     said = 0
-    for kind, model in models.items():
+    for kind, model in some(models.items()):
         config = {"architectures": [family + kind], "model_type": model.config.model_type}
         has = set(model.state_dict())
-        for name in names:
+        for name in some(names):
             if lacks(config, name):
                 said += 1
                 assert name not in has, (kind, name)

@@ -17,7 +17,7 @@ from bulkedge._audit.record import Document
 from bulkedge._audit.rows import Row
 from bulkedge.cli import cli
 from cases import gaussian, orthonormal
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 SIGNED = {"scale", "matched_index", "base_share", "energy_removed"}
 """What may be negative."""
@@ -183,10 +183,10 @@ def test_every_number_of_every_model_has_limits():
     """A field that is added has them, too."""
     found = list(models())
     assert len(found) > 15
-    for model in found:
+    for model in some(found):
         hints = typing.get_type_hints(model, include_extras=True)
-        for name, field in model.model_fields.items():
-            for number, limits in numbers(hints[name]):
+        for name, field in some(model.model_fields.items()):
+            for number, limits in some(numbers(hints[name])):
                 asked = limits_of([*limits, *field.metadata])
                 where = f"{model.__name__}.{name}"
                 assert asked & {"finite", "le", "lt"}, where
@@ -231,6 +231,23 @@ def test_lists_of_one_length(case, documents, tmp_path):
     (place[0] if of == "angles" else place)[field].pop()
     (tmp_path / "r.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match=message):
+        Record.from_json(tmp_path / "r.json")
+
+
+def test_more_wide_angles_than_angles(documents, tmp_path):
+    document = deepcopy(documents["full"])
+    angles = document["matrices"][0]["angles"][0]
+    angles["undecided"] = len(angles["cosines_lower"]) + 1
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"expected at most \d+ angles, got more"):
+        Record.from_json(tmp_path / "r.json")
+
+
+def test_tensors_that_do_not_add_up(documents, tmp_path):
+    document = deepcopy(documents["full"])
+    document["summary"]["tensors"]["equal"] += 1
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"expected counts that add up to \d+ tensors, got"):
         Record.from_json(tmp_path / "r.json")
 
 
@@ -329,6 +346,6 @@ def test_models_are_all_rows():
 
     modules = (bulkedge._audit.record, bulkedge._audit.rows, bulkedge._repair.record)
     for module in modules:
-        for value in vars(module).values():
+        for value in some(vars(module).values()):
             if isinstance(value, type) and issubclass(value, BaseModel) and value is not BaseModel:
                 assert issubclass(value, Row) or value is bulkedge.Recipe

@@ -234,3 +234,10 @@ def test_an_odd_file_is_audited_as_the_plain_one_is(odd, tmp_path):
     other = raw_safetensors(tmp_path / "odd.safetensors", text.encode(), content[length:])
     plain, odd_one = (audit(base, path, recipe={"top_k": 2}) for path in (tuned, other))
     assert plain.matrices == odd_one.matrices
+
+
+def test_a_number_that_double_precision_cannot_hold(tmp_path):
+    """The library refuses it too, wherever it stands."""
+    path = raw_safetensors(tmp_path / "m.safetensors", other("1e999").encode(), EIGHT)
+    with pytest.raises(CheckpointError, match="number out of range: 1e999"):
+        read_header(path)

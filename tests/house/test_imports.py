@@ -152,7 +152,7 @@ def test_an_import_against_an_arrow_is_found():
     to = reach(arrows())
     for own, place in [("rmt", "cli"), ("update", "_audit"), ("_linmap", "triplet"),
                        ("intruder", "spectral"), ("_audit", "tune"), ("tune", "cli"),
-                       ("rmt", "_precision"), ("checkpoint", "__init__")]:  # fmt: skip
+                       ("rmt", "_linmap"), ("checkpoint", "__init__")]:  # fmt: skip
         assert against({place, own}, own, to) == {place}
     assert against({"?"}, "rmt", to) == {"?"}
     assert not against({"_linmap", "_errors", "update"}, "update", to)

@@ -24,6 +24,15 @@ UNTESTED = {
     "expected a pair with factors": "for the type checker: the caller has asked for them",
 }
 
+# Patterns that take their words from a table, which says for each case what is lost, or from the
+# name of a field or parameter.
+TABLED = {
+    ("test_strategies.py", f"^expected (a )?{HOLE}\\b.*, got "),
+    ("tune/test_arguments.py", f"^expected {HOLE} .*, got .*; give {HOLE} a "),
+    ("tune/test_changed_models.py", HOLE),
+    ("tune/test_penalty.py", f"expected {HOLE} ≥ 1, got 0"),
+}
+
 
 def windows(text):
     """All runs of characters of a message; its longest piece is one if it is short."""
@@ -100,7 +109,8 @@ def is_vague(pattern):
 
 def test_every_pattern_says_which_message_it_means():
     assert len(patterns()) > 300
-    assert [p for p in patterns() if is_vague(p[2])] == []
+    vague = {(path, pattern) for path, _, pattern in patterns() if is_vague(pattern)}
+    assert vague == TABLED
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bulkedge._fields import POSITIVE, check_fields
+
 from ._arc import Arc
-from ._law import AffineLaw, set_positive
+from ._law import AffineLaw
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class HalfDisc(AffineLaw):
     radius: float = 2.0
 
     def __post_init__(self) -> None:
-        set_positive(self, "radius")
+        check_fields(self, radius=POSITIVE)
 
     @property
     def sigma(self) -> float:

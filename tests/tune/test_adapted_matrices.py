@@ -283,3 +283,11 @@ def test_tied_factors_have_one_rank():
     assert len(ranks) == 1
     rank = int(torch.linalg.matrix_rank(head.get_delta_weight("default").detach()))
     assert 2 <= rank <= ranks.pop()
+
+
+def test_factors_of_integers_are_refused():
+    factors = torch.ones(1, 5, dtype=torch.long), torch.ones(6, 1)
+    with pytest.raises(
+        InputError, match=r"w: expected real floating-point tensors, got torch\.int"
+    ):
+        AdaptedMatrix("w", torch.zeros(6, 5), *factors)

@@ -16,6 +16,7 @@ from bulkedge import InputError
 from bulkedge.tune import EdgeClip, IntruderPenalty, Monitor, OrthonormalFactors, RankController
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
+from helpers import some
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's, of odd targets
@@ -225,7 +226,7 @@ def step(optimizer, holder):
 
 def obeys(holder, model):
     """Whether all updates of a model are what a holder promises, from dense SVDs."""
-    for name, layer in layers(model):
+    for name, layer in some(layers(model)):
         name = name.replace("._checkpoint_wrapped_module", "")
         values = torch.linalg.svdvals(update(layer))
         if not isinstance(holder, OrthonormalFactors):
@@ -290,7 +291,7 @@ def test_what_is_frozen_is_not_changed(which):
     holder.attach(optimizer)
     optimizer.step()
     obeys(holder, model)
-    for (_, layer), kept in zip(layers(model), before, strict=True):
+    for (_, layer), kept in some(zip(layers(model), before, strict=True)):
         assert torch.equal(getattr(layer, f"lora_{which}")["default"].weight, kept)
 
 
@@ -302,7 +303,7 @@ def test_a_frozen_factor_alone_keeps_the_directions():
         U, S, Vt = torch.linalg.svd(update(layer), full_matrices=False)
         wanted.append(U * S.clamp_max(LEVEL * LIMITS[name]) @ Vt)
     HOLDERS["EdgeClip"](model).step()
-    for (_, layer), expected in zip(layers(model), wanted, strict=True):
+    for (_, layer), expected in some(zip(layers(model), wanted, strict=True)):
         torch.testing.assert_close(update(layer), expected, rtol=0, atol=1e-6)
 
 
@@ -318,7 +319,7 @@ def test_orthonormal_factors_and_a_frozen_one(which):
     holder.attach(optimizer)
     optimizer.step()
     obeys(holder, model)
-    for (_, layer), kept in zip(layers(model), before, strict=True):
+    for (_, layer), kept in some(zip(layers(model), before, strict=True)):
         assert torch.equal(getattr(layer, f"lora_{which}")["default"].weight, kept)
 
 
@@ -354,7 +355,7 @@ def test_a_monitor_sees_the_update_that_is_there(event):
     for _, layer in layers(model):
         layer.lora_B["default"].weight.data *= 3
     monitor.step()
-    for name, layer in layers(model):
+    for name, layer in some(layers(model)):
         name = name.replace("._checkpoint_wrapped_module", "")
         seen = monitor.figures[name].strongest * LIMITS[name]
         exact = float(torch.linalg.svdvals(update(layer))[0])
@@ -397,7 +398,7 @@ def test_a_penalty_is_of_the_update_that_is_there(event):
     model.zero_grad()
     penalty().backward()
     values = penalty.values()
-    for name, layer in layers(model):
+    for name, layer in some(layers(model)):
         name = name.replace("._checkpoint_wrapped_module", "")
         assert values[name] == pytest.approx(dense_penalty(layer, edges[name], 3), rel=3e-2)
         for factor in (layer.lora_A["default"].weight, layer.lora_B["default"].weight):
@@ -455,6 +456,6 @@ def test_fully_sharded(kind, forward, mesh):
         return
     holder.step()
     model.reshard()
-    for name, layer in layers(model):
+    for name, layer in some(layers(model)):
         exact = float(torch.linalg.svdvals(update(layer))[0])
         assert holder.figures[name].strongest * LIMITS[name] == pytest.approx(exact, rel=1e-5)

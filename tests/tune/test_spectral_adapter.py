@@ -188,6 +188,15 @@ def test_from_the_identity_to_a_saved_adapter(tmp_path, kind, variant):
     torch.testing.assert_close(output(merged), after, rtol=0, atol=1e-5)
 
 
+def test_a_safe_merge_of_what_is_not_finite_is_refused():
+    model = peft.get_peft_model(make_base("bert"), configure("bert", "additive"))
+    with torch.no_grad():
+        for parameter in some([p for p in model.parameters() if p.requires_grad]):
+            parameter.fill_(torch.nan)
+    with pytest.raises(InputError, match="the merged weight of adapter 'default' is not finite"):
+        model.merge_and_unload(safe_merge=True)
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_what_it_does_to_weights(kind):
     base = dict(make_base(kind).named_parameters())

@@ -41,7 +41,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     shapes = [row["shape"] for row in rows]
     return counts | {
         "wrong": sum(len(row["wrong"]) for row in rows),
-        "smallest_over_largest": min(row["least"] for row in rows),
+        # of those matrices whose smallest singular value is above rounding
+        "smallest_over_largest": min(
+            row["least"] for row in rows if row["least"] > max(row["shape"]) * hard.EPS
+        ),
         "longest_side": max(max(shape) for shape in shapes),
         "shortest_side": min(min(shape) for shape in shapes),
     }

@@ -202,6 +202,7 @@ ENTRIES = {
             t.Riemannian,
         )
     },
+    "truncate": lambda A: t.truncate(A, 2),
     "thin_svd": lambda A: t.thin_svd(A),
     "resolution": lambda A: t.resolution(values_of(A), (M, N)),
     "Dense": lambda A: t.singular_triplet(t.Dense(A)).sigma,

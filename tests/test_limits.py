@@ -96,7 +96,7 @@ def test_the_error_of_a_fitted_sigma_widens_the_law_by_as_much_as_in_draws():
 @pytest.mark.parametrize("threshold", [0.0, -1.0, math.nan])
 def test_an_update_is_not_held_at_a_threshold_that_is_none(threshold):
     module = torch.nn.Linear(30, 20)
-    with pytest.raises(InputError, match="weight: expected a positive threshold, got"):
+    with pytest.raises(InputError, match="expected threshold to be positive and finite, got"):
         hold_update(module, threshold=threshold)
     matrix = AdaptedMatrix("layer", module.weight.detach(), weights(2, 30), weights(20, 2))
     with pytest.raises(InputError, match="layer: expected a positive threshold, got"):

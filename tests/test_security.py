@@ -138,7 +138,7 @@ PROCESSES = {"subprocess", "pty", "ctypes"}
 MAY = {"_audit/engine/ray.py": {"socket", "urllib"}}
 # their classes, for a model that the caller has built already
 MAY |= {f"tune/{name}.py": {"peft", "transformers"} for name in (
-    "_layers", "callback", "trainer",
+    "_layers", "_lora", "callback", "trainer",
     "peft/__init__", "peft/config", "peft/export", "peft/layer", "peft/model",
 )}  # fmt: skip
 CALLS = {

@@ -34,7 +34,10 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
     """:func:`full_float32`, and no autocast to half precision on this device."""
     # the tracer of a compiler takes no switches; a solve, opaque to it, comes here again itself
     switches = nullcontext() if torch.compiler.is_compiling() else full_float32()
-    with switches, torch.autocast(torch.device(device).type, enabled=False):
+    kind = torch.device(device).type
+    # nothing is computed on the meta device, and torch has no autocast for it
+    plain = nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+    with switches, plain:
         yield
 
 

@@ -510,7 +510,9 @@ def test_arguments_that_do_not_fit_are_refused(bound):
 
 def test_settings_out_of_range_are_refused():
     for failure in (0.0, 1.0, -1.0):
-        with pytest.raises(InputError, match=f"expected 0 < failure < 1, got {failure}"):
+        with pytest.raises(
+            InputError, match=f"expected failure between 0 and 1, the ends excluded, got {failure}"
+        ):
             Probable(failure)
     with pytest.raises(InputError, match="expected max_passes ≥ 1, got 0"):
         Probable(max_passes=0)

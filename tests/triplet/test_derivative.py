@@ -194,7 +194,7 @@ def test_an_adjoint_that_stops_short_says_so(adjoint):
 
 
 def test_bad_substitution():
-    with pytest.raises(InputError, match='expected substitution="backward" or "forward"'):
+    with pytest.raises(InputError, match='expected substitution to be "backward" or "forward"'):
         PushThrough("sideways")
 
 

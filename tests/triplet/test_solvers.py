@@ -327,9 +327,7 @@ def test_a_singular_system_has_the_null_vector_for_its_direction(dtype):
 @pytest.mark.parametrize("method", [Newton, RayleighQuotient])
 def test_without_a_warm_up_nothing_breaks(method):
     for seed in range(10):
-        result = solved(
-            method(warmup=torch.inf), MATRICES["nearly_degenerate"](40, 30), 3, None, seed
-        )
+        result = solved(method(warmup=1e9), MATRICES["nearly_degenerate"](40, 30), 3, None, seed)
         assert all(torch.isfinite(x).all() for x in (result.sigma, result.u, result.v))
 
 

@@ -121,10 +121,10 @@ def test_a_state_of_other_layers_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 0}, "start, grow and every ≥ 1, got 0, 1, 20"),
-        ({"grow": 0}, "start, grow and every ≥ 1, got None, 0, 20"),
-        ({"every": 0}, "start, grow and every ≥ 1, got None, 1, 0"),
-        ({"level": -1.0}, "a positive level, in units of the threshold, got -1.0"),
+        ({"start": 0}, "expected start ≥ 1, got 0; give RankController a"),
+        ({"grow": 0}, "expected grow ≥ 1, got 0; give RankController a"),
+        ({"every": 0}, "expected every ≥ 1, got 0; give RankController a"),
+        ({"level": -1.0}, r"expected level to be positive and finite, got -1\.0"),
     ],
 )
 def test_what_is_refused(options, message):

@@ -175,11 +175,11 @@ def test_what_has_diverged_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every, per_call and top_k ≥ 1, got 0,"),
-        ({"per_call": 0}, r"every, per_call and top_k ≥ 1, got \d+, 0,"),
-        ({"top_k": 0}, r"every, per_call and top_k ≥ 1, got \d+, \w+, 0"),
-        ({"epsilon": 0.0}, r"epsilon in \(0, 1\], got 0\.0"),
-        ({"epsilon": 2.0}, r"epsilon in \(0, 1\], got 2\.0"),
+        ({"every": 0}, "expected every ≥ 1, got 0; give Monitor a"),
+        ({"per_call": 0}, "expected per_call ≥ 1, got 0; give Monitor a"),
+        ({"top_k": 0}, "expected top_k ≥ 1, got 0; give Monitor a"),
+        ({"epsilon": 0.0}, r"expected epsilon between 0, excluded, and 1, got 0\.0"),
+        ({"epsilon": 2.0}, r"expected epsilon between 0, excluded, and 1, got 2\.0"),
     ],
 )
 def test_what_is_refused(options, message):

@@ -64,7 +64,7 @@ def truncate(
         [2.0, 2.0, 0.0]
         >>> (low * torch.arange(9.0).view(3, 3)).sum().backward()  # no warning: the cut is clear
         >>> [round(x, 9) for x in A.grad[2].tolist()]
-        [5.333333333, 8.0, 0.0]
+        [9.333333333, 12.666666667, 0.0]
     """
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2 and A.numel():

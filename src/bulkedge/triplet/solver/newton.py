@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bulkedge._fields import TOLERANCE, check_fields, optional, whole
+from bulkedge._fields import POSITIVE, TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
@@ -53,7 +53,7 @@ class Newton:
     Attributes:
         rtol: Stop when every residual is below ``rtol · σ₁``; None takes eps^¾ of the dtype
             (1.8e-12 in float64, 6.4e-6 in float32).
-        max_steps: Newton steps for each triplet before giving up.
+        max_steps: Newton steps for each triplet before giving up; 0 for the warm-up alone.
         warmup: The warm-up ends when every residual is below this part of the gap between its
             value and the next.
 
@@ -69,7 +69,7 @@ class Newton:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1), warmup=TOLERANCE)
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(0), warmup=POSITIVE)
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bulkedge._fields import TOLERANCE, check_fields, optional, whole
+from bulkedge._fields import POSITIVE, TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
@@ -68,7 +68,7 @@ class RayleighQuotient:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(1), warmup=TOLERANCE)
+        check_fields(self, rtol=optional(TOLERANCE), max_steps=whole(0), warmup=POSITIVE)
 
     def compute(
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness

@@ -183,15 +183,17 @@ def test_every_number_of_every_model_has_limits():
     """A field that is added has them, too."""
     found = list(models())
     assert len(found) > 15
-    for model in some(found):
-        hints = typing.get_type_hints(model, include_extras=True)
-        for name, field in some(model.model_fields.items()):
-            for number, limits in numbers(hints[name]):
-                asked = limits_of([*limits, *field.metadata])
-                where = f"{model.__name__}.{name}"
-                assert asked & {"finite", "le", "lt"}, where
-                assert number is int or "finite" in asked, where
-                assert asked & {"ge", "gt"} or name in SIGNED, where
+    rows = [
+        (f"{model.__name__}.{name}", name, field, number, limits)
+        for model in found
+        for name, field in model.model_fields.items()
+        for number, limits in numbers(typing.get_type_hints(model, include_extras=True)[name])
+    ]
+    for where, name, field, number, limits in some(rows):
+        asked = limits_of([*limits, *field.metadata])
+        assert asked & {"finite", "le", "lt"}, where
+        assert number is int or "finite" in asked, where
+        assert asked & {"ge", "gt"} or name in SIGNED, where
 
 
 EDITS = {

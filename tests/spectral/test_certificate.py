@@ -517,7 +517,9 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(InputError, match="expected max_passes ≥ 1, got 0"):
         Probable(max_passes=0)
     for rtol in (0.0, 1.0):
-        with pytest.raises(InputError, match=f"expected 0 < rtol < 1, got {rtol}"):
+        with pytest.raises(
+            InputError, match=f"expected rtol between 0 and 1, the ends excluded, got {rtol}"
+        ):
             Rigorous(rtol)
     with pytest.raises(InputError, match="that rounding hides"):
         Probable(failure=1e-15).bound(Dense(torch.eye(9)))

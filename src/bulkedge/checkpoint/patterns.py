@@ -143,17 +143,25 @@ class Patterns:
         return [*found, *self._plain.find(module)] if plain else found
 
     def _match(self, pattern: str, module: str, deadline: float) -> bool:
+        left = deadline - time.monotonic()
         try:
-            if (left := deadline - time.monotonic()) <= 0:
-                raise TimeoutError("all of them took too long")
+            if left <= 0:
+                raise TimeoutError
             compiled = self._compile(pattern)
             found = compiled.match(module, timeout=min(MATCH_SECONDS, left))
+        except TimeoutError as error:
+            # cut short by the end of the time for all, a pattern is not slow itself
+            reason = "all of them took too long" if left < MATCH_SECONDS else str(error)
+            raise self._refused(pattern, reason) from None
         # what is nested deeply runs out of stack where others are no patterns
-        except (regex.error, TimeoutError, RecursionError, OverflowError) as error:
-            raise AdapterError(
-                f"{self._source}: pattern {pattern!r:.80} cannot be matched ({error}); mend it"
-            ) from None
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise self._refused(pattern, str(error)) from None
         return found is not None
+
+    def _refused(self, pattern: str, reason: str) -> AdapterError:
+        return AdapterError(
+            f"{self._source}: pattern {pattern!r:.80} cannot be matched ({reason}); mend it"
+        )
 
     def _compile(self, pattern: str) -> regex.Pattern[str]:
         """The pattern, compiled once; compiling cannot be stopped, so length is limited."""

@@ -22,9 +22,9 @@ import torch
 from common import peak_of, store
 
 from bulkedge import Recipe
-from bulkedge._audit.judge import Judged, certified
-from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
+from bulkedge.auditing.judge import Judged, certified
+from bulkedge.comparison.pair import Pair
 from bulkedge.intruder import Verdict
 
 SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096)]

@@ -17,8 +17,8 @@ import torch
 from common import store
 
 from bulkedge import Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.run import load
+from bulkedge.auditing.run import load
+from bulkedge.comparison import make_plan
 from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import thin_svd
 

@@ -30,7 +30,7 @@ def every_tensor_is_accounted_for(monkeypatch):
 
     Headers are read here by other means; what becomes of each tensor is for the single tests.
     """
-    from bulkedge._audit import plan
+    from bulkedge.comparison import plan
 
     make = plan.Plan
 

@@ -308,7 +308,7 @@ def test_a_record_that_cannot_be_written(inputs, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_noticed_first(inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    monkeypatch.setattr("bulkedge._audit.run_plan", None)
+    monkeypatch.setattr("bulkedge.auditing.run_plan", None)
     arguments = ["audit", inputs["base"], inputs["found"], "-o", tmp_path / "out"]
     monkeypatch.setattr(sys, "argv", ["bulkedge", *map(str, arguments)])
     from bulkedge.cli import main
@@ -390,7 +390,7 @@ def test_resume_of_a_finished_audit_computes_nothing(inputs, tmp_path):
 
 def test_a_dead_worker_leaves_the_journal_and_says_so(inputs, tmp_path, monkeypatch, capsys):
     from bulkedge import BulkedgeError
-    from bulkedge._audit import LocalEngine
+    from bulkedge.auditing import LocalEngine
     from bulkedge.cli import cli
 
     def die(*_):

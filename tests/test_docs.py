@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import bulkedge
-from bulkedge._audit import make_recipe, read_recipe
 from bulkedge.cli import audit, repair
+from bulkedge.records import make_recipe, read_recipe
 from helpers import EXAMPLE, MINILM, some
 
 ROOT = Path(__file__).parents[1]

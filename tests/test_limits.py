@@ -10,9 +10,9 @@ import torch
 
 import bulkedge
 from bulkedge import CheckpointError, InputError, OutputError, Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.load import load
 from bulkedge.checkpoint.header import read_header
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.pair import load
 from bulkedge.report import to_markdown
 from bulkedge.rmt import TracyWidom, edge_test, fit_bulk
 from bulkedge.tune import AdaptedMatrix, EdgeClip, hold_update
@@ -125,7 +125,7 @@ def test_a_journal_of_absurd_size_is_not_read(tmp_path, monkeypatch):
     bulkedge.audit(*files, journal=journal)
     size = journal.stat().st_size
     for limit in (size, size - 1):
-        monkeypatch.setattr("bulkedge._audit.journal.MAX_RECORD_BYTES", limit)
+        monkeypatch.setattr("bulkedge.auditing.journal.MAX_RECORD_BYTES", limit)
         if limit == size:
             bulkedge.audit(*files, journal=journal, resume=True)
         else:

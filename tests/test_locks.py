@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 import bulkedge
 from bulkedge import OutputError, Shard
-from bulkedge._audit import hold, refuse_held
-from bulkedge._audit import lock as lock_module
-from bulkedge._audit.journal import Journal
+from bulkedge.auditing import hold, refuse_held
+from bulkedge.auditing import lock as lock_module
+from bulkedge.auditing.journal import Journal
 from bulkedge.cli import cli
 from helpers import save, weights
 
@@ -23,7 +23,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from bulkedge._audit import hold
-from bulkedge._audit.journal import Journal
+from bulkedge.auditing.journal import Journal
 folder = Path(sys.argv[2])
 with hold(folder) if sys.argv[1] == "folder" else Journal(folder / "journal.jsonl"):
     print("held", flush=True)

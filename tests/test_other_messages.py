@@ -10,9 +10,9 @@ from torch import nn
 
 import bulkedge
 from bulkedge import CheckpointError, InputError, MissingExtraError
-from bulkedge._repair.corrected import in_factors
-from bulkedge._repair.method import Correction
 from bulkedge.checkpoint.write import copy_tree
+from bulkedge.repairing.corrected import in_factors
+from bulkedge.repairing.method import Correction
 from bulkedge.report import plots, to_parquet
 from helpers import save, weights
 

@@ -58,7 +58,7 @@ def test_every_public_module_is_an_attribute_after_a_plain_import():
 
 
 def test_audit_stays_a_function_after_its_parts_are_imported():
-    import bulkedge._audit.run
+    import bulkedge.auditing.run
 
     assert callable(bulkedge.audit)
 

@@ -7,9 +7,9 @@ from rich.console import Console
 
 import bulkedge
 from bulkedge import report
-from bulkedge._audit import Skipped
 from bulkedge._errors import printable
 from bulkedge.intruder import Verdict
+from bulkedge.records import Skipped
 from bulkedge.report.terminal import MAX_ROWS
 from cases import gaussian, orthonormal
 from helpers import save, some

@@ -15,10 +15,10 @@ import pytest
 
 import bulkedge
 from bulkedge import AdapterError, CheckpointError, OutputError, Recipe
-from bulkedge._audit import make_plan
 from bulkedge.checkpoint import open_adapter, open_checkpoint, read_header, read_tensor
 from bulkedge.cli import main
 from bulkedge.cli._inspect import _told
+from bulkedge.comparison import make_plan
 from helpers import raw_safetensors, save, save_adapter, some, weights
 
 TESTS = Path(__file__).parent
@@ -135,7 +135,7 @@ NETWORK |= {
 }
 PROCESSES = {"subprocess", "pty", "ctypes"}
 # what an engine is, and what loads its own modules late
-MAY = {"_audit/engine/ray.py": {"socket", "urllib"}}
+MAY = {"auditing/engine/ray.py": {"socket", "urllib"}}
 # their classes, for a model that the caller has built already
 MAY |= {f"tune/{name}.py": {"peft", "transformers"} for name in (
     "_layers", "_lora", "callback", "trainer",

@@ -17,8 +17,8 @@ from steps import BLUE, GREEN, GREY, HERE, RED, Step, save
 from torch import Tensor
 
 from bulkedge import Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.load import load
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.pair import load
 from bulkedge.intruder import certify
 from bulkedge.intruder._bound import Extent
 from bulkedge.triplet import Bidiagonalization, Dense, DenseSVD, singular_triplet, thin_svd

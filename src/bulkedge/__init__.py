@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ._audit import LocalEngine as LocalEngine
-    from ._audit import RayEngine as RayEngine
-    from ._audit import Recipe as Recipe
-    from ._audit import Record as Record
-    from ._audit import Shard as Shard
     from ._audit import audit as audit
-    from ._audit import merge_shards as merge_shards
     from ._errors import AdapterError as AdapterError
     from ._errors import BulkedgeError as BulkedgeError
     from ._errors import CheckpointError as CheckpointError
@@ -33,12 +27,18 @@ if TYPE_CHECKING:
     from ._errors import NothingAuditedError as NothingAuditedError
     from ._errors import OutputError as OutputError
     from ._errors import RecipeError as RecipeError
-    from ._repair import Project as Project
-    from ._repair import RepairRecord as RepairRecord
-    from ._repair import Scale as Scale
-    from ._repair import Shrink as Shrink
-    from ._repair import ToEdge as ToEdge
     from ._repair import repair as repair
+    from .auditing import LocalEngine as LocalEngine
+    from .auditing import RayEngine as RayEngine
+    from .auditing import Shard as Shard
+    from .auditing import merge_shards as merge_shards
+    from .records import Recipe as Recipe
+    from .records import Record as Record
+    from .repairing import Project as Project
+    from .repairing import RepairRecord as RepairRecord
+    from .repairing import Scale as Scale
+    from .repairing import Shrink as Shrink
+    from .repairing import ToEdge as ToEdge
     from .spectral import project_spectral_ball as project_spectral_ball
     from .spectral import spectral_cap as spectral_cap
     from .spectral import spectral_norm as spectral_norm
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
 
 _HOME = {
     "audit": "._audit",
-    "LocalEngine": "._audit",
-    "RayEngine": "._audit",
-    "Recipe": "._audit",
-    "Record": "._audit",
-    "Shard": "._audit",
-    "merge_shards": "._audit",
+    "LocalEngine": ".auditing",
+    "RayEngine": ".auditing",
+    "Recipe": ".records",
+    "Record": ".records",
+    "Shard": ".auditing",
+    "merge_shards": ".auditing",
     "repair": "._repair",
-    "Project": "._repair",
-    "RepairRecord": "._repair",
-    "Scale": "._repair",
-    "Shrink": "._repair",
-    "ToEdge": "._repair",
+    "Project": ".repairing",
+    "RepairRecord": ".repairing",
+    "Scale": ".repairing",
+    "Shrink": ".repairing",
+    "ToEdge": ".repairing",
     "singular_triplet": ".triplet",
     "truncate": ".triplet",
     "spectral_norm": ".spectral",

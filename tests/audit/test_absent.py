@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 import bulkedge
 from bulkedge import CheckpointError, Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.leftover import (
+from bulkedge.checkpoint.model import lacks, ties
+from bulkedge.cli._output import exit_code
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.leftover import (
     BASE_LACKS_IT,
     EITHER,
     IN_A_BLOCK,
@@ -25,9 +27,7 @@ from bulkedge._audit.leftover import (
     RENAMED,
     STARTED_ANEW,
 )
-from bulkedge._audit.load import load
-from bulkedge.checkpoint.model import lacks, ties
-from bulkedge.cli._output import exit_code
+from bulkedge.comparison.pair import load
 from helpers import oracle_scores, save, save_adapter, some, weights
 
 with warnings.catch_warnings():

@@ -15,9 +15,9 @@ import torch
 
 import bulkedge
 from bulkedge import BulkedgeError, InputError, LocalEngine, Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.engine._order import largest_first
-from bulkedge._audit.engine.local import one_thread
+from bulkedge.auditing.engine._order import largest_first
+from bulkedge.auditing.engine.local import one_thread
+from bulkedge.comparison import make_plan
 from bulkedge.intruder import Verdict
 from cases import gaussian, orthonormal
 from helpers import save, some, weights
@@ -39,7 +39,7 @@ def comparisons(pair):
 
 def use(monkeypatch, audit):
     """Let ``audit`` take the place of ``audit_matrix``, in workers too."""
-    monkeypatch.setattr("bulkedge._audit.engine.local.audit_matrix", audit)
+    monkeypatch.setattr("bulkedge.auditing.engine.local.audit_matrix", audit)
 
 
 def no_children():

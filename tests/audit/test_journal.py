@@ -10,11 +10,11 @@ import torch
 
 import bulkedge
 from bulkedge import BulkedgeError, InputError, OutputError, Recipe
-from bulkedge._audit import inputs as inputs_module
-from bulkedge._audit import journal as journal_module
-from bulkedge._audit import make_plan
-from bulkedge._audit.inputs import Watch, digests, files_of, plain
-from bulkedge._audit.journal import Journal, row_keys
+from bulkedge.auditing import inputs as inputs_module
+from bulkedge.auditing import journal as journal_module
+from bulkedge.auditing.inputs import Watch, digests, files_of, plain
+from bulkedge.auditing.journal import Journal, row_keys
+from bulkedge.comparison import make_plan
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, weights
 
@@ -58,9 +58,9 @@ def test_a_resumed_record_is_that_of_an_uninterrupted_audit(kept, pair, tmp_path
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[4 - kept :]))
     counted = []
-    compute = bulkedge._audit.engine.local.audit_matrix
+    compute = bulkedge.auditing.engine.local.audit_matrix
     monkeypatch.setattr(
-        "bulkedge._audit.engine.local.audit_matrix",
+        "bulkedge.auditing.engine.local.audit_matrix",
         lambda *a: counted.append(a[0].base.name) or compute(*a),
     )
     record, said = resumed(pair, path)
@@ -176,7 +176,7 @@ def test_failed_matrices_are_tried_again(pair, tmp_path, monkeypatch):
         def fail(*_, **__):
             raise MemoryError("for once")
 
-        patch.setattr("bulkedge._audit.run.load", fail)
+        patch.setattr("bulkedge.auditing.run.load", fail)
         record = bulkedge.audit(*pair, journal=path)
         assert {row.status for row in record.matrices} == {"failed"}
     record, said = resumed(pair, path)
@@ -199,14 +199,14 @@ def test_without_resume_a_new_journal_takes_the_place(pair, tmp_path):
 def test_a_file_that_changes_leaves_no_row_behind(pair, tmp_path, monkeypatch):
     """The row of what was read after the change, under the key of what was there before it."""
     path = tmp_path / "journal.jsonl"
-    compute = bulkedge._audit.engine.local.audit_matrix
+    compute = bulkedge.auditing.engine.local.audit_matrix
 
     def change(comparison, recipe):
         if comparison.base.name == "l2.weight":
             os.utime(pair[0], ns=(1, 1))
         return compute(comparison, recipe)
 
-    monkeypatch.setattr("bulkedge._audit.engine.local.audit_matrix", change)
+    monkeypatch.setattr("bulkedge.auditing.engine.local.audit_matrix", change)
     with pytest.raises(bulkedge.CheckpointError, match=r"was changed during the audit"):
         bulkedge.audit(*pair, journal=path)
     names = [json.loads(line)["row"]["name"] for line in path.read_bytes().splitlines()]

@@ -7,9 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bulkedge import Recipe
-from bulkedge._audit.judge import PROBES, certified, dense, judge
-from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
+from bulkedge.auditing.judge import PROBES, certified, dense, judge
+from bulkedge.comparison.pair import Pair
 from bulkedge.intruder import Verdict
 from helpers import some
 
@@ -154,7 +154,7 @@ def test_what_a_certificate_cost_is_not_forgotten_where_svds_decide(monkeypatch)
     rows = [row.model_copy(update={"verdict": Verdict.UNDECIDED}) for row in tried.directions]
     undecided = dataclasses.replace(tried, directions=rows)
     monkeypatch.setattr(
-        "bulkedge._audit.judge._try_certified", lambda *_: (undecided, undecided.passes)
+        "bulkedge.auditing.judge._try_certified", lambda *_: (undecided, undecided.passes)
     )
     judged, why = judge(pair, recipe)
     assert why == "the certificate left 2 directions open: decided by dense SVDs"

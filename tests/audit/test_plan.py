@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe, RecipeError
-from bulkedge._audit import make_plan
-from bulkedge._audit.leftover import NOT_STORED, RENAMED
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.leftover import NOT_STORED, RENAMED
 from helpers import save, save_adapter, weights
 
 BASE = {

@@ -8,9 +8,9 @@ import pytest
 
 import bulkedge
 from bulkedge import BulkedgeError, InputError, MissingExtraError, RayEngine, Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.engine import ray as module
-from bulkedge._audit.inputs import files_of, stamps
+from bulkedge.auditing.engine import ray as module
+from bulkedge.auditing.inputs import files_of, stamps
+from bulkedge.comparison import make_plan
 from cases import gaussian, orthonormal
 from helpers import save
 

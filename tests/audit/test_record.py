@@ -8,7 +8,7 @@ import torch
 
 import bulkedge
 from bulkedge import CheckpointError, Recipe, RecipeError, Record
-from bulkedge._audit import make_recipe, read_recipe
+from bulkedge.records import make_recipe, read_recipe
 from helpers import save, save_adapter, some, weights
 
 
@@ -184,7 +184,7 @@ def test_recipe_files_that_cannot_be_read(tmp_path, monkeypatch):
         read_recipe(tmp_path / "missing.yaml")
     (tmp_path / "r.yaml").write_text("top_k: 3")
     assert read_recipe(tmp_path / "r.yaml") == {"top_k": 3}
-    monkeypatch.setattr("bulkedge._audit.recipe.MAX_RECIPE_BYTES", 2)
+    monkeypatch.setattr("bulkedge.records.recipe.MAX_RECIPE_BYTES", 2)
     with pytest.raises(RecipeError, match="larger than 2 bytes"):
         read_recipe(tmp_path / "r.yaml")
 

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 import bulkedge
 from bulkedge import CheckpointError, Record, RepairRecord, Scale, Shard
-from bulkedge._audit import merge_shards
-from bulkedge._audit.record import Document
-from bulkedge._audit.rows import Row
+from bulkedge.auditing import merge_shards
 from bulkedge.cli import cli
+from bulkedge.records.record import Document
+from bulkedge.records.rows import Row
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
@@ -342,11 +342,11 @@ def test_parts_that_are_whole_are_merged(documents, tmp_path):
 
 def test_models_are_all_rows():
     """None is left out of the tests above."""
-    import bulkedge._audit.record
-    import bulkedge._audit.rows
-    import bulkedge._repair.record
+    import bulkedge.records.record
+    import bulkedge.records.rows
+    import bulkedge.repairing.record
 
-    modules = (bulkedge._audit.record, bulkedge._audit.rows, bulkedge._repair.record)
+    modules = (bulkedge.records.record, bulkedge.records.rows, bulkedge.repairing.record)
     for module in modules:
         for value in some(vars(module).values()):
             if isinstance(value, type) and issubclass(value, BaseModel) and value is not BaseModel:

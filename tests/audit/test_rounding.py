@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from bulkedge import audit
-from bulkedge._audit.judge import judge
-from bulkedge._audit.load import Pair
-from bulkedge._audit.recipe import Recipe
+from bulkedge.auditing.judge import judge
+from bulkedge.comparison.pair import Pair
 from bulkedge.intruder import Verdict
+from bulkedge.records.recipe import Recipe
 from helpers import some
 
 WIDE = torch.float64

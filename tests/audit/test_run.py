@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import bulkedge
-import bulkedge._audit
 from bulkedge import CheckpointError, InputError, Recipe
 from cases import gaussian, orthonormal
 from helpers import oracle_scores, save, save_adapter, some, weights
@@ -100,8 +99,8 @@ def test_factors_and_the_merged_matrix_give_the_same_row(tmp_path):
 def test_a_large_step_count_falls_back_to_a_dense_svd(tmp_path, monkeypatch):
     W0, W = planted()
     hasty = functools.partial(bulkedge.intruder.certify, max_steps=1)
-    monkeypatch.setattr("bulkedge._audit.judge.certify", hasty)
-    monkeypatch.setattr("bulkedge._audit.judge.SMALL", 0)
+    monkeypatch.setattr("bulkedge.auditing.judge.certify", hasty)
+    monkeypatch.setattr("bulkedge.auditing.judge.SMALL", 0)
     record = audit_pair(tmp_path, W0, W)
     assert record.matrices[0].status == "audited"
     assert "directions open: decided by dense SVDs" in record.matrices[0].note
@@ -146,8 +145,8 @@ def test_figures_of_the_record(tmp_path):
 
 
 def test_residuals_are_over_the_largest_singular_value(tmp_path, monkeypatch):
-    monkeypatch.setattr("bulkedge._audit.judge.ANGLE", 0.1)
-    monkeypatch.setattr("bulkedge._audit.load.Pair.seed", lambda self, number: number)
+    monkeypatch.setattr("bulkedge.auditing.judge.ANGLE", 0.1)
+    monkeypatch.setattr("bulkedge.comparison.pair.Pair.seed", lambda self, number: number)
     small, large = (
         audit_pair(tmp_path, *(matrix * factor for matrix in planted(600, 500)), method="certified")
         .matrices[0]
@@ -222,7 +221,7 @@ def test_a_failing_matrix_says_why(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("needs 9 GiB")
 
-    monkeypatch.setattr("bulkedge._audit.run.judge", fail)
+    monkeypatch.setattr("bulkedge.auditing.run.judge", fail)
     (row,) = audit_pair(tmp_path, *planted()).matrices
     assert (row.status, row.note) == ("failed", "OutOfMemoryError: needs 9 GiB")
 
@@ -253,7 +252,7 @@ def test_the_record_does_not_depend_on_the_number_of_workers(tmp_path):
 
 def test_a_dead_worker_is_told(tmp_path, monkeypatch):
     base, tuned = several(tmp_path)
-    monkeypatch.setattr("bulkedge._audit.engine.local.audit_matrix", die)
+    monkeypatch.setattr("bulkedge.auditing.engine.local.audit_matrix", die)
     with pytest.raises(
         bulkedge.BulkedgeError, match=r"a worker process died .exit code 9.*fewer than 2 jobs"
     ):
@@ -278,7 +277,7 @@ def test_inputs_that_change_during_the_audit_are_noticed(tmp_path):
 
 def test_jobs_and_device_are_checked_first(tmp_path, monkeypatch):
     base, tuned = several(tmp_path)
-    monkeypatch.setattr("bulkedge._audit.run.load", None)
+    monkeypatch.setattr("bulkedge.auditing.run.load", None)
     with pytest.raises(InputError, match="expected jobs ≥ 1, got 0"):
         bulkedge.audit(base, tuned, jobs=0)
     with pytest.raises(InputError, match=r"torch .* sees \d+ CUDA devices; use device 'cpu'"):
@@ -294,10 +293,10 @@ def test_inputs_that_vanish_during_the_audit(tmp_path):
 
 def test_an_input_that_cannot_be_hashed(tmp_path, monkeypatch):
     base, tuned = several(tmp_path)
-    plan = bulkedge._audit.make_plan(base, tuned, Recipe())
+    plan = bulkedge.comparison.make_plan(base, tuned, Recipe())
     base.unlink()
     with pytest.raises(CheckpointError, match=r"b\.safetensors: cannot be read"):
-        bulkedge._audit.run_plan(plan, Recipe())
+        bulkedge.auditing.run_plan(plan, Recipe())
 
 
 def test_adapters_that_differ_in_scale_alone_leave_different_records(tmp_path):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import bulkedge
 from bulkedge import CheckpointError, InputError, Recipe, Record, Shard, merge_shards
-from bulkedge._audit import Comparison, make_plan
 from bulkedge.checkpoint import StoredMatrix, TensorInfo
+from bulkedge.comparison import Comparison, make_plan
 from cases import gaussian, orthonormal
 from helpers import save, weights
 

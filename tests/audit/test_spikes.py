@@ -7,10 +7,10 @@ import torch
 
 import bulkedge
 from bulkedge import Recipe, Record
-from bulkedge._audit.judge import certified
-from bulkedge._audit.load import Pair
-from bulkedge._audit.spikes import measure_base
 from bulkedge._linmap import LowRank
+from bulkedge.auditing.judge import certified
+from bulkedge.auditing.spikes import measure_base
+from bulkedge.comparison.pair import Pair
 from bulkedge.rmt import White
 from bulkedge.update import BaseSpectrum, Secular
 from cases import gaussian, generator, orthonormal

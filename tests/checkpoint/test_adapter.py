@@ -11,9 +11,9 @@ import torch
 
 import bulkedge
 from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.run import load
+from bulkedge.auditing.run import load
 from bulkedge.checkpoint import is_adapter
+from bulkedge.comparison import make_plan
 from helpers import save, save_adapter, some, weights
 
 with warnings.catch_warnings():

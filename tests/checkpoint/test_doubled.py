@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bulkedge import AdapterError, NothingAuditedError, Recipe
-from bulkedge._audit import make_plan
 from bulkedge.checkpoint import NameRule, open_adapter, open_checkpoint
 from bulkedge.checkpoint.layout import MAX_EXPERTS, Layout, is_kernel, is_stack
+from bulkedge.comparison import make_plan
 from helpers import raw_safetensors, save, save_adapter, weights
 
 NAME = "m.experts.gate_up_proj"

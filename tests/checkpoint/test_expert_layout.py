@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 import bulkedge
 from bulkedge import Recipe, Scale
-from bulkedge._audit import make_plan
-from bulkedge._audit.load import load
 from bulkedge.checkpoint.experts import GROUPED, RANK_MAJOR
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.pair import load
 from helpers import save, save_adapter, some, weights
 
 E, R, M, N = 3, 2, 24, 20

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import bulkedge
 from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.load import load
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.pair import load
 from helpers import save, some, weights
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bulkedge import AdapterError, Recipe, audit
-from bulkedge._audit import make_plan
 from bulkedge.checkpoint import patterns
 from bulkedge.checkpoint.patterns import Patterns
+from bulkedge.comparison import make_plan
 from helpers import save, save_adapter, weights
 
 with warnings.catch_warnings():

@@ -7,8 +7,8 @@ import torch
 
 import bulkedge
 from bulkedge import CheckpointError, Recipe
-from bulkedge._audit import make_plan
-from bulkedge._audit.load import load
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.pair import load
 from helpers import save, save_adapter, some, weights
 
 CPU = torch.device("cpu")

@@ -7,8 +7,9 @@ import torch
 
 import bulkedge
 from bulkedge import Recipe, RecipeError
-from bulkedge._audit import make_plan, make_recipe
-from bulkedge._audit.load import load
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.pair import load
+from bulkedge.records import make_recipe
 from helpers import save, save_adapter, some, weights
 
 with warnings.catch_warnings():

@@ -129,7 +129,8 @@ def _put(path: Path, content: Any) -> None:
 def _use(base: Path, tuned: Path, settings: dict[str, Any]) -> str:
     """How far an audit gets: refused, planned, audited; whatever is said is harmless to print."""
     from bulkedge import BulkedgeError, Recipe
-    from bulkedge._audit import make_plan, run_plan
+    from bulkedge.auditing import run_plan
+    from bulkedge.comparison import make_plan
 
     for path in (base, tuned):
         _inspect(path)

@@ -7,7 +7,7 @@ import torch
 
 import bulkedge
 from bulkedge import InputError, Project, Scale, Shrink, ToEdge
-from bulkedge._repair import Case, Correction, Method
+from bulkedge.repairing import Case, Correction, Method
 from bulkedge.rmt import fit_bulk, spike
 from bulkedge.update import balanced
 from cases import gaussian, orthonormal

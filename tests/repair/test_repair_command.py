@@ -7,9 +7,9 @@ import torch
 from click.testing import CliRunner
 
 from bulkedge import RepairRecord
-from bulkedge._repair import METHODS
 from bulkedge.cli import cli
 from bulkedge.cli._repair import NAMES
+from bulkedge.repairing import METHODS
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter
 

@@ -16,7 +16,6 @@ from bulkedge._errors import BulkedgeError, OutputError, printable
 
 from ._output import (
     CLEAN,
-    JOURNAL_NAME,
     check_file,
     check_folder,
     exit_code,
@@ -30,7 +29,9 @@ from ._output import (
 )
 
 if TYPE_CHECKING:
-    from bulkedge._audit import Engine, Plan, Recipe
+    from bulkedge.auditing import Engine
+    from bulkedge.comparison import Plan
+    from bulkedge.records import Recipe
 
 
 def _shard_numbers(
@@ -79,7 +80,8 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     """
     from dataclasses import replace
 
-    from bulkedge._audit import Shard, hold, keep_out_of_inputs, make_plan, run_plan
+    from bulkedge.auditing import JOURNAL_NAME, Shard, hold, keep_out_of_inputs, run_plan
+    from bulkedge.comparison import make_plan
 
     _check_options(options)
     recipe = recipe_of(options)
@@ -132,7 +134,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _engine(options: dict[str, Any]) -> Engine:
     """Where to compute."""
-    from bulkedge._audit import LocalEngine, RayEngine
+    from bulkedge.auditing import LocalEngine, RayEngine
 
     if options["engine"] == "ray":
         return RayEngine(options["ray_address"], insecure=options["insecure_ray"])
@@ -150,6 +152,8 @@ def _hint(output: Path | None) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, BulkedgeError) as error:
+        from bulkedge.auditing import JOURNAL_NAME
+
         journal = output / JOURNAL_NAME if output else None
         if journal and journal.exists() and not isinstance(error, OutputError):
             _notice(f"finished matrices are kept in {journal}; --resume goes on from there")
@@ -203,7 +207,7 @@ def _flop(shape: tuple[int, ...], recipe: Recipe) -> float:
 
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:
     """Everything that can go wrong with the output, before the first computation."""
-    from bulkedge._audit import keep_out_of_inputs
+    from bulkedge.auditing import keep_out_of_inputs
 
     check_folder(output, options["force"], resume=options["resume"])
     keep_out_of_inputs(output, plan)

@@ -28,7 +28,7 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
 
     PARTS are the output folders of `audit --shard`, in any order.
     """
-    from bulkedge._audit import hold, merge_shards
+    from bulkedge.auditing import hold, merge_shards
 
     output: Path | None = options["output"]
     if output is not None:

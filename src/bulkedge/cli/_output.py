@@ -16,11 +16,10 @@ import click
 from bulkedge._errors import OutputError
 
 if TYPE_CHECKING:
-    from bulkedge._audit import Recipe, Record
-    from bulkedge._repair import RepairRecord
+    from bulkedge.records import Recipe, Record
+    from bulkedge.repairing import RepairRecord
 
 CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
-RECORD_NAME, JOURNAL_NAME = "record.json", "journal.jsonl"
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -64,7 +63,7 @@ def recipe_options(command: Command) -> Command:
 
 def recipe_of(options: dict[str, Any]) -> Recipe:
     """The recipe file's settings, overridden by what was given on the command line."""
-    from bulkedge._audit import Recipe, make_recipe, read_recipe
+    from bulkedge.records import Recipe, make_recipe, read_recipe
 
     path: Path | None = options["config"]
     settings = read_recipe(path) if path is not None else {}
@@ -106,12 +105,13 @@ def verdict_options(command: Command) -> Command:
 
 def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
     """Whether a record may be written into a folder."""
-    from bulkedge._audit import refuse_held
+    from bulkedge.auditing import JOURNAL_NAME, refuse_held
+    from bulkedge.records import Record
 
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; give a folder")
-    if (output / RECORD_NAME).is_dir():
-        raise OutputError(f"{output}: {RECORD_NAME} in it is a folder; give another")
+    if (output / Record.file_name).is_dir():
+        raise OutputError(f"{output}: {Record.file_name} in it is a folder; give another")
     used = output.exists() and any(output.iterdir())
     if resume and used and not (output / JOURNAL_NAME).exists():
         raise OutputError(f"{output}: exists without a {JOURNAL_NAME} to resume; give another")
@@ -128,7 +128,7 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
 
 def check_file(path: Path, force: bool) -> None:
     """Whether a file may be written."""
-    from bulkedge._audit import refuse_held
+    from bulkedge.auditing import refuse_held
 
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give a file")
@@ -153,9 +153,9 @@ def write_all(record: Record, options: dict[str, Any]) -> None:
     """The record, and its table as CSV, where they were asked for."""
     output: Path | None = options["output"]
     if output is not None:
-        write(output / RECORD_NAME, record.to_json())
+        write(output / record.file_name, record.to_json())
         if not options["quiet"]:
-            click.echo(f"record written to {output / RECORD_NAME}", err=True)
+            click.echo(f"record written to {output / record.file_name}", err=True)
     if options["csv"] is not None:
         from bulkedge.report import to_csv
 

@@ -23,7 +23,7 @@ from ._output import (
 )
 
 if TYPE_CHECKING:
-    from bulkedge._repair import Method
+    from bulkedge.repairing import Method
 
 NAMES = ("to-edge", "project", "scale", "shrink")
 
@@ -62,8 +62,9 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     BASE and TUNED as for audit.  A copy of TUNED is written with the repaired matrices in it; what
     is not repaired is carried over byte for byte.
     """
-    from bulkedge._audit import keep_out_of_inputs, make_plan
     from bulkedge._repair import repair as run
+    from bulkedge.auditing import keep_out_of_inputs
+    from bulkedge.comparison import make_plan
     from bulkedge.report import print_repair
 
     _check_options(options)
@@ -108,7 +109,7 @@ def _method(options: dict[str, Any]) -> Method:
     """The method and its settings; those of another are an error."""
     from dataclasses import fields
 
-    from bulkedge._repair import METHODS
+    from bulkedge.repairing import METHODS
 
     method = METHODS[options["method"]]
     settings = [field.name for field in fields(method)]

@@ -10,10 +10,11 @@ import click
 
 from bulkedge._errors import CheckpointError
 
-from ._output import RECORD_NAME, check_file, write
+from ._output import check_file, write
 
 if TYPE_CHECKING:
-    from bulkedge import Record, RepairRecord
+    from bulkedge.records import Record
+    from bulkedge.repairing import RepairRecord
 
 FORMATS = ("html", "markdown", "junit", "csv", "parquet")
 
@@ -91,13 +92,15 @@ def read(path: Path) -> Record | RepairRecord:
     Raises:
         CheckpointError: If that is no record.
     """
-    from bulkedge import Record, RepairRecord
-    from bulkedge._repair import RECORD_NAME as REPAIR_NAME
+    from bulkedge.records import Record
+    from bulkedge.repairing import RepairRecord
 
     if path.is_dir():
-        repaired = (path / REPAIR_NAME).exists() and not (path / RECORD_NAME).exists()
-        path = path / (REPAIR_NAME if repaired else RECORD_NAME)
-    kinds = (RepairRecord, Record) if path.name == REPAIR_NAME else (Record, RepairRecord)
+        here = [kind for kind in (Record, RepairRecord) if (path / kind.file_name).exists()]
+        path = path / (here or [Record])[0].file_name
+    kinds = (Record, RepairRecord)
+    if path.name == RepairRecord.file_name:
+        kinds = kinds[::-1]
     try:
         return kinds[0].from_json(path)
     except CheckpointError:

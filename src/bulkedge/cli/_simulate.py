@@ -74,7 +74,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """What the file says, overridden by what was set on the command line."""
     import yaml
 
-    from bulkedge._audit import read_recipe
+    from bulkedge.records import read_recipe
 
     settings = read_recipe(options["config"]) if options["config"] is not None else {}
     for pair in options["pairs"]:
@@ -92,7 +92,7 @@ def _check_free(folder: Path | None, name: str, force: bool) -> None:
     """Everything that can go wrong with table and figure, before the first computation."""
     if folder is None:
         raise click.UsageError("give a folder for table and figure (--output DIR), or --json")
-    from bulkedge._audit import refuse_held
+    from bulkedge.auditing import refuse_held
 
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file; give a folder")

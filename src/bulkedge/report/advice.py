@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bulkedge._audit import Matrix, Record
-from bulkedge._audit.recipe import Recipe
 from bulkedge._errors import printable
 from bulkedge.intruder import Verdict
+from bulkedge.records import Matrix, Record
+from bulkedge.records.recipe import Recipe
 
 NEAR = 0.05
 """A worst score that is less than this above ε is told of: other data would have put it below."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from bulkedge._audit import Matrix, Record
 from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
+from bulkedge.records import Matrix, Record
 
 from .advice import Step, steps, worst_score
 from .terminal import verdict_line

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Union
 
-from bulkedge._audit import Matrix, Record
 from bulkedge._errors import InputError, printable
-from bulkedge._repair import RepairRecord
 from bulkedge.intruder import Verdict
+from bulkedge.records import Matrix, Record
+from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, steps, untrained
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bulkedge._audit import Matrix, Record
 from bulkedge._errors import InputError, MissingExtraError
 from bulkedge.intruder import Verdict
+from bulkedge.records import Matrix, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

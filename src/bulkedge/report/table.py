@@ -10,9 +10,9 @@ import io
 from collections.abc import Iterator
 from enum import Enum
 
-from bulkedge._audit import Record
-from bulkedge._audit.rows import Direction
 from bulkedge._errors import MissingExtraError, printable
+from bulkedge.records import Record
+from bulkedge.records.rows import Direction
 
 # what makes a cell a formula, also where tabs or full-width signs are taken for it
 FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")

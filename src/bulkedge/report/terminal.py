@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bulkedge._audit import Counts, Matrix, Record, Skipped
 from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
+from bulkedge.records import Counts, Matrix, Record, Skipped
 
 from .advice import broken, count, steps, worst_score
 
 if TYPE_CHECKING:
-    from bulkedge._repair import RepairedMatrix, RepairRecord
+    from bulkedge.repairing import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
 TOLD_LOSS = 1e-3

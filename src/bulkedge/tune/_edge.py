@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
-from bulkedge._audit.spikes import measure_base
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap
+from bulkedge.auditing.spikes import measure_base
 from bulkedge.intruder import certify
 from bulkedge.triplet.solver._start import generic
 from bulkedge.update import BaseSpectrum

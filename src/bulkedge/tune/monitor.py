@@ -11,10 +11,10 @@ from typing import Any, Protocol, Union
 import torch
 from torch import Tensor, nn
 
-from bulkedge._audit.judge import SMALL
 from bulkedge._errors import InputError
 from bulkedge._fields import EPSILON, check_values, each, whole
 from bulkedge._linmap import Dense, LinearMap
+from bulkedge.auditing.judge import SMALL
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
 from bulkedge.rmt.empirical import FEWEST
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd

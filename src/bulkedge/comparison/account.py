@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, TensorInfo, read_header
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.record import Fate, Side, Skipped, Stored
 
 from .comparison import Comparison
 from .leftover import unjudged
-from .recipe import Recipe
-from .record import Fate, Side, Skipped, Stored
 
 Key = tuple[Side, str]
 OVERLOOKED = "not compared with anything"

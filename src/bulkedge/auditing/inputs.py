@@ -14,9 +14,8 @@ from typing import Any
 from bulkedge._errors import CheckpointError, OutputError, printable
 from bulkedge.checkpoint import Adapter, Checkpoint
 from bulkedge.checkpoint.header import open_regular
-
-from .plan import Comparison, Plan
-from .record import File, Inputs, Source
+from bulkedge.comparison.plan import Comparison, Plan
+from bulkedge.records.record import File, Inputs, Source
 
 MAX_NAMED = 500  # characters of what an adapter calls its base
 READERS = 4  # of files at once; hashing lets go of the interpreter

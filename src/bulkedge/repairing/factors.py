@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bulkedge._audit.load import Pair
 from bulkedge._linmap import LowRank
 from bulkedge.checkpoint import LoraFactors
 from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.comparison.pair import Pair
 from bulkedge.update import balanced
 
 from .method import Correction

@@ -1,134 +1,28 @@
-"""The audit: plan, compute, record."""
+"""All matrices of a plan: computed, kept in a journal, recorded."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 from bulkedge import __version__
 from bulkedge._errors import InputError
+from bulkedge.comparison import Comparison, Plan
+from bulkedge.records import Matrix, Part, Recipe, Record, Run, Tool, summarise
 
-from .engine import Engine, LocalEngine, RayEngine
+from .engine import Engine, LocalEngine
 from .inputs import Watch, keep_out_of_inputs
 from .journal import Journal, open_journal, row_keys
-from .lock import JOURNAL_NAME, hold, refuse_held
-from .plan import Comparison, Plan, make_plan
-from .recipe import Recipe, make_recipe, read_recipe
-from .record import Counts, Part, Record, Run, Skipped, Summary, Tool, summarise
-from .rows import Matrix
-from .shard import RECORD_NAME, Shard, merge_shards
-
-__all__ = [
-    "JOURNAL_NAME",
-    "RECORD_NAME",
-    "Comparison",
-    "Counts",
-    "Engine",
-    "LocalEngine",
-    "Matrix",
-    "Plan",
-    "RayEngine",
-    "Recipe",
-    "Record",
-    "Shard",
-    "Skipped",
-    "Summary",
-    "audit",
-    "hold",
-    "keep_out_of_inputs",
-    "make_plan",
-    "make_recipe",
-    "merge_shards",
-    "read_recipe",
-    "refuse_held",
-    "run_plan",
-]
+from .shard import Shard
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what was finished, how many so far, how many in all)``."""
 
 Notice = Callable[[str], None]
 """Called with a line that someone should see."""
-
-
-def audit(
-    base: str | os.PathLike[str],
-    tuned: str | os.PathLike[str],
-    *,
-    recipe: Recipe | Mapping[str, Any] | None = None,
-    jobs: int = 1,
-    engine: Engine | None = None,
-    shard: Shard | None = None,
-    journal: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-    notice: Notice | None = None,
-) -> Record:
-    """Find the intruder dimensions that a fine-tune wrote into a model.
-
-    For each weight matrix, the ``top_k`` leading singular vectors of the tuned matrix are compared
-    with all singular vectors of the base: ``score = max_i |⟨y, u_i⟩|``.  Tensors are read from the
-    files one matrix at a time; no model is built, nothing is unpickled, no network is used.
-
-    Args:
-        base: A ``.safetensors`` file, a model folder, or a sharded one.
-        tuned: The same, or a PEFT LoRA adapter folder.
-        recipe: What to measure, a ``Recipe`` or its fields; ``Recipe()`` if None.
-        jobs: Worker processes of one thread each.  With more than one, a script needs the usual
-            ``if __name__ == "__main__":`` guard.
-        engine: Where to compute; ``LocalEngine(jobs)`` if None.  On processors of one kind the
-            record is the same but for ``run``; see docs/audit.md for others.
-        shard: The part to compute; see :func:`merge_shards`.
-        journal: A file that each row is added to as soon as it is finished.
-        resume: Whether to take the rows that are in the journal, if they were computed from the
-            same files by the same recipe and versions; else a new journal takes its place.
-        progress: Called after each matrix.
-        notice: Called with what was found in the journal.
-
-    Returns:
-        The record: one row a matrix, one a direction, and every tensor that was skipped and why.
-
-    Raises:
-        CheckpointError: If an input cannot be read or does not fit the other.
-        AdapterError: The same, for an adapter.
-        NothingAuditedError: If the two have no matrix to compare.
-        RecipeError: If the recipe has an unknown field, a bad value, or an idle glob.
-        InputError: If ``jobs`` or the device is not to be had.
-        OutputError: If the journal cannot be written.
-        BulkedgeError: If a worker process died.
-
-    References:
-        Shuttleworth et al., arXiv:2410.21228.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from safetensors.torch import save_file
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> W0 = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
-        >>> update = 50 * torch.eye(32)[:, :1] @ torch.eye(32)[:1]
-        >>> save_file({"layer.weight": W0}, folder / "base.safetensors")
-        >>> save_file({"layer.weight": W0 + update}, folder / "tuned.safetensors")
-        >>> audit(folder / "base.safetensors", folder / "tuned.safetensors").summary.intruders
-        1
-    """
-    settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
-    plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
-    return run_plan(
-        plan,
-        settled,
-        engine=engine,
-        jobs=jobs,
-        shard=shard,
-        journal=journal,
-        resume=resume,
-        progress=progress,
-        notice=notice,
-    )
 
 
 def run_plan(

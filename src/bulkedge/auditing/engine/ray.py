@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bulkedge import __version__
-from bulkedge._audit.inputs import Stamps, files_of, stamps
-from bulkedge._audit.plan import Comparison
-from bulkedge._audit.recipe import Recipe
-from bulkedge._audit.rows import Matrix
-from bulkedge._audit.run import audit_matrix
 from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
 from bulkedge._fields import FLAG, TEXT, check_fields
+from bulkedge.auditing.inputs import Stamps, files_of, stamps
+from bulkedge.auditing.run import audit_matrix
+from bulkedge.comparison.plan import Comparison
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.rows import Matrix
 
 from ._order import largest_first
 from .local import one_thread

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge.records.rows import Bulk, Predicted, Spectrum
 from bulkedge.rmt import BulkFit, White, edge_test
 from bulkedge.triplet import SingularTriplets
 from bulkedge.update import BaseSpectrum, Factors, Prediction, predict_spikes
-
-from .rows import Bulk, Predicted, Spectrum
 
 # A spike's outlier carries half of it and more, unless it mixes with a base vector; a direction
 # that carries less than this of either side is another's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bulkedge._audit.plan import Comparison
+from bulkedge.comparison.plan import Comparison
 
 
 def largest_first(comparisons: Sequence[Comparison]) -> list[int]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bulkedge._audit import Comparison, Recipe
-from bulkedge._audit.judge import Judged, judge
-from bulkedge._audit.load import Pair, load
-from bulkedge._audit.rows import Direction
-from bulkedge._audit.spikes import measure_base
 from bulkedge._linmap import Dense, LowRank
+from bulkedge.auditing.judge import Judged, judge
+from bulkedge.auditing.spikes import measure_base
 from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.comparison import Comparison
+from bulkedge.comparison.pair import Pair, load
 from bulkedge.intruder import COUNTED, Verdict
+from bulkedge.records import Recipe
+from bulkedge.records.rows import Direction
 from bulkedge.rmt import BulkFit
 from bulkedge.triplet import SingularTriplets, singular_triplet
 

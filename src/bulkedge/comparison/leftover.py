@@ -17,10 +17,10 @@ from bulkedge.checkpoint import Checkpoint, NameRule, StoredMatrix, TensorInfo, 
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.checkpoint.quantised import SCALES
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.record import Side, Skipped
 
 from .comparison import Comparison
-from .recipe import Recipe
-from .record import Side, Skipped
 
 # both ends of a language model: what each is called where it is not stored, and how it is known
 ENDS = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}

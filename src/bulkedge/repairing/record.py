@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from bulkedge._audit import Record
-from bulkedge._audit.ranges import MOST, ROUNDING, Count, Fraction, Positive, Real, Size
-from bulkedge._audit.record import SCHEMA_VERSION, Document, Tool
-from bulkedge._audit.rows import Row
 from bulkedge.intruder import Verdict
+from bulkedge.records import Record
+from bulkedge.records.ranges import MOST, ROUNDING, Count, Fraction, Positive, Real, Size
+from bulkedge.records.record import SCHEMA_VERSION, Document, Tool
+from bulkedge.records.rows import Row
 
 from .method import METHODS
 
@@ -89,6 +89,7 @@ class RepairRecord(Document):
     """The result of :func:`bulkedge.repair`."""
 
     kind: ClassVar = "repair record"
+    file_name: ClassVar = "repair.json"
 
     schema_version: Literal["2"] = SCHEMA_VERSION
     tool: Tool

@@ -167,9 +167,11 @@ class Document(Row):
 
     Attributes:
         kind: What a message calls it.
+        file_name: What it is called in the folder that it is written to.
     """
 
     kind: ClassVar[str]
+    file_name: ClassVar[str]
 
     def to_json(self) -> str:
         """The record as indented JSON text with a final newline."""
@@ -206,6 +208,7 @@ class Record(Document):
     """The result of :func:`bulkedge.audit`."""
 
     kind: ClassVar = "bulkedge record"
+    file_name: ClassVar = "record.json"
 
     schema_version: Literal["2"] = SCHEMA_VERSION
     tool: Tool

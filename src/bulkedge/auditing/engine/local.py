@@ -15,13 +15,13 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from bulkedge._audit.plan import Comparison
-from bulkedge._audit.recipe import Recipe
-from bulkedge._audit.rows import Matrix
-from bulkedge._audit.run import audit_matrix
 from bulkedge._errors import BulkedgeError
 from bulkedge._fields import check_fields, whole
 from bulkedge._precision import full_precision
+from bulkedge.auditing.run import audit_matrix
+from bulkedge.comparison.plan import Comparison
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.rows import Matrix
 
 from ._device import check_device
 from ._order import largest_first

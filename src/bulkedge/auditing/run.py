@@ -11,13 +11,13 @@ from typing import Literal
 
 import torch
 
+from bulkedge.comparison.comparison import Comparison
+from bulkedge.comparison.pair import Pair, load
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.rows import Matrix
 from bulkedge.update import BaseSpectrum, Factors
 
-from .comparison import Comparison
 from .judge import Judged, judge, update_norm
-from .load import Pair, load
-from .recipe import Recipe
-from .rows import Matrix
 from .spikes import bulk_row, measure_base, predicted_rows, spectrum_row
 
 

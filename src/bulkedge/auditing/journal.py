@@ -21,13 +21,13 @@ from pydantic import ValidationError
 
 from bulkedge import __version__
 from bulkedge._errors import OutputError
+from bulkedge.comparison.plan import Comparison
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.record import MAX_RECORD_BYTES, SCHEMA_VERSION, Inputs
+from bulkedge.records.rows import Matrix
 
 from .inputs import plain
 from .lock import lock
-from .plan import Comparison
-from .recipe import Recipe
-from .record import MAX_RECORD_BYTES, SCHEMA_VERSION, Inputs
-from .rows import Matrix
 
 
 def row_keys(

@@ -1,4 +1,4 @@
-"""The repair: audit, treat what was found, write, audit what was written."""
+"""The repair of one fine-tune: audit, treat what was found, write, audit what was written."""
 
 from __future__ import annotations
 
@@ -10,49 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from bulkedge import __version__
-from bulkedge._audit import (
-    Engine,
-    LocalEngine,
-    Plan,
-    Recipe,
-    Record,
-    keep_out_of_inputs,
-    make_plan,
-    make_recipe,
-    run_plan,
-)
-from bulkedge._audit.inputs import as_text
-from bulkedge._audit.record import Tool
 from bulkedge._errors import InputError, OutputError
 from bulkedge._fields import EPSILON, check_values, optional, renamed
 from bulkedge._globs import check_globs
+from bulkedge.auditing import Engine, LocalEngine, keep_out_of_inputs, run_plan
+from bulkedge.auditing.inputs import as_text
 from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.write import new_folder
+from bulkedge.comparison import Plan, make_plan
 from bulkedge.intruder import Verdict
-
-from .matrix import Selection
-from .method import METHODS, Case, Correction, Method, Project, Scale, Shrink, ToEdge
-from .output import Output
-from .record import Choice, RepairedMatrix, RepairRecord, Treated
-from .work import Work
-
-__all__ = [
-    "METHODS",
-    "Case",
-    "Correction",
-    "Method",
-    "Project",
-    "RepairRecord",
-    "RepairedMatrix",
-    "Scale",
-    "Selection",
-    "Shrink",
-    "ToEdge",
-    "Treated",
-    "repair",
-]
-
-RECORD_NAME = "repair.json"
+from bulkedge.records import Recipe, Record, make_recipe
+from bulkedge.records.record import Tool
+from bulkedge.repairing.matrix import Selection
+from bulkedge.repairing.method import (
+    METHODS,
+    Method,
+    ToEdge,
+)
+from bulkedge.repairing.output import Output
+from bulkedge.repairing.record import Choice, RepairRecord
+from bulkedge.repairing.work import Work
 
 Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(phase, what was finished, how many so far, how many in all)``."""
@@ -151,11 +128,11 @@ def repair(
         return _record(work, before, None, None, ())
     with new_folder(Path(out)) as folder:
         output = Output.copy(plan.tuned, folder)
-        (folder / RECORD_NAME).unlink(missing_ok=True)  # of an earlier repair
+        (folder / RepairRecord.file_name).unlink(missing_ok=True)  # of an earlier repair
         work.treat(todo, output, _phase(progress, "repairing"))
         after = _audit_again(base, output, Path(out), settled, engine, progress)
         record = _record(work, before, after, Path(out), output.left_behind)
-        (folder / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+        (folder / RepairRecord.file_name).write_text(record.to_json(), encoding="utf-8")
     return record
 
 

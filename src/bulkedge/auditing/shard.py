@@ -10,12 +10,10 @@ from typing import Any
 
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge._fields import check_fields, whole
+from bulkedge.comparison.plan import Comparison
+from bulkedge.records.record import MAX_SHARDS, Inputs, Part, Record, Run, summarise
 
 from .engine._order import largest_first
-from .plan import Comparison
-from .record import MAX_SHARDS, Inputs, Part, Record, Run, summarise
-
-RECORD_NAME = "record.json"
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,10 @@ def merge_shards(places: Sequence[str | Path]) -> Record:
 
 def _read(place: Path) -> Record:
     """The record of one part."""
-    path = place / RECORD_NAME if place.is_dir() else place
+    path = place / Record.file_name if place.is_dir() else place
     if place.is_dir() and not os.path.lexists(path):  # a link that leads nowhere is no missing file
         raise CheckpointError(
-            f"{place}: no {RECORD_NAME} in it; finish that shard first, with --resume"
+            f"{place}: no {Record.file_name} in it; finish that shard first, with --resume"
         )
     record = Record.from_json(path)
     if record.shard is None:

@@ -21,13 +21,13 @@ from bulkedge.checkpoint import (
 from bulkedge.checkpoint.header import EMPTY, FLOATING
 from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.quantised import FP8, SCALES, refuse_packed
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.record import Fate, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
 from .leftover import Pairing, harmless, not_a_weight, not_wanted
 from .pairing import pair_adapter, pair_checkpoint
-from .recipe import Recipe
-from .record import Fate, Skipped, Stored
 
 __all__ = ["Comparison", "Plan", "make_plan"]
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bulkedge._audit import Comparison, Matrix, Plan, Recipe, Record
-from bulkedge._audit.engine.local import one_thread
 from bulkedge._errors import InputError
+from bulkedge.auditing.engine.local import one_thread
 from bulkedge.checkpoint import Adapter, matches
 from bulkedge.checkpoint.adapter import TWICE
+from bulkedge.comparison import Comparison, Plan
+from bulkedge.records import Matrix, Recipe, Record
 
 from .corrected import rounding
 from .factors import Layer, Part, Stored, grouped

@@ -28,6 +28,8 @@ from bulkedge.checkpoint.experts import Target, assign
 from bulkedge.checkpoint.fused import places_in_fused, rows_in_fused
 from bulkedge.checkpoint.layout import CONV1D_LAYERS, CONV1D_MODELS, is_stack, place_in_stack
 from bulkedge.checkpoint.model import sharing
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.record import Skipped
 
 from .comparison import Comparison
 from .leftover import (
@@ -43,8 +45,6 @@ from .leftover import (
     shared_by,
     unjudged,
 )
-from .recipe import Recipe
-from .record import Skipped
 
 # comparing a name with all names of a large base takes a while
 MAX_NEAREST = 5

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Protocol
 
-from bulkedge._audit.plan import Comparison
-from bulkedge._audit.recipe import Recipe
-from bulkedge._audit.rows import Matrix
+from bulkedge.comparison.plan import Comparison
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.rows import Matrix
 
 from .local import LocalEngine
 from .ray import RayEngine

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bulkedge.comparison.pair import Pair
 from bulkedge.intruder import (
     HALF_THE_ENERGY,
     Certificate,
@@ -27,6 +28,8 @@ from bulkedge.intruder import (
     ties,
     verdict,
 )
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.rows import Angles, Direction
 from bulkedge.triplet import (
     DenseSVD,
     GolubKahan,
@@ -35,10 +38,6 @@ from bulkedge.triplet import (
     singular_triplet,
     thin_svd,
 )
-
-from .load import Pair
-from .recipe import Recipe
-from .rows import Angles, Direction
 
 Side = Literal["left", "right"]
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bulkedge._audit.load import TILE, Pair, row_norms
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
+from bulkedge.comparison.pair import TILE, Pair, row_norms
 
 from .method import Correction
 

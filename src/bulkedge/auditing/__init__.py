@@ -1,0 +1,24 @@
+"""The audit of a plan: where rows are computed, kept and put together."""
+
+from __future__ import annotations
+
+from ._run_plan import Notice, Progress, run_plan
+from .engine import Engine, LocalEngine, RayEngine
+from .inputs import keep_out_of_inputs
+from .lock import JOURNAL_NAME, hold, refuse_held
+from .shard import Shard, merge_shards
+
+__all__ = [
+    "JOURNAL_NAME",
+    "Engine",
+    "LocalEngine",
+    "Notice",
+    "Progress",
+    "RayEngine",
+    "Shard",
+    "hold",
+    "keep_out_of_inputs",
+    "merge_shards",
+    "refuse_held",
+    "run_plan",
+]

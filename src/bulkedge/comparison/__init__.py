@@ -1,0 +1,9 @@
+"""Which matrices of two inputs belong together, and their maps."""
+
+from __future__ import annotations
+
+from .comparison import Comparison
+from .pair import Pair, load
+from .plan import Plan, make_plan
+
+__all__ = ["Comparison", "Pair", "Plan", "load", "make_plan"]

@@ -1,0 +1,32 @@
+"""What an audit is asked for, and its answer: documents, checked when they are read."""
+
+from __future__ import annotations
+
+from .recipe import Recipe, make_recipe, read_recipe
+from .record import (
+    Counts,
+    Part,
+    Record,
+    Run,
+    Skipped,
+    Summary,
+    Tool,
+    summarise,
+)
+from .rows import Direction, Matrix
+
+__all__ = [
+    "Counts",
+    "Direction",
+    "Matrix",
+    "Part",
+    "Recipe",
+    "Record",
+    "Run",
+    "Skipped",
+    "Summary",
+    "Tool",
+    "make_recipe",
+    "read_recipe",
+    "summarise",
+]

@@ -60,3 +60,15 @@ def _asked() -> str | None:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         return None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread and full precision within the block: with others the last digits differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with full_precision("cpu"):
+            yield
+    finally:
+        torch.set_num_threads(before)

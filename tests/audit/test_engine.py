@@ -15,8 +15,8 @@ import torch
 
 import bulkedge
 from bulkedge import BulkedgeError, InputError, LocalEngine, Recipe
+from bulkedge._precision import one_thread
 from bulkedge.auditing.engine._order import largest_first
-from bulkedge.auditing.engine.local import one_thread
 from bulkedge.comparison import make_plan
 from bulkedge.intruder import Verdict
 from cases import gaussian, orthonormal

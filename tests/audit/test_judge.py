@@ -8,10 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bulkedge import Recipe
 from bulkedge._linmap import LowRank
-from bulkedge.auditing.judge import PROBES, certified, dense, judge
-from bulkedge.comparison.pair import Pair
+from bulkedge.comparison import Pair, judge_pair
 from bulkedge.intruder import Verdict
+from bulkedge.intruder._judge import PROBES
 from helpers import some
+from judging import certified, dense
 
 SPECTRA = (
     "noise", "decaying", "trained", "flat", "near_ties", "ties", "rank_deficient", "zero_rows",
@@ -104,7 +105,7 @@ def compare(seed):
         if true.verdict is not Verdict.UNDECIDED:
             assert row.verdict in (true.verdict, Verdict.UNDECIDED), (where, row, true)
             assert row.score_lower - ROUNDING <= true.score <= row.score_upper + ROUNDING, where
-    for found, exact in some(zip(ours.angles, oracle.angles, strict=True)):
+    for found, exact in some(zip(ours.sides.values(), oracle.sides.values(), strict=True)):
         pairs = zip(found.cosines_lower, exact.cosines_lower, found.cosines_upper, strict=False)
         assert all(low - 1e-6 <= true <= high + 1e-6 for low, true, high in pairs), where
     open_ = sum(row.verdict is Verdict.UNDECIDED for row in ours.directions)
@@ -151,13 +152,16 @@ def test_what_a_certificate_cost_is_not_forgotten_where_svds_decide(monkeypatch)
     pair = Pair(W0, None, LowRank(90 * basis(g, 420, 1), basis(g, 400, 1).mT))
     recipe = Recipe(top_k=2)
     tried = certified(pair, recipe)
-    rows = [row.model_copy(update={"verdict": Verdict.UNDECIDED}) for row in tried.directions]
-    undecided = dataclasses.replace(tried, directions=rows)
-    monkeypatch.setattr(
-        "bulkedge.auditing.judge._try_certified", lambda *_: (undecided, undecided.passes)
+    left = tried.sides["left"]
+    rows = [dataclasses.replace(row, verdict=Verdict.UNDECIDED) for row in left.directions]
+    undecided = dataclasses.replace(
+        tried, sides={"left": dataclasses.replace(left, directions=rows)}
     )
-    judged, why = judge(pair, recipe)
-    assert why == "the certificate left 2 directions open: decided by dense SVDs"
+    monkeypatch.setattr(
+        "bulkedge.intruder._judge.by_products", lambda *_, **__: (undecided, undecided.passes)
+    )
+    judged = judge_pair(pair, recipe)
+    assert judged.note == "the certificate left 2 directions open: decided by dense SVDs"
     assert judged.passes == dense(pair, recipe).passes + tried.passes
     assert not judged.undecided
 
@@ -169,8 +173,8 @@ def test_nor_what_was_spent_before_a_certificate_was_given_up(method):
     W = basis(g, 420, 2) @ basis(g, 400, 2).mT
     pair, recipe = Pair(draw(g, 420, 400), W, None), Recipe(top_k=4, method=method)
     assert certified(pair, recipe) is None
-    judged, why = judge(pair, recipe)
-    assert why == (
+    judged = judge_pair(pair, recipe)
+    assert judged.note == (
         "the leading tuned values were not told apart from zero or not found: decided by dense SVDs"
     )
     assert judged.passes > dense(pair, recipe).passes + 2

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from bulkedge import audit
-from bulkedge.auditing.judge import judge
-from bulkedge.comparison.pair import Pair
+from bulkedge.comparison import Pair, judge_pair
 from bulkedge.intruder import Verdict
 from bulkedge.records.recipe import Recipe
 from helpers import some
@@ -46,5 +45,5 @@ def test_constant_columns_do_not_make_an_intruder(rows, units, true, tmp_path):
         assert row.verdict is Verdict.ALIGNED
         assert row.score_lower <= row.score <= row.score_upper
     assert matrix.directions[0].score == pytest.approx(true, abs=1e-4)
-    judged, _ = judge(Pair(base, tuned, None), Recipe(top_k=2, method="certified"))
+    judged = judge_pair(Pair(base, tuned, None), Recipe(top_k=2, method="certified"))
     assert judged.directions[0].score_upper >= true - 1e-4

@@ -99,8 +99,8 @@ def test_factors_and_the_merged_matrix_give_the_same_row(tmp_path):
 def test_a_large_step_count_falls_back_to_a_dense_svd(tmp_path, monkeypatch):
     W0, W = planted()
     hasty = functools.partial(bulkedge.intruder.certify, max_steps=1)
-    monkeypatch.setattr("bulkedge.auditing.judge.certify", hasty)
-    monkeypatch.setattr("bulkedge.auditing.judge.SMALL", 0)
+    monkeypatch.setattr("bulkedge.intruder._side.certify", hasty)
+    monkeypatch.setattr("bulkedge.intruder._judge.SMALL", 0)
     record = audit_pair(tmp_path, W0, W)
     assert record.matrices[0].status == "audited"
     assert "directions open: decided by dense SVDs" in record.matrices[0].note
@@ -145,7 +145,7 @@ def test_figures_of_the_record(tmp_path):
 
 
 def test_residuals_are_over_the_largest_singular_value(tmp_path, monkeypatch):
-    monkeypatch.setattr("bulkedge.auditing.judge.ANGLE", 0.1)
+    monkeypatch.setattr("bulkedge.intruder._judge.VECTOR_TOL", 0.1)
     monkeypatch.setattr("bulkedge.comparison.pair.Pair.seed", lambda self, number: number)
     small, large = (
         audit_pair(tmp_path, *(matrix * factor for matrix in planted(600, 500)), method="certified")
@@ -221,7 +221,7 @@ def test_a_failing_matrix_says_why(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("needs 9 GiB")
 
-    monkeypatch.setattr("bulkedge.auditing.run.judge", fail)
+    monkeypatch.setattr("bulkedge.auditing.run.judge_pair", fail)
     (row,) = audit_pair(tmp_path, *planted()).matrices
     assert (row.status, row.note) == ("failed", "OutOfMemoryError: needs 9 GiB")
 

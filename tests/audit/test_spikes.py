@@ -8,13 +8,12 @@ import torch
 import bulkedge
 from bulkedge import Recipe, Record
 from bulkedge._linmap import LowRank
-from bulkedge.auditing.judge import certified
-from bulkedge.auditing.spikes import measure_base
-from bulkedge.comparison.pair import Pair
+from bulkedge.comparison import Pair
 from bulkedge.rmt import White
-from bulkedge.update import BaseSpectrum, Secular
+from bulkedge.update import BaseSpectrum, Secular, measure_base
 from cases import gaussian, generator, orthonormal
 from helpers import save, save_adapter, some
+from judging import certified
 
 
 def noise(m, n, seed=7):

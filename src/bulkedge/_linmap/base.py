@@ -77,9 +77,22 @@ class LinearMap(ABC):
         """
         return self.with_tensors(*tangents)
 
+    def to(self, dtype: torch.dtype) -> LinearMap:
+        """The same map with products in another dtype.
+
+        A matrix in memory is not copied: it is converted in each product, a tile at a time.
+
+        Args:
+            dtype: Of the products.
+
+        Returns:
+            A map of the same shape.
+        """
+        return self.with_tensors(*(tensor.to(dtype) for tensor in self.tensors))
+
     def widened(self) -> LinearMap:
         """The same map with products in float64."""
-        return self.with_tensors(*(tensor.double() for tensor in self.tensors))
+        return self.to(torch.float64)
 
     def gram(self) -> Tensor:
         """``WᵀW``, shape ``(n, n)``; two products with all n unit vectors, a block at a time."""

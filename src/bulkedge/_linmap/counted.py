@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .base import Gradients, LinearMap
@@ -60,6 +61,6 @@ class Counted(LinearMap):
         """See :meth:`LinearMap.pushforward`."""
         return Counted(self.inner.pushforward(*tangents), self.passes)
 
-    def widened(self) -> Counted:
-        """See :meth:`LinearMap.widened`."""
-        return Counted(self.inner.widened(), self.passes)
+    def to(self, dtype: torch.dtype) -> Counted:
+        """See :meth:`LinearMap.to`."""
+        return Counted(self.inner.to(dtype), self.passes)

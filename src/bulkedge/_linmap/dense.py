@@ -72,9 +72,9 @@ class Dense(LinearMap):
         """See :meth:`LinearMap.pullback`; here it is ``L Rᵀ``."""
         return (L @ R.mT if all(needs) else None,)
 
-    def widened(self) -> LinearMap:
-        """See :meth:`LinearMap.widened`; the matrix itself is not copied."""
-        return Widened(self.matrix)
+    def to(self, dtype: torch.dtype) -> LinearMap:
+        """See :meth:`LinearMap.to`."""
+        return Dense(self.matrix) if dtype == self.matrix.dtype else Widened(self.matrix, dtype)
 
 
 class Widened(Dense):
@@ -130,10 +130,6 @@ class Widened(Dense):
         """See :meth:`LinearMap.with_tensors`."""
         return Widened(*tensors, dtype=self.dtype)
 
-    def widened(self) -> LinearMap:
-        """See :meth:`LinearMap.widened`."""
-        return Widened(self.matrix)
-
 
 class Difference(Widened):
     """``matrix − other`` with products in a wider dtype, subtracted a tile at a time.
@@ -170,9 +166,9 @@ class Difference(Widened):
         gradient = L @ R.mT
         return gradient, -gradient
 
-    def widened(self) -> LinearMap:
-        """See :meth:`LinearMap.widened`."""
-        return Difference(self.matrix, self.other)
+    def to(self, dtype: torch.dtype) -> LinearMap:
+        """See :meth:`LinearMap.to`."""
+        return Difference(self.matrix, self.other, dtype)
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:

@@ -100,9 +100,9 @@ class Scaled(LinearMap):
         """See :meth:`LinearMap.pushforward`."""
         return Scaled(self.inner.pushforward(*tangents), self.factor)
 
-    def widened(self) -> Scaled:
-        """See :meth:`LinearMap.widened`."""
-        return Scaled(self.inner.widened(), self.factor)
+    def to(self, dtype: torch.dtype) -> Scaled:
+        """See :meth:`LinearMap.to`."""
+        return Scaled(self.inner.to(dtype), self.factor)
 
 
 class RowScaled(LinearMap):
@@ -170,6 +170,6 @@ class RowScaled(LinearMap):
         moved = RowScaled(self.inner.pushforward(*tangents[:-1]), self.factors)
         return moved + RowScaled(self.inner, tangents[-1])
 
-    def widened(self) -> RowScaled:
-        """See :meth:`LinearMap.widened`."""
-        return RowScaled(self.inner.widened(), self.factors.double())
+    def to(self, dtype: torch.dtype) -> RowScaled:
+        """See :meth:`LinearMap.to`."""
+        return RowScaled(self.inner.to(dtype), self.factors.to(dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
@@ -86,9 +87,9 @@ class Sum(LinearMap):
         left = iter(tangents)
         return Sum([term.pushforward(*islice(left, len(term.tensors))) for term in self.terms])
 
-    def widened(self) -> Sum:
-        """See :meth:`LinearMap.widened`."""
-        return Sum([term.widened() for term in self.terms])
+    def to(self, dtype: torch.dtype) -> Sum:
+        """See :meth:`LinearMap.to`."""
+        return Sum([term.to(dtype) for term in self.terms])
 
 
 class Adjoint(LinearMap):
@@ -137,9 +138,9 @@ class Adjoint(LinearMap):
         """See :meth:`LinearMap.pushforward`."""
         return Adjoint(self.inner.pushforward(*tangents))
 
-    def widened(self) -> Adjoint:
-        """See :meth:`LinearMap.widened`."""
-        return Adjoint(self.inner.widened())
+    def to(self, dtype: torch.dtype) -> Adjoint:
+        """See :meth:`LinearMap.to`."""
+        return Adjoint(self.inner.to(dtype))
 
     def pullback(self, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Gradients:
         """See :meth:`LinearMap.pullback`."""

@@ -11,14 +11,12 @@ from typing import Literal
 
 import torch
 
-from bulkedge.comparison.comparison import Comparison
-from bulkedge.comparison.pair import Pair, load
-from bulkedge.records.recipe import Recipe
-from bulkedge.records.rows import Matrix
-from bulkedge.update import BaseSpectrum, Factors
+from bulkedge.comparison import Comparison, Pair, judge_pair, load
+from bulkedge.intruder import Judgement
+from bulkedge.records import Matrix, Recipe
+from bulkedge.update import BaseSpectrum, Factors, measure_base
 
-from .judge import Judged, judge, update_norm
-from .spikes import bulk_row, measure_base, predicted_rows, spectrum_row
+from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
 
 
 def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
@@ -46,13 +44,13 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     pair = load(comparison, torch.device(recipe.device))
     if problem := _not_finite(pair):
         return _row(comparison, "not_finite", note=problem)
-    norm_update = update_norm(pair, recipe)
+    norm_update = pair.update_norm(recipe.seed)
     if norm_update == 0:
         return _row(comparison, "unchanged")
-    judged, why_dense = judge(pair, recipe)
+    judged = judge_pair(pair, recipe)
     shape = (pair.base.shape[0], pair.base.shape[1])
     base, problem = measure_base(judged.spectrum, shape, judged.exact)
-    notes = (_rank_note(judged.tuned.rank, recipe), why_dense, problem)
+    notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
     return _row(
         comparison,
         "audited",
@@ -60,8 +58,8 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         spectral_norm_base=judged.norm,
         spectral_norm_update=norm_update,
         intruders=sum(direction.score < recipe.epsilon for direction in judged.directions),
-        directions=judged.directions,
-        angles=judged.angles,
+        directions=direction_rows(judged),
+        angles=angle_rows(judged),
         spectrum=spectrum_row(judged.spectrum),
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
@@ -73,7 +71,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
 def _theory(
     base: BaseSpectrum | None,
     update: Factors | None,
-    judged: Judged,
+    judged: Judgement,
     recipe: Recipe,
 ) -> dict[str, object]:
     """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""

@@ -10,12 +10,15 @@ import numpy
 import torch
 from torch import Tensor
 
-from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum, Widened
+from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum
+from bulkedge.intruder import Judgement, judge
+from bulkedge.records import Recipe
+from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import Factors, balanced
 
-from .plan import Comparison
+from .comparison import Comparison
 
-TILE = 1024  # rows that are widened at a time
+TILE = 1024  # rows that are converted at a time
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # NumPy has no bfloat16
 
 
@@ -37,28 +40,52 @@ class Pair:
     magnitude: Tensor | None = None
     columns: bool = False
 
-    def base_map(self, dtype: torch.dtype) -> LinearMap:
-        """W0 with products in ``dtype``; never a second whole copy."""
-        return _map(self.base, dtype)
+    @property
+    def products(self) -> torch.dtype:
+        """The dtype that products of a certificate are taken in: half precision is too coarse."""
+        return torch.float64 if self.base.dtype is torch.float64 else torch.float32
 
-    def tuned_map(self, dtype: torch.dtype) -> LinearMap:
+    def base_map(self, dtype: torch.dtype = torch.float64) -> LinearMap:
+        """W0 with products in ``dtype``; never a second whole copy."""
+        return Dense(self.base).to(dtype)
+
+    def tuned_map(self, dtype: torch.dtype = torch.float64) -> LinearMap:
         """``W = D ((replaced or base) + s·B·A)`` with products in ``dtype``, not formed."""
-        dense = _map(self.start, dtype)
+        dense = Dense(self.start).to(dtype)
         if self.factors is None:
             return dense
-        return self._scaled(Sum([dense, _converted(self.factors, dtype)]), self.row_factors)
+        return self._scaled(Sum([dense, self.factors.to(dtype)]), self.row_factors)
 
     def update_map(self, dtype: torch.dtype = torch.float64) -> LinearMap | None:
         """``W − W0`` with products in ``dtype``, not formed; None without a difference."""
         # a fine-tune may change a weight by less than single precision resolves in its products
         terms: list[LinearMap] = []
         if self.factors is not None:
-            terms.append(self._scaled(_converted(self.factors, dtype), self.row_factors))
+            terms.append(self._scaled(self.factors.to(dtype), self.row_factors))
         if self.replaced is not None:
             terms.append(Difference(self.replaced, self.base, dtype))
         if self.row_factors is not None:
-            terms.append(self._scaled(_map(self.start, dtype), self.row_factors - 1))
+            terms.append(self._scaled(Dense(self.start).to(dtype), self.row_factors - 1))
         return Sum(terms) if len(terms) > 1 else next(iter(terms), None)
+
+    def update_norm(self, seed: int) -> float:
+        """``‖W − W0‖₂``, to six digits: its error is quadratic in the residual of a triplet.
+
+        Args:
+            seed: Of the random start, together with the update.
+
+        Returns:
+            The norm; 0 where nothing differs.
+        """
+        if self.low_rank is not None:
+            return float(self.low_rank.singular_values()[0])
+        update = self.update_map()
+        if update is None:
+            return 0.0
+        generator = torch.Generator().manual_seed(self.seed(seed))
+        return float(
+            singular_triplet(update, 1, solver=GolubKahan(rtol=1e-3), generator=generator).sigma[0]
+        )
 
     @property
     def low_rank(self) -> LowRank | None:
@@ -152,6 +179,32 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
     )
 
 
+def judge_pair(pair: Pair, recipe: Recipe) -> Judgement:
+    """Judge a pair as a recipe asks for; see :func:`bulkedge.intruder.judge`.
+
+    Args:
+        pair: Base and tuned matrix.
+        recipe: How many directions, which sides, which method.
+
+    Returns:
+        What was found.
+    """
+    k, spikes = recipe.top_k, pair.spikes
+    return judge(
+        pair.base_map(),
+        pair.tuned_map(),
+        k,
+        epsilon=recipe.epsilon,
+        sides=recipe.sides,
+        method=recipe.method,
+        dtype=pair.products,
+        # the search for the tuned vectors begins at the spikes of a low-rank update
+        start=None if spikes is None else (spikes.u[:, :k], spikes.v[:, :k]),
+        # whoever made the update could not know what it is before
+        seed=pair.seed(recipe.seed),
+    )
+
+
 def row_norms(start: Tensor, update: LowRank, columns: bool) -> Tensor:
     """The norms of the rows of a sum, in float64, that is not formed.
 
@@ -168,12 +221,3 @@ def row_norms(start: Tensor, update: LowRank, columns: bool) -> Tensor:
         start, B, A = start.mT, A.mT, B.mT
     tiles = zip(start.split(TILE), B.split(TILE), strict=True)
     return torch.cat([torch.linalg.vector_norm(W.double() + b @ A, dim=1) for W, b in tiles])
-
-
-def _converted(factors: LowRank, dtype: torch.dtype) -> LowRank:
-    return LowRank(factors.B.to(dtype), factors.A.to(dtype), factors.scale)
-
-
-def _map(matrix: Tensor, dtype: torch.dtype) -> LinearMap:
-    """The matrix with products in ``dtype``, widened in tiles where it is stored in another."""
-    return Dense(matrix) if matrix.dtype == dtype else Widened(matrix, dtype)

@@ -1,9 +1,12 @@
 """The intruder score of a tuned singular vector, the certificate of it, and the verdict."""
 
 from ._converged import ties
+from ._judge import Judgement, judge, judge_vectors
+from ._side import Direction, OneSide
 from .certificate import Certificate, certify
 from .score import (
     COUNTED,
+    EPSILON,
     HALF_THE_ENERGY,
     BaseVectors,
     Scores,
@@ -15,13 +18,19 @@ from .score import (
 
 __all__ = [
     "COUNTED",
+    "EPSILON",
     "HALF_THE_ENERGY",
     "BaseVectors",
     "Certificate",
+    "Direction",
+    "Judgement",
+    "OneSide",
     "Scores",
     "Verdict",
     "base_vectors",
     "certify",
+    "judge",
+    "judge_vectors",
     "scores",
     "ties",
     "verdict",

@@ -41,6 +41,9 @@ class Verdict(str, Enum):
     """The vector itself is not known well enough to say."""
 
 
+EPSILON = 0.5
+"""The paper's threshold: a vector whose score is below counts as an intruder dimension."""
+
 COUNTED = (Verdict.ROTATED, Verdict.INTRUDER)
 """The verdicts that make up the paper's count, the milder first."""
 

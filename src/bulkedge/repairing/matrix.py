@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, LowRank
-from bulkedge.auditing.judge import Judged, judge
-from bulkedge.auditing.spikes import measure_base
 from bulkedge.checkpoint.matrix import torch_dtypes
-from bulkedge.comparison import Comparison
-from bulkedge.comparison.pair import Pair, load
-from bulkedge.intruder import COUNTED, Verdict
+from bulkedge.comparison import Comparison, Pair, judge_pair, load
+from bulkedge.intruder import COUNTED, Direction, Judgement, Verdict
 from bulkedge.records import Recipe
-from bulkedge.records.rows import Direction
 from bulkedge.rmt import BulkFit
 from bulkedge.triplet import SingularTriplets, singular_triplet
+from bulkedge.update import measure_base
 
 from .corrected import corrected, in_factors
 from .method import Case, Correction, Method
@@ -40,14 +37,14 @@ class Selection:
     mildest: Verdict = Verdict.ROTATED
     significance: float | None = None
 
-    def by_verdict(self, direction: Direction) -> bool:
-        """Whether a direction has a verdict that is treated."""
-        return direction.verdict in COUNTED[COUNTED.index(self.mildest) :]
+    def by_verdict(self, verdict: Verdict) -> bool:
+        """Whether directions of a verdict are treated."""
+        return verdict in COUNTED[COUNTED.index(self.mildest) :]
 
     def __call__(self, direction: Direction, fit: BulkFit | None) -> bool:
         """Whether a direction is treated in a matrix whose base has that bulk."""
-        if self.significance is None or not self.by_verdict(direction):
-            return self.by_verdict(direction)
+        if self.significance is None or not self.by_verdict(direction.verdict):
+            return self.by_verdict(direction.verdict)
         return fit is not None and fit.chance_of(direction.sigma) <= self.significance
 
 
@@ -99,7 +96,7 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
     now, rounds, turn = pair, 0, 0
     least = _rounding(comparison) * norm_of_update(pair)
     while True:
-        judged, _ = judge(now, recipe)
+        judged = judge_pair(now, recipe)
         fit = _fit(judged, now)
         chosen = [row for row in judged.directions if selection(row, fit)]
         if not chosen or turn == method.rounds:
@@ -123,7 +120,7 @@ def _rounding(comparison: Comparison) -> float:
     return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
-def _fit(judged: Judged, pair: Pair) -> BulkFit | None:
+def _fit(judged: Judgement, pair: Pair) -> BulkFit | None:
     """The bulk of the base; None where it has none."""
     shape = (pair.base.shape[0], pair.base.shape[1])
     base, _ = measure_base(judged.spectrum, shape, judged.exact)
@@ -132,7 +129,7 @@ def _fit(judged: Judged, pair: Pair) -> BulkFit | None:
 
 def _case(
     pair: Pair,
-    judged: Judged,
+    judged: Judgement,
     fit: BulkFit | None,
     chosen: list[Direction],
     recipe: Recipe,
@@ -163,7 +160,7 @@ def _case(
     )
 
 
-def _exact(pair: Pair, judged: Judged) -> SingularTriplets:
+def _exact(pair: Pair, judged: Judgement) -> SingularTriplets:
     """The leading tuned triplets to float64."""
     tuned = judged.tuned
     if bool((tuned.residuals <= EXACT * tuned.sigma[0]).all()):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bulkedge._errors import InputError
-from bulkedge.auditing.engine.local import one_thread
+from bulkedge._precision import one_thread
 from bulkedge.checkpoint import Adapter, matches
 from bulkedge.checkpoint.adapter import TWICE
 from bulkedge.comparison import Comparison, Plan
@@ -113,7 +113,7 @@ class Work:
 
     def counted(self, row: Matrix) -> int:
         """How many directions of a matrix have a verdict that is to be treated."""
-        return sum(self.selection.by_verdict(direction) for direction in row.directions)
+        return sum(self.selection.by_verdict(direction.verdict) for direction in row.directions)
 
     def treat(
         self,

@@ -10,10 +10,9 @@ import torch
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap
-from bulkedge.auditing.spikes import measure_base
 from bulkedge.intruder import certify
 from bulkedge.triplet.solver._start import generic
-from bulkedge.update import BaseSpectrum
+from bulkedge.update import BaseSpectrum, measure_base
 
 VALUES = 1024
 """Shorter side up to which all singular values of a base are computed."""

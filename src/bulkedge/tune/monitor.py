@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from bulkedge._errors import InputError
 from bulkedge._fields import EPSILON, check_values, each, whole
-from bulkedge._linmap import Dense, LinearMap
-from bulkedge.auditing.judge import SMALL
-from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
+from bulkedge._linmap import LinearMap
+from bulkedge.intruder import Verdict, judge_vectors
 from bulkedge.rmt.empirical import FEWEST
-from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
+from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._chosen import chosen
 from ._edge import thresholds
@@ -30,8 +29,6 @@ ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
 PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original$")
 """The name of a parameter from which a parametrization computes a weight."""
-LEAST = 1e-3
-"""Below this part of σ₁ a tuned value is not told from zero, and its vectors are any."""
 
 
 class Watched(Protocol):
@@ -324,57 +321,23 @@ class Monitor:
             strict=False,
         )
         self._last[matrix.name] = tuned.u, tuned.v
-        score, verdicts = self._scores(matrix.base_map(), tuned)
+        found = judge_vectors(
+            matrix.base_map(), tuned, "left", subspace=2 * self.top_k, epsilon=self.epsilon
+        )
+        verdicts = [direction.verdict for direction in found]
+        scores = [direction.score for direction in found]
         rotated = verdicts.count(Verdict.ROTATED)
         gamma = matrix.strengths
         strongest = float(gamma[0]) if len(gamma) else 0.0
         return LayerFigures(
             step=self.steps,
-            intruders=int((score < self.epsilon).sum()) - rotated,
+            intruders=sum(score < self.epsilon for score in scores) - rotated,
             rotated=rotated,
             undecided=verdicts.count(Verdict.UNDECIDED),
-            worst=float(score.min()) if len(score) else 1.0,
+            worst=min(scores, default=1.0),  # a weight of zeros has no directions
             strongest=strongest / self.thresholds[matrix.name],
             effective_rank=effective_rank(gamma),
         )
-
-    def _scores(self, W0: LinearMap, tuned: SingularTriplets) -> tuple[Tensor, Sequence[Verdict]]:
-        """The score of each direction, and the verdict on it."""
-        count = int((tuned.sigma > LEAST * tuned.sigma[0]).sum())
-        if count == 0:  # a weight of zeros has no directions
-            return tuned.sigma[:0], []
-        small = min(W0.shape) <= SMALL and isinstance(W0, Dense)
-        look = self._by_svd if small else self._by_products
-        return look(W0, tuned, count)
-
-    def _by_products(
-        self, W0: LinearMap, tuned: SingularTriplets, count: int
-    ) -> tuple[Tensor, Sequence[Verdict]]:
-        """Scores from some tens of products with the base."""
-        groups, errors = ties(tuned)
-        found = certify(
-            W0,
-            tuned.u[:, :count],
-            epsilon=self.epsilon,
-            errors=errors[:count],
-            groups=groups[:count],
-            subspace=2 * self.top_k,
-        )
-        return found.score, found.verdicts
-
-    def _by_svd(
-        self, W0: LinearMap, tuned: SingularTriplets, count: int
-    ) -> tuple[Tensor, Sequence[Verdict]]:
-        """Scores from all vectors of a small base, which costs less than the products."""
-        U, S, _ = thin_svd(W0.to_dense().double())
-        known = base_vectors(U, S, W0.shape)
-        found = scores(tuned.u[:, :count].double(), known, 2 * self.top_k)
-        columns = (x.tolist() for x in (found.score, found.subspace_overlap, tuned.vector_errors))
-        verdicts = [
-            verdict(score, overlap, epsilon=self.epsilon, vector_error=error)
-            for score, overlap, error in zip(*columns, strict=False)
-        ]
-        return found.score, verdicts
 
 
 def _finish_other_work() -> None:

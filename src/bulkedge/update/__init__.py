@@ -6,6 +6,7 @@ from singular values alone (:func:`predict`, :func:`budget`).
 
 from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
 from ._factors import Factors, balanced
+from ._measure import measure_base
 from .perturbation import (
     EigenPerturbation,
     SingularPerturbation,
@@ -42,6 +43,7 @@ __all__ = [
     "budget",
     "eigen_perturbation",
     "eigenvalue_perturbation",
+    "measure_base",
     "predict",
     "predict_spikes",
     "resolvent_update",

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 
 from bulkedge._errors import BulkedgeError
 from bulkedge._fields import check_fields, whole
-from bulkedge._precision import full_precision
+from bulkedge._precision import one_thread
 from bulkedge.auditing.run import audit_matrix
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.recipe import Recipe
@@ -78,20 +78,6 @@ class LocalEngine:
             with one_thread():
                 row = audit_matrix(comparison, recipe)
             yield i, row
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread and full precision here: with others the last digits are others."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with full_precision("cpu"):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from bulkedge import __version__
 from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
 from bulkedge._fields import FLAG, TEXT, check_fields
+from bulkedge._precision import one_thread
 from bulkedge.auditing.inputs import Stamps, files_of, stamps
 from bulkedge.auditing.run import audit_matrix
 from bulkedge.comparison.plan import Comparison
@@ -21,7 +22,6 @@ from bulkedge.records.recipe import Recipe
 from bulkedge.records.rows import Matrix
 
 from ._order import largest_first
-from .local import one_thread
 
 RETRIES = 5  # of a task whose node or worker was killed
 TOKEN_MODE = ("RAY_AUTH_MODE", "token")

@@ -1,74 +1,50 @@
-"""The bulk of a base matrix, and what the spikes of an update were expected to do to it."""
+"""What the record says of one matrix, from what was found."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
-from bulkedge.records.rows import Bulk, Predicted, Spectrum
-from bulkedge.rmt import BulkFit, White, edge_test
+from bulkedge.intruder import HALF_THE_ENERGY, Judgement
+from bulkedge.records.rows import Angles, Bulk, Direction, Predicted, Spectrum
 from bulkedge.triplet import SingularTriplets
 from bulkedge.update import BaseSpectrum, Factors, Prediction, predict_spikes
 
-# A spike's outlier carries half of it and more, unless it mixes with a base vector; a direction
-# that carries less than this of either side is another's.
 CARRIED = 0.25
-# so many leading values make an edge; the bulk of a matrix with fewer is told by its moments
-FEW = 8
-# so many leading values are told one by one
+"""Part of a spike's left and right vector that a direction carries at least, to be its outlier.
+
+An outlier carries half of its spike and more, unless it mixes with a base vector.
+"""
 LEADING = 32
-# relative error of the fourth moment by six probes, a few standard deviations of it at 512 values
-MOMENTS = 0.1
+"""Number of leading singular values that an outline of a spectrum lists one by one."""
 
 
-def measure_base(
-    values: Tensor, shape: tuple[int, int], exact: int
-) -> tuple[BaseSpectrum | None, str | None]:
-    """The bulk of a base; or none, and why.
-
-    Args:
-        values: Singular values, descending.
-        shape: Of the matrix.
-        exact: How many of them are computed; the others come from a quadrature.
-
-    Returns:
-        Its spectrum, or what to say instead.
-    """
-    try:
-        if exact < min(FEW, len(values)):
-            return _noise(values, shape), None
-        return BaseSpectrum.from_values(values, shape, exact=exact), None
-    except InputError as error:
-        return None, f"no bulk fitted: {error}"
+def direction_rows(found: Judgement) -> list[Direction]:
+    """The directions of all sides."""
+    rows = (asdict(direction) for direction in found.directions)
+    return [Direction(**row, method=found.means) for row in rows]
 
 
-def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
-    """The bulk of a base whose leading values stand too close to converge: noise, or none."""
-    # what a quadrature knows well are moments: of noise p Σσ⁴ = (1 + p/max(m, n)) (Σσ²)²
-    p = len(values)
-    squares = values.square()
-    misfit = abs(float(p * squares.square().sum() / squares.sum() ** 2) / (1 + p / max(shape)) - 1)
-    if misfit > MOMENTS:
-        raise InputError(
-            "too few leading singular values of the base converged; method 'dense' finds them all"
+def angle_rows(found: Judgement) -> list[Angles]:
+    """The principal angles of each side, and how many of them are wide."""
+    rows = []
+    for side, one in found.sides.items():
+        lower, upper = one.cosines_lower, one.cosines_upper
+        outside = int((upper < HALF_THE_ENERGY).sum())
+        inside = int((lower >= HALF_THE_ENERGY).sum())
+        row = Angles(
+            side=side,
+            cosines_lower=lower.tolist(),
+            cosines_upper=upper.tolist(),
+            similarity=[[round(x, 3) for x in row] for row in one.similarity.tolist()],
+            outside=outside,
+            undecided=len(lower) - outside - inside,
         )
-    sigma = math.sqrt(float(squares.sum()) / (shape[0] * shape[1]))
-    bulk = White(shape, sigma)
-    fit = BulkFit(
-        shape=shape,
-        sigma=sigma,
-        sigma_error=sigma / math.sqrt(2 * shape[0] * shape[1]),
-        misfit=misfit,
-        misfit_limit=MOMENTS,
-        edge=bulk.edge,
-        spikes=0,
-        p_value=edge_test(float(values[0]), shape, sigma=sigma),
-        bulk=bulk,
-    )
-    return BaseSpectrum(values, fit)
+        rows.append(row)
+    return rows
 
 
 def spectrum_row(values: Tensor) -> Spectrum:

@@ -1,0 +1,286 @@
+"""The leading tuned directions of one matrix, judged against its base.
+
+*Certified*: the k leading tuned triplets by block Golub–Kahan bidiagonalisation, then intervals on
+their scores (:func:`bulkedge.intruder.certify`).  Products are taken in single precision (in double
+for a base stored so); their rounding is part of every bound.
+
+*Dense*: float64 SVDs of both matrices, for small ones, and where an interval leaves a verdict open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bulkedge._linmap import Dense, LinearMap
+from bulkedge.triplet import (
+    DenseSVD,
+    GolubKahan,
+    SingularTriplets,
+    Status,
+    singular_triplet,
+    thin_svd,
+)
+
+from ._side import (
+    LEAST,
+    Direction,
+    OneSide,
+    Side,
+    certified_side,
+    generator_of,
+    known_values,
+    svd_side,
+)
+from .score import EPSILON, Verdict
+
+Means = Literal["certified", "dense"]
+
+SMALL = 384
+"""Shorter side up to which two dense SVDs cost less than the passes."""
+VALUES = 512
+"""Shorter side up to which all singular values of the base are computed, for its bulk."""
+TILE = 2048
+"""Rows or columns that are converted at a time."""
+VECTOR_TOL = 5e-3
+"""Sine of the angle to which the tuned vectors are computed; it widens every interval."""
+STEPS = 40
+"""Largest number of steps of the search for the tuned vectors."""
+PROBES = 8
+"""Random vectors that prove that no tuned vector was missed."""
+FAILURE_PROBABILITY = 1e-9
+"""Probability that one is missed, whatever the matrix."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found of one matrix.
+
+    Attributes:
+        tuned: The leading tuned triplets, in float64.
+        sides: What was found of each side that was asked for.
+        means: Whether a certificate or SVDs have decided.
+        spectrum: Singular values of the base, descending, shape ``(min(m, n),)``.
+        exact: How many of them are computed; the others are from a quadrature.
+        passes: Products with the base, the tuned matrix, or their transposes.
+        note: Why SVDs have decided, where a certificate was tried first; None elsewhere.
+    """
+
+    tuned: SingularTriplets
+    sides: Mapping[Side, OneSide]
+    means: Means
+    spectrum: Tensor
+    exact: int
+    passes: int
+    note: str | None = None
+
+    @property
+    def norm(self) -> float:
+        """``‖W0‖₂``."""
+        return float(self.spectrum[0])
+
+    @property
+    def directions(self) -> list[Direction]:
+        """The directions of all sides."""
+        return [direction for side in self.sides.values() for direction in side.directions]
+
+    @property
+    def undecided(self) -> int:
+        """How many directions are undecided."""
+        return sum(direction.verdict is Verdict.UNDECIDED for direction in self.directions)
+
+
+def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
+    """Whether SVDs of a matrix cost less than the products of a certificate of k directions."""
+    return min(shape) <= max(SMALL, 4 * k)
+
+
+def judge(
+    W0: LinearMap,
+    W: LinearMap,
+    k: int = 10,
+    *,
+    epsilon: float = EPSILON,
+    sides: Sequence[Side] = ("left",),
+    method: Literal["auto", "certified", "dense"] = "auto",
+    dtype: torch.dtype = torch.float32,
+    start: tuple[Tensor, Tensor] | None = None,
+    seed: int | None = None,
+) -> Judgement:
+    """Judge the k leading tuned directions by the cheapest method that decides them.
+
+    Cost: some 15 to 30 products with W0 or W, each with a block of k + 8 vectors; two float64 SVDs
+    for small matrices, and where that leaves a verdict open.
+
+    Args:
+        W0: The base, shape ``(m, n)``.
+        W: The tuned matrix, of the same shape; both with products in float64.
+        k: How many leading directions are judged; fewer where the rank is smaller.
+        epsilon: Score below which the paper counts an intruder.
+        sides: Singular vectors that are compared.
+        method: ``"certified"`` leaves verdicts open rather than compute SVDs; ``"dense"`` computes
+            them at once.
+        dtype: Of the products of the certificate.
+        start: Vectors to begin the search for the tuned ones with, ``(m, j)`` and ``(n, j)``.
+        seed: Of the random vectors.
+
+    Returns:
+        The verdicts with their intervals, and what was learnt of the base on the way.
+
+    References:
+        Shuttleworth et al., arXiv:2410.21228.
+
+    Example:
+        >>> W0 = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).double()
+        >>> W = W0 + 50 * torch.eye(40, 30).double()[:, :1] @ torch.eye(30).double()[:1]
+        >>> judge(Dense(W0), Dense(W), 1).directions[0].verdict.value
+        'intruder'
+    """
+    if method == "dense" or (method == "auto" and svd_is_cheap(W0.shape, k)):
+        return by_svds(W0, W, k, epsilon=epsilon, sides=sides)
+    found, spent = by_products(
+        W0, W, k, epsilon=epsilon, sides=sides, dtype=dtype, start=start, seed=seed
+    )
+    if found is None:
+        why = "the leading tuned values were not told apart from zero or not found"
+    elif method == "certified" or not found.undecided:
+        return found
+    else:
+        why = f"the certificate left {found.undecided} directions open"
+    judged = by_svds(W0, W, k, epsilon=epsilon, sides=sides)
+    return replace(judged, passes=judged.passes + spent, note=f"{why}: decided by dense SVDs")
+
+
+def by_products(
+    W0: LinearMap,
+    W: LinearMap,
+    k: int,
+    *,
+    epsilon: float = EPSILON,
+    sides: Sequence[Side] = ("left",),
+    dtype: torch.dtype = torch.float32,
+    start: tuple[Tensor, Tensor] | None = None,
+    seed: int | None = None,
+) -> tuple[Judgement | None, int]:
+    """Intervals from products alone; see :func:`judge`.
+
+    Returns:
+        The judgement, None where the leading triplets cannot be had that way; and the products that
+        it took.
+    """
+    W, A = W.to(dtype), W0.to(dtype)
+    size, limits = A.norm_bound(), torch.finfo(dtype)
+    if not limits.tiny**0.25 < size < limits.max**0.25:  # its powers are zero or infinite
+        return None, 0
+    solver = GolubKahan(
+        angle=VECTOR_TOL, max_steps=STEPS, oversample=PROBES, missed=FAILURE_PROBABILITY
+    )
+    tuned = singular_triplet(
+        W,
+        min(k, *W.shape),
+        solver=solver,
+        init=None if start is None else (start[0].to(dtype), start[1].to(dtype)),
+        generator=generator_of(seed),
+        strict=False,
+    )
+    if tuned.status is not Status.CONVERGED or not bool(tuned.sigma[-1] > LEAST * tuned.sigma[0]):
+        return None, tuned.passes
+    judged: dict[Side, OneSide] = {
+        side: certified_side(
+            A, tuned, side, subspace=2 * k, epsilon=epsilon, frobenius=size, seed=seed
+        )
+        for side in sides
+    }
+    first = judged[sides[0]]
+    spectrum, exact = first.spectrum, first.exact
+    if min(W.shape) <= VALUES:
+        spectrum = _singular_values(W0).cpu()
+        exact = len(spectrum)
+    passes = tuned.passes + sum(side.passes for side in judged.values())
+    return Judgement(_in_double(tuned), judged, "certified", spectrum, exact, passes), passes
+
+
+def by_svds(
+    W0: LinearMap,
+    W: LinearMap,
+    k: int,
+    *,
+    epsilon: float = EPSILON,
+    sides: Sequence[Side] = ("left",),
+) -> Judgement:
+    """Float64 SVDs of the base and, where iteration stops short, of the tuned matrix."""
+    tuned = singular_triplet(W, min(k, *W.shape), solver=DenseSVD())
+    vectors = thin_svd(W0.to_dense())
+    judged: dict[Side, OneSide] = {
+        side: svd_side(vectors, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
+        for side in sides
+    }
+    sigma = vectors[1]
+    return Judgement(tuned, judged, "dense", sigma.cpu(), len(sigma), tuned.passes + 1)
+
+
+def judge_vectors(
+    W0: LinearMap,
+    tuned: SingularTriplets,
+    side: Side,
+    *,
+    subspace: int,
+    epsilon: float = EPSILON,
+) -> list[Direction]:
+    """Judge tuned vectors that are known already, such as those of a matrix that trains.
+
+    A small base in memory is decomposed, which costs less than the products; a verdict that a
+    certificate leaves open stays open.
+
+    Args:
+        W0: The base.
+        tuned: The tuned triplets; those below a thousandth of σ₁ are not told from zero, and left
+            out.
+        side: Which of their vectors.
+        subspace: How many leading base vectors the overlap is taken with.
+        epsilon: Score below which the paper counts an intruder.
+
+    Returns:
+        One entry a vector that was judged.
+    """
+    if known_values(tuned) == 0:
+        return []
+    if min(W0.shape) <= SMALL and isinstance(W0, Dense):
+        base, known = thin_svd(W0.to_dense().double()), _first(tuned, known_values(tuned))
+        found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
+    else:
+        found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)
+    return found.directions
+
+
+def _first(tuned: SingularTriplets, count: int) -> SingularTriplets:
+    """The first few of some triplets."""
+    return replace(
+        tuned,
+        sigma=tuned.sigma[:count],
+        u=tuned.u[:, :count],
+        v=tuned.v[:, :count],
+        residuals=tuned.residuals[:count],
+        gaps=tuned.gaps[:count],
+    )
+
+
+def _in_double(tuned: SingularTriplets) -> SingularTriplets:
+    """The same triplets in float64."""
+    return replace(tuned, sigma=tuned.sigma.double(), u=tuned.u.double(), v=tuned.v.double())
+
+
+def _singular_values(W0: LinearMap) -> Tensor:
+    """All singular values in float64, without a copy of a matrix in float64."""
+    # R of [R of the rows so far; the next rows] is R of them all, as stable as one QR of the whole
+    # (Demmel et al., arXiv:0808.2664)
+    matrix = W0.matrix if isinstance(W0, Dense) else W0.to_dense()
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    R = tall.new_zeros(0, tall.shape[1], dtype=torch.float64)
+    for rows in tall.split(TILE):
+        R = torch.linalg.qr(torch.cat([R, rows.double()]), mode="r").R
+    return torch.linalg.svdvals(R)

@@ -1,0 +1,227 @@
+"""One side of the leading tuned vectors against the base: by a certificate, or by SVDs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bulkedge._linmap import LinearMap
+from bulkedge.triplet import SingularTriplets
+
+from ._converged import ties
+from .certificate import certify
+from .score import EPSILON, Verdict, base_vectors, scores, verdict
+
+Side = Literal["left", "right"]
+Interval = tuple[Tensor, Tensor, Tensor]
+"""Values, their lower and their upper ends, shape ``(k,)`` each."""
+
+LEAST = 1e-3
+"""Part of σ₁ below which single precision cannot tell a leading tuned value from zero."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One leading singular vector of a tuned matrix, judged.
+
+    Attributes:
+        index: Rank of its singular value in the tuned matrix, 0 the largest.
+        sigma: The singular value.
+        side: Whether it is a left or a right vector.
+        score: Its largest |cosine| with a base vector of the same side.
+        score_lower: Lower end of the interval of the score.
+        score_upper: Upper end.
+        matched_index: The base vector that attains the score; -1 without one.
+        subspace_overlap: Norm of its projection on the base's leading 2k-space.
+        overlap_lower: Lower end of the interval of the overlap.
+        overlap_upper: Upper end.
+        verdict: What holds at both ends of both intervals.
+        residual: Residual of the triplet over the largest singular value.
+    """
+
+    index: int
+    sigma: float
+    side: Side
+    score: float
+    score_lower: float
+    score_upper: float
+    matched_index: int
+    subspace_overlap: float
+    overlap_lower: float
+    overlap_upper: float
+    verdict: Verdict
+    residual: float
+
+
+@dataclass(frozen=True)
+class OneSide:
+    """The vectors of one side against the base's.
+
+    Attributes:
+        directions: One for each tuned vector.
+        cosines_lower: Of the principal angles between the tuned vectors and the base's leading
+            2k-space, lower ends, shape ``(k,)``.
+        cosines_upper: Upper ends.
+        similarity: |cosine| of each tuned vector (rows) with the base's leading 2k, ``(k, 2k)``.
+        spectrum: Singular values of the base, descending, shape ``(min(m, n),)``.
+        exact: How many of them are computed; the others are from a quadrature.
+        passes: Products with the base.
+    """
+
+    directions: list[Direction]
+    cosines_lower: Tensor
+    cosines_upper: Tensor
+    similarity: Tensor
+    spectrum: Tensor
+    exact: int
+    passes: int
+
+
+def certified_side(
+    W0: LinearMap,
+    tuned: SingularTriplets,
+    side: Side,
+    *,
+    subspace: int,
+    epsilon: float = EPSILON,
+    frobenius: float | None = None,
+    seed: int | None = None,
+) -> OneSide:
+    """Intervals on the scores of known tuned vectors, from products with the base.
+
+    Args:
+        W0: The base.
+        tuned: The tuned triplets, in the dtype of its products; those below a thousandth of σ₁ are
+            left out.
+        side: Which of their vectors.
+        subspace: How many leading base vectors the overlap is taken with.
+        epsilon: Score below which the paper counts an intruder.
+        frobenius: ``‖W0‖_F``, if it is known.
+        seed: Of the random vectors.
+
+    Returns:
+        The verdicts of that side.
+    """
+    (groups, errors), count = ties(tuned), known_values(tuned)
+    A, Y = (W0, tuned.u) if side == "left" else (W0.T, tuned.v)
+    found = certify(
+        A,
+        Y[:, :count],
+        epsilon=epsilon,
+        errors=errors[:count],
+        groups=groups[:count],
+        subspace=subspace,
+        frobenius=frobenius,
+        generator=generator_of(seed),
+    )
+    directions = _directions(
+        side,
+        tuned,
+        matched=found.matched_index,
+        score=(found.score, found.lower, found.upper),
+        overlap=(found.overlap, found.overlap_lower, found.overlap_upper),
+        verdicts=found.verdicts,
+    )
+    lower, upper = found.cosines
+    exact = len(found.base_sigma)
+    return OneSide(directions, lower, upper, found.similarity, found.spectrum, exact, found.passes)
+
+
+def svd_side(
+    base: tuple[Tensor, Tensor, Tensor],
+    shape: tuple[int, int],
+    tuned: SingularTriplets,
+    side: Side,
+    *,
+    subspace: int,
+    epsilon: float = EPSILON,
+) -> OneSide:
+    """Scores of known tuned vectors, from all singular vectors of the base.
+
+    Args:
+        base: U, σ and V of the base.
+        shape: ``(m, n)``.
+        tuned: The tuned triplets; a vector of σ = 0 is arbitrary and is not judged.
+        side: Which of their vectors.
+        subspace: How many leading base vectors the overlap is taken with.
+        epsilon: Score below which the paper counts an intruder.
+
+    Returns:
+        The verdicts of that side.
+    """
+    U, sigma, V = base
+    vectors, Y = (U, tuned.u) if side == "left" else (V, tuned.v)
+    Y = Y[:, : tuned.rank].to(vectors.dtype)
+    known = base_vectors(vectors, sigma, shape)
+    found = scores(Y, known, subspace)
+    errors = tuned.vector_errors[: tuned.rank].to(Y)
+    verdicts = [
+        verdict(score, overlap, epsilon=epsilon, vector_error=error)
+        for score, overlap, error in zip(
+            *(x.tolist() for x in (found.score, found.subspace_overlap, errors)), strict=True
+        )
+    ]
+    directions = _directions(
+        side,
+        tuned,
+        matched=found.matched_index,
+        score=_within(found.score, errors),
+        overlap=_within(found.subspace_overlap, errors),
+        verdicts=verdicts,
+    )
+    inside = known.vectors[:, :subspace].mT @ Y
+    cosines = torch.linalg.svdvals(inside).clamp_max(1.0)
+    similarity = inside.abs().mT
+    return OneSide(directions, cosines, cosines, similarity, sigma, len(sigma), 0)
+
+
+def _directions(
+    side: Side,
+    tuned: SingularTriplets,
+    *,
+    matched: Tensor,
+    score: Interval,
+    overlap: Interval,
+    verdicts: Sequence[Verdict],
+) -> list[Direction]:
+    """One entry a vector, as plain numbers."""
+    residuals = tuned.residuals / tuned.sigma[:1]
+    columns = (tuned.sigma, residuals, matched, *score, *overlap)
+    rows = zip(*(column.tolist() for column in columns), strict=False)
+    return [
+        Direction(
+            index=i,
+            sigma=sigma,
+            side=side,
+            score=s,
+            score_lower=s_low,
+            score_upper=s_high,
+            matched_index=at,
+            subspace_overlap=o,
+            overlap_lower=o_low,
+            overlap_upper=o_high,
+            verdict=what,
+            residual=residual,
+        )
+        for i, ((sigma, residual, at, s, s_low, s_high, o, o_low, o_high), what) in enumerate(
+            zip(rows, verdicts, strict=False)
+        )
+    ]
+
+
+def _within(values: Tensor, errors: Tensor) -> Interval:
+    """Values with an error on either side, in [0, 1]."""
+    return values, (values - errors).clamp_min(0.0), (values + errors).clamp_max(1.0)
+
+
+def known_values(tuned: SingularTriplets) -> int:
+    """How many tuned values differ from zero for certain; the vectors of the others may be any."""
+    return int((tuned.sigma > LEAST * tuned.sigma[0]).sum())
+
+
+def generator_of(seed: int | None) -> torch.Generator | None:
+    return None if seed is None else torch.Generator().manual_seed(seed)

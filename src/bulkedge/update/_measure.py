@@ -1,0 +1,64 @@
+"""The bulk of a base, from the singular values that are known of it."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge.rmt import BulkFit, White, edge_test
+
+from .predict import BaseSpectrum
+
+FEW = 8
+"""Number of leading values that make an edge; a matrix with fewer is measured by its moments."""
+MOMENTS = 0.1
+"""Relative error of the fourth moment by six probes: a few standard deviations at 512 values."""
+
+
+def measure_base(
+    values: Tensor, shape: tuple[int, int], exact: int
+) -> tuple[BaseSpectrum | None, str | None]:
+    """The bulk of a base; or none, and why.
+
+    Args:
+        values: Singular values, descending.
+        shape: Of the matrix.
+        exact: How many of them are computed; the others come from a quadrature.
+
+    Returns:
+        Its spectrum, or what to say instead.
+    """
+    try:
+        if exact < min(FEW, len(values)):
+            return _noise(values, shape), None
+        return BaseSpectrum.from_values(values, shape, exact=exact), None
+    except InputError as error:
+        return None, f"no bulk fitted: {error}"
+
+
+def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
+    """The bulk of a base whose leading values stand too close to converge: noise, or none."""
+    # what a quadrature knows well are moments: of noise p Σσ⁴ = (1 + p/max(m, n)) (Σσ²)²
+    p = len(values)
+    squares = values.square()
+    misfit = abs(float(p * squares.square().sum() / squares.sum() ** 2) / (1 + p / max(shape)) - 1)
+    if misfit > MOMENTS:
+        raise InputError(
+            "too few leading singular values of the base converged; method 'dense' finds them all"
+        )
+    sigma = math.sqrt(float(squares.sum()) / (shape[0] * shape[1]))
+    bulk = White(shape, sigma)
+    fit = BulkFit(
+        shape=shape,
+        sigma=sigma,
+        sigma_error=sigma / math.sqrt(2 * shape[0] * shape[1]),
+        misfit=misfit,
+        misfit_limit=MOMENTS,
+        edge=bulk.edge,
+        spikes=0,
+        p_value=edge_test(float(values[0]), shape, sigma=sigma),
+        bulk=bulk,
+    )
+    return BaseSpectrum(values, fit)

@@ -592,3 +592,19 @@ def test_a_matrix_that_is_not_finite_is_lost_in_the_counts(tmp_path):
     assert counts(record) == {
         "base": 4, "tuned": 4, "compared": 4, "equal": 2, "lost": 2, "excluded": 0, "apart": 0,
     }  # fmt: skip
+
+
+def test_a_weight_of_zeros_is_no_clean_one(tmp_path):
+    """It has no directions that could be judged."""
+    g = torch.Generator().manual_seed(0)
+    weights = {f"layer.{i}.weight": torch.randn(24, 20, generator=g) for i in range(2)}
+    base = save(tmp_path / "base.safetensors", weights)
+    tuned = save(tmp_path / "tuned.safetensors", weights | {"layer.1.weight": torch.zeros(24, 20)})
+    record = bulkedge.audit(base, tuned)
+    (row,) = [row for row in record.matrices if row.status == "failed"]
+    assert (row.name, "all entries of the tuned matrix are zero" in row.note) == (
+        "layer.1.weight",
+        True,
+    )
+    assert record.summary.tensors.lost == 2
+    assert not record.summary.complete

@@ -19,6 +19,12 @@ from bulkedge.update import BaseSpectrum, Factors, measure_base
 from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
 
 
+ZEROS = (
+    "all entries of the tuned matrix are zero, where the base's are not: a damaged save? save it "
+    "again, or leave it out with --exclude"
+)
+
+
 def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
     """The row of one matrix.
 
@@ -48,6 +54,8 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     if norm_update == 0:
         return _row(comparison, "unchanged")
     judged = judge_pair(pair, recipe)
+    if judged.tuned.rank == 0:
+        return _row(comparison, "failed", note=ZEROS)
     shape = (pair.base.shape[0], pair.base.shape[1])
     base, problem = measure_base(judged.spectrum, shape, judged.exact)
     notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)

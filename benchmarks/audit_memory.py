@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     embedding, square = (4 * m * n for m, n in (EMBEDDING, SQUARE))
     layers = round((arguments.gigabytes * 1e9 - embedding) / (4 * LAYER[0] * LAYER[1]))
-    idle = peak_of([sys.executable, "-c", "import torch, bulkedge.auditing.run"])
+    idle = peak_of([sys.executable, "-c", "import torch, bulkedge.auditing.matrix"])
     one_square = measure([SQUARE])
     small, large = measure([EMBEDDING, LAYER]), measure([EMBEDDING] + [LAYER] * layers)
     store(

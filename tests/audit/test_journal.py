@@ -176,7 +176,7 @@ def test_failed_matrices_are_tried_again(pair, tmp_path, monkeypatch):
         def fail(*_, **__):
             raise MemoryError("for once")
 
-        patch.setattr("bulkedge.auditing.run.load", fail)
+        patch.setattr("bulkedge.auditing.matrix.load", fail)
         record = bulkedge.audit(*pair, journal=path)
         assert {row.status for row in record.matrices} == {"failed"}
     record, said = resumed(pair, path)

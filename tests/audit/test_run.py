@@ -221,7 +221,7 @@ def test_a_failing_matrix_says_why(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("needs 9 GiB")
 
-    monkeypatch.setattr("bulkedge.auditing.run.judge_pair", fail)
+    monkeypatch.setattr("bulkedge.auditing.matrix.judge_pair", fail)
     (row,) = audit_pair(tmp_path, *planted()).matrices
     assert (row.status, row.note) == ("failed", "OutOfMemoryError: needs 9 GiB")
 
@@ -277,7 +277,7 @@ def test_inputs_that_change_during_the_audit_are_noticed(tmp_path):
 
 def test_jobs_and_device_are_checked_first(tmp_path, monkeypatch):
     base, tuned = several(tmp_path)
-    monkeypatch.setattr("bulkedge.auditing.run.load", None)
+    monkeypatch.setattr("bulkedge.auditing.matrix.load", None)
     with pytest.raises(InputError, match="expected jobs ≥ 1, got 0"):
         bulkedge.audit(base, tuned, jobs=0)
     with pytest.raises(InputError, match=r"torch .* sees \d+ CUDA devices; use device 'cpu'"):

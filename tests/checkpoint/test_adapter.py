@@ -11,7 +11,7 @@ import torch
 
 import bulkedge
 from bulkedge import AdapterError, CheckpointError, NothingAuditedError, Recipe
-from bulkedge.auditing.run import load
+from bulkedge.auditing.matrix import load
 from bulkedge.checkpoint import is_adapter
 from bulkedge.comparison import make_plan
 from helpers import save, save_adapter, some, weights

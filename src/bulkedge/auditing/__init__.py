@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ._run_plan import Notice, Progress, run_plan
 from .engine import Engine, LocalEngine, RayEngine
 from .inputs import keep_out_of_inputs
 from .lock import JOURNAL_NAME, hold, refuse_held
+from .run import Notice, Progress, run_plan
 from .shard import Shard, merge_shards
 
 __all__ = [

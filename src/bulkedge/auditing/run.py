@@ -1,139 +1,129 @@
-"""One matrix: read it, solve it, judge it.
-
-The row of a matrix depends on its tensors and the recipe alone, not on the process, the order or
-the number of workers that computed it.  Another kind of processor rounds otherwise: there the last
-digits differ, and at times how far a certificate went; what it proved holds on either.
-"""
+"""All matrices of a plan: computed, kept in a journal, recorded."""
 
 from __future__ import annotations
 
-from typing import Literal
+import datetime
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
 
-import torch
+from bulkedge import __version__
+from bulkedge._errors import InputError
+from bulkedge.comparison import Comparison, Plan
+from bulkedge.records import Matrix, Part, Recipe, Record, Run, Tool, summarise
 
-from bulkedge.comparison import Comparison, Pair, judge_pair, load
-from bulkedge.intruder import Judgement
-from bulkedge.records import Matrix, Recipe
-from bulkedge.update import BaseSpectrum, Factors, measure_base
+from .engine import Engine, LocalEngine
+from .inputs import Watch, keep_out_of_inputs
+from .journal import Journal, open_journal, row_keys
+from .shard import Shard
 
-from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what was finished, how many so far, how many in all)``."""
 
-
-ZEROS = (
-    "all entries of the tuned matrix are zero, where the base's are not: a damaged save? save it "
-    "again, or leave it out with --exclude"
-)
+Notice = Callable[[str], None]
+"""Called with a line that someone should see."""
 
 
-def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
-    """The row of one matrix.
-
-    Cost: some 15 to 30 products with the base or the tuned matrix, each with a block of 16 vectors;
-    two SVDs where that leaves a verdict open.
+def run_plan(
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    engine: Engine | None = None,
+    jobs: int = 1,
+    shard: Shard | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+) -> Record:
+    """Compute every row of a plan, or of one part of it.
 
     Args:
-        comparison: What to compare.
-        recipe: How.
+        plan: From :func:`make_plan`.
+        recipe: The recipe that the plan was made for.
+        engine: See :func:`audit`.
+        jobs: See :func:`audit`.
+        shard: See :func:`audit`.
+        journal: See :func:`audit`.
+        resume: See :func:`audit`.
+        progress: See :func:`audit`.
+        notice: See :func:`audit`.
 
     Returns:
-        The row.  A matrix that cannot be audited says so in ``status`` and ``note``; the others
-        go on.
+        The record.
+
+    Raises:
+        InputError: If there is a journal to resume from, but its path is not given.
     """
-    try:
-        return _audit(comparison, recipe)
-    except Exception as error:  # whatever it is: the others go on, and the exit code is 2
-        return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
+    import torch
 
-
-def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
-    """Load, look for the easy ends, else judge."""
-    pair = load(comparison, torch.device(recipe.device))
-    if problem := _not_finite(pair):
-        return _row(comparison, "not_finite", note=problem)
-    norm_update = pair.update_norm(recipe.seed)
-    if norm_update == 0:
-        return _row(comparison, "unchanged")
-    judged = judge_pair(pair, recipe)
-    if judged.tuned.rank == 0:
-        return _row(comparison, "failed", note=ZEROS)
-    shape = (pair.base.shape[0], pair.base.shape[1])
-    base, problem = measure_base(judged.spectrum, shape, judged.exact)
-    notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
-    return _row(
-        comparison,
-        "audited",
-        note="; ".join(filter(None, notes)) or None,
-        spectral_norm_base=judged.norm,
-        spectral_norm_update=norm_update,
-        intruders=sum(direction.score < recipe.epsilon for direction in judged.directions),
-        directions=direction_rows(judged),
-        angles=angle_rows(judged),
-        spectrum=spectrum_row(judged.spectrum),
-        passes=judged.passes,
-        low_rank=pair.low_rank is not None,
-        spikes=None if pair.spikes is None else pair.spikes.rank,
-        **_theory(base, pair.spikes, judged, recipe),
+    engine = engine or LocalEngine(jobs)
+    engine.check(recipe)
+    if resume and journal is None:
+        raise InputError("expected the journal to resume from, got none; give journal=PATH")
+    if journal is not None:
+        keep_out_of_inputs(os.fspath(journal), plan)
+    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    positions = (shard or Shard(1, 1)).positions(plan.comparisons)
+    work = _Work(recipe, [plan.comparisons[i] for i in positions], Watch(plan))
+    with open_journal(journal, resume=resume) as book:
+        taken = work.resume(book, notice) if book and resume else 0
+        work.compute(engine, book, progress)
+    matrices = [work.rows[i] for i in range(len(positions))]
+    skipped = list(plan.skipped)
+    return Record(
+        tool=Tool(version=__version__, torch=torch.__version__),
+        inputs=work.watch.inputs,
+        recipe=recipe,
+        shard=_part(shard, positions, len(plan.comparisons)),
+        summary=summarise(matrices, skipped, None if shard else list(plan.tensors)),
+        skipped=skipped,
+        tensors=list(plan.tensors),
+        matrices=matrices,
+        run=Run(
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - clock, 3),
+            engine=engine.name,
+            jobs=engine.jobs,
+            resumed=taken,
+        ),
     )
 
 
-def _theory(
-    base: BaseSpectrum | None,
-    update: Factors | None,
-    judged: Judgement,
-    recipe: Recipe,
-) -> dict[str, object]:
-    """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""
-    if base is None:
-        return {}
-    exact = judged.exact == len(judged.spectrum)
-    found = {"bulk": bulk_row(base, exact=exact), "threshold": base.fit.threshold}
-    if update is None:
-        return found
-    return found | {
-        "separated": int(base.fit.bulk.separates(update.gamma).sum()),
-        "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
-    }
+class _Work:
+    """What is to be computed, and the rows so far by their position in it."""
+
+    def __init__(self, recipe: Recipe, comparisons: list[Comparison], watch: Watch) -> None:
+        self.recipe, self.comparisons, self.watch = recipe, comparisons, watch
+        self.keys = row_keys(comparisons, recipe, watch.inputs, watch.digests)
+        self.rows: dict[int, Matrix] = {}
+
+    def resume(self, book: Journal, notice: Notice | None) -> int:
+        """Take what the journal has, and say so; how many that is."""
+        self.rows = book.take(self.keys)
+        if notice is not None:
+            for note in book.notes:
+                notice(f"{book.path}: {note}")
+        return len(self.rows)
+
+    def compute(self, engine: Engine, book: Journal | None, progress: Progress | None) -> None:
+        """Compute the others, each on disk before it counts."""
+        left = [i for i in range(len(self.comparisons)) if i not in self.rows]
+        todo = [self.comparisons[i] for i in left]
+        with closing(engine.rows(todo, self.recipe)) as found:  # ends the workers at once
+            for position, row in found:
+                self.watch.check()  # a row of what was read meanwhile must not be kept
+                if book is not None:
+                    book.append(self.keys[left[position]], row)
+                self.rows[left[position]] = row
+                if progress is not None:
+                    progress(row.name, len(self.rows), len(self.comparisons))
+        self.watch.check()
 
 
-def _not_finite(pair: Pair) -> str | None:
-    """Where NaN or Inf stand, None if nowhere."""
-    problems = [
-        f"{name} holds {int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
-        for name, tensor in pair.tensors.items()
-        if not all(bool(rows.isfinite().all()) for rows in tensor.split(1024))
-    ]
-    return "; ".join(problems) or None
-
-
-def _rank_note(rank: int, recipe: Recipe) -> str | None:
-    """What to say where fewer directions exist than were asked for."""
-    if rank == recipe.top_k:
+def _part(shard: Shard | None, positions: list[int], matrices: int) -> Part | None:
+    """What a record says of the part that it has."""
+    if shard is None:
         return None
-    return f"the tuned matrix has rank {rank}: {rank} of {recipe.top_k} directions exist"
-
-
-def _row(
-    comparison: Comparison,
-    status: Literal["audited", "unchanged", "not_finite", "failed"],
-    *,
-    low_rank: bool = True,
-    note: str | None = None,
-    **fields: object,
-) -> Matrix:
-    """A row; ``low_rank`` is False where more than the factors was found to differ."""
-    factors = comparison.factors if low_rank else None
-    return Matrix.model_validate(
-        {
-            "name": comparison.base.name,
-            "tuned_name": comparison.tuned_name,
-            "shape": comparison.base.shape,
-            "transposed": comparison.transposed,
-            "dtype": comparison.base.dtype,
-            "update": "lora" if factors else "dense",
-            "rank": factors.rank if factors else None,
-            "scale": factors.scale if factors else None,
-            "status": status,
-            "note": "; ".join(filter(None, (comparison.note, note))) or None,
-            **fields,
-        }
-    )
+    return Part(index=shard.index, count=shard.count, positions=positions, matrices=matrices)

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from bulkedge._errors import BulkedgeError
 from bulkedge._fields import check_fields, whole
 from bulkedge._precision import one_thread
-from bulkedge.auditing.run import audit_matrix
+from bulkedge.auditing.matrix import audit_matrix
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.recipe import Recipe
 from bulkedge.records.rows import Matrix

@@ -16,7 +16,7 @@ from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
 from bulkedge._fields import FLAG, TEXT, check_fields
 from bulkedge._precision import one_thread
 from bulkedge.auditing.inputs import Stamps, files_of, stamps
-from bulkedge.auditing.run import audit_matrix
+from bulkedge.auditing.matrix import audit_matrix
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.recipe import Recipe
 from bulkedge.records.rows import Matrix

@@ -1,0 +1,138 @@
+"""One matrix: read it, solve it, judge it.
+
+The row of a matrix depends on its tensors and the recipe alone, not on the process, the order or
+the number of workers that computed it.  Another kind of processor rounds otherwise: there the last
+digits differ, and at times how far a certificate went; what it proved holds on either.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from bulkedge.comparison import Comparison, Pair, judge_pair, load
+from bulkedge.intruder import Judgement
+from bulkedge.records import Matrix, Recipe
+from bulkedge.update import BaseSpectrum, Factors, measure_base
+
+from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
+
+ZEROS = (
+    "all entries of the tuned matrix are zero, where the base's are not: a damaged save? save it "
+    "again, or leave it out with --exclude"
+)
+
+
+def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
+    """The row of one matrix.
+
+    Cost: some 15 to 30 products with the base or the tuned matrix, each with a block of 16 vectors;
+    two SVDs where that leaves a verdict open.
+
+    Args:
+        comparison: What to compare.
+        recipe: How.
+
+    Returns:
+        The row.  A matrix that cannot be audited says so in ``status`` and ``note``; the others
+        go on.
+    """
+    try:
+        return _audit(comparison, recipe)
+    except Exception as error:  # whatever it is: the others go on, and the exit code is 2
+        return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
+
+
+def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
+    """Load, look for the easy ends, else judge."""
+    pair = load(comparison, torch.device(recipe.device))
+    if problem := _not_finite(pair):
+        return _row(comparison, "not_finite", note=problem)
+    norm_update = pair.update_norm(recipe.seed)
+    if norm_update == 0:
+        return _row(comparison, "unchanged")
+    judged = judge_pair(pair, recipe)
+    if judged.tuned.rank == 0:
+        return _row(comparison, "failed", note=ZEROS)
+    shape = (pair.base.shape[0], pair.base.shape[1])
+    base, problem = measure_base(judged.spectrum, shape, judged.exact)
+    notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
+    return _row(
+        comparison,
+        "audited",
+        note="; ".join(filter(None, notes)) or None,
+        spectral_norm_base=judged.norm,
+        spectral_norm_update=norm_update,
+        intruders=sum(direction.score < recipe.epsilon for direction in judged.directions),
+        directions=direction_rows(judged),
+        angles=angle_rows(judged),
+        spectrum=spectrum_row(judged.spectrum),
+        passes=judged.passes,
+        low_rank=pair.low_rank is not None,
+        spikes=None if pair.spikes is None else pair.spikes.rank,
+        **_theory(base, pair.spikes, judged, recipe),
+    )
+
+
+def _theory(
+    base: BaseSpectrum | None,
+    update: Factors | None,
+    judged: Judgement,
+    recipe: Recipe,
+) -> dict[str, object]:
+    """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""
+    if base is None:
+        return {}
+    exact = judged.exact == len(judged.spectrum)
+    found = {"bulk": bulk_row(base, exact=exact), "threshold": base.fit.threshold}
+    if update is None:
+        return found
+    return found | {
+        "separated": int(base.fit.bulk.separates(update.gamma).sum()),
+        "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
+    }
+
+
+def _not_finite(pair: Pair) -> str | None:
+    """Where NaN or Inf stand, None if nowhere."""
+    problems = [
+        f"{name} holds {int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
+        for name, tensor in pair.tensors.items()
+        if not all(bool(rows.isfinite().all()) for rows in tensor.split(1024))
+    ]
+    return "; ".join(problems) or None
+
+
+def _rank_note(rank: int, recipe: Recipe) -> str | None:
+    """What to say where fewer directions exist than were asked for."""
+    if rank == recipe.top_k:
+        return None
+    return f"the tuned matrix has rank {rank}: {rank} of {recipe.top_k} directions exist"
+
+
+def _row(
+    comparison: Comparison,
+    status: Literal["audited", "unchanged", "not_finite", "failed"],
+    *,
+    low_rank: bool = True,
+    note: str | None = None,
+    **fields: object,
+) -> Matrix:
+    """A row; ``low_rank`` is False where more than the factors was found to differ."""
+    factors = comparison.factors if low_rank else None
+    return Matrix.model_validate(
+        {
+            "name": comparison.base.name,
+            "tuned_name": comparison.tuned_name,
+            "shape": comparison.base.shape,
+            "transposed": comparison.transposed,
+            "dtype": comparison.base.dtype,
+            "update": "lora" if factors else "dense",
+            "rank": factors.rank if factors else None,
+            "scale": factors.scale if factors else None,
+            "status": status,
+            "note": "; ".join(filter(None, (comparison.note, note))) or None,
+            **fields,
+        }
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.auditing.judge import Judged, judge
 from bulkedge.auditing.spikes import measure_base
-from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.checkpoint.elements import torch_dtypes
 from bulkedge.comparison import Comparison
 from bulkedge.comparison.pair import Pair, load
 from bulkedge.intruder import COUNTED, Verdict
@@ -118,7 +118,7 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
 def _rounding(comparison: Comparison) -> float:
     """The rounding of the dtype that a correction is stored in."""
     factors = comparison.factors
-    info = factors.A if factors is not None else (comparison.tuned or comparison.base).info
+    info = factors.infos[0] if factors is not None else (comparison.tuned or comparison.base).info
     dtype = torch_dtypes()[info.dtype]
     return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 

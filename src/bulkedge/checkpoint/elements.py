@@ -108,6 +108,14 @@ def torch_dtypes() -> dict[str, torch.dtype]:
     }
 
 
+def rounding_of(info: TensorInfo) -> float:
+    """The machine epsilon of a tensor's dtype; 0 of one that is no floating-point number."""
+    import torch
+
+    dtype = torch_dtypes().get(info.dtype, torch.uint8)
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+
+
 def write_elements(info: TensorInfo, first: int, values: Tensor, file: Path) -> None:
     """Write elements over those of a stored tensor, from the ``first`` on.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .elements import read_elements, read_tensor, torch_dtypes
+from .elements import read_elements, read_tensor, rounding_of, torch_dtypes
 from .header import TensorInfo
 
 if TYPE_CHECKING:  # listing names needs no torch
@@ -176,6 +176,11 @@ class LoraFactors:
     def correctable(self) -> LoraFactors | str:
         """Itself, unless no factors give another update."""
         return "a scale of zero" if self.scale == 0 else self
+
+    @property
+    def rounding(self) -> float:
+        """The machine epsilon of the factors."""
+        return rounding_of(self.A)
 
     def whole(self) -> LoraFactors:
         """The factors of all experts and all rows."""

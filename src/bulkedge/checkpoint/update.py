@@ -116,6 +116,11 @@ class Correctable(StoredUpdate, Protocol):
         """Which output rows are meant; None for all."""
         ...
 
+    @property
+    def rounding(self) -> float:
+        """The machine epsilon of the factors."""
+        ...
+
     def whole(self) -> Self:
         """The update of all experts and all rows."""
         ...

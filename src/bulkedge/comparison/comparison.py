@@ -42,6 +42,14 @@ class Comparison:
         return [info.name for info in (*full, *(self.factors.infos if self.factors else ()))]
 
     @property
+    def rounding(self) -> float:
+        """The relative rounding of the form that a correction is stored in; 0 if none can be."""
+        if self.factors is None:
+            return (self.tuned or self.base).codec.rounding
+        update = self.factors.correctable()
+        return 0.0 if isinstance(update, str) else update.rounding
+
+    @property
     def note(self) -> str | None:
         """What a reader should know about the update."""
         return self.factors.note if self.factors else None

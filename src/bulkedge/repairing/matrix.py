@@ -10,7 +10,6 @@ from torch import Tensor
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.auditing.judge import Judged, judge
 from bulkedge.auditing.spikes import measure_base
-from bulkedge.checkpoint.elements import torch_dtypes
 from bulkedge.comparison import Comparison
 from bulkedge.comparison.pair import Pair, load
 from bulkedge.intruder import COUNTED, Verdict
@@ -97,7 +96,7 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
     pair = load(comparison, torch.device(recipe.device))
     total, treated = Correction.none(comparison.base.acts_as, pair.base.device), []
     now, rounds, turn = pair, 0, 0
-    least = _rounding(comparison) * norm_of_update(pair)
+    least = comparison.rounding * norm_of_update(pair)
     while True:
         judged, _ = judge(now, recipe)
         fit = _fit(judged, now)
@@ -113,14 +112,6 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
         treated += _rows(case, chosen)
         total = total.then(step)
         now = corrected(pair, total)
-
-
-def _rounding(comparison: Comparison) -> float:
-    """The rounding of the dtype that a correction is stored in."""
-    factors = comparison.factors
-    info = factors.infos[0] if factors is not None else (comparison.tuned or comparison.base).info
-    dtype = torch_dtypes()[info.dtype]
-    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
 def _fit(judged: Judged, pair: Pair) -> BulkFit | None:

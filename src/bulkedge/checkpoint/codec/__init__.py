@@ -18,8 +18,6 @@ __all__ = ["CODECS", "BlockFp8", "Codec", "Companion", "Plain", "weights_of"]
 CODECS: tuple[type[Codec], ...] = (BlockFp8,)
 """Each is asked in turn whether it can read a tensor; what none of them claims is plain."""
 
-ENDINGS = tuple(end for codec in CODECS for end in codec.companion_endings)
-
 
 def weights_of(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, Codec]:
     """What the tensors of a checkpoint are.
@@ -36,10 +34,11 @@ def weights_of(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
         CheckpointError: If two tensors hold the same weight.
     """
     claimed = {name: _claim(name, info, tensors, config) for name, info in tensors.items()}
+    endings = tuple(end for codec in CODECS for end in codec.companion_endings)
     companions = {info.name for codec in claimed.values() if codec for info in codec.companions}
     found: dict[str, Codec] = {}
     for name, info in tensors.items():
-        part = info.name in companions or info.name.endswith(ENDINGS)
+        part = info.name in companions or info.name.endswith(endings)
         codec = Companion(info) if part else claimed[name] or Plain(info)
         key = name if codec.name == info.name else unwrapped(codec.name)
         if (other := found.get(key)) is not None:

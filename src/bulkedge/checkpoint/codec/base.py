@@ -24,8 +24,8 @@ NO_WEIGHT = "a bias or scales: not a weight"
 class Codec(ABC):
     """One weight as it is stored: in one tensor, or in one tensor and its companions.
 
-    A codec holds headers, no numbers, so that it is made for every weight of a file at no cost and
-    travels to worker processes.
+    A codec is made for every tensor of a file and travels to worker processes: it holds headers and
+    settings, no weights.
 
     Attributes:
         info: The tensor that holds the numbers.
@@ -46,6 +46,8 @@ class Codec(ABC):
         config: Mapping[str, Any],
     ) -> Codec | None:
         """The codec of a tensor, if it holds the numbers of a weight that is stored this way.
+
+        Settings that lie in a small tensor may be read here.
 
         Args:
             name: The tensor's name without the wrappers of training libraries.
@@ -96,6 +98,11 @@ class Codec(ABC):
     def read_only(self) -> str | None:
         """Why other numbers cannot be written in its place; None if they can."""
         return f"{self.info.dtype}: quantised, and would have to be quantised anew"
+
+    @property
+    def rounding(self) -> float:
+        """The relative rounding of numbers that are written; 0 if it is not known."""
+        return 0.0
 
     def extent(self, expert: int | None) -> tuple[int, int]:
         """The weight as one matrix, kernels flattened, or that of one expert: rows and columns."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge.checkpoint.elements import (
     read_elements,
     read_tensor,
+    rounding_of,
     torch_dtypes,
     write_elements,
 )
@@ -55,6 +56,11 @@ class Plain(Codec):
     def read_only(self) -> str | None:
         """None: the dtype rounds, and nothing is in the way."""
         return None
+
+    @property
+    def rounding(self) -> float:
+        """The machine epsilon."""
+        return rounding_of(self.info)
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; the dtype is that of the file."""

@@ -34,6 +34,7 @@ PART_OF_A_METHOD = re.compile(r"(^|\.)(lora|hada|lokr|vera|oft|boft|ia3|hra|adal
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
 DORA = "DoRA: each output is scaled besides, the update is of full rank"
+ONE_RANK = "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
 TWICE = "PEFT adds the update of out_proj twice, in training and in merging; judged once"
 MAX_PARAMETERS = 64
 
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 def is_adapter(path: str | Path) -> bool:
     """Whether ``path`` is an adapter folder, or the weights in one."""
-    # a pipe, or a link that leads nowhere, is no missing file; False for an impossible name
+    # lexists: a pipe or a dangling link is an adapter that cannot be read, not a missing one
     return os.path.lexists(_folder(Path(path)) / CONFIG)
 
 
@@ -111,9 +112,10 @@ def _sort(
         elif isinstance(found := plain_factors(module, parts, config), str):
             unhandled += [Unhandled(info, f"{module}.weight", found) for info in parts.values()]
         else:
-            # the one module that PEFT wraps inside another: out_proj of MultiheadAttention
+            # PEFT wraps one module inside another: out_proj of MultiheadAttention
             inside = ".base_layer." in wrapped.removesuffix(".base_layer")
-            _add(factors, f"{module}.weight", found.noted(TWICE) if inside else found)
+            found = replace(found.noted(TWICE), fixed=ONE_RANK) if inside else found
+            _add(factors, f"{module}.weight", found)
     return Adapter(
         folder,
         (file, folder / CONFIG),

@@ -92,21 +92,7 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: If two tensors are the same part of one layer, or the metadata is damaged.
     """
-    modules: dict[str, dict[str, TensorInfo]] = {}
-    unhandled: list[Unhandled] = []
-    for name, info in checkpoint.tensors.items():
-        module, part = _split(name)
-        if part == "bias":
-            unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
-        elif part is None:
-            unhandled.append(Unhandled(info, name, _why_unknown(name)))
-        elif part in modules.setdefault(module, {}):
-            raise AdapterError(
-                f"{info.file}: tensors {name!r} and {modules[module][part].name!r} are the same "
-                "part of one layer; keep one"
-            )
-        else:
-            modules[module][part] = info
+    modules, unhandled = _by_layer(checkpoint)
     # another method's tensors beside two factors change what the factors mean
     tainted = {match["module"] for row in unhandled if (match := KOHYA.fullmatch(row.name))}
     configs = _configs(checkpoint)
@@ -127,6 +113,28 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
         flattened=True,
         beside=checkpoint.beside,
     )
+
+
+def _by_layer(
+    checkpoint: Checkpoint,
+) -> tuple[dict[str, dict[str, TensorInfo]], list[Unhandled]]:
+    """The parts of each layer's update by their names, and the tensors that are no such part."""
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    unhandled: list[Unhandled] = []
+    for name, info in checkpoint.tensors.items():
+        module, part = _split(name)
+        if part == "bias":
+            unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
+        elif part is None:
+            unhandled.append(Unhandled(info, name, _why_unknown(name)))
+        elif part in modules.setdefault(module, {}):
+            raise AdapterError(
+                f"{info.file}: tensors {name!r} and {modules[module][part].name!r} are the same "
+                "part of one layer; keep one"
+            )
+        else:
+            modules[module][part] = info
+    return modules, unhandled
 
 
 def unflatten(

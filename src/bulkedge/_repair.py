@@ -216,7 +216,7 @@ def _record(
         output=None if out is None else as_text(out),
         left_behind=[as_text(name) for name in left_behind],
         before=before,
-        matrices=[row.told(counts.get(row.comparison.base.name)) for row in work.rows],
+        matrices=[row.for_record(counts.get(row.comparison.base.name)) for row in work.rows],
         after=after,
     )
 

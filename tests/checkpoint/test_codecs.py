@@ -10,6 +10,7 @@ import bulkedge
 from bulkedge import CheckpointError, Recipe, Scale
 from bulkedge.checkpoint import Codec, Plain, StoredMatrix, codec, open_checkpoint
 from bulkedge.checkpoint.elements import read_tensor, write_elements
+from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
 from cases import gaussian, orthonormal
@@ -159,6 +160,27 @@ def test_two_tensors_for_one_weight(tmp_path):
     opened = open_checkpoint(save(tmp_path / "x.safetensors", tensors | {"q.weight": W}))
     with pytest.raises(CheckpointError, match=r"both hold the weight 'q\.weight'; remove one"):
         _ = opened.weights
+
+
+def test_what_a_codec_reads_is_not_refused_as_packed(tmp_path, monkeypatch):
+    tensors, W = nibbles(weights(6, 10))
+    stored = {"q.qweight": tensors["q.packed"], "q.steps": tensors["q.steps"]}
+    base = save(tmp_path / "b.safetensors", stored)
+    tuned = save(tmp_path / "t.safetensors", {"q.qweight": W + 1})
+
+    class Claimed(Nibbles):
+        name = Codec.name
+
+        @classmethod
+        def claim(cls, name, info, tensors, config):
+            return cls(info, tensors["q.steps"]) if info.dtype == "U8" else None
+
+    with pytest.raises(CheckpointError, match="is part of a weight quantised by GPTQ or AWQ"):
+        make_plan(base, tuned, Recipe())
+    monkeypatch.setattr(codec, "CODECS", (Claimed,))
+    opened = open_checkpoint(base)
+    refuse_packed(opened)
+    assert torch.equal(opened.weights["q.qweight"].read(None, None), W)
 
 
 def test_what_cannot_be_written_is_refused_with_the_codecs_reason(tmp_path, monkeypatch):

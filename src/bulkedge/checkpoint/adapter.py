@@ -45,8 +45,8 @@ class Adapter:
         config: The checked part of its configuration, PEFT's defaults without one.
         tensors: Full tensors that replace the base's, by name: trained heads, embeddings.
         unhandled: Everything else, with the reason.
-        wrapped: Updates of bare parameters, experts above all: which parameter is not told by
-            name, and to be found from the base.
+        wrapped: Updates of bare parameters, experts above all: their names do not say which
+            parameter is meant, the base does.
         flattened: Whether the names have underscores for dots, as kohya's scripts write them.
         beside: Weights files and indexes in the same folder that are no part of it.
     """

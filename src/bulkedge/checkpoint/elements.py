@@ -32,7 +32,7 @@ def read_tensor(info: TensorInfo) -> Tensor:
     try:
         with safetensors.safe_open(info.file, framework="pt", backend="pread") as file:
             tensor = file.get_tensor(info.name)
-    # torch's own refusals, of a dtype or of a size, are RuntimeError, TypeError or ValueError
+    # torch refuses a dtype or a size with RuntimeError, TypeError or ValueError
     except (
         OSError,
         safetensors.SafetensorError,
@@ -73,7 +73,7 @@ def read_elements(info: TensorInfo, first: int, count: int, file: Path | None = 
     import torch
 
     width = BITS[info.dtype] // 8
-    content = bytearray(count * width)  # torch wants memory that may be written to
+    content = bytearray(count * width)  # torch.frombuffer needs writable memory
     try:
         opened, _ = open_regular(file or info.file)
         with opened:
@@ -134,5 +134,5 @@ def write_bytes(out: BinaryIO, tensor: Tensor) -> None:
     """The bytes of a tensor."""
     import torch
 
-    # a view: converting a large tensor to bytes would copy it
+    # a view, because converting a large tensor to bytes copies it
     out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

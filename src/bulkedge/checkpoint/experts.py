@@ -2,8 +2,8 @@
 
 Such an update is named after the module that holds the parameter, not after the parameter; of two
 in one module, the outer one has the module's name and the inner one ``base_layer`` behind it.  PEFT
-wraps a module's parameters in the order they were registered, the first innermost.  Shapes tell
-which is which; where they do not, the order in which transformers registers them does.
+wraps a module's parameters in the order they were registered, the first innermost.  Which is
+which follows from shapes, else from the order in which transformers registers them.
 
 PEFT took the stored ``(experts, p, q)`` for ``(experts, in, out)`` until 0.18, and takes it for
 ``(experts, out, in)`` since, unless the module says that it is transposed.
@@ -27,9 +27,14 @@ from .update import StoredUpdate
 Shape = tuple[int, ...]
 
 REGISTERED = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+"""The order in which transformers registers the parameters of experts."""
+
 FLIPPED_BEFORE = (0, 19)
-# models whose experts say to PEFT that they are stored as (in, out)
+"""The first version of PEFT that takes a stack for ``(experts, out, in)``."""
+
 SAY_TRANSPOSED = ("aria", "gpt_oss", "openai_privacy_filter")
+"""Models whose experts are marked for PEFT as stored ``(in, out)``."""
+
 MAX_NESTED = 5
 GROUPED, RANK_MAJOR = "grouped_by_expert", "rank_major"
 SAY_LAYOUT = (
@@ -88,7 +93,7 @@ def assign(
         model_type: The base's, empty if it is not known.
 
     Returns:
-        The factors by parameter, or why they cannot be told.
+        The factors by parameter, or why they are ambiguous.
     """
     if len(targets) != len(wrapped.layers) or len(targets) > MAX_NESTED:
         return (
@@ -139,15 +144,15 @@ def _factors_of(
 
 
 def _grouped(name: str, update: LoraFactors, config: AdapterConfig) -> bool | str:
-    """Whether B holds one expert after the other; why that cannot be told."""
-    told = config.layouts(name)
-    if told == {GROUPED}:
+    """Whether B holds one expert after the other; or why that is ambiguous."""
+    stated = config.layouts(name)
+    if stated == {GROUPED}:
         return True
-    matters = update.experts > 1 and update.rank > 1  # else both ways are one
-    if not matters or told == {RANK_MAJOR}:
+    matters = update.experts > 1 and update.rank > 1  # otherwise both layouts coincide
+    if not matters or stated == {RANK_MAJOR}:
         return False
-    if told:
-        found = ", ".join(sorted(f"{layout!r:.40}" for layout in told))
+    if stated:
+        found = ", ".join(sorted(f"{layout!r:.40}" for layout in stated))
         return f"adapter_config.json says of the layout of lora_B of {name}: {found}; {SAY_LAYOUT}"
     if config.by_unsloth:
         return (
@@ -168,7 +173,7 @@ def _flips(layer: Mapping[str, TensorInfo], shape: Shape) -> set[bool]:
     p, q = shape[-2:]
     straight, flipped = (B[0], A[1]) == (p, q), (A[1], B[0]) == (p, q)
     ways = {False} if straight else set()
-    # only a stack was ever taken for (in, out)
+    # PEFT has taken only stacks for (in, out)
     return ways | {True} if flipped and len(shape) == 3 else ways
 
 
@@ -178,7 +183,7 @@ def _flipped(
     """Whether the update of the matrix as ``(out, in)`` is the transpose of ``B A``."""
     ways = _flips(layer, target.shape)
     as_stored = next(iter(ways))
-    if len(ways) == 2:  # square: the version tells
+    if len(ways) == 2:  # a square matrix fits both ways: the version of PEFT decides
         as_stored = _version(version) < FLIPPED_BEFORE or model_type.startswith(SAY_TRANSPOSED)
     return as_stored != target.transposed
 

@@ -15,7 +15,6 @@ Rows = tuple[int, int]
 
 QKV = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 GATE_UP = ("gate_proj.weight", "up_proj.weight")
-# what a fused tensor is called, and the layers that it is made of, row by row
 FUSED = (
     ("qkv_proj.weight", QKV),  # Phi-3, Phi-4
     ("W_pack.weight", QKV),  # Baichuan
@@ -23,6 +22,7 @@ FUSED = (
     ("in_proj_weight", QKV),  # torch's MultiheadAttention
     ("gate_up_proj.weight", GATE_UP),  # Phi-3, GLM
 )
+"""The names of fused tensors, and of the layers whose rows they hold, in order."""
 
 
 def fused_from(weights: Mapping[str, Codec], other: Collection[str]) -> dict[str, list[Codec]]:

@@ -29,8 +29,12 @@ MAX_JSON_MEGABYTES, MAX_LIBRARY_MEGABYTES = 25, 100
 CAP_VARIABLE = "BULKEDGE_MAX_HEADER_MB"
 MAX_NAME_LENGTH, MAX_NAME_PARTS = 1024, 64
 MAX_DIMENSIONS = 64
-MAX_SIZE = 2**64  # a size, an offset, and the number of a tensor's bits are below
-MAX_NESTING = 125  # of what an entry holds besides its fields, as the library limits it
+MAX_SIZE = 2**64
+"""Sizes, offsets and a tensor's number of bits must be below this, as in the library."""
+
+MAX_NESTING = 125
+"""How deeply the further values of an entry may be nested, as in the library."""
+
 FIELDS = ("dtype", "shape", "data_offsets")
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -46,7 +50,7 @@ BITS = {
 """Bits an element of each dtype, by its name in the header."""
 
 FLOATING = ("BF16", "F16", "F32", "F64")
-"""The dtypes of weights that need no scales to be read."""
+"""The dtypes of weights that can be read without scales."""
 
 EMPTY = (
     "empty tensor: a damaged save, such as one by DeepSpeed's ZeRO-3 that did not gather the "
@@ -145,7 +149,7 @@ def json_cap() -> int:
 
 
 def parse_json(text: bytes) -> Any:
-    """JSON as UTF-8 without duplicate keys, of which every reader would take another.
+    """JSON as UTF-8 without duplicate keys, of which readers would take different ones.
 
     Args:
         text: What a file holds.
@@ -168,7 +172,7 @@ def _load_json(text: bytes, **hooks: Any) -> Any:
 
 
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
-    """Open a file that is a file: no pipe to wait for, no device to drink from.
+    """Open a regular file, and nothing else: no pipe, no device, no terminal.
 
     Args:
         path: Where.
@@ -179,8 +183,8 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
     Raises:
         OSError: If it cannot be opened, or is not a regular file.
     """
-    # O_NONBLOCK: opening a FIFO must come to the check below, not wait for a writer; O_NOCTTY: a
-    # terminal must not become ours
+    # O_NONBLOCK, so that opening a FIFO reaches the check below instead of waiting for a writer;
+    # O_NOCTTY, so that a terminal does not become that of this process
     quietly = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | quietly)
     status = os.fstat(descriptor)
@@ -205,7 +209,7 @@ def read_regular(path: Path, cap: int) -> bytes:
     """
     file, size = open_regular(path)
     with file:
-        # of one that is too large nothing is read; one that grows meanwhile is noticed, too
+        # one more byte than the cap, to notice a file that grows meanwhile
         content = file.read(cap + 1) if size <= cap else b""
     if max(size, len(content)) > cap:
         raise OSError(errno.EFBIG, f"larger than {cap} bytes")

@@ -47,13 +47,13 @@ PARTS = {
     "lora_magnitude_vector.weight": MAGNITUDE,
     "alpha": "alpha",
 }
-# attention before 2024: the projection stands before the word, the layer's name is another
 PROJECTION = re.compile(
     r"(?P<attention>.+?)(?:\.processor)?\.to_(?P<which>q|k|v|out)_lora\.(?P<part>down|up)\.weight"
 )
+"""The keys of attention layers before 2024: ``….to_q_lora.down.weight`` of ``….to_q``."""
+
 IN_TEXT = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 IN_UNET = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-# what other methods store, by a part of the key
 OTHER = {
     "hada_": "LoHa, a product of two updates entry by entry",
     "lokr_": "LoKr, a Kronecker product",
@@ -62,8 +62,11 @@ OTHER = {
     "oft_": "OFT, a rotation",
     "diff": "a full difference",
 }
+"""What other methods store, by the beginning of the part's name."""
+
 METADATA = "lora_adapter_metadata"
-MAX_DEPTH = 64  # of a layer's path: each of its ends is looked up
+MAX_DEPTH = 64
+"""The most components of a base name that are compared: every suffix of them is looked up."""
 
 
 def is_lora_file(checkpoint: Checkpoint) -> bool:
@@ -89,22 +92,8 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: If two tensors are the same part of one layer, or the metadata is damaged.
     """
-    modules: dict[str, dict[str, TensorInfo]] = {}
-    unhandled: list[Unhandled] = []
-    for name, info in checkpoint.tensors.items():
-        module, part = _split(name)
-        if part == "bias":
-            unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
-        elif part is None:
-            unhandled.append(Unhandled(info, name, _why_unknown(name)))
-        elif part in modules.setdefault(module, {}):
-            raise AdapterError(
-                f"{info.file}: tensors {name!r} and {modules[module][part].name!r} are the same "
-                "part of one layer; keep one"
-            )
-        else:
-            modules[module][part] = info
-    # what another method stores beside two factors changes what they mean
+    modules, unhandled = _by_layer(checkpoint)
+    # another method's tensors beside two factors change what the factors mean
     tainted = {match["module"] for row in unhandled if (match := KOHYA.fullmatch(row.name))}
     configs = _configs(checkpoint)
     factors: dict[str, LoraFactors] = {}
@@ -124,6 +113,28 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
         flattened=True,
         beside=checkpoint.beside,
     )
+
+
+def _by_layer(
+    checkpoint: Checkpoint,
+) -> tuple[dict[str, dict[str, TensorInfo]], list[Unhandled]]:
+    """The parts of each layer's update by their names, and the tensors that are no such part."""
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    unhandled: list[Unhandled] = []
+    for name, info in checkpoint.tensors.items():
+        module, part = _split(name)
+        if part == "bias":
+            unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
+        elif part is None:
+            unhandled.append(Unhandled(info, name, _why_unknown(name)))
+        elif part in modules.setdefault(module, {}):
+            raise AdapterError(
+                f"{info.file}: tensors {name!r} and {modules[module][part].name!r} are the same "
+                "part of one layer; keep one"
+            )
+        else:
+            modules[module][part] = info
+    return modules, unhandled
 
 
 def unflatten(

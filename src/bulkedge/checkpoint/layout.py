@@ -27,21 +27,28 @@ Shape = tuple[int, ...]
 Rows = tuple[int, int]
 Split = Mapping[str, Sequence[int]]
 
-# GPT-2 and its kin store these layers as (in, out), transformers' Conv1D
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_LAYERS = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "q_attn.weight")
-# and these store each expert as (in, out)
+"""The layers that these models store as ``(in, out)``: transformers' Conv1D."""
+
 IN_OUT_EXPERTS = ("aria", "gpt_oss", "llama4", "openai_privacy_filter")
+"""Models that store each expert as ``(in, out)``."""
+
 WIDTH_COMES_OUT = ("down", "output_linear", "fc2", "w2")
-# what a stacked parameter is called, and the layers of one expert that it is made of, row by row
+"""Parts of the names of expert layers whose output has the model's width."""
+
 FUSED = (
     ("gate_up_proj", ("gate_proj", "up_proj")),
     ("gate_up_proj", ("w1", "w3")),
     ("down_proj", ("down_proj",)),
     ("down_proj", ("w2",)),
 )
+"""The names of stacked parameters, and of the layers of one expert whose rows they hold."""
+
 MAX_EXPERTS = 4096
-MAX_KERNEL = 255  # along each axis
+MAX_KERNEL = 255
+"""The largest size of a kernel along an axis."""
+
 ONE_EXPERT = re.compile(r"(?P<stem>.*\bexperts)\.(?P<expert>\d{1,6})\.(?P<layer>\w+)\.weight")
 
 
@@ -207,7 +214,7 @@ def _piece(
 
 def is_stack(name: str, shape: Shape) -> bool:
     """Whether a tensor holds one matrix an expert."""
-    # an empty tensor may claim any number of experts in no bytes at all
+    # the header of an empty tensor may claim any number of experts
     many = len(shape) == 3 and 0 not in shape and shape[0] <= MAX_EXPERTS
     return many and of_experts(name)
 
@@ -282,7 +289,7 @@ def _experts_transposed(name: str, shape: Shape, model: Mapping[str, Any]) -> bo
     width = (text if isinstance(text, dict) else model).get("hidden_size")
     first, last = shape[1:]
     if width in (first, last) and first != last:
-        # the width goes into gate and up, and comes out of down
+        # the model's width is the input of gate and up, and the output of down
         layer = name.split(".")[-2:]
         return (width == first) != any(out in part for part in layer for out in WIDTH_COMES_OUT)
     return str(model.get("model_type")).startswith(IN_OUT_EXPERTS)

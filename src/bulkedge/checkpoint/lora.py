@@ -70,7 +70,7 @@ class LoraFactors:
         scale: The number in front of ``B A``.
         embedding: Whether the weight is ``(vocab, dim)`` and the update ``s·Aᵀ·Bᵀ``.
         fan_in_fan_out: Whether the adapter says that the base stores weights as ``(in, out)``.
-            PEFT writes what held for the last layer it wrapped: a hint, no more.
+            PEFT writes what was true of the last layer that it wrapped, so this is only a hint.
         magnitude: The norms of the tuned rows, one an output: DoRA.  The tuned weight is
             ``diag(magnitude / ‖rows‖) (W0 + s·B·A)``; of an embedding the columns are scaled.
         experts: How many experts A and B are stacked for; 0 for a layer of its own.
@@ -80,6 +80,7 @@ class LoraFactors:
         rows: The rows of B that update the matrix in question, a block of a fused one.
         alpha: The stored number that the scale comes from, α/r, if it is a tensor.
         note: What a reader should know about the update.
+        fixed: Why no correction can be stored in it; None if one can.
     """
 
     A: TensorInfo
@@ -95,6 +96,7 @@ class LoraFactors:
     rows: tuple[int, int] | None = None
     alpha: TensorInfo | None = None
     note: str | None = None
+    fixed: str | None = None
     kind = "lora"
 
     @property
@@ -122,7 +124,7 @@ class LoraFactors:
         kernel = self.A.shape[2:]
         if any(size > 1 for size in kernel):
             return stored == (self.B.shape[0], *self.A.shape[1:])
-        # a kernel of size one is a linear layer, and either is trained as the other
+        # a convolution with a kernel of size one is a linear layer, and may be stored as one
         return self._fits(stored[:2]) and all(size == 1 for size in stored[2:])
 
     def _fits(self, stored: tuple[int, ...]) -> bool:
@@ -174,8 +176,8 @@ class LoraFactors:
         return read_tensor(self.A).flatten(1)
 
     def correctable(self) -> LoraFactors | str:
-        """Itself, unless no factors give another update."""
-        return "a scale of zero" if self.scale == 0 else self
+        """Itself, unless other factors would not give another update."""
+        return self.fixed or ("a scale of zero" if self.scale == 0 else self)
 
     @property
     def rounding(self) -> float:
@@ -203,9 +205,9 @@ class LoraFactors:
 
         if self.embedding or self.flipped:
             factors = [(A.mT, B.mT) for B, A in factors]
-        # expert by expert, or rank by rank
+        # the columns of B lie expert by expert if grouped, else rank by rank
         B = torch.stack([B for B, _ in factors], dim=1 if self.grouped else 2).flatten(1)
-        A = torch.cat([A for _, A in factors])  # expert by expert
+        A = torch.cat([A for _, A in factors])
         tensors = {
             self.A.name: A.reshape(-1, *self.A.shape[1:]),
             self.B.name: B.reshape(len(B), -1, *self.B.shape[2:]),
@@ -234,5 +236,5 @@ class LoraFactors:
             return {}
         value = torch.full(self.alpha.shape, alpha_of(self.scale, rank), dtype=torch.float64)
         stored = value.to(torch_dtypes()[self.alpha.dtype])
-        # an integer, or half precision, may not hold it
+        # an integer dtype, or half precision, may not hold it exactly
         return {self.alpha.name: stored if torch.equal(stored.double(), value) else value.float()}

@@ -99,7 +99,7 @@ class StoredMatrix:
         if not self.transposed:
             return self.codec.read(self.expert, self.rows)
         stored = self.codec.read(self.expert, None)
-        if self.rows is not None:  # a part of every stored row
+        if self.rows is not None:  # these are columns of what is stored
             stored = stored[:, slice(*self.rows)].clone()
         return stored.mT
 
@@ -113,7 +113,7 @@ class StoredMatrix:
         if not self.transposed:
             return self.codec.write(value, self.expert, self.rows, file)
         stored = value.mT
-        if self.rows is not None:  # a part of every stored row
+        if self.rows is not None:  # these are columns of what is stored
             stored = self.codec.read(self.expert, None, file)
             stored[:, slice(*self.rows)] = value.mT
         return self.codec.write(stored, self.expert, None, file)

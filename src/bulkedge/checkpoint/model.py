@@ -29,9 +29,9 @@ INPUTS = (
     "embed_in.weight",
     SHARED,
 )
-# where the configuration of the text model stands, if it is not the whole
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "decoder")
-# classes that have an output layer, by a part of their names
+"""Keys under which a configuration holds that of its text model."""
+
 WITH_OUTPUT = (
     "CausalLM",
     "LMHead",
@@ -40,13 +40,17 @@ WITH_OUTPUT = (
     "Seq2SeqLM",
     "PreTraining",
 )
-# and those that have none
+"""Parts of the names of classes that have an output layer over the vocabulary."""
+
 WITHOUT_OUTPUT = re.compile(
     r"For(Sequence|Token)Classification$|ForQuestionAnswering$|ForMultipleChoice$|Model$"
 )
+"""The names of classes that have no such layer."""
+
 OUTPUT_MODULES = ("lm_head", "cls", "embed_out", "vocab_transform", "vocab_projector")
-# heads that take the hidden states as they are: transformers builds no pooler below them
 WITHOUT_POOLER = re.compile(r"For(TokenClassification|QuestionAnswering|MaskedLM)$")
+"""The names of classes whose heads read the hidden states: they have no pooler."""
+
 WITHOUT_POOLER_AS_CLASSIFIER = ("roberta", "xlm-roberta", "camembert")
 
 
@@ -137,7 +141,7 @@ def sharing(name: str, stored: Iterable[str], config: Config) -> list[str]:
     inputs = [other for other in stored if is_input(other)]
     shared = [other for other in inputs if _ends(other, (SHARED,))]
     if not is_output(name) and inputs:
-        return shared  # of encoder and decoder, which share it however the output layer does
+        return shared  # encoder and decoder share it, whatever holds for the output layer
     if not shares(config):
         return []
     return shared or inputs or [other for other in stored if is_output(other)]

@@ -3,7 +3,7 @@
 A fine-tune often carries one more prefix than its base (``bert.encoder…`` against ``encoder…``), or
 one less.  It does so throughout, so one rule is inferred for the whole checkpoint: the prefix to
 strip or to add, or none, that explains most names, shapes agreeing.  Nothing is matched by
-likeness: a head named ``classifier.dense`` is not some other ``dense`` of the base.
+similarity: a head named ``classifier.dense`` is not some other ``dense`` of the base.
 
 What that rule leaves over is found by three more, each of which names one base tensor or none: by
 the name without the components that models are wrapped in (``model.language_model.layers.0…``
@@ -29,12 +29,13 @@ from .model import sharing
 Shape = tuple[int, ...]
 Rule = tuple[str, str]
 
-MAX_LIKELY, MAX_COMPARED = 50, 256
-# Granite, JetMoe and their kin name no experts where they stack them
+MAX_CANDIDATES, MAX_COMPARED_LENGTH = 50, 256
 GRANITE_LAYERS = frozenset(("input_linear", "output_linear"))
-# what a model is wrapped in from one version or class to the next
+"""Layers of stacked experts whose names say nothing of experts: Granite, JetMoe."""
+
 WRAPPINGS = {"model", "base_model", "language_model", "transformer", "module"}
-# what transformers 5 calls otherwise than the files do, one after the other: fragments of a name
+"""Components that one version or class of a model has in its names and another has not."""
+
 RENAMED = (
     (".block_sparse_moe.input_linear.weight", ".mlp.experts.gate_up_proj"),
     (".block_sparse_moe.output_linear.weight", ".mlp.experts.down_proj"),
@@ -53,6 +54,7 @@ RENAMED = (
     (".intermediate.dense.", ".mlp.fc1."),
     (".output.dense.", ".mlp.fc2."),
 )
+"""Parts of names and what transformers 5 renamed them to, replaced in this order."""
 
 
 def of_experts(name: str) -> bool:
@@ -86,15 +88,15 @@ class NameRule:
 
     def nearest(self, name: str) -> str:
         """The most similar names of the base, for a message."""
-        # likeness takes long to tell: of a few, those that share most components, and of their ends
+        # difflib is slow: it compares the ends of the few names that share most components
         parts = set(name.split("."))
         ranked = heapq.nsmallest(
-            MAX_LIKELY,
+            MAX_CANDIDATES,
             self.base,
             key=lambda other: (-len(parts.intersection(other.split("."))), other),
         )
-        ends = {other[-MAX_COMPARED:]: other for other in ranked}
-        found = difflib.get_close_matches(name[-MAX_COMPARED:], ends, n=3, cutoff=0.4)
+        ends = {other[-MAX_COMPARED_LENGTH:]: other for other in ranked}
+        found = difflib.get_close_matches(name[-MAX_COMPARED_LENGTH:], ends, n=3, cutoff=0.4)
         close = [ends[end] for end in found]
         return ", ".join(map(repr, close)) if close else "none is similar"
 
@@ -211,10 +213,10 @@ def infer_rule(
     for rule, name, target in _candidates(names, base):
         named[rule] += 1
         fitting[rule] += fits(name, base[target])
-    # without one fitting shape the names still tell where the mismatch is
+    # if no shape fits, a rule by names alone leads to the message about the first mismatch
     ranked = (fitting if any(fitting.values()) else named).most_common(2)
     if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
-        first, second = (_told(rule) for rule, _ in ranked)
+        first, second = (_in_words(rule) for rule, _ in ranked)
         raise CheckpointError(
             f"the tuned names fit the base in two ways, {first} or {second}; rename the tuned "
             "tensors, or audit against the part of the base that was tuned"
@@ -243,7 +245,7 @@ def _proper_suffixes(name: str) -> Iterator[str]:
     return (".".join(parts[i:]) for i in range(1, len(parts) - 1))
 
 
-def _told(rule: Rule) -> str:
+def _in_words(rule: Rule) -> str:
     """A rule in words."""
     strip, add = rule
     if not strip and not add:

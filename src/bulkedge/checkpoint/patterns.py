@@ -20,10 +20,11 @@ MAX_PATTERN_LENGTH = 1000
 LITERAL = "^"
 """What begins a pattern that is a whole path."""
 PLAIN = re.compile(r"(?P<whole>\^?)(?P<name>(?:[A-Za-z0-9_.-]|\\[.-])*)")
-WILD = "\n"  # stands for the dot, which matches any character but this one
+WILD = "\n"
+"""Stands for a dot, which matches any character but a line break."""
 
 
-class Plain:
+class LiteralPatterns:
     """Patterns without alternatives or repetitions, found by look-up.
 
     A dot matches any character.  So they are filed by length and by the places of their dots, and
@@ -77,8 +78,8 @@ class Patterns:
     def __init__(self, values: Mapping[str, float], source: str) -> None:
         self._values = dict(values)
         self._places = {pattern: i for i, pattern in enumerate(self._values)}
-        self._plain = Plain()
-        self._others = [pattern for pattern in self._values if not self._plain.add(pattern)]
+        self._literal = LiteralPatterns()
+        self._others = [pattern for pattern in self._values if not self._literal.add(pattern)]
         self._source = source
         self._compiled: dict[str, regex.Pattern[str]] = {}
         self._found: dict[str, tuple[str | None, str | None]] = {}
@@ -137,10 +138,10 @@ class Patterns:
 
     def _search(self, module: str, deadline: float) -> list[str]:
         """All patterns that match, in no order."""
-        plain = WILD not in module  # no module's name has a line break, but a file may
+        plain = WILD not in module  # a damaged file may have line breaks in names
         tried = self._others if plain else self._values
         found = [pattern for pattern in tried if self._match(pattern, module, deadline)]
-        return [*found, *self._plain.find(module)] if plain else found
+        return [*found, *self._literal.find(module)] if plain else found
 
     def _match(self, pattern: str, module: str, deadline: float) -> bool:
         left = deadline - time.monotonic()
@@ -150,10 +151,10 @@ class Patterns:
             compiled = self._compile(pattern)
             found = compiled.match(module, timeout=min(MATCH_SECONDS, left))
         except TimeoutError as error:
-            # cut short by the end of the time for all, a pattern is not slow itself
+            # a pattern that is stopped because the total time is over need not be slow
             reason = "all of them took too long" if left < MATCH_SECONDS else str(error)
             raise self._refused(pattern, reason) from None
-        # what is nested deeply runs out of stack where others are no patterns
+        # deep nesting exhausts the stack; other faulty patterns are regex.error
         except (regex.error, RecursionError, OverflowError) as error:
             raise self._refused(pattern, str(error)) from None
         return found is not None

@@ -34,6 +34,7 @@ PART_OF_A_METHOD = re.compile(r"(^|\.)(lora|hada|lokr|vera|oft|boft|ia3|hra|adal
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
 DORA = "DoRA: each output is scaled besides, the update is of full rank"
+ONE_RANK = "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
 TWICE = "PEFT adds the update of out_proj twice, in training and in merging; judged once"
 MAX_PARAMETERS = 64
 
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 def is_adapter(path: str | Path) -> bool:
     """Whether ``path`` is an adapter folder, or the weights in one."""
-    # a pipe, or a link that leads nowhere, is no missing file; False for an impossible name
+    # lexists: a pipe or a dangling link is an adapter that cannot be read, not a missing one
     return os.path.lexists(_folder(Path(path)) / CONFIG)
 
 
@@ -81,6 +82,32 @@ def _sort(
     folder: Path, file: Path, config: AdapterConfig, stored: Mapping[str, TensorInfo]
 ) -> Adapter:
     """Sort the stored tensors into updates, replacements and what is not handled."""
+    modules, tensors, unhandled = _by_kind(stored)
+    factors: dict[str, LoraFactors] = {}
+    nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
+    for path, parts in modules.items():
+        module = _unwrapped(path)
+        if _parameters(module, config):
+            _add(nested.setdefault(module, {}), path.count(".base_layer"), parts)
+        elif isinstance(found := plain_factors(module, parts, config), str):
+            unhandled += [Unhandled(info, f"{module}.weight", found) for info in parts.values()]
+        else:
+            # PEFT wraps one module inside another: out_proj of MultiheadAttention
+            inside = ".base_layer." in path.removesuffix(".base_layer")
+            found = replace(found.noted(TWICE), fixed=ONE_RANK) if inside else found
+            _add(factors, f"{module}.weight", found)
+    wrapped = tuple(
+        Wrapped(module, tuple(layers[i] for i in sorted(layers)), _parameters(module, config))
+        for module, layers in nested.items()
+    )
+    files = (file, folder / CONFIG)
+    return Adapter(folder, files, factors, config, tensors, tuple(unhandled), wrapped)
+
+
+def _by_kind(
+    stored: Mapping[str, TensorInfo],
+) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[Unhandled]]:
+    """The parts of low-rank updates by module, full tensors by name, and what is neither."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     tensors: dict[str, TensorInfo] = {}
     unhandled: list[Unhandled] = []
@@ -92,40 +119,22 @@ def _sort(
         elif lora:
             module = _unwrapped(lora["module"])
             unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
-        elif ".token_adapter." in name:
-            module = _unwrapped(name.partition(".token_adapter.")[0])
-            reason = "trainable tokens: not handled yet"
-            unhandled.append(Unhandled(info, f"{module}.weight", reason))
-        elif PART_OF_A_METHOD.search(name):
-            reason = "a part of an adapter method that is not known here"
-            unhandled.append(Unhandled(info, _unwrapped(name), reason))
+        elif (found := _unknown(name, info)) is not None:
+            unhandled.append(found)
         else:
             _add(tensors, _unwrapped(name), info)
-    factors: dict[str, LoraFactors] = {}
-    nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
-    for wrapped, parts in modules.items():
-        module = _unwrapped(wrapped)
-        if _parameters(module, config):
-            depth = wrapped.count(".base_layer")
-            _add(nested.setdefault(module, {}), depth, parts)
-        elif isinstance(found := plain_factors(module, parts, config), str):
-            unhandled += [Unhandled(info, f"{module}.weight", found) for info in parts.values()]
-        else:
-            # the one module that PEFT wraps inside another: out_proj of MultiheadAttention
-            inside = ".base_layer." in wrapped.removesuffix(".base_layer")
-            _add(factors, f"{module}.weight", found.noted(TWICE) if inside else found)
-    return Adapter(
-        folder,
-        (file, folder / CONFIG),
-        factors,
-        config,
-        tensors,
-        tuple(unhandled),
-        tuple(
-            Wrapped(module, tuple(layers[i] for i in sorted(layers)), _parameters(module, config))
-            for module, layers in nested.items()
-        ),
-    )
+    return modules, tensors, unhandled
+
+
+def _unknown(name: str, info: TensorInfo) -> Unhandled | None:
+    """A part of an adapter method that is not handled; None for any other tensor."""
+    if ".token_adapter." in name:
+        module = _unwrapped(name.partition(".token_adapter.")[0])
+        return Unhandled(info, f"{module}.weight", "trainable tokens: not handled yet")
+    if PART_OF_A_METHOD.search(name):
+        reason = "a part of an adapter method that is not known here"
+        return Unhandled(info, _unwrapped(name), reason)
+    return None
 
 
 def plain_factors(

@@ -68,7 +68,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not str(path):
         raise CheckpointError("expected a path, got an empty one; is a variable unset?")
     path = Path(path)
-    if not os.path.exists(path):  # unlike Path.exists, this is False for an impossible name
+    if not os.path.exists(path):  # Path.exists raises for an impossible name
         raise CheckpointError(f"{path}: no such file or folder; nothing is fetched, check the path")
     if path.is_dir():
         return _open_folder(path)
@@ -134,7 +134,7 @@ def confined(file: Path, folder: Path) -> Path:
     """
     try:
         home, target = folder.resolve(), file.resolve()
-    except (OSError, RuntimeError):  # a loop of links
+    except (OSError, RuntimeError):  # links in a circle
         raise CheckpointError(f"{file}: is a link that leads nowhere; fetch it again") from None
     if target.is_relative_to(home) or target.parent == _blobs(home):
         return file
@@ -155,7 +155,7 @@ def _blobs(folder: Path) -> Path | None:
 def _read_config(folder: Path) -> Mapping[str, Any]:
     """The ``config.json`` of a model's folder, empty without one."""
     path = folder / "config.json"
-    # a link that leads nowhere is no missing file
+    # lexists: a dangling link is an error, not a missing file
     return read_json(confined(path, folder)) if os.path.lexists(path) else {}
 
 
@@ -169,7 +169,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         beside = weights_beside(folder, files)
         named = _plain(tensors, folder)
         return Checkpoint(folder, "folder", (files[0],), named, _read_config(folder), beside)
-    if len(indexes) == 1 and not os.path.lexists(single):  # nor a link that leads nowhere
+    if len(indexes) == 1 and not os.path.lexists(single):  # not even a dangling link
         return _open_shards(indexes[0], folder)
     raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
 

@@ -78,7 +78,7 @@ def copy_tree(source: Path, target: Path) -> list[str]:
         here = Path(folder)
         for name in sorted(below):
             place = (here / name).relative_to(source)
-            if (here / name).is_symlink():  # not descended into
+            if (here / name).is_symlink():  # os.walk does not descend into it
                 left.append(str(place))
             else:
                 (target / place).mkdir()

@@ -234,7 +234,7 @@ def _state(side: Checkpoint, end: str, config: Mapping[str, Any]) -> str:
 
 def _in_doubt(base: Checkpoint, tuned: Checkpoint) -> bool:
     """Whether the fine-tune stores an output layer that its configuration takes from another."""
-    # if the base shares it, too, whichever of the two is in use was compared
+    # if the base shares it, too, both candidates were compared
     both = all(any(map(named, side.weights)) for side in (base, tuned) for named in ENDS.values())
     own, before = (ties(side.config or base.config) is True for side in (tuned, base))
     return both and own and not before
@@ -253,8 +253,7 @@ def _why_no_head(name: str, base: Checkpoint, rule: NameRule, lists: set[str]) -
 
 def _in_a_block(name: str, lists: set[str]) -> bool:
     """Whether a name is that of a part of a numbered block: of the base's, or of others."""
-    # the layers of a head may be numbered, too, as classifier.0.weight: they hold parameters,
-    # where a block holds layers
+    # a numbered layer of a head, such as classifier.0.weight, holds parameters, a block layers
     parts = name.split(".")
     return any(
         part.isdecimal() and (".".join(parts[:i]) in lists or i < len(parts) - 2)

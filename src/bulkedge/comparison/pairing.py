@@ -178,7 +178,7 @@ def _settle(
         elif targets:
             kind = str(there.model.get("model_type", ""))
             found = assign(wrapped, targets, adapter.config, kind)
-        else:  # PEFT names no parameter in this module: it is a layer's weight
+        else:  # none of the named parameters is in this module: the layer's weight is meant
             plain = plain_factors(wrapped.module, first, adapter.config)
             found = plain if isinstance(plain, str) else {"weight": plain}
         if isinstance(found, str):
@@ -234,7 +234,7 @@ def _pair_tensors(there: Layout, here: Layout, names: Resolver, recipe: Recipe) 
     for name, codec in here.weights.items():
         if names.rule.find(name) is None and _excluded(recipe, name):
             found.skipped.append(accepted(codec.info.name, EXCLUDED))
-            with suppress(CheckpointError):  # what it may belong to need not be told
+            with suppress(CheckpointError):  # what it belongs to may stay unknown
                 found.left_out += _pair_tensor(there, here, names, name)
         elif pairs := _pair_tensor(there, here, names, name):
             found.pairs += pairs
@@ -279,7 +279,7 @@ def _pair_tensor(there: Layout, here: Layout, names: Resolver, name: str) -> lis
         or (is_stack(name, whole.shape) and len({p.expert for p in parts}) != whole.shape[0])
         or (target in there.fused and whole.shape != there.shapes[target])
     ):
-        # as a whole: the check of shapes tells what does not fit
+        # compared as a whole, so that the check of shapes names what does not fit
         of = there.weights.get(target, parts[0].matrix.codec)
         return [Comparison(StoredMatrix(of), StoredMatrix(whole), None, name)]
     return [
@@ -340,14 +340,14 @@ def _acts_transposed(factors: StoredUpdate, target: str, there: Layout) -> bool:
     conv1d = target.endswith(CONV1D_LAYERS)
     if shape != factors.shape:
         return factors.fan_in_fan_out or conv1d
-    # a square weight does not tell: the model's type does, and PEFT's flag where it is not known
+    # the shape of a square weight says nothing: the model's type decides, else PEFT's flag
     if "model_type" in model:
         return model["model_type"] in CONV1D_MODELS and conv1d
     return factors.fan_in_fan_out
 
 
 def _excluded(recipe: Recipe, name: str) -> bool:
-    """Whether a tuned name is left out, whatever it belongs to: then that need not be told."""
+    """Whether a tuned name is left out, so that what it belongs to may stay unknown."""
     return matches((name,), recipe.exclude)
 
 

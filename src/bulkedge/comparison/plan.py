@@ -31,7 +31,7 @@ from .pairing import pair_adapter, pair_checkpoint
 __all__ = ["Comparison", "Plan", "make_plan"]
 
 MAX_REASONS = 5
-DAMAGED = "a damaged save (of a model in shards, such as ZeRO-3's, gathered by none); save it again"
+DAMAGED = "a damaged save (such as of ZeRO-3's shards that were not gathered); save it again"
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     skipped += [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped = _choose(found, recipe)
     check_globs(recipe.split, list(base_checkpoint.weights))
-    lost = (row.name for row in skipped)  # of layers, too, that should be stored and are not
-    check_globs((*recipe.include, *recipe.exclude), [*_names(base_checkpoint, opened), *lost])
+    # globs may also name layers that should be stored and are not
+    missing = (row.name for row in skipped)
+    check_globs((*recipe.include, *recipe.exclude), [*_names(base_checkpoint, opened), *missing])
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
@@ -118,7 +119,7 @@ def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
 def _why_no_base(base: str | Path, tuned: str | Path) -> str:
     """The message for an adapter in the place of the base."""
     both = False
-    with suppress(CheckpointError):  # what is wrong with the other one is not the question
+    with suppress(CheckpointError):  # a damaged tuned side is not what this message is about
         both = open_base(tuned) is None
     if both:
         return (
@@ -137,7 +138,7 @@ def _not_read(side: str, opened: Checkpoint | Adapter) -> list[Skipped]:
 
 def _choose(found: Pairing, recipe: Recipe) -> tuple[list[Comparison], list[Dropped]]:
     """The pairs to audit, their shapes checked; the others are added to what is skipped."""
-    wanted, told = [], set()
+    wanted, listed = [], set()
     dropped = [Dropped(comparison, "excluded") for comparison in found.left_out]
     for comparison in found.pairs:
         if (why := _why_not(comparison, recipe)) is None:
@@ -147,8 +148,8 @@ def _choose(found: Pairing, recipe: Recipe) -> tuple[list[Comparison], list[Drop
         reason, fate = why
         dropped.append(Dropped(comparison, fate))
         for name in comparison.stored_names:
-            if (name, reason) not in told:  # once for all experts
-                told.add((name, reason))
+            if (name, reason) not in listed:  # once for all experts
+                listed.add((name, reason))
                 lost, accepted = fate == "lost", fate == "excluded"
                 row = Skipped(name=name, reason=reason, lost=lost, accepted=accepted)
                 found.skipped.append(row)
@@ -196,9 +197,10 @@ def _check_shapes(comparison: Comparison) -> None:
     base, tuned, factors = comparison.base, comparison.tuned, comparison.factors
     if tuned is not None and (tuned.acts_as != base.acts_as or _is_whole_stack(comparison)):
         raise CheckpointError(
-            f"{tuned.info.file}: tensor {tuned.name!r} has shape {_told(tuned)}, expected "
-            f"{_told(base)} of {base.name!r} in {base.info.file}; give the base that it was tuned "
-            f"from, or leave it out with --exclude {base.name!r}"
+            f"{tuned.info.file}: tensor {tuned.name!r} has shape "
+            f"{_shape_in_file(tuned)}, expected {_shape_in_file(base)} of {base.name!r} in "
+            f"{base.info.file}; give the base that it was tuned from, or leave it "
+            f"out with --exclude {base.name!r}"
         )
     if factors is not None and factors.shape != base.acts_as:
         raise AdapterError(
@@ -216,7 +218,7 @@ def _is_whole_stack(comparison: Comparison) -> bool:
     )
 
 
-def _told(matrix: StoredMatrix) -> tuple[int, ...]:
+def _shape_in_file(matrix: StoredMatrix) -> tuple[int, ...]:
     """A shape for a message: the weight's, or that of the part."""
     return matrix.shape if matrix.suffix else matrix.codec.shape
 
@@ -250,11 +252,11 @@ def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) ->
     for row in skipped:
         groups[row.side, row.lost, row.reason].append(row.name)
     ranked = sorted(groups.items(), key=lambda group: _rank(*group))
-    told = (
+    parts = (
         f"{reason} ({len(names)} {'tensor' if len(names) == 1 else 'tensors'}, first {names[0]!r})"
         for (_, _, reason), names in ranked[:MAX_REASONS]
     )
-    why = "; ".join(told) or "the tuned side is empty"
+    why = "; ".join(parts) or "the tuned side is empty"
     return f"nothing to audit in {tuned} against {base}: {why}"
 
 

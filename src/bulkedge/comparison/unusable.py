@@ -61,7 +61,8 @@ def unjudged_base(
 def _targets(names: Resolver, name: str) -> set[str]:
     """The parameters of the base that an update of a name changes, by the name alone."""
     path, _, last = name.rpartition(".")
-    # a layer, its weight, a part of what updates it, or parameters that could not be told apart
+    # the name may be that of a layer, of its weight, of a part of its update, or of one of several
+    # parameters
     wanted = {name, f"{name}.weight", *(f"{path}.{part}" for part in last.split("|"))}
     wanted |= set() if last == "bias" else {f"{path}.weight"}
     stacks = (place_in_stack(each) for each in wanted)
@@ -69,14 +70,14 @@ def _targets(names: Resolver, name: str) -> set[str]:
     wanted |= {fused for each in wanted for fused, _, _ in places_in_fused(each)}
     found: set[str | None] = set()
     for each in wanted:
-        with suppress(CheckpointError):  # of several that could be meant none is known
+        with suppress(CheckpointError):  # ambiguous: none is known to be updated
             found.add(names.find(each, _anything) or names.find_tied(each, _anything))
     return {target for target in found if target is not None}
 
 
 def _flattened(there: Layout, lost: Iterable[Unhandled]) -> dict[str, str]:
     """The base names of layers whose names have underscores for dots."""
-    with suppress(CheckpointError):  # of several that could be meant none is known
+    with suppress(CheckpointError):  # ambiguous: none is known to be updated
         return unflatten({_module(row.name) for row in lost}, there.shapes, _any_name)
     return {}
 

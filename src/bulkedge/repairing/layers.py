@@ -82,7 +82,8 @@ class Layer:
         stacked = self.whole.experts > 1
         experts = list(range(self.whole.experts)) if stacked else [None]
         of = {e: [p for p in self.parts if not stacked or p.stored.expert == e] for e in experts}
-        if max_rank is not None and not all(of.values()):  # the others need that many anyway
+        # experts that are not corrected need the rank that they have
+        if max_rank is not None and not all(of.values()):
             max_rank = max(max_rank, self.whole.rank)
         pairs = [self._corrected(e, of[e], max_rank) for e in experts]
         rank = max(A.shape[0] for _, A in pairs)
@@ -154,7 +155,7 @@ def compact(
 
 def _error(part: Part, B: Tensor, A: Tensor, magnitude: Tensor | None) -> float:
     """``‖stored − meant‖_F`` of a part whose layer is stored as ``B A``."""
-    if part.meant is not None and magnitude is not None:  # rounding moves all rows of DoRA
+    if part.meant is not None and magnitude is not None:  # with DoRA, rounding changes every row
         scale, meant = part.stored.scale, part.meant
         update = LowRank(scale * B[_rows(part)].double(), A.double())
         norms = magnitude[_rows(part)].double()

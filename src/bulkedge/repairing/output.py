@@ -56,7 +56,7 @@ class Output:
         if source.path.is_file() and not source.path.name.endswith(".index.json"):
             copy_file(source.path, folder / source.path.name)
             config = source.path.parent / MODEL_CONFIG
-            if config.is_file():  # it tells how the tensors are to be read
+            if config.is_file():  # it says how the tensors are to be read
                 copy_file(config, folder / MODEL_CONFIG)
             return cls(source, folder)
         root = source.path.parent if source.path.is_file() else source.path
@@ -72,7 +72,7 @@ class Output:
         matrix.write(value, self.folder / matrix.info.file.name)
 
     def write_factors(self, layers: Mapping[str, tuple[Layer, Stored]]) -> None:
-        """Write new factors, and what tells their ranks.
+        """Write new factors, and their ranks where a configuration has them.
 
         Args:
             layers: By the key that PEFT knows a module by.
@@ -89,10 +89,10 @@ class Output:
         if isinstance(self.source, Adapter) and grown:
             for layer, rank in grown.values():
                 tensors |= layer.whole.alpha_for(rank)
-            if self.source.flattened:
-                metadata = _told_in_metadata(copy, grown)
+            if any(file.name == CONFIG for file in self.source.files):
+                _write_ranks(self.folder / CONFIG, grown, self.source.config)
             else:
-                _tell_in_config(self.folder / CONFIG, grown, self.source.config)
+                metadata = _metadata_with_ranks(copy, grown)
         before = copy.with_name(f".{copy.name}.before")
         copy.rename(before)
         rewrite(before, copy, tensors, metadata)
@@ -100,7 +100,7 @@ class Output:
         before.unlink()
 
 
-def _tell_in_config(
+def _write_ranks(
     path: Path, grown: Mapping[str, tuple[Layer, int]], settings: AdapterConfig
 ) -> None:
     """Put the new ranks into PEFT's patterns, in front: the first that matches counts."""
@@ -113,29 +113,29 @@ def _tell_in_config(
     for field, new in zip(PATTERNS, (ranks, alphas), strict=True):
         config[field] = _in_front(new, config.get(field))
     stacks = [key for key, (layer, _) in grown.items() if layer.whole.experts > 1]
-    told = any(settings.layouts(key.rpartition(".")[2]) for key in stacks)
-    if stacks and settings.by_unsloth and not told:  # of rank one it did not matter
+    stated = any(settings.layouts(key.rpartition(".")[2]) for key in stacks)
+    if stacks and settings.by_unsloth and not stated:  # for rank one both layouts coincide
         config["lora_B_layout"] = RANK_MAJOR
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _told_in_metadata(file: Path, grown: Mapping[str, tuple[Layer, int]]) -> dict[str, str]:
+def _metadata_with_ranks(file: Path, grown: Mapping[str, tuple[Layer, int]]) -> dict[str, str]:
     """The same in the metadata of a file by diffusers; nothing new where there is none."""
     _, metadata = read_header(file)
     if METADATA not in metadata:
         return metadata
-    told: dict[str, Any] = json.loads(metadata[METADATA])
+    settings: dict[str, Any] = json.loads(metadata[METADATA])
     for key, (layer, rank) in grown.items():
         component = layer.whole.infos[0].name.partition(".")[0]
-        if layer.whole.alpha_for(rank) or not any(k.startswith(f"{component}.") for k in told):
+        if layer.whole.alpha_for(rank) or not any(k.startswith(f"{component}.") for k in settings):
             continue
-        rslora = bool(told.get(f"{component}.use_rslora"))
+        rslora = bool(settings.get(f"{component}.use_rslora"))
         values = (rank, _plain(alpha_of(layer.whole.scale, rank, rslora=rslora)))
         for field, value in zip(PATTERNS, values, strict=True):
             name = f"{component}.{field}"
             own = _pattern(key.removeprefix(f"{component}."))
-            told[name] = _in_front({own: value}, told.get(name))
-    return metadata | {METADATA: json.dumps(told)}
+            settings[name] = _in_front({own: value}, settings.get(name))
+    return metadata | {METADATA: json.dumps(settings)}
 
 
 def _pattern(module: str) -> str:

@@ -10,7 +10,7 @@ from bulkedge._errors import InputError
 from bulkedge._globs import matches
 from bulkedge._precision import one_thread
 from bulkedge.checkpoint import Adapter, StoredUpdate
-from bulkedge.checkpoint.peft import TWICE
+from bulkedge.checkpoint.peft import ONE_RANK
 from bulkedge.comparison import Comparison, Plan
 from bulkedge.records import Matrix, Recipe, Record
 
@@ -39,7 +39,7 @@ class Row:
     energy: float = 0.0
     error: float = 0.0
 
-    def told(self, after: int | None) -> RepairedMatrix:
+    def for_record(self, after: int | None) -> RepairedMatrix:
         """The row of the record.
 
         Args:
@@ -203,8 +203,8 @@ def why_not(comparison: Comparison, tuned: object) -> str | None:
 
 def _why_not_update(comparison: Comparison, update: StoredUpdate, tuned: object) -> str | None:
     """The same for the update of an adapter."""
-    if TWICE in (update.note or "") or comparison.base.info.name.endswith("in_proj_weight"):
-        return "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
+    if comparison.base.info.name.endswith("in_proj_weight"):
+        return ONE_RANK
     if comparison.base.alias is not None:
         return f"shares its tensor with {comparison.base.alias}"
     if isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying and update.embedding:

@@ -58,7 +58,7 @@ class BlockFp8(Codec):
             return cls(info)
         *experts, height, width = info.shape
         rows, columns = _block(config)
-        # a block larger than the weight is as large: nothing of the size it claims is ever made
+        # a block is at most as large as the weight, so that a hostile size allocates nothing
         rows, columns = min(rows, max(height, 1)), min(columns, max(width, 1))
         expected = (*experts, -(-height // rows), -(-width // columns))
         if scales.size != 1 and (scales.shape != expected or len(experts) != of_experts(name)):

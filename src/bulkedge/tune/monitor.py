@@ -19,12 +19,12 @@ from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verd
 from bulkedge.rmt.empirical import FEWEST
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
-from ._chosen import chosen
-from ._edge import thresholds
-from ._full import FullMatrix, NamedWeight, weight_of
-from ._layers import adapted_matrices
-from ._matrix import like, require_in_memory, spread_like
-from ._spikes import effective_rank
+from ._core_svd import effective_rank
+from ._full import FullMatrix, NamedWeight, find_weight
+from ._layers import adapted_matrices, require_same_layers
+from ._matrix import distribute_like, like, require_in_memory
+from ._select import select
+from ._thresholds import measure_thresholds
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
@@ -101,14 +101,14 @@ def full_matrices(
         and min(parameter.shape) >= FEWEST
         and id(parameter) not in embeddings
     ]
-    used = chosen(modules, names, str)
+    used = select(modules, names, str)
     return [NamedWeight(model, name, _before(model, name, base)) for name in used]
 
 
 def _before(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
     """What a weight was: a copy, or what the caller gives; spread over processes as it is."""
     with torch.no_grad():
-        weight = weight_of(model, name)
+        weight = find_weight(model, name)
     if base is None and weight is not None:
         return require_in_memory(name, weight).detach().clone()
     known = (base or {}).get(name)
@@ -119,7 +119,7 @@ def _before(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> T
             f"{name}: expected its base of shape {wanted} in base=, got {found}; give the "
             "state_dict() of the model that training began with"
         )
-    return spread_like(known.detach(), weight)
+    return distribute_like(known.detach(), weight)
 
 
 @dataclass
@@ -208,13 +208,13 @@ class Monitor:
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            self.matrices = chosen(modules, model, lambda matrix: matrix.name)
+            self.matrices = select(modules, model, lambda matrix: matrix.name)
         names = [matrix.name for matrix in self.matrices]
         if not names or len(set(names)) < len(names):
             twice = [name for name in names if names.count(name) > 1]
             got = f"two named {twice[0]}" if twice else "none"
             raise InputError(f"expected matrices to watch, each with a name of its own, got {got}")
-        self.thresholds = _thresholds(self.matrices, thresholds)
+        self.thresholds = measure_thresholds(self.matrices, thresholds)
         self.steps = self._next = 0
         self.figures: dict[str, LayerFigures] = {}
         self._last: dict[str, tuple[Tensor, Tensor]] = {}
@@ -305,10 +305,7 @@ class Monitor:
         Raises:
             InputError: If it is of other layers.
         """
-        known = {matrix.name for matrix in self.matrices}
-        if set(state["thresholds"]) != known:
-            odd = sorted(set(state["thresholds"]) ^ known)
-            raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")
+        require_same_layers((matrix.name for matrix in self.matrices), state["thresholds"])
         self.steps, self._next = int(state["steps"]), int(state["next"])
         self.thresholds = dict(state["thresholds"])
         self.figures = {name: LayerFigures(**x) for name, x in state["layers"].items()}
@@ -381,6 +378,3 @@ def _finish_other_work() -> None:
     """What training has left to do on a GPU is not this monitor's time."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-_thresholds = thresholds  # an argument has the name

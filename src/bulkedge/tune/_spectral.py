@@ -125,8 +125,3 @@ def rotation_of(entries: Tensor, r: int, rotation: Rotation = "cayley") -> Tenso
         return torch.linalg.matrix_exp(K)
     eye = torch.eye(r, dtype=K.dtype, device=K.device)
     return torch.linalg.solve(eye - K / 2, eye + K / 2)
-
-
-def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which an update of a weight is computed: float32, or float64 if it is so."""
-    return dtype if dtype is torch.float64 else torch.float32

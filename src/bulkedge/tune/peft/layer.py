@@ -224,8 +224,8 @@ class SpectralLayer(BaseTunerLayer):
             raise InputError(
                 f"{self.spectral_name or type(self).__name__}: the stored basis of adapter "
                 f"{name!r} is not that of this weight (off by {residual:.2g} of its singular "
-                f"values, expected below {TOLERANCE}): load the adapter beside the base that it was "
-                "trained on"
+                f"values, expected below {TOLERANCE}): load the adapter beside the base that it "
+                "was trained on"
             )
         self._unverified.discard(name)
 

@@ -1,4 +1,4 @@
-"""Spectra of noise."""
+"""Spectra of noise, and the laws that they follow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pydantic import Field
 from bulkedge.rmt import Law, MarchenkoPastur, QuarterCircle, Semicircle, SingularValueLaw
 
 from . import _draw
+from ._experiment import Experiment, Row
 from ._model import gaussian
-from ._table import Experiment, Row, Table
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ Function = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """A kind of spectrum, the law that it follows, and one that is cited for it."""
+    """A random spectrum, the law that it follows, and another law that is cited for it."""
 
     values: Callable[[torch.Generator], torch.Tensor]
     right: Law
@@ -84,6 +85,7 @@ class Laws(Experiment):
         return {"right": ensemble.right.pdf(key["x"]), "wrong": float(ensemble.wrong_pdf(key["x"]))}
 
     def _ensembles(self) -> dict[str, _Ensemble]:
+        """The spectra by name."""
         n, aspect = self.size, self.aspect
         mp, tall = MarchenkoPastur(1.0), MarchenkoPastur(float(aspect))
         wide = MarchenkoPastur(1 / aspect)
@@ -122,8 +124,8 @@ class Laws(Experiment):
             ),
         }  # fmt: skip
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = f"bars: {self.repeats} draws, shorter side {self.size}; D: distance to each law"
         figure, all_axes = _draw.panels(2, 2, note=note, size=(3.7, 2.7))
         for axes, (name, ensemble) in zip(all_axes, self._ensembles().items(), strict=True):
@@ -131,22 +133,22 @@ class Laws(Experiment):
             x, height = found.numbers("x"), found.numbers("density")
             axes.bar(x, height, width=x[1] - x[0], color="#CCCCCC")
             grid = np.linspace(x[0], x[-1], 600)
-            for side, told, density, colour in (
+            for side, title, density, colour in (
                 ("wrong", ensemble.names[1], ensemble.wrong_pdf, _draw.VERMILION),
                 ("right", ensemble.names[0], ensemble.right.pdf, _draw.BLUE),
             ):
                 distance = found.numbers(f"distance_{side}")[0]
                 dash = "-" if side == "right" else "--"
-                label = f"{told}, D = {distance:.3f}"
+                label = f"{title}, D = {distance:.3f}"
                 axes.plot(grid, density(grid), dash, color=colour, label=label)
             axes.set_ylim(0, 1.7 * height.max())
             axes.legend(loc="upper right")
-            _draw.labels(axes, ensemble.axis, "density", name)
+            _draw.set_labels(axes, ensemble.axis, "density", name)
         return figure
 
 
 def distance(values: np.ndarray, cdf: Function) -> float:
-    """``sup |F_n − F|``, from both sides of each value; atoms may be shared."""
+    """``sup |F_n − F|``, taken from both sides of each value, so that both may have atoms."""
     at = np.unique(values)
     above = np.searchsorted(np.sort(values), at, side="right") / len(values)
     below = np.searchsorted(np.sort(values), at, side="left") / len(values)

@@ -160,9 +160,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         intruders = self._look(state, control)
         if self.save_at is None and self.stop_at is None:
             return
-        intruders = _of_process_0(
-            intruders
-        )  # a process that stopped alone would leave the others waiting
+        # the same number in all processes: if one stopped alone, the others would wait for it
+        intruders = _of_process_0(intruders)
         if self.save_at is not None and intruders >= self.save_at and not self._has_saved:
             control.should_save = self._has_saved = True
         if self.stop_at is not None and intruders >= self.stop_at:

@@ -84,8 +84,26 @@ def export_lora(
     for name, (B, A) in lora_factors(model, adapter_name).items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = A
         tensors[f"{PREFIX}{name}.lora_B.weight"] = B
+    lora = _lora_config(model, config, adapter_name)
+    with new_folder(Path(path)) as folder:
+        lora.save_pretrained(str(folder))
+        on_cpu = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
+        save_file(on_cpu, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return Path(path)
+
+
+def _config(model: Any, adapter_name: str) -> SpectralConfig:
+    """The configuration of an adapter; InputError if it is not a spectral one."""
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not isinstance(config, SpectralConfig):
+        raise InputError(f"expected a model with a spectral adapter {adapter_name!r}, got none")
+    return config
+
+
+def _lora_config(model: nn.Module, config: SpectralConfig, adapter_name: str) -> peft.LoraConfig:
+    """The configuration of the LoRA that an adapter is written as; its scale α/r is 1."""
     r = 2 * config.r if config.variant == "additive" else config.r
-    lora = peft.LoraConfig(
+    return peft.LoraConfig(
         # PEFT trains and saves the heads of a wrapped model by its task
         task_type=config.task_type if isinstance(model, peft.PeftModel) else None,
         base_model_name_or_path=config.base_model_name_or_path,
@@ -101,18 +119,6 @@ def export_lora(
         # if some of the layers are not transposed, PEFT corrects this for each when it loads them
         fan_in_fan_out=any(layer._transposed for _, layer in _layers(model, adapter_name)),
     )
-    with new_folder(Path(path)) as folder:
-        lora.save_pretrained(str(folder))
-        on_cpu = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
-        save_file(on_cpu, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    return Path(path)
-
-
-def _config(model: Any, adapter_name: str) -> SpectralConfig:
-    config = getattr(model, "peft_config", {}).get(adapter_name)
-    if not isinstance(config, SpectralConfig):
-        raise InputError(f"expected a model with a spectral adapter {adapter_name!r}, got none")
-    return config
 
 
 def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, SpectralLayer]]:

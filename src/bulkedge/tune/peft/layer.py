@@ -66,24 +66,8 @@ class SpectralLayer(BaseTunerLayer):
             InputError: If the rank exceeds a side of the weight, or another adapter is merged
                 into it.
         """
-        W0, r = self._weight, config.r
-        if self.merged:
-            raise InputError(
-                f"expected a base without updates, got one with {', '.join(self.merged_adapters)} "
-                "merged into it: unmerge_adapter() first"
-            )
-        if not W0.numel():
-            raise InputError("expected a weight, got an empty one: wrap the model before ZeRO-3")
-        m, n = W0.shape
-        if r > min(m, n):
-            raise InputError(f"expected r ≤ {min(m, n)} for a weight of {m} × {n}, got {r}")
-        dtype = product_dtype(W0.dtype)
-        sizes = [(m, r), (n, r)] if config.variant == "additive" else [(r * (r - 1) // 2,)] * 2
-        sides = (self.spectral_left, self.spectral_right)
-        for side, size in zip(sides, sizes, strict=True):
-            side[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype))
-        empty = (torch.zeros(size, dtype=dtype) for size in ((m, r), (r,), (n, r)))
-        self._store_basis(adapter_name, Basis(*empty))
+        self._require_fit(config.r)
+        self._allocate(adapter_name, config)
         dropout = config.spectral_dropout
         self.spectral_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
         self.spectral_settings[adapter_name] = config
@@ -93,6 +77,29 @@ class SpectralLayer(BaseTunerLayer):
         if self.spectral_left[adapter_name].device.type != "meta":
             self._verify_or_solve(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _require_fit(self, r: int) -> None:
+        """InputError unless an adapter of this rank can be added to the base."""
+        if self.merged:
+            raise InputError(
+                f"expected a base without updates, got one with {', '.join(self.merged_adapters)} "
+                "merged into it: unmerge_adapter() first"
+            )
+        if not self._weight.numel():
+            raise InputError("expected a weight, got an empty one: wrap the model before ZeRO-3")
+        m, n = self._weight.shape
+        if r > min(m, n):
+            raise InputError(f"expected r ≤ {min(m, n)} for a weight of {m} × {n}, got {r}")
+
+    def _allocate(self, adapter_name: str, config: SpectralConfig) -> None:
+        """Add parameters and a basis of zeros."""
+        (m, n), r, dtype = self._weight.shape, config.r, product_dtype(self._weight.dtype)
+        sizes = [(m, r), (n, r)] if config.variant == "additive" else [(r * (r - 1) // 2,)] * 2
+        sides = (self.spectral_left, self.spectral_right)
+        for side, size in zip(sides, sizes, strict=True):
+            side[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype))
+        zeros = (torch.zeros(size, dtype=dtype) for size in ((m, r), (r,), (n, r)))
+        self._store_basis(adapter_name, Basis(*zeros))
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """The update of an adapter as thin factors, in float32 or float64.

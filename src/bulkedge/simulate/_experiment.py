@@ -27,7 +27,6 @@ from ._table import Table, Value
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Value = int | float | str | None
 Row = dict[str, Any]
 """Columns of one row and their values: numbers, truth values or text."""
 Progress = Callable[[str, int, int], object]
@@ -88,9 +87,8 @@ class Experiment(BaseModel, ABC):
         except (KeyError, TypeError, ValueError, OverflowError):
             return settings
         names = AT_MOST_HALF_THE_SIZE & cls.model_fields.keys()
-        return {
-            name: _limited(cls.model_fields[name].default, largest) for name in names
-        } | settings
+        defaults = {name: cls.model_fields[name].default for name in names}
+        return {name: _limited(value, largest) for name, value in defaults.items()} | settings
 
     @field_validator(*AT_MOST_HALF_THE_SIZE, check_fields=False)
     @classmethod

@@ -70,7 +70,7 @@ def dense_update(shape: Shape, norm: float, generator: torch.Generator) -> Tenso
 def noise_with_signals(
     shape: Shape, signals: int, strongest: float, generator: torch.Generator
 ) -> Tensor:
-    """Noise plus spikes, from ``strongest`` down to 2 in equal steps: a model of trained weights."""
+    """Noise plus spikes from ``strongest`` down to 2 in equal steps, like trained weights."""
     B, A = spiked_update(shape, torch.linspace(strongest, 2.0, signals), generator)
     return noise(shape, generator) + B @ A
 

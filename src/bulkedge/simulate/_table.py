@@ -60,7 +60,7 @@ class Table(BaseModel):
         return [row[index] for row in self.rows]
 
     def numbers(self, name: str) -> np.ndarray:
-        """The values of one column as a float64 array, with NaN for None; errors as :meth:`column`."""
+        """The values of one column as a float64 array, NaN for None; errors as :meth:`column`."""
         return np.array(self.column(name), dtype=np.float64)
 
     def where(self, **values: Value) -> Table:

@@ -66,11 +66,9 @@ class Adapters(Experiment):
         B, A = gaussian_factors((n, n), r, 1.0, generator)
         U, V = base.U[:, :r], base.V[:, :r]
         for t in self.strengths:
-            additive = _change_of_vectors(
-                base, *(X + t * E for X, E in zip((U, V), noises, strict=True))
-            )
+            moved = (X + t * E for X, E in zip((U, V), noises, strict=True))
             rotated = (X @ torch.matrix_exp(t * K) for X, K in zip((U, V), skews, strict=True))
-            changes = [additive, _change_of_vectors(base, *rotated)]
+            changes = [_change_of_vectors(base, *vectors) for vectors in (moved, rotated)]
             changes += [change.norm() * B @ A for change in changes]
             for method, change in zip(METHODS, changes, strict=True):
                 yield {"method": method, "strength": t, **self._measure(base, change)}

@@ -91,35 +91,27 @@ class Laws(Experiment):
         wide = MarchenkoPastur(1 / aspect)
         atom = 1 - 1 / aspect
 
-        def symmetric(generator: torch.Generator) -> torch.Tensor:
-            G = gaussian((n, n), generator)
-            return torch.linalg.eigvalsh((G + G.mT) / (2 * n) ** 0.5)
-
-        def singular(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-            return torch.linalg.svdvals(gaussian((rows, columns), generator) / columns**0.5)
-
-        def squares(generator: torch.Generator) -> torch.Tensor:
-            values = singular(aspect * n, n, generator).square()
-            return torch.cat([values, values.new_zeros((aspect - 1) * n)])
-
-        def printed(x: Any) -> Any:
+        def without_factor(x: Any) -> Any:
+            """The distribution function of the density without 1/c, as it is cited."""
             return np.where(np.asarray(x) < 0, 0.0, atom + aspect * (tall.cdf(x) - atom))
 
         return {
             "symmetric": _Ensemble(
-                symmetric, Semicircle(), mp.cdf, mp.pdf, r"eigenvalue $\lambda$",
+                lambda g: _eigenvalues(n, g), Semicircle(), mp.cdf, mp.pdf, r"eigenvalue $\lambda$",
                 ("semicircle", "Marchenko–Pastur"),
             ),
             "square": _Ensemble(
-                lambda g: singular(n, n, g), QuarterCircle(), mp.cdf, mp.pdf,
+                lambda g: _singular_values(n, n, g), QuarterCircle(), mp.cdf, mp.pdf,
                 r"singular value $s$", ("quarter circle", "Marchenko–Pastur"),
             ),
             "wide": _Ensemble(
-                lambda g: singular(n, aspect * n, g), SingularValueLaw(1 / aspect), wide.cdf,
-                wide.pdf, r"singular value $s$", ("singular-value law", "Marchenko–Pastur"),
+                lambda g: _singular_values(n, aspect * n, g), SingularValueLaw(1 / aspect),
+                wide.cdf, wide.pdf, r"singular value $s$",
+                ("singular-value law", "Marchenko–Pastur"),
             ),
             "tall": _Ensemble(
-                squares, tall, printed, lambda x: aspect * tall.pdf(x),
+                lambda g: _eigenvalues_of_gram(n, aspect, g), tall, without_factor,
+                lambda x: aspect * tall.pdf(x),
                 r"eigenvalue of $WW^\top$", (f"Marchenko–Pastur, atom {atom:.3g}", "without 1/c"),
             ),
         }  # fmt: skip
@@ -145,6 +137,23 @@ class Laws(Experiment):
             axes.legend(loc="upper right")
             _draw.set_labels(axes, ensemble.axis, "density", name)
         return figure
+
+
+def _eigenvalues(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Eigenvalues of a symmetric matrix of noise."""
+    G = gaussian((n, n), generator)
+    return torch.linalg.eigvalsh((G + G.mT) / (2 * n) ** 0.5)
+
+
+def _singular_values(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    """Singular values of noise with entries of variance 1/columns."""
+    return torch.linalg.svdvals(gaussian((rows, columns), generator) / columns**0.5)
+
+
+def _eigenvalues_of_gram(n: int, aspect: int, generator: torch.Generator) -> torch.Tensor:
+    """Eigenvalues of WWᵀ, for noise W with n columns and ``aspect`` times as many rows."""
+    values = _singular_values(aspect * n, n, generator).square()
+    return torch.cat([values, values.new_zeros((aspect - 1) * n)])
 
 
 def distance(values: np.ndarray, cdf: Function) -> float:

@@ -87,23 +87,24 @@ class Rank(Experiment):
             "outliers": "outliers",
             "intruders": f"outliers with score < {EPSILON}",
         }
-        every = range(self.ranks[0], self.ranks[-1] + 1)
         for panel, (name, title) in zip(axes, measures.items(), strict=True):
             for series, kind in enumerate(KINDS):
                 found = table.where(spikes=kind)
                 _draw.points(panel, found, "rank", name, series=series, label=kind)
                 if kind == "equal":
                     theory = "theory_strongest" if name == "strongest" else "theory_outliers"
-                    theory_values = [
-                        self.theory({"spikes": kind, "rank": r})[theory] for r in every
-                    ]
-                    _draw.curve(panel, every, theory_values, series=series)
+                    _draw.curve(panel, *self._curve(theory), series=series)
             _draw.mark(panel, x=self.norm**2)
             _draw.set_labels(panel, "rank $r$", title)
             panel.set_xscale("log", base=2)
         _draw.mark(axes[0], y=1.0)
         axes[0].legend()
         return figure
+
+    def _curve(self, column: str) -> tuple[list[int], list[float]]:
+        """All ranks, and a predicted column of equal spikes at each of them."""
+        ranks = list(range(self.ranks[0], self.ranks[-1] + 1))
+        return ranks, [self.theory({"spikes": "equal", "rank": r})[column] for r in ranks]
 
 
 def measure(base: Base, update: Factors) -> Row:

@@ -82,30 +82,14 @@ class Universality(Experiment):
     def _draws(self) -> dict[Entries, Callable[[torch.Generator], Tensor]]:
         """A function for each distribution that draws a matrix with entries of variance 1."""
         n = self.size
-        shape = (n, n)
-
-        def uniform(generator: torch.Generator) -> Tensor:
-            return 12**0.5 * (torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5)
-
-        def student(freedom: int) -> Callable[[torch.Generator], Tensor]:
-            def draw(generator: torch.Generator) -> Tensor:
-                below = gaussian((freedom, n * n), generator).square().sum(0).view(n, n)
-                return gaussian(shape, generator) * ((freedom - 2) / below).sqrt()
-
-            return draw
-
-        def correlated(generator: torch.Generator) -> Tensor:
-            apart = (torch.arange(n)[:, None] - torch.arange(n)).abs().double()
-            return gaussian(shape, generator) @ torch.linalg.cholesky(self.correlation**apart).mT
-
         return {
-            "gaussian": lambda generator: gaussian(shape, generator),
-            "uniform": uniform,
-            "rademacher": lambda generator: uniform(generator).sign(),
-            "t10": student(10),
-            "t5": student(5),
-            "t3": student(3),
-            "correlated": correlated,
+            "gaussian": lambda generator: gaussian((n, n), generator),
+            "uniform": lambda generator: _uniform(n, generator),
+            "rademacher": lambda generator: _uniform(n, generator).sign(),
+            "t10": lambda generator: _student(n, 10, generator),
+            "t5": lambda generator: _student(n, 5, generator),
+            "t3": lambda generator: _student(n, 3, generator),
+            "correlated": lambda generator: _correlated(n, self.correlation, generator),
         }
 
     def theory(self, key: Row) -> Row:
@@ -142,3 +126,20 @@ class Universality(Experiment):
         )
         axes[1].legend()
         return figure
+
+
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    """Entries uniform on ±√3."""
+    return 12**0.5 * (torch.rand((n, n), generator=generator, dtype=torch.float64) - 0.5)
+
+
+def _student(n: int, freedom: int, generator: torch.Generator) -> Tensor:
+    """Entries of Student's t distribution, scaled to variance 1."""
+    chi_squared = gaussian((freedom, n * n), generator).square().sum(0).view(n, n)
+    return gaussian((n, n), generator) * ((freedom - 2) / chi_squared).sqrt()
+
+
+def _correlated(n: int, correlation: float, generator: torch.Generator) -> Tensor:
+    """Gaussian rows with correlation ρ^|i−j| between columns i and j."""
+    lags = (torch.arange(n)[:, None] - torch.arange(n)).abs().double()
+    return gaussian((n, n), generator) @ torch.linalg.cholesky(correlation**lags).mT

@@ -76,8 +76,12 @@ _HOME = {
     "RecipeError": "._errors",
 }
 _MODULES = (
+    "auditing",
     "checkpoint",
+    "comparison",
     "intruder",
+    "records",
+    "repairing",
     "report",
     "rmt",
     "simulate",

@@ -1,4 +1,8 @@
-"""What to do about intruders: corrections of matrices, and files with other numbers in them."""
+"""Repair methods, and the files that a repair writes.
+
+A method of your own is a class of the form :class:`Method`: it turns a :class:`Case`, which is a
+tuned matrix with the directions to be treated, into a :class:`Correction`.
+"""
 
 from __future__ import annotations
 

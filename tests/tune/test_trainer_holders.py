@@ -195,3 +195,10 @@ def test_what_is_refused(tmp_path):
         AfterStep("clip")
     with pytest.raises(InputError, match="expected holders, got none"):
         make_trainer(tmp_path, make_model(), callbacks=[AfterStep()]).train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_holder_that_is_given_twice_is_refused(kind):
+    holder = KINDS[kind](make_model())
+    with pytest.raises(InputError, match=f"expected each holder once, got one {kind} twice"):
+        AfterStep(holder, holder)

@@ -14,7 +14,7 @@ from .monitor import FullMatrix, LayerFigures, Monitor, Watched, full_matrices
 from .orthonormal import OrthonormalFactors
 from .penalty import IntruderPenalty
 from .triplets import LeadingTriplets
-from .update_cap import UpdateCap, hold_update
+from .update_cap import hold_update
 
 __all__ = [
     "AdaptedMatrix",
@@ -30,7 +30,6 @@ __all__ = [
     "RankController",
     "SpikeClip",
     "ThresholdHolder",
-    "UpdateCap",
     "Watched",
     "adapted_matrices",
     "effective_rank",

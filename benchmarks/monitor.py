@@ -54,9 +54,9 @@ def main() -> None:
         steps.append(time.perf_counter() - start)
         monitor.step()
     # layers differ in size and in how hard they are to judge: all of them, the second time around
-    monitor.look()
+    monitor.check()
     start = time.perf_counter()
-    monitor.look()
+    monitor.check()
     look = (time.perf_counter() - start) / len(monitor.matrices) * monitor.per_call
     known = monitor.thresholds
     penalty = IntruderPenalty(model)

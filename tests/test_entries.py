@@ -158,7 +158,7 @@ def retracted(A):
 
 def watched(A):
     monitor = Monitor(adapted(A), top_k=2, thresholds={"layer": 1.0})
-    monitor.look()
+    monitor.check()
     figures = monitor.metrics()
     return [value for name, value in figures.items() if "overhead" not in name]
 

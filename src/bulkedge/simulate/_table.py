@@ -66,8 +66,8 @@ class Table(BaseModel):
     def where(self, **values: Value) -> Table:
         """The rows with these values in these columns; errors as :meth:`column`."""
         found = list(zip(*map(self.column, values), strict=True))
-        wanted = tuple(values.values())
-        rows = tuple(row for row, keys in zip(self.rows, found, strict=True) if keys == wanted)
+        expected = tuple(values.values())
+        rows = tuple(row for row, keys in zip(self.rows, found, strict=True) if keys == expected)
         return self.model_copy(update={"rows": rows})
 
     def to_json(self) -> str:

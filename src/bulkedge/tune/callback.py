@@ -157,7 +157,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         """Check layers when it is time; log, save or stop as asked."""
         if state.global_step % self.every:
             return
-        intruders = self._look(state, control)
+        intruders = self._check(state, control)
         if self.save_at is None and self.stop_at is None:
             return
         # the same number in all processes: if one stopped alone, the others would wait for it
@@ -203,12 +203,12 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             _require_its_base(monitor)
         return monitor
 
-    def _look(self, state: TrainerState, control: TrainerControl) -> int:
+    def _check(self, state: TrainerState, control: TrainerControl) -> int:
         """Check layers and log; the number of intruders, 0 before all layers were checked."""
         if self.monitor is None:
             return 0
         self.monitor.steps = state.global_step
-        self.monitor.look(self.monitor.per_call)
+        self.monitor.check(self.monitor.per_call)
         figures = self.monitor.metrics()
         self.history.append((state.global_step, figures))
         if self._trainer is not None and state.is_world_process_zero:

@@ -114,9 +114,9 @@ def _base_of(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> 
     known = (base or {}).get(name)
     if weight is None or known is None or known.shape != weight.shape:
         found = "nothing" if known is None else tuple(known.shape)
-        wanted = None if weight is None else tuple(weight.shape)
+        expected = None if weight is None else tuple(weight.shape)
         raise InputError(
-            f"{name}: expected its base of shape {wanted} in base=, got {found}; give the "
+            f"{name}: expected its base of shape {expected} in base=, got {found}; give the "
             "state_dict() of the model that training began with"
         )
     return distribute_like(known.detach(), weight)
@@ -226,10 +226,10 @@ class Monitor:
         self.steps += 1
         if self.steps % self.every:
             return False
-        self.look(self.per_call)
+        self.check(self.per_call)
         return True
 
-    def look(self, count: int | None = None) -> None:
+    def check(self, count: int | None = None) -> None:
         """Check the next layers now.
 
         Args:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/minilm_wordnet"))
 import train as example
 
-from bulkedge.tune import EdgeClip, IntruderPenalty, Monitor, RankController
+from bulkedge.tune import IntruderPenalty, Monitor, RankController, SpikeClip
 
 STEPS = 100
 
@@ -54,14 +54,14 @@ def main() -> None:
         steps.append(time.perf_counter() - start)
         monitor.step()
     # layers differ in size and in how hard they are to judge: all of them, the second time around
-    monitor.look()
+    monitor.check()
     start = time.perf_counter()
-    monitor.look()
+    monitor.check()
     look = (time.perf_counter() - start) / len(monitor.matrices) * monitor.per_call
     known = monitor.thresholds
     penalty = IntruderPenalty(model)
     actions = {
-        "clip": EdgeClip(model, thresholds=known).step,
+        "clip": SpikeClip(model, thresholds=known).step,
         "controller": RankController(model, start=8, thresholds=known).step,
         "penalty": lambda: penalty().backward(),
     }

@@ -8,11 +8,12 @@ import sys
 import bulkedge
 
 PUBLIC = {
-    "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "DegenerateWarning",
-    "InputError", "LocalEngine", "MissingExtraError", "NothingAuditedError", "OutputError",
-    "Project", "RayEngine", "Recipe", "RecipeError", "Record", "RepairRecord", "Scale", "Shard",
-    "Shrink", "ToEdge", "__version__", "audit", "checkpoint", "intruder", "merge_shards",
-    "project_spectral_ball", "repair", "report", "rmt", "simulate", "singular_triplet", "spectral",
+    "AdapterError", "BulkedgeError", "CheckpointError", "Clip", "ConvergenceError",
+    "DegenerateWarning", "InputError", "LocalEngine", "MissingExtraError",
+    "NothingAuditedError", "OutputError", "Project", "RayEngine", "Recipe", "RecipeError",
+    "Record", "RepairRecord", "Scale", "Shard", "Shrink", "__version__", "audit", "auditing",
+    "checkpoint", "comparison", "intruder", "merge_shards", "project_spectral_ball", "records",
+    "repair", "repairing", "report", "rmt", "simulate", "singular_triplet", "spectral",
     "spectral_cap", "spectral_norm", "triplet", "truncate", "tune", "update",
 }  # fmt: skip
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from bulkedge.simulate import run
-from bulkedge.simulate._model import Base, dense, noise, noise_line, spikes, trained, uneven, white
+from bulkedge.simulate._model import (
+    Base,
+    dense_update,
+    gaussian_factors,
+    noise,
+    noise_quantile,
+    noise_with_signals,
+    spiked_update,
+    white_bulk,
+)
 from helpers import some
 
 SIZE = 100
@@ -24,21 +33,21 @@ def test_a_base_and_its_updates_are_as_strong_as_they_say():
     shape = (150, 60)
     W = noise(shape, generator())
     assert float(W.std()) * (150 * 60) ** 0.25 == pytest.approx(1.0, abs=0.03)
-    assert white(shape).threshold == pytest.approx(1.0)
-    B, A = spikes(shape, torch.tensor([3.0, 0.5]), generator())
+    assert white_bulk(shape).threshold == pytest.approx(1.0)
+    B, A = spiked_update(shape, torch.tensor([3.0, 0.5]), generator())
     values = torch.linalg.svdvals(B @ A)[:3]
     torch.testing.assert_close(values, torch.tensor([3.0, 0.5, 0.0], dtype=torch.float64))
-    B, A = uneven(shape, 4, 2.5, generator())
+    B, A = gaussian_factors(shape, 4, 2.5, generator())
     assert float((B @ A).norm()) == pytest.approx(2.5, rel=1e-12)
     assert int(torch.linalg.matrix_rank(B @ A)) == 4
-    assert float(dense(shape, 2.5, generator()).norm()) == pytest.approx(2.5, rel=1e-12)
-    signals = Base.of(trained((100, 100), 3, 8.0, generator())).S[:4]
+    assert float(dense_update(shape, 2.5, generator()).norm()) == pytest.approx(2.5, rel=1e-12)
+    signals = Base.of(noise_with_signals((100, 100), 3, 8.0, generator())).S[:4]
     assert signals[0] == pytest.approx(8 + 1 / 8, abs=0.3)  # θ + 1/θ for a square base
     assert signals[2] > 2.2 > signals[3]
 
 
 def test_noise_crosses_the_line_once_in_20_times():
-    line, draws = noise_line((40, 40), white((40, 40)).sigma), generator(1)
+    line, draws = noise_quantile((40, 40), white_bulk((40, 40)).sigma), generator(1)
     beyond = sum(
         float(torch.linalg.matrix_norm(noise((40, 40), draws), 2)) > line for _ in range(1000)
     )
@@ -70,7 +79,7 @@ def test_an_outlier_lies_and_points_where_theory_says(transition):
                 spread = row.numbers(f"{name}_sd")[0]
                 assert abs(error) < 3 * spread / math.sqrt(12) + 3 / SIZE, (shape, strength, name)
         below = transition.where(shape=shape, strength=0.4)
-        assert below.numbers("location")[0] < white((1, 9)).edge * 1.1
+        assert below.numbers("location")[0] < white_bulk((1, 9)).edge * 1.1
         assert below.numbers("left_overlap")[0] < 0.1
         assert below.numbers("score")[0] > 0.8
 

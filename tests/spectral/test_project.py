@@ -130,3 +130,15 @@ def test_errors():
         project_spectral_ball(torch.ones(2, 2), 1.0, "shrink")
     with pytest.raises(InputError, match="positive finite bound"):
         hold_spectral_ball(torch.optim.SGD([nn.Parameter(torch.ones(2, 2))], lr=0.1), -1.0)
+
+
+def test_weights_that_are_held_already_are_refused():
+    layers = nn.Linear(20, 10), nn.Linear(10, 5)
+    optimizer = torch.optim.SGD([*layers[0].parameters(), *layers[1].parameters()], lr=0.1)
+    handle = hold_spectral_ball(optimizer, 2.0, parameters=[layers[0].weight])
+    hold_spectral_ball(optimizer, 1.0, parameters=[layers[1].weight])
+    message = r"expected weights that hold_spectral_ball does not hold yet, got parameter 0 of grou"
+    with pytest.raises(InputError, match=message):
+        hold_spectral_ball(optimizer, 2.0, parameters=[layers[0].weight])
+    handle.remove()
+    hold_spectral_ball(optimizer, 2.0, parameters=[layers[0].weight])

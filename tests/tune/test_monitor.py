@@ -34,7 +34,7 @@ def adapted(strength, name="layer", seed=0):
 def test_figures_are_those_of_the_audit(tmp_path):
     matrices = [adapted(s, f"layer{i}", 20 * i) for i, s in enumerate((0.0, 0.4, 6.0))]
     monitor = Monitor(matrices)
-    monitor.look()
+    monitor.check()
     for side in ("base", "tuned"):
         save_file(
             {
@@ -145,7 +145,7 @@ def test_directions_of_nothing_are_no_intruders():
     U, S, V = torch.linalg.svd(W0)
     lowrank = U[:, :3] * S[:3] @ V[:3]
     monitor = Monitor([FullMatrix("three", W0, lowrank), FullMatrix("none", W0, 0 * W0)])
-    monitor.look()
+    monitor.check()
     assert (monitor.figures["three"].intruders, monitor.figures["none"].intruders) == (0, 0)
     assert monitor.figures["none"].worst == 1.0
 
@@ -154,12 +154,12 @@ def test_the_worst_layer_has_a_name_and_patterns_choose():
     matrices = [adapted(s, f"layer{i}", 20 * i) for i, s in enumerate((0.1, 6.0, 0.1))]
     monitor = Monitor(matrices)
     assert monitor.worst_layer is None
-    monitor.look()
+    monitor.check()
     assert monitor.worst_layer == "layer1"
     known = {matrix.name: 1.0 for matrix in matrices}
     chosen = Monitor(matrices, modules=["*0", "layer2"], thresholds=known)
     assert [matrix.name for matrix in chosen.matrices] == ["layer0", "layer2"]
-    chosen.look(0)
+    chosen.check(0)
     assert chosen.metrics() == {}
 
 
@@ -214,7 +214,7 @@ def test_a_model_that_does_not_change_has_figures_that_do_not(per_call):
     assert counts[0][0] >= 5  # one a layer at least
     alone = [Monitor([matrix], top_k=4, thresholds=known) for matrix in matrices]
     for each in alone:
-        each.look()
+        each.check()
     assert counts[0][0] == sum(each.metrics()["bulkedge/intruders"] for each in alone)
 
 
@@ -226,7 +226,7 @@ def test_rotated_directions_are_not_intruders():
     mixed = U.clone()
     mixed[:, :4] = U[:, :4] @ signs.double() / 2  # half of each of four
     monitor = Monitor([FullMatrix("w", W0, mixed * S @ Vt)], top_k=4, epsilon=0.6)
-    monitor.look()
+    monitor.check()
     seen = monitor.figures["w"]
     assert (seen.intruders, seen.rotated) == (0, 4)
     assert monitor.metrics()["bulkedge/intruders"] == 0

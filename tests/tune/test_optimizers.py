@@ -1,13 +1,21 @@
 """Which optimisers a holder is attached to, in whatever wrapper, and which it refuses."""
 
+import inspect
+
 import pytest
 import torch
 
-from bulkedge import InputError
-from bulkedge.tune import AdaptedMatrix, EdgeClip, OrthonormalFactors, RankController
+from bulkedge import InputError, tune
+from bulkedge.tune import (
+    AdaptedMatrix,
+    AdapterHolder,
+    OrthonormalFactors,
+    RankController,
+    SpikeClip,
+)
 
 HOLDERS = {
-    "EdgeClip": lambda matrices: EdgeClip(matrices, level=1.0, thresholds={"layer": 0.1}),
+    "SpikeClip": lambda matrices: SpikeClip(matrices, level=1.0, thresholds={"layer": 0.1}),
     "RankController": lambda matrices: RankController(
         matrices, level=1.0, start=2, thresholds={"layer": 0.1}
     ),
@@ -111,7 +119,7 @@ def test_those_of_schedulefree_are_refused_by_name(name):
     matrix = layer()
     optimizer = getattr(schedulefree, name)([matrix.A, matrix.B], lr=0.1)
     with pytest.raises(InputError, match=f"got {name}: it saves an average"):
-        HOLDERS["EdgeClip"]([matrix]).attach(optimizer)
+        HOLDERS["SpikeClip"]([matrix]).attach(optimizer)
 
 
 @pytest.mark.parametrize("thing", [object(), None, "adam"])
@@ -119,6 +127,65 @@ def test_those_of_schedulefree_are_refused_by_name(name):
 def test_what_is_no_optimiser_is_refused(kind, thing):
     with pytest.raises(InputError, match=r"expected an optimiser of torch, got \w+; call step\(\)"):
         HOLDERS[kind]([layer()]).attach(thing)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_a_second_attachment_is_refused_while_the_first_is_there(kind, wrapper):
+    matrix = layer()
+    holder, other = HOLDERS[kind]([matrix]), HOLDERS[kind]([matrix])
+    optimizer = torch.optim.SGD([matrix.A, matrix.B], lr=1.0)
+    handle = holder.attach(WRAPPERS[wrapper](optimizer))
+    before = len(optimizer._optimizer_step_post_hooks)
+    with pytest.raises(InputError, match=rf"to which this {kind} is not attached yet.*remove\(\)"):
+        holder.attach(optimizer)
+    assert len(optimizer._optimizer_step_post_hooks) == before
+    other.attach(optimizer).remove()
+    handle.remove()
+    holder.attach(optimizer)
+
+
+def test_every_holder_is_tried_here():
+    found = {
+        name
+        for name in tune.__all__
+        if inspect.isclass(x := getattr(tune, name))
+        and issubclass(x, tune.AdapterHolder)
+        and not inspect.isabstract(x)
+    }
+    assert found == set(HOLDERS)
+
+
+def test_a_holder_that_cannot_begin_is_not_attached():
+    """Frozen factors and a spike beyond the limit: the error, and no hook left behind."""
+    A, B, other = draw(2, 50, seed=1), draw(60, 2, seed=2), draw(2, 50, seed=3).requires_grad_()
+    base = draw(60, 50)
+    matrices = [
+        AdaptedMatrix("layer", base, A, B.requires_grad_(), lambda: 1.0),
+        AdaptedMatrix("tied", base, other, B),
+        AdaptedMatrix("free", base, A, draw(60, 2, seed=4)),
+    ]
+    clip = SpikeClip(matrices, thresholds=dict.fromkeys(("layer", "tied", "free"), 1e-3))
+    optimizer = torch.optim.SGD([B, other], lr=1.0)
+    with pytest.raises(InputError, match="layer: expected a factor that is trained and its own"):
+        clip.attach(optimizer)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_holder_of_ones_own_is_one_short_class():
+    class BoundedNorm(AdapterHolder):
+        def step(self):
+            for matrix in self.matrices:
+                B, A = matrix.factors
+                matrix.write(B / max(float(matrix.strengths.norm()), 1), A)
+
+    matrix = layer()
+    optimizer = torch.optim.SGD([matrix.A, matrix.B], lr=1.0)
+    BoundedNorm([matrix]).attach(optimizer)
+    for _ in range(3):
+        assert float((matrix.B @ matrix.A).detach().norm()) <= 1 + 1e-12
+        (-(matrix.B @ matrix.A).sum()).backward()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("kind", HOLDERS)

@@ -325,3 +325,12 @@ def test_a_monitor_watches_what_is_held():
     moved(model[0])
     monitor.step()
     assert monitor.figures["0.weight"].strongest == pytest.approx(0.5, rel=2e-3)
+
+
+def test_a_parameter_that_is_held_already_is_refused():
+    layer = nn.Linear(40, 50)
+    hold_update(layer, threshold=1.0)
+    with pytest.raises(InputError, match=r"does not hold yet, got 'weight' of ParametrizedLinear"):
+        hold_update(layer, threshold=1.0)
+    parametrize.remove_parametrizations(layer, "weight")
+    hold_update(layer, threshold=1.0)

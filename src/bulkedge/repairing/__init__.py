@@ -1,14 +1,19 @@
-"""What to do about intruders: corrections of matrices, and files with other numbers in them."""
+"""Repair methods, and the files that a repair writes.
+
+A method of your own is a class of the form :class:`Method`: it turns a :class:`Case`, which is a
+tuned matrix with the directions to be treated, into a :class:`Correction`.
+"""
 
 from __future__ import annotations
 
 from .matrix import Selection
-from .method import METHODS, Case, Correction, Method, Project, Scale, Shrink, ToEdge
+from .method import METHODS, Case, Clip, Correction, Method, Project, Scale, Shrink
 from .record import RepairedMatrix, RepairRecord, Treated
 
 __all__ = [
     "METHODS",
     "Case",
+    "Clip",
     "Correction",
     "Method",
     "Project",
@@ -17,6 +22,5 @@ __all__ = [
     "Scale",
     "Selection",
     "Shrink",
-    "ToEdge",
     "Treated",
 ]

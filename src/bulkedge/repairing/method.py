@@ -1,17 +1,19 @@
-"""What may be done about intruder dimensions, each a low-rank correction of the tuned matrix.
+"""Repair methods: each removes intruder dimensions by a low-rank correction of the tuned matrix.
 
-Let ``W = W0 + ΔW`` be tuned, with singular triplets (σ_i, u_i, v_i), and I those to be treated; let
-``ΔW = Σ γ_j p_j q_jᵀ``, whose γ_j are the spikes of the update, and θ_c the strength beyond which a
-generic spike makes an outlier of W0.
+Let ``W = W0 + ΔW`` be tuned, with singular triplets (σ_i, u_i, v_i), and let I be the set of those
+to be treated; let ``ΔW = Σ γ_j p_j q_jᵀ``, where the γ_j are the spikes of the update, and let θ_c
+be the threshold, the strength beyond which a generic spike makes an outlier of W0.
 
 =================  ===================================================================
 :class:`Scale`     ``W − (1 − λ) Σ_{i∈I} σ_i u_i v_iᵀ``
-:class:`ToEdge`    ``W0 + Σ_j min(γ_j, c θ_c) p_j q_jᵀ``
+:class:`Clip`    ``W0 + Σ_j min(γ_j, c θ_c) p_j q_jᵀ``
 :class:`Shrink`    ``W0 + Σ_j η(γ_j) p_j q_jᵀ``, η optimal against noise
-:class:`Project`   ``W0 + (I − Z Zᵀ) ΔW``, Z spans what is new in the u_i, i ∈ I
+:class:`Project`   ``W0 + (I − Z Zᵀ) ΔW``, Z spans the parts of the u_i, i ∈ I, outside of the
+                   base's leading space
 =================  ===================================================================
 
-All but the first leave W0 as it is.
+All but the first change the update ΔW alone.  A method of your own is a class with ``rounds`` and
+``correct``, as in :class:`Method`.
 """
 
 from __future__ import annotations
@@ -30,23 +32,29 @@ from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import Factors
 
 LOWER = 0.9
-"""Where an intruder remains, the next round of :class:`ToEdge` holds spikes so much lower."""
+"""The factor by which :class:`Clip` lowers its limit in the next round if an intruder remains."""
 NEW = 1e-6
-"""Below this norm, what a direction has outside the base's leading space is rounding."""
+"""The norm below which the part of a direction outside the base's leading space is rounding."""
 SPACE_ANGLE = 1e-2
-"""To what sine the base's leading space is sought: any space nearby will do."""
+"""The sine of the angle to which the base's leading space is computed; corrections hardly depend
+on it."""
 FIRST_SPIKES = 16
-"""How many values of a dense update are looked at first for those above the threshold."""
+"""The number of singular values of a dense update that are computed at first."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """``W' = W + X Yᵀ``; where it is made ``anew``, ``W' = W0 + X Yᵀ``.
+    """A low-rank correction ``W' = W + X Yᵀ``, or ``W' = W0 + X Yᵀ`` if it is made ``anew``.
 
     Attributes:
         X: Shape ``(m, c)``, float64.
         Y: Shape ``(n, c)``, float64.
-        anew: Whether the update that there was is dropped.
+        anew: Whether X Yᵀ replaces the update, instead of being added to it.
+
+    Example:
+        >>> correction = Correction(torch.ones(3, 1).double(), torch.ones(2, 1).double())
+        >>> correction.changes, correction.then(correction).X.shape
+        (True, torch.Size([3, 2]))
     """
 
     X: Tensor
@@ -55,11 +63,11 @@ class Correction:
 
     @property
     def changes(self) -> bool:
-        """Whether it does anything."""
+        """Whether the correction changes the matrix."""
         return self.anew or self.X.shape[1] > 0
 
     def then(self, other: Correction) -> Correction:
-        """Both, one after the other, without columns that do nothing."""
+        """Both corrections, one after the other, without columns of zeros in the second."""
         if other.anew:
             return other
         keep = other.X.any(dim=0) & other.Y.any(dim=0)
@@ -70,32 +78,32 @@ class Correction:
         )
 
     def cpu(self) -> Correction:
-        """The same in main memory."""
+        """The same correction in main memory."""
         return Correction(self.X.cpu(), self.Y.cpu(), self.anew)
 
     @classmethod
     def none(cls, shape: tuple[int, int], device: torch.device) -> Correction:
-        """No change."""
+        """The correction that changes nothing."""
         X, Y = (torch.zeros(size, 0, dtype=torch.float64, device=device) for size in shape)
         return cls(X, Y)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A tuned matrix, and the directions of it that are to be treated.
+    """A tuned matrix and those of its directions that are to be treated: what a method is given.
 
     Attributes:
-        base: W0, products in float64.
+        base: W0 as a map, with products in float64.
         tuned: W, likewise.
         update: ``W − W0``, likewise.
         sigma: Singular values of the triplets to be treated, shape ``(c,)``.
         u: Their left vectors, shape ``(m, c)``.
         v: Their right vectors, shape ``(n, c)``.
-        left: Which of them were found on the left side, shape ``(c,)``.
-        right: Which on the right.
-        spikes: The spikes of an update that is a product of two factors; None of another.
-        fit: The bulk of the base; None where it has none.
-        subspace: How many leading base vectors span what counts as the base's.
+        left: Which of them are intruders by their left vectors, shape ``(c,)``.
+        right: Which of them are intruders by their right vectors, shape ``(c,)``.
+        spikes: The singular triplets of the update if it is a product of two factors; else None.
+        fit: The fitted bulk of the base; None if it has none.
+        subspace: How many leading base vectors span the base's leading space.
         round: How often the matrix was treated before.
     """
 
@@ -113,27 +121,27 @@ class Case:
     round: int = 0
 
     def bulk(self) -> BulkFit:
-        """The bulk of the base.
+        """The fitted bulk of the base.
 
         Returns:
-            Its fit.
+            The fit.
 
         Raises:
-            InputError: If it has none.
+            InputError: If the base has no bulk.
         """
         if self.fit is None:
             raise InputError("expected a base with a bulk and so a threshold; scale or project")
         return self.fit
 
-    def spikes_above(self, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Strengths, left and right vectors of the update's spikes above ``floor``."""
+    def spikes_above(self, least: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Strengths, left and right vectors of the update's spikes above ``least``."""
         if self.spikes is not None:
-            keep = self.spikes.gamma > floor
+            keep = self.spikes.gamma > least
             return self.spikes.gamma[keep], self.spikes.u[:, keep], self.spikes.v[:, keep]
         limit, count = min(self.update.shape), FIRST_SPIKES
         while True:
             found = singular_triplet(self.update, min(count, limit), strict=False)
-            keep = found.sigma > floor
+            keep = found.sigma > least
             if not bool(keep.all()) or count >= limit:
                 return found.sigma[keep], found.u[:, keep], found.v[:, keep]
             count *= 2
@@ -141,10 +149,25 @@ class Case:
 
 @runtime_checkable
 class Method(Protocol):
-    """How a matrix is repaired.
+    """How a matrix is repaired: what a method of your own must have.
+
+    ``bulkedge.repair`` takes any object of this form.  A frozen dataclass is best: its fields are
+    stored in the record.
 
     Attributes:
-        rounds: How often a matrix is treated at most, while an intruder remains in it.
+        rounds: How often a matrix is treated at most, as long as an intruder remains in it.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Halve:
+        ...     rounds: int = 1
+        ...
+        ...     def correct(self, case: Case) -> Correction:
+        ...         gamma, u, v = case.spikes_above(0.0)
+        ...         return Correction(-0.5 * u * gamma, v)
+        >>> isinstance(Halve(), Method)
+        True
     """
 
     @property
@@ -153,7 +176,7 @@ class Method(Protocol):
         ...
 
     def correct(self, case: Case) -> Correction:
-        """The correction of one matrix."""
+        """The correction of one matrix; InputError if the method does not apply to it."""
         ...
 
 
@@ -161,13 +184,13 @@ class Method(Protocol):
 class Scale:
     """Scale the intruding triplets of the tuned matrix: ``W − (1 − keep) Σ_I σ_i u_i v_iᵀ``.
 
-    The intervention of the paper, whose λ is ``keep``.  It acts on triplets of W, so it takes the
-    base's part of them, too (``base_share`` in the record).  A scaled vector is the same vector: it
-    stays an intruder until its value leaves the leading ones.
+    The intervention of the paper, whose λ is ``keep``.  It acts on triplets of W, so it also
+    removes the base's part of them (``base_share`` in the record).  Scaling does not change the
+    vector, which stays an intruder until its value is no longer among the leading ones.
 
     Attributes:
-        keep: What stays of each triplet: 1 keeps all of it, 0 removes it.
-        rounds: See :class:`Method`; the paper has one.
+        keep: The fraction of each triplet that is kept: 1 keeps all of it, 0 removes it.
+        rounds: See :class:`Method`; the paper uses one round.
 
     Raises:
         InputError: If ``keep`` is not in [0, 1] or ``rounds`` is not positive.
@@ -192,14 +215,16 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class ToEdge:
-    """Hold the spikes of the update at the threshold: ``γ_j → min(γ_j, level · θ_c)``.
+class Clip:
+    """Clip the spikes of the update at the threshold: ``γ_j → min(γ_j, level · θ_c)``.
 
-    Below θ_c a generic spike makes no outlier.  A trained update is not generic: where an intruder
-    remains, its spikes are held a tenth lower in the next round.
+    Below θ_c a generic spike makes no outlier.  A trained update is not generic: if an intruder
+    remains, the next round clips the spikes at a limit that is a tenth lower.
+
+    :class:`bulkedge.tune.SpikeClip` does the same while a model trains.
 
     Attributes:
-        level: Where to hold them, in units of θ_c.
+        level: Where to clip the spikes, in units of θ_c.
         rounds: See :class:`Method`.
 
     Raises:
@@ -210,7 +235,7 @@ class ToEdge:
         arXiv:1103.2221, for rectangular matrices.
 
     Example:
-        >>> ToEdge().level
+        >>> Clip().level
         1.0
     """
 
@@ -228,21 +253,21 @@ class ToEdge:
                 "expected a base with a threshold, got one whose bulk ends in a step: any spike "
                 "makes an outlier of it; scale or project"
             )
-        held = self.level * threshold * LOWER**case.round
-        gamma, u, v = case.spikes_above(held)
-        return Correction(u * (held - gamma), v)
+        limit = self.level * threshold * LOWER**case.round
+        gamma, u, v = case.spikes_above(limit)
+        return Correction(u * (limit - gamma), v)
 
 
 @dataclass(frozen=True)
 class Shrink:
-    """Shrink the spikes of the update to what can be told from noise: ``γ → γ√(β_u β_v)``.
+    """Shrink the spikes of the update by the optimal weights against noise: ``γ → γ√(β_u β_v)``.
 
     β_u, β_v are the overlaps of a spike's vectors with those of the outlier that it makes, 0 below
-    the threshold: the weight that is optimal in the Frobenius norm.  The noise is the bulk of the
-    base for a product of two factors, which has none of its own; for a dense update it is the
-    update's own bulk, which is dropped.
+    the threshold; the weight is optimal in the Frobenius norm.  For a product of two factors, which
+    has no bulk of its own, the noise is the bulk of the base.  For a dense update the noise is the
+    update's own bulk, which is removed.
 
-    A denoiser, not a remedy: the strongest spikes are kept best.
+    This denoises an update and does not remove intruders: it keeps the strongest spikes best.
 
     Attributes:
         rounds: See :class:`Method`.
@@ -273,17 +298,17 @@ class Shrink:
         values = torch.linalg.svdvals(case.update.to_dense())
         fit = fit_bulk(values, case.update.shape)
         beyond, u, v = case.spikes_above(float(values[fit.spikes]))
-        beyond = beyond.clamp_min(fit.edge)  # an outlier on the edge is none
+        beyond = beyond.clamp_min(fit.edge)  # the bulk has no outlier below its edge
         return Correction(u * _optimal(fit.bulk.strength(beyond), fit), v, anew=True)
 
 
 @dataclass(frozen=True)
 class Project:
-    """Take from the update what it does outside the pretrained subspace: ``(I − Z Zᵀ) ΔW``.
+    """Remove the update along what is new in the intruding vectors: ``(I − Z Zᵀ) ΔW``.
 
-    Z spans the parts of the intruding vectors outside the base's leading 2k-space.  Along Z the
-    repaired matrix is that of the base, so nothing pretrained is lost, and the rank does not grow.
-    Of right vectors ``ΔW (I − Z Zᵀ)``.
+    Z spans the parts of the intruding left vectors outside the space of the 2k leading base
+    vectors.  Along Z the repaired matrix equals the base, so nothing pretrained is lost, and the
+    rank does not grow.  For intruding right vectors it is ``ΔW (I − Z Zᵀ)``.
 
     Attributes:
         rounds: See :class:`Method`.
@@ -309,16 +334,16 @@ class Project:
         V = _outside(case.v[:, case.right], base.v)
         rows = case.update.rmatmat(Z)  # ΔWᵀ Z
         columns = case.update.matmat(V)
-        columns = columns - Z @ (Z.mT @ columns)  # what the left side has left
+        columns = columns - Z @ (Z.mT @ columns)  # without what the left side has removed
         return Correction(torch.cat([-Z, -columns], dim=1), torch.cat([rows, V], dim=1))
 
 
-METHODS = {"to-edge": ToEdge, "project": Project, "scale": Scale, "shrink": Shrink}
+METHODS = {"clip": Clip, "project": Project, "scale": Scale, "shrink": Shrink}
 """The methods by the names of the command line."""
 
 
 def _optimal(gamma: Tensor, fit: BulkFit) -> Tensor:
-    """``γ√(β_u β_v)``."""
+    """The spikes times their optimal weights, ``γ√(β_u β_v)``."""
     found = fit.bulk.spike(gamma)
     return gamma * (found.left_overlap * found.right_overlap).sqrt()
 
@@ -326,7 +351,7 @@ def _optimal(gamma: Tensor, fit: BulkFit) -> Tensor:
 def _outside(vectors: Tensor, space: Tensor) -> Tensor:
     """An orthonormal basis of the vectors' parts outside the span of ``space``."""
     rest = vectors
-    for _ in range(2):  # once more: what is left may be small
+    for _ in range(2):  # twice: after the first pass the rest may be small, and mostly rounding
         rest = rest - space @ (space.mT @ rest)
     U, S, _ = torch.linalg.svd(rest, full_matrices=False)
     return U[:, S > NEW]

@@ -1,7 +1,8 @@
-"""Experiments with random matrices: what theory says of updates, and what happens.
+"""Experiments with random matrices: what theory predicts for updates, and what is measured.
 
-Each experiment is a frozen set of settings; ``run`` draws, measures and averages into a
-:class:`Table`, ``draw`` makes its figure (with matplotlib, ``pip install 'bulkedge[report]'``).
+Each experiment is a frozen set of settings.  ``run`` draws, measures and averages into a
+:class:`Table`; ``draw`` makes its figure (with matplotlib, ``pip install 'bulkedge[report]'``).
+An experiment of your own is a subclass of :class:`Experiment`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pydantic import ValidationError
 from bulkedge._errors import InputError, RecipeError, problems
 
 from ._draw import to_svg
-from ._table import Experiment, Progress, Table
+from ._experiment import Experiment, Progress
+from ._table import Table
 from .adapters import Adapters
 from .full_vs_lora import FullVsLora
 from .heavy_tailed import HeavyTailed
@@ -72,12 +74,12 @@ def run(name: str, *, progress: Progress | None = None, **settings: Any) -> Tabl
     """Run an experiment.
 
     Args:
-        name: Its name.
+        name: The name of the experiment.
         progress: Called after each repeat with the name, how many are done, and of how many.
-        **settings: Those that differ from the defaults.
+        **settings: The settings that differ from the defaults.
 
     Returns:
-        Its table.
+        The table.
 
     Raises:
         InputError: If there is no such experiment.
@@ -95,9 +97,9 @@ def configure(name: str, settings: Mapping[str, Any], source: str = "settings") 
     """An experiment from plain values.
 
     Args:
-        name: Its name.
-        settings: Those that differ from the defaults.
-        source: Where they come from, for the message.
+        name: The name of the experiment.
+        settings: The settings that differ from the defaults.
+        source: Where the settings come from, for error messages.
 
     Returns:
         The experiment.
@@ -121,10 +123,10 @@ def configure(name: str, settings: Mapping[str, Any], source: str = "settings") 
 
 
 def draw(table: Table) -> Figure:
-    """The figure of a table, one just made or one read back; needs matplotlib.
+    """The figure of a table, new or read from a file; needs matplotlib.
 
     Args:
-        table: What an experiment gave.
+        table: The table of an experiment.
 
     Returns:
         The figure.

@@ -1,4 +1,4 @@
-"""Figures without a global setting: the object interface of matplotlib, in one style."""
+"""Figures in one style, by the object interface of matplotlib, without global settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ._table import Table
 
-# Okabe and Ito's colours, told apart by every kind of colour vision
+# the palette of Okabe and Ito, which people with any colour vision can tell apart
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
 )  # fmt: skip
@@ -39,14 +39,14 @@ _STYLE = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.4,
     "figure.constrained_layout.use": True,
-    "svg.fonttype": "none",  # text stays text, and small
+    "svg.fonttype": "none",  # text stays text, which takes less space than paths
     "svg.hashsalt": "bulkedge",
 }
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's defaults and ours inside, the user's settings untouched outside.
+    """Within this context figures have our style; the settings of the user stay as they are.
 
     Raises:
         MissingExtraError: Without matplotlib.
@@ -62,10 +62,10 @@ def style() -> Iterator[None]:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG text, the same bytes for the same figure.
+    """The figure as SVG text: the same bytes for the same figure.
 
     Args:
-        figure: What ``Experiment.draw`` gave.
+        figure: The result of ``Experiment.draw``.
 
     Returns:
         The text of an SVG file.
@@ -80,7 +80,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def _shortened(svg: str) -> str:
-    """Half the length: hundredths of a point, no indentation, a class for each common style."""
+    """The same SVG at half the length: two decimals, no indentation, classes for common styles."""
     svg = re.sub(r"'DejaVu Sans'(, sans-serif)?", "'DejaVu Sans', Verdana, sans-serif", svg)
     svg = re.sub(r"(\d\.\d\d)\d{2,}", r"\1", svg)
     svg = re.sub(r"<!--.*?-->|^\s+|\s+(?=\n)", "", svg, flags=re.MULTILINE | re.DOTALL)
@@ -94,7 +94,7 @@ def _shortened(svg: str) -> str:
 def panels(
     rows: int, columns: int, *, note: str = "", size: tuple[float, float] = (3.2, 2.7)
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, row by row; a note above says how to read it."""
+    """A figure of equal panels, row by row, with a note above that says how to read it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.3))
@@ -110,15 +110,15 @@ def points(
     x: str,
     y: str,
     *,
-    look: int,
+    series: int,
     label: str | None = None,
     bars: bool = True,
     joined: bool = False,
 ) -> None:
-    """Means and standard deviations of what was simulated; ``look`` picks colour and marker."""
+    """Simulated means and standard deviations; ``series`` selects colour and marker."""
     at, height = np.array(table.column(x)), table.numbers(y)
-    colour, marker = COLOURS[look % len(COLOURS)], MARKERS[look % len(MARKERS)]
-    if at.dtype.kind == "U":  # kinds side by side
+    colour, marker = COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)]
+    if at.dtype.kind == "U":  # a column of text: its values side by side
         axes.set_xticks(range(len(at)), at.tolist(), rotation=40)
         at = np.arange(len(at), dtype=np.float64)
     axes.plot(
@@ -127,7 +127,7 @@ def points(
     )  # fmt: skip
     if bars and f"{y}_sd" in table.columns:
         spread, gap = np.nan_to_num(table.numbers(f"{y}_sd")), np.full_like(height, np.nan)
-        ends = np.stack([height - spread, height + spread, gap], 1).ravel()  # one broken line
+        ends = np.stack([height - spread, height + spread, gap], 1).ravel()  # one line with gaps
         axes.plot(np.repeat(at, 3), ends, "-", color=colour, linewidth=0.7, zorder=2)
 
 
@@ -137,24 +137,24 @@ def line(
     x: str,
     y: str,
     *,
-    look: int,
+    series: int,
     label: str | None = None,
     dash: str = "-",
 ) -> None:
-    """What theory says, over the points."""
-    curve(axes, table.numbers(x), table.numbers(y), look=look, label=label, dash=dash)
+    """A theoretical column as a line over the points."""
+    curve(axes, table.numbers(x), table.numbers(y), series=series, label=label, dash=dash)
 
 
 def curve(
-    axes: Axes, x: object, y: object, *, look: int, label: str | None = None, dash: str = "-"
+    axes: Axes, x: object, y: object, *, series: int, label: str | None = None, dash: str = "-"
 ) -> None:
-    """The same from any numbers."""
-    colour = COLOURS[look % len(COLOURS)]
+    """A line from any numbers."""
+    colour = COLOURS[series % len(COLOURS)]
     axes.plot(np.asarray(x), np.asarray(y), dash, color=colour, label=label, alpha=0.8, zorder=3)
 
 
 def integers(*all_axes: Axes) -> None:
-    """Ticks for ranks and counts on both axes."""
+    """Integer ticks, for ranks and counts, on both axes."""
     from matplotlib.ticker import MaxNLocator
 
     for axes in all_axes:
@@ -164,14 +164,14 @@ def integers(*all_axes: Axes) -> None:
 
 def mark(axes: Axes, *, x: float | None = None, y: float | None = None) -> None:
     """A thin line at a critical value."""
-    look: dict[str, Any] = {"color": GREY, "linewidth": 0.7, "linestyle": ":", "zorder": 1}
+    line_style: dict[str, Any] = {"color": GREY, "linewidth": 0.7, "linestyle": ":", "zorder": 1}
     if x is not None:
-        axes.axvline(x, **look)
+        axes.axvline(x, **line_style)
     if y is not None:
-        axes.axhline(y, **look)
+        axes.axhline(y, **line_style)
 
 
-def labels(axes: Axes, x: str, y: str, title: str = "") -> None:
+def set_labels(axes: Axes, x: str, y: str, title: str = "") -> None:
     """Name both axes, and the panel."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -1,7 +1,7 @@
-"""Bases, updates and their comparison, in units of the threshold.
+"""Random bases and updates, and their comparison, in units of the threshold.
 
-Noise is scaled to entries of standard deviation τ = (mn)^(−¼), so that θ_c = τ(mn)^¼ = 1: the
-strength of an update is its strength over the threshold.
+Noise has entries of standard deviation τ = (mn)^(−¼), so that θ_c = τ(mn)^¼ = 1: the strength of
+a spike is its strength over the threshold.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from bulkedge.update import Secular
 EPSILON = 0.5
 """The score below which the paper counts a direction as new."""
 LEVEL = 0.05
-"""Chance that noise alone has a value beyond :func:`noise_line`."""
+"""The chance that noise alone has a value beyond :func:`noise_line`."""
 
 Shape = tuple[int, int]
+"""Rows and columns (m, n)."""
 Factors = tuple[Tensor, Tensor]
 """B of shape (m, r) and A of shape (r, n)."""
 
@@ -32,14 +33,14 @@ def gaussian(shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def white(shape: Shape) -> White:
+def white_bulk(shape: Shape) -> White:
     """The bulk of noise with threshold 1."""
     return White(shape, (shape[0] * shape[1]) ** -0.25)
 
 
 def noise(shape: Shape, generator: torch.Generator) -> Tensor:
     """Gaussian noise with threshold 1."""
-    return gaussian(shape, generator) * white(shape).sigma
+    return gaussian(shape, generator) * white_bulk(shape).sigma
 
 
 def haar(size: int, count: int, generator: torch.Generator) -> Tensor:
@@ -48,49 +49,51 @@ def haar(size: int, count: int, generator: torch.Generator) -> Tensor:
     return Q * R.diagonal().sign()
 
 
-def spikes(shape: Shape, theta: Tensor, generator: torch.Generator) -> Factors:
-    """An update with these singular values and vectors that know of nothing."""
+def spiked_update(shape: Shape, theta: Tensor, generator: torch.Generator) -> Factors:
+    """An update with these singular values and uniformly random singular vectors."""
     left, right = (haar(size, len(theta), generator) for size in shape)
     return left * theta.double(), right.mT
 
 
-def uneven(shape: Shape, rank: int, norm: float, generator: torch.Generator) -> Factors:
+def gaussian_factors(shape: Shape, rank: int, norm: float, generator: torch.Generator) -> Factors:
     """An update of independent Gaussian factors, of Frobenius norm ``norm``."""
     B, A = gaussian((shape[0], rank), generator), gaussian((rank, shape[1]), generator)
     return B * (norm / LowRank(B, A).singular_values().norm()), A
 
 
-def dense(shape: Shape, norm: float, generator: torch.Generator) -> Tensor:
+def dense_update(shape: Shape, norm: float, generator: torch.Generator) -> Tensor:
     """An update of independent Gaussian entries, of Frobenius norm ``norm``."""
     G = gaussian(shape, generator)
     return G * (norm / G.norm())
 
 
-def trained(shape: Shape, signals: int, strongest: float, generator: torch.Generator) -> Tensor:
-    """Noise with signals of its own, from ``strongest`` down to 2 in equal steps."""
-    B, A = spikes(shape, torch.linspace(strongest, 2.0, signals), generator)
+def noise_with_signals(
+    shape: Shape, signals: int, strongest: float, generator: torch.Generator
+) -> Tensor:
+    """Noise plus spikes from ``strongest`` down to 2 in equal steps, like trained weights."""
+    B, A = spiked_update(shape, torch.linspace(strongest, 2.0, signals), generator)
     return noise(shape, generator) + B @ A
 
 
 @functools.lru_cache(maxsize=256)
-def noise_line(shape: Shape, sigma: float) -> float:
-    """What the largest singular value of noise exceeds with a chance of 5 %."""
+def noise_quantile(shape: Shape, sigma: float) -> float:
+    """The value that the largest singular value of noise exceeds with a chance of 5 %."""
     low, high = (White(shape, sigma).edge * factor for factor in (0.8, 2.0))
     for _ in range(40):
         middle = (low + high) / 2
-        rare = edge_test(middle, shape, sigma=sigma) < LEVEL
-        low, high = (low, middle) if rare else (middle, high)
+        is_rare = edge_test(middle, shape, sigma=sigma) < LEVEL
+        low, high = (low, middle) if is_rare else (middle, high)
     return high
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The k leading left directions of a tuned matrix, seen from its base.
+    """The k leading left directions of a tuned matrix, compared with its base.
 
     Attributes:
-        sigma: All singular values.
+        sigma: All singular values of the tuned matrix.
         u: The directions, shape ``(m, k)``.
-        scores: Their scores; the overlap is that with the 2k leading base vectors.
+        scores: Their scores, with overlaps with the space of the 2k leading base vectors.
     """
 
     sigma: Tensor
@@ -99,7 +102,7 @@ class Judged:
 
     @property
     def counted(self) -> int:
-        """The paper's count: directions with score < ε."""
+        """The paper's count: the number of directions with score < ε."""
         return int((self.scores.score < EPSILON).sum())
 
     def verdicts(self, kind: Verdict) -> int:
@@ -119,7 +122,7 @@ class Base:
 
     @classmethod
     def of(cls, matrix: Tensor) -> Base:
-        """Cost: one SVD."""
+        """The base with its SVD."""
         return cls(matrix, *thin_svd(matrix))
 
     @functools.cached_property
@@ -128,7 +131,7 @@ class Base:
         return base_vectors(self.U, self.S, tuple(self.matrix.shape))
 
     def secular(self, update: Factors) -> Secular:
-        """The exact equation of base and low-rank update."""
+        """The secular equation of the base and a low-rank update."""
         return Secular.from_svd(self.U, self.S, self.V, *update)
 
     def judge(self, tuned: Tensor, k: int) -> Judged:
@@ -137,5 +140,5 @@ class Base:
         return Judged(S, U[:, :k], scores(U[:, :k], self.left, 2 * k))
 
     def scores(self, u: Tensor) -> Scores:
-        """Scores of given left directions; the overlap is with as many leading base vectors."""
+        """Scores of left directions, with overlaps with as many leading base vectors."""
         return scores(u, self.left, u.shape[1])

@@ -1,4 +1,4 @@
-"""Adapters in the spectral basis of the base."""
+"""Spectral adapters, which are built on the leading triplets of the base."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from bulkedge.intruder import Verdict
 
 from . import _draw
-from ._model import Base, gaussian, trained, uneven
-from ._table import Experiment, Row, Strengths, Table
+from ._experiment import Experiment, Row, Strengths
+from ._model import Base, gaussian, gaussian_factors, noise_with_signals
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,20 +60,21 @@ class Adapters(Experiment):
     def trial(self, generator: torch.Generator) -> Iterator[Row]:
         """See :meth:`Experiment.trial`."""
         n, r = self.size, self.rank
-        base = Base.of(trained((n, n), self.signals, self.strongest, generator))
+        base = Base.of(noise_with_signals((n, n), self.signals, self.strongest, generator))
         noises = [gaussian((n, r), generator) / (2 * n**0.5) for _ in range(2)]
-        turns = [_skew(gaussian((r, r), generator)) for _ in range(2)]
-        B, A = uneven((n, n), r, 1.0, generator)
+        skews = [_skew(gaussian((r, r), generator)) for _ in range(2)]
+        B, A = gaussian_factors((n, n), r, 1.0, generator)
         U, V = base.U[:, :r], base.V[:, :r]
         for t in self.strengths:
-            additive = _replaced(base, *(X + t * E for X, E in zip((U, V), noises, strict=True)))
-            rotated = (X @ torch.matrix_exp(t * K) for X, K in zip((U, V), turns, strict=True))
-            changes = [additive, _replaced(base, *rotated)]
+            moved = (X + t * E for X, E in zip((U, V), noises, strict=True))
+            rotated = (X @ torch.matrix_exp(t * K) for X, K in zip((U, V), skews, strict=True))
+            changes = [_change_of_vectors(base, *vectors) for vectors in (moved, rotated)]
             changes += [change.norm() * B @ A for change in changes]
             for method, change in zip(METHODS, changes, strict=True):
                 yield {"method": method, "strength": t, **self._measure(base, change)}
 
     def _measure(self, base: Base, change: Tensor) -> Row:
+        """The measured columns for one change of the base."""
         judged = base.judge(base.matrix + change, self.rank)
         return {
             "norm": float(change.norm() / base.S[: self.rank].norm()),
@@ -84,8 +86,8 @@ class Adapters(Experiment):
             "intruders": judged.verdicts(Verdict.INTRUDER),
         }
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"points: mean ± sd of {self.repeats} draws, {self.size}×{self.size}, "
             f"the {self.rank} leading directions adapted"
@@ -99,12 +101,12 @@ class Adapters(Experiment):
             "rotated": "of these rotated",
             "intruders": "of these intruders",
         }
-        for panel, (name, told) in zip(axes, measures.items(), strict=True):
-            for look, method in enumerate(METHODS):
+        for panel, (name, title) in zip(axes, measures.items(), strict=True):
+            for series, method in enumerate(METHODS):
                 found = table.where(method=method)
-                _draw.points(panel, found, "norm", name, look=look, label=method, joined=True)
+                _draw.points(panel, found, "norm", name, series=series, label=method, joined=True)
             panel.set_xscale("log")
-            _draw.labels(panel, r"$\|\Delta W\|_F/\|S_1\|_F$", told)
+            _draw.set_labels(panel, r"$\|\Delta W\|_F/\|S_1\|_F$", title)
         axes[0].legend()
         return figure
 
@@ -115,7 +117,7 @@ def _skew(G: Tensor) -> Tensor:
     return K / torch.linalg.matrix_norm(K, 2)
 
 
-def _replaced(base: Base, U: Tensor, V: Tensor) -> Tensor:
-    """What changes when U and V stand in for the leading singular vectors."""
+def _change_of_vectors(base: Base, U: Tensor, V: Tensor) -> Tensor:
+    """The change of the base if U and V replace its leading singular vectors."""
     r = U.shape[1]
     return (U * base.S[:r]) @ V.mT - (base.U[:, :r] * base.S[:r]) @ base.V[:, :r].mT

@@ -9,8 +9,18 @@ import torch
 from pydantic import Field
 
 from . import _draw
-from ._model import EPSILON, Base, dense, noise, noise_line, trained, uneven, white
-from ._table import Experiment, Row, Strengths, Table
+from ._experiment import Experiment, Row, Strengths
+from ._model import (
+    EPSILON,
+    Base,
+    dense_update,
+    gaussian_factors,
+    noise,
+    noise_quantile,
+    noise_with_signals,
+    white_bulk,
+)
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,10 +59,10 @@ class FullVsLora(Experiment):
         shape = (self.size, self.size)
         bases = {
             "noise": noise(shape, generator),
-            "signals": trained(shape, self.signals, self.strongest, generator),
+            "signals": noise_with_signals(shape, self.signals, self.strongest, generator),
         }
-        full = dense(shape, 1.0, generator)
-        B, A = uneven(shape, self.rank, 1.0, generator)
+        full = dense_update(shape, 1.0, generator)
+        B, A = gaussian_factors(shape, self.rank, 1.0, generator)
         for name, matrix in bases.items():
             base = Base.of(matrix)
             for norm in self.norms:
@@ -61,22 +71,23 @@ class FullVsLora(Experiment):
                     yield {"base": name, "update": update, "norm": norm, **row}
 
     def _measure(self, base: Base, change: torch.Tensor, is_dense: bool) -> Row:
+        """The measured columns for one change of the base."""
         judged = base.judge(base.matrix + change, self.top_k)
         gamma = torch.linalg.svdvals(change)
-        shape, sigma = (self.size, self.size), white((self.size, self.size)).sigma
-        # a dense update is more noise, and moves the edge
+        shape, sigma = (self.size, self.size), white_bulk((self.size, self.size)).sigma
+        # a dense update adds to the noise, which moves the edge
         noisier = (sigma**2 + float(change.square().mean())) ** 0.5 if is_dense else sigma
-        own = base.S.gt(noise_line(shape, sigma)).sum()
+        own = base.S.gt(noise_quantile(shape, sigma)).sum()
         return {
             "update_norm": float(gamma[0]),
             "above": 0 if is_dense else int((gamma > 1).sum()),
-            "outliers": int((judged.sigma > noise_line(shape, noisier)).sum() - own),
+            "outliers": int((judged.sigma > noise_quantile(shape, noisier)).sum() - own),
             "counted": judged.counted,
             "score": float(judged.scores.score.mean()),
         }
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"points: mean ± sd of {self.repeats} draws, {self.size}×{self.size}, rank {self.rank};"
             " lines: spikes of the update above the threshold"
@@ -89,13 +100,13 @@ class FullVsLora(Experiment):
             "score": f"mean score of the top {self.top_k}",
         }
         for row, base in enumerate(("noise", "signals")):
-            for panel, (name, told) in zip(axes[4 * row :], measures.items(), strict=False):
-                for look, update in enumerate(("dense", "low rank")):
+            for panel, (name, title) in zip(axes[4 * row :], measures.items(), strict=False):
+                for series, update in enumerate(("dense", "low rank")):
                     found = table.where(base=base, update=update)
-                    _draw.points(panel, found, "norm", name, look=look, label=update)
+                    _draw.points(panel, found, "norm", name, series=series, label=update)
                     if name == "outliers":
-                        _draw.line(panel, found, "norm", "above", look=look)
+                        _draw.line(panel, found, "norm", "above", series=series)
                 panel.set_xscale("log")
-                _draw.labels(panel, r"$\|\Delta W\|_F/\theta_c$", told, f"base: {base}")
+                _draw.set_labels(panel, r"$\|\Delta W\|_F/\theta_c$", title, f"base: {base}")
         axes[0].legend()
         return figure

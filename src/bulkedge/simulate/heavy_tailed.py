@@ -1,4 +1,4 @@
-"""Bases whose spectrum is no Marchenko–Pastur law."""
+"""Bases whose singular values do not follow the Marchenko–Pastur law."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from bulkedge.rmt import Bulk, Empirical, White, fit_bulk
 
 from . import _draw
-from ._model import Base, gaussian, haar, spikes
-from ._table import Experiment, Row, Strengths, Table
+from ._experiment import Experiment, Row, Strengths
+from ._model import Base, gaussian, haar, spiked_update
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,12 +63,13 @@ class HeavyTailed(Experiment):
                 White(shape, fit.sigma),
                 Empirical(base.S, shape, outliers=0 if fit.white else fit.spikes),
             )
-            u, vt = spikes(shape, torch.ones(1), generator)
+            u, vt = spiked_update(shape, torch.ones(1), generator)
             for strength in self.strengths:
                 row = _measure(base, u, vt, strength, *bulks)
                 yield {"spectrum": name, "strength": strength, **row}
 
     def _base(self, name: str, generator: torch.Generator) -> Tensor:
+        """A random base with the spectrum of this name."""
         n = self.size
         if name == "product":
             return gaussian((n, n), generator) @ gaussian((n, n), generator) / n
@@ -77,45 +79,47 @@ class HeavyTailed(Experiment):
         values = (torch.arange(n, dtype=torch.float64) / n + 0.05) ** -self.exponent
         return (haar(n, n, generator) * values) @ haar(n, n, generator).mT
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"points: mean ± sd of {self.repeats} draws, {self.size}×{self.size}; lines: predicted"
         )
         figure, axes = _draw.panels(2, len(SPECTRA), note=note)
         for column, name in enumerate(SPECTRA):
             found = table.where(spectrum=name)
-            for panel, simulated, predicted, told in (
+            for panel, simulated, predicted, title in (
                 (axes[column], "location", ("white", "empirical"), r"$s_1(W)/s_1(W_0)$"),
                 (
                     axes[column + len(SPECTRA)], "left_overlap",
                     ("white_overlap", "empirical_overlap"), r"$|\langle u, û\rangle|^2$",
                 ),
             ):  # fmt: skip
-                _draw.points(panel, found, "strength", simulated, look=6, label="measured")
-                for look, bulk in enumerate(predicted):
-                    label, dash = bulk.removesuffix("_overlap"), ("--", "-")[look]
+                _draw.points(panel, found, "strength", simulated, series=6, label="measured")
+                for series, bulk in enumerate(predicted):
+                    label, dash = bulk.removesuffix("_overlap"), ("--", "-")[series]
                     found_line = (found, "strength", bulk)
-                    _draw.line(panel, *found_line, look=1 - look, label=label, dash=dash)
-                _draw.labels(panel, r"strength $\theta/s_1(W_0)$", told, name)
+                    _draw.line(panel, *found_line, series=1 - series, label=label, dash=dash)
+                _draw.set_labels(panel, r"strength $\theta/s_1(W_0)$", title, name)
         axes[0].legend()
         return figure
 
 
-def _measure(base: Base, u: Tensor, vt: Tensor, strength: float, noise: Bulk, bulk: Bulk) -> Row:
-    """One spike on one base; lengths in units of its largest singular value."""
+def _measure(
+    base: Base, u: Tensor, vt: Tensor, strength: float, white: Bulk, empirical: Bulk
+) -> Row:
+    """The measured columns for one spike, in units of the largest singular value of the base."""
     size = float(base.S[0])
     update = (strength * size * u, vt)
     tuned = Base.of(base.matrix + update[0] @ vt)
-    plain, shaped = (kind.spike(strength * size) for kind in (noise, bulk))
+    by_white, by_empirical = (bulk.spike(strength * size) for bulk in (white, empirical))
     return {
         "location": float(tuned.S[0]) / size,
         "exact": float(base.secular(update).singular_values(1)) / size,
-        "white": plain.location / size,
-        "empirical": shaped.location / size,
+        "white": by_white.location / size,
+        "empirical": by_empirical.location / size,
         "left_overlap": float((tuned.U[:, 0] @ u[:, 0]).square()),
-        "white_overlap": plain.left_overlap,
-        "empirical_overlap": shaped.left_overlap,
-        "white_threshold": noise.threshold / size,
-        "empirical_threshold": bulk.threshold / size,
+        "white_overlap": by_white.left_overlap,
+        "empirical_overlap": by_empirical.left_overlap,
+        "white_threshold": white.threshold / size,
+        "empirical_threshold": empirical.threshold / size,
     }

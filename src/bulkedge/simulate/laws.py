@@ -1,4 +1,4 @@
-"""Spectra of noise."""
+"""Spectra of noise, and the laws that they follow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pydantic import Field
 from bulkedge.rmt import Law, MarchenkoPastur, QuarterCircle, Semicircle, SingularValueLaw
 
 from . import _draw
+from ._experiment import Experiment, Row
 from ._model import gaussian
-from ._table import Experiment, Row, Table
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ Function = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """A kind of spectrum, the law that it follows, and one that is cited for it."""
+    """A random spectrum, the law that it follows, and another law that is cited for it."""
 
     values: Callable[[torch.Generator], torch.Tensor]
     right: Law
@@ -84,46 +85,39 @@ class Laws(Experiment):
         return {"right": ensemble.right.pdf(key["x"]), "wrong": float(ensemble.wrong_pdf(key["x"]))}
 
     def _ensembles(self) -> dict[str, _Ensemble]:
+        """The spectra by name."""
         n, aspect = self.size, self.aspect
         mp, tall = MarchenkoPastur(1.0), MarchenkoPastur(float(aspect))
         wide = MarchenkoPastur(1 / aspect)
         atom = 1 - 1 / aspect
 
-        def symmetric(generator: torch.Generator) -> torch.Tensor:
-            G = gaussian((n, n), generator)
-            return torch.linalg.eigvalsh((G + G.mT) / (2 * n) ** 0.5)
-
-        def singular(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-            return torch.linalg.svdvals(gaussian((rows, columns), generator) / columns**0.5)
-
-        def squares(generator: torch.Generator) -> torch.Tensor:
-            values = singular(aspect * n, n, generator).square()
-            return torch.cat([values, values.new_zeros((aspect - 1) * n)])
-
-        def printed(x: Any) -> Any:
+        def without_factor(x: Any) -> Any:
+            """The distribution function of the density without 1/c, as it is cited."""
             return np.where(np.asarray(x) < 0, 0.0, atom + aspect * (tall.cdf(x) - atom))
 
         return {
             "symmetric": _Ensemble(
-                symmetric, Semicircle(), mp.cdf, mp.pdf, r"eigenvalue $\lambda$",
+                lambda g: _eigenvalues(n, g), Semicircle(), mp.cdf, mp.pdf, r"eigenvalue $\lambda$",
                 ("semicircle", "Marchenko–Pastur"),
             ),
             "square": _Ensemble(
-                lambda g: singular(n, n, g), QuarterCircle(), mp.cdf, mp.pdf,
+                lambda g: _singular_values(n, n, g), QuarterCircle(), mp.cdf, mp.pdf,
                 r"singular value $s$", ("quarter circle", "Marchenko–Pastur"),
             ),
             "wide": _Ensemble(
-                lambda g: singular(n, aspect * n, g), SingularValueLaw(1 / aspect), wide.cdf,
-                wide.pdf, r"singular value $s$", ("singular-value law", "Marchenko–Pastur"),
+                lambda g: _singular_values(n, aspect * n, g), SingularValueLaw(1 / aspect),
+                wide.cdf, wide.pdf, r"singular value $s$",
+                ("singular-value law", "Marchenko–Pastur"),
             ),
             "tall": _Ensemble(
-                squares, tall, printed, lambda x: aspect * tall.pdf(x),
+                lambda g: _eigenvalues_of_gram(n, aspect, g), tall, without_factor,
+                lambda x: aspect * tall.pdf(x),
                 r"eigenvalue of $WW^\top$", (f"Marchenko–Pastur, atom {atom:.3g}", "without 1/c"),
             ),
         }  # fmt: skip
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = f"bars: {self.repeats} draws, shorter side {self.size}; D: distance to each law"
         figure, all_axes = _draw.panels(2, 2, note=note, size=(3.7, 2.7))
         for axes, (name, ensemble) in zip(all_axes, self._ensembles().items(), strict=True):
@@ -131,22 +125,39 @@ class Laws(Experiment):
             x, height = found.numbers("x"), found.numbers("density")
             axes.bar(x, height, width=x[1] - x[0], color="#CCCCCC")
             grid = np.linspace(x[0], x[-1], 600)
-            for side, told, density, colour in (
+            for side, title, density, colour in (
                 ("wrong", ensemble.names[1], ensemble.wrong_pdf, _draw.VERMILION),
                 ("right", ensemble.names[0], ensemble.right.pdf, _draw.BLUE),
             ):
                 distance = found.numbers(f"distance_{side}")[0]
                 dash = "-" if side == "right" else "--"
-                label = f"{told}, D = {distance:.3f}"
+                label = f"{title}, D = {distance:.3f}"
                 axes.plot(grid, density(grid), dash, color=colour, label=label)
             axes.set_ylim(0, 1.7 * height.max())
             axes.legend(loc="upper right")
-            _draw.labels(axes, ensemble.axis, "density", name)
+            _draw.set_labels(axes, ensemble.axis, "density", name)
         return figure
 
 
+def _eigenvalues(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Eigenvalues of a symmetric matrix of noise."""
+    G = gaussian((n, n), generator)
+    return torch.linalg.eigvalsh((G + G.mT) / (2 * n) ** 0.5)
+
+
+def _singular_values(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    """Singular values of noise with entries of variance 1/columns."""
+    return torch.linalg.svdvals(gaussian((rows, columns), generator) / columns**0.5)
+
+
+def _eigenvalues_of_gram(n: int, aspect: int, generator: torch.Generator) -> torch.Tensor:
+    """Eigenvalues of WWᵀ, for noise W with n columns and ``aspect`` times as many rows."""
+    values = _singular_values(aspect * n, n, generator).square()
+    return torch.cat([values, values.new_zeros((aspect - 1) * n)])
+
+
 def distance(values: np.ndarray, cdf: Function) -> float:
-    """``sup |F_n − F|``, from both sides of each value; atoms may be shared."""
+    """``sup |F_n − F|``, taken from both sides of each value, so that both may have atoms."""
     at = np.unique(values)
     above = np.searchsorted(np.sort(values), at, side="right") / len(values)
     below = np.searchsorted(np.sort(values), at, side="left") / len(values)

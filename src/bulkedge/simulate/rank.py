@@ -1,4 +1,4 @@
-"""The same norm spread over more and more spikes."""
+"""Updates of one norm and growing rank."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ import torch
 from pydantic import Field
 
 from . import _draw
-from ._model import EPSILON, Base, Factors, noise, noise_line, spikes, uneven, white
-from ._table import Experiment, Ranks, Row, Table
+from ._experiment import Experiment, Ranks, Row
+from ._model import (
+    EPSILON,
+    Base,
+    Factors,
+    gaussian_factors,
+    noise,
+    noise_quantile,
+    spiked_update,
+    white_bulk,
+)
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +60,10 @@ class Rank(Experiment):
         base = Base.of(noise(shape, generator))
         for rank in self.ranks:
             theta = torch.full((rank,), self.norm / math.sqrt(rank), dtype=torch.float64)
-            updates = spikes(shape, theta, generator), uneven(shape, rank, self.norm, generator)
+            updates = (
+                spiked_update(shape, theta, generator),
+                gaussian_factors(shape, rank, self.norm, generator),
+            )
             for kind, update in zip(KINDS, updates, strict=True):
                 yield {"spikes": kind, "rank": rank, **measure(base, update)}
 
@@ -61,8 +74,8 @@ class Rank(Experiment):
         theta = self.norm / math.sqrt(key["rank"])
         return {"theory_strongest": theta, "theory_outliers": key["rank"] if theta > 1 else 0}
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"points: mean ± sd of {self.repeats} draws, {self.size}×{self.size}, "
             rf"$\|\Delta W\|_F = {self.norm:g}\,\theta_c$; lines: equal spikes, large matrices;"
@@ -74,33 +87,36 @@ class Rank(Experiment):
             "outliers": "outliers",
             "intruders": f"outliers with score < {EPSILON}",
         }
-        every = range(self.ranks[0], self.ranks[-1] + 1)
-        for panel, (name, told) in zip(axes, measures.items(), strict=True):
-            for look, kind in enumerate(KINDS):
+        for panel, (name, title) in zip(axes, measures.items(), strict=True):
+            for series, kind in enumerate(KINDS):
                 found = table.where(spikes=kind)
-                _draw.points(panel, found, "rank", name, look=look, label=kind)
+                _draw.points(panel, found, "rank", name, series=series, label=kind)
                 if kind == "equal":
                     theory = "theory_strongest" if name == "strongest" else "theory_outliers"
-                    told_of = [self.theory({"spikes": kind, "rank": r})[theory] for r in every]
-                    _draw.curve(panel, every, told_of, look=look)
+                    _draw.curve(panel, *self._curve(theory), series=series)
             _draw.mark(panel, x=self.norm**2)
-            _draw.labels(panel, "rank $r$", told)
+            _draw.set_labels(panel, "rank $r$", title)
             panel.set_xscale("log", base=2)
         _draw.mark(axes[0], y=1.0)
         axes[0].legend()
         return figure
 
+    def _curve(self, column: str) -> tuple[list[int], list[float]]:
+        """All ranks, and a predicted column of equal spikes at each of them."""
+        ranks = list(range(self.ranks[0], self.ranks[-1] + 1))
+        return ranks, [self.theory({"spikes": "equal", "rank": r})[column] for r in ranks]
+
 
 def measure(base: Base, update: Factors) -> Row:
-    """What a low-rank update does to noise, exactly."""
+    """The measured columns for a low-rank update of noise, by the secular equation."""
     secular = base.secular(update)
     theta, shape = secular.spikes, secular.shape
-    outliers = secular.outliers(noise_line(shape, white(shape).sigma))
+    outliers = secular.outliers(noise_quantile(shape, white_bulk(shape).sigma))
     score = base.scores(outliers.u).score
     return {
         "strongest": float(theta[0]),
         "effective_rank": float(theta.square().sum().square() / theta.pow(4).sum()),
-        "above": int((theta > 1 + 1e-9).sum()),  # θ_c itself is not above it
+        "above": int((theta > 1 + 1e-9).sum()),  # a spike at θ_c is not above it
         "outliers": len(outliers),
         "intruders": int((score < EPSILON).sum()),
     }

@@ -1,4 +1,4 @@
-"""The two scales of LoRA."""
+"""The two scales of LoRA, α/r and α/√r."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 
 from . import _draw
+from ._experiment import Experiment, Ranks, Row
 from ._model import Base, Factors, gaussian, haar, noise
-from ._table import Experiment, Ranks, Row, Table
+from ._table import Table
 from .rank import Rank, measure
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Scaling(Experiment):
                     yield {"factors": factors, "scale": name, "rank": rank, **found}
 
     def _factors(self, kind: str, rank: int, generator: torch.Generator) -> Factors:
+        """The factors B and A before they are scaled."""
         n = self.size
         if kind == "orthonormal":
             return haar(n, rank, generator), haar(n, rank, generator).mT
@@ -71,8 +73,8 @@ class Scaling(Experiment):
         theta = self.alpha / key["rank"] ** SCALES[key["scale"]]
         return {"theory_strongest": theta, "theory_outliers": key["rank"] if theta > 1 else 0}
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"points: mean ± sd of {self.repeats} draws, {self.size}×{self.size}, "
             rf"$\alpha = {self.alpha:g}\,\theta_c$; lines: orthonormal factors, large matrices"
@@ -84,16 +86,16 @@ class Scaling(Experiment):
         }
         every = range(self.ranks[0], self.ranks[-1] + 1)
         for row, factors in enumerate(FACTORS):
-            for panel, (name, told) in zip(axes[2 * row :], measures.items(), strict=False):
-                for look, scale in enumerate(SCALES):
+            for panel, (name, title) in zip(axes[2 * row :], measures.items(), strict=False):
+                for series, scale in enumerate(SCALES):
                     found = table.where(factors=factors, scale=scale)
-                    _draw.points(panel, found, "rank", name, look=look, label=scale)
+                    _draw.points(panel, found, "rank", name, series=series, label=scale)
                     if factors == "orthonormal":
                         key = {"factors": factors, "scale": scale}
                         theory = [self.theory(key | {"rank": r})[f"theory_{name}"] for r in every]
-                        _draw.curve(panel, every, theory, look=look)
+                        _draw.curve(panel, every, theory, series=series)
                 panel.set_xscale("log", base=2)
-                _draw.labels(panel, "rank $r$", told, f"{factors} factors")
+                _draw.set_labels(panel, "rank $r$", title, f"{factors} factors")
             axes[2 * row].set_yscale("log", base=2)
             _draw.mark(axes[2 * row], y=1.0)
         axes[0].legend()

@@ -1,4 +1,4 @@
-"""Tasks one after the other."""
+"""Updates for several tasks, one after the other."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from bulkedge.spectral import project_spectral_ball
 
 from . import _draw
-from ._model import Base, dense, trained, uneven
-from ._table import Experiment, Row, Table
+from ._experiment import Experiment, Row
+from ._model import Base, dense_update, gaussian_factors, noise_with_signals
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ class Sequential(Experiment):
     def trial(self, generator: torch.Generator) -> Iterator[Row]:
         """See :meth:`Experiment.trial`."""
         shape = (self.size, self.size)
-        base = Base.of(trained(shape, self.signals, self.strongest, generator))
+        base = Base.of(noise_with_signals(shape, self.signals, self.strongest, generator))
         tuned: dict[str, Tensor] = dict.fromkeys(METHODS, base.matrix)
         for task in range(self.tasks + 1):
             if task:
@@ -59,14 +60,15 @@ class Sequential(Experiment):
                 yield {"method": method, "task": task, **self._measure(base, matrix)}
 
     def _task(self, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-        """The update of one task by each method."""
+        """The update for one task by each method."""
         shape = (self.size, self.size)
-        yield METHODS[0], dense(shape, self.norm, generator)
-        B, A = uneven(shape, self.rank, self.norm, generator)
+        yield METHODS[0], dense_update(shape, self.norm, generator)
+        B, A = gaussian_factors(shape, self.rank, self.norm, generator)
         yield METHODS[1], B @ A
         yield METHODS[2], project_spectral_ball(B @ A, self.limit)
 
     def _measure(self, base: Base, tuned: Tensor) -> Row:
+        """The measured columns for one tuned matrix."""
         k = self.top_k
         judged = base.judge(tuned, k)
         stayed = (base.U[:, :k].mT @ judged.u).square().sum(1)
@@ -78,8 +80,8 @@ class Sequential(Experiment):
             "weakest": float(stayed.min()),
         }
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"points: mean ± sd of {self.repeats} draws, {self.size}×{self.size}, "
             rf"rank {self.rank}, $\|\Delta W\|_F = {self.norm:g}\,\theta_c$ a task, "
@@ -92,10 +94,10 @@ class Sequential(Experiment):
             "weakest": r"$\min_i\|Û_k^\top u_i\|^2$",
             "norm": r"$\|W - W_0\|_F/\theta_c$",
         }
-        for panel, (name, told) in zip(axes, measures.items(), strict=True):
-            for look, method in enumerate(METHODS):
+        for panel, (name, title) in zip(axes, measures.items(), strict=True):
+            for series, method in enumerate(METHODS):
                 found = table.where(method=method)
-                _draw.points(panel, found, "task", name, look=look, label=method, joined=True)
-            _draw.labels(panel, "tasks learnt", told)
+                _draw.points(panel, found, "task", name, series=series, label=method, joined=True)
+            _draw.set_labels(panel, "tasks learnt", title)
         axes[0].legend()
         return figure

@@ -1,4 +1,4 @@
-"""Which base direction became which tuned direction."""
+"""Cosines between base directions and tuned directions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 
 from . import _draw
-from ._model import Base, dense, trained, uneven
-from ._table import Experiment, Row, Table
+from ._experiment import Experiment, Row
+from ._model import Base, dense_update, gaussian_factors, noise_with_signals
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,9 +42,9 @@ class Similarity(Experiment):
     def trial(self, generator: torch.Generator) -> Iterator[Row]:
         """See :meth:`Experiment.trial`."""
         shape = (self.size, self.size)
-        base = Base.of(trained(shape, self.signals, self.strongest, generator))
-        B, A = uneven(shape, self.rank, self.norm, generator)
-        changes = dense(shape, self.norm, generator), B @ A
+        base = Base.of(noise_with_signals(shape, self.signals, self.strongest, generator))
+        B, A = gaussian_factors(shape, self.rank, self.norm, generator)
+        changes = dense_update(shape, self.norm, generator), B @ A
         for update, change in zip(UPDATES, changes, strict=True):
             tuned = base.judge(base.matrix + change, self.tracked)
             cosines = (base.U[:, : self.tracked].mT @ tuned.u).abs().tolist()
@@ -51,8 +52,8 @@ class Similarity(Experiment):
                 for j, cosine in enumerate(row):
                     yield {"update": update, "base_index": i, "tuned_index": j, "cosine": cosine}
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"{self.size}×{self.size}, {self.signals} signals, "
             rf"$\|\Delta W\|_F = {self.norm:g}\,\theta_c$, low rank: {self.rank}"
@@ -64,7 +65,7 @@ class Similarity(Experiment):
             square = cosines.reshape(self.tracked, self.tracked)
             image = panel.imshow(square, cmap="cividis", vmin=0, vmax=1, origin="upper")
             _draw.integers(panel)
-            _draw.labels(panel, r"tuned direction $j$", r"base direction $i$", update)
+            _draw.set_labels(panel, r"tuned direction $j$", r"base direction $i$", update)
         if image is not None:
             label = r"$|\langle u_i, û_j\rangle|$"
             figure.colorbar(image, ax=axes, label=label, shrink=0.9)

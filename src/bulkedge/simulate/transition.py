@@ -12,8 +12,9 @@ from pydantic import Field
 from bulkedge.update.predict import BaseSpectrum, predict_spikes
 
 from . import _draw
-from ._model import EPSILON, Base, Shape, noise, spikes, white
-from ._table import Experiment, Row, Strengths, Table
+from ._experiment import Experiment, Row, Strengths
+from ._model import EPSILON, Base, Shape, noise, spiked_update, white_bulk
+from ._table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,9 +65,9 @@ class Transition(Experiment):
             base = Base.of(noise(shape, generator))
             spectrum = BaseSpectrum.from_values(base.S, shape)
             strengths = torch.tensor(self.strengths, dtype=torch.float64)
-            told = predict_spikes(spectrum, strengths, epsilon=EPSILON)
+            predicted = predict_spikes(spectrum, strengths, epsilon=EPSILON)
             for i, theta in enumerate(self.strengths):
-                u, vt = spikes(shape, torch.ones(1), generator)
+                u, vt = spiked_update(shape, torch.ones(1), generator)
                 top = base.secular((theta * u, vt)).triplets(1)
                 score = float(base.scores(top.u).score)
                 yield {
@@ -77,13 +78,13 @@ class Transition(Experiment):
                     "right_overlap": float((vt @ top.v).square()),
                     "score": score,
                     "new": score < EPSILON,
-                    "predicted_score": float(told.left_score[i]) if theta > 1 else math.nan,
-                    "predicted_new": float(told.left_new[i]) if theta > 1 else math.nan,
+                    "predicted_score": float(predicted.left_score[i]) if theta > 1 else math.nan,
+                    "predicted_new": float(predicted.left_new[i]) if theta > 1 else math.nan,
                 }
 
     def theory(self, key: Row) -> Row:
         """See :meth:`Experiment.theory`."""
-        spike = white(self.shapes[key["shape"]]).spike(key["strength"])
+        spike = white_bulk(self.shapes[key["shape"]]).spike(key["strength"])
         return {
             "theory_location": spike.location,
             "theory_sd": spike.sd,
@@ -91,8 +92,8 @@ class Transition(Experiment):
             "theory_right_overlap": spike.right_overlap,
         }
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = f"points: mean ± sd of {self.repeats} draws, shorter side {self.size}; lines: theory"
         figure, axes = _draw.panels(2, 3, note=note)
         measures = [
@@ -107,12 +108,14 @@ class Transition(Experiment):
             ("location_sd", "theory_sd", r"standard deviation of $s_1/\theta_c$"),
             ("new", "predicted_new", "share with score < 0.5"),
         ]
-        for panel, (simulated, theory, told) in zip(axes, measures, strict=True):
-            for look, name in enumerate(self.shapes):
+        for panel, (simulated, theory, title) in zip(axes, measures, strict=True):
+            for series, name in enumerate(self.shapes):
                 found, bars = table.where(shape=name), simulated != "new"
-                _draw.points(panel, found, "strength", simulated, look=look, label=name, bars=bars)
-                _draw.line(panel, found, "strength", theory, look=look)
+                _draw.points(
+                    panel, found, "strength", simulated, series=series, label=name, bars=bars
+                )
+                _draw.line(panel, found, "strength", theory, series=series)
             _draw.mark(panel, x=1.0)
-            _draw.labels(panel, r"strength $\theta/\theta_c$", told)
+            _draw.set_labels(panel, r"strength $\theta/\theta_c$", title)
         axes[0].legend()
         return figure

@@ -1,4 +1,4 @@
-"""Entries that are not Gaussian."""
+"""Noise with entries that are not Gaussian."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from bulkedge.rmt import SingularValueLaw, edge_test, fit_bulk
 
 from . import _draw
-from ._model import LEVEL, Base, gaussian, spikes, white
-from ._table import Experiment, Row, Table
+from ._experiment import Experiment, Row
+from ._model import LEVEL, Base, gaussian, spiked_update, white_bulk
+from ._table import Table
 from .laws import distance
 
 if TYPE_CHECKING:
@@ -58,14 +59,14 @@ class Universality(Experiment):
     def trial(self, generator: torch.Generator) -> Iterator[Row]:
         """See :meth:`Experiment.trial`."""
         shape = (self.size, self.size)
-        sigma = white(shape).sigma
+        sigma = white_bulk(shape).sigma
         law = SingularValueLaw.of(shape, sigma)
         draws = self._draws()
         for name in self.entries:
             W = sigma * draws[name](generator)
             values = torch.linalg.svdvals(W)
             fit = fit_bulk(values, shape, significance=LEVEL)
-            B, A = spikes(shape, torch.tensor([self.theta]), generator)
+            B, A = spiked_update(shape, torch.tensor([self.theta]), generator)
             tuned = Base.of(W + B @ A)
             yield {
                 "entries": name,
@@ -79,45 +80,29 @@ class Universality(Experiment):
             }
 
     def _draws(self) -> dict[Entries, Callable[[torch.Generator], Tensor]]:
-        """How to draw a matrix of each kind, entries of variance 1."""
+        """A function for each distribution that draws a matrix with entries of variance 1."""
         n = self.size
-        shape = (n, n)
-
-        def uniform(generator: torch.Generator) -> Tensor:
-            return 12**0.5 * (torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5)
-
-        def student(freedom: int) -> Callable[[torch.Generator], Tensor]:
-            def draw(generator: torch.Generator) -> Tensor:
-                below = gaussian((freedom, n * n), generator).square().sum(0).view(n, n)
-                return gaussian(shape, generator) * ((freedom - 2) / below).sqrt()
-
-            return draw
-
-        def correlated(generator: torch.Generator) -> Tensor:
-            apart = (torch.arange(n)[:, None] - torch.arange(n)).abs().double()
-            return gaussian(shape, generator) @ torch.linalg.cholesky(self.correlation**apart).mT
-
         return {
-            "gaussian": lambda generator: gaussian(shape, generator),
-            "uniform": uniform,
-            "rademacher": lambda generator: uniform(generator).sign(),
-            "t10": student(10),
-            "t5": student(5),
-            "t3": student(3),
-            "correlated": correlated,
+            "gaussian": lambda generator: gaussian((n, n), generator),
+            "uniform": lambda generator: _uniform(n, generator),
+            "rademacher": lambda generator: _uniform(n, generator).sign(),
+            "t10": lambda generator: _student(n, 10, generator),
+            "t5": lambda generator: _student(n, 5, generator),
+            "t3": lambda generator: _student(n, 3, generator),
+            "correlated": lambda generator: _correlated(n, self.correlation, generator),
         }
 
     def theory(self, key: Row) -> Row:
         """See :meth:`Experiment.theory`."""
-        spike = white((self.size, self.size)).spike(self.theta)
+        spike = white_bulk((self.size, self.size)).spike(self.theta)
         return {
             "theory_location": spike.location,
             "theory_sd": spike.sd,
             "theory_left_overlap": spike.left_overlap,
         }
 
-    def paint(self, table: Table) -> Figure:
-        """See :meth:`Experiment.paint`."""
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
         note = (
             f"{self.repeats} draws, {self.size}×{self.size}, ρ = {self.correlation:g}; "
             "grey: theory for white noise"
@@ -131,13 +116,30 @@ class Universality(Experiment):
                 r"left overlap $|\langle u, û\rangle|^2$", table.numbers("theory_left_overlap")[0],
             ),
         }  # fmt: skip
-        for panel, (name, (told, theory)) in zip(axes, measures.items(), strict=True):
+        for panel, (name, (title, theory)) in zip(axes, measures.items(), strict=True):
             bars = name != "false_alarm"
-            _draw.points(panel, table, "entries", name, look=0, bars=bars, label="a spike found")
+            _draw.points(panel, table, "entries", name, series=0, bars=bars, label="a spike found")
             panel.axhline(theory, color=_draw.GREY, linewidth=1)
-            _draw.labels(panel, "entries", told)
+            _draw.set_labels(panel, "entries", title)
         _draw.points(
-            axes[1], table, "entries", "white", look=1, bars=False, label="taken for white"
+            axes[1], table, "entries", "white", series=1, bars=False, label="taken for white"
         )
         axes[1].legend()
         return figure
+
+
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    """Entries uniform on ±√3."""
+    return 12**0.5 * (torch.rand((n, n), generator=generator, dtype=torch.float64) - 0.5)
+
+
+def _student(n: int, freedom: int, generator: torch.Generator) -> Tensor:
+    """Entries of Student's t distribution, scaled to variance 1."""
+    chi_squared = gaussian((freedom, n * n), generator).square().sum(0).view(n, n)
+    return gaussian((n, n), generator) * ((freedom - 2) / chi_squared).sqrt()
+
+
+def _correlated(n: int, correlation: float, generator: torch.Generator) -> Tensor:
+    """Gaussian rows with correlation ρ^|i−j| between columns i and j."""
+    lags = (torch.arange(n)[:, None] - torch.arange(n)).abs().double()
+    return gaussian((n, n), generator) @ torch.linalg.cholesky(correlation**lags).mT

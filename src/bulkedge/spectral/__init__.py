@@ -1,4 +1,4 @@
-"""Spectral norms, their certificates, and layers and weights that are held below a bound."""
+"""Spectral norms with derivatives and certificates, and weights held below a bound on them."""
 
 from .certificate import Certificate, NormBound, Probable, Rigorous
 from .convolution import Convolution

@@ -1,11 +1,12 @@
-"""A convolution layer as the linear map that it is, known by its two products.
+"""A convolution layer as a linear map, given by its products with inputs and outputs.
 
-What bounds a layer's gain is the norm of ``x ↦ conv(x)`` on the whole input, not that of the kernel
-reshaped to ``C_out × (C_in·k₁·…)``, which is neither an upper nor a lower bound of it: a 3×3 kernel
-of ones has reshaped norm 3 and gain up to 9, and one that meets more padding than input has the
-smaller gain.  (Sedghi, Gupta, Long, "The singular values of convolutional layers", ICLR 2019,
-arXiv:1805.10408, have the exact spectrum for circular padding; here the padding is the layer's own,
-with zeros, so the products are torch's convolution and its transpose.)
+The gain of a layer is bounded by the norm of ``x ↦ conv(x)`` on the whole input, not by that of the
+kernel reshaped to ``C_out × (C_in·k₁·…)``, which is neither an upper nor a lower bound of it: a 3×3
+kernel of ones has a reshaped norm of 3 and a gain of up to 9, and the gain of a kernel that mostly
+meets padding is smaller than its reshaped norm.  (Sedghi, Gupta, Long, "The singular values of
+convolutional layers", ICLR 2019, arXiv:1805.10408, give the exact spectrum for circular padding.
+Here the padding is by zeros, as in the layer, so the products are torch's convolution and its
+transpose.)
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Convolution(LinearMap):
 
     Args:
         kernel: Shape ``(C_out, C_in / groups, k₁, …)``, one to three k's, a floating dtype.
-        input_size: Extent of the input, without batch and channels; one for all dimensions or one
-            each, as the next three.
+        input_size: Extent of the input, without batch and channels: one number for all dimensions,
+            or one for each; the same holds for the next three arguments.
         stride: Step of the kernel over the input.
         padding: Zeros on both sides, or ``"valid"`` (none), or ``"same"`` (the output is as large
             as the input; where the total is odd the far side gets one more, as in torch).
@@ -78,19 +79,8 @@ class Convolution(LinearMap):
         dilation: Sizes = 1,
         groups: int = 1,
     ) -> None:
+        _require_kernel(kernel, groups)
         dims = kernel.ndim - 2
-        if dims not in _FORWARD or not kernel.is_floating_point():
-            raise InputError(
-                "expected a floating-point kernel of shape (C_out, C_in/groups, k1[, k2[, k3]]), "
-                f"got shape {tuple(kernel.shape)} of {kernel.dtype}"
-            )
-        if 0 in kernel.shape:
-            raise InputError(f"expected a kernel with entries, got shape {tuple(kernel.shape)}")
-        if groups < 1 or kernel.shape[0] % groups:
-            raise InputError(
-                f"expected groups ≥ 1 that divide the {kernel.shape[0]} output channels, "
-                f"got groups={groups}"
-            )
         self.kernel = kernel
         self.stride = _each("stride", stride, dims, least=1)
         self.dilation = _each("dilation", dilation, dims, least=1)
@@ -124,7 +114,7 @@ class Convolution(LinearMap):
         return [(each, each) for each in _each("padding", padding, self.kernel.ndim - 2, least=0)]
 
     def _fit(self) -> tuple[int, ...]:
-        """The output size; what the last stride leaves over of the padded input is kept."""
+        """The output size; also stores how much of the padded input the last stride leaves over."""
         padded = [size + sum(pads) for size, pads in zip(self._input_size, self._pads, strict=True)]
         if any(reach > extent for reach, extent in zip(self._reach, padded, strict=True)):
             raise InputError(
@@ -223,3 +213,19 @@ def _each(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
     if len(values) != dims or any(not isinstance(v, int) or v < least for v in values):
         raise InputError(f"expected {name} of {dims} integers ≥ {least}, got {value}")
     return values
+
+
+def _require_kernel(kernel: Tensor, groups: int) -> None:
+    """InputError unless this is the kernel of a convolution with so many groups."""
+    if kernel.ndim - 2 not in _FORWARD or not kernel.is_floating_point():
+        raise InputError(
+            "expected a floating-point kernel of shape (C_out, C_in/groups, k1[, k2[, k3]]), "
+            f"got shape {tuple(kernel.shape)} of {kernel.dtype}"
+        )
+    if 0 in kernel.shape:
+        raise InputError(f"expected a kernel with entries, got shape {tuple(kernel.shape)}")
+    if groups < 1 or kernel.shape[0] % groups:
+        raise InputError(
+            f"expected groups ≥ 1 that divide the {kernel.shape[0]} output channels, "
+            f"got groups={groups}"
+        )

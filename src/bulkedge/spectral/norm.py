@@ -41,13 +41,14 @@ def spectral_norm(
     generator: torch.Generator | None = None,
     certified: Certificate | bool | None = None,
 ) -> Tensor | NormBound:
-    """The largest singular value of A, differentiable, or an interval that certainly holds it.
+    """The largest singular value of A, differentiable, or a certified interval that contains it.
 
-    The gradient is ``u vᵀ``; where σ₁ = σ₂, and at A = 0, that is a subgradient, and no warning is
-    due.  Second derivatives need one linear solve, see :func:`~bulkedge.singular_triplet`.
+    The gradient is ``u vᵀ``; if σ₁ = σ₂ or A = 0 that is a subgradient, and there is no warning.
+    Second derivatives need one linear solve, see :func:`~bulkedge.singular_triplet`.
 
-    An iteration bounds a norm from below alone.  With ``certified`` the answer is an interval with
-    an upper end that is proved (:class:`Rigorous`) or probable (:class:`Probable`), no gradient.
+    An iteration only bounds a norm from below.  With ``certified`` the result is an interval whose
+    upper end is proved (:class:`Rigorous`) or holds with a given probability (:class:`Probable`),
+    without a gradient.
 
     Args:
         A: Shape ``(..., m, n)``, or a ``LinearMap``.  **The kernel of a convolution is a batch
@@ -90,7 +91,7 @@ def spectral_norm(
 
 
 def normalize(A: Tensor, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """``A / ‖A‖₂``, with the whole derivative: ``Ā = V/σ − (⟨V, A⟩/σ²) u vᵀ``.
+    """``A / ‖A‖₂``, with the derivative of the norm included: ``Ā = V/σ − (⟨V, A⟩/σ²) u vᵀ``.
 
     Args:
         A: Shape ``(..., m, n)``; flatten the kernel of a convolution first.
@@ -150,7 +151,7 @@ def require_bound(bound: float) -> None:
 
 
 def _all(condition: Tensor) -> bool:
-    """Whether it holds everywhere; True inside vmap, where it cannot be looked at."""
+    """Whether it holds everywhere; True inside vmap, which does not allow to read values."""
     try:
         return bool(condition.all())
     except RuntimeError:

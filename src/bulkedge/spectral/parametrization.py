@@ -1,4 +1,4 @@
-"""A layer whose weight never exceeds a spectral norm: a parametrization."""
+"""A bound on the spectral norm of a layer's weight, as a parametrization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.triplet.solver._start import generic
 
-from ._track import as_matrix, fresh_start, sound, track, working
+from ._track import as_matrix, fresh_start, track, valid_start, working
 from .certificate import Certificate, Rigorous
 from .convolution import Convolution
 from .norm import cap_factor, require_bound
@@ -35,20 +35,22 @@ def spectral_cap(
 ) -> Module:
     """Cap the spectral norm of a weight: ``W ↦ min(1, bound/‖W‖₂) · W``.
 
-    In place of ``torch.nn.utils.parametrizations.spectral_norm``, with the same leading arguments.
-    What differs: **weights inside the ball are left alone**, unless ``shrink_only=False`` scales
-    them up to the bound, as torch does.  σ is solved for to a tolerance, not by a fixed number of
-    power iterations, at the first forward and in evaluation too; evaluation writes to no buffer;
-    the gradient is right to second order.  Checkpoints of torch's parametrization load.
+    This replaces ``torch.nn.utils.parametrizations.spectral_norm``, with the same leading
+    arguments, and differs from it in four ways.  **Weights inside the ball are left alone**, unless
+    ``shrink_only=False`` scales them up to the bound, as torch does.  σ is computed to a tolerance,
+    not by a fixed number of power iterations, also at the first forward pass and in evaluation.
+    Evaluation writes to no buffer.  The gradient is right to second order.  Checkpoints of torch's
+    parametrization load.
 
-    The previous step's vectors start the solve, and one more vector looks for what they cannot
-    see: ten thin passes over the weight and one to scale it.  The bound holds to what ``rtol``
-    leaves, to rounding in the dtype of the weight, and unless a new direction has just overtaken
-    all known ones unseen; ``certified`` holds without any of these.
+    The solve starts from the vectors of the previous step, and one more vector searches for a new
+    leading direction: ten thin passes over the weight and one to scale it.  The bound holds up to
+    ``rtol`` and to rounding in the dtype of the weight, unless a new direction has just overtaken
+    all known ones and was missed; with ``certified`` it holds without these exceptions.
 
-    Inside ``torch.nn.utils.parametrize.cached()`` it is done once a forward, however often the
-    weight is read.  Evaluation solves too; to be done with it, seal a trained layer:
-    ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` keeps the capped weight.
+    Inside ``torch.nn.utils.parametrize.cached()`` the solve is done once a forward pass, however
+    often the weight is read.  Evaluation solves, too; for a trained layer
+    ``torch.nn.utils.parametrize.remove_parametrizations(module, name)`` ends that and keeps the
+    capped weight.
 
     On the meta device nothing is solved; after ``to_empty`` and new weights the layer is capped
     like any other.
@@ -58,19 +60,20 @@ def spectral_cap(
         name: Its parameter.
         n_power_iterations: None solves until the residual is below ``rtol``; a number stops after
             as many steps at most, whatever the residual, as torch does.
-        eps: Norms below it are taken for it.
+        eps: A smaller norm is replaced by it.
         dim: The dimension of the outputs: None is 0, or 1 for transposed convolutions; the rest is
             flattened.
         bound: The largest norm allowed.
         shrink_only: Leave a weight inside the ball alone.
-        rtol: Residual of the leading triplet, relative to σ₁.  The norm is better than that, by
-            about residual/gap: docs/benchmarks.md measures it.
+        rtol: The residual of the leading triplet, relative to σ₁.  The relative error of the norm
+            is smaller by a factor of about residual/gap, which docs/benchmarks.md measures.
         input_size: For a convolution: the spatial size of its input, and the norm is that of the
-            operator on inputs of that size (padding by zeros; not for transposed ones).  None takes
-            the norm of the reshaped kernel, as torch does: a different number, smaller or larger.
+            operator on inputs of that size (padding by zeros; not for transposed convolutions).
+            None takes the norm of the reshaped kernel, as torch does, which may be smaller or
+            larger than that of the operator.
         certified: True divides by a proved upper bound (:class:`Rigorous`), so that the norm in
-            exact arithmetic is at most ``bound``; a certificate of another kind may be given.  A
-            factorisation each forward: for evaluation, or small layers.
+            exact arithmetic is at most ``bound``; another certificate may be given.  This costs a
+            factorisation each forward pass: use it for evaluation, or for small layers.
 
     Returns:
         The module.
@@ -92,22 +95,18 @@ def spectral_cap(
     if dim is None:
         transposed = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
         dim = 1 if isinstance(module, transposed) else 0
-    operator = None if input_size is None else Convolution.of(module, input_size)
-    parametrize.register_parametrization(
-        module,
-        name,
-        SpectralCap(
-            weight.detach(),
-            bound,
-            n_power_iterations=n_power_iterations,
-            eps=eps,
-            dim=dim,
-            shrink_only=shrink_only,
-            rtol=rtol,
-            operator=operator,
-            certified=Rigorous() if certified is True else certified or None,
-        ),
+    cap = SpectralCap(
+        weight.detach(),
+        bound,
+        n_power_iterations=n_power_iterations,
+        eps=eps,
+        dim=dim,
+        shrink_only=shrink_only,
+        rtol=rtol,
+        operator=None if input_size is None else Convolution.of(module, input_size),
+        certified=Rigorous() if certified is True else certified or None,
     )
+    parametrize.register_parametrization(module, name, cap)
     return module
 
 
@@ -140,17 +139,17 @@ class SpectralCap(nn.Module):
         self.bound, self.eps, self.dim = bound, eps, dim
         self.max_steps, self.rtol = n_power_iterations, rtol
         self.shrink_only, self.certified = shrink_only, certified
-        self.operator = operator  # for its shape and strides: its kernel is replaced
+        self.operator = operator  # its shape and strides are used; its kernel is replaced
         self.register_buffer("start", fresh_start(self._map(weight)))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The capped weight."""
-        if weight.is_meta:  # a shape without numbers has no norm
+        if weight.is_meta:  # a weight without values has no norm
             return weight.clone()
         A = self._map(weight)
-        start = sound(self.start.to(A.dtype))
+        start = valid_start(self.start.to(A.dtype))
         result, start = track(A, start, rtol=self.rtol, max_steps=self.max_steps)
-        # inside torch.func nothing outside may change: the next step starts from an older guess
+        # torch.func forbids changes of buffers: the next step starts from an older guess
         if self.training and not torch._C._are_functorch_transforms_active():
             with torch.no_grad():
                 self.start.copy_(start)
@@ -159,11 +158,11 @@ class SpectralCap(nn.Module):
             upper = self.certified.bound(A, result.v.detach()).upper
             norm = norm * ((upper + _rounding(weight, upper)) / float(norm.detach()))
         factor = cap_factor(norm, self.bound) if self.shrink_only else self.bound / norm
-        # a half-precision weight times a number is rounded once, at the end
+        # a weight in half precision is rounded once, after the product
         return (weight.to(factor.dtype) * factor).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """A weight assigned is the weight kept: the cap of it is what is read."""
+        """The identity: an assigned weight is stored as it is, and capped when it is read."""
         if hasattr(self, "start"):
             self.start.copy_(fresh_start(self._map(weight.detach())))
         return weight
@@ -171,7 +170,7 @@ class SpectralCap(nn.Module):
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
-        """Checkpoints of torch's own have vectors of their own, of no use here."""
+        """Load checkpoints of torch's parametrization, too, without the vectors that they hold."""
         if f"{prefix}_u" in state_dict:
             for name in ("_u", "_v"):
                 state_dict.pop(f"{prefix}{name}")
@@ -179,7 +178,7 @@ class SpectralCap(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _map(self, weight: Tensor) -> LinearMap:
-        """The linear map whose norm is meant, in float32 at least."""
+        """The linear map whose norm is bounded, in float32 or float64."""
         if self.operator is not None:
             return self.operator.with_tensors(working(weight))
         return Dense(as_matrix(weight, self.dim))
@@ -194,13 +193,14 @@ class SpectralCap(nn.Module):
 
 
 def _rounding(weight: Tensor, upper: float) -> float:
-    """Bound on what rounding adds to the norm of a scaled weight, before scaling.
+    """A bound on what rounding adds to the norm of a scaled weight.
 
-    Each entry of the result is rounded once in its own dtype, half a unit: in norm at most
-    ``½ eps ‖W‖_F``.  The factor is rounded four times in float32 at least, ``2 eps`` together.
+    Each entry of the result is rounded once in the dtype of the weight, which changes the norm by
+    at most ``½ eps ‖W‖_F``.  The factor is rounded four times in float32 or float64, which adds
+    ``2 eps``.
 
     Returns:
-        An absolute amount, in units of the norm of W.
+        The bound for the weight before it is scaled, an absolute amount.
     """
     working = torch.promote_types(weight.dtype, torch.float32)
     frobenius = float(torch.linalg.vector_norm(weight.detach().double()))

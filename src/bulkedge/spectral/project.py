@@ -1,4 +1,4 @@
-"""Weights held inside the spectral ball ‖W‖₂ ≤ bound, after each step of an optimiser."""
+"""Projection onto the spectral ball ‖W‖₂ ≤ bound, once or after each step of an optimiser."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ from .norm import cap_factor, require_bound
 
 Method = Literal["rescale", "clip"]
 
-FEW = 16  # triplets tried for a clip
-LARGE = 512  # shorter side from which they are cheaper than a full SVD
+LEADING = 16
+"""The number of leading triplets that are computed first to clip a large matrix."""
+LARGE = 512
+"""The shorter side from which that is cheaper than a full SVD."""
 
 
 @precise
 def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip") -> Tensor:
-    """The matrix of the ball {‖X‖₂ ≤ bound} that belongs to W; no gradient.
+    """A projection of W onto the ball {‖X‖₂ ≤ bound}, without a gradient.
 
-    ``"clip"`` is the nearest one in the Frobenius norm: singular values above the bound become the
-    bound, ``W − U (Σ − bound)₊ Vᵀ``.  ``"rescale"`` multiplies by ``min(1, bound/‖W‖₂)``: cheaper,
-    further away, a retraction (docs/errata.md, A38).  Inside the ball both return W to the bit.
+    ``"clip"`` gives the nearest matrix in the Frobenius norm: singular values above the bound
+    become the bound, ``W − U (Σ − bound)₊ Vᵀ``.  ``"rescale"`` multiplies by
+    ``min(1, bound/‖W‖₂)``: it is cheaper, but changes W more (docs/errata.md, A38).  Inside the
+    ball both return W to the bit.
 
     Cost: ``"rescale"``, one leading triplet.  ``"clip"``, the 16 leading triplets of a large matrix
     if no more exceed the bound, else one SVD.
@@ -63,10 +66,11 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
         matrix = as_matrix(require_matrix("W", W, dims=None).detach())
         if method == "rescale":
             return (W * cap_factor(singular_triplet(matrix).sigma[0], bound)).to(W.dtype)
-        return _clipped(matrix, bound).view_as(W).to(W.dtype)
+        return _clip(matrix, bound).view_as(W).to(W.dtype)
 
 
-# it branches on singular values: it breaks a compiled graph, and the reason is given here
+# it branches on singular values, so torch.compile must break the graph here; this is the reason
+# that torch prints
 project_spectral_ball._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
 project_spectral_ball._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
     "bulkedge: project_spectral_ball branches on singular values, which one graph cannot hold; "
@@ -84,30 +88,32 @@ def hold_spectral_ball(
 ) -> RemovableHandle:
     """Project weights onto the spectral ball after each step of ``optimizer``.
 
-    Projected gradient descent: the step, then the projection; the gradient is that of the loss at
-    the weight itself, nothing is differentiated through.  The weights are projected once now, so
-    that the first forward is inside.  After a step a warm-started triplet tells whether a weight
-    left the ball, at four passes; only then is it touched, and only by what exceeds.
+    This is projected gradient descent: the step, then the projection, which is not differentiated.
+    The weights are also projected once now, so that the first forward pass is inside the ball.
+    After a step a warm-started solve of four passes finds out whether a weight has left the ball;
+    only then is the weight changed, and only the singular values that exceed the bound.
 
-    Held are the trainable weights of at least two dimensions, embeddings included, that the
-    optimiser has now; groups added later are not.  Kernels are held in their reshaped form.
+    It holds the trainable weights of at least two dimensions, embeddings included, that the
+    optimiser has now, not those of groups that are added later.  Kernels of convolutions are held
+    in their reshaped form.
 
-    ``"rescale"`` is the cheaper one, but shrinks all of a weight for one direction of it; with
-    steps as large as Adam's that can cost accuracy (examples/lipschitz_digits).
+    ``"rescale"`` is cheaper, but shrinks a whole weight because of one direction; with steps as
+    large as Adam's that can cost accuracy (examples/lipschitz_digits).
 
     Args:
         optimizer: Any optimiser of torch.
         bound: The largest norm allowed.
         parameters: Which weights; None for all of at least two dimensions.
-        method: As :func:`project_spectral_ball`.
-        rtol: Residual of the test relative to σ₁.
+        method: As in :func:`project_spectral_ball`.
+        rtol: The residual of the solve, relative to σ₁.
 
     Returns:
         A handle: ``handle.remove()`` ends it.
 
     Raises:
-        InputError: If the bound is not positive, the method unknown, or ``parameters`` are none of
-            the optimiser's weights; and after a step, if a weight is not finite.
+        InputError: If the bound is not positive, the method unknown, ``parameters`` are none of
+            the optimiser's weights, or one of them is held already; and after a step, if a weight
+            is not finite.
 
     Example:
         >>> layer = torch.nn.Linear(20, 10)
@@ -120,25 +126,49 @@ def hold_spectral_ball(
     """
     require_bound(bound)
     _require_method(method)
-    held = _chosen(optimizer, parameters)
-    starts = WeakTensorKeyDictionary()
-
-    def hook(*_: Any) -> None:
-        with torch.no_grad():
-            for place, weight in held:
-                try:
-                    _hold(weight, bound, method, rtol, starts)
-                except InputError as error:
-                    raise InputError(f"{place} of shape {tuple(weight.shape)}: {error}") from error
-
+    weights = _select_weights(optimizer, parameters)
+    _require_not_held(optimizer, weights)
+    hook = _Hook(weights, bound, method, rtol)
     hook()
     return optimizer.register_step_post_hook(hook)
 
 
-def _chosen(
+class _Hook:
+    """What torch calls after each step: the projection of some weights, with their warm starts."""
+
+    def __init__(
+        self, weights: list[tuple[str, Tensor]], bound: float, method: Method, rtol: float
+    ) -> None:
+        self.weights, self.bound, self.rtol = weights, bound, rtol
+        self.method: Method = method
+        self.starts = WeakTensorKeyDictionary()
+
+    @torch.no_grad()
+    def __call__(self, *_: Any) -> None:
+        for place, weight in self.weights:
+            try:
+                _project_in_place(weight, self.bound, self.method, self.rtol, self.starts)
+            except InputError as error:
+                raise InputError(f"{place} of shape {tuple(weight.shape)}: {error}") from error
+
+
+def _require_not_held(optimizer: torch.optim.Optimizer, weights: list[tuple[str, Tensor]]) -> None:
+    """InputError if an earlier call for this optimiser holds one of the weights."""
+    hooks = [x for x in optimizer._optimizer_step_post_hooks.values() if isinstance(x, _Hook)]
+    held = {id(weight) for hook in hooks for _, weight in hook.weights}
+    for place, weight in weights:
+        if id(weight) in held:
+            raise InputError(
+                f"expected weights that hold_spectral_ball does not hold yet, got {place} of shape "
+                f"{tuple(weight.shape)}, which it holds; call remove() on the handle of the first "
+                "call before the second"
+            )
+
+
+def _select_weights(
     optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor] | None
 ) -> list[tuple[str, Tensor]]:
-    """The weights to hold, each with its place in the optimiser."""
+    """The weights to be held, each with its place in the optimiser."""
     weights = [
         (f"parameter {i} of group {j}", weight)
         for j, group in enumerate(optimizer.param_groups)
@@ -146,8 +176,8 @@ def _chosen(
         if weight.ndim >= 2 and weight.requires_grad
     ]
     if parameters is not None:
-        wanted = {id(p) for p in ([parameters] if isinstance(parameters, Tensor) else parameters)}
-        weights = [(place, weight) for place, weight in weights if id(weight) in wanted]
+        given = {id(p) for p in ([parameters] if isinstance(parameters, Tensor) else parameters)}
+        weights = [(place, weight) for place, weight in weights if id(weight) in given]
     if not weights:
         raise InputError(
             "expected weights of at least two dimensions that the optimiser has, got none; pass "
@@ -162,10 +192,10 @@ def _require_method(method: str) -> None:
 
 
 @precise
-def _hold(
+def _project_in_place(
     weight: Tensor, bound: float, method: Method, rtol: float, starts: WeakTensorKeyDictionary
 ) -> None:
-    """Project one weight in place if it left the ball."""
+    """Project one weight in place if it has left the ball."""
     A = Dense(as_matrix(require_matrix("the weight", weight, dims=None).detach()))
     if weight not in starts:
         starts[weight] = fresh_start(A)
@@ -176,14 +206,14 @@ def _hold(
     if method == "rescale":
         weight.mul_(cap_factor(result.sigma[0], bound).to(weight.dtype))
     else:
-        weight.copy_(_clipped(A.matrix, bound).view_as(weight))
+        weight.copy_(_clip(A.matrix, bound).view_as(weight))
 
 
-def _clipped(matrix: Tensor, bound: float) -> Tensor:
+def _clip(matrix: Tensor, bound: float) -> Tensor:
     """``U min(Σ, bound) Vᵀ``; the matrix itself inside the ball."""
     if min(matrix.shape) >= LARGE:
-        S, U, V = singular_triplet(matrix, FEW, solver=BlockKrylov())
-        # what is taken away must not be so large that rounding of it matters
+        S, U, V = singular_triplet(matrix, LEADING, solver=BlockKrylov())
+        # the difference below loses digits if σ₁ is much larger than the bound
         if S[-1] <= bound and S[0] <= 10 * bound:
             return matrix - (U * (S - bound).clamp_min(0)) @ V.mT
     U, S, V = thin_svd(matrix)

@@ -1,4 +1,4 @@
-"""What a certificate returns, and what every certificate asks of a map."""
+"""The interval that a certificate returns, and the checks that every certificate makes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NormBound:
 
 
 class Certificate(Protocol):
-    """What bounds ‖A‖₂ from above."""
+    """A method that bounds ‖A‖₂ from above."""
 
     def bound(
         self, A: LinearMap, v: Tensor | None = None, generator: torch.Generator | None = None
@@ -43,7 +43,7 @@ class Certificate(Protocol):
 
 
 def check(A: LinearMap, v: Tensor | None) -> None:
-    """Raise InputError where there is nothing to bound, or a guess that does not fit."""
+    """InputError if the map is empty or has no values, or if the guess does not fit."""
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
     if not torch.compiler.is_compiling():
@@ -57,7 +57,7 @@ def check(A: LinearMap, v: Tensor | None) -> None:
 
 
 def gaussian_start(n: int, generator: torch.Generator | None) -> Tensor:
-    """A Gaussian column on the CPU, so that every device draws alike."""
+    """A Gaussian column, drawn on the CPU, so that it is the same for every device."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     return torch.randn(n, 1, generator=generator, dtype=torch.float64)
 

@@ -10,7 +10,9 @@ from bulkedge._linmap import Dense, LinearMap
 from ._bound import gaussian_start
 
 EPS = 2.0**-52
-GRAIN = 16 * EPS  # what rounding may put into, or hide from, one component of a unit vector
+"""The relative spacing of float64 numbers."""
+GRAIN = 16 * EPS
+"""The amount by which rounding may change one component of a unit vector."""
 
 
 class Chain:

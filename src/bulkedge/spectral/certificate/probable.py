@@ -148,7 +148,7 @@ class Probable:
             upper = lower if chain.complete else _upper_end(chain.norms, lower, delta)
             if last or upper <= lower * (1 + self.rtol):
                 return lower, upper
-            due = passes + 1 + passes // 10  # to look costs O(passes³), so not every time
+            due = passes + 1 + passes // 10  # a test costs O(passes³), so not at every pass
 
 
 def _upper_end(norms: list[float], lower: float, delta: float) -> float:

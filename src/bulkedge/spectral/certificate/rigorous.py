@@ -58,8 +58,10 @@ from bulkedge._linmap import LinearMap
 from ._bound import NormBound, binary_exponent, check, unscale
 from ._chain import leading_vector
 
-_BLOCK = 256  # columns a step: large enough for the products, small beside the matrix
-_UNIT = Fraction(1, 2**53)  # u of float64
+_BLOCK = 256
+"""Columns a step: enough for fast products, few compared with a large matrix."""
+_UNIT = Fraction(1, 2**53)
+"""The unit roundoff u of float64."""
 
 
 @dataclass(frozen=True)

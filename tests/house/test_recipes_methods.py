@@ -1,0 +1,255 @@
+"""The recipes for an engine, a repair method, a simulation and a holder, followed in a copy."""
+
+import re
+
+import pytest
+from test_recipes import Copy, is_named
+
+pytestmark = pytest.mark.timeout(300)
+
+ENGINE = '''"""This process, the last matrix first."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from bulkedge.auditing.run import audit_matrix
+from bulkedge.comparison import Comparison
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.rows import Matrix
+
+from ._device import check_device
+from .local import one_thread
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """This process, from the last matrix to the first."""
+
+    @property
+    def name(self) -> str:
+        """``backwards``."""
+        return "backwards"
+
+    @property
+    def jobs(self) -> int:
+        """One process."""
+        return 1
+
+    def check(self, recipe: Recipe) -> None:
+        """See ``Engine``."""
+        check_device(recipe.device)
+
+    def rows(
+        self, comparisons: Sequence[Comparison], recipe: Recipe
+    ) -> Generator[tuple[int, Matrix]]:
+        """See ``Engine``."""
+        for i in reversed(range(len(comparisons))):
+            with one_thread():
+                row = audit_matrix(comparisons[i], recipe)
+            yield i, row
+'''
+
+METHOD = '''@dataclass(frozen=True)
+class Halve:
+    """Halve the update of every matrix with an intruder: ``W0 + ΔW/2``.
+
+    Attributes:
+        rounds: See :class:`Method`.
+
+    Raises:
+        InputError: If ``rounds`` is not positive.
+
+    Example:
+        >>> Halve().rounds
+        1
+    """
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, rounds=whole(1))
+
+    def correct(self, case: Case) -> Correction:
+        """See :class:`Method`."""
+        gamma, u, v = case.spikes_above(0.0)
+        return Correction(-0.5 * u * gamma, v)
+
+
+'''
+
+METHOD_TEST = """
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_halve_halves_the_update(dense, tmp_path):
+    B, A = spiked(40.0, 30.0)
+    update, record = repaired(tmp_path, base(), B, A, Halve(), dense=dense)
+    torch.testing.assert_close(update, B @ A / 2, rtol=1e-6, atol=1e-6)
+    assert record.method == {"name": "halve", "rounds": 1}
+
+
+"""
+
+SIMULATION = '''"""The norm of noise, and its edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+
+from . import _draw
+from ._experiment import Experiment, Row
+from ._model import noise, white_bulk
+from ._table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ("square", "wide")
+
+
+class NormOfNoise(Experiment):
+    """The largest singular value of noise against the edge of its bulk."""
+
+    name: ClassVar[str] = "norm_of_noise"
+    keys: ClassVar = {"shape": "square, or twice as wide"}
+    measured: ClassVar = {"norm": "largest singular value over the threshold"}
+    predicted: ClassVar = {"edge": "edge of the bulk over the threshold"}
+    quick: ClassVar = {"size": 40, "repeats": 2}
+
+    size: int = Field(200, ge=20, le=2000, description="Shorter side of a matrix.")
+
+    def trial(self, generator: torch.Generator) -> Iterator[Row]:
+        """See :meth:`Experiment.trial`."""
+        for kind in KINDS:
+            norm = torch.linalg.matrix_norm(noise(self._shape(kind), generator), 2)
+            yield {"shape": kind, "norm": float(norm)}
+
+    def theory(self, key: Row) -> Row:
+        """See :meth:`Experiment.theory`."""
+        return {"edge": white_bulk(self._shape(key["shape"])).edge}
+
+    def plot(self, table: Table) -> Figure:
+        """See :meth:`Experiment.plot`."""
+        figure, (axes,) = _draw.panels(1, 1, note="points: means; line: edge")
+        _draw.points(axes, table, "shape", "norm", series=0)
+        _draw.curve(axes, range(len(table)), table.numbers("edge"), series=0)
+        _draw.set_labels(axes, "shape", "norm")
+        return figure
+
+    def _shape(self, kind: str) -> tuple[int, int]:
+        return self.size, self.size * (1 + KINDS.index(kind))
+'''
+
+CLAIM_TEST = """
+
+def test_the_norm_of_noise_is_near_the_edge():
+    table = run("norm_of_noise", size=100, repeats=5)
+    np.testing.assert_allclose(table.numbers("norm"), table.numbers("edge"), rtol=0.05)
+
+
+"""
+
+HOLDER = '''"""Updates of bounded norm."""
+
+from __future__ import annotations
+
+from .holder import AdapterHolder
+
+
+class BoundedNorm(AdapterHolder):
+    """Hold ``‖s·B·A‖₂ ≤ 0.1`` after each step by scaling B."""
+
+    def step(self) -> None:
+        """Scale B where the norm is larger."""
+        for matrix in self.matrices:
+            B, A = matrix.factors
+            matrix.write(B * min(0.1 / float(matrix.strengths[0]), 1.0), A)
+'''
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Copy(tmp_path)
+
+
+def follow(copy, title, edits, *commands):
+    """Every edit in a file that the recipe names, three of code; then what it says to run."""
+    for edit in edits:
+        (copy.write if len(edit) == 2 else copy.put)(*edit)
+    assert [path for path in copy.touched if not is_named(path, title)] == []
+    assert len([path for path in copy.touched if path.startswith("src/")]) <= 3
+    for command in commands:
+        passed = copy.run(
+            "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *command
+        )
+        assert re.search(r"[1-9]\d* passed", passed)
+
+
+def test_an_engine(copy):
+    place = "src/bulkedge/auditing"
+    edits = [
+        (f"{place}/engine/backwards.py", ENGINE),
+        (f"{place}/engine/__init__.py", "from .local import", "from .backwards import Backwards\n"),
+        (f"{place}/engine/__init__.py", '"Engine", ', '"Backwards", '),
+        (f"{place}/__init__.py", "Engine, LocalEngine", "Backwards, "),
+        (f"{place}/__init__.py", '    "Engine",\n', '    "Backwards",\n'),
+        ("tests/audit/test_engines_agree.py", "from bulkedge.comparison", (
+            "from bulkedge.auditing import Backwards\n"
+        )),
+        ("tests/audit/test_engines_agree.py", '    "local": L', '    "backwards": Backwards(),\n'),
+    ]  # fmt: skip
+    tests = ("tests/audit/test_engines_agree.py", "-k", "backwards")
+    follow(copy, "Add an engine", edits, tests)
+
+
+def test_a_repair_method(copy):
+    edits = [
+        ("src/bulkedge/repairing/method.py", 'METHODS = {"clip"', METHOD),
+        ("src/bulkedge/repairing/method.py", '"project": P', '"halve": Halve, '),
+        ("src/bulkedge/cli/_repair.py", '"project", ', '"halve", '),
+        ("src/bulkedge/repairing/__init__.py", "Method, Project", "Halve, "),
+        ("src/bulkedge/repairing/__init__.py", '    "Method",\n', '    "Halve",\n'),
+        (
+            "docs/repair.md",
+            "| `project` | `P",
+            "| `halve` | `Halve()` | W0 + ΔW/2 | `--rounds` |\n",
+        ),
+        ("tests/repair/test_method.py", "Method\n", "Halve, "),
+        ("tests/repair/test_method.py", "\n\ndef test_corrections_compose", METHOD_TEST),
+    ]
+    tests = ("tests/repair/test_method.py", "-k", "halve")
+    names = ("tests/repair/test_repair_command.py::test_the_command_names_every_method",)
+    follow(copy, "Add a repair method", edits, tests, names)
+
+
+def test_a_simulation(copy):
+    listed = "src/bulkedge/simulate/__init__.py"
+    edits = [
+        ("src/bulkedge/simulate/norm_of_noise.py", SIMULATION),
+        (listed, "from .rank", "from .norm_of_noise import NormOfNoise\n"),
+        (listed, "        Rank,\n", "        NormOfNoise,\n"),
+        (listed, '    "Progress",\n', '    "NormOfNoise",\n'),
+        ("docs/simulate.md", "| `rank` |", "| `norm_of_noise` | Where is the edge? | the norm |\n"),
+        ("tests/simulate/test_claims.py", "\n\ndef test_noise_crosses", CLAIM_TEST),
+    ]
+    tests = ("experiments.py", "claims.py", "page.py")
+    command = (f"tests/simulate/test_{name}" for name in tests)
+    selected = "norm_of_noise or every_experiment_is"
+    follow(copy, "Add a simulation", edits, (*command, "-k", selected))
+
+
+def test_a_holder(copy):
+    listed, tests = "src/bulkedge/tune/__init__.py", "tests/tune/test_optimizers.py"
+    edits = [
+        ("src/bulkedge/tune/bounded_norm.py", HOLDER),
+        (listed, "from .clip import", "from .bounded_norm import BoundedNorm\n"),
+        (listed, '    "FullMatrix",\n', '    "BoundedNorm",\n'),
+        (tests, "    OrthonormalFactors,\n", "    BoundedNorm,\n"),
+        (tests, '    "OrthonormalFactors": O', '    "BoundedNorm": BoundedNorm,\n'),
+    ]
+    follow(copy, "Add a holder", edits, (tests, "-k", "BoundedNorm or every_holder"))

@@ -33,6 +33,8 @@ PREFIX = "base_model.model."
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
+# what some versions of PEFT leave in the name of a module that the adapter replaces
+REPLACED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
 PART_OF_A_METHOD = re.compile(r"(^|\.)(lora|hada|lokr|vera|oft|boft|ia3|hra|adalora|glora)_")
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
@@ -272,7 +274,7 @@ def _sort(
             reason = "a part of an adapter method that is not known here"
             unhandled.append(Unhandled(info, _unwrapped(name), reason))
         else:
-            _add(tensors, _unwrapped(name), info)
+            _add(tensors, REPLACED.sub("", _unwrapped(name)), info)
     factors: dict[str, LoraFactors] = {}
     nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for wrapped, parts in modules.items():

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bulkedge.checkpoint import Checkpoint, NameRule, StoredMatrix, TensorInfo, matches
+from bulkedge.checkpoint import Checkpoint, Resolver, StoredMatrix, TensorInfo, matches
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.checkpoint.quantised import SCALES
@@ -146,7 +146,7 @@ def judge_base(
 def judge_strangers(
     base: Checkpoint,
     strangers: Mapping[str, TensorInfo],
-    rule: NameRule,
+    names: Resolver,
     recipe: Recipe,
     *,
     base_left: bool,
@@ -156,7 +156,7 @@ def judge_strangers(
     Args:
         base: The base.
         strangers: The tensors by name.
-        rule: How tuned names become base names.
+        names: How tuned names become base names.
         recipe: What is wanted.
         base_left: Whether weights of the base have no counterpart either.
 
@@ -166,7 +166,7 @@ def judge_strangers(
     lists = _lists(base.tensors)
     rows = []
     for name, info in strangers.items():
-        reason = RENAMED if base_left else _why_no_head(name, info, base, rule, lists)
+        reason = RENAMED if base_left else _why_no_head(name, info, base, names, lists)
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "tuned"))
         elif not_a_weight(info) or reason is None:
@@ -241,7 +241,7 @@ def _in_doubt(base: Checkpoint, tuned: Checkpoint) -> bool:
 
 
 def _why_no_head(
-    name: str, info: TensorInfo, base: Checkpoint, rule: NameRule, lists: set[str]
+    name: str, info: TensorInfo, base: Checkpoint, names: Resolver, lists: set[str]
 ) -> str | None:
     """Why a tuned tensor without a counterpart is no new head, None if it is one."""
     end = next((end for end, named in ENDS.items() if named(name)), None)
@@ -249,8 +249,9 @@ def _why_no_head(
         return BASE_LACKS_IT
     if is_output(name) and not base.config and any(map(is_input, base.tensors)):
         return MAY_BE_SHARED
-    mapped = rule.add + name.removeprefix(rule.strip)
-    return IN_A_BLOCK if _in_a_block(mapped, lists) or _in_a_block(name, lists) else None
+    both = (name, names.rule.add + name.removeprefix(names.rule.strip))
+    inside = any(_in_a_block(one, lists) or names.is_inside(one) for one in both)
+    return IN_A_BLOCK if inside else None
 
 
 def _in_a_block(name: str, lists: set[str]) -> bool:

@@ -75,7 +75,7 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
     found.pairs += _shared(there, here, tuned.config or base.config, found.found)
     left = judge_base(base, tuned, recipe, found.found)
     base_left = any(row.lost or (row.reason == NOT_STORED and row.accepted) for row in left)
-    found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=base_left)
+    found.skipped += judge_strangers(base, found.strangers, names, recipe, base_left=base_left)
     found.skipped += judge_ends(base, tuned, recipe, found.found)
     found.skipped += left
     return found
@@ -106,7 +106,7 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairing:
         known = unflatten(wanted, there.shapes, lambda name, shape: fits[name](shape))
     names = Resolver(rule, there.shapes, base.config, str(base.path), known)
     found = _pair_tensors(there, here, names, recipe)
-    found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=False)
+    found.skipped += judge_strangers(base, found.strangers, names, recipe, base_left=False)
     factors, unassigned = _settle(adapter, there, names)
     lost = [row for row in (*adapter.unhandled, *unassigned) if not row.harmless]
     found.skipped += [harmless(r.info.name, r.reason) for r in adapter.unhandled if r.harmless]

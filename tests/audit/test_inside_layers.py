@@ -6,7 +6,7 @@ import pytest
 
 import bulkedge
 from bulkedge.cli._output import exit_code
-from bulkedge.comparison.leftover import IN_A_BLOCK, NO_COUNTERPART
+from bulkedge.comparison.leftover import IN_A_BLOCK, NO_COUNTERPART, OF_NO_USE, RENAMED
 from helpers import save, save_adapter, weights
 
 CLEAN, FINDINGS, FAILURE = 0, 1, 2
@@ -100,3 +100,38 @@ def test_what_else_an_adapter_has_inside_a_layer_is_lost(name, tmp_path):
     keys = LORA | {f"base_model.model.{name}": weights(20, 12)}
     record, code = audited(base, save_adapter(tmp_path / "a", keys))
     assert (code, list(lost(record))) == (FAILURE, [f"base_model.model.{name}"])
+
+
+CLASSIFIER = {"architectures": ["LlamaForSequenceClassification"], "tie_word_embeddings": False}
+
+
+def classifier(path, name, W):
+    """A fine-tune by whose class the output layer of the base is of no use, with another head."""
+    body = {n: x * 1.01 for n, x in BODY.items() if n != "lm_head.weight"}
+    return folder(path, body | {name: W}, CLASSIFIER)
+
+
+@pytest.mark.parametrize("name", ["output.weight", "score.weight", "head.proj.weight"])
+def test_a_renamed_output_layer_is_lost_whatever_the_class(name, tmp_path):
+    W = BODY["lm_head.weight"] + 99 * weights(20, 1) @ weights(1, 12)
+    tuned = classifier(tmp_path / "t", name, W)
+    record, code = audited(folder(tmp_path / "b", BODY), tuned)
+    assert (code, lost(record)) == (FAILURE, {name: RENAMED})
+
+
+def test_a_classifier_is_not(tmp_path):
+    base = folder(tmp_path / "b", BODY)
+    record, code = audited(base, classifier(tmp_path / "t", "score.weight", weights(2, 12)))
+    assert (code, lost(record)) == (CLEAN, {})
+    assert {row.name: row.reason for row in record.skipped if "norm" not in row.name} == {
+        "score.weight": NO_COUNTERPART,
+        "lm_head.weight": OF_NO_USE,
+    }
+
+
+def test_a_dense_layer_of_a_classifier_has_the_shape_of_one_that_its_class_lacks(tmp_path):
+    """RoBERTa: ``lm_head.dense`` of the base, ``classifier.dense`` of the fine-tune."""
+    base = BODY | {"lm_head.dense.weight": weights(12, 12)}
+    tuned = classifier(tmp_path / "t", "classifier.dense.weight", weights(12, 12, seed=3))
+    record, code = audited(folder(tmp_path / "b", base), tuned)
+    assert (code, lost(record)) == (CLEAN, {})

@@ -9,7 +9,7 @@ a program starts it anew, unless the model's class has no such layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from bulkedge.records.record import Side, Skipped
 
 from .comparison import Comparison
 
+Shape = tuple[int, ...]
 # both ends of a language model: what each is called where it is not stored, and how it is known
 ENDS = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}
 INDEX_DTYPES = ("BOOL", "I64")
@@ -150,6 +151,7 @@ def judge_strangers(
     recipe: Recipe,
     *,
     base_left: bool,
+    heads: Collection[Shape] = (),
 ) -> list[Skipped]:
     """A row for each full tensor of the tuned side without a counterpart.
 
@@ -159,6 +161,8 @@ def judge_strangers(
         names: How tuned names become base names.
         recipe: What is wanted.
         base_left: Whether weights of the base have no counterpart either.
+        heads: Shapes of the output layers of the base that have none, which the class of the
+            fine-tune is said to lack.
 
     Returns:
         The rows; a new head alone is harmless.
@@ -166,7 +170,8 @@ def judge_strangers(
     lists = _lists(base.tensors)
     rows = []
     for name, info in strangers.items():
-        reason = RENAMED if base_left else _why_no_head(name, info, base, names, lists)
+        renamed = base_left or info.shape in heads
+        reason = RENAMED if renamed else _why_no_head(name, info, base, names, lists)
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "tuned"))
         elif not_a_weight(info) or reason is None:
@@ -174,6 +179,28 @@ def judge_strangers(
         else:
             rows.append(unjudged(recipe, info.name, (name,), reason, "tuned"))
     return rows
+
+
+def heads_of_no_use(base: Checkpoint, tuned: Checkpoint, found: set[str]) -> set[Shape]:
+    """Shapes of the output layers of the base that the class of the fine-tune lacks.
+
+    A head over the whole vocabulary is no new classifier: it is that layer under another name,
+    whatever class is named.  The dense layers below it prove nothing: those of a classifier have
+    the same shape.
+
+    Args:
+        base: The base.
+        tuned: The fine-tune.
+        found: The base's tensors that have a counterpart.
+
+    Returns:
+        The shapes.
+    """
+    return {
+        info.shape
+        for name, info in base.tensors.items()
+        if is_output(name) and info.name not in found and lacks(tuned.config, name)
+    }
 
 
 def judge_ends(

@@ -39,6 +39,7 @@ from .leftover import (
     Pairing,
     accepted,
     harmless,
+    heads_of_no_use,
     judge_base,
     judge_ends,
     judge_strangers,
@@ -75,7 +76,10 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
     found.pairs += _shared(there, here, tuned.config or base.config, found.found)
     left = judge_base(base, tuned, recipe, found.found)
     base_left = any(row.lost or (row.reason == NOT_STORED and row.accepted) for row in left)
-    found.skipped += judge_strangers(base, found.strangers, names, recipe, base_left=base_left)
+    heads = heads_of_no_use(base, tuned, found.found)
+    found.skipped += judge_strangers(
+        base, found.strangers, names, recipe, base_left=base_left, heads=heads
+    )
     found.skipped += judge_ends(base, tuned, recipe, found.found)
     found.skipped += left
     return found

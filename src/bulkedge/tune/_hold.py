@@ -17,6 +17,12 @@ GUARD = 1e-12
 """By so much less than the limit is aimed at: the rounding of spikes in float64."""
 GROWTH = 1.25
 """By how much the distance to the limit grows where rounding the factors led beyond it."""
+FARTHEST = 1e12
+"""A spike that many times its limit is that of a run that has diverged: in float64 the change that
+lowers it cancels the factor to its rounding, and what would be left of it is noise."""
+PASSES = 100
+"""How often lower spikes are written at most before the rounded factors obey; it takes some ten in
+bfloat16."""
 
 Free = tuple[bool, bool]
 
@@ -41,7 +47,8 @@ def hold(
         The spikes of all before, and which matrices were changed.
 
     Raises:
-        InputError: If a factor is not finite, or a limit is exceeded and no factor may be changed.
+        InputError: If a factor is not finite, or a limit is exceeded and no factor may be changed,
+            or by so much that training has diverged.
     """
     before = spikes_of(matrices)
     gammas = [spikes.gamma for spikes in before]
@@ -96,15 +103,22 @@ class _Case:
         """Whether the strongest spike is beyond the limit."""
         return float(self.spikes.gamma[0]) > self.limit
 
+    @property
+    def strength(self) -> float:
+        """The strongest spike over the limit."""
+        return float(self.spikes.gamma[0]) / self.limit
+
 
 def _lower(cases: Sequence[_Case]) -> None:
     """Write lower spikes, aiming at less until the rounded factors obey."""
     for case in cases:
         _require_free(case)
+        if not case.strength <= FARTHEST:
+            raise _diverged(case)
     stored = [tuple(x.clone() for x in case.matrix.factors) for case in cases]
     below = [GUARD] * len(cases)
     left = list(range(len(cases)))
-    while left:
+    for _ in range(PASSES):
         for i in left:
             aim = max(0.0, cases[i].limit * (1 - below[i]))
             B, A = stored[i]
@@ -112,8 +126,11 @@ def _lower(cases: Sequence[_Case]) -> None:
         now = spikes_of([cases[i].matrix for i in left])
         excess = {i: float(x.gamma[0]) / cases[i].limit - 1 for i, x in zip(left, now, strict=True)}
         left = [i for i in left if excess[i] > -GUARD / 10]
+        if not left:
+            return
         for i in left:
             below[i] = GROWTH * (below[i] + excess[i])
+    raise _diverged(cases[left[0]])
 
 
 def _pairs(matrices: Sequence[AdaptedMatrix]) -> list[frozenset[object]]:
@@ -136,9 +153,17 @@ def _turns(pairs: Sequence[frozenset[object]]) -> list[list[int]]:
 def _require_free(case: _Case) -> None:
     """InputError unless one of the factors may be changed."""
     if not any(case.free):
-        strength = float(case.spikes.gamma[0]) / case.limit
         raise InputError(
             f"{case.matrix.name}: expected a factor that is trained and its own, got two that are "
-            f"frozen or shared with other layers, and a spike {strength:.3g} times its limit; "
+            f"frozen or shared with other layers, and a spike {case.strength:.3g} times its limit; "
             "train one of them, or leave the layer out with modules="
         )
+
+
+def _diverged(case: _Case) -> InputError:
+    """The error for factors that cannot be brought below the limit."""
+    return InputError(
+        f"{case.matrix.name}: expected spikes that can be lowered to their limit, got one "
+        f"{case.strength:.3g} times as strong; training has diverged: lower the learning rate, or "
+        "go back to a checkpoint"
+    )

@@ -97,7 +97,9 @@ def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
             _require_finite([matrices[i].name for i in members], of_B, of_A)
             root_B, root_A = _roots(of_B), _roots(of_A)
             scales = root_B.new_tensor([matrices[i].scale for i in members])
-            X, gamma, Yt = torch.linalg.svd(scales[:, None, None] * (root_B @ root_A.mT))
+            small = scales[:, None, None] * (root_B @ root_A.mT)
+            _require_finite([matrices[i].name for i in members], small)
+            X, gamma, Yt = torch.linalg.svd(small)
             parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)
             found |= {i: Spikes(*rest) for i, *rest in parts}
     return [found[i] for i in range(len(matrices))]

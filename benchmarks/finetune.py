@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples/minilm_wordnet"))
 import train as example
 
 import bulkedge
-from bulkedge.tune import EdgeClip, IntruderPenalty, OrthonormalFactors, RankController
+from bulkedge.tune import IntruderPenalty, OrthonormalFactors, RankController, SpikeClip
 from bulkedge.tune.peft import SpectralConfig, export_lora
 
 STEPS, GRID_STEPS, BATCH, HELD_OUT, TIMED = 300, 150, 16, 1000, 32
@@ -86,7 +86,7 @@ def helpers(model: Any, method: str) -> tuple[list[Any], IntruderPenalty | None]
         return [OrthonormalFactors(model)], None
     extra = method.partition("+")[2]
     if extra == "clip":
-        return [EdgeClip(model)], None
+        return [SpikeClip(model)], None
     if extra == "controller":
         return [RankController(model, start=4)], None
     if extra.endswith("penalty"):

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/minilm_wordnet"))
 import train as example
 
-from bulkedge.tune import EdgeClip, IntruderPenalty, Monitor, RankController
+from bulkedge.tune import IntruderPenalty, Monitor, RankController, SpikeClip
 
 STEPS = 100
 
@@ -61,7 +61,7 @@ def main() -> None:
     known = monitor.thresholds
     penalty = IntruderPenalty(model)
     actions = {
-        "clip": EdgeClip(model, thresholds=known).step,
+        "clip": SpikeClip(model, thresholds=known).step,
         "controller": RankController(model, start=8, thresholds=known).step,
         "penalty": lambda: penalty().backward(),
     }

@@ -54,6 +54,6 @@ def watching(measured: dict[str, Any]) -> str:
         f"Measured on MiniLM with a LoRA of rank 8 on {measured['layers']} layers, batch 16, one thread: a step "
         f"takes {measured['step_ms']:.0f} ms, a look at {measured['per_call']} layers {measured['look_ms']:.0f} ms, every "
         f"{measured['every']} steps: {measured['overhead_percent']:.2f} % of the time. Thresholds are measured once, in "
-        f"{measured['begin_s']:.1f} s. After each step `EdgeClip` takes {each['clip']:.1f} ms, `RankController` "
+        f"{measured['begin_s']:.1f} s. After each step `SpikeClip` takes {each['clip']:.1f} ms, `RankController` "
         f"{each['controller']:.1f} ms; `IntruderPenalty` {each['penalty']:.0f} ms for four layers, with its gradient."
     )

@@ -29,8 +29,8 @@ WEIGHTS = "adapter_model.safetensors"
 KEEPS = ("0", "0.5", "0.75")
 METHODS = {
     **{f"scale, keep {keep}": ["--method", "scale", "--keep", keep] for keep in KEEPS},
-    "to-edge": ["--method", "to-edge"],
-    "to-edge, level 0.5": ["--method", "to-edge", "--level", "0.5"],
+    "clip": ["--method", "clip"],
+    "clip, level 0.5": ["--method", "clip", "--level", "0.5"],
     "shrink": ["--method", "shrink"],
     "project": ["--method", "project"],
 }

@@ -267,7 +267,7 @@ def test_the_readme_quotes_the_stored_repairs():
     rows = {(row["adapter"], row["method"]): row for row in stored}
     readme = " ".join((ROOT / "README.md").read_text().split())
     for rank in (1, 8):
-        before, after = (rows[f"lora-r{rank}", method] for method in ("as trained", "to-edge"))
+        before, after = (rows[f"lora-r{rank}", method] for method in ("as trained", "clip"))
         assert (
             f"{before['after']['encoder']} directions in the encoder before, "
             f"{after['after']['encoder']} after, accuracy {100 * before['accuracy']:.1f} % and "

@@ -46,12 +46,12 @@ from bulkedge.spectral import (
 from bulkedge.triplet import resolution
 from bulkedge.tune import (
     AdaptedMatrix,
-    EdgeClip,
     IntruderPenalty,
     LeadingTriplets,
     Monitor,
     OrthonormalFactors,
     RankController,
+    SpikeClip,
     effective_rank,
     hold_update,
 )
@@ -140,7 +140,7 @@ def with_factors(A):
 
 def clipped(A):
     matrices = with_factors(A)
-    EdgeClip(matrices, thresholds={"layer": 1.0}).step()
+    SpikeClip(matrices, thresholds={"layer": 1.0}).step()
     return list(matrices[0].factors)
 
 
@@ -262,7 +262,7 @@ ENTRIES = {
     "ties": tied,
     "effective_rank": lambda A: effective_rank(values_of(A)),
     "LeadingTriplets": lambda A: LeadingTriplets([A])()[0].sigma,
-    "EdgeClip": clipped,
+    "SpikeClip": clipped,
     "OrthonormalFactors": retracted,
     "RankController": controlled,
     "Monitor": watched,
@@ -374,7 +374,7 @@ def test_every_public_function_is_in_the_table():
         loaded = importlib.import_module(f"bulkedge.{module}")
         public |= {name: getattr(loaded, name) for name in loaded.__all__}
     functions = {name for name, x in public.items() if inspect.isfunction(x)}
-    functions |= {name for name in ("EdgeClip", "Monitor", "RankController") if name in public}
+    functions |= {name for name in ("SpikeClip", "Monitor", "RankController") if name in public}
     named = {name.partition("(")[0] for name in ENTRIES} | set(OTHERS)
     assert functions <= named, functions - named
     solvers = {name for name, x in public.items() if inspect.isclass(x) and hasattr(x, "compute")}

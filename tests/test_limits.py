@@ -15,7 +15,7 @@ from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
 from bulkedge.report import to_markdown
 from bulkedge.rmt import TracyWidom, edge_test, fit_bulk
-from bulkedge.tune import AdaptedMatrix, EdgeClip, hold_update
+from bulkedge.tune import AdaptedMatrix, SpikeClip, hold_update
 from bulkedge.update._factors import balanced
 from helpers import save, weights
 
@@ -100,7 +100,7 @@ def test_an_update_is_not_held_at_a_threshold_that_is_none(threshold):
         hold_update(module, threshold=threshold)
     matrix = AdaptedMatrix("layer", module.weight.detach(), weights(2, 30), weights(20, 2))
     with pytest.raises(InputError, match="layer: expected a positive threshold, got"):
-        EdgeClip([matrix], thresholds={"layer": threshold})
+        SpikeClip([matrix], thresholds={"layer": threshold})
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])

@@ -20,7 +20,7 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers
 
-from bulkedge.tune import EdgeClip, adapted_matrices, full_matrices  # noqa: E402
+from bulkedge.tune import SpikeClip, adapted_matrices, full_matrices  # noqa: E402
 from bulkedge.tune.callback import IntruderMonitor  # noqa: E402
 from bulkedge.tune.trainer import AfterStep  # noqa: E402
 
@@ -134,20 +134,20 @@ def bert(*, lora=True):
 def ran(tmp_path):
     """A run that held its update with one holder."""
     model = bert()
-    trainer(tmp_path, model, [AfterStep(EdgeClip(model))]).train()
+    trainer(tmp_path, model, [AfterStep(SpikeClip(model))]).train()
     return tmp_path
 
 
 def test_a_resumed_run_with_another_number_of_holders(ran):
     model = bert()
-    again = trainer(ran, model, [AfterStep(EdgeClip(model), EdgeClip(model))])
+    again = trainer(ran, model, [AfterStep(SpikeClip(model), SpikeClip(model))])
     with pytest.raises(InputError, match="expected the 1 holders of the run that is resumed"):
         again.train(resume_from_checkpoint=str(ran / "checkpoint-2"))
 
 
 def test_two_callbacks_of_holders(tmp_path):
     model = bert()
-    two = trainer(tmp_path, model, [AfterStep(EdgeClip(model)), AfterStep(EdgeClip(model))])
+    two = trainer(tmp_path, model, [AfterStep(SpikeClip(model)), AfterStep(SpikeClip(model))])
     with pytest.raises(InputError, match="expected one AfterStep a trainer; give it all the holde"):
         two.train()
 

@@ -11,7 +11,7 @@ PUBLIC = {
     "AdapterError", "BulkedgeError", "CheckpointError", "ConvergenceError", "DegenerateWarning",
     "InputError", "LocalEngine", "MissingExtraError", "NothingAuditedError", "OutputError",
     "Project", "RayEngine", "Recipe", "RecipeError", "Record", "RepairRecord", "Scale", "Shard",
-    "Shrink", "ToEdge", "__version__", "audit", "checkpoint", "intruder", "merge_shards",
+    "Shrink", "Clip", "__version__", "audit", "checkpoint", "intruder", "merge_shards",
     "project_spectral_ball", "repair", "report", "rmt", "simulate", "singular_triplet", "spectral",
     "spectral_cap", "spectral_norm", "triplet", "truncate", "tune", "update",
 }  # fmt: skip

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from .auditing import merge_shards as merge_shards
     from .records import Recipe as Recipe
     from .records import Record as Record
+    from .repairing import Clip as Clip
     from .repairing import Project as Project
     from .repairing import RepairRecord as RepairRecord
     from .repairing import Scale as Scale
     from .repairing import Shrink as Shrink
-    from .repairing import ToEdge as ToEdge
     from .spectral import project_spectral_ball as project_spectral_ball
     from .spectral import spectral_cap as spectral_cap
     from .spectral import spectral_norm as spectral_norm
@@ -58,7 +58,7 @@ _HOME = {
     "RepairRecord": ".repairing",
     "Scale": ".repairing",
     "Shrink": ".repairing",
-    "ToEdge": ".repairing",
+    "Clip": ".repairing",
     "singular_triplet": ".triplet",
     "truncate": ".triplet",
     "spectral_norm": ".spectral",

@@ -24,8 +24,8 @@ from bulkedge.records.record import Tool
 from bulkedge.repairing.matrix import Selection
 from bulkedge.repairing.method import (
     METHODS,
+    Clip,
     Method,
-    ToEdge,
 )
 from bulkedge.repairing.output import Output
 from bulkedge.repairing.record import Choice, RepairRecord
@@ -65,7 +65,7 @@ def repair(
         tuned: The fine-tune: an adapter or a checkpoint.
         out: The folder to be, with the repaired files and ``repair.json``; nothing is written if
             None.
-        method: What to do: ``Scale``, ``ToEdge``, ``Shrink`` or ``Project``; ``ToEdge()`` if None.
+        method: What to do: ``Scale``, ``Clip``, ``Shrink`` or ``Project``; ``Clip()`` if None.
         select: The mildest verdict that is treated: ``"rotated"``, the paper's count, or
             ``"intruder"``.
         significance: Treat only directions whose singular value noise like the base's bulk reaches
@@ -107,9 +107,9 @@ def repair(
         ['repair.json', 'tuned.safetensors']
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
-    selection, method = _selection(select, significance), method or ToEdge()
+    selection, method = _selection(select, significance), method or Clip()
     if not isinstance(method, Method):
-        raise InputError(f"expected a method such as ToEdge(), got {method!r:.60}")
+        raise InputError(f"expected a method such as Clip(), got {method!r:.60}")
     if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
         raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
     plan = make_plan(os.fspath(base), os.fspath(tuned), settled)

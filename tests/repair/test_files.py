@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bulkedge
-from bulkedge import InputError, OutputError, Project, RecipeError, RepairRecord, Scale, ToEdge
+from bulkedge import Clip, InputError, OutputError, Project, RecipeError, RepairRecord, Scale
 from bulkedge.checkpoint import read_header
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
@@ -330,7 +330,7 @@ def test_settings_that_make_no_sense(settings, message, pair, tmp_path):
 
 def test_a_dry_run_writes_nothing(pair, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    record = bulkedge.repair(*pair, None, method=ToEdge(), recipe=RECIPE)
+    record = bulkedge.repair(*pair, None, method=Clip(), recipe=RECIPE)
     assert sorted(tmp_path.rglob("*")) == before
     assert record.output is record.after is None
     assert [(row.intruders_before, row.intruders_after) for row in record.matrices] == [
@@ -500,7 +500,7 @@ def test_names_that_name_no_folder(name, pair, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "scale"}, r"expected a method such as ToEdge\(\), got 'scale'"),
+        ({"method": "scale"}, r"expected a method such as Clip\(\), got 'scale'"),
         ({"max_rank": 1.5}, r"max_rank ≥ 1, got 1.5"),
         ({"significance": "x"}, r"expected significance between 0, excluded, and 1, got 'x'"),
     ],

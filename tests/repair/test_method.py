@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bulkedge
-from bulkedge import InputError, Project, Scale, Shrink, ToEdge
+from bulkedge import Clip, InputError, Project, Scale, Shrink
 from bulkedge.repairing import Case, Correction, Method
 from bulkedge.rmt import fit_bulk, spike
 from bulkedge.update import balanced
@@ -57,9 +57,9 @@ def repaired(tmp_path, W0, B, A, method, *, dense=False, **settings):
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_to_edge_holds_spikes_and_keeps_vectors(dense, tmp_path):
+def test_clip_holds_spikes_and_keeps_vectors(dense, tmp_path):
     B, A = spiked(40.0, 30.0, 1.0)
-    update, record = repaired(tmp_path, base(), B, A, ToEdge(), dense=dense)
+    update, record = repaired(tmp_path, base(), B, A, Clip(), dense=dense)
     U, S, Vt = torch.linalg.svd(B @ A)
     (row,) = record.matrices
     held = threshold() * 0.9 ** (row.rounds - 1)
@@ -70,13 +70,13 @@ def test_to_edge_holds_spikes_and_keeps_vectors(dense, tmp_path):
     assert row.change == pytest.approx(float((update - B @ A).norm() / (B @ A).norm()))
 
 
-def test_to_edge_lower_where_an_intruder_remains(tmp_path):
+def test_clip_lower_where_an_intruder_remains(tmp_path):
     """An update that takes what the base is strongest in is not generic: it takes more rounds."""
     W0 = base()
     strong = torch.linalg.svd(W0).Vh[1:13].mT
     B, A = 40 * orthonormal(M, 3, 20), (strong @ orthonormal(12, 3, 5)).mT
-    _, once = repaired(tmp_path / "a", W0, B, A, ToEdge(rounds=1))
-    _, more = repaired(tmp_path / "b", W0, B, A, ToEdge())
+    _, once = repaired(tmp_path / "a", W0, B, A, Clip(rounds=1))
+    _, more = repaired(tmp_path / "b", W0, B, A, Clip())
     assert once.after.summary.intruders > more.after.summary.intruders == 0
     assert once.matrices[0].intruders_after == once.after.summary.intruders
     assert more.matrices[0].rounds > 1
@@ -136,7 +136,7 @@ def test_project_takes_the_new_part_and_nothing_else(side, dense, tmp_path):
 
 
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("method", [Scale(0.0, rounds=5), ToEdge(), Project()])
+@pytest.mark.parametrize("method", [Scale(0.0, rounds=5), Clip(), Project()])
 def test_a_second_repair_changes_nothing(method, dense, tmp_path):
     B, A = spiked(40.0, 30.0, 25.0)
     _, first = repaired(tmp_path, base(), B, A, method, dense=dense)
@@ -174,7 +174,7 @@ def test_a_method_of_ones_own(tmp_path):
     [
         (lambda: Scale(1.5), r"expected keep between 0 and 1, got 1.5"),
         (lambda: Scale(float("nan")), r"expected keep between 0 and 1"),
-        (lambda: ToEdge(-0.1), r"expected level between 0 and 1, got -0.1"),
+        (lambda: Clip(-0.1), r"expected level between 0 and 1, got -0.1"),
         (lambda: Project(0), r"expected rounds ≥ 1, got 0"),
         (lambda: Shrink(-1), r"expected rounds ≥ 1, got -1"),
     ],
@@ -187,7 +187,7 @@ def test_settings_that_make_no_sense(make, message):
 def test_a_base_without_a_bulk_is_refused_by_name(tmp_path):
     W0 = torch.eye(60, dtype=torch.float64)[:, :8]
     B, A = orthonormal(60, 1, 1) * 9, orthonormal(8, 1, 2).mT
-    _, record = repaired(tmp_path, W0, B, A, ToEdge())
+    _, record = repaired(tmp_path, W0, B, A, Clip())
     (row,) = record.matrices
     assert row.status == "refused"
     assert row.note == "expected a base with a bulk and so a threshold; scale or project"
@@ -198,7 +198,7 @@ def test_a_bulk_that_ends_in_a_step_is_refused_by_name(tmp_path):
 
     W0 = with_spectrum(200, 200, torch.linspace(1, 0.5, 200))
     B, A = orthonormal(200, 1, 8) * 3, orthonormal(200, 1, 9).mT
-    _, record = repaired(tmp_path, W0, B, A, ToEdge())
+    _, record = repaired(tmp_path, W0, B, A, Clip())
     (row,) = record.matrices
     assert row.status == "refused"
     assert "whose bulk ends in a step" in row.note

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import bulkedge
-from bulkedge import Project, Scale, Shrink, ToEdge
+from bulkedge import Clip, Project, Scale, Shrink
 from helpers import save, some, weights
 
 with warnings.catch_warnings():
@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 K = 3
 RECIPE = {"top_k": K, "method": "dense"}
-METHODS = [Scale(0.0), Scale(0.4), ToEdge(), Shrink(), Project()]
+METHODS = [Scale(0.0), Scale(0.4), Clip(), Shrink(), Project()]
 quiet = pytest.mark.filterwarnings("ignore")
 pytestmark = quiet
 
@@ -378,7 +378,7 @@ def test_defect_16_inputs_stay_as_they_are(tmp_path):
     assert (contents(base), contents(adapter)) == before
 
 
-@pytest.mark.parametrize("method", [ToEdge(), Shrink(), Project()])
+@pytest.mark.parametrize("method", [Clip(), Shrink(), Project()])
 def test_defect_17_what_the_base_knows_stays(method, tmp_path):
     """The repaired update is made of the update alone: its rows and columns are among its own."""
     base, adapter = tune(llama, tmp_path, **LINEAR)

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 import bulkedge
-from bulkedge import Project, Scale, Shrink, ToEdge
+from bulkedge import Clip, Project, Scale, Shrink
 from bulkedge.checkpoint import open_adapter
 from helpers import save, save_adapter, some, weights
 
-METHODS = [Scale(0.0, rounds=4), Scale(0.5), ToEdge(), ToEdge(0.5), Shrink(), Project()]
+METHODS = [Scale(0.0, rounds=4), Scale(0.5), Clip(), Clip(0.5), Shrink(), Project()]
 DTYPES = [torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 

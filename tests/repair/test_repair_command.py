@@ -34,11 +34,11 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("options", "settings", "rank"),
     [
-        ([], {"name": "to-edge", "level": 1.0, "rounds": 10}, 2),
+        ([], {"name": "clip", "level": 1.0, "rounds": 10}, 2),
         (["--method", "project"], {"name": "project", "rounds": 5}, 2),
         (["--method", "scale", "--keep", "0.0"], {"name": "scale", "keep": 0.0, "rounds": 1}, 4),
-        (["--method", "to-edge", "--level", "0.5", "--rounds", "2"],
-         {"name": "to-edge", "level": 0.5, "rounds": 2}, 2),
+        (["--method", "clip", "--level", "0.5", "--rounds", "2"],
+         {"name": "clip", "level": 0.5, "rounds": 2}, 2),
         (["--method", "scale", "--max-rank", "3"], {"name": "scale", "keep": 0.0, "rounds": 1}, 3),
     ],
 )  # fmt: skip
@@ -110,7 +110,7 @@ def test_refusals_are_loud(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--keep", "0.5", "-o", "out"], "--keep is no setting of to-edge"),
+        (["--keep", "0.5", "-o", "out"], "--keep is no setting of clip"),
         (["--method", "scale", "--level", "1", "-o", "out"], "settings are --keep, --rounds"),
         (["--method", "scale", "--keep", "2", "-o", "out"], "expected keep between 0 and 1, got 2"),
         ([], "name the folder to be written"),

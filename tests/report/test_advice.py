@@ -100,7 +100,7 @@ def test_a_base_that_is_noise_is_told_apart(real):
     assert told[0].told.startswith("pooler.dense.weight: the base looks like noise")
     assert told[0].command.endswith("--exclude pooler.dense.weight")
     assert [step.command.split()[1] for step in told[1:3]] == ["repair", "report"]
-    assert "EdgeClip(model).attach(optimizer)" in {step.command for step in told}
+    assert "SpikeClip(model).attach(optimizer)" in {step.command for step in told}
 
 
 def test_a_finding_in_a_trained_matrix(tmp_path):

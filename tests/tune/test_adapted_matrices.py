@@ -10,10 +10,10 @@ from torch import nn
 from bulkedge import InputError, RecipeError
 from bulkedge.tune import (
     AdaptedMatrix,
-    EdgeClip,
     Monitor,
     OrthonormalFactors,
     RankController,
+    SpikeClip,
     adapted_matrices,
 )
 
@@ -57,7 +57,7 @@ def test_the_update_is_what_peft_adds(target):
     assert torch.equal(matrix.base, stored.flatten(1))
     assert matrix.scale == 3.0
     # a view: what is written into it is in the model
-    EdgeClip([matrix], level=1.0, thresholds={matrix.name: 0.5}).step()
+    SpikeClip([matrix], level=1.0, thresholds={matrix.name: 0.5}).step()
     held = layer.get_delta_weight("default").detach()
     held = held.T if target in ("turned", "table") else held
     assert float(torch.linalg.matrix_norm(held.flatten(1), 2)) == pytest.approx(0.5, rel=1e-4)
@@ -140,7 +140,7 @@ def test_pissa_as_peft_makes_it_is_refused_in_another_module():
     weight = model.inner.base_model.model.linear.base_layer.weight
     before = weight.detach().clone()
     with pytest.raises(InputError, match="which moved the base"):
-        EdgeClip(model)
+        SpikeClip(model)
     assert torch.equal(weight, before)
 
 
@@ -193,7 +193,7 @@ def packed_model():
     return model, layer.base_layer
 
 
-@pytest.mark.parametrize("kind", [EdgeClip, RankController, OrthonormalFactors, Monitor])
+@pytest.mark.parametrize("kind", [SpikeClip, RankController, OrthonormalFactors, Monitor])
 def test_no_copy_of_a_packed_base_is_kept(kind):
     """Thresholds take one look at it."""
     model, base = packed_model()
@@ -208,7 +208,7 @@ def test_no_copy_of_a_packed_base_is_kept(kind):
     assert (
         not looks
         or holder.thresholds
-        == EdgeClip(
+        == SpikeClip(
             [AdaptedMatrix("base_model.model.linear", base.dequantize(), *draws())]
         ).thresholds
     )
@@ -222,7 +222,7 @@ def test_a_packed_base_that_cannot_be_unpacked_names_its_layer(monkeypatch):
     model, base = packed_model()
     monkeypatch.setattr(base, "dequantize", lambda: 1 / 0)
     with pytest.raises(InputError, match=r"linear: the base weight cannot be dequantised \(div"):
-        EdgeClip(model)
+        SpikeClip(model)
 
 
 class Tied(transformers.PreTrainedModel):
@@ -266,7 +266,7 @@ def tied_model():
 
 def test_tied_factors_are_held_once():
     model, head = tied_model()
-    clip = EdgeClip(model, level=0.9)
+    clip = SpikeClip(model, level=0.9)
     assert len(clip.matrices) == 2
     clip.step()
     norm = float(torch.linalg.matrix_norm(head.get_delta_weight("default").double(), 2))

@@ -42,11 +42,11 @@ GLOBS = [name for name, x in CALLABLES.items() if "modules" in inspect.signature
 
 def test_the_signatures_were_read():
     assert {name for name, _ in NUMBERS} == {
-        "EdgeClip", "IntruderPenalty", "LeadingTriplets", "Monitor", "RankController",
+        "SpikeClip", "IntruderPenalty", "LeadingTriplets", "Monitor", "RankController",
         "hold_update",
     }  # fmt: skip
     assert set(GLOBS) == {
-        "EdgeClip", "IntruderPenalty", "Monitor", "OrthonormalFactors", "RankController",
+        "SpikeClip", "IntruderPenalty", "Monitor", "OrthonormalFactors", "RankController",
         "adapted_matrices", "full_matrices",
     }  # fmt: skip
 

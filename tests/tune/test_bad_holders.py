@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge.tune import AdaptedMatrix, EdgeClip, RankController, _hold
+from bulkedge.tune import AdaptedMatrix, RankController, SpikeClip, _clip_spikes
 
 HOLDERS = {
-    "EdgeClip": EdgeClip,
+    "SpikeClip": SpikeClip,
     "RankController": lambda matrices, **options: RankController(matrices, start=2, **options),
 }
 
@@ -33,14 +33,14 @@ def strongest(matrix):
 @pytest.fixture
 def few_passes(monkeypatch):
     """Fail where the factors are measured more often than any rounding asks for."""
-    calls, measure = [], _hold.spikes_of
+    calls, measure = [], _clip_spikes.core_svds
 
     def counted(matrices):
         calls.append(len(matrices))
         assert len(calls) < 500, "it does not end"
         return measure(matrices)
 
-    monkeypatch.setattr(_hold, "spikes_of", counted)
+    monkeypatch.setattr(_clip_spikes, "core_svds", counted)
     return calls
 
 
@@ -71,7 +71,7 @@ def test_what_can_be_lowered_ends_at_the_level(size, dtype, kind, few_passes):
 def test_also_by_one_factor_alone(trained, few_passes):
     matrix = layer(size=1e5)
     getattr(matrix, trained).requires_grad_()
-    EdgeClip([matrix], thresholds={"layer": 13.0}).step()
+    SpikeClip([matrix], thresholds={"layer": 13.0}).step()
     assert 0.9 * 13 * 0.999 < strongest(matrix) <= 0.9 * 13
 
 
@@ -79,10 +79,10 @@ def test_a_loop_that_does_not_converge_ends(monkeypatch):
     """Whatever the reason: a hold must not wait for ever."""
     monkeypatch.setattr(AdaptedMatrix, "write", lambda *_: None)
     with pytest.raises(InputError, match="layer: expected spikes that can be lowered"):
-        EdgeClip([layer()], thresholds={"layer": 1.0}).step()
+        SpikeClip([layer()], thresholds={"layer": 1.0}).step()
 
 
 def test_an_update_beyond_all_numbers_is_an_error():
     matrix = layer(size=1e153, dtype=torch.float64, scale=1e8)
     with pytest.raises(InputError, match="layer: expected finite factors, got NaN or infinity"):
-        EdgeClip([matrix], thresholds={"layer": 1.0}).step()
+        SpikeClip([matrix], thresholds={"layer": 1.0}).step()

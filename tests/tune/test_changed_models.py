@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bulkedge import InputError
-from bulkedge.tune import EdgeClip, IntruderPenalty, Monitor, OrthonormalFactors, RankController
+from bulkedge.tune import IntruderPenalty, Monitor, OrthonormalFactors, RankController, SpikeClip
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
 from helpers import some
@@ -209,7 +209,7 @@ LOST = {
     on_meta: r"linear: .*expected parameters in memory, got one on the meta device",
 }
 HOLDERS = {
-    "EdgeClip": lambda model: EdgeClip(model, level=LEVEL, thresholds=LIMITS),
+    "SpikeClip": lambda model: SpikeClip(model, level=LEVEL, thresholds=LIMITS),
     "RankController": lambda model: RankController(model, level=LEVEL, start=3, thresholds=LIMITS),
     "OrthonormalFactors": OrthonormalFactors,
 }
@@ -286,7 +286,7 @@ def test_nor_one_that_was_made_before(kind, event):
 def test_what_is_frozen_is_not_changed(which):
     model = frozen(which)(make())
     before = [getattr(x, f"lora_{which}")["default"].weight.clone() for _, x in layers(model)]
-    holder = HOLDERS["EdgeClip"](model)
+    holder = HOLDERS["SpikeClip"](model)
     optimizer = optimizer_of(model)
     holder.attach(optimizer)
     optimizer.step()
@@ -302,7 +302,7 @@ def test_a_frozen_factor_alone_keeps_the_directions():
     for name, layer in layers(model):
         U, S, Vt = torch.linalg.svd(update(layer), full_matrices=False)
         wanted.append(U * S.clamp_max(LEVEL * LIMITS[name]) @ Vt)
-    HOLDERS["EdgeClip"](model).step()
+    HOLDERS["SpikeClip"](model).step()
     for (_, layer), expected in some(zip(layers(model), wanted, strict=True)):
         torch.testing.assert_close(update(layer), expected, rtol=0, atol=1e-6)
 
@@ -335,10 +335,10 @@ def test_ranks_take_both_factors(which):
 def test_two_frozen_factors_are_left_alone_or_refused():
     model = frozen("BA")(make())
     with pytest.raises(InputError, match=r"linear: expected a factor that is trained and its own"):
-        HOLDERS["EdgeClip"](model).step()
+        HOLDERS["SpikeClip"](model).step()
     for _, layer in layers(model):
         layer.lora_B["default"].weight.data *= 1e-3
-    clip = HOLDERS["EdgeClip"](model)
+    clip = HOLDERS["SpikeClip"](model)
     assert clip.step() == 0
     assert 0 < max(clip.strongest.values()) < LEVEL
 

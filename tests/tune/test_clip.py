@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge.tune import AdaptedMatrix, EdgeClip, effective_rank
-from bulkedge.tune._spikes import spikes_of
+from bulkedge.tune import AdaptedMatrix, SpikeClip, effective_rank
+from bulkedge.tune._core_svd import core_svds
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
 
@@ -35,7 +35,7 @@ def update(matrix):
 def test_it_is_the_projection_onto_the_ball(dtype):
     matrix = layer([2.0, 1.0, 0.3, 0.0], dtype=dtype)
     U, S, Vt = torch.linalg.svd(update(matrix), full_matrices=False)
-    assert EdgeClip([matrix], level=0.8, thresholds={"layer": 1.0}).step() == 1
+    assert SpikeClip([matrix], level=0.8, thresholds={"layer": 1.0}).step() == 1
     error = {torch.bfloat16: 2e-2, torch.float32: 1e-5, WIDE: 1e-12}[dtype]
     torch.testing.assert_close(
         update(matrix), U * S.clamp_max(0.8) @ Vt, rtol=0, atol=error, check_dtype=False
@@ -51,7 +51,7 @@ def test_rounded_factors_are_at_the_level_and_never_above(dtype, seed):
     A, B = draw(8, 200, seed=seed).to(dtype), draw(300, 8, seed=seed + 50).to(dtype)
     matrix = AdaptedMatrix("layer", draw(300, 200, seed=9), A, B, lambda: 2.0)
     for theta in (7.7, 1.0, 1e-3):
-        clip = EdgeClip([matrix], level=0.9, thresholds={"layer": theta})
+        clip = SpikeClip([matrix], level=0.9, thresholds={"layer": theta})
         assert clip.step() == 1
         strongest = float(torch.linalg.svdvals(update(matrix))[0])
         assert 0.9 * theta * (1 - torch.finfo(dtype).eps) < strongest <= 0.9 * theta
@@ -61,7 +61,7 @@ def test_rounded_factors_are_at_the_level_and_never_above(dtype, seed):
 def test_inside_nothing_is_touched_to_the_bit():
     matrix = layer([0.5, 0.2])
     B, A = matrix.B.clone(), matrix.A.clone()
-    clip = EdgeClip([matrix], level=0.8, thresholds={"layer": 1.0})
+    clip = SpikeClip([matrix], level=0.8, thresholds={"layer": 1.0})
     assert clip.step() == 0
     assert clip.strongest["layer"] == pytest.approx(0.5)
     assert torch.equal(matrix.B, B)
@@ -72,7 +72,7 @@ def test_factors_change_as_little_as_they_can():
     """Half of the change in either: the direction that is held keeps its balance."""
     matrix = layer([2.0, 0.3])
     B, A = matrix.B.clone(), matrix.A.clone()
-    EdgeClip([matrix], level=1.0, thresholds={"layer": 1.0}).step()
+    SpikeClip([matrix], level=1.0, thresholds={"layer": 1.0}).step()
     spikes = torch.linalg.svd(matrix.scale * B @ A)
     u, v = spikes.U[:, 0], spikes.Vh[0]
     torch.testing.assert_close(u @ matrix.B, 0.5**0.5 * (u @ B), rtol=1e-6, atol=1e-9)
@@ -84,7 +84,7 @@ def test_factors_change_as_little_as_they_can():
 def test_a_zero_update_and_a_negative_scale():
     zero = AdaptedMatrix("zero", draw(30, 20), draw(2, 20), torch.zeros(30, 2, dtype=WIDE))
     negative = layer([2.0], scale=-1.0, name="negative")
-    clip = EdgeClip([zero, negative], level=1.0, thresholds={"zero": 1.0, "negative": 1.0})
+    clip = SpikeClip([zero, negative], level=1.0, thresholds={"zero": 1.0, "negative": 1.0})
     assert clip.step() == 1
     assert clip.strongest["zero"] == 0
     assert float(torch.linalg.svdvals(update(negative))[0]) == pytest.approx(1.0)
@@ -93,14 +93,14 @@ def test_a_zero_update_and_a_negative_scale():
 def test_spikes_of_many_are_those_of_each():
     matrices = [layer([3.0, 2.0, 1e-3], m, n, seed=m) for m, n in [(60, 50), (20, 90), (60, 50)]]
     matrices.append(layer([1.0], 30, 40))
-    for matrix, found in zip(matrices, spikes_of(matrices), strict=True):
+    for matrix, found in zip(matrices, core_svds(matrices), strict=True):
         exact = torch.linalg.svdvals(update(matrix))[: matrix.rank]
         torch.testing.assert_close(found.gamma, exact, rtol=1e-9, atol=1e-9)
 
 
 def test_thresholds_are_those_of_the_fitted_bulk():
     matrix = layer([1.0])
-    assert EdgeClip([matrix]).thresholds["layer"] == BaseSpectrum.of(matrix.base).fit.threshold
+    assert SpikeClip([matrix]).thresholds["layer"] == BaseSpectrum.of(matrix.base).fit.threshold
 
 
 def test_a_base_without_a_threshold_is_refused():
@@ -108,9 +108,9 @@ def test_a_base_without_a_threshold_is_refused():
     with pytest.raises(
         InputError, match=r"layer: expected a (positive threshold|base with a bulk)"
     ):
-        EdgeClip([AdaptedMatrix("layer", step, draw(1, 40), draw(40, 1))])
+        SpikeClip([AdaptedMatrix("layer", step, draw(1, 40), draw(40, 1))])
     with pytest.raises(InputError, match=r"expected level to be positive and finite, got 0\.0"):
-        EdgeClip([layer([1.0])], level=0.0)
+        SpikeClip([layer([1.0])], level=0.0)
     with pytest.raises(InputError, match=r"layer: expected W0 \(m, n\), B \(m, r\)"):
         AdaptedMatrix("layer", step, draw(1, 40), draw(39, 1))
 
@@ -120,7 +120,7 @@ def test_attached_to_an_optimiser_it_holds_after_each_step():
     matrix.A.requires_grad_()
     matrix.B.requires_grad_()
     optimizer = torch.optim.SGD([matrix.A, matrix.B], lr=1.0)
-    clip = EdgeClip([matrix], level=1.0, thresholds={"layer": 0.1})
+    clip = SpikeClip([matrix], level=1.0, thresholds={"layer": 0.1})
     handle = clip.attach(optimizer)
     assert float(torch.linalg.svdvals(update(matrix).detach())[0]) <= 0.1
     (-(matrix.B @ matrix.A).sum()).backward()
@@ -140,7 +140,7 @@ def test_a_factor_that_layers_share_is_left_alone(tied):
     pair = {"A": second.A, "B": second.B} | {tied: shared}
     second = AdaptedMatrix("second", second.base, pair["A"], pair["B"], lambda: 0.5)
     kept = shared.clone()
-    clip = EdgeClip([first, second], level=0.9, thresholds={"first": 1.0, "second": 0.3})
+    clip = SpikeClip([first, second], level=0.9, thresholds={"first": 1.0, "second": 0.3})
     assert clip.step() == 2
     assert torch.equal(shared, kept)
     for matrix, theta in ((first, 1.0), (second, 0.3)):
@@ -158,14 +158,14 @@ def test_two_shared_factors_are_refused():
     ]
     known = dict.fromkeys(("both", "one", "other"), 1e-3)
     with pytest.raises(InputError, match=r"both: expected a factor that is trained and its own"):
-        EdgeClip(matrices, thresholds=known).step()
+        SpikeClip(matrices, thresholds=known).step()
 
 
 def test_a_scaling_that_is_not_finite_is_refused():
     matrix = layer([1.0])
     matrix.scaling = lambda: float("nan")
     with pytest.raises(InputError, match="layer: expected a finite scaling, got nan"):
-        EdgeClip([matrix], thresholds={"layer": 1.0}).step()
+        SpikeClip([matrix], thresholds={"layer": 1.0}).step()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_scaling_that_is_not_finite_is_refused():
 )
 def test_a_base_without_numbers_is_refused(base, message):
     with pytest.raises(InputError, match=message):
-        EdgeClip([AdaptedMatrix("layer", base, draw(1, 50), draw(60, 1))])
+        SpikeClip([AdaptedMatrix("layer", base, draw(1, 50), draw(60, 1))])
 
 
 def test_spikes_of_what_is_not_finite_name_the_layer():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import bulkedge
-from bulkedge.tune import EdgeClip, IntruderPenalty, RankController
+from bulkedge.tune import IntruderPenalty, RankController, SpikeClip
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
 
@@ -75,7 +75,7 @@ def test_plain_lora_writes_an_intruder(tmp_path):
 
 
 def hold(model, optimizer):
-    EdgeClip(model).attach(optimizer)
+    SpikeClip(model).attach(optimizer)
 
 
 def control(model, optimizer):

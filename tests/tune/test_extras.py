@@ -15,9 +15,9 @@ def run(code):
 
 def test_holding_and_watching_need_neither():
     ended = run(
-        "import torch; from bulkedge.tune import AdaptedMatrix, EdgeClip, Monitor; "
+        "import torch; from bulkedge.tune import AdaptedMatrix, SpikeClip, Monitor; "
         "W0, A, B = torch.randn(40, 30), torch.randn(2, 30), torch.randn(40, 2); "
-        "m = [AdaptedMatrix('w', W0, A, B)]; EdgeClip(m).step(); Monitor(m, every=1).step()"
+        "m = [AdaptedMatrix('w', W0, A, B)]; SpikeClip(m).step(); Monitor(m, every=1).step()"
     )
     assert ended.returncode == 0, ended.stderr
 
@@ -31,6 +31,8 @@ def test_the_others_name_the_remedy(module):
 
 
 def test_a_model_without_adapters_is_refused():
-    ended = run("import torch; from bulkedge.tune import EdgeClip; EdgeClip(torch.nn.Linear(3, 4))")
+    ended = run(
+        "import torch; from bulkedge.tune import SpikeClip; SpikeClip(torch.nn.Linear(3, 4))"
+    )
     assert ended.returncode == 1
     assert "expected adapted layers, found none" in ended.stderr

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge.tune import AdaptedMatrix, EdgeClip, OrthonormalFactors, RankController
+from bulkedge.tune import AdaptedMatrix, OrthonormalFactors, RankController, SpikeClip
 
 HOLDERS = {
-    "EdgeClip": lambda matrices: EdgeClip(matrices, level=1.0, thresholds={"layer": 0.1}),
+    "SpikeClip": lambda matrices: SpikeClip(matrices, level=1.0, thresholds={"layer": 0.1}),
     "RankController": lambda matrices: RankController(
         matrices, level=1.0, start=2, thresholds={"layer": 0.1}
     ),
@@ -111,7 +111,7 @@ def test_those_of_schedulefree_are_refused_by_name(name):
     matrix = layer()
     optimizer = getattr(schedulefree, name)([matrix.A, matrix.B], lr=0.1)
     with pytest.raises(InputError, match=f"got {name}: it saves an average"):
-        HOLDERS["EdgeClip"]([matrix]).attach(optimizer)
+        HOLDERS["SpikeClip"]([matrix]).attach(optimizer)
 
 
 @pytest.mark.parametrize("thing", [object(), None, "adam"])

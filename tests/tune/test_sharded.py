@@ -118,12 +118,12 @@ def hold_fully_sharded(rank):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from bulkedge.tune import EdgeClip, OrthonormalFactors, RankController
+    from bulkedge.tune import OrthonormalFactors, RankController, SpikeClip
 
     peft = pytest.importorskip("peft")
     name, limit = "base_model.model.0", 0.3
     known = {"level": 1.0, "thresholds": {name: limit}}
-    for kind in (EdgeClip, RankController, OrthonormalFactors):
+    for kind in (SpikeClip, RankController, OrthonormalFactors):
         torch.manual_seed(0)
         config = peft.LoraConfig(r=1, lora_alpha=2, target_modules=["0"])
         model = peft.get_peft_model(nn.Sequential(nn.Linear(40, 50, bias=False)), config)

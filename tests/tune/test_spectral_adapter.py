@@ -43,13 +43,13 @@ def test_the_basis_is_that_of_an_svd():
     W0 = draw(30, 20)
     basis = Basis.of(W0, 5)
     torch.testing.assert_close(basis.S, torch.linalg.svdvals(W0)[:5])
-    assert basis.misfit(W0) < 1e-9
-    assert basis.misfit(draw(30, 20, seed=1)) > 0.1
+    assert basis.relative_residual(W0) < 1e-9
+    assert basis.relative_residual(draw(30, 20, seed=1)) > 0.1
     # what differs on one side alone
     beyond = torch.linalg.svd(W0).Vh[-1:]
-    assert basis.misfit(W0 + basis.U[:, :1] @ beyond) > 0.1
-    assert basis.misfit(W0.bfloat16()) < 2e-3
-    assert Basis.of(torch.zeros(5, 4), 2).misfit(torch.zeros(5, 4)) == 0
+    assert basis.relative_residual(W0 + basis.U[:, :1] @ beyond) > 0.1
+    assert basis.relative_residual(W0.bfloat16()) < 2e-3
+    assert Basis.of(torch.zeros(5, 4), 2).relative_residual(torch.zeros(5, 4)) == 0
 
 
 def test_additive_factors_are_the_formula():

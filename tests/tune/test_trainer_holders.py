@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge.tune import EdgeClip, IntruderPenalty, OrthonormalFactors, RankController
+from bulkedge.tune import IntruderPenalty, OrthonormalFactors, RankController, SpikeClip
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -57,7 +57,7 @@ def strongest(model, thresholds):
 
 def test_a_clip_holds_through_a_training(tmp_path):
     model = make_model()
-    clip = EdgeClip(model, level=0.5)
+    clip = SpikeClip(model, level=0.5)
     make_trainer(tmp_path, model, callbacks=[AfterStep(clip)]).train()
     assert strongest(model, clip.thresholds) <= 0.5 * (1 + 1e-5)
     free = make_model()
@@ -133,7 +133,7 @@ def test_it_is_not_part_of_an_evaluation(tmp_path):
 
 
 KINDS = {
-    "EdgeClip": lambda model: EdgeClip(model, level=0.5),
+    "SpikeClip": lambda model: SpikeClip(model, level=0.5),
     "OrthonormalFactors": OrthonormalFactors,
     "RankController": lambda model: RankController(model, level=0.5),
 }
@@ -184,7 +184,7 @@ class Averaging(torch.optim.SGD):
 def test_an_optimiser_that_saves_averages_is_refused(tmp_path):
     model = make_model()
     optimizer = Averaging([x for x in model.parameters() if x.requires_grad], lr=0.1)
-    trainer = make_trainer(tmp_path, model, callbacks=[AfterStep(EdgeClip(model))])
+    trainer = make_trainer(tmp_path, model, callbacks=[AfterStep(SpikeClip(model))])
     trainer.optimizer = optimizer
     with pytest.raises(InputError, match="got Averaging: it saves an average"):
         trainer.train()

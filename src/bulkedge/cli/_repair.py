@@ -25,7 +25,7 @@ from ._output import (
 if TYPE_CHECKING:
     from bulkedge.repairing import Method
 
-NAMES = ("to-edge", "project", "scale", "shrink")
+NAMES = ("clip", "project", "scale", "shrink")
 
 
 @click.command()
@@ -35,7 +35,7 @@ NAMES = ("to-edge", "project", "scale", "shrink")
 @click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
               help="What to do about an intruder.")  # fmt: skip
 @click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
-@click.option("--level", type=float, help="to-edge: in units of the threshold.  [default: 1]")
+@click.option("--level", type=float, help="clip: in units of the threshold.  [default: 1]")
 @click.option("--rounds", type=int, help="How often a matrix is treated at most.")
 @click.option("--select", type=click.Choice(["rotated", "intruder"]), default="rotated",
               show_default=True, help="Mildest verdict that is treated.")  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .matrix import Selection
-from .method import METHODS, Case, Correction, Method, Project, Scale, Shrink, ToEdge
+from .method import METHODS, Case, Clip, Correction, Method, Project, Scale, Shrink
 from .record import RepairedMatrix, RepairRecord, Treated
 
 __all__ = [
     "METHODS",
     "Case",
+    "Clip",
     "Correction",
     "Method",
     "Project",
@@ -17,6 +18,5 @@ __all__ = [
     "Scale",
     "Selection",
     "Shrink",
-    "ToEdge",
     "Treated",
 ]

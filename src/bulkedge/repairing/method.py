@@ -6,7 +6,7 @@ generic spike makes an outlier of W0.
 
 =================  ===================================================================
 :class:`Scale`     ``W − (1 − λ) Σ_{i∈I} σ_i u_i v_iᵀ``
-:class:`ToEdge`    ``W0 + Σ_j min(γ_j, c θ_c) p_j q_jᵀ``
+:class:`Clip`    ``W0 + Σ_j min(γ_j, c θ_c) p_j q_jᵀ``
 :class:`Shrink`    ``W0 + Σ_j η(γ_j) p_j q_jᵀ``, η optimal against noise
 :class:`Project`   ``W0 + (I − Z Zᵀ) ΔW``, Z spans what is new in the u_i, i ∈ I
 =================  ===================================================================
@@ -30,7 +30,7 @@ from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import Factors
 
 LOWER = 0.9
-"""Where an intruder remains, the next round of :class:`ToEdge` holds spikes so much lower."""
+"""Where an intruder remains, the next round of :class:`Clip` holds spikes so much lower."""
 NEW = 1e-6
 """Below this norm, what a direction has outside the base's leading space is rounding."""
 SPACE_ANGLE = 1e-2
@@ -192,7 +192,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class ToEdge:
+class Clip:
     """Hold the spikes of the update at the threshold: ``γ_j → min(γ_j, level · θ_c)``.
 
     Below θ_c a generic spike makes no outlier.  A trained update is not generic: where an intruder
@@ -210,7 +210,7 @@ class ToEdge:
         arXiv:1103.2221, for rectangular matrices.
 
     Example:
-        >>> ToEdge().level
+        >>> Clip().level
         1.0
     """
 
@@ -313,7 +313,7 @@ class Project:
         return Correction(torch.cat([-Z, -columns], dim=1), torch.cat([rows, V], dim=1))
 
 
-METHODS = {"to-edge": ToEdge, "project": Project, "scale": Scale, "shrink": Shrink}
+METHODS = {"clip": Clip, "project": Project, "scale": Scale, "shrink": Shrink}
 """The methods by the names of the command line."""
 
 

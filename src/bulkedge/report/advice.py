@@ -176,8 +176,8 @@ def _remedies(record: Record) -> Iterator[Step]:
     if record.inputs.tuned.kind == "lora":
         yield Step(
             "Train without them next time: a lower lora_alpha or learning rate, or, with "
-            "EdgeClip from bulkedge.tune,",
-            "EdgeClip(model).attach(optimizer)",
+            "SpikeClip from bulkedge.tune,",
+            "SpikeClip(model).attach(optimizer)",
         )
 
 

@@ -1,4 +1,4 @@
-"""Weights that are trained in full, and what they were."""
+"""Weights that are trained in full, each with a copy of its base."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import Difference, LinearMap
 from bulkedge.triplet import GolubKahan, singular_triplet
 
-from ._matrix import frozen_map, is_distributed, require_in_memory, spread_like
+from ._matrix import distribute_like, frozen_map, is_distributed, product_dtype, require_in_memory
 
 LEADING = 16
-"""How many singular values of a dense update are looked at."""
+"""How many singular values of a dense update are computed."""
 
 
 class FullMatrix:
-    """A weight that is trained in full, and what it was.
+    """A weight that is trained in full, with a copy of its base.
 
     Args:
-        name: Of the parameter.
+        name: The name of the parameter.
         base: W0, a copy, shape ``(m, n)``; it may lie on the CPU, and is moved when it is used.
         weight: The parameter, or a view of it.
 
     Raises:
         InputError: If the two differ in shape.
+
+    Example:
+        >>> weight = torch.eye(3)
+        >>> matrix = FullMatrix("weight", torch.zeros(3, 3), weight)
+        >>> matrix.strengths.tolist()
+        [1.0, 1.0, 1.0]
     """
 
     def __init__(self, name: str, base: Tensor, weight: Tensor) -> None:
@@ -36,7 +42,7 @@ class FullMatrix:
 
     @property
     def weight(self) -> Tensor:
-        """W as it is now."""
+        """The present weight W."""
         return self._weight
 
     @property
@@ -47,34 +53,34 @@ class FullMatrix:
     @property
     def strengths(self) -> Tensor:
         """The leading singular values of ``W − W0``."""
-        weight = self._now()
+        weight = self._in_memory()
         base = self._base_beside(weight)
         if is_distributed(weight):
-            update = frozen_map(weight.detach() - base, _products(weight))
+            update = frozen_map(weight.detach() - base, product_dtype(weight.dtype))
         else:
-            update = Difference(weight.detach(), base, _products(weight))
+            update = Difference(weight.detach(), base, product_dtype(weight.dtype))
         found = singular_triplet(
             update, min(LEADING, *self.shape), solver=GolubKahan(rtol=1e-2), strict=False
         )
         return found.sigma.double()
 
     def base_map(self) -> LinearMap:
-        """W0, with products in float32, or in float64 if the weight is stored so."""
-        weight = self._now()
-        return frozen_map(self._base_beside(weight), _products(weight))
+        """W0 as a map, with products in float32, or in float64 if the weight is in float64."""
+        weight = self._in_memory()
+        return frozen_map(self._base_beside(weight), product_dtype(weight.dtype))
 
     def tuned_map(self) -> LinearMap:
-        """W, with products in the same."""
-        weight = self._now()
-        return frozen_map(weight, _products(weight))
+        """W as a map, with products in the same dtype."""
+        weight = self._in_memory()
+        return frozen_map(weight, product_dtype(weight.dtype))
 
-    def _now(self) -> Tensor:
+    def _in_memory(self) -> Tensor:
         return require_in_memory(self.name, self.weight)
 
     def _base_beside(self, weight: Tensor) -> Tensor:
-        """W0 where the weight is, spread over processes as it is."""
+        """W0 on the device of the weight, spread over processes as the weight is."""
         base = self.base if is_distributed(self.base) else self.base.to(weight.device)
-        return spread_like(base, weight)
+        return distribute_like(base, weight)
 
 
 class NamedWeight(FullMatrix):
@@ -82,19 +88,19 @@ class NamedWeight(FullMatrix):
 
     Args:
         model: The model.
-        name: Of the parameter; of the weight, where a parametrization computes it.
+        name: The name of the parameter, or of the weight that a parametrization computes.
         base: W0, shape ``(m, n)``.
     """
 
     def __init__(self, model: nn.Module, name: str, base: Tensor) -> None:
         self._model = model
         self.name, self.base = name, base
-        self.weight  # noqa: B018 — raises where it does not fit
+        self.weight  # noqa: B018 — raises if it does not fit
 
     @property
     def weight(self) -> Tensor:
-        """W as it is now; InputError if it is gone or has another shape."""
-        found = weight_of(self._model, self.name)
+        """The present weight W; InputError if it is gone or has another shape."""
+        found = find_weight(self._model, self.name)
         if found is None:
             raise InputError(
                 f"{self.name}: expected the weight that was found when this was built, got no such "
@@ -104,8 +110,8 @@ class NamedWeight(FullMatrix):
         return found
 
 
-def weight_of(model: nn.Module, name: str) -> Tensor | None:
-    """A parameter by its name, or what a parametrization makes of it; None if there is none."""
+def find_weight(model: nn.Module, name: str) -> Tensor | None:
+    """A parameter by its name, as a parametrization computes it; None if there is none."""
     path, _, last = name.rpartition(".")
     try:
         found = getattr(model.get_submodule(path), last)
@@ -124,6 +130,6 @@ def _require_shape(matrix: FullMatrix, weight: Tensor) -> None:
         )
 
 
-def _products(weight: Tensor) -> torch.dtype:
-    """The dtype of products."""
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which products with a weight are computed."""
     return torch.float64 if weight.dtype is torch.float64 else torch.float32

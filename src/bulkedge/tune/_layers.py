@@ -1,4 +1,4 @@
-"""The adapted matrices of a model: what everything here works on.
+"""The adapted matrices of a model.
 
 An adapted matrix is a frozen base W0 and two factors: ``W = W0 + s·B·A``.  PEFT's LoRA layers are
 found in a model; anything else that is of this form is given as :class:`AdaptedMatrix`.
@@ -6,7 +6,7 @@ found in a model; anything else that is of this form is given as :class:`Adapted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Union
 
 from torch import nn
@@ -14,13 +14,12 @@ from torch import nn
 from bulkedge._errors import InputError
 from bulkedge._globs import as_globs
 
-from ._chosen import chosen
 from ._lora import LoraMatrix, adapter_of, lora_layers
-from ._matrix import AdaptedMatrix, frozen_map, is_distributed
-
-__all__ = ["Adapted", "AdaptedMatrix", "adapted_matrices", "frozen_map", "is_distributed"]
+from ._matrix import AdaptedMatrix
+from ._select import select
 
 Adapted = Union[nn.Module, Sequence[AdaptedMatrix]]  # noqa: UP007 — Python 3.10
+"""A model that PEFT has wrapped, or adapted matrices."""
 
 
 def adapted_matrices(
@@ -28,8 +27,8 @@ def adapted_matrices(
 ) -> list[AdaptedMatrix]:
     """The adapted matrices of a model.
 
-    Linear, ``Conv1D``, embedding and convolution layers of PEFT's LoRA, by name: what is read and
-    what is written are the parameters that the model has at that time.
+    These are the linear, ``Conv1D``, embedding and convolution layers with a LoRA of PEFT.  Only
+    their names are kept: each read or write finds the parameters that the model has at that time.
 
     Args:
         model: A model that PEFT has wrapped; or a sequence of matrices, which is filtered.
@@ -54,8 +53,8 @@ def adapted_matrices(
         found = list(model)
     else:
         found = [
-            LoraMatrix(model, name, one, asked=adapter is not None)
-            for name, layer in chosen(modules, lora_layers(model), lambda named: named[0])
+            LoraMatrix(model, name, one, is_explicit=adapter is not None)
+            for name, layer in select(modules, lora_layers(model), lambda named: named[0])
             if (one := adapter_of(name, layer, adapter)) is not None
         ]
     if not found:
@@ -64,4 +63,10 @@ def adapted_matrices(
             + (f" with adapter {adapter!r}" if adapter else "")
             + "; wrap the model with peft.get_peft_model first"
         )
-    return chosen(modules, found, lambda matrix: matrix.name)
+    return select(modules, found, lambda matrix: matrix.name)
+
+
+def require_same_layers(expected: Iterable[str], saved: Iterable[str]) -> None:
+    """InputError unless a saved state is of the layers that there are now, by name."""
+    if odd := sorted(set(expected) ^ set(saved)):
+        raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")

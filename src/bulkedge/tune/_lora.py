@@ -1,8 +1,8 @@
-"""PEFT's LoRA layers as adapted matrices that are found anew whenever they are used.
+"""PEFT's LoRA layers as adapted matrices that are looked up by name at every use.
 
-What happens to a model after something was built to watch it replaces its parameters or their
-numbers: ``fully_shard``, ``load_state_dict(assign=True)``, a change of dtype, another module in
-the place of one.  So nothing of a layer is kept but its name.
+A model may change after a holder was built on it: ``fully_shard``, ``load_state_dict(assign=True)``
+and a change of dtype replace its parameters, and a module may be replaced by another one.  So a
+:class:`LoraMatrix` keeps the name of its layer, and no parameter.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from torch import Tensor, distributed, nn
 
 from bulkedge._errors import InputError
 
-from ._matrix import AdaptedMatrix, require_in_memory
+from ._matrix import AdaptedMatrix, product_dtype, require_in_memory
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 WRAPPED = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module", "module")
-"""Where wrappers of torch keep what they wrap."""
-MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations of PEFT that write into the base."""
+"""The attributes in which wrappers of torch keep the module that they wrap."""
+CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations of PEFT that write into the base weight."""
 
 
 class LoraMatrix(AdaptedMatrix):
     """A LoRA layer of a model, by its name.
 
     Args:
-        model: What holds the layer.
-        name: Of the layer in the model.
+        model: The model with the layer.
+        name: The name of the layer in the model.
         adapter: Which of its adapters.
-        asked: Whether the caller named the adapter; else it must stay the active one.
+        is_explicit: Whether the caller named the adapter; if not, it must stay the active one.
 
     Raises:
-        InputError: If it is not of the form ``W0 + s·B·A`` with the W0 that was pretrained; or,
-            when it is used later, if the layer or the adapter is gone or another one.
+        InputError: If the layer does not compute ``W0 + s·B·A`` with the pretrained W0; or, at a
+            later use, if the layer or the adapter is gone or replaced by one that does not fit.
     """
 
-    def __init__(self, model: nn.Module, name: str, adapter: str, *, asked: bool) -> None:
+    def __init__(self, model: nn.Module, name: str, adapter: str, *, is_explicit: bool) -> None:
         self.name = name
         self.scaling = self._scaling
-        self._model, self._adapter, self._asked = model, adapter, asked
+        self._model, self._adapter, self._is_explicit = model, adapter, is_explicit
         self._shapes: list[tuple[int, ...]] = []
         self.check()
         layer = self._layer()
-        _require_unmoved(name, _config_of(model, name, adapter))
+        _require_pretrained_base(name, _config_of(model, name, adapter))
         if getattr(layer.get_base_layer(), "groups", 1) != 1:
             raise InputError(f"{name}: expected a convolution without groups; leave it out")
         self._shapes = [tuple(x.shape) for x in self.parameters]
 
     @property
     def base(self) -> Tensor:
-        """W0, shape ``(m, n)``: a view of what the model holds, or a copy where that is packed."""
+        """W0, shape ``(m, n)``: a view of the weight in the model, or an unpacked copy of it."""
         self.check()
         layer = self._layer()
         module = layer.get_base_layer()
@@ -71,7 +71,7 @@ class LoraMatrix(AdaptedMatrix):
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
-        """B and A as they are trained; those of a convolution have more dimensions."""
+        """B and A in the shapes in which they are trained; convolutions have more dimensions."""
         layer = self._layer()
         if self._is_table(layer):
             found = layer.lora_embedding_B[self._adapter], layer.lora_embedding_A[self._adapter]
@@ -79,13 +79,14 @@ class LoraMatrix(AdaptedMatrix):
             found = layer.lora_B[self._adapter].weight, layer.lora_A[self._adapter].weight
         shapes = [tuple(x.shape) for x in found]
         if self._shapes and shapes != self._shapes:
-            raise self._lost(f"factors of shapes {shapes}, which were {self._shapes}")
+            raise self._changed(f"factors of shapes {shapes}, which were {self._shapes}")
         return found
 
-    def settle(self) -> None:
+    def prepare(self) -> None:
         """Check that the layer computes ``W0 + s·B·A`` with this adapter, and free gathered copies.
 
-        FSDP2 leaves them after a forward pass: what is written into one is lost with it.
+        FSDP2 leaves gathered copies of parameters after a forward pass, and drops them later: a
+        change that was written into such a copy would be lost.
         """
         self.check()
         if not (distributed.is_available() and distributed.is_initialized()):
@@ -100,7 +101,7 @@ class LoraMatrix(AdaptedMatrix):
 
     @property
     def trained(self) -> tuple[bool, bool]:
-        """Whether B and A may be changed: those that require a gradient."""
+        """Whether B and A may be changed, which is whether they require a gradient."""
         B, A = (x.requires_grad for x in self.parameters)
         return B, A
 
@@ -112,44 +113,44 @@ class LoraMatrix(AdaptedMatrix):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of products."""
-        stored = self._layer().get_base_layer().weight.dtype
-        return torch.float64 if stored is torch.float64 else torch.float32
+        """The dtype in which products are computed."""
+        return product_dtype(self._layer().get_base_layer().weight.dtype)
 
     def _scaling(self) -> float:
+        """The scale as PEFT computed it: α/r, α/√r with rsLoRA, or what a caller set."""
         return self._layer().scaling[self._adapter]
 
     def _is_table(self, layer: Any) -> bool:
-        """Whether it is an embedding, whose factors PEFT keeps as bare parameters."""
+        """Whether the layer is an embedding, whose factors PEFT keeps as bare parameters."""
         return self._adapter in layer.lora_embedding_A
 
     def _layer(self) -> Any:
-        """The layer as it is now; InputError if it is not the one that was found before."""
+        """The present layer; InputError if it is gone, or has no such adapter any more."""
         layer: Any = _module(self._model, self.name)
         if layer is None:
-            raise self._lost("no such module")
+            raise self._changed("no such module")
         if not _is_lora(layer):
-            raise self._lost(f"a {type(layer).__name__} without LoRA factors")
+            raise self._changed(f"a {type(layer).__name__} without LoRA factors")
         if self._adapter not in layer.scaling:
-            raise self._lost(f"no adapter {self._adapter!r}, which was deleted")
+            raise self._changed(f"no adapter {self._adapter!r}, which was deleted")
         return layer
 
     def check(self) -> None:
-        """InputError unless the model computes with this adapter, and in the plain way."""
+        """InputError unless the layer computes ``W0 + s·B·A`` with this adapter."""
         layer = self._layer()
-        if not self._asked and (active := _active(layer)) != [self._adapter]:
+        if not self._is_explicit and (active := _active(layer)) != [self._adapter]:
             raise InputError(
                 f"{self.name}: expected the adapter {self._adapter!r} to be the active one, got "
                 f"{', '.join(active) or 'none'}; switch back before the step, or name the adapter "
                 "that is meant with adapter="
             )
-        if what := _other_than_plain(layer, self._adapter):
+        if what := _unsupported(layer, self._adapter):
             raise InputError(
                 f"{self.name}: expected W0 + s·B·A, got {what}; leave it out with modules="
             )
 
-    def _lost(self, found: str) -> InputError:
-        """What was watched is not there any more."""
+    def _changed(self, found: str) -> InputError:
+        """The error for a layer that is not the one that was found at first."""
         return InputError(
             f"{self.name}: expected the LoRA layer that was found when this was built, got "
             f"{found}; build it again after the model is changed"
@@ -162,7 +163,7 @@ def lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
 
 
 def adapter_of(name: str, layer: Any, adapter: str | None) -> str | None:
-    """Which adapter of a layer is meant; None if the layer has no part of it."""
+    """The adapter of a layer that is to be used; None if the layer does not have it."""
     if adapter is not None:
         return adapter if adapter in layer.scaling else None
     active = _active(layer)
@@ -192,14 +193,14 @@ def _active(layer: Any) -> list[str]:
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
-    """A module by its name, without wrappers put around it since; None if it is gone."""
+    """A module by its name, without the wrappers around it; None if it is gone."""
     module: Any = model
     for part in name.split("."):
         module = None if module is None else module._modules.get(part)
     if _is_lora(module):
         return module
     try:
-        named: Any = model.get_submodule(name)  # wrappers on the way pass the name on
+        named: Any = model.get_submodule(name)  # wrappers on the path pass attributes on
     except AttributeError:
         return None
     module = named
@@ -210,7 +211,7 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _config_of(model: nn.Module, name: str, adapter: str) -> Any:
-    """The configuration by which PEFT made an adapter: that of the nearest module that has one."""
+    """The configuration of an adapter, from the nearest enclosing module that has one."""
     module: Any = model
     found = None
     for part in ("", *name.split(".")):
@@ -227,18 +228,18 @@ def _config_of(model: nn.Module, name: str, adapter: str) -> Any:
     return found
 
 
-def _require_unmoved(name: str, config: Any) -> None:
-    """InputError where the base is not the pretrained one."""
+def _require_pretrained_base(name: str, config: Any) -> None:
+    """InputError if PEFT changed the base when it made the adapter."""
     init = str(getattr(config, "init_lora_weights", ""))
-    if init.lower().startswith(MOVED_BASE):
+    if init.lower().startswith(CHANGE_BASE):
         raise InputError(
             f"{name}: expected W0 + s·B·A, got init_lora_weights={init!r}, which moved the base; "
             "leave it out with modules="
         )
 
 
-def _other_than_plain(layer: Any, adapter: str) -> str | None:
-    """What the layer computes, if it is not ``W0 + s·B·A``."""
+def _unsupported(layer: Any, adapter: str) -> str | None:
+    """What the layer computes if that is not ``W0 + s·B·A``; else None."""
     from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 
     variant = getattr(layer, "lora_variant", {}).get(adapter)
@@ -254,7 +255,7 @@ def _other_than_plain(layer: Any, adapter: str) -> str | None:
 
 
 def _weight(name: str, module: nn.Module) -> Tensor:
-    """The base weight, dequantised where it is packed."""
+    """The base weight, dequantised if it is packed."""
     weight: Any = module.weight
     require_in_memory(name, weight)
     if isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1:

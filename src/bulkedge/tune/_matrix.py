@@ -20,18 +20,23 @@ def _one() -> float:
 class AdaptedMatrix:
     """A frozen base and the factors that are trained on top of it, ``W = W0 + s·B·A``.
 
-    Of the two factors the one that requires a gradient is changed by what holds updates; where
-    neither does, both are.
+    A holder changes the factors that require a gradient; if neither does, it may change both.
 
     Args:
-        name: Of the module, for messages and records.
+        name: The name of the module, for messages and records.
         base: W0, shape ``(m, n)``: a view of what the model holds.
         A: Shape ``(r, n)``, the trained parameter or a view of it.
         B: Shape ``(m, r)``, the trained parameter or a view of it.
-        scaling: What s is now: a schedule or a controller may move it.
+        scaling: Returns the present scale s, which a schedule may change.
 
     Raises:
-        InputError: If the three do not fit together.
+        InputError: If the shapes of the three do not fit together.
+
+    Example:
+        >>> W0, B, A = torch.zeros(4, 3), torch.ones(4, 1), torch.ones(1, 3)
+        >>> matrix = AdaptedMatrix("layer", W0, A, B, scaling=lambda: 0.5)
+        >>> matrix, matrix.update_map().to_dense()[0].tolist()
+        (AdaptedMatrix('layer', 4×3, rank 1), [0.5, 0.5, 0.5])
     """
 
     name: str
@@ -58,7 +63,7 @@ class AdaptedMatrix:
 
     @property
     def base(self) -> Tensor:
-        """W0, shape ``(m, n)``."""
+        """The frozen base W0, shape ``(m, n)``."""
         return self._base
 
     @property
@@ -73,7 +78,7 @@ class AdaptedMatrix:
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
-        """B and A as they are trained; those of a convolution have more dimensions."""
+        """B and A in the shapes in which they are trained; convolutions have more dimensions."""
         return self._B, self._A
 
     @property
@@ -94,7 +99,7 @@ class AdaptedMatrix:
 
     @property
     def scale(self) -> float:
-        """The scale s as it is now.
+        """The present scale s.
 
         Raises:
             InputError: If it is not finite.
@@ -105,16 +110,16 @@ class AdaptedMatrix:
         return scale
 
     def base_map(self) -> LinearMap:
-        """W0, with products in float32, or in float64 if it is stored so."""
+        """W0 as a map, with products in float32, or in float64 if it is stored in float64."""
         return frozen_map(self.base, self.dtype)
 
     def update_map(self) -> LowRank:
-        """``s·B·A``, differentiable in both factors."""
-        B, A = (whole(x.flatten(1)).to(self.dtype) for x in self.in_memory())
+        """``s·B·A`` as a map, differentiable in both factors."""
+        B, A = (gathered(x.flatten(1)).to(self.dtype) for x in self.in_memory())
         return LowRank(B, A, self.scale)
 
     def tuned_map(self) -> LinearMap:
-        """``W0 + s·B·A``, differentiable in both factors."""
+        """``W0 + s·B·A`` as a map, differentiable in both factors."""
         return Sum([self.base_map(), self.update_map()])
 
     def spikes(self) -> Factors:
@@ -132,20 +137,20 @@ class AdaptedMatrix:
             raise InputError(f"{self.name}: {error}") from error
 
     def check(self) -> None:
-        """InputError unless the model computes with these factors, and in the plain way."""
+        """InputError unless the model computes ``W0 + s·B·A`` with these factors."""
 
-    def settle(self) -> None:
-        """Have the parameters be those that are trained, before they are read or written."""
+    def prepare(self) -> None:
+        """Called before the parameters are read or written: see that they are the trained ones."""
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """B and A without their history, whole where they are spread over processes."""
-        self.settle()
-        B, A = (whole(x.detach().flatten(1)) for x in self.in_memory())
+        """B and A, detached, and gathered if they are spread over processes."""
+        self.prepare()
+        B, A = (gathered(x.detach().flatten(1)) for x in self.in_memory())
         return B, A
 
     def write(self, B: Tensor, A: Tensor) -> None:
-        """Put other numbers into the factors that are trained; a frozen one stays what it is.
+        """Overwrite the factors that are trained; a frozen factor stays as it is.
 
         Args:
             B: Shape ``(m, r)``.
@@ -166,17 +171,22 @@ class AdaptedMatrix:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of products."""
-        return torch.float64 if self._base.dtype is torch.float64 else torch.float32
+        """The dtype in which products are computed."""
+        return product_dtype(self._base.dtype)
 
     def in_memory(self) -> tuple[Tensor, Tensor]:
-        """The parameters; InputError where they have no numbers."""
+        """The parameters; InputError if they are on the meta device."""
         B, A = self.parameters
         return require_in_memory(self.name, B), require_in_memory(self.name, A)
 
 
+def product_dtype(stored: torch.dtype) -> torch.dtype:
+    """The dtype in which products with a weight are computed: float32, or float64 if stored so."""
+    return torch.float64 if stored is torch.float64 else torch.float32
+
+
 def require_in_memory(name: str, x: Tensor) -> Tensor:
-    """``x``; InputError if it is on the meta device, where a tensor has no numbers."""
+    """``x`` itself; InputError if it is on the meta device, where a tensor has no values."""
     if x.is_meta:
         raise InputError(
             f"{name}: expected parameters in memory, got one on the meta device; load the weights "
@@ -185,15 +195,15 @@ def require_in_memory(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def storage_of(x: Tensor) -> object:
-    """What two tensors have in common that are one parameter, or views of one."""
-    if is_distributed(x):  # what all processes agree on: a part of it may be empty in some
+def storage_key(x: Tensor) -> object:
+    """A key that is equal for two tensors that are the same parameter, or views of one."""
+    if is_distributed(x):  # a process may hold an empty part, whose address says nothing
         return id(x)
     return x.device, x.untyped_storage().data_ptr(), x.storage_offset()
 
 
 def like(W: LinearMap, vectors: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-    """Vectors of an earlier look, in the dtype and on the device of a map as it is now."""
+    """Vectors of an earlier solve, in the present dtype and on the present device of a map."""
     return (
         None
         if vectors is None
@@ -202,7 +212,7 @@ def like(W: LinearMap, vectors: tuple[Tensor, Tensor] | None) -> tuple[Tensor, T
 
 
 def frozen_map(weight: Tensor, dtype: torch.dtype) -> LinearMap:
-    """A weight as a map with products in ``dtype``; one spread over processes stays so."""
+    """A weight as a map with products in ``dtype``; one that is spread over processes stays so."""
     weight = weight.detach()
     if type(weight) is not Tensor and is_distributed(weight):
         from .sharded import sharded_map
@@ -216,8 +226,8 @@ def is_distributed(x: Tensor) -> bool:
     return hasattr(x, "full_tensor")
 
 
-def spread_like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor as one that is spread over processes as another is."""
+def distribute_like(value: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, spread over processes in the way in which ``target`` is."""
     if not is_distributed(target) or is_distributed(value):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -226,11 +236,11 @@ def spread_like(value: Tensor, target: Tensor) -> Tensor:
     return distribute_tensor(value.to(target.device), mesh, placements)
 
 
-def whole(x: Tensor) -> Tensor:
-    """A thin tensor, gathered if it is spread over processes."""
+def gathered(x: Tensor) -> Tensor:
+    """The whole tensor, gathered if it is spread over processes; for thin tensors."""
     return x.full_tensor() if is_distributed(x) else x  # pyright: ignore
 
 
 def _assign(target: Tensor, value: Tensor) -> None:
-    """Write into a tensor, or each process its part of it."""
-    target.copy_(spread_like(value, target))
+    """Write into a tensor; if it is spread over processes, each writes its own part."""
+    target.copy_(distribute_like(value, target))

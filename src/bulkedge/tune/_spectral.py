@@ -1,4 +1,4 @@
-"""The mathematics of spectral adapters: updates that are made of a weight's own leading triplets.
+"""The mathematics of spectral adapters: updates built from the leading triplets of a weight.
 
 With ``W0 = U S Vᵀ`` and its r leading triplets U₁, S₁, V₁:
 
@@ -21,14 +21,17 @@ from torch import Tensor
 from bulkedge._precision import full_precision
 from bulkedge.triplet import singular_triplet
 
+from ._matrix import product_dtype
+
 Variant = Literal["additive", "rotational"]
 Rotation = Literal["cayley", "exp"]
 TINY = torch.finfo(torch.float32).tiny
+"""The smallest value by which a residual is divided."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Leading triplets of a weight.
+    """The leading triplets of a weight.
 
     Attributes:
         U: Left vectors, shape ``(m, r)``.
@@ -42,21 +45,21 @@ class Basis:
 
     @classmethod
     def of(cls, W0: Tensor, r: int) -> Basis:
-        """The r leading triplets of a weight, in float32 at least; no full SVD of a large one."""
+        """The r leading triplets of a weight, in float32 or float64, without a full SVD."""
         with torch.no_grad():
-            found = singular_triplet(W0.detach().to(wide(W0.dtype)), r)
+            found = singular_triplet(W0.detach().to(product_dtype(W0.dtype)), r)
         return cls(found.u, found.sigma, found.v)
 
-    def misfit(self, W0: Tensor) -> float:
-        """How far these triplets are from those of a weight: rounding, if they are its own.
+    def relative_residual(self, W0: Tensor) -> float:
+        """How far these are from being triplets of a weight; rounding alone if they are its own.
 
-        Two passes.
+        Cost: two passes over the weight.
 
         Returns:
             ``max_i max(‖W0 v_i − σ_i u_i‖, ‖W0ᵀ u_i − σ_i v_i‖) / max(σ_i, σ̄)``, where σ̄ is the
             root mean square of all singular values.
         """
-        dtype = wide(W0.dtype)
+        dtype = product_dtype(W0.dtype)
         with torch.no_grad(), full_precision(W0.device):
             W = W0.detach().to(dtype)
             U, S, V = (x.to(W.device, dtype) for x in (self.U, self.S, self.V))
@@ -88,42 +91,37 @@ def rotational(
 
     Args:
         basis: The leading triplets.
-        K_U: What is below the diagonal of a skew-symmetric matrix, shape ``(r (r − 1)/2,)``.
+        K_U: The entries of a skew-symmetric matrix below its diagonal, shape ``(r (r − 1)/2,)``.
         K_V: The same for the right side.
-        rotation: How a skew-symmetric matrix becomes a rotation; see :func:`rotation_of`.
+        rotation: The map from skew-symmetric matrices to rotations; see :func:`rotation_of`.
 
     Returns:
         X, Y of shapes ``(m, r)`` and ``(n, r)`` with ``ΔW = X Yᵀ``.
     """
-    # r × r in float64: near the identity the core is a small difference, and neither TF32 nor
-    # autocast reaches it; MPS knows no float64
-    exact = K_U.dtype if K_U.device.type == "mps" else torch.float64
-    S = basis.S.to(exact)
-    R_U, R_V = (rotation_of(K.to(exact), len(S), rotation) for K in (K_U, K_V))
+    # the core is a small difference near the identity: float64 avoids its cancellation, and is not
+    # subject to TF32 or autocast; MPS has no float64
+    working = K_U.dtype if K_U.device.type == "mps" else torch.float64
+    S = basis.S.to(working)
+    R_U, R_V = (rotation_of(K.to(working), len(S), rotation) for K in (K_U, K_V))
     core = R_U * S @ R_V.mT - torch.diag(S)
     return basis.U @ core.to(basis.U.dtype), basis.V
 
 
-def rotation_of(below: Tensor, r: int, rotation: Rotation = "cayley") -> Tensor:
-    """The orthogonal matrix of a skew-symmetric K, the identity for 0.
+def rotation_of(entries: Tensor, r: int, rotation: Rotation = "cayley") -> Tensor:
+    """The rotation that belongs to a skew-symmetric K; the identity for K = 0.
 
     Args:
-        below: The entries of K below its diagonal, row by row, shape ``(r (r − 1)/2,)``.
+        entries: The entries of K below its diagonal, row by row, shape ``(r (r − 1)/2,)``.
         r: The size.
         rotation: ``"cayley"``: ``(I − K/2)⁻¹ (I + K/2)``; ``"exp"``: ``exp K``.
 
     Returns:
         Shape ``(r, r)``.
     """
-    rows, columns = torch.tril_indices(r, r, -1, device=below.device)
-    lower = below.new_zeros(r, r).index_put((rows, columns), below)
+    rows, columns = torch.tril_indices(r, r, -1, device=entries.device)
+    lower = entries.new_zeros(r, r).index_put((rows, columns), entries)
     K = lower - lower.mT
     if rotation == "exp":
         return torch.linalg.matrix_exp(K)
     eye = torch.eye(r, dtype=K.dtype, device=K.device)
     return torch.linalg.solve(eye - K / 2, eye + K / 2)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which an update of a weight is computed: float32, or float64 if it is so."""
-    return dtype if dtype is torch.float64 else torch.float32

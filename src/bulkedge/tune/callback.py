@@ -34,41 +34,44 @@ except ImportError as error:
     ) from error
 
 FILE = "bulkedge.json"
+"""The file of a checkpoint with the figures of all layers."""
 Watch = Union[Sequence[Watched], Callable[[nn.Module], Sequence[Watched]]]  # noqa: UP007 — 3.10
+"""Matrices to be watched, or a function from the model to them."""
 _bound: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Trainers that some monitor logs through."""
+"""The trainers to which a monitor was bound."""
 
 
 class IntruderMonitor(TrainerCallback, ExportableState):
-    """Log ``bulkedge/intruders`` and its like to whatever ``report_to`` names, while it trains.
+    """Log ``bulkedge/intruders`` and the other figures of a monitor to what ``report_to`` names.
 
     The figures are those of :class:`bulkedge.tune.Monitor`.  They are written into every checkpoint
-    as ``bulkedge.json``, layer by layer, and resumed from ``trainer_state.json``.  Callbacks know
-    nothing of their trainer, so that logging takes :meth:`bind`; without it the figures are in
-    ``history`` alone.
+    as ``bulkedge.json``, layer by layer, and resumed from ``trainer_state.json``.  A callback does
+    not know its trainer, so logging needs :meth:`bind`; without it the figures are in ``history``
+    alone.
 
-    Under DDP process 0 looks, the factors are the same in all; where parameters are spread over
-    processes (FSDP2) all of them look, and process 0 logs.  All of them stop and save together.
+    Under DDP, where the factors are the same in all processes, process 0 checks them; if parameters
+    are spread over processes (FSDP2), all processes check together, and process 0 logs.  All
+    processes stop and save together.
 
     Args:
-        every: Steps between looks.
-        per_call: Layers a look.
+        every: Steps between checks.
+        per_call: How many layers are checked at a time.
         top_k: How many leading directions are judged.
-        epsilon: The paper's threshold of scores.
-        thresholds: θ_c by name, for those that are known already.
+        epsilon: The paper's bound ε on scores, below which a direction counts as new.
+        thresholds: θ_c by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
         modules: Patterns of module names.
         stop_at: Stop training when there are so many intruders (not counting ``rotated``) in all
-            layers together; never before each of them was looked at.
+            layers together; never before every layer was checked.
         save_at: Save a checkpoint when there are so many for the first time.
-        watch: What to watch instead of the model's LoRA layers: for a full fine-tune
-            :func:`bulkedge.tune.full_matrices`, or what it makes of the model.  A function is
-            called with the model when training begins, on its device and spread as it is then; a
-            run that is resumed has other weights by then, and needs ``base`` of that function.
+        watch: Matrices to watch instead of the model's LoRA layers, or a function that is called
+            with the model when training begins and returns them: for a full fine-tune
+            :func:`bulkedge.tune.full_matrices`, or its result.  In a run that is resumed the
+            function is called on the resumed weights, and must give ``base`` to that function.
 
     Attributes:
         monitor: The monitor, once training has begun.
-        history: ``(step, figures)`` of every look.
+        history: ``(step, figures)`` of every check.
 
     Raises:
         InputError: If a number is not positive.
@@ -107,7 +110,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         }
         self.monitor: Monitor | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
-        self.saved: dict[str, Any] = {}  # written by the trainer where it makes a callback anew
+        self.saved: dict[str, Any] = {}  # set by a trainer that restores a callback
         self._has_saved = False
         self._trainer: Any = None
 
@@ -131,7 +134,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Measure the thresholds, or take them from the run that is resumed."""
+        """Measure the thresholds, or load them in a run that is resumed."""
         self._find_trainer()
         if self.watch is None and self.saved.get("watch"):
             raise InputError(
@@ -151,13 +154,15 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Look when it is time; log, save or stop as asked."""
+        """Check layers when it is time; log, save or stop as asked."""
         if state.global_step % self.every:
             return
         intruders = self._look(state, control)
         if self.save_at is None and self.stop_at is None:
             return
-        intruders = _of_process_0(intruders)  # one that stops alone leaves the others waiting
+        intruders = _of_process_0(
+            intruders
+        )  # a process that stopped alone would leave the others waiting
         if self.save_at is not None and intruders >= self.save_at and not self._has_saved:
             control.should_save = self._has_saved = True
         if self.stop_at is not None and intruders >= self.stop_at:
@@ -170,7 +175,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Write what is known into the checkpoint."""
+        """Write the figures into the checkpoint."""
         if self.monitor is None or not state.is_world_process_zero or args.output_dir is None:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -179,17 +184,17 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             write_figures(folder / FILE, self.monitor)
 
     def state(self) -> dict[str, Any]:
-        """What ``trainer_state.json`` holds."""
+        """The entry of this callback in ``trainer_state.json``."""
         figures = None if self.monitor is None else self.monitor.state_dict()
         saved = {"figures": figures, "has_saved": self._has_saved, "watch": self.watch is not None}
         return {"args": self._arguments(), "attributes": {"saved": saved}}
 
     def _arguments(self) -> dict[str, Any]:
-        """Those of the constructor that a file can hold."""
+        """The arguments of the constructor that JSON can hold."""
         return self.options | {"stop_at": self.stop_at, "save_at": self.save_at}
 
     def _begin(self, model: nn.Module, figures: Mapping[str, Any] | None) -> Monitor:
-        """The monitor of a model; that of the run that is resumed."""
+        """The monitor of a model, with the figures of the run that is resumed."""
         watched: Model = self.watch(model) if callable(self.watch) else self.watch or model
         if not figures:
             return Monitor(watched, **self.options)
@@ -200,7 +205,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         return monitor
 
     def _look(self, state: TrainerState, control: TrainerControl) -> int:
-        """How many intruders there are; 0 where others look, or before all layers were seen."""
+        """Check layers and log; the number of intruders, 0 before all layers were checked."""
         if self.monitor is None:
             return 0
         self.monitor.steps = state.global_step
@@ -215,10 +220,10 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         return int(figures.get("bulkedge/intruders", 0))
 
     def _find_trainer(self) -> None:
-        """Whose callback this is: one made anew from a checkpoint was never bound itself."""
+        """Find the bound trainer with this callback, which a checkpoint may have restored."""
         if self._trainer is None:
-            mine = (t for t in _bound if any(c is self for c in t.callback_handler.callbacks))
-            self._trainer = next(mine, None)
+            with_self = (t for t in _bound if any(c is self for c in t.callback_handler.callbacks))
+            self._trainer = next(with_self, None)
         if self._trainer is None:
             warnings.warn(
                 "IntruderMonitor logs nothing before monitor.bind(trainer); its figures are in "
@@ -227,17 +232,17 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             )
 
     def _saved_in(self, state: TrainerState) -> dict[str, Any]:
-        """What the checkpoint knows of this callback."""
+        """The state of this callback in a checkpoint."""
         callbacks: Any = state.stateful_callbacks or {}
         known = callbacks.get(type(self).__name__, {})
-        if isinstance(known, list):  # of several: in the order of their checkpoints, the last first
+        if isinstance(known, list):  # several monitors: the last one with the same arguments
             same = (x for x in reversed(known) if x["args"] == self._arguments())
             known = next(same, {})
         return known.get("attributes", {}).get("saved", {})
 
 
 def _takes_part(model: nn.Module, args: TrainingArguments) -> bool:
-    """Whether this process looks at anything; InputError where it could see parts alone."""
+    """Whether this process checks layers; InputError if its parameters are parts of others."""
     parameters = list(model.parameters())
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         found, remedy = "those of DeepSpeed's ZeRO-3", "use ZeRO-2, or FSDP2"
@@ -249,16 +254,16 @@ def _takes_part(model: nn.Module, args: TrainingArguments) -> bool:
 
 
 def _of_process_0(number: int) -> int:
-    """The same number in all processes."""
+    """The number of process 0, in all processes."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return number
-    told = [number]
-    distributed.broadcast_object_list(told, src=0)
-    return told[0]
+    numbers = [number]
+    distributed.broadcast_object_list(numbers, src=0)
+    return numbers[0]
 
 
 def _require_its_base(monitor: Monitor) -> None:
-    """A base that is copied when a run is resumed is not what the run began with."""
+    """InputError if the base was copied from the resumed weights."""
     with torch.no_grad():
         for matrix in monitor.matrices:
             known = monitor.figures.get(matrix.name)
@@ -273,7 +278,7 @@ def _require_its_base(monitor: Monitor) -> None:
 
 
 def write_figures(path: Path, monitor: Monitor) -> None:
-    """Write what a monitor knows as JSON, whole or not at all.
+    """Write the figures of a monitor as JSON; the file is replaced at once, or left as it is.
 
     Args:
         path: The file.
@@ -282,7 +287,7 @@ def write_figures(path: Path, monitor: Monitor) -> None:
     Raises:
         OutputError: If it cannot be written.
     """
-    told = {
+    figures = {
         "steps": monitor.steps,
         "top_k": monitor.top_k,
         "epsilon": monitor.epsilon,
@@ -295,7 +300,7 @@ def write_figures(path: Path, monitor: Monitor) -> None:
     }
     building = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        building.write_text(json.dumps(told, indent=1) + "\n")
+        building.write_text(json.dumps(figures, indent=1) + "\n")
         building.replace(path)
     except OSError as error:
         building.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Rank and scale that follow the spikes while a model trains."""
+"""Ranks that follow the spikes while a model trains."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
-from bulkedge._fields import POSITIVE, check_values, each, optional, whole
+from bulkedge._fields import check_values, each, optional, whole
 
-from ._edge import thresholds
-from ._hold import free_factors, hold, partners_of
-from ._layers import Adapted, AdaptedMatrix, adapted_matrices
-from ._optimizer import after_step
-from ._spikes import effective_rank
-from .clip import LEVEL
+from ._clip_spikes import changeable_factors, first_of_tied
+from ._core_svd import effective_rank
+from ._layers import Adapted, AdaptedMatrix, require_same_layers
+from .holder import LEVEL, ThresholdHolder
 
-CROWDED = 0.9
-"""A spike counts as held where it has this part of the level or more."""
+AT_LIMIT = 0.9
+"""A spike counts as held at its limit from this fraction of the limit on."""
 IDLE = 0.02
-"""A direction whose spike has less than this part of the strongest carries nothing."""
+"""A direction whose spike is below this fraction of the strongest counts as unused."""
 
 
 @dataclass
@@ -31,9 +27,9 @@ class LayerState:
     """What the controller knows of a layer.
 
     Attributes:
-        rank: How many of the factors' directions are in use.
-        strongest: The strongest spike over θ_c when it was last looked at, before it was held.
-        effective_rank: That of the spikes.
+        rank: How many directions of the factors are in use.
+        strongest: The strongest spike over θ_c at the last step, before it was clipped.
+        effective_rank: The effective rank of the spikes at the last step.
     """
 
     rank: int
@@ -41,32 +37,32 @@ class LayerState:
     effective_rank: float = 0.0
 
 
-class RankController:
-    """Move scale and rank so that every update stays below its threshold, and uses what it needs.
+class RankController(ThresholdHolder):
+    """Hold every update below its threshold, and give each layer the rank that it needs.
 
-    *Scale*, after each step: spikes that exceed ``level·θ_c`` are held there, one by one, as
-    :class:`~bulkedge.tune.EdgeClip` does.  (To scale the whole update down instead starves the
-    directions that are still small: they never grow.)
+    *Spikes*, after each step: those that exceed ``level·θ_c`` are clipped one by one, as
+    :class:`~bulkedge.tune.SpikeClip` does.  (Scaling the whole update down instead would keep
+    directions that are still small from growing.)
 
-    *Rank*, every ``every`` steps: a layer of which half the spikes or more are held at the level
-    gets ``grow`` more directions, because below the edge only more of them carry more; one whose
-    weakest directions carry nothing gives them back.  Directions that are not in use are zero
-    columns of B: the file is that of a plain LoRA of the full rank.  Both factors are rewritten
-    then, so both must be trained.  Layers that are tied to one another have one rank.
+    *Rank*, every ``every`` steps: a layer with half of its spikes or more at the limit gets
+    ``grow`` more directions, because below the threshold only more directions can carry more; a
+    layer whose weakest directions carry nothing loses them.  Directions that are not in use are
+    zero columns of B: the file is that of a plain LoRA of the full rank.  A change of rank rewrites
+    both factors, so both must be trained.  Layers that are tied to one another have one rank.
 
     Args:
-        model: A model wrapped by PEFT with the largest rank that may be used; or matrices.
+        model: A model wrapped by PEFT with the largest rank that may be used; or adapted matrices.
         level: Where to hold the strongest spike, in units of θ_c.
         start: With how many directions each layer begins; a quarter of its rank if None.
         grow: How many directions are added or taken away at a time.
         every: Steps between changes of rank.
-        thresholds: θ_c by name, for those that are known already.
+        thresholds: θ_c by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
         modules: Patterns of module names.
 
     Attributes:
         state: A :class:`LayerState` by name.
-        steps: How many there were.
+        steps: How many steps there were.
 
     Raises:
         InputError: If an argument is not positive, or a base has no threshold; and, at each step,
@@ -78,6 +74,7 @@ class RankController:
         is AdaLoRA's, arXiv:2303.10512.
 
     Example:
+        >>> import torch
         >>> from bulkedge.tune import AdaptedMatrix
         >>> generator = torch.Generator().manual_seed(0)
         >>> W0, B, A = (torch.randn(*s, generator=generator) for s in [(50, 40), (50, 8), (8, 40)])
@@ -99,12 +96,12 @@ class RankController:
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        counts = {"grow": grow, "every": every}
-        check_values(self, level=(level, POSITIVE), **each(counts, whole(1)))
-        check_values(self, start=(start, optional(whole(1))))
-        self.level, self.grow, self.every = level, grow, every
-        self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
-        self.thresholds = _thresholds(self.matrices, thresholds)
+        counts = each({"grow": grow, "every": every}, whole(1))
+        check_values(self, start=(start, optional(whole(1))), **counts)
+        super().__init__(
+            model, level=level, thresholds=thresholds, adapter=adapter, modules=modules
+        )
+        self.grow, self.every = grow, every
         self.steps = 0
         self.state = {
             matrix.name: LayerState(min(start or max(matrix.rank // 4, 1), matrix.rank))
@@ -112,36 +109,23 @@ class RankController:
         }
 
     def step(self) -> None:
-        """Hold all updates, and change ranks when it is time."""
+        """Clip all updates, and change ranks when it is time."""
         self.steps += 1
-        self._silence_all()
-        limits = [self.level * self.thresholds[matrix.name] for matrix in self.matrices]
-        before, _ = hold(self.matrices, limits)
-        partners = partners_of(self.matrices)
+        self._clear_unused()
+        limits = self.limits
+        before, _ = self.clip()
+        tied_to = first_of_tied(self.matrices)
         for i, (matrix, gamma, limit) in enumerate(zip(self.matrices, before, limits, strict=True)):
             state = self.state[matrix.name]
             state.strongest = float(gamma[0]) / self.thresholds[matrix.name]
             state.effective_rank = effective_rank(gamma)
-            if partners[i] == i and self.steps % self.every == 0:
+            if tied_to[i] == i and self.steps % self.every == 0:
                 self._change_rank(matrix, gamma.clamp_max(limit) / limit)
-            state.rank = self.state[self.matrices[partners[i]].name].rank
+            state.rank = self.state[self.matrices[tied_to[i]].name].rank
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Do so after each step of an optimiser.
-
-        Args:
-            optimizer: Any optimiser of torch, also as Accelerate or Lightning wraps it.
-
-        Returns:
-            A handle: ``handle.remove()`` ends it.
-
-        Raises:
-            InputError: If the optimiser trains nothing of what is held, or saves other weights than
-                it leaves after a step (schedule-free).
-        """
-        handle = after_step(optimizer, self.matrices, self.step)
-        self._silence_all()
-        return handle
+    def on_attach(self) -> None:
+        """Set the directions that are not in use to zero; this is no step yet."""
+        self._clear_unused()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as JSON."""
@@ -152,27 +136,25 @@ class RankController:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            InputError: If it is of other layers.
+            InputError: If it is the state of other layers.
         """
-        if set(state["layers"]) != set(self.state):
-            odd = sorted(set(state["layers"]) ^ set(self.state))
-            raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")
+        require_same_layers(self.state, state["layers"])
         self.steps = int(state["steps"])
         self.thresholds = dict(state["thresholds"])
         self.state = {name: LayerState(**layer) for name, layer in state["layers"].items()}
 
-    def _silence_all(self) -> None:
-        """Directions that are not in use stay zero; of tied layers the first speaks for all."""
-        _require_both(self.matrices)
-        for i, partner in enumerate(partners_of(self.matrices)):
-            if i == partner:
-                self._silence(self.matrices[i])
+    def _clear_unused(self) -> None:
+        """Set the directions that are not in use to zero, whatever the optimiser wrote there."""
+        _require_both_factors(self.matrices)
+        for i, first in enumerate(first_of_tied(self.matrices)):
+            if i == first:  # tied layers share their factors and their rank
+                self._clear_beyond_rank(self.matrices[i])
 
-    def _silence(self, matrix: AdaptedMatrix) -> None:
-        """Directions that are not in use stay zero, whatever the optimiser did."""
+    def _clear_beyond_rank(self, matrix: AdaptedMatrix) -> None:
+        """Set the columns of B beyond the rank in use to zero."""
         B, A = matrix.factors
         rank = self.state[matrix.name].rank
         if bool(B[:, rank:].any()):
@@ -180,39 +162,41 @@ class RankController:
             B[:, rank:] = 0
             matrix.write(B, A)
 
-    def _change_rank(self, matrix: AdaptedMatrix, held: Tensor) -> None:
-        """Give a crowded layer more directions; take idle ones back."""
-        state = self.state[matrix.name]
-        if 2 * int((held >= CROWDED).sum()) >= state.rank:
-            state.rank = min(state.rank + self.grow, matrix.rank)
-        elif float(held[state.rank - 1]) < IDLE * float(held[0]) and state.rank > self.grow:
-            self._turn_out(matrix, state.rank - self.grow)
+    def _change_rank(self, matrix: AdaptedMatrix, relative: Tensor) -> None:
+        """Add directions where half are at the limit; take those away that carry nothing.
 
-    def _turn_out(self, matrix: AdaptedMatrix, rank: int) -> None:
-        """Keep the strongest directions only, in the first places of the factors."""
-        kept = matrix.spikes()
-        keep = min(rank, kept.rank)
+        Args:
+            matrix: The matrix.
+            relative: Its clipped spikes over their limit, descending.
+        """
+        state = self.state[matrix.name]
+        if 2 * int((relative >= AT_LIMIT).sum()) >= state.rank:
+            state.rank = min(state.rank + self.grow, matrix.rank)
+        elif float(relative[state.rank - 1]) < IDLE * float(relative[0]) and state.rank > self.grow:
+            self._reduce_rank(matrix, state.rank - self.grow)
+
+    def _reduce_rank(self, matrix: AdaptedMatrix, rank: int) -> None:
+        """Keep the strongest directions only, in the first columns of B and rows of A."""
+        spikes = matrix.spikes()
+        kept = min(rank, spikes.rank)
         root = abs(matrix.scale) ** 0.5
         sign = -1.0 if matrix.scale < 0 else 1.0
         B, A = (x.clone() for x in matrix.factors)
-        B[:, :keep] = (sign * kept.P[:, :keep] / root).to(B)
-        A[:keep] = (kept.Q[:, :keep] / root).mT.to(A)
-        B[:, keep:] = 0
+        B[:, :kept] = (sign * spikes.P[:, :kept] / root).to(B)
+        A[:kept] = (spikes.Q[:, :kept] / root).mT.to(A)
+        B[:, kept:] = 0
         matrix.write(B, A)
         self.state[matrix.name].rank = rank
 
 
-def _require_both(matrices: Sequence[AdaptedMatrix]) -> None:
-    """InputError unless both factors of each are its own and trained."""
+def _require_both_factors(matrices: Sequence[AdaptedMatrix]) -> None:
+    """InputError unless both factors of each are trained, and shared with no other update."""
     for matrix in matrices:
-        matrix.settle()
-    for matrix, free in zip(matrices, free_factors(matrices), strict=True):
-        if not all(free):
-            which = "B" if not free[0] else "A"
+        matrix.prepare()
+    for matrix, changeable in zip(matrices, changeable_factors(matrices), strict=True):
+        if not all(changeable):
+            which = "B" if not changeable[0] else "A"
             raise InputError(
                 f"{matrix.name}: expected two factors that are trained and its own, which a change "
-                f"of rank rewrites, got {which} frozen or shared with other layers; use EdgeClip"
+                f"of rank rewrites, got {which} frozen or shared with other layers; use SpikeClip"
             )
-
-
-_thresholds = thresholds  # an argument has the name

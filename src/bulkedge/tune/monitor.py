@@ -1,4 +1,4 @@
-"""Intruder dimensions while they appear: a look at a few layers every few steps."""
+"""Intruder dimensions while a model trains: a few layers are checked every few steps."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verd
 from bulkedge.rmt.empirical import FEWEST
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
-from ._chosen import chosen
-from ._edge import thresholds
-from ._full import FullMatrix, NamedWeight, weight_of
-from ._layers import adapted_matrices
-from ._matrix import like, require_in_memory, spread_like
-from ._spikes import effective_rank
+from ._core_svd import effective_rank
+from ._full import FullMatrix, NamedWeight, find_weight
+from ._layers import adapted_matrices, require_same_layers
+from ._matrix import distribute_like, like, require_in_memory
+from ._select import select
+from ._thresholds import measure_thresholds
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
@@ -35,11 +35,11 @@ LEAST = 1e-3
 
 
 class Watched(Protocol):
-    """A matrix that a monitor looks at: :class:`AdaptedMatrix`, or :class:`FullMatrix`."""
+    """A matrix that a monitor checks: :class:`AdaptedMatrix`, :class:`FullMatrix`, or your own."""
 
     @property
     def name(self) -> str:
-        """Of the module."""
+        """The name of the module or parameter."""
         ...
 
     @property
@@ -49,15 +49,15 @@ class Watched(Protocol):
 
     @property
     def strengths(self) -> Tensor:
-        """Leading singular values of the update, descending."""
+        """The leading singular values of the update, descending."""
         ...
 
     def base_map(self) -> LinearMap:
-        """W0."""
+        """The base W0 as a map."""
         ...
 
     def tuned_map(self) -> LinearMap:
-        """W."""
+        """The present weight W as a map."""
         ...
 
 
@@ -67,25 +67,25 @@ def full_matrices(
     *,
     base: Mapping[str, Tensor] | None = None,
 ) -> list[FullMatrix]:
-    """The weights of a model that are trained in full, each with a copy of what it is now.
+    """The weights of a model that are trained in full, each with a copy of its present value.
 
-    A weight is found by its name whenever it is looked at.  One that :func:`hold_update` holds is
-    watched as the model uses it: held.
+    A weight is found by its name at every use.  One that :func:`hold_update` holds is watched as
+    the model uses it, which is the held weight.
 
     Args:
         model: The model, before it is trained.
         modules: Patterns of parameter names.
-        base: What the weights were, by name, where the model has been trained already, as that of a
-            run that is resumed: the ``state_dict()`` of the model that it began with.
+        base: The weights before training, by name, if the model has been trained already (a run
+            that is resumed): the ``state_dict()`` of the model from which the run began.
 
     Returns:
-        One entry a trainable matrix that is no embedding and has a bulk: a head with fewer than
-        twelve outputs has none.
+        One entry for each trainable matrix, but for embeddings and for matrices with fewer than
+        twelve rows or columns (small heads), which have no bulk.
 
     Raises:
-        InputError: If a weight is missing in ``base``, or has another shape there; later, if a
-            weight is gone or has another shape.
-        RecipeError: If a pattern matches none of them.
+        InputError: If a weight is missing in ``base``, or has another shape there; at a later use,
+            if a weight is gone or has another shape.
+        RecipeError: If a pattern matches no weight.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2))
@@ -101,14 +101,14 @@ def full_matrices(
         and min(parameter.shape) >= FEWEST
         and id(parameter) not in embeddings
     ]
-    used = chosen(modules, names, str)
-    return [NamedWeight(model, name, _before(model, name, base)) for name in used]
+    used = select(modules, names, str)
+    return [NamedWeight(model, name, _base_of(model, name, base)) for name in used]
 
 
-def _before(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
-    """What a weight was: a copy, or what the caller gives; spread over processes as it is."""
+def _base_of(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
+    """The base of a weight: a copy of it, or what the caller gives, spread as the weight is."""
     with torch.no_grad():
-        weight = weight_of(model, name)
+        weight = find_weight(model, name)
     if base is None and weight is not None:
         return require_in_memory(name, weight).detach().clone()
     known = (base or {}).get(name)
@@ -119,22 +119,22 @@ def _before(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> T
             f"{name}: expected its base of shape {wanted} in base=, got {found}; give the "
             "state_dict() of the model that training began with"
         )
-    return spread_like(known.detach(), weight)
+    return distribute_like(known.detach(), weight)
 
 
 @dataclass
 class LayerFigures:
-    """What a look at a layer has found.
+    """The figures of a layer at its latest check.
 
     Attributes:
-        step: When it was.
+        step: The step of the check.
         intruders: How many leading directions score below ε, without those that are ``rotated``.
         rotated: How many score below ε but lie mostly inside the base's leading space.  The paper's
             count, ``intruders`` in an audit's record, is the sum of both.
         undecided: How many verdicts the certificate left open.
         worst: The lowest score.
         strongest: The strongest spike of the update over θ_c.
-        effective_rank: That of the update's spikes.
+        effective_rank: The effective rank of the update's spikes.
     """
 
     step: int
@@ -147,36 +147,37 @@ class LayerFigures:
 
 
 Model = Union[nn.Module, Sequence[Watched]]  # noqa: UP007 — Python 3.10
+"""A model that PEFT has wrapped, or matrices to be watched."""
 
 
 class Monitor:
-    """Look at a few layers every few steps, in turn, and tell what is known of all.
+    """Check a few layers every few steps, in turn, and keep the latest figures of each.
 
-    A look takes the leading tuned triplets, from where the last look found them, and bounds their
-    scores as the audit does (:func:`bulkedge.intruder.certify`): some tens of thin products with
-    the base; an SVD of it where its shorter side is at most 384, which costs less.  Nothing is kept
-    but k vectors a layer.
+    A check solves for the leading tuned triplets, starting from those of the last check, and bounds
+    their scores as the audit does (:func:`bulkedge.intruder.certify`) by some tens of thin products
+    with the base, or by an SVD of the base if its shorter side is at most 384, which costs less.
+    It keeps k vectors a layer and nothing else.
 
-    With parameters that are spread over processes (FSDP2), all processes must call ``step``.
+    If parameters are spread over processes (FSDP2), all processes must call ``step``.
 
     Args:
         model: A model wrapped by PEFT, on the device where it trains; or matrices, such as those of
             :func:`full_matrices`.
-        every: Steps between looks.
-        per_call: Layers a look.
+        every: Steps between checks.
+        per_call: How many layers are checked at a time.
         top_k: How many leading directions are judged.
-        epsilon: The paper's threshold of scores.
-        thresholds: θ_c by name, for those that are known already.
+        epsilon: The paper's bound ε on scores, below which a direction counts as new.
+        thresholds: θ_c by name, for matrices whose threshold is known already.
         adapter: Which adapter; the active one if None.
         modules: Patterns of the names of modules, or of matrices.
 
     Attributes:
-        steps: How many there were.
-        figures: What is known of each layer that was looked at, by name.
+        steps: The number of steps so far.
+        figures: The latest figures of each layer that was checked, by name.
 
     Raises:
-        InputError: If a number is not positive, there is nothing to watch, two matrices have one
-            name, or a base has no threshold.
+        InputError: If a number is not positive, there is nothing to watch, two matrices have the
+            same name, or a base has no threshold.
 
     Example:
         >>> from bulkedge.tune import AdaptedMatrix
@@ -208,23 +209,19 @@ class Monitor:
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            self.matrices = chosen(modules, model, lambda matrix: matrix.name)
-        names = [matrix.name for matrix in self.matrices]
-        if not names or len(set(names)) < len(names):
-            twice = [name for name in names if names.count(name) > 1]
-            got = f"two named {twice[0]}" if twice else "none"
-            raise InputError(f"expected matrices to watch, each with a name of its own, got {got}")
-        self.thresholds = _thresholds(self.matrices, thresholds)
+            self.matrices = select(modules, model, lambda matrix: matrix.name)
+        _require_names([matrix.name for matrix in self.matrices])
+        self.thresholds = measure_thresholds(self.matrices, thresholds)
         self.steps = self._next = 0
         self.figures: dict[str, LayerFigures] = {}
         self._last: dict[str, tuple[Tensor, Tensor]] = {}
-        self._begun, self._own = time.perf_counter(), 0.0
+        self._started, self._seconds = time.perf_counter(), 0.0
 
     def step(self) -> bool:
         """To be called after each step of the optimiser.
 
         Returns:
-            Whether this one brought a look.
+            Whether layers were checked at this step.
         """
         self.steps += 1
         if self.steps % self.every:
@@ -233,16 +230,16 @@ class Monitor:
         return True
 
     def look(self, count: int | None = None) -> None:
-        """Look at the next layers now.
+        """Check the next layers now.
 
         Args:
-            count: How many; all of them if None.
+            count: How many layers; all of them if None.
 
         Raises:
             InputError: If a weight is not finite: training has diverged.
         """
-        _finish_other_work()
-        begun, layers = time.perf_counter(), len(self.matrices)
+        _wait_for_gpu()
+        started, layers = time.perf_counter(), len(self.matrices)
         with torch.no_grad():
             for _ in range(layers if count is None else min(count, layers)):
                 matrix = self.matrices[self._next % layers]
@@ -251,39 +248,40 @@ class Monitor:
                 except InputError as error:
                     raise InputError(f"{matrix.name}: after step {self.steps}: {error}") from error
                 self._next += 1
-        self._own += time.perf_counter() - begun
+        self._seconds += time.perf_counter() - started
 
     @property
     def worst_layer(self) -> str | None:
-        """Where the lowest score is that is known; None before a look."""
+        """The name of the layer with the lowest known score; None before the first check."""
         return min(self.figures, key=lambda name: self.figures[name].worst, default=None)
 
     @property
     def complete(self) -> bool:
-        """Whether every layer has been looked at."""
+        """Whether every layer has been checked."""
         return len(self.figures) == len(self.matrices)
 
     def metrics(self) -> dict[str, float]:
-        """What the latest look at each layer has found, as numbers to log; empty before a look.
+        """The latest figures of all layers, as numbers to log; empty before the first check.
 
         Returns:
-            ``bulkedge/coverage``: the part of the layers that were looked at so far, and over these
-            ``worst_score`` (lowest), ``strongest_spike`` (highest), ``effective_rank`` and
-            ``intruders_per_layer`` (means), and ``overhead``.  The counts ``intruders``,
-            ``rotated`` and ``undecided`` are totals over all layers, and absent until every layer
-            has been looked at: a sum over a part of the model grows while nothing changes.
+            ``bulkedge/coverage``, the fraction of layers that were checked so far; over these
+            layers ``worst_score`` (lowest), ``strongest_spike`` (highest), ``effective_rank`` and
+            ``intruders_per_layer`` (means); and ``overhead``, the monitor's fraction of the time.
+            The counts ``intruders``, ``rotated`` and ``undecided`` are totals over all layers, and
+            absent until every layer has been checked: a total over some layers would grow with the
+            coverage.
         """
         if not self.figures:
             return {}
         seen = list(self.figures.values())
-        elapsed = max(time.perf_counter() - self._begun, 1e-9)
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
         found = {
             "coverage": len(seen) / len(self.matrices),
             "intruders_per_layer": sum(layer.intruders for layer in seen) / len(seen),
             "worst_score": min(layer.worst for layer in seen),
             "strongest_spike": max(layer.strongest for layer in seen),
             "effective_rank": sum(layer.effective_rank for layer in seen) / len(seen),
-            "overhead": self._own / elapsed,
+            "overhead": self._seconds / elapsed,
         }
         if self.complete:
             for count in ("intruders", "rotated", "undecided"):
@@ -300,15 +298,12 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            InputError: If it is of other layers.
+            InputError: If it is the state of other layers.
         """
-        known = {matrix.name for matrix in self.matrices}
-        if set(state["thresholds"]) != known:
-            odd = sorted(set(state["thresholds"]) ^ known)
-            raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")
+        require_same_layers((matrix.name for matrix in self.matrices), state["thresholds"])
         self.steps, self._next = int(state["steps"]), int(state["next"])
         self.thresholds = dict(state["thresholds"])
         self.figures = {name: LayerFigures(**x) for name, x in state["layers"].items()}
@@ -377,10 +372,15 @@ class Monitor:
         return found.score, verdicts
 
 
-def _finish_other_work() -> None:
-    """What training has left to do on a GPU is not this monitor's time."""
+def _require_names(names: Sequence[str]) -> None:
+    """InputError unless there are matrices to watch, each with a name of its own."""
+    if not names or len(set(names)) < len(names):
+        twice = [name for name in names if names.count(name) > 1]
+        got = f"two named {twice[0]}" if twice else "none"
+        raise InputError(f"expected matrices to watch, each with a name of its own, got {got}")
+
+
+def _wait_for_gpu() -> None:
+    """Let queued work of the training finish, so that it does not count as the monitor's time."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-_thresholds = thresholds  # an argument has the name

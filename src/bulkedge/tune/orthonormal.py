@@ -7,29 +7,29 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
 from bulkedge._fields import check_values, one_of
 
-from ._layers import Adapted, AdaptedMatrix, adapted_matrices
-from ._optimizer import after_step
+from ._layers import Adapted, AdaptedMatrix
+from .holder import AdapterHolder
 
 Retraction = Literal["qr", "polar"]
 ROUNDING = 2
-"""Orthonormal columns whose entries are rounded have products within eps of those of the identity:
-each entry moves by eps/2 of itself.  Twice that is allowed."""
+"""The error allowed in the Gram matrix of a frozen orthonormal factor, in units of eps of its
+dtype; rounding each entry of the factor by half an eps causes an error of about one eps."""
 
 
-class OrthonormalFactors:
-    """Keep ``BᵀB = A Aᵀ = I`` by a retraction after each step; then every spike is s.
+class OrthonormalFactors(AdapterHolder):
+    """Keep ``BᵀB = A Aᵀ = I`` by a retraction after each step, so that every spike equals s.
 
     The factors stay plain parameters of a plain LoRA: files, merging and serving are PEFT's own.
-    What norm the update has is s alone, ``α/r``, or ``α/√r`` with ``use_rslora``; below θ_c of the
-    layer no generic spike can separate.  It does not begin at zero: begin with a small s.
+    The norm of the update is the scale s that PEFT gives the layer (``α/r``, or ``α/√r`` with
+    ``use_rslora``); if s is below θ_c of the layer, no generic spike makes an outlier.  The update
+    does not begin at zero: begin with a small s.
 
-    A layer is found by its name at each step.  A factor that is frozen is left as it is, and must
-    be orthonormal then: LoRA-FA's A is, if it is frozen after this was built.
+    A layer is found by its name at each step.  A frozen factor stays as it is, and must be
+    orthonormal: that of LoRA-FA is, if it is frozen after this holder was built.
 
     Cost: two thin QR or polar decompositions a layer and step, O((m + n) r²).
 
@@ -66,15 +66,15 @@ class OrthonormalFactors:
         generator: torch.Generator | None = None,
     ) -> None:
         check_values(self, method=(method, one_of("qr", "polar")))
+        super().__init__(model, adapter=adapter, modules=modules)
         self.method: Retraction = method
-        self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
         for matrix in self.matrices:
             if matrix.rank > min(matrix.shape):
                 raise InputError(
                     f"{matrix.name}: expected a rank of at most {min(matrix.shape)}, the shorter "
                     f"side, got {matrix.rank}"
                 )
-            B, A = (_begun(x, generator) for x in matrix.factors)
+            B, A = (_nonzero(x, generator) for x in matrix.factors)
             matrix.write(B, A)
         self.step()
 
@@ -85,23 +85,11 @@ class OrthonormalFactors:
             matrix.write(B, A.mT)
             _require_orthonormal(matrix)
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Do so after each step of an optimiser.
-
-        Args:
-            optimizer: Any optimiser of torch, also as Accelerate or Lightning wraps it.
-
-        Returns:
-            A handle: ``handle.remove()`` ends it.
-
-        Raises:
-            InputError: If the optimiser trains nothing of what is held, or saves other weights than
-                it leaves after a step (schedule-free).
-        """
-        return after_step(optimizer, self.matrices, self.step)
+    def on_attach(self) -> None:
+        """Nothing: the factors have been orthonormal since this was built."""
 
     def _retracted(self, matrix: AdaptedMatrix, X: Tensor) -> Tensor:
-        """A factor's columns, orthonormal; InputError if they are not finite."""
+        """The retraction of a factor; InputError if it is not finite."""
         if not bool(X.isfinite().all()):
             raise InputError(
                 f"{matrix.name}: expected finite factors, got NaN or infinity; training has "
@@ -111,18 +99,18 @@ class OrthonormalFactors:
 
 
 def _columns(matrix: AdaptedMatrix) -> tuple[Tensor, Tensor]:
-    """What is to be orthonormal: the columns of B, and of Aᵀ."""
+    """The two matrices that are to have orthonormal columns: B and Aᵀ."""
     B, A = matrix.factors
     return B, A.mT
 
 
-def _begun(X: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A factor with a span: PEFT begins with zeros in B, and in A of an embedding."""
+def _nonzero(X: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The factor, or random numbers in place of the zeros with which PEFT begins one of the two."""
     return X if bool(X.any()) else torch.randn(X.shape, generator=generator).to(X)
 
 
 def _require_orthonormal(matrix: AdaptedMatrix) -> None:
-    """InputError if a frozen factor is not orthonormal, so that the other one cannot mend it."""
+    """InputError if a factor is frozen, and so was not written, and is not orthonormal."""
     for which, X, trained in zip("BA", _columns(matrix), matrix.trained, strict=True):
         if trained:
             continue
@@ -137,7 +125,7 @@ def _require_orthonormal(matrix: AdaptedMatrix) -> None:
 
 
 def orthonormal(X: Tensor, method: Retraction) -> Tensor:
-    """An orthonormal matrix near X with its columns' span.
+    """A matrix near X with orthonormal columns of the same span.
 
     Args:
         X: Shape ``(m, r)``, of full rank.
@@ -146,7 +134,7 @@ def orthonormal(X: Tensor, method: Retraction) -> Tensor:
     Returns:
         Shape and dtype of X.
     """
-    # in float64, which no autocast and no TF32 shortens
+    # float64, which neither autocast nor TF32 rounds to fewer digits
     Q, R = torch.linalg.qr(X.double())
     if method == "polar":
         U, _, Vt = torch.linalg.svd(R)

@@ -1,12 +1,13 @@
-"""A matrix that is spread over processes, as a map: products and sums of thin blocks, no gathering.
+"""A matrix that is spread over processes, as a map that never gathers the matrix.
 
-FSDP2 keeps each process's part of a weight as a ``DTensor``.  Its singular triplets take products
-with thin blocks alone; those are computed by the part and put together: with rows apart,
+FSDP2 keeps each process's part of a weight as a ``DTensor``.  Singular triplets need only products
+with thin blocks.  Each process multiplies its part, and the results are combined.  If the matrix is
+split by rows,
 
     W X = [W_1 X; …; W_p X]  (gathered),      Wᵀ Y = Σ_i W_iᵀ Y_i  (all-reduced),
 
-and the other way round with columns apart.  Every process holds the same blocks and takes the same
-steps, so that all of them must call whatever uses the map.
+and the other way round if it is split by columns.  Every process holds the same blocks and takes
+the same steps, so all processes must call whatever uses the map.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from bulkedge._linmap import Dense, LinearMap, Widened
 class ShardedMatrix(LinearMap):
     """A matrix of which each process of a group has some rows, or some columns.
 
-    Cost of a product: that of the part, and one collective of the size of the result.
+    Cost of a product: that of the local part, and one collective of the size of the result.
 
     Args:
-        local: This process's part.
+        local: The part of this process.
         sizes: How many rows, or columns, each process has, in the order of the group.
-        dim: 0 for rows, 1 for columns.
+        dim: 0 if the matrix is split by rows, 1 if by columns.
         group: The processes.
     """
 
@@ -42,19 +43,19 @@ class ShardedMatrix(LinearMap):
         self.shape = (sum(sizes), n) if dim == 0 else (m, sum(sizes))
         self.dtype, self.device = local.dtype, local.device
         place = group.rank()
-        self.mine = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+        self.local_slice = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
 
     def matmat(self, X: Tensor) -> Tensor:
         """See :meth:`LinearMap.matmat`."""
         if self.dim == 0:
             return self._gathered(self.local.matmat(X))
-        return self._summed(self.local.matmat(X[self.mine]))
+        return self._summed(self.local.matmat(X[self.local_slice]))
 
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""
         if self.dim == 1:
             return self._gathered(self.local.rmatmat(Y))
-        return self._summed(self.local.rmatmat(Y[self.mine]))
+        return self._summed(self.local.rmatmat(Y[self.local_slice]))
 
     def norm_bound(self) -> float:
         """``‖W‖_F``, the same in all processes."""
@@ -62,13 +63,13 @@ class ShardedMatrix(LinearMap):
         return float(self._summed(square.to(self.device)).sqrt())
 
     def to_dense(self) -> Tensor:
-        """The whole matrix in every process: what this map is there to avoid."""
+        """The whole matrix, gathered in every process; products need no gathering."""
         whole = self.local.to_dense()
         return self._gathered(whole) if self.dim == 0 else self._gathered(whole.mT).mT
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """This process's part."""
+        """The part of this process."""
         return self.local.tensors
 
     def with_tensors(self, *tensors: Tensor) -> ShardedMatrix:
@@ -80,13 +81,14 @@ class ShardedMatrix(LinearMap):
         return ShardedMatrix(self.local.widened(), self.sizes, self.dim, self.group)
 
     def _summed(self, part: Tensor) -> Tensor:
+        """The sum over all processes."""
         total = part.contiguous().clone()
         all_reduce(total, ReduceOp.SUM, group=self.group)
         return total
 
     def _gathered(self, part: Tensor) -> Tensor:
-        """Parts of unequal height, one below the other."""
-        # collectives take equal shapes: shorter parts are padded
+        """The parts of all processes, one below the other."""
+        # collectives need equal shapes: shorter parts are padded
         padded = part.new_zeros(max(self.sizes), part.shape[1])
         padded[: len(part)] = part
         parts = [torch.empty_like(padded) for _ in self.sizes]
@@ -100,16 +102,16 @@ def sharded_map(matrix: DTensor, dtype: torch.dtype | None = None) -> LinearMap:
     Args:
         matrix: Shape ``(m, n)``, sharded by rows or by columns over at most one dimension of its
             mesh (FSDP2), replicated over the others (HSDP).
-        dtype: Of the products; that of the matrix if None.
+        dtype: The dtype of products; that of the matrix if None.
 
     Returns:
         The map; all processes that share a copy of the matrix must use it together.
 
     Raises:
-        InputError: If the matrix is spread in another way.
+        InputError: If the matrix is spread over processes in another way.
     """
     spread = [i for i, x in enumerate(matrix.placements) if not isinstance(x, Replicate)]
-    # a strided shard, of tensor parallelism under FSDP2, is a subclass with another order of rows
+    # tensor parallelism under FSDP2 has a subclass of Shard, in which the rows are in another order
     plain = all(type(matrix.placements[i]) is Shard for i in spread)
     if matrix.ndim != 2 or len(spread) > 1 or not plain:
         raise InputError(
@@ -123,6 +125,6 @@ def sharded_map(matrix: DTensor, dtype: torch.dtype | None = None) -> LinearMap:
     placement: Any = matrix.placements[spread[0]]
     dim, group = placement.dim % 2, matrix.device_mesh.get_group(spread[0])
     count = get_world_size(group)
-    chunk = -(-matrix.shape[dim] // count)  # as torch.chunk deals them out
+    chunk = -(-matrix.shape[dim] // count)  # the rule of torch.chunk
     sizes = [max(0, min(chunk, matrix.shape[dim] - i * chunk)) for i in range(count)]
     return ShardedMatrix(part, tuple(sizes), dim, group)

@@ -1,15 +1,16 @@
-"""What holds and what penalises, in a ``Trainer`` of transformers."""
+"""Holders and penalties in a ``Trainer`` of transformers."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from bulkedge._errors import InputError, MissingExtraError
 
+from ._after_step import require_in_model, require_trained
 from ._matrix import AdaptedMatrix
-from ._optimizer import require_of, require_trained
+from .holder import Holder
 from .penalty import IntruderPenalty
 
 try:
@@ -26,36 +27,34 @@ except ImportError as error:
     ) from error
 
 
-@runtime_checkable
-class Holder(Protocol):
-    """Anything with a ``step``: ``EdgeClip``, ``OrthonormalFactors``, ``RankController``."""
-
-    def step(self) -> object:
-        """What is done after each step of the optimiser."""
-        ...
-
-
 class AfterStep(TrainerCallback, ExportableState):
-    """Call holders after each step of the optimiser, and save and resume what they know.
+    """Call holders after each step of the optimiser, and save and resume their state.
 
     The state of holders that have one is written into ``trainer_state.json`` with each checkpoint,
     and read from there by ``trainer.train(resume_from_checkpoint=…)``.
 
     Args:
-        holders: In the order in which they are called.
+        holders: Any :class:`~bulkedge.tune.Holder`, in the order in which they are called.
 
     Raises:
-        InputError: If one of them has no ``step``; while training, if the optimiser trains nothing
-            of what one of them holds, or saves other weights than it leaves after a step.
+        InputError: If one of them has no ``step`` or is given twice; while training, if the
+            optimiser trains nothing of what one of them holds, or saves other weights than it
+            leaves after a step.
 
     Example:
-        >>> trainer = Trainer(model, args, callbacks=[AfterStep(EdgeClip(model))])  # doctest: +SKIP
+        >>> holders = AfterStep(SpikeClip(model))  # doctest: +SKIP
+        >>> trainer = Trainer(model, args, callbacks=[holders])  # doctest: +SKIP
     """
 
     def __init__(self, *holders: Holder) -> None:
         for holder in holders:
             if not isinstance(holder, Holder):
                 raise InputError(f"expected holders with a step(), got {type(holder).__name__}")
+            if sum(other is holder for other in holders) > 1:
+                raise InputError(
+                    f"expected each holder once, got one {type(holder).__name__} twice; give it "
+                    "once, or build a second one for other layers"
+                )
         self.holders = holders
 
     def on_train_begin(
@@ -65,7 +64,7 @@ class AfterStep(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Take up the state of a resumed run; hold what it begins with."""
+        """Load the state of a resumed run; in a new run, call every holder once."""
         if not self.holders:
             raise InputError(
                 "expected holders, got none: restore_callback_states_from_checkpoint makes "
@@ -81,9 +80,9 @@ class AfterStep(TrainerCallback, ExportableState):
         states = saved["attributes"]["states"]
         if len(states) != len(self.holders):
             raise InputError(f"expected the {len(states)} holders of the run that is resumed")
-        for holder, its in zip(self.holders, states, strict=True):
-            if its is not None:
-                holder.load_state_dict(its)  # pyright: ignore[reportAttributeAccessIssue]
+        for holder, saved_state in zip(self.holders, states, strict=True):
+            if saved_state is not None:
+                holder.load_state_dict(saved_state)  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_optimizer_step(
         self,
@@ -92,11 +91,11 @@ class AfterStep(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Hold."""
+        """Call every holder."""
         self._step(kwargs.get("optimizer"))
 
     def state(self) -> dict[str, Any]:
-        """What ``trainer_state.json`` holds."""
+        """The entry of this callback in ``trainer_state.json``."""
         states = [
             holder.state_dict() if hasattr(holder, "state_dict") else None  # pyright: ignore
             for holder in self.holders
@@ -112,7 +111,7 @@ class AfterStep(TrainerCallback, ExportableState):
 
 
 def _adapted(holder: object) -> list[AdaptedMatrix]:
-    """The adapted matrices that a holder holds, or a penalty penalises."""
+    """The adapted matrices that a holder changes, or that a penalty depends on."""
     return [x for x in getattr(holder, "matrices", ()) if isinstance(x, AdaptedMatrix)]
 
 
@@ -139,23 +138,23 @@ class PenaltyMixin:
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of the trainer, and the penalty."""
+        """The loss of the trainer plus the penalty."""
         loss, outputs = super().compute_loss(  # pyright: ignore[reportAttributeAccessIssue]
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if self.intruder_penalty is not None and model.training:
-            require_of(model, _adapted(self.intruder_penalty))
+            require_in_model(model, _adapted(self.intruder_penalty))
             value = self.intruder_penalty().to(loss.device)
-            # with a count of items the loss is not divided by the number of batches afterwards
+            # if a count of items is given, the trainer does not divide by the number of batches
             if not self._divides(num_items_in_batch):
                 value = value / self.current_gradient_accumulation_steps  # pyright: ignore
             loss = loss + value
         return (loss, outputs) if return_outputs else loss
 
     def _divides(self, num_items_in_batch: Any) -> bool:
-        """Whether the trainer divides by the number of accumulated batches itself."""
+        """Whether the trainer itself divides by the number of accumulated batches."""
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
-        if scaled is None:  # as the trainer reckons it
+        if scaled is None:  # the rule of the trainer
             accepts = self.model_accepts_loss_kwargs  # pyright: ignore[reportAttributeAccessIssue]
             own = self.compute_loss_func  # pyright: ignore[reportAttributeAccessIssue]
             scaled = (accepts and num_items_in_batch is not None) or own is not None

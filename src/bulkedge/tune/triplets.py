@@ -1,4 +1,4 @@
-"""Leading triplets of many weights, from step to step: what spectral optimisers ask for."""
+"""The leading triplets of many weights at every step, as spectral optimisers need them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from bulkedge._precision import full_precision
 from bulkedge.triplet import SingularTriplets, Status
 from bulkedge.triplet.solver._start import generic
 
-from ._matrix import is_distributed, require_in_memory
+from ._matrix import is_distributed, product_dtype, require_in_memory
 
 Weights = Union[Sequence[Tensor], Callable[[], Sequence[Tensor]]]  # noqa: UP007 — Python 3.10
+"""Weights, or a function that returns them."""
 STACKED = 1 << 21
-"""Weights of one shape are stacked into one batch while they have so many entries each or fewer."""
+"""Weights of one shape are stacked into one batch if each has at most so many entries."""
 
 
 class LeadingTriplets:
     """The k leading triplets of each of a list of weights, warm-started, with their residuals.
 
     For optimisers that need ``u₁v₁ᵀ`` or ``‖W‖₂`` of every weight at every step.  Weights change
-    little from step to step, and so do their leading vectors: usually one iteration of the block
-    does, two products with each weight.  Weights of one shape go through batched products.  Every
-    value comes with its residual: whoever takes a fixed number of power iterations does not know
-    what was computed.
+    little from step to step, and so do their leading vectors: usually one block iteration suffices,
+    which is two products with each weight.  Weights of one shape go through batched products.
+    Every value comes with its residual, which a fixed number of power iterations does not give.
 
-    Weights may change dtype or device between calls; one that is replaced by another tensor is not
-    seen, unless ``weights`` is a function that gives them.
+    Weights may change dtype or device between calls.  If a weight may be replaced by another
+    tensor, give ``weights`` as a function.
 
     A weight of three or more dimensions is a batch of matrices.  For attention heads give views:
     ``weight.unflatten(0, (heads, -1))``.
@@ -41,18 +41,19 @@ class LeadingTriplets:
     Cost of a call: two products of every weight with ``k + oversample`` vectors an iteration.
 
     Args:
-        weights: Tensors of two or more dimensions, which are read anew at each call; or a function
-            without arguments that gives them, called at each call: ``lambda:
+        weights: Tensors of two or more dimensions, whose values are read at each call; or a
+            function without arguments that returns them, called at each call: ``lambda:
             list(model.parameters())`` sees parameters that were replaced.
         k: How many triplets.
         rtol: Wanted residual, relative to σ₁.
-        oversample: Vectors carried beyond k; the last is renewed at each call, so that a direction
-            that overtakes the known ones is seen.
-        max_steps: Iterations a call at most; ``Status.MAX_STEPS`` where they do not suffice.
+        oversample: Vectors carried beyond k; the last is replaced by a generic one at each call, so
+            that a direction that overtakes the known ones is found.
+        max_steps: At most so many iterations a call; the status is ``Status.MAX_STEPS`` if they do
+            not suffice.
 
     Raises:
-        InputError: If a weight has fewer than two dimensions, or no entries, or k does not fit, or,
-            when it is called, if one is not finite, not in memory, or spread over processes.
+        InputError: If a weight has fewer than two dimensions or no entries, or k exceeds a side;
+            at a call, if a weight is not finite, not in memory, or spread over processes.
 
     References:
         Halko, Martinsson, Tropp, arXiv:0909.4061: the block iteration.
@@ -75,7 +76,7 @@ class LeadingTriplets:
     ) -> None:
         sizes = {"oversample": (oversample, whole(0)), "max_steps": (max_steps, whole(1))}
         check_values(self, k=(k, whole(1)), rtol=(rtol, TOLERANCE), **sizes)
-        self._given, self.k = weights, k
+        self._source, self.k = weights, k
         self.rtol, self.oversample, self.max_steps = rtol, oversample, max_steps
         self._starts: dict[tuple[int, ...], Tensor] = {}
         for i, weight in enumerate(self.weights):
@@ -83,11 +84,11 @@ class LeadingTriplets:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The weights as they are now."""
-        return list(self._given() if callable(self._given) else self._given)
+        """The present weights."""
+        return list(self._source() if callable(self._source) else self._source)
 
     def __call__(self) -> list[SingularTriplets]:
-        """The triplets of all weights as they are now, in their order; no gradient."""
+        """The triplets of the present weights, in their order, without a gradient."""
         found: dict[int, SingularTriplets] = {}
         weights = self.weights
         with torch.no_grad():
@@ -96,14 +97,14 @@ class LeadingTriplets:
                 W = batches[0] if len(batches) == 1 else torch.cat(batches)
                 _require_finite(members, batches, W)
                 with full_precision(W.device):
-                    result, self._starts[members] = self._scaled(W, self._starts.get(members))
+                    result, self._starts[members] = self._solve_scaled(W, self._starts.get(members))
                 sizes = [len(batch) for batch in batches]
                 for i, part in zip(members, _split(result, sizes), strict=True):
-                    found[i] = _shaped(part, weights[i].shape[:-2])
+                    found[i] = _reshape(part, weights[i].shape[:-2])
         return [found[i] for i in range(len(weights))]
 
     def _groups(self, weights: Sequence[Tensor]) -> list[tuple[int, ...]]:
-        """Which weights go through one batch: those of one shape, dtype and device."""
+        """Indices of the weights that go through one batch: of one shape, dtype and device."""
         groups: dict[object, list[int]] = defaultdict(list)
         for i, weight in enumerate(weights):
             self._require_fit(i, weight)
@@ -113,7 +114,7 @@ class LeadingTriplets:
         return [tuple(members) for members in groups.values()]
 
     def _require_fit(self, i: int, weight: Tensor) -> None:
-        """InputError unless a weight is a matrix, or a batch of them, in this process's memory."""
+        """InputError unless a weight is a matrix or a batch of them, in memory as a whole."""
         fits = weight.ndim >= 2 and weight.numel() > 0 and self.k <= min(weight.shape[-2:])
         if not fits or not weight.is_floating_point():
             raise InputError(
@@ -127,24 +128,24 @@ class LeadingTriplets:
                 "gather it first with full_tensor(), or take singular_triplet(sharded_map(weight))"
             )
 
-    def _scaled(self, W: Tensor, start: Tensor | None) -> tuple[SingularTriplets, Tensor]:
-        """Solve; once more for multiples of matrices whose squares are too small for numbers."""
+    def _solve_scaled(self, W: Tensor, start: Tensor | None) -> tuple[SingularTriplets, Tensor]:
+        """Solve; if squares of a matrix underflow, solve again for a multiple of it."""
         result, after = self._solve(W, start)
         limits = torch.finfo(W.dtype)
         if bool((result.sigma[..., 0] > limits.tiny**0.5 / limits.eps).all()):
             return result, after
         largest = W.abs().amax(dim=(-2, -1))
         _, power = torch.frexp(torch.where(largest > 0, largest, 1.0))
-        half = power // 2  # the whole power may be too large for a number
+        half = power // 2  # in two steps, because 2**power may overflow
         halves = [2.0 ** x.to(W.dtype) for x in (half, power - half)]
-        result, after = self._solve(_divided(W, halves), start)
+        result, after = self._solve(_divide(W, halves), start)
         figures = {name: getattr(result, name) for name in ("sigma", "residuals", "gaps")}
-        return replace(result, **{n: _multiplied(x, halves) for n, x in figures.items()}), after
+        return replace(result, **{n: _multiply(x, halves) for n, x in figures.items()}), after
 
     def _solve(self, W: Tensor, start: Tensor | None) -> tuple[SingularTriplets, Tensor]:
         """Block iteration on a batch; the triplets, and where the next call begins."""
         columns = min(self.k + self.oversample, *W.shape[-2:])
-        V = self._begin(W, start, columns)
+        V = self._start_block(W, start, columns)
         step = 0
         while True:
             step += 1
@@ -159,8 +160,8 @@ class LeadingTriplets:
             if converged or step >= self.max_steps:
                 return self._result(U, S, V, residuals, step, converged), V
 
-    def _begin(self, W: Tensor, start: Tensor | None, columns: int) -> Tensor:
-        """The last call's vectors with a new last one; or vectors that no matrix is made for."""
+    def _start_block(self, W: Tensor, start: Tensor | None, columns: int) -> Tensor:
+        """The vectors of the last call with a generic last one; all generic at the first call."""
         fresh = generic(W.shape[-1], columns, W).expand(len(W), -1, -1)
         if start is None or start.shape != fresh.shape:
             return fresh
@@ -169,7 +170,7 @@ class LeadingTriplets:
     def _result(
         self, U: Tensor, S: Tensor, V: Tensor, residuals: Tensor, steps: int, converged: bool
     ) -> SingularTriplets:
-        """The first k of a block; the next value tells the last gap."""
+        """The first k of a block; the value after them gives the gap of the last."""
         k = self.k
         below = torch.cat([S, torch.zeros_like(S[..., :1])], dim=-1)
         down = (below[..., :-1] - below[..., 1:])[..., :k]
@@ -186,14 +187,14 @@ class LeadingTriplets:
         )
 
 
-def _divided(W: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Each matrix of a batch over its factors, one after the other."""
+def _divide(W: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Each matrix of a batch divided by its factors, one after the other."""
     for factor in factors:
         W = W / factor[:, None, None]
     return W
 
 
-def _multiplied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+def _multiply(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """Each row of figures times its factors, one after the other."""
     for factor in factors:
         x = x * factor[:, None]
@@ -201,9 +202,9 @@ def _multiplied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
 
 def _matrices(weight: Tensor) -> Tensor:
-    """A batch of matrices, in float32 at least."""
-    half = weight.dtype in (torch.float16, torch.bfloat16)
-    return (weight.detach().float() if half else weight.detach()).reshape(-1, *weight.shape[-2:])
+    """A weight as a batch of matrices, in float32 or float64."""
+    weight = weight.detach().to(product_dtype(weight.dtype))
+    return weight.reshape(-1, *weight.shape[-2:])
 
 
 def _require_finite(members: Sequence[int], batches: Sequence[Tensor], W: Tensor) -> None:
@@ -217,7 +218,7 @@ def _require_finite(members: Sequence[int], batches: Sequence[Tensor], W: Tensor
 
 
 def _split(result: SingularTriplets, sizes: list[int]) -> list[SingularTriplets]:
-    """A batch in parts of these sizes."""
+    """The result of a batch, split into parts of these sizes."""
     names = ("sigma", "u", "v", "residuals", "gaps")
     parts = zip(*(getattr(result, name).split(sizes) for name in names), strict=True)
     return [
@@ -226,8 +227,8 @@ def _split(result: SingularTriplets, sizes: list[int]) -> list[SingularTriplets]
     ]
 
 
-def _shaped(result: SingularTriplets, batch: torch.Size) -> SingularTriplets:
-    """The same with the weight's own batch in front; none for a matrix."""
+def _reshape(result: SingularTriplets, batch: torch.Size) -> SingularTriplets:
+    """The same with the batch dimensions of the weight; a matrix has none."""
     names = ("sigma", "u", "v", "residuals", "gaps")
     tensors = [getattr(result, name) for name in names]
     return SingularTriplets(

@@ -1,4 +1,4 @@
-"""The update of a weight that is trained in full, held as a parametrization."""
+"""A bound on the update of a weight that is trained in full, as a parametrization."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bulkedge._fields import POSITIVE, check_values, optional
 from bulkedge._linmap import Dense
 from bulkedge.spectral import SpectralCap
 
-from ._edge import measure
-from ._matrix import is_distributed, require_in_memory, spread_like, storage_of, whole
-from .clip import LEVEL
+from ._matrix import distribute_like, gathered, is_distributed, require_in_memory, storage_key
+from ._thresholds import base_spectrum
+from .holder import LEVEL
 
 
 class UpdateCap(nn.Module):
@@ -42,17 +42,16 @@ class UpdateCap(nn.Module):
         )
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight, its update held.
+        """The weight with the norm of its update bounded.
 
         Args:
-            weight: As it is trained, shape ``(m, n)``.
+            weight: The trained weight, shape ``(m, n)``.
 
         Returns:
-            Of the same shape.
+            The bounded weight, shape ``(m, n)``.
 
         Raises:
-            InputError: If the weight is not finite, or not the one that was there when this was
-                made.
+            InputError: If the weight is not finite, or its shape is not that of the base.
         """
         if is_distributed(weight) or weight.shape != self.base.shape:
             raise InputError(
@@ -68,7 +67,7 @@ class UpdateCap(nn.Module):
             ) from error
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """A weight assigned is the weight kept; what is read is held."""
+        """The identity: an assigned weight is stored as it is, and bounded when it is read."""
         return weight
 
     def extra_repr(self) -> str:
@@ -83,37 +82,38 @@ def hold_update(
     level: float = LEVEL,
     threshold: float | None = None,
 ) -> nn.Module:
-    """Hold the update of a weight that is trained in full below the threshold of what it is now.
+    """Hold the update of a weight that is trained in full below the threshold of its present value.
 
-    A parametrization: the loss is that of the held weight, and its gradient goes through.  Remove
-    it with ``torch.nn.utils.parametrize.remove_parametrizations`` to keep the held weight.
+    This registers a parametrization, :class:`UpdateCap`: the loss is computed from the held weight,
+    and the gradient goes through it.  ``torch.nn.utils.parametrize.remove_parametrizations``
+    removes it and keeps the held weight.
 
-    ``state_dict()``, and so every checkpoint, has the held weight under its plain name: programs
-    that know nothing of this package load it.  A checkpoint that is loaded sets the trained weight,
-    W0 stays what it is: to resume, build the model from what it began with, hold, and then load.
+    ``state_dict()``, and so every checkpoint, has the held weight under its plain name, so that
+    programs without this package load it.  Loading a checkpoint sets the trained weight and leaves
+    W0: to resume, build the model from its weights before training, call this, and then load.
 
     The held weight is rounded to the dtype of the parameter: in bfloat16 each entry by up to a
-    256th of itself, and the norm of its update may end as much of ‖W‖_F beyond the level.
+    256th of itself, so that the norm of its update may exceed the level by up to ‖W‖_F/256.
 
-    A parameter that two modules share (a tied head) is held in the modules that this is applied to:
-    apply it to both.
+    A parameter that two modules share (a tied head) is held only in the modules for which this was
+    called: call it for both.
 
     Args:
         module: The module, changed in place.
-        name: Its parameter, which is W0 from here on.
+        name: Its parameter, whose present value becomes W0.
         level: Where to hold the norm of the update, in units of θ_c.
-        threshold: θ_c, if it is known.
+        threshold: θ_c, if it is known; else it is measured.
 
     Returns:
         The module.
 
     Raises:
-        InputError: If the parameter is no matrix, not in memory or ``level`` not positive, or it
-            has no threshold.
+        InputError: If the parameter is not a matrix, is not in memory, is held already, or has no
+            threshold, or if ``level`` is not positive.
 
     Warns:
-        UserWarning: While a state is made, if another module shares the parameter and does not hold
-            it: it is stored as held there, too, but trained as it is.
+        UserWarning: When a state is made, if another module shares the parameter and does not hold
+            it: that module is trained without a bound, but stored with the held weight.
 
     Example:
         >>> layer = nn.Linear(40, 50)
@@ -127,9 +127,15 @@ def hold_update(
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise InputError(f"expected a matrix {name!r} in {type(module).__name__}")
+    if any(isinstance(x, UpdateCap) for x in _parametrizations(module, name)):
+        raise InputError(
+            f"expected a parameter that hold_update does not hold yet, got {name!r} of "
+            f"{type(module).__name__}, which it holds; remove the first with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
     require_in_memory(name, weight)
     if threshold is None:
-        threshold = measure(name, Dense(weight.detach().float())).fit.threshold
+        threshold = base_spectrum(name, Dense(weight.detach().float())).fit.threshold
     if not threshold > 0:
         raise InputError(f"{name}: expected a positive threshold, got {threshold}")
     parametrize.register_parametrization(module, name, UpdateCap(weight, level * threshold))
@@ -141,16 +147,17 @@ def hold_update(
 def _store_plain(
     name: str, module: nn.Module, state: dict[str, Any], prefix: str, _: Any = None
 ) -> None:
-    """Put the held weight in the place of what the parametrization is made of."""
-    if not _is_held(module, name):
+    """Replace the entries of the parametrization in a state by the held weight."""
+    parametrization = _parametrization_of(module, name)
+    if parametrization is None:
         return
     inner = f"{prefix}parametrizations.{name}."
     original = state[f"{inner}original"]
     for key in [key for key in state if key.startswith(inner)]:
         del state[key]
-    held = state[f"{prefix}{name}"] = _held(module, name)
+    held = state[f"{prefix}{name}"] = _held_weight(parametrization)
     for key, value in state.items():
-        if isinstance(value, Tensor) and storage_of(value) == storage_of(original):
+        if isinstance(value, Tensor) and storage_key(value) == storage_key(original):
             state[key] = held
             warnings.warn(
                 f"{key} shares its parameter with {prefix}{name}, which hold_update holds, and is "
@@ -160,29 +167,27 @@ def _store_plain(
 
 
 def _load_plain(name: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take a plain weight for the trained one; the base stays."""
+    """Load the weight of a state as the trained weight; the base stays."""
     key, inner = f"{prefix}{name}", f"{prefix}parametrizations.{name}."
-    if key not in state or not _is_held(module, name):
+    parametrization = _parametrization_of(module, name)
+    if key not in state or parametrization is None:
         return
-    own = _own(module, name)
-    state |= own.state_dict(prefix=inner) | {f"{inner}original": state.pop(key)}
+    state |= parametrization.state_dict(prefix=inner) | {f"{inner}original": state.pop(key)}
 
 
-def _is_held(module: nn.Module, name: str) -> bool:
-    """Whether a parameter is held, and nothing else computes it."""
-    if not parametrize.is_parametrized(module, name):
-        return False
-    own = _own(module, name)
-    return len(own) == 1 and isinstance(own[0], UpdateCap)
+def _parametrizations(module: Any, name: str) -> Any:
+    """What computes a parameter: a ``ParametrizationList``, or an empty tuple."""
+    return module.parametrizations[name] if parametrize.is_parametrized(module, name) else ()
 
 
-def _own(module: Any, name: str) -> Any:
-    """What computes a parameter."""
-    return module.parametrizations[name]
+def _parametrization_of(module: nn.Module, name: str) -> Any:
+    """The parametrizations of a parameter, if an :class:`UpdateCap` is the only one; else None."""
+    found = _parametrizations(module, name)
+    return found if len(found) == 1 and isinstance(found[0], UpdateCap) else None
 
 
-def _held(module: nn.Module, name: str) -> Tensor:
-    """The held weight; spread over processes as the trained one is."""
-    own = _own(module, name)
+def _held_weight(parametrization: Any) -> Tensor:
+    """The held weight, spread over processes as the trained weight is."""
+    original = parametrization.original
     with torch.no_grad():
-        return spread_like(own[0](whole(own.original)), own.original).detach()
+        return distribute_like(parametrization[0](gathered(original)), original).detach()

@@ -3,8 +3,8 @@
     import bulkedge.tune.peft
     model = get_peft_model(model, bulkedge.tune.peft.SpectralConfig(r=8, variant="additive"))
 
-A saved adapter is loaded by stock PEFT wherever this module was imported before; what is served by
-programs that know LoRA alone is written by :func:`export_lora`, exactly.
+Stock PEFT loads a saved adapter if this module was imported before.  For programs that know LoRA
+alone, :func:`export_lora` writes the same update as a LoRA, exactly.
 """
 
 from bulkedge._errors import MissingExtraError

@@ -1,4 +1,4 @@
-"""What a spectral adapter is asked to be, as a configuration of PEFT."""
+"""The configuration of a spectral adapter, as PEFT has one for each method."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bulkedge._fields import check_values, number, one_of, whole
 NAME = "SPECTRAL"
 
 
-def _enter_type() -> None:
-    """Make the method's name one of PEFT's: its registry takes no others."""
+def _register_type() -> None:
+    """Add the name of the method to PEFT's enum: its registry accepts only members of it."""
     if NAME in PeftType.__members__:
         return
     member = str.__new__(PeftType, NAME)
@@ -28,7 +28,7 @@ def _enter_type() -> None:
         hashable.append(NAME)
 
 
-_enter_type()
+_register_type()
 
 
 @dataclass
@@ -36,20 +36,21 @@ class SpectralConfig(peft.PeftConfig):
     """Configuration of a spectral adapter.
 
     Attributes:
-        r: How many leading triplets of each weight are trained; two or more of the rotational one.
+        r: How many leading triplets of each weight are trained; at least 2 for the rotational
+            variant.
         variant: ``"additive"`` trains r(m + n) numbers a layer and may move values and spaces;
             ``"rotational"`` trains r(r − 1) and keeps both.
-        rotation: Of the rotational one: ``"cayley"`` or ``"exp"``.
+        rotation: For the rotational variant: ``"cayley"`` or ``"exp"``.
         target_modules: As in ``LoraConfig``.
-        exclude_modules: Likewise.
-        layers_to_transform: Likewise.
-        layers_pattern: Likewise.
-        modules_to_save: Likewise.
+        exclude_modules: As in ``LoraConfig``.
+        layers_to_transform: As in ``LoraConfig``.
+        layers_pattern: As in ``LoraConfig``.
+        modules_to_save: As in ``LoraConfig``.
         spectral_dropout: Dropout on the input of the update.
         bias: Only ``"none"``.
 
     References:
-        Zhang and Pilanci, arXiv:2405.13952; corrected as docs/errata-intruders.md has it.
+        Zhang and Pilanci, arXiv:2405.13952; corrected as in docs/errata-intruders.md.
     """
 
     r: int = field(default=8)

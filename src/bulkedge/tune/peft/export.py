@@ -1,4 +1,4 @@
-"""A spectral adapter as a LoRA: exactly, without an SVD."""
+"""A spectral adapter written as a LoRA: exactly, and without an SVD."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .config import SpectralConfig
 from .layer import SpectralLayer
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of modules in a saved adapter."""
+"""The prefix of the names of modules in an adapter that PEFT saved."""
 
 
 def lora_factors(
@@ -59,14 +59,14 @@ def lora_factors(
 def export_lora(
     model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default"
 ) -> Path:
-    """Write an adapter as a plain LoRA that stock PEFT, and whatever serves LoRA, loads.
+    """Write an adapter as a plain LoRA, which stock PEFT and programs that serve LoRA load.
 
     Exact, without an SVD: the factors of ΔW are thin already, of rank 2r (additive) or r
-    (rotational), with a scale of 1.  Modules that were trained in full go along.
+    (rotational), with a scale of 1.  Modules that were trained in full are written, too.
 
     Args:
         model: A model wrapped by PEFT, or one that an adapter was injected into.
-        path: The folder to be; it must not exist.
+        path: The folder to write; it must not exist.
         adapter_name: Which adapter.
 
     Returns:
@@ -80,13 +80,13 @@ def export_lora(
 
     config = _config(model, adapter_name)
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name)
-    tensors = {_full(name): x for name, x in state.items() if ".spectral_" not in name}
+    tensors = {_with_prefix(name): x for name, x in state.items() if ".spectral_" not in name}
     for name, (B, A) in lora_factors(model, adapter_name).items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = A
         tensors[f"{PREFIX}{name}.lora_B.weight"] = B
     r = 2 * config.r if config.variant == "additive" else config.r
     lora = peft.LoraConfig(
-        # of a wrapped model, whose heads PEFT trains and saves by its task
+        # PEFT trains and saves the heads of a wrapped model by its task
         task_type=config.task_type if isinstance(model, peft.PeftModel) else None,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
@@ -98,7 +98,7 @@ def export_lora(
         layers_to_transform=config.layers_to_transform,
         layers_pattern=config.layers_pattern,
         modules_to_save=config.modules_to_save,
-        # where layers of both kinds are adapted, PEFT sets it right for each as it loads them
+        # if some of the layers are not transposed, PEFT corrects this for each when it loads them
         fan_in_fan_out=any(layer._transposed for _, layer in _layers(model, adapter_name)),
     )
     with new_folder(Path(path)) as folder:
@@ -116,7 +116,7 @@ def _config(model: Any, adapter_name: str) -> SpectralConfig:
 
 
 def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, SpectralLayer]]:
-    """The layers of an adapter, by the names that they have in the model without PEFT."""
+    """The layers of an adapter, by their names in the model without PEFT."""
     if isinstance(model, BaseTuner):
         model = model.model
     for name, layer in model.named_modules():
@@ -124,6 +124,6 @@ def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Spectral
             yield name.removeprefix(PREFIX), layer
 
 
-def _full(name: str) -> str:
-    """The name of a saved tensor, of a model that was injected into as well."""
+def _with_prefix(name: str) -> str:
+    """The name of a saved tensor with the prefix, which an injected model lacks."""
     return name if name.startswith(PREFIX) else PREFIX + name

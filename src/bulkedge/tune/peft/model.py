@@ -17,7 +17,7 @@ from .layer import SpectralLayer, SpectralLinear, refuse_mixed_batch
 
 
 class SpectralModel(BaseTuner):
-    """A model with spectral adapters: what ``get_peft_model`` makes of such a configuration."""
+    """A model with spectral adapters, as ``get_peft_model`` makes it of a ``SpectralConfig``."""
 
     prefix = "spectral_"
     tuner_layer_cls = SpectralLayer
@@ -33,7 +33,7 @@ class SpectralModel(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
-        """Put a layer in the place of a target, or another adapter into it."""
+        """Replace a target by a layer with the adapter, or add the adapter to such a layer."""
         try:
             if isinstance(target, SpectralLayer):
                 target.update_layer(adapter_name, peft_config)
@@ -48,12 +48,12 @@ class SpectralModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's interface around a forward pass, where it brings names of adapters."""
+        """PEFT calls this around a forward pass; adapters for single rows are refused."""
         refuse_mixed_batch(kwargs)
         yield
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT's interface: refused, for a sum of spectral updates has no basis of its own.
+        """Refused: a weighted sum of spectral updates is no spectral update.
 
         Raises:
             InputError: Always.

@@ -1,4 +1,4 @@
-"""The threshold of each base: how strong a generic spike may be before it makes an outlier."""
+"""The threshold θ_c of each base: the strength beyond which a generic spike makes an outlier."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from bulkedge.intruder import certify
 from bulkedge.triplet.solver._start import generic
 from bulkedge.update import BaseSpectrum
 
-VALUES = 1024
-"""Shorter side up to which all singular values of a base are computed."""
-STEPS = 24
-"""Of the quadrature that stands in for them beyond."""
+EXACT_UP_TO = 1024
+"""The shorter side up to which all singular values of a base are computed."""
+QUADRATURE_STEPS = 24
+"""The number of Lanczos steps of the quadrature that replaces them for larger bases."""
 
 
-class Based(Protocol):
+class HasBase(Protocol):
     """Anything with a base and a name."""
 
     @property
     def name(self) -> str:
-        """Of the module."""
+        """The name of the module."""
         ...
 
     def base_map(self) -> LinearMap:
@@ -34,8 +34,8 @@ class Based(Protocol):
         ...
 
 
-def measure(name: str, base: LinearMap) -> BaseSpectrum:
-    """The spectrum of a base and its bulk.
+def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
+    """The singular values of a base, and the bulk fitted to them.
 
     Cost: ``svdvals`` where the shorter side is at most 1024, 48 passes where it is longer.
 
@@ -44,21 +44,21 @@ def measure(name: str, base: LinearMap) -> BaseSpectrum:
         base: W0, shape ``(m, n)``.
 
     Returns:
-        Its singular values, fitted.
+        The spectrum.
 
     Raises:
-        InputError: If it has no bulk, is not finite, or not in memory.
+        InputError: If the base has no bulk, is not finite, or is not in memory.
     """
     _require_numbers(name, base)
     shape, exact = base.shape, min(base.shape)
     with torch.no_grad():
-        if exact <= VALUES:
+        if exact <= EXACT_UP_TO:
             values = torch.linalg.svdvals(base.to_dense().double()).cpu()
         else:
-            # a vector that nothing is known of is never decided: all steps are taken
+            # an error of 1 leaves the verdict on the start vector open, so that all steps are taken
             like = torch.empty(0, dtype=base.dtype, device=base.device)
             start = generic(base.shape[0], 1, like)
-            found = certify(base, start, errors=torch.ones(1), max_steps=STEPS)
+            found = certify(base, start, errors=torch.ones(1), max_steps=QUADRATURE_STEPS)
             values, exact = found.spectrum, len(found.base_sigma)
     spectrum, problem = measure_base(values, (shape[0], shape[1]), exact)
     if spectrum is None:
@@ -79,27 +79,27 @@ def _require_numbers(name: str, base: LinearMap) -> None:
         )
 
 
-def thresholds(
-    matrices: Sequence[Based], known: Mapping[str, float] | None = None
+def measure_thresholds(
+    matrices: Sequence[HasBase], known: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """The threshold θ_c of every matrix by its name.
 
     Args:
         matrices: The matrices.
-        known: Those that were measured before, by name.
+        known: Thresholds by name that are not measured again.
 
     Returns:
         ``{name: θ_c}``.
 
     Raises:
-        InputError: If a base has no bulk, or one that ends in a step: any spike makes an outlier of
-            it.
+        InputError: If a base has no bulk, or one that ends in a step, where any spike makes an
+            outlier.
     """
     found = {}
     for matrix in matrices:
         theta = (known or {}).get(matrix.name)
         if theta is None:
-            theta = measure(matrix.name, matrix.base_map()).fit.threshold
+            theta = base_spectrum(matrix.name, matrix.base_map()).fit.threshold
         if not theta > 0:
             raise InputError(
                 f"{matrix.name}: expected a positive threshold, got {theta}: the bulk of the base "

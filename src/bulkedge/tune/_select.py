@@ -1,4 +1,4 @@
-"""Layers and matrices chosen by patterns of their names."""
+"""Layers and matrices selected by patterns of their names."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import TypeVar
 from bulkedge._globs import as_globs, check_globs, matches
 
 LAYERS = ("layer that can be held or watched", "print the names with model.named_modules()")
-"""What patterns are matched with, for messages."""
+"""What error messages call the candidates, and how to list their names."""
 
 T = TypeVar("T")
 
 
-def chosen(
+def select(
     patterns: str | Sequence[str], candidates: Iterable[T], name: Callable[[T], str]
 ) -> list[T]:
-    """The candidates whose name a pattern matches.
+    """The candidates whose name matches a pattern.
 
     Args:
         patterns: One or several.
-        candidates: What there is; nothing is chosen from nothing.
-        name: The name of one.
+        candidates: What may be selected; if there are none, none are selected, without an error.
+        name: Gives the name of a candidate.
 
     Returns:
-        The chosen ones, in their order.
+        The selected candidates, in their order.
 
     Raises:
-        RecipeError: If a pattern matches none.
+        RecipeError: If a pattern matches no candidate.
     """
     globs, known = as_globs(patterns), list(candidates)
     if known:

@@ -1,8 +1,8 @@
-"""The spikes of many updates at once, from their factors' Gram matrices.
+"""The singular values of many updates at once, each from an SVD of its r×r core.
 
 With ``BᵀB = R_Bᵀ R_B`` and ``A Aᵀ = R_Aᵀ R_A`` the singular values of ``s·B·A`` are those of the
-small matrix ``s R_B R_Aᵀ = X Γ Yᵀ``.  Small matrices of one size go through one batched
-decomposition: a model's hundred layers cost hardly more than one.
+core ``s R_B R_Aᵀ = X Γ Yᵀ``.  Cores of one size go through one batched decomposition: a hundred
+layers of a model cost hardly more than one.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from bulkedge._guard import finite
 
 from ._matrix import AdaptedMatrix
 
-RANK = 1e-14
-"""Eigenvalues of a Gram matrix below this part of the largest are taken for zero."""
+RANK_TOLERANCE = 1e-14
+"""Eigenvalues of a Gram matrix below this fraction of the largest are taken for zero."""
 
 
 @dataclass(frozen=True)
-class Spikes:
-    """The spikes of one update.
+class CoreSVD:
+    """The SVD ``X Γ Yᵀ`` of the core of one update.
 
     Attributes:
         gamma: Singular values of ``s·B·A``, descending, shape ``(r,)``, float64.
         left: X, shape ``(r, r)``.
         right: Y, shape ``(r, r)``.
-        root_B: R_B.
-        root_A: R_A.
+        root_B: R_B, shape ``(r, r)``.
+        root_A: R_A, shape ``(r, r)``.
     """
 
     gamma: Tensor
@@ -42,37 +42,38 @@ class Spikes:
     root_A: Tensor
 
     def lowered(
-        self, B: Tensor, A: Tensor, aim: float, free: tuple[bool, bool]
+        self, B: Tensor, A: Tensor, aim: float, changeable: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
         """The factors with ``γ_j → min(γ_j, aim)``; the singular vectors stay.
 
-        Half of the change goes to either factor, by an r×r matrix close to the identity, so that
-        what an optimiser knows of the factors stays nearly true.  One factor alone can do it, too:
-        ``s·B·A·V D Vᵀ = s·(B N)·A`` with ``A·V D Vᵀ = N A``, as V lies in the row space of A.
+        Each factor takes half of the change, as a product with an r×r matrix close to the identity,
+        so that the moments that an optimiser keeps for the factors stay nearly valid.  If only one
+        may be changed, it takes all of it: ``s·B·A·V D Vᵀ = s·(B N)·A`` with ``A·V D Vᵀ = N A``,
+        because V lies in the row space of A.
 
         Args:
-            B: The factor whose spikes these are, shape ``(m, r)``.
-            A: The other, shape ``(r, n)``.
-            aim: The strength that none may exceed.
-            free: Whether B and A may change; one of them must.
+            B: The left factor, shape ``(m, r)``.
+            A: The right factor, shape ``(r, n)``.
+            aim: The strength to which larger spikes are lowered.
+            changeable: Whether B and A may be changed; at least one must.
 
         Returns:
             B and A, in float64.
         """
         B, A = B.double(), A.double()
-        over = self.gamma > aim
-        power = 0.5 if all(free) else 1.0
-        weight = (aim / self.gamma[over]) ** power - 1
-        X, Y = self.left[:, over], self.right[:, over]
+        exceeds = self.gamma > aim
+        power = 0.5 if all(changeable) else 1.0
+        weight = (aim / self.gamma[exceeds]) ** power - 1
+        X, Y = self.left[:, exceeds], self.right[:, exceeds]
         of_B = _inverse(self.root_B) @ (X * weight) @ (X.mT @ self.root_B)
         of_A = self.root_A.mT @ (Y * weight) @ (Y.mT @ _inverse(self.root_A).mT)
-        if all(free):
+        if all(changeable):
             return B + B @ of_B, A + of_A @ A
-        return (B + B @ of_A, A) if free[0] else (B, A + of_B @ A)
+        return (B + B @ of_A, A) if changeable[0] else (B, A + of_B @ A)
 
 
-def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
-    """The spikes of all updates.
+def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
+    """The singular values of all updates, with what lowers them.
 
     Cost: O((m + n) r²) each for the Gram matrices, one batched decomposition for all of one rank.
 
@@ -85,7 +86,7 @@ def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
     Raises:
         InputError: If a factor is not finite.
     """
-    found: dict[int, Spikes] = {}
+    found: dict[int, CoreSVD] = {}
     factors = [matrix.factors for matrix in matrices]
     groups = defaultdict(list)
     for i, (_, A) in enumerate(factors):
@@ -101,12 +102,12 @@ def spikes_of(matrices: Sequence[AdaptedMatrix]) -> list[Spikes]:
             _require_finite([matrices[i].name for i in members], small)
             X, gamma, Yt = torch.linalg.svd(small)
             parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)
-            found |= {i: Spikes(*rest) for i, *rest in parts}
+            found |= {i: CoreSVD(*rest) for i, *rest in parts}
     return [found[i] for i in range(len(matrices))]
 
 
 def effective_rank(gamma: Tensor) -> float:
-    """``exp(−Σ p_j log p_j)`` with ``p = γ / Σγ``: how many spikes share the update; 0 for none.
+    """``exp(−Σ p_j log p_j)`` with ``p = γ / Σγ``: r for r equal spikes, 0 for none.
 
     Args:
         gamma: Singular values, shape ``(r,)``.
@@ -150,9 +151,10 @@ def _require_finite(names: Sequence[str], *grams: Tensor) -> None:
 
 
 def _roots(grams: Tensor) -> Tensor:
-    """R with ``RᵀR`` the Gram matrix: ``Λ^½ Eᵀ``, zero rows for directions that are not there."""
+    """R with ``RᵀR`` the Gram matrix: ``Λ^½ Eᵀ``, with zero rows where an eigenvalue is zero."""
     values, vectors = torch.linalg.eigh(grams)
-    values = values.where(values > RANK * values[..., -1:], torch.zeros_like(values))
+    counted = values > RANK_TOLERANCE * values[..., -1:]
+    values = values.where(counted, torch.zeros_like(values))
     return values.sqrt()[..., None] * vectors.mT
 
 

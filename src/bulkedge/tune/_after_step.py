@@ -1,0 +1,117 @@
+"""Actions after each step of an optimiser, and which optimisers they suit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from bulkedge._errors import InputError
+
+from ._matrix import AdaptedMatrix, storage_key
+
+
+class _Hook:
+    """What torch calls after each step of an optimiser.
+
+    Args:
+        optimizer: The optimiser of torch.
+        matrices: What the action changes.
+        action: What is done.
+    """
+
+    def __init__(
+        self, optimizer: Any, matrices: Sequence[AdaptedMatrix], action: Callable[[], object]
+    ) -> None:
+        self.optimizer, self.matrices, self.action = optimizer, matrices, action
+
+    def __call__(self, *_: object) -> None:
+        # parameters may have been replaced since the last step
+        require_trained(self.optimizer, self.matrices)
+        self.action()
+
+
+def after_step(
+    optimizer: Any, matrices: Sequence[AdaptedMatrix], action: Callable[[], object]
+) -> RemovableHandle:
+    """Register an action to be run after each step of an optimiser.
+
+    Args:
+        optimizer: One of torch, or what Accelerate or Lightning wraps around one.
+        matrices: What the action changes: the optimiser must train it, at every step.
+        action: What is done.
+
+    Returns:
+        A handle: ``handle.remove()`` ends it.
+
+    Raises:
+        InputError: If it is not an optimiser of torch, trains something else, saves other weights
+            than those that it leaves after a step, or runs this action after its steps already.
+    """
+    inner = unwrapped(optimizer)
+    hooks = getattr(inner, "_optimizer_step_post_hooks", None)
+    if hooks is None:
+        raise InputError(
+            f"expected an optimiser of torch, got {type(optimizer).__name__}; call step() after "
+            "each of its steps"
+        )
+    require_trained(inner, matrices)
+    if any(isinstance(hook, _Hook) and hook.action == action for hook in hooks.values()):
+        owner = type(getattr(action, "__self__", action)).__name__
+        raise InputError(
+            f"expected an optimiser to which this {owner} is not attached yet, got one to which it "
+            "is; call remove() on the handle of the first attach() before the second"
+        )
+    return inner.register_step_post_hook(_Hook(inner, matrices, action))
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimiser of torch inside what other libraries wrap around it."""
+    while hasattr(getattr(optimizer, "optimizer", None), "param_groups"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
+    """InputError unless an optimiser trains some of the matrices, in the weights that are saved."""
+    inner = unwrapped(optimizer)
+    if all(callable(getattr(inner, mode, None)) for mode in ("train", "eval")):
+        raise InputError(
+            "expected an optimiser that leaves the weights that are saved, got "
+            f"{type(inner).__name__}: it saves an average of them (schedule-free), which would not "
+            "be held; use another optimiser, or hold_update for weights that are trained in full"
+        )
+    parameters = (x for group in inner.param_groups for x in group["params"])
+    if matrices and not _any_trained(parameters, matrices):
+        raise _not_trained(f"an optimiser of what is held, got {type(inner).__name__}", matrices)
+
+
+def require_in_model(model: torch.nn.Module, matrices: Sequence[AdaptedMatrix]) -> None:
+    """InputError unless a model has some of the matrices."""
+    if matrices and not _any_trained(model.parameters(), matrices):
+        raise _not_trained(
+            f"a penalty of the model that is trained, a {type(model).__name__}", matrices
+        )
+
+
+def _not_trained(expected: str, matrices: Sequence[AdaptedMatrix]) -> InputError:
+    """The error for a model that was copied or changed after a holder was built on it."""
+    return InputError(
+        f"expected {expected}, which has no trained factor of the {len(matrices)} matrices, "
+        f"{matrices[0].name} among them: the model was copied, or its parameters replaced; give "
+        "this the model that is trained, and make the optimiser after the change"
+    )
+
+
+def _any_trained(parameters: Iterable[Tensor], matrices: Sequence[AdaptedMatrix]) -> bool:
+    """Whether any of the parameters is a trained factor of any matrix."""
+    known = {storage_key(x) for x in parameters if not x.is_meta}
+    for matrix in matrices:
+        matrix.prepare()
+        factors = zip(matrix.in_memory(), matrix.trained, strict=True)
+        if any(trained and storage_key(x) in known for x, trained in factors):
+            return True
+    return False

@@ -1,0 +1,162 @@
+"""Holders: objects that change the factors of adapted matrices after each step of an optimiser."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from bulkedge._fields import POSITIVE, check_values
+
+from ._after_step import after_step
+from ._clip_spikes import clip_spikes
+from ._layers import Adapted, adapted_matrices
+from ._thresholds import measure_thresholds
+
+LEVEL = 0.9
+"""The level at which spikes are held by default, in units of θ_c."""
+
+
+@runtime_checkable
+class Holder(Protocol):
+    """Anything with a ``step`` that is called after each step of an optimiser.
+
+    :class:`AdapterHolder` is a base class for holders of LoRA factors.
+    :class:`bulkedge.tune.trainer.AfterStep` calls any holder in a ``Trainer``; if it has
+    ``state_dict`` and ``load_state_dict``, its state is saved and resumed, too.
+
+    Example:
+        >>> class Count:
+        ...     steps = 0
+        ...
+        ...     def step(self):
+        ...         self.steps += 1
+        >>> isinstance(Count(), Holder)
+        True
+    """
+
+    def step(self) -> object:
+        """What is done after each step of the optimiser."""
+        ...
+
+
+class AdapterHolder(ABC):
+    """A base class for holders of LoRA factors: it finds them, and attaches to an optimiser.
+
+    A subclass implements :meth:`step`, which reads ``matrix.factors`` (B and A) of each of
+    ``self.matrices`` and puts others in their place with ``matrix.write(B, A)``.
+
+    Args:
+        model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
+        adapter: Which adapter; the active one if None.
+        modules: Patterns of module names.
+
+    Attributes:
+        matrices: The adapted matrices that are held.
+
+    Raises:
+        InputError: If there is no adapted matrix.
+        RecipeError: If a pattern matches no layer.
+
+    Example:
+        >>> from bulkedge.tune import AdaptedMatrix
+        >>> class BoundedNorm(AdapterHolder):
+        ...     def step(self):
+        ...         for matrix in self.matrices:
+        ...             norm = float(matrix.strengths.norm())
+        ...             B, A = matrix.factors
+        ...             matrix.write(B / max(norm, 1), A)
+        >>> W0, B, A = torch.zeros(3, 2), torch.full((3, 1), 5.0), torch.ones(1, 2)
+        >>> BoundedNorm([AdaptedMatrix("layer", W0, A, B)]).step()
+        >>> round(float((B @ A).norm()), 4)
+        1.0
+    """
+
+    def __init__(
+        self, model: Adapted, *, adapter: str | None = None, modules: str | Sequence[str] = "*"
+    ) -> None:
+        self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
+
+    @abstractmethod
+    def step(self) -> object:
+        """Change the factors; called after each step of the optimiser."""
+
+    def on_attach(self) -> None:
+        """What is done once when an optimiser is attached; a step, unless a subclass differs."""
+        self.step()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`step` after each step of an optimiser.
+
+        Args:
+            optimizer: Any optimiser of torch, also as Accelerate or Lightning wraps it; of a
+                ``Trainer``, its own, in ``on_train_begin``.
+
+        Returns:
+            A handle: ``handle.remove()`` ends it.
+
+        Raises:
+            InputError: If the optimiser trains nothing of what is held, saves other weights than it
+                leaves after a step (schedule-free), or has this holder attached already.
+        """
+        handle = after_step(optimizer, self.matrices, self.step)
+        try:
+            self.on_attach()
+        except BaseException:
+            handle.remove()  # a holder that could not begin is not attached
+            raise
+        return handle
+
+
+class ThresholdHolder(AdapterHolder):
+    """A base class for holders that keep every spike at or below ``level·θ_c`` of its layer.
+
+    Args:
+        model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
+        level: Where to hold the spikes, in units of θ_c.
+        thresholds: θ_c by name, for layers whose threshold is known already.
+        adapter: Which adapter; the active one if None.
+        modules: Patterns of module names.
+
+    Attributes:
+        level: The level.
+        thresholds: θ_c by name.
+
+    Raises:
+        InputError: If ``level`` is not positive, or a base has no threshold.
+    """
+
+    def __init__(
+        self,
+        model: Adapted,
+        *,
+        level: float = LEVEL,
+        thresholds: Mapping[str, float] | None = None,
+        adapter: str | None = None,
+        modules: str | Sequence[str] = "*",
+    ) -> None:
+        check_values(self, level=(level, POSITIVE))
+        super().__init__(model, adapter=adapter, modules=modules)
+        self.level = level
+        self.thresholds = measure_thresholds(self.matrices, thresholds)
+
+    @property
+    def limits(self) -> list[float]:
+        """The strength that no spike may exceed, ``level·θ_c``, for each matrix."""
+        return [self.level * self.thresholds[matrix.name] for matrix in self.matrices]
+
+    def clip(self) -> tuple[list[Tensor], list[int]]:
+        """Lower every spike that exceeds its limit to that limit, and change no other.
+
+        Returns:
+            The spikes of each matrix before, descending, and the indices of the changed matrices.
+
+        Raises:
+            InputError: If a factor is not finite, or a limit is exceeded and no factor may be
+                changed.
+        """
+        return clip_spikes(self.matrices, self.limits)

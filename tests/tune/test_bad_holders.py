@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+from torch import nn
 
-from bulkedge import InputError
-from bulkedge.tune import AdaptedMatrix, RankController, SpikeClip, _clip_spikes
+from bulkedge import InputError, RecipeError
+from bulkedge.tune import (
+    AdaptedMatrix,
+    Monitor,
+    RankController,
+    SpikeClip,
+    _clip_spikes,
+    hold_update,
+)
 
 HOLDERS = {
     "SpikeClip": SpikeClip,
@@ -86,3 +94,47 @@ def test_an_update_beyond_all_numbers_is_an_error():
     matrix = layer(size=1e153, dtype=torch.float64, scale=1e8)
     with pytest.raises(InputError, match="layer: expected finite factors, got NaN or infinity"):
         SpikeClip([matrix], thresholds={"layer": 1.0}).step()
+
+
+# -- thresholds and levels ------------------------------------------------------------------------
+
+WITH_THRESHOLDS = HOLDERS | {"Monitor": Monitor}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0, "x", None, True, [1.0]])
+@pytest.mark.parametrize("kind", WITH_THRESHOLDS)
+def test_a_threshold_that_holds_nothing_is_refused(kind, value):
+    message = r"expected the threshold of layer to be positive and finite, got .*; give thresholds="
+    with pytest.raises(InputError, match=message):
+        WITH_THRESHOLDS[kind]([layer()], thresholds={"layer": value})
+
+
+@pytest.mark.parametrize("given", [[1, 2], 3.0, "layer", {("layer", 1.0)}])
+@pytest.mark.parametrize("kind", WITH_THRESHOLDS)
+def test_thresholds_are_a_mapping(kind, given):
+    with pytest.raises(InputError, match=r"expected thresholds by name, got \w+; give thresholds="):
+        WITH_THRESHOLDS[kind]([layer()], thresholds=given)
+
+
+@pytest.mark.parametrize("kind", WITH_THRESHOLDS)
+def test_a_threshold_of_no_layer_is_an_error_as_an_idle_glob_is(kind):
+    known = {"layer": 1.0, "leyar": 2.0}
+    message = r"'leyar' in thresholds= is no matrix that is held .* look like 'layer'; correct"
+    with pytest.raises(RecipeError, match=message):
+        WITH_THRESHOLDS[kind]([layer()], thresholds=known)
+
+
+def test_thresholds_may_be_those_of_another_holder():
+    known = SpikeClip([layer()]).thresholds
+    for value in (known, {"layer": torch.tensor(known["layer"], dtype=torch.float64)}):
+        assert SpikeClip([layer()], thresholds=value).thresholds == known
+
+
+@pytest.mark.parametrize("level", [1e300, 10.5])
+def test_a_level_that_holds_nothing_is_refused(level):
+    message = r"expected level ≤ 10, got .*; give \w+ a number"
+    for kind in HOLDERS.values():
+        with pytest.raises(InputError, match=message):
+            kind([layer()], level=level)
+    with pytest.raises(InputError, match=message):
+        hold_update(nn.Linear(40, 50), level=level)

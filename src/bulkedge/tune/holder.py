@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from bulkedge._fields import POSITIVE, check_values
-
 from ._after_step import after_step
 from ._clip_spikes import clip_spikes
 from ._layers import Adapted, adapted_matrices
-from ._thresholds import measure_thresholds
+from ._thresholds import check_level, measure_thresholds
 
 LEVEL = 0.9
 """The level at which spikes are held by default, in units of θ_c."""
@@ -127,7 +125,9 @@ class ThresholdHolder(AdapterHolder):
         thresholds: θ_c by name.
 
     Raises:
-        InputError: If ``level`` is not positive, or a base has no threshold.
+        InputError: If ``level`` is not positive or beyond 10, a known threshold is not positive and
+            finite, or a base has no threshold.
+        RecipeError: If a known threshold has the name of no layer that is held.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class ThresholdHolder(AdapterHolder):
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        check_values(self, level=(level, POSITIVE))
+        check_level(self, level)
         super().__init__(model, adapter=adapter, modules=modules)
         self.level = level
         self.thresholds = measure_thresholds(self.matrices, thresholds)

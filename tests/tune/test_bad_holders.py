@@ -7,7 +7,9 @@ from torch import nn
 from bulkedge import InputError, RecipeError
 from bulkedge.tune import (
     AdaptedMatrix,
+    IntruderPenalty,
     Monitor,
+    OrthonormalFactors,
     RankController,
     SpikeClip,
     _clip_spikes,
@@ -18,6 +20,10 @@ HOLDERS = {
     "SpikeClip": SpikeClip,
     "RankController": lambda matrices, **options: RankController(matrices, start=2, **options),
 }
+
+
+WITH_THRESHOLDS = HOLDERS | {"Monitor": Monitor}
+ADAPTED = WITH_THRESHOLDS | {"OrthonormalFactors": OrthonormalFactors, "Penalty": IntruderPenalty}
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -96,9 +102,23 @@ def test_an_update_beyond_all_numbers_is_an_error():
         SpikeClip([matrix], thresholds={"layer": 1.0}).step()
 
 
-# -- thresholds and levels ------------------------------------------------------------------------
+# -- names ----------------------------------------------------------------------------------------
 
-WITH_THRESHOLDS = HOLDERS | {"Monitor": Monitor}
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_two_matrices_of_one_name_are_refused(kind):
+    """They would share a threshold, of which one is wrong."""
+    second = AdaptedMatrix("layer", 9 * draw(50, 40), 7 * draw(2, 40), draw(50, 2))
+    with pytest.raises(InputError, match=r"each with a name of its own, got two named '?layer"):
+        ADAPTED[kind]([layer(), layer("other"), second])
+    ADAPTED[kind]([layer(), layer("other")])
+
+
+def test_of_two_of_one_name_patterns_may_choose_neither():
+    assert len(SpikeClip([layer(), layer(), layer("other")], modules="other").matrices) == 1
+
+
+# -- thresholds and levels ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0, "x", None, True, [1.0]])

@@ -39,7 +39,8 @@ def adapted_matrices(
         One entry a layer, in the order of the model.
 
     Raises:
-        InputError: If there is none, or one of them is not of the form ``W0 + s·B·A``.
+        InputError: If there is none, one of them is not of the form ``W0 + s·B·A``, or two of them
+            have the same name.
         RecipeError: If a pattern matches no layer.
 
     Example:
@@ -63,7 +64,18 @@ def adapted_matrices(
             + (f" with adapter {adapter!r}" if adapter else "")
             + "; wrap the model with peft.get_peft_model first"
         )
-    return select(modules, found, lambda matrix: matrix.name)
+    chosen = select(modules, found, lambda matrix: matrix.name)
+    _require_distinct([matrix.name for matrix in chosen])
+    return chosen
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    """InputError if two matrices have one name, by which each finds its threshold and its state."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"expected adapted matrices, each with a name of its own, got two named {twice[0]!r}; "
+            "rename one of them"
+        )
 
 
 def require_same_layers(expected: Iterable[str], saved: Iterable[str]) -> None:

@@ -1,5 +1,8 @@
 """What holders are given by mistake: each is refused, by name, and none is held by nothing."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -158,3 +161,123 @@ def test_a_level_that_holds_nothing_is_refused(level):
             kind([layer()], level=level)
     with pytest.raises(InputError, match=message):
         hold_update(nn.Linear(40, 50), level=level)
+
+
+# -- saved states ---------------------------------------------------------------------------------
+
+
+def controller():
+    control = RankController([layer(), layer("other")], start=2)
+    control.step()
+    return control
+
+
+def monitor():
+    watching = Monitor([layer(), layer("other")], every=1, per_call=1, top_k=2)
+    watching.step()
+    return watching
+
+
+def penalty():
+    return IntruderPenalty([layer()])
+
+
+BAD_NUMBERS = [float("nan"), float("inf"), -1.0, "x", None, [1]]
+NOT_WHOLE = [-5, 1.5, "x", None, True]
+BAD_STATES = [
+    *((controller, ("thresholds", "layer"), x, "the threshold of layer") for x in BAD_NUMBERS),
+    *((controller, ("layers", "layer", "rank"), x, "the state of layer") for x in (0, 3, 99)),
+    *((controller, ("layers", "layer", "rank"), x, "the state of layer") for x in NOT_WHOLE),
+    *((controller, ("layers", "layer", "strongest"), x, "of layer") for x in BAD_NUMBERS),
+    *((controller, ("layers", "layer", "effective_rank"), x, "of layer") for x in BAD_NUMBERS),
+    *((controller, ("steps",), x, "the state of RankController") for x in NOT_WHOLE),
+    *((monitor, ("thresholds", "layer"), x, "the threshold of layer") for x in BAD_NUMBERS),
+    *((monitor, ("layers", "layer", "worst"), x, "the state of layer") for x in BAD_NUMBERS),
+    *((monitor, ("layers", "layer", "intruders"), x, "the state of layer") for x in NOT_WHOLE),
+    *(
+        (monitor, (what,), x, "the state of Monitor")
+        for what in ("steps", "next")
+        for x in NOT_WHOLE
+    ),
+    *((penalty, ("calls",), x, "the state of IntruderPenalty") for x in NOT_WHOLE),
+]
+
+
+def changed(state, path, change):
+    """A copy of a state with another entry."""
+    state = json.loads(json.dumps(state))
+    inner = state
+    for name in path[:-1]:
+        inner = inner[name]
+    change(inner, path[-1])
+    return state
+
+
+def require_refused(make, state, message):
+    """Refused, and nothing of it taken."""
+    thing = make()
+    before = json.dumps(thing.state_dict())
+    with pytest.raises(InputError, match=message):
+        thing.load_state_dict(state)
+    assert json.dumps(thing.state_dict()) == before
+
+
+@pytest.mark.parametrize(("make", "path", "value", "message"), BAD_STATES)
+def test_a_state_with_a_value_that_cannot_be_is_refused(make, path, value, message):
+    state = changed(make().state_dict(), path, lambda inner, name: inner.update({name: value}))
+    require_refused(make, state, message)
+
+
+WHOLE_STATE = [("steps",), ("thresholds",), ("layers",)]
+LAYERS = [("thresholds", "layer"), ("layers", "layer")]
+LAYER_ENTRIES = [("layers", "layer", "effective_rank"), ("layers", "layer", "strongest")]
+
+
+@pytest.mark.parametrize(
+    "path", [("steps",), ("thresholds",), ("layers",), *LAYERS, *LAYER_ENTRIES]
+)
+@pytest.mark.parametrize("make", [controller, monitor])
+def test_a_state_that_lacks_something_is_refused(make, path):
+    state = changed(make().state_dict(), path, lambda inner, name: inner.pop(name))
+    if (make, path) == (monitor, ("layers", "layer")):  # it was not checked yet
+        monitor().load_state_dict(state)
+        return
+    require_refused(make, state, f"the same layers.* layer|the state of .*{path[-1]}")
+
+
+@pytest.mark.parametrize("path", [("new",), ("thresholds", "new"), ("layers", "layer", "new")])
+@pytest.mark.parametrize("make", [controller, monitor])
+def test_a_state_with_something_more_is_refused(make, path):
+    state = changed(make().state_dict(), path, lambda inner, name: inner.update({name: 1.0}))
+    require_refused(make, state, "the same layers.* new|the state of .* got .*'new'")
+
+
+def test_figures_of_a_layer_that_is_not_watched_are_refused():
+    state = monitor().state_dict()
+    state["layers"]["third"] = state["layers"]["layer"]
+    require_refused(monitor, state, "the same layers; only one side has third")
+
+
+@pytest.mark.parametrize("state", [{}, [], None, "x", 3])
+@pytest.mark.parametrize("make", [controller, monitor, penalty])
+def test_what_is_no_state_is_refused(make, state):
+    require_refused(make, state, r"expected the state of \w+ to have the entries \[.*\], got ")
+
+
+@pytest.mark.parametrize("make", [controller, monitor, penalty])
+def test_a_state_of_its_own_is_taken(make):
+    thing = make()
+    thing.load_state_dict(json.loads(json.dumps(make().state_dict())))
+    assert thing.state_dict() == make().state_dict()
+
+
+def test_holders_that_resume_in_another_order_are_refused():
+    """The ranks of a controller went nowhere, without a word."""
+    AfterStep = pytest.importorskip("bulkedge.tune.trainer").AfterStep
+    saved = AfterStep(SpikeClip([layer()]), RankController([layer()])).state()
+    resumed = SimpleNamespace(global_step=3, stateful_callbacks={"AfterStep": saved})
+    again = AfterStep(RankController([layer()]), SpikeClip([layer()]))
+    with pytest.raises(InputError, match="in their order, got a RankController in the place of"):
+        again.on_train_begin(None, resumed, None)
+    with pytest.raises(InputError, match="in their order, got a SpikeClip in the place of"):
+        AfterStep(SpikeClip([layer()]), SpikeClip([layer()])).on_train_begin(None, resumed, None)

@@ -80,5 +80,5 @@ def _require_distinct(names: Sequence[str]) -> None:
 
 def require_same_layers(expected: Iterable[str], saved: Iterable[str]) -> None:
     """InputError unless a saved state is of the layers that there are now, by name."""
-    if odd := sorted(set(expected) ^ set(saved)):
+    if odd := sorted(set(expected) ^ set(saved), key=str):
         raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")

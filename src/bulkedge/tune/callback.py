@@ -198,7 +198,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         watched: Model = self.watch(model) if callable(self.watch) else self.watch or model
         if not figures:
             return Monitor(watched, **self.options)
-        monitor = Monitor(watched, **(self.options | {"thresholds": figures["thresholds"]}))
+        thresholds: Any = figures.get("thresholds")
+        monitor = Monitor(watched, **(self.options | {"thresholds": thresholds}))
         monitor.load_state_dict(figures)
         if callable(self.watch):
             _require_its_base(monitor)

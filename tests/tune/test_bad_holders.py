@@ -163,6 +163,85 @@ def test_a_level_that_holds_nothing_is_refused(level):
         hold_update(nn.Linear(40, 50), level=level)
 
 
+# -- optimisers -----------------------------------------------------------------------------------
+
+ATTACHED = HOLDERS | {"OrthonormalFactors": OrthonormalFactors}
+
+
+def trained(name):
+    matrix = layer(name)
+    for x in matrix.parameters:
+        x.requires_grad_()
+    return matrix
+
+
+def of(*matrices):
+    return [x for matrix in matrices for x in matrix.parameters]
+
+
+@pytest.mark.parametrize("kind", ATTACHED)
+def test_an_optimiser_of_some_layers_is_refused(kind):
+    """The other optimiser steps, and what it trains is not held."""
+    first, second, third = (trained(name) for name in ("first", "second", "third"))
+    holder = ATTACHED[kind]([first, second, third])
+    message = r"got SGD, which does not train second, third: .* for each optimiser with modules="
+    with pytest.raises(InputError, match=message):
+        holder.attach(torch.optim.SGD(of(first), lr=1.0))
+    holder.attach(torch.optim.SGD(of(first, second, third), lr=1.0))
+
+
+def test_also_when_it_loses_them_later():
+    first, second = trained("first"), trained("second")
+    optimizer = torch.optim.SGD(of(first, second), lr=1.0)
+    SpikeClip([first, second]).attach(optimizer)
+    optimizer.param_groups[0]["params"] = of(first)
+    with pytest.raises(InputError, match="which does not train second"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ATTACHED)
+def test_a_holder_for_each_optimiser(kind):
+    matrices = [trained("first"), trained("second")]
+    for matrix in matrices:
+        holder = ATTACHED[kind](matrices, modules=matrix.name)
+        holder.attach(torch.optim.SGD(of(matrix), lr=1.0))
+
+
+SETUPS = {
+    "LoRA+": lambda a, b: [{"params": [a.A, b.A]}, {"params": [a.B, b.B], "lr": 16.0}],
+    "a group a layer": lambda a, b: [{"params": of(a)}, {"params": of(b)}],
+    "A alone": lambda a, b: [a.A, b.A],
+    "B alone": lambda a, b: [a.B, b.B],
+    "more than that": lambda a, b: [*of(a, b), torch.zeros(3, requires_grad=True)],
+}
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_parameter_groups_are_one_optimiser(setup):
+    a, b = trained("a"), trained("b")
+    optimizer = torch.optim.SGD(SETUPS[setup](a, b), lr=1.0)
+    SpikeClip([a, b], thresholds={"a": 0.1, "b": 0.1}).attach(optimizer)
+    sum((x.B @ x.A).sum() for x in (a, b)).backward()
+    optimizer.step()
+    assert max(map(strongest, (a, b))) <= 0.09
+
+
+def test_frozen_layers_need_no_optimiser():
+    a, frozen = trained("a"), layer("frozen", size=1e-3)
+    SpikeClip([a, frozen]).attach(torch.optim.SGD(of(a), lr=1.0))
+
+
+def test_views_of_one_parameter_are_trained_by_its_optimiser():
+    """Experts in one stack: all but the first begin inside it."""
+    A, B = (nn.Parameter(draw(3, *shape)) for shape in ((2, 40), (50, 2)))
+    experts = [AdaptedMatrix(f"expert.{i}", draw(50, 40), A[i], B[i]) for i in range(3)]
+    clip = SpikeClip(experts)
+    clip.attach(torch.optim.SGD([A, B], lr=1.0))
+    other = trained("other")
+    with pytest.raises(InputError, match=r"which does not train expert\.0, expert\.1, expert\.2:"):
+        SpikeClip([*experts, other]).attach(torch.optim.SGD(of(other), lr=1.0))
+
+
 # -- saved states ---------------------------------------------------------------------------------
 
 

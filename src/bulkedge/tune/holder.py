@@ -98,8 +98,9 @@ class AdapterHolder(ABC):
             A handle: ``handle.remove()`` ends it.
 
         Raises:
-            InputError: If the optimiser trains nothing of what is held, saves other weights than it
-                leaves after a step (schedule-free), or has this holder attached already.
+            InputError: If the optimiser trains nothing of what is held, or leaves a part of it to
+                another optimiser, saves other weights than it leaves after a step (schedule-free),
+                or has this holder attached already.
         """
         handle = after_step(optimizer, self.matrices, self.step)
         try:

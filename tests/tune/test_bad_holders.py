@@ -16,6 +16,7 @@ from bulkedge.tune import (
     RankController,
     SpikeClip,
     _clip_spikes,
+    full_matrices,
     hold_update,
 )
 
@@ -360,3 +361,54 @@ def test_holders_that_resume_in_another_order_are_refused():
         again.on_train_begin(None, resumed, None)
     with pytest.raises(InputError, match="in their order, got a SpikeClip in the place of"):
         AfterStep(SpikeClip([layer()]), SpikeClip([layer()])).on_train_begin(None, resumed, None)
+
+
+# -- what is no model, no pattern, no generator and no name ---------------------------------------
+
+
+@pytest.mark.parametrize("given", ["x", 3, None, [1], ["layer"], [layer(), None], {"layer": 1}])
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_what_is_no_model_is_refused(kind, given):
+    message = r"expected a model that PEFT has wrapped, or a list of matrices .*, got a \w+"
+    with pytest.raises(InputError, match=message):
+        ADAPTED[kind](given)
+
+
+def test_a_full_weight_has_no_factors_that_could_be_held():
+    (matrix,) = full_matrices(nn.Linear(40, 50))
+    Monitor([matrix])
+    with pytest.raises(InputError, match=r"got a list with a NamedWeight"):
+        SpikeClip([matrix])
+
+
+@pytest.mark.parametrize("given", ["x", None, [nn.Linear(40, 50)]])
+def test_full_matrices_are_those_of_a_module(given):
+    with pytest.raises(InputError, match="expected model to be a module, got"):
+        full_matrices(given)
+
+
+@pytest.mark.parametrize("modules", [None, 3, [None], ["*", 3]])
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_patterns_are_texts(kind, modules):
+    with pytest.raises(RecipeError, match=r"expected a glob such as 'layers\.\*', or several, got"):
+        ADAPTED[kind]([layer()], modules=modules)
+
+
+def test_a_callback_refuses_the_same():
+    Callback = pytest.importorskip("bulkedge.tune.callback").IntruderMonitor
+    with pytest.raises(RecipeError, match="expected a glob such as"):
+        Callback(modules=3)
+    with pytest.raises(InputError, match="expected thresholds by name, got list"):
+        Callback(thresholds=[1, 2])
+
+
+@pytest.mark.parametrize("generator", [5, "x", torch.Generator])
+def test_a_generator_is_one_of_torch(generator):
+    with pytest.raises(InputError, match=r"expected generator to be a torch\.Generator, got "):
+        OrthonormalFactors([layer()], generator=generator)
+
+
+@pytest.mark.parametrize("name", [5, None, b"weight"])
+def test_the_name_of_a_parameter_is_a_text(name):
+    with pytest.raises(InputError, match="expected name to be a text, got "):
+        hold_update(nn.Linear(40, 50), name)

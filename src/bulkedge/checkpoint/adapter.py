@@ -335,10 +335,17 @@ def _add(known: dict[K, T], name: K, value: T) -> None:
     """Put a value under its plain name, which only one may have."""
     if name in known:
         raise AdapterError(
-            f"two tensors of {WEIGHTS} are the same part {name!r}: {known[name]} and {value}; "
-            "keep one"
+            f"two tensors of {WEIGHTS} are the same part {name!r}: {_tensors(known[name])} and "
+            f"{_tensors(value)}; keep one"
         )
     known[name] = value
+
+
+def _tensors(part: Any) -> str:
+    """The names of the tensors of a part, for a message."""
+    one = [part] if isinstance(part, TensorInfo) else None
+    infos = one or (part.values() if isinstance(part, Mapping) else part.infos)
+    return ", ".join(repr(info.name) for info in infos)
 
 
 def _unwrapped(name: str) -> str:

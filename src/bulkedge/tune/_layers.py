@@ -16,7 +16,7 @@ from bulkedge._globs import as_globs
 
 from ._lora import LoraMatrix, adapter_of, lora_layers
 from ._matrix import AdaptedMatrix
-from ._select import select
+from ._select import members, select
 
 Adapted = Union[nn.Module, Sequence[AdaptedMatrix]]  # noqa: UP007 — Python 3.10
 """A model that PEFT has wrapped, or adapted matrices."""
@@ -51,7 +51,7 @@ def adapted_matrices(
     """
     found: list[AdaptedMatrix]
     if not isinstance(model, nn.Module):
-        found = list(model)
+        found = members(model, "write")
     else:
         found = [
             LoraMatrix(model, name, one, is_explicit=adapter is not None)

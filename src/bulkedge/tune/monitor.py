@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
-from bulkedge._fields import EPSILON, NOT_NEGATIVE, check_values, each, whole
+from bulkedge._fields import EPSILON, NOT_NEGATIVE, check_values, each, instance, whole
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.auditing.judge import SMALL
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
@@ -24,7 +24,7 @@ from ._full import FullMatrix, NamedWeight, find_weight
 from ._layers import adapted_matrices, require_same_layers
 from ._matrix import distribute_like, like, require_in_memory
 from ._saved import BY_NAME, entries
-from ._select import select
+from ._select import members, select
 from ._thresholds import known_thresholds, measure_thresholds
 
 ANGLE = 1e-2
@@ -93,6 +93,7 @@ def full_matrices(
         >>> [(matrix.name, matrix.shape) for matrix in full_matrices(model)]
         [('0.weight', (30, 40))]
     """
+    check_values("full_matrices", model=(model, instance(nn.Module, "a module")))
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     names = [
         PARAMETRIZED.sub(r"\1", name)
@@ -217,7 +218,7 @@ class Monitor:
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            self.matrices = select(modules, model, lambda matrix: matrix.name)
+            self.matrices = select(modules, members(model, "tuned_map"), lambda x: x.name)
         _require_names([matrix.name for matrix in self.matrices])
         self.thresholds = measure_thresholds(self.matrices, thresholds)
         self.steps = self._next = 0

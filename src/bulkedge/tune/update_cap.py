@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bulkedge._errors import InputError
-from bulkedge._fields import POSITIVE, check_values, optional
+from bulkedge._fields import POSITIVE, TEXT, check_values, optional
 from bulkedge._linmap import Dense
 from bulkedge.spectral import SpectralCap
 
@@ -124,7 +124,7 @@ def hold_update(
         1.0
     """
     check_level("hold_update", level)
-    check_values("hold_update", threshold=(threshold, optional(POSITIVE)))
+    check_values("hold_update", name=(name, TEXT), threshold=(threshold, optional(POSITIVE)))
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise InputError(f"expected a matrix {name!r} in {type(module).__name__}")

@@ -28,9 +28,7 @@ def members(given: object, method: str) -> list[Any]:
         InputError: If it is no sequence, or one of its members is no such matrix.
     """
     found = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else None
-    odd = [
-        x for x in found or () if not (hasattr(x, "name") and callable(getattr(x, method, None)))
-    ]
+    odd = [x for x in found or () if not _has(x, method)]
     if found is None or odd:
         got = f"a {type(given).__name__}" + (f" with a {type(odd[0]).__name__}" if odd else "")
         raise InputError(
@@ -38,6 +36,11 @@ def members(given: object, method: str) -> list[Any]:
             f"{got}; full_matrices and AdaptedMatrix make such matrices"
         )
     return found
+
+
+def _has(x: object, method: str) -> bool:
+    """Whether it has a name, and a method."""
+    return hasattr(x, "name") and callable(getattr(x, method, None))
 
 
 def select(

@@ -55,8 +55,11 @@ def matches(names: Iterable[str], globs: Collection[str]) -> bool:
 
 
 def as_globs(globs: str | Iterable[str]) -> list[str]:
-    """One glob, or several, as a list."""
-    return [globs] if isinstance(globs, str) else list(globs)
+    """One glob, or several, as a list; RecipeError for anything else."""
+    found = [globs] if isinstance(globs, str) or not isinstance(globs, Iterable) else list(globs)
+    if not all(isinstance(glob, str) for glob in found):
+        raise RecipeError(f"expected a glob such as 'layers.*', or several, got {globs!r}")
+    return found
 
 
 def check_globs(

@@ -93,7 +93,7 @@ def test_a_state_goes_on():
     assert set(second.figures) == {"layer0", "layer1"}
     assert second.figures["layer0"] == first.figures["layer0"]
     with pytest.raises(InputError, match="only one side has layer2"):
-        Monitor(matrices[:2], thresholds=known).load_state_dict(state)
+        Monitor(matrices[:2], thresholds={"layer0": 1.0}).load_state_dict(state)
 
 
 def test_a_full_fine_tune():
@@ -156,7 +156,7 @@ def test_the_worst_layer_has_a_name_and_patterns_choose():
     assert monitor.worst_layer is None
     monitor.check()
     assert monitor.worst_layer == "layer1"
-    known = {matrix.name: 1.0 for matrix in matrices}
+    known = {"layer0": 1.0, "layer2": 1.0}
     chosen = Monitor(matrices, modules=["*0", "layer2"], thresholds=known)
     assert [matrix.name for matrix in chosen.matrices] == ["layer0", "layer2"]
     chosen.check(0)
@@ -212,7 +212,7 @@ def test_a_model_that_does_not_change_has_figures_that_do_not(per_call):
             counts.append(tuple(metrics[name] for name in names))
     assert len(set(counts)) == 1
     assert counts[0][0] >= 5  # one a layer at least
-    alone = [Monitor([matrix], top_k=4, thresholds=known) for matrix in matrices]
+    alone = [Monitor([x], top_k=4, thresholds={x.name: 1.0}) for x in matrices]
     for each in alone:
         each.check()
     assert counts[0][0] == sum(each.metrics()["bulkedge/intruders"] for each in alone)

@@ -156,6 +156,18 @@ class Resolver:
         """
         return self._only(name, sharing(name, self.shapes, self.model), fits)
 
+    def is_inside(self, name: str) -> bool:
+        """Whether a name lies within a module of the base that holds a tensor.
+
+        Args:
+            name: The tuned name, such as ``lm_head.parametrizations.weight.original1``.
+
+        Returns:
+            Whether one of its parents does, by its name without wrappings.
+        """
+        core = _core(name)
+        return any(core[:i] in self._modules for i in range(1, len(core)))
+
     def _unwrapped(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
         """The base tensor of the same name but for what models are wrapped in."""
         return self._only(name, self._by_core.get(_core(name), []), fits)
@@ -179,6 +191,11 @@ class Resolver:
         for name in self.shapes:
             found.setdefault(_core(name), []).append(name)
         return found
+
+    @cached_property
+    def _modules(self) -> set[tuple[str, ...]]:
+        """The modules of the base that hold a tensor, without wrappings."""
+        return {core[:-1] for core in self._by_core}
 
 
 def _core(name: str) -> tuple[str, ...]:

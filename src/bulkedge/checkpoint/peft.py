@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bulkedge._errors import AdapterError
 from bulkedge._globs import unwrapped
@@ -30,6 +30,8 @@ PREFIX = "base_model.model."
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
+REPLACED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
+"""What some versions of PEFT leave in the name of a module that the adapter replaces."""
 PART_OF_A_METHOD = re.compile(r"(^|\.)(lora|hada|lokr|vera|oft|boft|ia3|hra|adalora|glora)_")
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
@@ -122,7 +124,7 @@ def _by_kind(
         elif (found := _unknown(name, info)) is not None:
             unhandled.append(found)
         else:
-            _add(tensors, _unwrapped(name), info)
+            _add(tensors, REPLACED.sub("", _unwrapped(name)), info)
     return modules, tensors, unhandled
 
 
@@ -170,10 +172,17 @@ def _add(known: dict[K, T], name: K, value: T) -> None:
     """Put a value under its plain name, which only one may have."""
     if name in known:
         raise AdapterError(
-            f"two tensors of {WEIGHTS} are the same part {name!r}: {known[name]} and {value}; "
-            "keep one"
+            f"two tensors of {WEIGHTS} are the same part {name!r}: {_tensors(known[name])} and "
+            f"{_tensors(value)}; keep one"
         )
     known[name] = value
+
+
+def _tensors(part: Any) -> str:
+    """The names of the tensors of a part, for a message."""
+    one = [part] if isinstance(part, TensorInfo) else None
+    infos = one or (part.values() if isinstance(part, Mapping) else part.infos)
+    return ", ".join(repr(info.name) for info in infos)
 
 
 def _unwrapped(name: str) -> str:

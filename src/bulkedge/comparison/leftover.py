@@ -9,12 +9,12 @@ initialises it at random, unless the model's class has no such layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bulkedge._globs import matches
-from bulkedge.checkpoint import Checkpoint, Codec, NameRule, StoredMatrix
+from bulkedge.checkpoint import Checkpoint, Codec, Resolver, StoredMatrix
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.records.recipe import Recipe
@@ -22,6 +22,7 @@ from bulkedge.records.record import Fate, Side, Skipped
 
 from .comparison import Comparison
 
+Shape = tuple[int, ...]
 ENDS = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}
 """The ends of a language model: what each is called where it is not stored, how it is known."""
 
@@ -145,19 +146,22 @@ def judge_base(
 def judge_strangers(
     base: Checkpoint,
     strangers: Mapping[str, Codec],
-    rule: NameRule,
+    names: Resolver,
     recipe: Recipe,
     *,
     base_left: bool,
+    heads: Collection[Shape] = (),
 ) -> list[Skipped]:
     """A row for each full tensor of the tuned side without a counterpart.
 
     Args:
         base: The base.
         strangers: The weights by name.
-        rule: How tuned names become base names.
+        names: How tuned names become base names.
         recipe: What is wanted.
         base_left: Whether weights of the base have no counterpart either.
+        heads: Shapes of the output layers of the base that have none, which the class of the
+            fine-tune is said to lack.
 
     Returns:
         The rows; with a new head alone, no update is lost.
@@ -166,7 +170,8 @@ def judge_strangers(
     rows = []
     for name, codec in strangers.items():
         info = codec.info
-        reason = RENAMED if base_left else _why_no_head(name, base, rule, lists)
+        renamed = base_left or codec.shape in heads
+        reason = RENAMED if renamed else _why_no_head(name, base, names, lists)
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "tuned"))
         elif not_a_weight(codec) or reason is None:
@@ -174,6 +179,28 @@ def judge_strangers(
         else:
             rows.append(unjudged(recipe, info.name, (name,), reason, "tuned"))
     return rows
+
+
+def heads_of_no_use(base: Checkpoint, tuned: Checkpoint, found: set[str]) -> set[Shape]:
+    """Shapes of the output layers of the base that the class of the fine-tune lacks.
+
+    A head over the whole vocabulary is no new classifier: it is that layer under another name,
+    whatever class is named.  The dense layers below it prove nothing: those of a classifier have
+    the same shape.
+
+    Args:
+        base: The base.
+        tuned: The fine-tune.
+        found: The base's tensors that have a counterpart.
+
+    Returns:
+        The shapes.
+    """
+    return {
+        codec.shape
+        for name, codec in base.weights.items()
+        if is_output(name) and codec.info.name not in found and lacks(tuned.config, name)
+    }
 
 
 def judge_ends(
@@ -240,15 +267,16 @@ def _in_doubt(base: Checkpoint, tuned: Checkpoint) -> bool:
     return both and own and not before
 
 
-def _why_no_head(name: str, base: Checkpoint, rule: NameRule, lists: set[str]) -> str | None:
+def _why_no_head(name: str, base: Checkpoint, names: Resolver, lists: set[str]) -> str | None:
     """Why a tuned tensor without a counterpart is no new head, None if it is one."""
     end = next((end for end, named in ENDS.items() if named(name)), None)
     if end is not None and _state(base, end, base.config) == "missing":
         return BASE_LACKS_IT
     if is_output(name) and not base.config and any(map(is_input, base.weights)):
         return MAY_BE_SHARED
-    mapped = rule.add + name.removeprefix(rule.strip)
-    return IN_A_BLOCK if _in_a_block(mapped, lists) or _in_a_block(name, lists) else None
+    both = (name, names.rule.add + name.removeprefix(names.rule.strip))
+    inside = any(_in_a_block(one, lists) or names.is_inside(one) for one in both)
+    return IN_A_BLOCK if inside else None
 
 
 def _in_a_block(name: str, lists: set[str]) -> bool:

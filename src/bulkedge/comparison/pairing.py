@@ -37,6 +37,7 @@ from .leftover import (
     NOT_STORED,
     Pairing,
     accepted,
+    heads_of_no_use,
     judge_base,
     judge_ends,
     judge_strangers,
@@ -76,7 +77,10 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
     found.pairs += _shared(there, here, tuned.config or base.config, found.found)
     left = judge_base(base, tuned, recipe, found.found)
     base_left = any(row.lost or (row.reason == NOT_STORED and row.accepted) for row in left)
-    found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=base_left)
+    heads = heads_of_no_use(base, tuned, found.found)
+    found.skipped += judge_strangers(
+        base, found.strangers, names, recipe, base_left=base_left, heads=heads
+    )
     found.skipped += judge_ends(base, tuned, recipe, found.found)
     found.skipped += left
     return found
@@ -107,7 +111,7 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairing:
         known = unflatten(wanted, there.shapes, lambda name, shape: fits[name](shape))
     names = Resolver(rule, there.shapes, base.config, str(base.path), known)
     found = _pair_tensors(there, here, names, recipe)
-    found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=False)
+    found.skipped += judge_strangers(base, found.strangers, names, recipe, base_left=False)
     factors, unassigned = _settle(adapter, there, names)
     lost = [row for row in (*adapter.unhandled, *unassigned) if not row.set_aside]
     found.skipped += [set_aside(r.info.name, r.reason) for r in adapter.unhandled if r.set_aside]

@@ -57,7 +57,7 @@ from bulkedge._precision import full_precision
 from ._compiled import by_rule, one_by_one, op_implicit, op_leading, strategy, token
 from ._gauge import over_gap, pair_scale, sums, turns
 from ._numbers import Evidence, Outputs, flatten, implicit, leading
-from ._tracing import jvp_levels, numbers_hidden
+from ._tracing import functionalized, jvp_levels, numbers_hidden
 from .adjoint import AdjointSolver
 from .solver import Solver
 
@@ -248,8 +248,9 @@ def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs
     """The differentiable triplets, flat: see :func:`flatten`."""
     if not torch.compiler.is_compiling():
         _refuse_forward_over_forward()
+        _refuse_functionalize()
         return Triplet.apply(problem, start, *tensors)
-    if not problem.plain or jvp_levels() > 1:
+    if not problem.plain or jvp_levels() > 1 or functionalized():
         return _uncompiled(problem, start, *tensors)
     _allow_node()
     solver, adjoint = token(problem.solver), token(problem.adjoint)
@@ -325,6 +326,15 @@ def _refuse_forward_over_forward() -> None:
         raise InputError(
             "forward mode over forward mode is not supported by torch's custom functions; "
             "take reverse mode for one of the two, say jacfwd(jacrev(f))"
+        )
+
+
+def _refuse_functionalize() -> None:
+    """Torch has no rule for a custom function inside its functionalize."""
+    if functionalized():
+        raise InputError(
+            "torch.func.functionalize has no rule for the derivatives of singular triplets; leave "
+            "it out, nothing here writes in place; or call this outside of it"
         )
 
 

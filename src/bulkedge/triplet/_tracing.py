@@ -50,13 +50,21 @@ def _vmapped(A: Tensor) -> bool:
 
 def jvp_levels() -> int:
     """How many forward modes of torch.func are around; a constant to the compiler."""
+    return _transforms().count("Jvp")
+
+
+def functionalized() -> bool:
+    """Whether torch.func.functionalize is around; a constant to the compiler."""
+    return "Functionalize" in _transforms()
+
+
+def _transforms() -> list[str]:
+    """The transforms of torch.func that are around, by name: Grad, Jvp, Vmap, Functionalize."""
     if not torch._C._are_functorch_transforms_active():
-        return 0
-    from torch._C._functorch import TransformType
+        return []
     from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-    kinds = [level.key() for level in retrieve_all_functorch_interpreters()]
-    return kinds.count(TransformType.Jvp)
+    return [level.key().name for level in retrieve_all_functorch_interpreters()]
 
 
 def _key(name: str) -> Any:
@@ -65,3 +73,4 @@ def _key(name: str) -> Any:
 
 # what torch.compiler.assume_constant_result sets, without loading the compiler at import
 jvp_levels._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+functionalized._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
 
-from ._matrix import AdaptedMatrix, storage_key
+from ._matrix import AdaptedMatrix, is_distributed
+
+SHOWN = 5
+"""How many names an error message lists."""
 
 
 class _Hook:
@@ -41,15 +45,17 @@ def after_step(
 
     Args:
         optimizer: One of torch, or what Accelerate or Lightning wraps around one.
-        matrices: What the action changes: the optimiser must train it, at every step.
+        matrices: What the action changes: the optimiser must train it, at every step; a frozen one
+            needs no optimiser.
         action: What is done.
 
     Returns:
         A handle: ``handle.remove()`` ends it.
 
     Raises:
-        InputError: If it is not an optimiser of torch, trains something else, saves other weights
-            than those that it leaves after a step, or runs this action after its steps already.
+        InputError: If it is not an optimiser of torch, trains something else or not all of the
+            matrices, saves other weights than those that it leaves after a step, or runs this
+            action after its steps already.
     """
     inner = unwrapped(optimizer)
     hooks = getattr(inner, "_optimizer_step_post_hooks", None)
@@ -76,7 +82,7 @@ def unwrapped(optimizer: Any) -> Any:
 
 
 def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
-    """InputError unless an optimiser trains some of the matrices, in the weights that are saved."""
+    """InputError unless an optimiser trains what is trained of the matrices, as it is saved."""
     inner = unwrapped(optimizer)
     if all(callable(getattr(inner, mode, None)) for mode in ("train", "eval")):
         raise InputError(
@@ -84,14 +90,24 @@ def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
             f"{type(inner).__name__}: it saves an average of them (schedule-free), which would not "
             "be held; use another optimiser, or hold_update for weights that are trained in full"
         )
-    parameters = (x for group in inner.param_groups for x in group["params"])
-    if matrices and not _any_trained(parameters, matrices):
+    parameters = _Parameters(x for group in inner.param_groups for x in group["params"])
+    others = [matrix for matrix in matrices if not parameters.train(matrix)]
+    if matrices and len(others) == len(matrices):
         raise _not_trained(f"an optimiser of what is held, got {type(inner).__name__}", matrices)
+    if by_another := [x.name for x in others if any(p.requires_grad for p in x.parameters)]:
+        more = f" and {len(by_another) - SHOWN} more" if len(by_another) > SHOWN else ""
+        raise InputError(
+            f"expected one optimiser of all that is held, got {type(inner).__name__}, which does "
+            f"not train {', '.join(by_another[:SHOWN])}{more}: those would not be held after the "
+            "steps of another one; build a holder for each optimiser with modules=, or call step() "
+            "after the last of them"
+        )
 
 
 def require_in_model(model: torch.nn.Module, matrices: Sequence[AdaptedMatrix]) -> None:
     """InputError unless a model has some of the matrices."""
-    if matrices and not _any_trained(model.parameters(), matrices):
+    parameters = _Parameters(model.parameters())
+    if matrices and not any(map(parameters.train, matrices)):
         raise _not_trained(
             f"a penalty of the model that is trained, a {type(model).__name__}", matrices
         )
@@ -106,12 +122,35 @@ def _not_trained(expected: str, matrices: Sequence[AdaptedMatrix]) -> InputError
     )
 
 
-def _any_trained(parameters: Iterable[Tensor], matrices: Sequence[AdaptedMatrix]) -> bool:
-    """Whether any of the parameters is a trained factor of any matrix."""
-    known = {storage_key(x) for x in parameters if not x.is_meta}
-    for matrix in matrices:
+class _Parameters:
+    """Parameters by where they are stored, so that views of them are found: experts, heads.
+
+    Args:
+        parameters: Those of an optimiser or a model.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._spread: set[int] = set()  # over processes: a part says nothing by its address
+        self._spans: dict[object, list[range]] = defaultdict(list)
+        for x in parameters:
+            if is_distributed(x):
+                self._spread.add(id(x))
+            elif not x.is_meta:
+                first = x.storage_offset()
+                self._spans[_storage(x)].append(range(first, first + x.numel()))
+
+    def train(self, matrix: AdaptedMatrix) -> bool:
+        """Whether a trained factor of a matrix is one of them, or a view of one."""
         matrix.prepare()
         factors = zip(matrix.in_memory(), matrix.trained, strict=True)
-        if any(trained and storage_key(x) in known for x, trained in factors):
-            return True
-    return False
+        return any(trained and self._hold(x) for x, trained in factors)
+
+    def _hold(self, x: Tensor) -> bool:
+        if is_distributed(x):
+            return id(x) in self._spread
+        return any(x.storage_offset() in span for span in self._spans.get(_storage(x), ()))
+
+
+def _storage(x: Tensor) -> object:
+    """A key that is equal for two tensors of one storage."""
+    return x.device, x.untyped_storage().data_ptr()

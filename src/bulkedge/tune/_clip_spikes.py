@@ -17,6 +17,12 @@ MARGIN = 1e-12
 """Spikes are lowered to this fraction below their limit: the rounding of spikes in float64."""
 MARGIN_GROWTH = 1.25
 """The factor by which the margin grows where rounding the factors led beyond the limit."""
+FARTHEST = 1e12
+"""A spike that many times its limit is that of a run that has diverged: the change that lowers it
+cancels the factor to its rounding in float64, and what would be left of it is noise."""
+PASSES = 100
+"""How often lower spikes are written at most; it takes some ten passes in bfloat16 until the
+rounded factors obey."""
 
 Changeable = tuple[bool, bool]
 """Whether B and A may be changed."""
@@ -42,7 +48,8 @@ def clip_spikes(
         The spikes of each matrix before, and the indices of the matrices that were changed.
 
     Raises:
-        InputError: If a factor is not finite, or a limit is exceeded and no factor may be changed.
+        InputError: If a factor is not finite, or a limit is exceeded and no factor may be changed,
+            or by so much that training has diverged.
     """
     before = core_svds(matrices)
     gammas = [svd.gamma for svd in before]
@@ -97,15 +104,22 @@ class _Target:
         """Whether the strongest spike exceeds the limit."""
         return float(self.svd.gamma[0]) > self.limit
 
+    @property
+    def strength(self) -> float:
+        """The strongest spike over the limit."""
+        return float(self.svd.gamma[0]) / self.limit
+
 
 def _write_lowered(targets: Sequence[_Target]) -> None:
     """Write factors with lower spikes, with a growing margin until the rounded ones obey."""
     for target in targets:
         _require_changeable(target)
+        if not target.strength <= FARTHEST:
+            raise _diverged(target)
     stored = [tuple(x.clone() for x in target.matrix.factors) for target in targets]
     margins = [MARGIN] * len(targets)
     left = list(range(len(targets)))
-    while left:
+    for _ in range(PASSES):
         for i in left:
             target, (B, A) = targets[i], stored[i]
             aim = max(0.0, target.limit * (1 - margins[i]))
@@ -115,8 +129,11 @@ def _write_lowered(targets: Sequence[_Target]) -> None:
             i: float(svd.gamma[0]) / targets[i].limit - 1 for i, svd in zip(left, now, strict=True)
         }
         left = [i for i in left if excess[i] > -MARGIN / 10]
+        if not left:
+            return
         for i in left:
             margins[i] = MARGIN_GROWTH * (margins[i] + excess[i])
+    raise _diverged(targets[left[0]])
 
 
 def _factor_pairs(matrices: Sequence[AdaptedMatrix]) -> list[frozenset[object]]:
@@ -139,9 +156,17 @@ def _batches_without_ties(pairs: Sequence[frozenset[object]]) -> list[list[int]]
 def _require_changeable(target: _Target) -> None:
     """InputError unless one of the factors may be changed."""
     if not any(target.changeable):
-        strength = float(target.svd.gamma[0]) / target.limit
         raise InputError(
             f"{target.matrix.name}: expected a factor that is trained and its own, got two that "
-            f"are frozen or shared with other layers, and a spike {strength:.3g} times its limit; "
-            "train one of them, or leave the layer out with modules="
+            f"are frozen or shared with other layers, and a spike {target.strength:.3g} times its "
+            "limit; train one of them, or leave the layer out with modules="
         )
+
+
+def _diverged(target: _Target) -> InputError:
+    """The error for factors that cannot be brought below the limit."""
+    return InputError(
+        f"{target.matrix.name}: expected spikes that can be lowered to their limit, got one "
+        f"{target.strength:.3g} times as strong; training has diverged: lower the learning rate, "
+        "or go back to a checkpoint"
+    )

@@ -98,7 +98,9 @@ def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
             _require_finite([matrices[i].name for i in members], of_B, of_A)
             root_B, root_A = _roots(of_B), _roots(of_A)
             scales = root_B.new_tensor([matrices[i].scale for i in members])
-            X, gamma, Yt = torch.linalg.svd(scales[:, None, None] * (root_B @ root_A.mT))
+            small = scales[:, None, None] * (root_B @ root_A.mT)
+            _require_finite([matrices[i].name for i in members], small)
+            X, gamma, Yt = torch.linalg.svd(small)
             parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)
             found |= {i: CoreSVD(*rest) for i, *rest in parts}
     return [found[i] for i in range(len(matrices))]

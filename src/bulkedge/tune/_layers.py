@@ -16,7 +16,7 @@ from bulkedge._globs import as_globs
 
 from ._lora import LoraMatrix, adapter_of, lora_layers
 from ._matrix import AdaptedMatrix
-from ._select import select
+from ._select import members, select
 
 Adapted = Union[nn.Module, Sequence[AdaptedMatrix]]  # noqa: UP007 — Python 3.10
 """A model that PEFT has wrapped, or adapted matrices."""
@@ -39,7 +39,8 @@ def adapted_matrices(
         One entry a layer, in the order of the model.
 
     Raises:
-        InputError: If there is none, or one of them is not of the form ``W0 + s·B·A``.
+        InputError: If there is none, one of them is not of the form ``W0 + s·B·A``, or two of them
+            have the same name.
         RecipeError: If a pattern matches no layer.
 
     Example:
@@ -50,7 +51,7 @@ def adapted_matrices(
     """
     found: list[AdaptedMatrix]
     if not isinstance(model, nn.Module):
-        found = list(model)
+        found = members(model, "write")
     else:
         found = [
             LoraMatrix(model, name, one, is_explicit=adapter is not None)
@@ -63,10 +64,21 @@ def adapted_matrices(
             + (f" with adapter {adapter!r}" if adapter else "")
             + "; wrap the model with peft.get_peft_model first"
         )
-    return select(modules, found, lambda matrix: matrix.name)
+    chosen = select(modules, found, lambda matrix: matrix.name)
+    _require_distinct([matrix.name for matrix in chosen])
+    return chosen
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    """InputError if two matrices have one name, by which each finds its threshold and its state."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"expected adapted matrices, each with a name of its own, got two named {twice[0]!r}; "
+            "rename one of them"
+        )
 
 
 def require_same_layers(expected: Iterable[str], saved: Iterable[str]) -> None:
     """InputError unless a saved state is of the layers that there are now, by name."""
-    if odd := sorted(set(expected) ^ set(saved)):
+    if odd := sorted(set(expected) ^ set(saved), key=str):
         raise InputError(f"expected a state of the same layers; only one side has {odd[0]}")

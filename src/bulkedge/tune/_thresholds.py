@@ -8,7 +8,8 @@ from typing import Protocol
 
 import torch
 
-from bulkedge._errors import InputError
+from bulkedge._errors import InputError, RecipeError
+from bulkedge._fields import POSITIVE, as_real, check_values, number
 from bulkedge._linmap import LinearMap
 from bulkedge.intruder import certify
 from bulkedge.triplet.solver._start import generic
@@ -18,6 +19,10 @@ EXACT_UP_TO = 1024
 """The shorter side up to which all singular values of a base are computed."""
 QUADRATURE_STEPS = 24
 """The number of Lanczos steps of the quadrature that replaces them for larger bases."""
+
+HIGHEST_LEVEL = 10.0
+"""The largest level, in units of θ_c: from 1 on generic spikes make outliers, and far beyond that
+nothing is held."""
 
 
 class HasBase(Protocol):
@@ -85,18 +90,21 @@ def measure_thresholds(
 
     Args:
         matrices: The matrices.
-        known: Thresholds by name that are not measured again.
+        known: Thresholds by name that are not measured again; each name is that of a matrix.
 
     Returns:
         ``{name: θ_c}``.
 
     Raises:
-        InputError: If a base has no bulk, or one that ends in a step, where any spike makes an
-            outlier.
+        InputError: If a known threshold is not positive and finite; or a base has no bulk, or one
+            that ends in a step, where any spike makes an outlier.
+        RecipeError: If a known threshold has the name of no matrix.
     """
+    given = known_thresholds(known)
+    _require_matrices(given, [matrix.name for matrix in matrices])
     found = {}
     for matrix in matrices:
-        theta = (known or {}).get(matrix.name)
+        theta = given.get(matrix.name)
         if theta is None:
             theta = base_spectrum(matrix.name, matrix.base_map()).fit.threshold
         if not theta > 0:
@@ -106,3 +114,47 @@ def measure_thresholds(
             )
         found[matrix.name] = float(theta)
     return found
+
+
+def check_level(owner: object, level: float) -> None:
+    """InputError unless a level is positive, and not so high that nothing would be held.
+
+    Args:
+        owner: What it is given to: an object, or the name of a function.
+        level: Where to hold spikes, in units of θ_c.
+    """
+    most = number(f"≤ {HIGHEST_LEVEL:g}", lambda x: x <= HIGHEST_LEVEL)
+    check_values(owner, level=(level, POSITIVE))
+    check_values(owner, level=(level, most))
+
+
+def known_thresholds(known: object) -> dict[str, float]:
+    """Thresholds that a caller or a saved state gives, by name.
+
+    Args:
+        known: ``{name: θ_c}``; None for none.
+
+    Returns:
+        The same as plain numbers.
+
+    Raises:
+        InputError: If it is no mapping, or a threshold is not positive and finite.
+    """
+    if known is not None and not isinstance(known, Mapping):
+        raise InputError(
+            f"expected thresholds by name, got {type(known).__name__}; give thresholds= a mapping "
+            "such as {name: 1.5}, or leave it out"
+        )
+    given = dict(known or {})
+    for name, theta in given.items():
+        check_values("thresholds=", **{f"the threshold of {name}": (theta, POSITIVE)})
+    return {name: as_real(theta) or 0.0 for name, theta in given.items()}
+
+
+def _require_matrices(known: Mapping[str, float], names: Sequence[str]) -> None:
+    """RecipeError for a threshold that would be ignored: its name is misspelt, or left out."""
+    if idle := [name for name in known if name not in names]:
+        raise RecipeError(
+            f"{idle[0]!r} in thresholds= is no matrix that is held or watched here, whose names "
+            f"look like {max(names, key=len, default='')!r}; correct the name, or leave it out"
+        )

@@ -16,8 +16,10 @@ from torch import distributed, nn
 
 from bulkedge._errors import InputError, MissingExtraError, OutputError
 from bulkedge._fields import check_values, each, optional, whole
+from bulkedge._globs import as_globs
 
 from ._matrix import is_distributed
+from ._thresholds import known_thresholds
 from .monitor import Model, Monitor, Watched
 
 try:
@@ -104,9 +106,9 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             "per_call": per_call,
             "top_k": top_k,
             "epsilon": epsilon,
-            "thresholds": None if thresholds is None else dict(thresholds),
+            "thresholds": None if thresholds is None else known_thresholds(thresholds),
             "adapter": adapter,
-            "modules": modules if isinstance(modules, str) else list(modules),
+            "modules": modules if isinstance(modules, str) else as_globs(modules),
         }
         self.monitor: Monitor | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -197,7 +199,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         watched: Model = self.watch(model) if callable(self.watch) else self.watch or model
         if not figures:
             return Monitor(watched, **self.options)
-        monitor = Monitor(watched, **(self.options | {"thresholds": figures["thresholds"]}))
+        thresholds: Any = figures.get("thresholds")
+        monitor = Monitor(watched, **(self.options | {"thresholds": thresholds}))
         monitor.load_state_dict(figures)
         if callable(self.watch):
             _require_its_base(monitor)

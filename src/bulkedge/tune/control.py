@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._fields import check_values, each, optional, whole
+from bulkedge._fields import NOT_NEGATIVE, check_values, each, optional, whole
 
 from ._clip_spikes import changeable_factors, first_of_tied
 from ._core_svd import effective_rank
 from ._layers import Adapted, AdaptedMatrix, require_same_layers
+from ._saved import BY_NAME, entries
+from ._thresholds import known_thresholds
 from .holder import LEVEL, ThresholdHolder
 
 AT_LIMIT = 0.9
@@ -139,12 +141,16 @@ class RankController(ThresholdHolder):
         """Continue from a state.
 
         Raises:
-            InputError: If it is the state of other layers.
+            InputError: If it is the state of other layers, or not what :meth:`state_dict` returns;
+                then nothing is changed.
         """
-        require_same_layers(self.state, state["layers"])
-        self.steps = int(state["steps"])
-        self.thresholds = dict(state["thresholds"])
-        self.state = {name: LayerState(**layer) for name, layer in state["layers"].items()}
+        rules = {"steps": whole(0), "thresholds": BY_NAME, "layers": BY_NAME}
+        saved = entries(type(self).__name__, state, **rules)
+        thresholds, layers = known_thresholds(saved["thresholds"]), saved["layers"]
+        require_same_layers(self.state, layers)
+        require_same_layers(self.state, thresholds)
+        read = {m.name: _read_layer(m, layers[m.name]) for m in self.matrices}
+        self.steps, self.thresholds, self.state = saved["steps"], thresholds, read
 
     def _clear_unused(self) -> None:
         """Set the directions that are not in use to zero, whatever the optimiser wrote there."""
@@ -187,6 +193,12 @@ class RankController(ThresholdHolder):
         B[:, kept:] = 0
         matrix.write(B, A)
         self.state[matrix.name].rank = rank
+
+
+def _read_layer(matrix: AdaptedMatrix, saved: object) -> LayerState:
+    """The saved state of a layer; InputError if it does not fit the layer."""
+    figures = dict.fromkeys(("strongest", "effective_rank"), NOT_NEGATIVE)
+    return LayerState(**entries(matrix.name, saved, rank=whole(1, matrix.rank), **figures))
 
 
 def _require_both_factors(matrices: Sequence[AdaptedMatrix]) -> None:

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from bulkedge._fields import POSITIVE, check_values
-
 from ._after_step import after_step
 from ._clip_spikes import clip_spikes
 from ._layers import Adapted, adapted_matrices
-from ._thresholds import measure_thresholds
+from ._thresholds import check_level, measure_thresholds
 
 LEVEL = 0.9
 """The level at which spikes are held by default, in units of θ_c."""
@@ -100,8 +98,9 @@ class AdapterHolder(ABC):
             A handle: ``handle.remove()`` ends it.
 
         Raises:
-            InputError: If the optimiser trains nothing of what is held, saves other weights than it
-                leaves after a step (schedule-free), or has this holder attached already.
+            InputError: If the optimiser trains nothing of what is held, or leaves a part of it to
+                another optimiser, saves other weights than it leaves after a step (schedule-free),
+                or has this holder attached already.
         """
         handle = after_step(optimizer, self.matrices, self.step)
         try:
@@ -127,7 +126,9 @@ class ThresholdHolder(AdapterHolder):
         thresholds: θ_c by name.
 
     Raises:
-        InputError: If ``level`` is not positive, or a base has no threshold.
+        InputError: If ``level`` is not positive or beyond 10, a known threshold is not positive and
+            finite, or a base has no threshold.
+        RecipeError: If a known threshold has the name of no layer that is held.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class ThresholdHolder(AdapterHolder):
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",
     ) -> None:
-        check_values(self, level=(level, POSITIVE))
+        check_level(self, level)
         super().__init__(model, adapter=adapter, modules=modules)
         self.level = level
         self.thresholds = measure_thresholds(self.matrices, thresholds)

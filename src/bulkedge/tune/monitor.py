@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
-from bulkedge._fields import EPSILON, check_values, each, whole
+from bulkedge._fields import EPSILON, NOT_NEGATIVE, check_values, each, instance, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.intruder import Verdict, judge_vectors
 from bulkedge.rmt.empirical import FEWEST
@@ -22,8 +22,9 @@ from ._core_svd import effective_rank
 from ._full import FullMatrix, NamedWeight, find_weight
 from ._layers import adapted_matrices, require_same_layers
 from ._matrix import distribute_like, like, require_in_memory
-from ._select import select
-from ._thresholds import measure_thresholds
+from ._saved import BY_NAME, entries
+from ._select import members, select
+from ._thresholds import known_thresholds, measure_thresholds
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
@@ -89,6 +90,7 @@ def full_matrices(
         >>> [(matrix.name, matrix.shape) for matrix in full_matrices(model)]
         [('0.weight', (30, 40))]
     """
+    check_values("full_matrices", model=(model, instance(nn.Module, "a module")))
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     names = [
         PARAMETRIZED.sub(r"\1", name)
@@ -141,6 +143,13 @@ class LayerFigures:
     worst: float
     strongest: float
     effective_rank: float
+
+
+def _read_figures(name: str, saved: object) -> LayerFigures:
+    """The saved figures of a layer; InputError if they are none."""
+    counts = dict.fromkeys(("step", "intruders", "rotated", "undecided"), whole(0))
+    numbers = dict.fromkeys(("worst", "strongest", "effective_rank"), NOT_NEGATIVE)
+    return LayerFigures(**entries(name, saved, **counts, **numbers))
 
 
 Model = Union[nn.Module, Sequence[Watched]]  # noqa: UP007 — Python 3.10
@@ -206,7 +215,7 @@ class Monitor:
         if isinstance(model, nn.Module):
             self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
         else:
-            self.matrices = select(modules, model, lambda matrix: matrix.name)
+            self.matrices = select(modules, members(model, "tuned_map"), lambda x: x.name)
         _require_names([matrix.name for matrix in self.matrices])
         self.thresholds = measure_thresholds(self.matrices, thresholds)
         self.steps = self._next = 0
@@ -298,12 +307,17 @@ class Monitor:
         """Continue from a state.
 
         Raises:
-            InputError: If it is the state of other layers.
+            InputError: If it is the state of other layers, or not what :meth:`state_dict` returns;
+                then nothing is changed.
         """
-        require_same_layers((matrix.name for matrix in self.matrices), state["thresholds"])
-        self.steps, self._next = int(state["steps"]), int(state["next"])
-        self.thresholds = dict(state["thresholds"])
-        self.figures = {name: LayerFigures(**x) for name, x in state["layers"].items()}
+        rules = {"steps": whole(0), "next": whole(0), "thresholds": BY_NAME, "layers": BY_NAME}
+        saved = entries(type(self).__name__, state, **rules)
+        thresholds, names = known_thresholds(saved["thresholds"]), list(self.thresholds)
+        require_same_layers(names, thresholds)
+        require_same_layers(names, [*names, *saved["layers"]])  # some may not be checked yet
+        figures = {name: _read_figures(name, x) for name, x in saved["layers"].items()}
+        self.steps, self._next = saved["steps"], saved["next"]
+        self.thresholds, self.figures = thresholds, figures
 
     def _look_at(self, matrix: Watched) -> LayerFigures:
         """The figures of one layer."""

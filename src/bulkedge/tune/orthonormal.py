@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._fields import check_values, one_of
+from bulkedge._fields import check_values, instance, one_of, optional
 
 from ._layers import Adapted, AdaptedMatrix
 from .holder import AdapterHolder
@@ -65,7 +65,8 @@ class OrthonormalFactors(AdapterHolder):
         modules: str | Sequence[str] = "*",
         generator: torch.Generator | None = None,
     ) -> None:
-        check_values(self, method=(method, one_of("qr", "polar")))
+        source = optional(instance(torch.Generator, "a torch.Generator"))
+        check_values(self, method=(method, one_of("qr", "polar")), generator=(generator, source))
         super().__init__(model, adapter=adapter, modules=modules)
         self.method: Retraction = method
         for matrix in self.matrices:

@@ -17,6 +17,7 @@ from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
 from ._matrix import like, require_in_memory
+from ._saved import entries
 from ._thresholds import base_spectrum
 
 Schedule = Union[float, Callable[[int], float]]  # noqa: UP007 — Python 3.10
@@ -141,8 +142,12 @@ class IntruderPenalty:
         return {"calls": self.calls}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state."""
-        self.calls = int(state["calls"])
+        """Continue from a state.
+
+        Raises:
+            InputError: If it is not what :meth:`state_dict` returns.
+        """
+        self.calls = entries(type(self).__name__, state, calls=whole(0))["calls"]
 
     def _penalty_of(self, layer: _Layer) -> Tensor:
         """The penalty of one layer, in full precision even under autocast."""

@@ -81,6 +81,11 @@ class AfterStep(TrainerCallback, ExportableState):
         if len(states) != len(self.holders):
             raise InputError(f"expected the {len(states)} holders of the run that is resumed")
         for holder, saved_state in zip(self.holders, states, strict=True):
+            if hasattr(holder, "state_dict") != (saved_state is not None):
+                raise InputError(
+                    "expected the holders of the run that is resumed, in their order, got a "
+                    f"{type(holder).__name__} in the place of another one"
+                )
             if saved_state is not None:
                 holder.load_state_dict(saved_state)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bulkedge._errors import InputError
-from bulkedge._fields import POSITIVE, check_values, optional
+from bulkedge._fields import POSITIVE, TEXT, check_values, optional
 from bulkedge._linmap import Dense
 from bulkedge.spectral import SpectralCap
 
 from ._matrix import distribute_like, gathered, is_distributed, require_in_memory, storage_key
-from ._thresholds import base_spectrum
+from ._thresholds import base_spectrum, check_level
 from .holder import LEVEL
 
 
@@ -109,7 +109,7 @@ def hold_update(
 
     Raises:
         InputError: If the parameter is not a matrix, is not in memory, is held already, or has no
-            threshold, or if ``level`` is not positive.
+            threshold, or if ``level`` is not positive or beyond 10.
 
     Warns:
         UserWarning: When a state is made, if another module shares the parameter and does not hold
@@ -123,7 +123,8 @@ def hold_update(
         >>> round(float(torch.linalg.matrix_norm(layer.weight.detach() - W0, 2)), 3)
         1.0
     """
-    check_values("hold_update", level=(level, POSITIVE), threshold=(threshold, optional(POSITIVE)))
+    check_level("hold_update", level)
+    check_values("hold_update", name=(name, TEXT), threshold=(threshold, optional(POSITIVE)))
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise InputError(f"expected a matrix {name!r} in {type(module).__name__}")

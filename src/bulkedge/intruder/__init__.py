@@ -1,5 +1,7 @@
 """The intruder score of a tuned singular vector, the certificate of it, and the verdict."""
 
+from bulkedge._fields import DEFAULT_EPSILON
+
 from ._converged import ties
 from .certificate import Certificate, certify
 from .score import (
@@ -15,6 +17,7 @@ from .score import (
 
 __all__ = [
     "COUNTED",
+    "DEFAULT_EPSILON",
     "HALF_THE_ENERGY",
     "BaseVectors",
     "Certificate",

@@ -170,7 +170,7 @@ def verdict(
     Args:
         score: Its score.
         subspace_overlap: Its overlap with the base's leading 2k-space.
-        epsilon: The paper's threshold, 0.5 as a rule.
+        epsilon: The threshold; the paper's is ``DEFAULT_EPSILON``.
         vector_error: Bound on the error of the tuned vector, hence of both figures.
 
     Returns:

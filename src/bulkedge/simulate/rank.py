@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from pydantic import Field
 
+from bulkedge._fields import DEFAULT_EPSILON
+
 from . import _draw
-from ._model import EPSILON, Base, Factors, noise, noise_line, spikes, uneven, white
-from ._table import Experiment, Ranks, Row, Table
+from ._experiment import Experiment, Ranks
+from ._model import Base, Factors, noise, noise_line, spikes, uneven, white
+from ._table import Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +35,7 @@ class Rank(Experiment):
         "effective_rank": "‖ΔW‖_F⁴/Σθ⁴, r for equal spikes",
         "above": "spikes above θ_c",
         "outliers": "singular values beyond what noise reaches once in 20 times",
-        "intruders": "of these, those with score < 0.5",
+        "intruders": f"of these, those with score < {DEFAULT_EPSILON}",
     }
     predicted: ClassVar = {
         "theory_strongest": "F/√r for equal spikes",
@@ -72,7 +75,7 @@ class Rank(Experiment):
         measures = {
             "strongest": r"strongest spike $\|\Delta W\|_2/\theta_c$",
             "outliers": "outliers",
-            "intruders": f"outliers with score < {EPSILON}",
+            "intruders": f"outliers with score < {DEFAULT_EPSILON}",
         }
         every = range(self.ranks[0], self.ranks[-1] + 1)
         for panel, (name, told) in zip(axes, measures.items(), strict=True):
@@ -102,5 +105,5 @@ def measure(base: Base, update: Factors) -> Row:
         "effective_rank": float(theta.square().sum().square() / theta.pow(4).sum()),
         "above": int((theta > 1 + 1e-9).sum()),  # θ_c itself is not above it
         "outliers": len(outliers),
-        "intruders": int((score < EPSILON).sum()),
+        "intruders": int((score < DEFAULT_EPSILON).sum()),
     }

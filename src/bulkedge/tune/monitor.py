@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
-from bulkedge._fields import EPSILON, check_values, each, whole
+from bulkedge._fields import DEFAULT_EPSILON, EPSILON, check_values, each, whole
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.auditing.judge import SMALL
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
@@ -196,7 +196,7 @@ class Monitor:
         every: int = 50,
         per_call: int = 2,
         top_k: int = 10,
-        epsilon: float = 0.5,
+        epsilon: float = DEFAULT_EPSILON,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",

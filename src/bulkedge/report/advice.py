@@ -12,6 +12,8 @@ from bulkedge.intruder import Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import Recipe
 
+from .columns import worst_score
+
 NEAR = 0.05
 """A worst score that is less than this above ε is told of: other data would have put it below."""
 FOREIGN = 0.8
@@ -79,7 +81,7 @@ def explanation(record: Record) -> list[str]:
     noise = sum(matrix.intruders for matrix in untrained(record))
     if noise:
         told.append(f"{noise} of them are in matrices whose base looks untrained.")
-    scores = [worst_score(matrix) for matrix in record.matrices]
+    scores = [_lowest(matrix) for matrix in record.matrices]
     told.append(
         f"The lowest score is {min(scores):.2f}; 1 is a direction of the base, 0 one that is "
         "wholly new."
@@ -140,15 +142,21 @@ def _doubts(record: Record) -> Iterator[Step]:
             f"{count(len(lost), 'update')} went unjudged, such as {printable(lost[0].name)}: "
             f"{printable(lost[0].reason)}"
         )
-    if _all_noise(record):
-        yield Step("The base looks like noise in every matrix: is this the pretrained model?")
-    elif _foreign(record):
-        yield Step(
-            "In nearly every matrix the update is as large as the base: is this the model that "
-            "the fine-tune began with?"
-        )
+    yield from map(Step, doubts_of_the_base(record))
     if record.summary.verdicts[Verdict.UNDECIDED]:
         yield Step("Decide what is open, by SVDs:", audit_command(record, "--method", "dense"))
+
+
+def doubts_of_the_base(record: Record) -> list[str]:
+    """Why the base may be another model than the one that was fine-tuned; a question, if any."""
+    if _all_noise(record):
+        return ["The base looks like noise in every matrix: is this the pretrained model?"]
+    if _foreign(record):
+        return [
+            "In nearly every matrix the update is as large as the base: is this the model that "
+            "the fine-tune began with?"
+        ]
+    return []
 
 
 def _remedies(record: Record) -> Iterator[Step]:
@@ -215,9 +223,16 @@ def broken(record: Record) -> list[Matrix]:
     return [m for m in record.matrices if m.status in ("not_finite", "failed")]
 
 
-def worst_score(matrix: Matrix) -> float:
+def by_worst(record: Record) -> list[Matrix]:
+    """The matrices with new directions, the lowest score first."""
+    affected = [matrix for matrix in record.matrices if matrix.intruders]
+    return sorted(affected, key=_lowest)
+
+
+def _lowest(matrix: Matrix) -> float:
     """The lowest score of a matrix; 1 where nothing was judged."""
-    return min((direction.score for direction in matrix.directions), default=1.0)
+    worst = worst_score(matrix)
+    return 1.0 if worst is None else worst
 
 
 def audit_command(record: Record, *added: str) -> str:
@@ -243,7 +258,7 @@ def _command(record: Record, name: str, added: list[str]) -> str:
               for w in (f"--{option}", glob)]  # fmt: skip
     words += ["--partial"] if recipe.partial else []
     if recipe.split:  # rows of blocks are in a file alone
-        words += ["--config", "RECIPE.yaml"]
+        words += ["--recipe", "RECIPE.yaml"]
     return " ".join(shlex.quote(printable(word)) for word in [*words, *added])
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Union
 
 from bulkedge._errors import InputError, printable
-from bulkedge.intruder import Verdict
+from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, steps, untrained
+from .columns import PAGE, columns_of, over_base, over_threshold, worst_score
+from .verdicts import APPEARANCE, TOLD, is_counted
 
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
@@ -53,14 +55,23 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
     if hashlib.sha256(plotly.encode()).hexdigest() != PLOTLY:
         raise InputError("plotly-cartesian.min.js is not the file that was published; reinstall")
     # a colon of a name must not end the data: no character of it is markup
-    shown = {"records": parts, "comparison": _compared(chosen, names)}
+    shown = {
+        "records": parts,
+        "comparison": _compared(chosen, names),
+        "columns": _columns(),
+        "verdicts": [[verdict.value, is_counted(verdict)] for verdict in TOLD],
+    }
     data = json.dumps(shown, separators=(",", ":"), allow_nan=False)
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     slots = {
         "policy": _policy(plotly, *own.values()),
         "title": html.escape(f"bulkedge audit: {names[0]}"),
         "subtitle": html.escape(" / ".join(names)),
-        "css": _page("report.css"),
+        "css": _colours() + _page("report.css"),
+        "epsilon": f"{DEFAULT_EPSILON:g}",
+        "counted": ", ".join(verdict.value for verdict in TOLD if is_counted(verdict)),
+        "meanings": "\n".join(map(_meaning, TOLD)),
+        "choices": "".join(map(_choice, _gravest_first())),
         "data": data,
         "plotly": plotly,
         **own,
@@ -76,7 +87,7 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
 
 def _page(name: str) -> str:
     """A part of the page that comes with the package."""
-    return (resources.files("bulkedge.report") / "page" / name).read_text(encoding="utf-8")
+    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
 
 
 def _policy(*scripts: str) -> str:
@@ -89,6 +100,48 @@ def _policy(*scripts: str) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "connect-src 'none'; form-action 'none'; base-uri 'none'"
     )
+
+
+def _gravest_first() -> list[Verdict]:
+    """The verdicts that a reader is told of, as they are offered for a choice."""
+    counted = [verdict for verdict in TOLD if is_counted(verdict)]
+    return [*reversed(counted), *(verdict for verdict in TOLD if not is_counted(verdict))]
+
+
+def _colours() -> str:
+    """The colours of the verdicts, for charts and for the tags of a table."""
+    colours = "".join(
+        f"  --{verdict.value}: light-dark({look.light}, {look.dark});\n"
+        for verdict, look in APPEARANCE.items()
+    )
+    tags = "".join(f".tag.{v.value} {{ color: var(--{v.value}); }}\n" for v in APPEARANCE)
+    return f":root {{\n{colours}}}\n{tags}"
+
+
+def _meaning(verdict: Verdict) -> str:
+    """What a verdict says, for the list of words."""
+    meaning = html.escape(APPEARANCE[verdict].meaning, quote=False)
+    return f"<dt>{verdict.value}</dt><dd>{meaning}</dd>"
+
+
+def _choice(verdict: Verdict) -> str:
+    """A choice of matrices, those that have directions with a verdict."""
+    several = html.escape(APPEARANCE[verdict].several)
+    return f'<option value="{verdict.value}">with {several}</option>'
+
+
+def _columns() -> list[dict[str, Any]]:
+    """What the page is told of the columns of its table."""
+    return [
+        {
+            "id": column.name,
+            "heading": column.heading,
+            "lowFirst": column.low_first,
+            "wide": column.wide,
+            "ifAny": column.if_any,
+        }
+        for column in columns_of(PAGE)
+    ]
 
 
 def _audits(record: Shown) -> list[tuple[str, Record]]:
@@ -158,7 +211,6 @@ def _about(record: Record) -> str:
 def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
     """What the page shows of a matrix."""
     verdicts = [direction.verdict for direction in matrix.directions]
-    scores = [direction.score for direction in matrix.directions]
     return {
         "name": printable(matrix.name),
         "shape": matrix.shape,
@@ -171,9 +223,10 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "untrained": fresh,
         "passes": matrix.passes,
         "counts": {verdict.value: verdicts.count(verdict) for verdict in Verdict},
-        "worst": _short(min(scores, default=None)),
-        "ratio": _over(matrix.spectral_norm_update, matrix.spectral_norm_base),
-        "over": _over(matrix.spectral_norm_update, matrix.threshold),
+        "worst": _short(worst_score(matrix)),
+        "ratio": _short(over_base(matrix)),
+        "over": _short(over_threshold(matrix)),
+        "cells": {c.name: [_key(c.value(matrix)), c.show(matrix)] for c in columns_of(PAGE)},
         "threshold": _short(matrix.threshold),
         "edge": None if matrix.bulk is None else _short(matrix.bulk.edge),
         "sides": [angles.side for angles in matrix.angles],
@@ -212,5 +265,6 @@ def _short(x: float | None) -> float | None:
     return None if x is None or x != x or abs(x) == float("inf") else float(f"{x:.5g}")
 
 
-def _over(update: float | None, unit: float | None) -> float | None:
-    return None if update is None or not unit else _short(update / unit)
+def _key(value: Any) -> Any:
+    """What the page sorts a column by; JSON knows no infinity."""
+    return _short(value) if isinstance(value, float) else value

@@ -18,7 +18,8 @@ from bulkedge._errors import printable
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Counts, Matrix, Record, Skipped
 
-from .advice import broken, count, steps, worst_score
+from .advice import broken, by_worst, count, steps
+from .columns import TERMINAL, Column, columns_of
 
 if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
@@ -36,7 +37,7 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         console: Where.
         brief: The verdict alone.
     """
-    affected = sorted((m for m in record.matrices if m.intruders), key=worst_score)
+    affected = by_worst(record)
     if not brief:
         if affected:
             console.print(_table(affected[:MAX_ROWS]))
@@ -188,31 +189,23 @@ def _table(matrices: Iterable[Matrix]) -> Table:
     """One row a matrix, its worst direction in view."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    for header in ("ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"):
-        table.add_column(header, justify="right", no_wrap=True)
+    columns = columns_of(TERMINAL)
+    for column in columns:
+        table.add_column(column.short or column.heading, justify="right", no_wrap=True)
     for matrix in matrices:
-        counts = Counter(direction.verdict for direction in matrix.directions)
-        table.add_row(
-            _name(matrix.name),
-            _ratio(matrix.spectral_norm_update, matrix.spectral_norm_base),
-            _ratio(matrix.spectral_norm_update, matrix.threshold),
-            str(counts[Verdict.ROTATED]),
-            Text(str(counts[Verdict.INTRUDER]), style="red" if counts[Verdict.INTRUDER] else ""),
-            f"{worst_score(matrix):.3f}",
-        )
+        table.add_row(_name(matrix.name), *(_cell(column, matrix) for column in columns))
     return table
+
+
+def _cell(column: Column, matrix: Matrix) -> Text:
+    """One value, in the style of its column unless it is zero."""
+    style = column.style if column.value(matrix) else ""
+    return Text(printable(column.show(matrix)), style=style)
 
 
 def _name(name: str) -> Text:
     """A matrix by its module, which globs know, too: a table has few columns."""
     return Text(printable(name.removesuffix(".weight")))
-
-
-def _ratio(update: float | None, unit: float | None) -> str:
-    """Strength of the update, in spectral norms of the base or in thresholds."""
-    if unit is None or update is None:
-        return "–"
-    return f"{update / unit:.2f}" if unit else "∞"
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:

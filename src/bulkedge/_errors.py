@@ -19,14 +19,18 @@ Each message says what was expected, what was found, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
 MAX_PROBLEMS = 10
+LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+"""What pydantic calls a limit, and what people call it."""
 
 
 class BulkedgeError(Exception):
@@ -112,3 +116,48 @@ def problems(error: ValidationError) -> str:
     ]
     more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
     return "; ".join(told + more)
+
+
+def settings_problems(
+    error: ValidationError,
+    source: str,
+    fields: Iterable[str],
+    spelled: Mapping[str, str] | None = None,
+) -> str:
+    """What is wrong with settings that a person wrote, and what to write instead.
+
+    Args:
+        error: From pydantic.
+        source: Where the settings come from.
+        fields: The names of all settings.
+        spelled: How some were given on the command line, such as ``--top-k``.
+
+    Returns:
+        One line; it ends with all names, unless each setting was an option, which has a help.
+    """
+    known, options = list(fields), spelled or {}
+    found = error.errors()
+    told = [_problem(e, known, options) for e in found[:MAX_PROBLEMS]]
+    if len(found) > MAX_PROBLEMS:
+        told.append(f"and {len(found) - MAX_PROBLEMS} more")
+    line = "; ".join(told)
+    if all(e["loc"] and e["loc"][0] in options for e in found):
+        return line
+    return f"{source}: {line} (the fields are {', '.join(known)})"
+
+
+def _problem(e: Any, known: list[str], options: Mapping[str, str]) -> str:
+    """One bad setting: its name, what is expected, what was found."""
+    place, given = list(e["loc"]), reprlib.repr(e["input"])
+    if e["type"] == "extra_forbidden" and len(place) == 1:
+        near = difflib.get_close_matches(str(place[0])[:100], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"unknown field {str(place[0])[:100]!r}{hint}"
+    name = ".".join(map(str, place))
+    if place and place[0] in options:
+        name = options[place[0]]
+    limit = [f"{LIMITS[key]} {value}" for key, value in e.get("ctx", {}).items() if key in LIMITS]
+    if e["type"] == "tuple_type" and isinstance(e["input"], str):
+        return f"{name:.100}: give a list of globs, such as [{given}]"
+    what = limit[0] if limit else e["msg"].removeprefix("Value error, ")
+    return f"{name:.100}: {what:.200}, got {given}"

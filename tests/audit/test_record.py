@@ -136,7 +136,7 @@ def test_bad_recipes_name_every_problem_at_once():
     with pytest.raises(RecipeError) as caught:
         make_recipe({"top_k": 0, "epsilon": 2, "colour": "red", "side": "up"}, source="r.yaml")
     text = str(caught.value)
-    for part in ("r.yaml", "top_k", "epsilon", "colour: Extra inputs", "side", "the fields are"):
+    for part in ("r.yaml", "top_k", "epsilon", "unknown field 'colour'", "side", "the fields are"):
         assert part in text
 
 

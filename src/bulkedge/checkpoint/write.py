@@ -192,7 +192,7 @@ def _sync(folder: Path) -> None:
 
 
 def umask() -> int:
-    """The permissions that the user withholds from new files; the system tells them only on change."""
+    """The permissions that new files do not get; the system tells them only on a change."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

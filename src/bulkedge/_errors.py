@@ -99,6 +99,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def count(n: int, one: str, many: str | None = None) -> str:
+    """A number with its noun.
+
+    Args:
+        n: How many.
+        one: What one is called.
+        many: What several are called; with an s if None.
+
+    Returns:
+        Both.
+
+    Example:
+        >>> count(1, "layer"), count(2, "matrix", "matrices")
+        ('1 layer', '2 matrices')
+    """
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def problems(error: ValidationError) -> str:
     """What a validation found, on one line.
 

@@ -49,7 +49,7 @@ def _shard_numbers(
 BASIS = 500  # vectors on either side that a process keeps at most, copies included
 
 
-@click.command()
+@click.command(short_help="Find the intruder dimensions of a fine-tune.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
 @recipe_options

@@ -12,7 +12,7 @@ FORMATS = ("html", "markdown", "junit", "csv", "parquet")
 """The keys of ``bulkedge.report.FORMATS``, here because that takes a second to import."""
 
 
-@click.command()
+@click.command(short_help="Show records as a page, or for CI and spreadsheets.")
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
               help="The file to write.")  # fmt: skip

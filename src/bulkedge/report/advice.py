@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bulkedge._errors import printable
+from bulkedge._errors import count, printable
 from bulkedge.intruder import Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import Recipe
@@ -35,11 +35,6 @@ class Step:
 
     told: str
     command: str | None = None
-
-
-def count(n: int, one: str, many: str | None = None) -> str:
-    """A number with its noun."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def headline(record: Record) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from bulkedge._errors import printable
+from bulkedge._errors import count, printable
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
-from .advice import Step, by_worst, count, steps
+from .advice import Step, by_worst, steps
 from .columns import MARKDOWN, columns_of
 from .terminal import verdict_line
 

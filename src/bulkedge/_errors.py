@@ -164,6 +164,11 @@ def settings_problems(
     return f"{source}: {line} (the fields are {', '.join(known)})"
 
 
+def _plain(limit: Any) -> str:
+    """A limit as people write it: 1 for 1.0."""
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+
+
 def _problem(e: Any, known: list[str], options: Mapping[str, str]) -> str:
     """One bad setting: its name, what is expected, what was found."""
     place, given = list(e["loc"]), reprlib.repr(e["input"])
@@ -174,7 +179,7 @@ def _problem(e: Any, known: list[str], options: Mapping[str, str]) -> str:
     name = ".".join(map(str, place))
     if place and place[0] in options:
         name = options[place[0]]
-    limit = [f"{LIMITS[key]} {value}" for key, value in e.get("ctx", {}).items() if key in LIMITS]
+    limit = [f"{LIMITS[key]} {_plain(value)}" for key, value in e.get("ctx", {}).items() if key in LIMITS]
     if e["type"] == "tuple_type" and isinstance(e["input"], str):
         return f"{name:.100}: give a list of globs, such as [{given}]"
     what = limit[0] if limit else e["msg"].removeprefix("Value error, ")

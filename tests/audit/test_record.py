@@ -151,7 +151,7 @@ def test_bad_recipes_name_every_problem_at_once():
         ({"exclude": "pooler.*"}, "exclude: give a list of globs, such as ['pooler.*'] ("),
         ({"device": "gpu"}, "device: use cpu, cuda or cuda:0, got 'gpu' ("),
         ({"top_k": 0}, "top_k: at least 1, got 0 ("),
-        ({"epsilon": 0}, "epsilon: more than 0.0, got 0 ("),
+        ({"epsilon": 0}, "epsilon: more than 0, got 0 ("),
     ],
 )
 def test_a_bad_setting_is_told_with_what_to_write_instead(settings, message):

@@ -8,6 +8,7 @@ from picture import reach
 EXCEPTIONS = {
     "_linmap": {"base", "dense", "scaled", "sums"},
     "checkpoint": {"adapter", "experts"},
+    "simulate": {"_draw", "_table"},
     "triplet/solver": {"__init__", "auto", "refined"},
 }
 FREE = "bulkedge.__version__"  # a string, read from anywhere

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from bulkedge._errors import InputError, RecipeError, settings_problems
 
 from ._draw import to_svg
-from ._experiment import Experiment, Progress
-from ._table import Table
+from ._table import Experiment, Progress, Table
 from .adapters import Adapters
 from .full_vs_lora import FullVsLora
 from .heavy_tailed import HeavyTailed

@@ -12,19 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bulkedge.intruder import (
-    DEFAULT_EPSILON,
-    BaseVectors,
-    Scores,
-    Verdict,
-    base_vectors,
-    scores,
-    verdict,
-)
+from bulkedge._fields import DEFAULT_EPSILON
+from bulkedge.intruder import BaseVectors, Scores, Verdict, base_vectors, scores, verdict
 from bulkedge.rmt import White, edge_test
 from bulkedge.triplet import LowRank, thin_svd
 from bulkedge.update import Secular
 
+EPSILON = DEFAULT_EPSILON
+"""The score below which the paper counts a direction as new."""
 LEVEL = 0.05
 """Chance that noise alone has a value beyond :func:`noise_line`."""
 
@@ -106,14 +101,12 @@ class Judged:
     @property
     def counted(self) -> int:
         """The paper's count: directions with score < ε."""
-        return int((self.scores.score < DEFAULT_EPSILON).sum())
+        return int((self.scores.score < EPSILON).sum())
 
     def verdicts(self, kind: Verdict) -> int:
         """How many directions have this verdict."""
         both = zip(self.scores.score.tolist(), self.scores.subspace_overlap.tolist(), strict=True)
-        return sum(
-            verdict(score, overlap, epsilon=DEFAULT_EPSILON) == kind for score, overlap in both
-        )
+        return sum(verdict(score, overlap, epsilon=EPSILON) == kind for score, overlap in both)
 
 
 @dataclass(frozen=True)

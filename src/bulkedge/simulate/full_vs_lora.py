@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from pydantic import Field
 
-from bulkedge._fields import DEFAULT_EPSILON
-
 from . import _draw
-from ._experiment import Experiment, Strengths
-from ._model import Base, dense, noise, noise_line, trained, uneven, white
-from ._table import Row, Table
+from ._model import EPSILON, Base, dense, noise, noise_line, trained, uneven, white
+from ._table import Experiment, Row, Strengths, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +29,7 @@ class FullVsLora(Experiment):
         "update_norm": "‖ΔW‖₂/θ_c",
         "above": "singular values of a low-rank update above θ_c; 0 for a dense one",
         "outliers": "singular values beyond what noise reaches once in 20 times, less the base's",
-        "counted": f"leading tuned directions with score < {DEFAULT_EPSILON}",
+        "counted": "leading tuned directions with score < 0.5",
         "score": "mean score of the leading tuned directions",
     }
     quick: ClassVar = {"size": 60, "repeats": 2, "norms": [2.0, 8.0], "top_k": 4, "signals": 4}
@@ -88,7 +85,7 @@ class FullVsLora(Experiment):
         measures = {
             "update_norm": r"$\|\Delta W\|_2/\theta_c$",
             "outliers": "new outliers",
-            "counted": f"score < {DEFAULT_EPSILON} among the top {self.top_k}",
+            "counted": f"score < {EPSILON} among the top {self.top_k}",
             "score": f"mean score of the top {self.top_k}",
         }
         for row, base in enumerate(("noise", "signals")):

@@ -13,9 +13,8 @@ from torch import Tensor
 from bulkedge.rmt import Bulk, Empirical, White, fit_bulk
 
 from . import _draw
-from ._experiment import Experiment, Strengths
 from ._model import Base, gaussian, haar, spikes
-from ._table import Row, Table
+from ._table import Experiment, Row, Strengths, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,9 +13,8 @@ from pydantic import Field
 from bulkedge.rmt import Law, MarchenkoPastur, QuarterCircle, Semicircle, SingularValueLaw
 
 from . import _draw
-from ._experiment import Experiment
 from ._model import gaussian
-from ._table import Row, Table
+from ._table import Experiment, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

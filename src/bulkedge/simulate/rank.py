@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from pydantic import Field
 
-from bulkedge._fields import DEFAULT_EPSILON
-
 from . import _draw
-from ._experiment import Experiment, Ranks
-from ._model import Base, Factors, noise, noise_line, spikes, uneven, white
-from ._table import Row, Table
+from ._model import EPSILON, Base, Factors, noise, noise_line, spikes, uneven, white
+from ._table import Experiment, Ranks, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +32,7 @@ class Rank(Experiment):
         "effective_rank": "‖ΔW‖_F⁴/Σθ⁴, r for equal spikes",
         "above": "spikes above θ_c",
         "outliers": "singular values beyond what noise reaches once in 20 times",
-        "intruders": f"of these, those with score < {DEFAULT_EPSILON}",
+        "intruders": "of these, those with score < 0.5",
     }
     predicted: ClassVar = {
         "theory_strongest": "F/√r for equal spikes",
@@ -75,7 +72,7 @@ class Rank(Experiment):
         measures = {
             "strongest": r"strongest spike $\|\Delta W\|_2/\theta_c$",
             "outliers": "outliers",
-            "intruders": f"outliers with score < {DEFAULT_EPSILON}",
+            "intruders": f"outliers with score < {EPSILON}",
         }
         every = range(self.ranks[0], self.ranks[-1] + 1)
         for panel, (name, told) in zip(axes, measures.items(), strict=True):
@@ -105,5 +102,5 @@ def measure(base: Base, update: Factors) -> Row:
         "effective_rank": float(theta.square().sum().square() / theta.pow(4).sum()),
         "above": int((theta > 1 + 1e-9).sum()),  # θ_c itself is not above it
         "outliers": len(outliers),
-        "intruders": int((score < DEFAULT_EPSILON).sum()),
+        "intruders": int((score < EPSILON).sum()),
     }

@@ -9,9 +9,8 @@ import torch
 from pydantic import Field
 
 from . import _draw
-from ._experiment import Experiment, Ranks
 from ._model import Base, Factors, gaussian, haar, noise
-from ._table import Row, Table
+from ._table import Experiment, Ranks, Row, Table
 from .rank import Rank, measure
 
 if TYPE_CHECKING:

@@ -9,13 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge.spectral import project_spectral_ball
 
 from . import _draw
-from ._experiment import Experiment
 from ._model import Base, dense, trained, uneven
-from ._table import Row, Table
+from ._table import Experiment, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +31,7 @@ class Sequential(Experiment):
     }
     measured: ClassVar = {
         "norm": "‖W − W0‖_F/θ_c",
-        "counted": f"leading tuned directions with score < {DEFAULT_EPSILON}",
+        "counted": "leading tuned directions with score < 0.5",
         "score": "mean score of the leading tuned directions",
         "subspace": "‖U_kᵀ Û_k‖_F²/k: share of the base's k leading left directions that stayed",
         "weakest": "least ‖Û_kᵀu_i‖² among them: the base direction that stayed least",
@@ -89,7 +87,7 @@ class Sequential(Experiment):
         )
         figure, axes = _draw.panels(2, 2, note=note)
         measures = {
-            "counted": f"score < {DEFAULT_EPSILON} among the top {self.top_k}",
+            "counted": f"score < 0.5 among the top {self.top_k}",
             "subspace": r"$\|U_k^\top Û_k\|_F^2/k$",
             "weakest": r"$\min_i\|Û_k^\top u_i\|^2$",
             "norm": r"$\|W - W_0\|_F/\theta_c$",

@@ -9,9 +9,8 @@ import torch
 from pydantic import Field
 
 from . import _draw
-from ._experiment import Experiment
 from ._model import Base, dense, trained, uneven
-from ._table import Row, Table
+from ._table import Experiment, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from pydantic import Field
 
-from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge.update.predict import BaseSpectrum, predict_spikes
 
 from . import _draw
-from ._experiment import Experiment, Strengths
-from ._model import Base, Shape, noise, spikes, white
-from ._table import Row, Table
+from ._model import EPSILON, Base, Shape, noise, spikes, white
+from ._table import Experiment, Row, Strengths, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,9 +32,9 @@ class Transition(Experiment):
         "left_overlap": "|⟨u, û⟩|² of the spike's and the leading left vector",
         "right_overlap": "|⟨v, v̂⟩|², likewise",
         "score": "intruder score of û",
-        "new": f"whether it is below {DEFAULT_EPSILON}",
+        "new": "whether it is below 0.5",
         "predicted_score": "median score predicted from the base's singular values; none below θ_c",
-        "predicted_new": f"predicted chance of a score below {DEFAULT_EPSILON}; none below θ_c",
+        "predicted_new": "predicted chance of a score below 0.5; none below θ_c",
     }
     predicted: ClassVar = {
         "theory_location": "√((θ² + τ²m)(θ² + τ²n))/θ, the edge below θ_c",
@@ -66,7 +64,7 @@ class Transition(Experiment):
             base = Base.of(noise(shape, generator))
             spectrum = BaseSpectrum.from_values(base.S, shape)
             strengths = torch.tensor(self.strengths, dtype=torch.float64)
-            told = predict_spikes(spectrum, strengths, epsilon=DEFAULT_EPSILON)
+            told = predict_spikes(spectrum, strengths, epsilon=EPSILON)
             for i, theta in enumerate(self.strengths):
                 u, vt = spikes(shape, torch.ones(1), generator)
                 top = base.secular((theta * u, vt)).triplets(1)
@@ -78,7 +76,7 @@ class Transition(Experiment):
                     "left_overlap": float((u.mT @ top.u).square()),
                     "right_overlap": float((vt @ top.v).square()),
                     "score": score,
-                    "new": score < DEFAULT_EPSILON,
+                    "new": score < EPSILON,
                     "predicted_score": float(told.left_score[i]) if theta > 1 else math.nan,
                     "predicted_new": float(told.left_new[i]) if theta > 1 else math.nan,
                 }
@@ -107,7 +105,7 @@ class Transition(Experiment):
             ("right_overlap", "theory_right_overlap", r"right overlap $\beta_v$"),
             ("score", "predicted_score", r"score $\max_i|\langle u_i, û\rangle|$"),
             ("location_sd", "theory_sd", r"standard deviation of $s_1/\theta_c$"),
-            ("new", "predicted_new", f"share with score < {DEFAULT_EPSILON}"),
+            ("new", "predicted_new", "share with score < 0.5"),
         ]
         for panel, (simulated, theory, told) in zip(axes, measures, strict=True):
             for look, name in enumerate(self.shapes):

@@ -12,9 +12,8 @@ from torch import Tensor
 from bulkedge.rmt import SingularValueLaw, edge_test, fit_bulk
 
 from . import _draw
-from ._experiment import Experiment
 from ._model import LEVEL, Base, gaussian, spikes, white
-from ._table import Row, Table
+from ._table import Experiment, Row, Table
 from .laws import distance
 
 if TYPE_CHECKING:

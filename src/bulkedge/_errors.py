@@ -179,7 +179,8 @@ def _problem(e: Any, known: list[str], options: Mapping[str, str]) -> str:
     name = ".".join(map(str, place))
     if place and place[0] in options:
         name = options[place[0]]
-    limit = [f"{LIMITS[key]} {_plain(value)}" for key, value in e.get("ctx", {}).items() if key in LIMITS]
+    context = e.get("ctx", {})
+    limit = [f"{LIMITS[key]} {_plain(context[key])}" for key in LIMITS if key in context]
     if e["type"] == "tuple_type" and isinstance(e["input"], str):
         return f"{name:.100}: give a list of globs, such as [{given}]"
     what = limit[0] if limit else e["msg"].removeprefix("Value error, ")

@@ -51,7 +51,13 @@ def _tensor(name: str, info: TensorInfo) -> Row:
 def _adapter_rows(adapter: Adapter) -> list[Row]:
     """Updates, replacements, layers that cannot be used, and what is no part of a layer."""
     rows: list[Row] = [
-        {"name": name, "shape": list(f.shape), "dtype": f.A.dtype, "rank": f.rank, "scale": f.scale}
+        {
+            "name": name,
+            "shape": list(f.shape),
+            "dtype": f.infos[0].dtype,
+            "rank": f.rank,
+            "scale": f.scale,
+        }
         for name, f in adapter.factors.items()
     ]
     rows += [_tensor(name, info) for name, info in adapter.tensors.items()]

@@ -128,12 +128,12 @@ def problems(error: ValidationError) -> str:
     """
     # reprlib stops early, where repr would write out a value built to be endless
     found = error.errors()
-    told = [
+    texts = [
         f"{'.'.join(map(str, e['loc'])):.100}: {e['msg']:.200}, got {reprlib.repr(e['input'])}"
         for e in found[:MAX_PROBLEMS]
     ]
     more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
-    return "; ".join(told + more)
+    return "; ".join(texts + more)
 
 
 def settings_problems(
@@ -155,10 +155,10 @@ def settings_problems(
     """
     known, options = list(fields), spelled or {}
     found = error.errors()
-    told = [_problem(e, known, options) for e in found[:MAX_PROBLEMS]]
+    texts = [_problem(e, known, options) for e in found[:MAX_PROBLEMS]]
     if len(found) > MAX_PROBLEMS:
-        told.append(f"and {len(found) - MAX_PROBLEMS} more")
-    line = "; ".join(told)
+        texts.append(f"and {len(found) - MAX_PROBLEMS} more")
+    line = "; ".join(texts)
     if all(e["loc"] and e["loc"][0] in options for e in found):
         return line
     return f"{source}: {line} (the fields are {', '.join(known)})"

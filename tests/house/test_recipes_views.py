@@ -28,7 +28,7 @@ base, turned = torch.diag(sigma), torch.diag(sigma)
 turned[0, 0], turned[20:, 0] = 300 * 0.52, 300 * ((1 - 0.52**2) / 20) ** 0.5
 save_file({"a.weight": base, "b.weight": base.clone()}, folder / "base.safetensors")
 save_file({"a.weight": turned, "b.weight": 1.01 * base}, folder / "tuned.safetensors")
-record = bulkedge.audit(folder / "base.safetensors", folder / "tuned.safetensors", 
+record = bulkedge.audit(folder / "base.safetensors", folder / "tuned.safetensors",
                        recipe={"epsilon": float(sys.argv[1])})
 terminal = io.StringIO()
 report.print_record(record, Console(file=terminal, width=160))

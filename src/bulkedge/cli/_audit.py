@@ -98,7 +98,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     positions = shard.positions(plan.comparisons) if shard else range(len(plan.comparisons))
     if options["dry_run"]:
         part = replace(plan, comparisons=tuple(plan.comparisons[i] for i in positions))
-        _tell(_describe(part, recipe), options["as_json"])
+        _print_facts(_describe(part, recipe), options["as_json"])
         return
     with hold(output):
         with show_progress(options["quiet"], len(positions)) as progress, _hint(output):
@@ -160,10 +160,10 @@ def _hint(output: Path | None) -> Iterator[None]:
         raise
 
 
-def _tell(facts: dict[str, Any], as_json: bool) -> None:
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     """Facts on stdout."""
-    told = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
-    click.echo(json.dumps(facts, indent=2) if as_json else told)
+    text = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
+    click.echo(json.dumps(facts, indent=2) if as_json else text)
 
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
@@ -171,13 +171,15 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     infos = [comparison.base for comparison in plan.comparisons]
     largest = max(infos, key=lambda info: info.size, default=None)
     shape = largest.shape if largest else (0, 0)
-    told = f"{largest.name} {'×'.join(map(str, shape))} {largest.dtype}" if largest else "none"
+    description = (
+        f"{largest.name} {'×'.join(map(str, shape))} {largest.dtype}" if largest else "none"
+    )
     read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
     return {
         "matrices": len(infos),
         "skipped": len(plan.skipped),
         "lost": sum(row.lost for row in plan.skipped),
-        "largest": told,
+        "largest": description,
         "gigabytes_to_read": round(read / 1e9, 2),
         "gigabytes_of_memory": round(_peak_bytes(plan, recipe) / 1e9, 2),
         "teraflop": round(sum(_flop(info.shape, recipe) for info in infos) / 1e12, 2),

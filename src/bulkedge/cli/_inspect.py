@@ -39,7 +39,7 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(_told(row))
+        click.echo(_line(row))
     if summary is not None:
         click.echo(summary)
 
@@ -75,21 +75,23 @@ def _unusable(adapter: Adapter) -> dict[str, str]:
 def _summary(adapter: Adapter) -> str:
     """What an adapter is, in one line."""
     ranks = sorted({factors.rank for factors in adapter.factors.values()})
-    told = f"{count(len(adapter.factors), 'layer')} updated"
+    parts = f"{count(len(adapter.factors), 'layer')} updated"
     if ranks:
-        told += f" by factors of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}"
+        parts += (
+            f" by factors of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}"
+        )
     if adapter.wrapped:
-        told += f", {count(len(adapter.wrapped), 'module')} by their bare parameters"
+        parts += f", {count(len(adapter.wrapped), 'module')} by their bare parameters"
     if adapter.tensors:
-        told += f", {count(len(adapter.tensors), 'tensor')} replaced"
+        parts += f", {count(len(adapter.tensors), 'tensor')} replaced"
     if unusable := _unusable(adapter):
-        told += f", {count(len(unusable), 'layer')} NOT usable"
+        parts += f", {count(len(unusable), 'layer')} NOT usable"
     base = adapter.config.base_model_name_or_path
     trained = f"; trained on {printable(base)}" if isinstance(base, str) and base else ""
-    return f"LoRA adapter: {told}{trained}"
+    return f"LoRA adapter: {parts}{trained}"
 
 
-def _told(row: Row) -> str:
+def _line(row: Row) -> str:
     """One tensor on one line."""
     name = printable(row["name"])
     if "not_usable" in row:

@@ -43,7 +43,9 @@ NAMES = ("to-edge", "project", "scale", "shrink")
 @click.option("--significance", type=float, metavar="P",
               help="Only values that the base's noise reaches with probability P.")  # fmt: skip
 @click.option("--only", multiple=True, metavar="GLOB", help="Only matrices that match; repeatable.")
-@click.option("--max-rank", type=int, help="Of a repaired update; the loss is told.")
+@click.option(
+    "--max-rank", type=int, help="Largest rank of a repaired update; the loss is recorded."
+)
 @recipe_options
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes of the audits.")  # fmt: skip

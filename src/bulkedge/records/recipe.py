@@ -94,8 +94,8 @@ def make_recipe(
     try:
         return Recipe.model_validate(dict(settings))
     except ValidationError as error:
-        told = settings_problems(error, source, Recipe.model_fields, spelled)
-        raise RecipeError(told) from None
+        message = settings_problems(error, source, Recipe.model_fields, spelled)
+        raise RecipeError(message) from None
 
 
 def takes_recipe(function: Callable[P, R]) -> Callable[P, R]:

@@ -15,25 +15,25 @@ from bulkedge.records.recipe import Recipe
 from .columns import worst_score
 
 NEAR = 0.05
-"""A worst score that is less than this above ε is told of: other data would have put it below."""
+"""A worst score that exceeds ε by less is mentioned: other data could have put it below."""
 FOREIGN = 0.8
-"""Part of the matrices whose update is as large as the base, from which the base is doubted."""
+"""The base is doubted from this share of matrices on whose update is as large as the base."""
 FEW = 3
-"""How many matrices it takes to doubt the base; and how many a step names."""
+"""The least number of matrices from which the base is doubted, and the most that a step names."""
 OPTIONS = {"top_k": "--top-k", "epsilon": "--epsilon", "side": "--side", "device": "--device",
            "seed": "--seed"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Step:
-    """A thing to do.
+    """Something to do next.
 
     Attributes:
-        told: What and why, a sentence that a command may follow.
+        text: What and why, a sentence that a command may follow.
         command: For a shell, or a line of Python; None if words say it all.
     """
 
-    told: str
+    text: str
     command: str | None = None
 
 
@@ -67,7 +67,7 @@ def explanation(record: Record) -> list[str]:
     judged, verdicts = sum(summary.verdicts.values()), summary.verdicts
     if not judged:
         return []
-    told = [
+    sentences = [
         f"Of the {judged} leading singular directions of the tuned matrices {summary.intruders} "
         f"have no counterpart in the base (score below {epsilon}): {verdicts[Verdict.ROTATED]} "
         f"lie mostly within the base's leading space (rotated), {verdicts[Verdict.INTRUDER]} do "
@@ -75,20 +75,20 @@ def explanation(record: Record) -> list[str]:
     ]
     noise = sum(matrix.intruders for matrix in untrained(record))
     if noise:
-        told.append(f"{noise} of them are in matrices whose base looks untrained.")
+        sentences.append(f"{noise} of them are in matrices whose base looks untrained.")
     scores = [_lowest(matrix) for matrix in record.matrices]
-    told.append(
+    sentences.append(
         f"The lowest score is {min(scores):.2f}; 1 is a direction of the base, 0 one that is "
         "wholly new."
     )
     close = sum(0 <= score - record.recipe.epsilon < NEAR for score in scores)
     if close:
-        told.append(
+        sentences.append(
             f"{count(close, 'matrix has', 'matrices have')} a score less than {NEAR:g} above "
             "the limit."
         )
-    told.append(_how_sure(record))
-    return told
+    sentences.append(_how_sure(record))
+    return sentences
 
 
 def _how_sure(record: Record) -> str:

@@ -13,7 +13,7 @@ from .columns import MARKDOWN, columns_of
 from .terminal import verdict_line
 
 MOST_ROWS = 50
-"""Of a Markdown table; a comment of a forge has a limit."""
+"""The most rows of a Markdown table: comments on a pull request have a limit."""
 
 
 def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
@@ -39,7 +39,7 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
             ElementTree.SubElement(case, "error", message=printable(why))
         elif found:
             failures += 1
-            told = "\n".join(
+            lines = "\n".join(
                 f"direction {d.index} ({d.side}): {d.verdict.value}, score {d.score:.3f} "
                 f"in [{d.score_lower:.3f}, {d.score_upper:.3f}], sigma {d.sigma:.4g}"
                 for d in found
@@ -47,7 +47,7 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
             verb = "is" if len(found) == 1 else "are"
             new = f"{count(len(found), 'direction')} {verb} new"
             failure = ElementTree.SubElement(case, "failure", message=new)
-            failure.text = told
+            failure.text = lines
     for row in record.skipped:
         if row.lost:
             errors += 1
@@ -87,10 +87,10 @@ def to_markdown(record: Record) -> str:
 
 
 def _step(step: Step) -> str:
-    """A thing to do, its command as code that no name can end."""
+    """A step, its command as code that no name can end."""
     if step.command is None:
-        return _plain(step.told)
-    return f"{_plain(step.told)} `{step.command.replace('`', '')}`"
+        return _plain(step.text)
+    return f"{_plain(step.text)} `{step.command.replace('`', '')}`"
 
 
 def _case(suite: ElementTree.Element, name: str, kind: str) -> ElementTree.Element:

@@ -14,7 +14,7 @@ from typing import Any
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Matrix
 
-from .verdicts import APPEARANCE, TOLD
+from .verdicts import APPEARANCE, REPORTED
 
 TERMINAL, MARKDOWN, CSV, PAGE = "terminal", "markdown", "csv", "page"
 """The views; a Parquet file has the columns of a CSV."""
@@ -127,7 +127,7 @@ COLUMNS = (
     ),
     number("ratio", "ΔW/W₀", over_base, 2, views=frozenset({TERMINAL, PAGE}), wide=True),
     number("over", "ΔW/θ_c", over_threshold, 2),
-    *map(counts, TOLD),
+    *map(counts, REPORTED),
     number("worst", "worst score", worst_score, 3, short="worst", low_first=True),
     field("spectral_norm_base"),
     field("spectral_norm_update"),

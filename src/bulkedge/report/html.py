@@ -18,11 +18,11 @@ from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, steps, untrained
 from .columns import PAGE, columns_of, over_base, over_threshold, worst_score
-from .verdicts import APPEARANCE, TOLD, is_counted
+from .verdicts import APPEARANCE, REPORTED, is_counted
 
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
-"""Digest of plotly.js-cartesian-dist-min 4.1.1, as published."""
+"""The SHA-256 digest of plotly.js-cartesian-dist-min 4.1.1, as published."""
 
 
 def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = None) -> str:
@@ -48,7 +48,7 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
     if labels is not None and len(labels) != len(audits):
         raise InputError(f"expected {len(audits)} labels, one for each audit, got {len(labels)}")
     chosen = [audit for _, audit in audits]
-    names = list(labels) if labels is not None else _told_apart([name for name, _ in audits])
+    names = list(labels) if labels is not None else _numbered([name for name, _ in audits])
     parts = [_condensed(record, name) for record, name in zip(chosen, names, strict=True)]
     plotly = _page("plotly-cartesian.min.js")
     own = {"charts": _page("charts.js"), "script": _page("report.js")}
@@ -59,7 +59,7 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
         "records": parts,
         "comparison": _compared(chosen, names),
         "columns": _columns(),
-        "verdicts": [[verdict.value, is_counted(verdict)] for verdict in TOLD],
+        "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
     }
     data = json.dumps(shown, separators=(",", ":"), allow_nan=False)
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -69,8 +69,8 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
         "subtitle": html.escape(" / ".join(names)),
         "css": _colours() + _page("report.css"),
         "epsilon": f"{DEFAULT_EPSILON:g}",
-        "counted": ", ".join(verdict.value for verdict in TOLD if is_counted(verdict)),
-        "meanings": "\n".join(map(_meaning, TOLD)),
+        "counted": ", ".join(verdict.value for verdict in REPORTED if is_counted(verdict)),
+        "meanings": "\n".join(map(_meaning, REPORTED)),
         "choices": "".join(map(_choice, _gravest_first())),
         "data": data,
         "plotly": plotly,
@@ -87,7 +87,9 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
 
 def _page(name: str) -> str:
     """A part of the page that comes with the package."""
-    return (resources.files(__package__) / "page" / name).read_text(encoding="utf-8")
+    return (resources.files(__name__.rpartition(".")[0]) / "page" / name).read_text(
+        encoding="utf-8"
+    )
 
 
 def _policy(*scripts: str) -> str:
@@ -103,9 +105,9 @@ def _policy(*scripts: str) -> str:
 
 
 def _gravest_first() -> list[Verdict]:
-    """The verdicts that a reader is told of, as they are offered for a choice."""
-    counted = [verdict for verdict in TOLD if is_counted(verdict)]
-    return [*reversed(counted), *(verdict for verdict in TOLD if not is_counted(verdict))]
+    """The verdicts as they are offered for a choice: counted ones first, the gravest foremost."""
+    counted = [verdict for verdict in REPORTED if is_counted(verdict)]
+    return [*reversed(counted), *(verdict for verdict in REPORTED if not is_counted(verdict))]
 
 
 def _colours() -> str:
@@ -131,7 +133,7 @@ def _choice(verdict: Verdict) -> str:
 
 
 def _columns() -> list[dict[str, Any]]:
-    """What the page is told of the columns of its table."""
+    """The columns of the page's table: all that it needs besides their values."""
     return [
         {
             "id": column.name,
@@ -153,7 +155,7 @@ def _audits(record: Shown) -> list[tuple[str, Record]]:
     return [(f"{name}, as trained", before), *after]
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _numbered(names: Sequence[str]) -> list[str]:
     """Names, with a number where one comes again."""
     return [
         f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
@@ -177,7 +179,7 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
         "headline": headline(record),
         "kind": "bad" if bad else "unsure" if summary.verdicts[Verdict.UNDECIDED] else "",
         "explanation": explanation(record),
-        "steps": [[step.told, step.command] for step in steps(record)],
+        "steps": [[step.text, step.command] for step in steps(record)],
         "relative": is_relative(record),
         "about": _about(record),
         "epsilon": record.recipe.epsilon,
@@ -198,14 +200,14 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
 def _about(record: Record) -> str:
     """Where a record comes from."""
     inputs = record.inputs
-    told = (
+    text = (
         f"Made by bulkedge {record.tool.version} from an audit of {record.run.started[:10]}: "
         f"{printable(inputs.tuned.path)} against {printable(inputs.base.path)}."
     )
     if inputs.tuned.trained_on is not None:
         named = printable(inputs.tuned.trained_on)
-        told += f" The adapter says that it was trained on {named}, which is not checked."
-    return told
+        text += f" The adapter says that it was trained on {named}, which is not checked."
+    return text
 
 
 def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     scores(record, "encoder.layer.0.attention.self.value.weight", ax=axes)
     figure.savefig("scores.pdf")
 
-Colours are told apart without colour vision (Okabe and Ito); everything is drawn as vectors.  Needs
+Colours are distinguishable without colour vision (Okabe and Ito); everything is drawn as vectors.  Needs
 the extra ``[report]``.
 """
 

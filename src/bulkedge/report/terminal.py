@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
-TOLD_LOSS = 1e-3
-"""What dtype and rank leave out of a repair, from which a table tells it."""
+NOTABLE_LOSS = 1e-3
+"""A table of repairs has a column of losses if one exceeds this: what dtype or rank left out."""
 
 
 def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
@@ -69,13 +69,13 @@ def verdict_line(record: Record) -> str:
         equal = "matrix equals" if summary.unchanged == 1 else "matrices equal"
         return f"all {summary.unchanged} {equal} the base: there is no fine-tune here"
     affected = sum(1 for matrix in record.matrices if matrix.intruders)
-    told = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
+    counts = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
     judged = sum(summary.verdicts.values())
     are = "is" if summary.intruders == 1 else "are"
     line = (
         f"{summary.intruders} of {count(judged, 'leading direction')} {are} new by the paper's "
         f"count (score < {record.recipe.epsilon:g}), in {affected} of "
-        f"{count(summary.audited, 'matrix', 'matrices')}: {', '.join(told)}"
+        f"{count(summary.audited, 'matrix', 'matrices')}: {', '.join(counts)}"
     )
     if len(record.recipe.sides) > 1:
         line += f" ({_by_side(record)})"
@@ -156,7 +156,7 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
     """One row a repaired matrix: its new directions, rank, and how far it moved."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    lossy = any(row.loss > TOLD_LOSS for row in rows)
+    lossy = any(row.loss > NOTABLE_LOSS for row in rows)
     for header in ("before", "after", "rank", "changed", *(["lost"] if lossy else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
@@ -186,13 +186,13 @@ def spikes_line(record: Record) -> str:
 
 def tensors_line(counts: Counts) -> str:
     """What became of every tensor of two or more dimensions."""
-    told = ", ".join(
+    fates = ", ".join(
         f"{getattr(counts, name)} {name}"
         for name in ("compared", "equal", "lost", "excluded", "apart")
     )
     return (
         f"all {counts.base + counts.tuned} tensors of two or more dimensions (base {counts.base}, "
-        f"tuned {counts.tuned}) accounted for: {told}"
+        f"tuned {counts.tuned}) accounted for: {fates}"
     )
 
 

@@ -33,7 +33,7 @@ class Appearance:
     style: str = ""
 
 
-# The colours are told apart without colour vision; those of figures are Okabe and Ito's.
+# The colours are distinguishable without colour vision; those of figures are Okabe and Ito's.
 APPEARANCE = {
     Verdict.ALIGNED: Appearance(
         several="aligned",
@@ -63,10 +63,10 @@ APPEARANCE = {
 EXPECTED = Verdict.ALIGNED
 """The verdict on a direction that nothing happened to; tables do not count it."""
 
-TOLD = tuple(verdict for verdict in APPEARANCE if verdict is not EXPECTED)
-"""The verdicts that a reader is told of."""
+REPORTED = tuple(verdict for verdict in APPEARANCE if verdict is not EXPECTED)
+"""The verdicts that tables and summaries list."""
 
 
 def is_counted(verdict: Verdict) -> bool:
-    """Whether a verdict is part of the paper's count, and so told even where there is none."""
+    """Whether a verdict is part of the paper's count, and so listed even where there is none."""
     return verdict in COUNTED

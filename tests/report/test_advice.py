@@ -165,7 +165,7 @@ def test_equal_models(tmp_path):
     [
         (("certified", "certified"), "Every verdict is proved by products with the matrices"),
         (("dense", "dense"), "Every verdict is that of float64 SVDs of both matrices"),
-        (("certified", "dense"), "Every verdict is decided: 1 are proved by products"),
+        (("certified", "dense"), "Every verdict is decided: 1 is proved by products"),
     ],
 )
 def test_how_sure_the_verdicts_are(tmp_path, methods, says):

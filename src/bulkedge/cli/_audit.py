@@ -46,7 +46,8 @@ def _shard_numbers(
     return int(index), int(count)
 
 
-BASIS = 500  # vectors on either side that a process keeps at most, copies included
+BASIS = 500
+"""The most basis vectors that a certificate keeps on either side, copies included."""
 
 
 @click.command(short_help="Find the intruder dimensions of a fine-tune.")
@@ -170,10 +171,9 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """What an audit would do, and what it would need."""
     infos = [comparison.base for comparison in plan.comparisons]
     largest = max(infos, key=lambda info: info.size, default=None)
-    shape = largest.shape if largest else (0, 0)
-    description = (
-        f"{largest.name} {'×'.join(map(str, shape))} {largest.dtype}" if largest else "none"
-    )
+    description = "none"
+    if largest is not None:
+        description = f"{largest.name} {'×'.join(map(str, largest.shape))} {largest.dtype}"
     read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
     return {
         "matrices": len(infos),

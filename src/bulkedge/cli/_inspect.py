@@ -77,9 +77,8 @@ def _summary(adapter: Adapter) -> str:
     ranks = sorted({factors.rank for factors in adapter.factors.values()})
     parts = f"{count(len(adapter.factors), 'layer')} updated"
     if ranks:
-        parts += (
-            f" by factors of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}"
-        )
+        span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        parts += f" by factors of rank {span}"
     if adapter.wrapped:
         parts += f", {count(len(adapter.wrapped), 'module')} by their bare parameters"
     if adapter.tensors:

@@ -43,9 +43,7 @@ NAMES = ("to-edge", "project", "scale", "shrink")
 @click.option("--significance", type=float, metavar="P",
               help="Only values that the base's noise reaches with probability P.")  # fmt: skip
 @click.option("--only", multiple=True, metavar="GLOB", help="Only matrices that match; repeatable.")
-@click.option(
-    "--max-rank", type=int, help="Largest rank of a repaired update; the loss is recorded."
-)
+@click.option("--max-rank", type=int, help="Largest rank of a repaired update.")
 @recipe_options
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes of the audits.")  # fmt: skip

@@ -68,14 +68,16 @@ def explanation(record: Record) -> list[str]:
     if not judged:
         return []
     sentences = [
-        f"Of the {judged} leading singular directions of the tuned matrices {summary.intruders} "
-        f"have no counterpart in the base (score below {epsilon}): {verdicts[Verdict.ROTATED]} "
-        f"lie mostly within the base's leading space (rotated), {verdicts[Verdict.INTRUDER]} do "
-        "not (intruder)."
+        f"Of the {count(judged, 'leading singular direction')} of the tuned matrices "
+        f"{count(summary.intruders, 'has', 'have')} no counterpart in the base (score below "
+        f"{epsilon}): {count(verdicts[Verdict.ROTATED], 'lies', 'lie')} mostly within the base's "
+        f"leading space (rotated), {count(verdicts[Verdict.INTRUDER], 'does', 'do')} not "
+        "(intruder)."
     ]
     noise = sum(matrix.intruders for matrix in untrained(record))
     if noise:
-        sentences.append(f"{noise} of them are in matrices whose base looks untrained.")
+        where = "is in a matrix" if noise == 1 else "are in matrices"
+        sentences.append(f"{noise} of them {where} whose base looks untrained.")
     scores = [_lowest(matrix) for matrix in record.matrices]
     sentences.append(
         f"The lowest score is {min(scores):.2f}; 1 is a direction of the base, 0 one that is "
@@ -104,7 +106,8 @@ def _how_sure(record: Record) -> str:
     elif not proved:
         how = "that of float64 SVDs of both matrices, beyond their rounding"
     else:
-        how = f"decided: {proved} are proved {products}, {svds} are those of float64 SVDs"
+        by_svds = count(svds, "is that", "are those")
+        how = f"decided: {count(proved, 'is', 'are')} proved {products}, {by_svds} of float64 SVDs"
     if undecided:
         few = count(undecided, "verdict is", "verdicts are")
         return f"{few} undecided. Each of the others is {how}."

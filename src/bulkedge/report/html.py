@@ -87,9 +87,8 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
 
 def _page(name: str) -> str:
     """A part of the page that comes with the package."""
-    return (resources.files(__name__.rpartition(".")[0]) / "page" / name).read_text(
-        encoding="utf-8"
-    )
+    package = resources.files(__name__.rpartition(".")[0])
+    return (package / "page" / name).read_text(encoding="utf-8")
 
 
 def _policy(*scripts: str) -> str:

@@ -4,8 +4,8 @@
     scores(record, "encoder.layer.0.attention.self.value.weight", ax=axes)
     figure.savefig("scores.pdf")
 
-Colours are distinguishable without colour vision (Okabe and Ito); everything is drawn as vectors.  Needs
-the extra ``[report]``.
+Colours are distinguishable without colour vision (Okabe and Ito); everything is drawn as vectors.
+Needs the extra ``[report]``.
 """
 
 from __future__ import annotations

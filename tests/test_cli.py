@@ -516,7 +516,9 @@ def test_inspect_tells_which_layers_cannot_be_used_and_sums_up(tmp_path):
 
 
 def test_summaries_of_commands_are_whole_sentences():
-    lines = run("--help").stdout.partition("Commands:\n")[2].splitlines()
+    ended = run("--help")
+    assert ended.returncode == CLEAN
+    lines = ended.stdout.partition("Commands:\n")[2].splitlines()
     assert len(lines) == 6
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
 

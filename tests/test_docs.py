@@ -314,9 +314,9 @@ def modules_of_the_reference():
 def test_every_public_module_is_in_the_reference():
     found = modules_of_the_reference()
     assert {"bulkedge", *(f"bulkedge.{name}" for name in bulkedge._MODULES)} <= set(found)
-    for name, module in some(found.items()):
-        for public in getattr(module, "__all__", ["__doc__"]):
-            assert hasattr(module, public), (name, public)
+    names = [(m, name) for m in found.values() for name in getattr(m, "__all__", ())]
+    assert len(names) > 100
+    assert [(m.__name__, name) for m, name in names if not hasattr(m, name)] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -144,16 +144,15 @@ def test_an_incomplete_audit_is_a_failure(tmp_path):
 
 
 def test_force_is_not_for_the_copy(pair, tmp_path):
-    (tmp_path / "there").mkdir()
-    command = [sys.executable, "-m", "bulkedge", "repair", *pair, "-o", str(tmp_path / "there")]
-    plain, forced = (
-        subprocess.run([*command, *more], capture_output=True, text=True)
-        for more in ([], ["--force"])
-    )
-    assert plain.returncode == forced.returncode == 2
-    assert "exists; a repair is never written over anything, name another" in plain.stderr
-    assert "(--force is for the files of --record and --report only)" in forced.stderr
-    assert "--force" not in plain.stderr
+    def refusal(*more):
+        command = [sys.executable, "-m", "bulkedge", "repair", *pair, "-o", str(tmp_path), *more]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 2
+        return ended.stderr
+
+    assert "exists; a repair is never written over anything, name another" in refusal()
+    assert "--force" not in refusal()
+    assert "(--force is for the files of --record and --report only)" in refusal("--force")
 
 
 def test_help_and_page_tell_the_exit_code_of_a_dry_run():

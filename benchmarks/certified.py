@@ -19,11 +19,11 @@ from typing import Any
 
 import made_up_model
 import torch
+from bulkedge.auditing.judge import Judged, certified
 from common import peak_of, store
 
 from bulkedge import Recipe
 from bulkedge._linmap import LowRank
-from bulkedge.auditing.judge import Judged, certified
 from bulkedge.comparison.pair import Pair
 from bulkedge.intruder import Verdict
 

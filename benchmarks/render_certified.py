@@ -1,45 +1,8 @@
-"""The section of docs/benchmarks.md on the certified audit, from its stored results."""
+"""The tables of the certified audit, from its stored results."""
 
 from __future__ import annotations
 
 from typing import Any
-
-SECTION = """## The certified audit
-
-One float32 matrix under a LoRA update of rank {rank}, the {k} leading directions, one thread; *two SVDs* is
-`torch.linalg.svd` of base and tuned matrix in float32, as the authors' script does it (one run from 4096 on),
-*PEFT* its `reduce_intruder_dimension` on a model of one such layer, which decomposes three times and writes a
-repaired adapter. *Trained* has rows and columns of unequal variance and twelve outliers, *noise* neither.
-
-{speed_table}
-
-Aimed at was 200 times two SVDs at 4096². Found: {ratio_low:.0f} and {ratio_high:.0f}. {speed_missed}
-
-{speed_where}
-
-**A whole model.** A made-up checkpoint of the shape of a 7B model, {layers} linear weights in bfloat16
-([generator](../benchmarks/made_up_model.py)), with a LoRA adapter of rank 16 that has intruders in known
-places; `bulkedge audit --jobs 2` on two cores, hashing, reading and starting included. Of the 64 tall matrices
-(11008 × 4096) a verdict may hang on the kernel, which takes the Gram matrix of the shorter side.
-
-{model_table}
-
-*Found elsewhere* are matrices called intruded that are not. *Copies* are of the largest matrix in float32, in
-the peak memory of a worker beyond importing the package; bases are read in bfloat16 and widened in tiles.
-
-{model_where}
-
-**What it grows with.** A square matrix, n = {n}, k = {base_k}, r = {r}, ε = {epsilon}, one of them changed at a
-time; median of 5. *Open* is the share of directions without a verdict after the last step, which go to the SVD.
-This table is from before leading triplets and counts were [proved](certificate.md#what-may-have-been-missed) by random vectors, which
-costs two to four passes more.
-
-![Seconds and passes against n, k, r and ε](figures/certified_cost.svg)
-
-{cost_table}
-
-{cost_where}
-"""
 
 SPEED_HEAD = """| shape | base | ours | passes | two SVDs | ratio | PEFT | ratio | intruders | same verdicts |
 |---|---|---|---|---|---|---|---|---|---|
@@ -92,30 +55,17 @@ def cost_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def section(speed: Any, models: list[Any], cost: Any, where: Any) -> str:
-    """The whole section; ``where`` tells the machine of a result."""
-    rows = speed["measured"]["rows"]
-    ratios = sorted(r["ratio"] for r in rows if r["shape"] == [4096, 4096])
-    missed = (
-        "Some forty passes take nearly all of it: a block of eighteen vectors is too thin for the "
-        "processor's full speed and too thick for that of memory, while SVDs run at the former."
-    )
-    plain = cost["measured"]["plain"]
-    return SECTION.format(
-        rank=speed["measured"]["rank"],
-        k=speed["measured"]["k"],
-        speed_table=speed_table(rows),
-        ratio_low=ratios[0],
-        ratio_high=ratios[-1],
-        speed_missed=missed if ratios[0] < 200 else "",
-        speed_where=where(speed),
-        layers=models[0]["measured"]["matrices"],
-        model_table=model_table([model["measured"] for model in models]),
-        model_where=where(models[-1]),
-        n=plain["n"],
-        base_k=plain["k"],
-        r=plain["r"],
-        epsilon=plain["epsilon"],
-        cost_table=cost_table(cost["measured"]["rows"]),
-        cost_where=where(cost),
+HARD_HEAD = """| family | certificates | directions | decided | contradicted | sides | least σ/σ₁ |
+|---|---|---|---|---|---|---|
+"""
+
+
+def hard_table(measured: dict[str, Any]) -> str:
+    """Certificates where rounding is worst, held against exact arithmetic."""
+    rows = {**measured["families"], "all": measured["all"]}
+    return HARD_HEAD + "\n".join(
+        f"| {name.replace('_', ' ')} | {r['certificates']:,} | {r['directions']:,} "
+        f"| {r['decided']:,} | {r['wrong']} | {r['shortest_side']} to {r['longest_side']:,} "
+        f"| {r['smallest_over_largest']:.0e} |"
+        for name, r in rows.items()
     )

@@ -37,6 +37,18 @@ def _row(method: str, rows: list[dict[str, Any]], step: float) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def by_method(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each seed's count of new directions, and the mean accuracy in percent."""
+    found = {}
+    for method in dict.fromkeys(r["method"] for r in rows):
+        runs = sorted((r for r in rows if r["method"] == method), key=lambda r: r["seed"])
+        found[method] = {
+            "counts": ", ".join(str(run["intruder"] + run["rotated"]) for run in runs),
+            "accuracy": statistics.mean(100 * run["accuracy"] for run in runs),
+        }
+    return found
+
+
 def rates_line(rows: list[dict[str, Any]]) -> str:
     """The learning rates that were chosen."""
     best: dict[str, dict[str, Any]] = {}
@@ -45,15 +57,3 @@ def rates_line(rows: list[dict[str, Any]]) -> str:
         if known is None or row["accuracy"] > known["accuracy"]:
             best[row["method"]] = row
     return ", ".join(f"{method} {row['learning_rate']:g}" for method, row in best.items())
-
-
-def watching(measured: dict[str, Any]) -> str:
-    """What the monitor and the others cost."""
-    each = measured["each_step_ms"]
-    return (
-        f"Measured on MiniLM with a LoRA of rank 8 on {measured['layers']} layers, batch 16, one thread: a step "
-        f"takes {measured['step_ms']:.0f} ms, a check of {measured['per_call']} layers {measured['look_ms']:.0f} ms, every "
-        f"{measured['every']} steps: {measured['overhead_percent']:.2f} % of the time. Thresholds are measured once, in "
-        f"{measured['begin_s']:.1f} s. After each step `SpikeClip` takes {each['clip']:.1f} ms, `RankController` "
-        f"{each['controller']:.1f} ms; `IntruderPenalty` {each['penalty']:.0f} ms for four layers, with its gradient."
-    )

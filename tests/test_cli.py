@@ -110,11 +110,12 @@ def test_table_and_verdict(inputs):
     ratios = norm / row["spectral_norm_base"], norm / row["threshold"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
     assert lines[-2] == (
-        "tensors of two or more dimensions, 2 + 2: 2 compared, 2 equal, 0 lost, 0 excluded, 0 apart"
+        "all 4 tensors of two or more dimensions (base 2, tuned 2) accounted for: 2 compared, "
+        "2 equal, 0 lost, 0 excluded, 0 apart"
     )
     assert lines[-3] == (
-        "1 of 10 leading directions are new by the paper's count (score < 0.5), in 1 of 1 "
-        "matrices: 0 rotated, 1 intruder; 1 matrices unchanged"
+        "1 of 10 leading directions is new by the paper's count (score < 0.5), in 1 of 1 "
+        "matrix: 0 rotated, 1 intruder; 1 matrix unchanged"
     )
     assert lines[-1].startswith(
         f"next: bulkedge audit {inputs['base']} {inputs['found']} --exclude"
@@ -150,7 +151,7 @@ def test_dry_run_computes_and_writes_nothing(inputs, tmp_path):
 def test_recipe_file_and_options_that_override_it(inputs, tmp_path):
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump({"top_k": 4, "side": "both", "include": ["a.*"]}))
-    arguments = ("audit", inputs["base"], inputs["found"], "--json", "--config", config)
+    arguments = ("audit", inputs["base"], inputs["found"], "--json", "--recipe", config)
     recipe = json.loads(run(*arguments).stdout)["recipe"]
     assert (recipe["top_k"], recipe["side"], recipe["include"]) == (4, "both", ["a.*"])
     recipe = json.loads(run(*arguments, "-k", 2, "--side", "right").stdout)["recipe"]
@@ -158,7 +159,8 @@ def test_recipe_file_and_options_that_override_it(inputs, tmp_path):
     config.write_text("top_n: 4")
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (FAILURE, "")
-    assert f"bulkedge: {config}: top_n: Extra inputs are not permitted" in result.stderr
+    told = f"bulkedge: {config}: unknown field 'top_n'; did you mean top_k? (the fields are"
+    assert told in result.stderr
 
 
 def test_the_help_tells_the_defaults_of_the_recipe():
@@ -184,9 +186,9 @@ BAD = {
     "shape": (["base", "other"], "tensor 'a.weight' has shape (3, 3), expected (120, 90)"),
     "epsilon": (
         ["base", "f", "--epsilon", "7"],
-        "epsilon: Input should be less",
+        "bulkedge: --epsilon: at most 1, got 7.0",
     ),
-    "device": (["base", "f", "--device", "tpu"], "device: String should match pattern"),
+    "device": (["base", "f", "--device", "tpu"], "--device: use cpu, cuda or cuda:0, got"),
     "cuda": (["base", "f", "--device", "cuda:99"], "device 'cuda:99': torch"),
     "option": (["base", "f", "--frobnicate"], "No such option"),
     "side": (["base", "f", "--side", "up"], "'up' is not one of"),
@@ -233,7 +235,7 @@ def test_unwritable_output(inputs, tmp_path):
     [
         (["-o", "x" * 300], "File name too long"),
         (["--dry-run", "--device", "cuda:99"], "device 'cuda:99'"),
-        (["--device", "cuda:" + "9" * 5000], "device: String should match pattern"),
+        (["--device", "cuda:" + "9" * 5000], "--device: use cpu, cuda or cuda:0, got"),
     ],
     ids=["long output", "dry run without the device", "device of many digits"],
 )
@@ -478,6 +480,7 @@ def test_inspect(inputs, tmp_path):
         "a.weight  F32  120×90  lora r=2 scale=2",
         "head.weight  F32  3×90",
         "base_model.model.a.lora_B.bias  (1-D tensor: not a matrix)",
+        "LoRA adapter: 1 layer updated by factors of rank 2, 1 tensor replaced",
     ]
     rows = json.loads(run("inspect", adapter, "--json").stdout)
     assert rows[0] == {
@@ -485,6 +488,74 @@ def test_inspect(inputs, tmp_path):
     }  # fmt: skip
     missing = run("inspect", tmp_path / "nowhere")
     assert (missing.returncode, missing.stdout) == (FAILURE, "")
+
+
+def test_inspect_tells_which_layers_cannot_be_used_and_sums_up(tmp_path):
+    tensors = {
+        f"base_model.model.{module}.lora_{factor}.weight": weights(*shape)
+        for module, rank in (("a", 1), ("b", 2), ("c", 3))
+        for factor, shape in {"A": (rank, 90), "B": (120, rank)}.items()
+    }
+    del tensors["base_model.model.b.lora_A.weight"]
+    settings = {"rank_pattern": {"c": 3}, "base_model_name_or_path": "my/base\x1b"}
+    adapter = save_adapter(tmp_path / "a", tensors, **settings)
+    ended = run("inspect", adapter)
+    assert ended.returncode == CLEAN, ended.stderr
+    *layers, summary = ended.stdout.splitlines()
+    assert layers[0] == "c.weight  F32  120×90  lora r=3 scale=1.33333"
+    told = dict(some(line.split("  NOT usable: ") for line in layers[1:]))
+    assert set(told) == {"a.weight", "b.weight"}  # one line a layer
+    assert "rank 1" in told["a.weight"]
+    assert "lora_B" in told["b.weight"]
+    assert summary == (
+        "LoRA adapter: 1 layer updated by factors of rank 3, 2 layers NOT usable; "
+        r"trained on my/base\x1b"
+    )
+    rows = json.loads(run("inspect", adapter, "--json").stdout)
+    assert [row["name"] for row in rows if "not_usable" in row] == ["a.weight", "b.weight"]
+
+
+def test_summaries_of_commands_are_whole_sentences():
+    ended = run("--help")
+    assert ended.returncode == CLEAN
+    lines = ended.stdout.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == 6
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-k", "0"], "bulkedge: --top-k: at least 1, got 0"),
+        (["--device", "gpu"], "bulkedge: --device: use cpu, cuda or cuda:0, got 'gpu'"),
+        (
+            ["--exclude", "a.wieght"],
+            "bulkedge: 'a.wieght' matches no tensor of either side; the nearest name is "
+            "'a.weight'; `bulkedge inspect BASE` and `bulkedge inspect TUNED` list the names",
+        ),
+    ],
+)
+def test_a_bad_option_is_told_by_its_name(options, message, inputs):
+    ended = run("audit", inputs["base"], inputs["found"], *options)
+    assert (ended.returncode, ended.stderr) == (FAILURE, message + "\n")
+
+
+def test_what_can_be_chosen_is_what_there_is():
+    """Words that the options list, so that the help need not import what they stand for."""
+    from bulkedge.cli import repair, report
+    from bulkedge.intruder import COUNTED
+    from bulkedge.repairing import METHODS
+    from bulkedge.report import FORMATS
+
+    def choices(command, name):
+        (option,) = (option for option in command.params if option.name == name)
+        return list(option.type.choices)
+
+    counted = [verdict.value for verdict in COUNTED]
+    assert choices(audit, "fail_on") == choices(repair, "fail_on") == [*counted, "never"]
+    assert choices(repair, "select") == counted
+    assert choices(report, "kind") == list(FORMATS)
+    assert sorted(choices(repair, "method")) == sorted(METHODS)
 
 
 def test_help_and_inspect_load_neither_torch_nor_rich(inputs):

@@ -1,16 +1,20 @@
 import csv
 import io
+import json
+import re
 
 import pytest
 import torch
 from rich.console import Console
 
 import bulkedge
-from bulkedge import report
+from bulkedge import CheckpointError, InputError, report
 from bulkedge._errors import printable
-from bulkedge.intruder import Verdict
+from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Skipped
+from bulkedge.report import columns
 from bulkedge.report.terminal import MAX_ROWS
+from bulkedge.report.verdicts import APPEARANCE
 from cases import gaussian, orthonormal
 from helpers import save, some
 
@@ -149,3 +153,89 @@ def test_csv_cells_of_hostile_names_stay_text(name, record):
 )
 def test_printable(name, shown):
     assert printable(name) == shown
+
+
+def test_one_of_anything_is_told_in_the_singular(record):
+    matrix = record.matrices[0]
+    few = matrix.model_copy(update={"directions": matrix.directions[:1], "intruders": 1})
+    verdicts = dict.fromkeys(Verdict, 0) | {few.directions[0].verdict: 1}
+    summary = record.summary.model_copy(
+        update={"matrices": 2, "audited": 1, "unchanged": 1, "intruders": 1, "not_audited": 1,
+                "lost": 0, "verdicts": verdicts, "spikes": 1, "separated": 1, "tensors": None}
+    )  # fmt: skip
+    one = record.model_copy(update={"summary": summary, "matrices": [few], "skipped": []})
+    lines = printed(one, terminal=False).splitlines()
+    spikes = "1 of 1 spike of the update stands above the threshold θ_c of its matrix"
+    assert f"{spikes}: a hint, not a finding" in lines
+    line = next(line for line in lines if line.startswith("1 of 1 leading direction is new"))
+    assert "in 1 of 1 matrix: 0 rotated, 1 intruder; 1 matrix unchanged" in line
+    assert line.endswith("1 matrix could NOT be audited (its tensors count as lost)")
+
+
+def test_a_wrong_base_is_doubted_in_the_terminal_too(record):
+    line = "doubt: The base looks like noise in every matrix: is this the pretrained model?"
+    assert line in printed(record, terminal=False).splitlines()  # of 45 matrices of noise
+    assert line not in printed(record, terminal=False, brief=True)
+
+
+def test_a_matrix_that_is_not_finite_has_a_remedy(record):
+    note = "tuned holds 1 NaN and 0 Inf"
+    bad = record.matrices[0].model_copy(update={"status": "not_finite", "note": note})
+    changed = record.model_copy(update={"matrices": [bad]})
+    told = f"not audited: {bad.name}: {note}; save the model again, or download it again, or"
+    assert told in printed(changed, terminal=False)
+
+
+# ---- one table of verdicts, one of columns
+
+
+def test_every_verdict_has_its_appearance():
+    assert set(APPEARANCE) == set(Verdict)
+    assert [verdict for verdict in APPEARANCE if verdict in COUNTED] == list(COUNTED)
+    for field in ("ink", "mark", "light", "dark"):
+        assert len({getattr(look, field) for look in APPEARANCE.values()}) == len(Verdict)
+
+
+def test_a_column_has_one_entry(record, monkeypatch):
+    """Terminal, Markdown, CSV and page take their columns from the one list."""
+    passes = columns.number(
+        "passes", "products", lambda m: m.passes, digits=0, views=columns.EVERYWHERE
+    )
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, passes))
+    count = str(record.matrices[0].passes)
+    assert printed(record, terminal=False).splitlines()[0].endswith(" products")
+    header, _, row = report.to_markdown(record).partition("| matrix ")[2].splitlines()[:3]
+    assert header.endswith("| products |")
+    assert row.endswith(f"| {count} |")
+    assert csv_rows(record)[0]["passes"] == count
+    data = json.loads(re.search(r'id="data">(.*?)</script>', report.to_html(record))[1])
+    assert data["columns"][-1]["heading"] == "products"
+    assert data["records"][0]["matrices"][0]["cells"]["passes"] == [int(count), count]
+
+
+def test_what_the_command_writes_is_what_python_users_get(record, tmp_path):
+    (tmp_path / "record.json").write_text(record.to_json())
+    for path in (tmp_path, tmp_path / "record.json"):
+        assert report.read(path) == record
+    for name, format_ in some(report.FORMATS.items()):
+        if name == "parquet":
+            continue
+        assert report.format_of(f"x{format_.endings[0]}") == name
+        assert isinstance(report.render([record], name), str)
+    assert report.render(record, "csv") == report.to_csv(record)
+    assert report.render(record, labels=["A"]) == report.to_html(record, ["A"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda r, f: report.render(r, "pdf"), InputError, "expected a format of html, markdown,"),
+        (lambda r, f: report.render([r, r], "csv"), InputError, "csv is of one record, got 2"),
+        (lambda r, f: report.render([], "csv"), InputError, "csv is of one record, got 0"),
+        (lambda r, f: report.format_of("x.pdf"), InputError, "a name that ends in .html, .md,"),
+        (lambda r, f: report.read(f), CheckpointError, "holds no record.json; run `bulkedge audit"),
+    ],
+)
+def test_what_cannot_be_rendered_or_read(call, error, message, record, tmp_path):
+    with pytest.raises(error, match=message):
+        call(record, tmp_path)

@@ -54,18 +54,26 @@ def count(base: Path, tuned: Path) -> dict[str, int]:
     return counts
 
 
-def show(rows: list[dict]) -> None:
+def table(rows: list[dict]) -> str:
     """The table in Markdown: mean over the seeds, and each seed's count."""
-    print("| fine-tune | trained parameters | accuracy | paper's count in 36 matrices, by seed |")
-    print("|---|---|---|---|")
+    lines = [
+        "| fine-tune | trained parameters | accuracy | paper's count in 36 matrices, by seed |",
+        "|---|---|---|---|",
+    ]
     for name in METHODS:
         runs = [row for row in rows if row["name"] == name]
         accuracy = [100 * row["accuracy"] for row in runs]
         counts = [row["encoder_rotated"] + row["encoder_intruder"] for row in runs]
-        print(
+        lines.append(
             f"| {name} | {runs[0]['trained_parameters']:,} | {statistics.mean(accuracy):.1f} % "
             f"({min(accuracy):.1f} to {max(accuracy):.1f}) | {', '.join(map(str, counts))} |"
         )
+    return "\n".join(lines)
+
+
+def show(rows: list[dict]) -> None:
+    """Print the table."""
+    print(table(rows))
 
 
 def main() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from bulkedge.auditing import Engine, Notice, Progress, Shard, run_plan
 from bulkedge.comparison import make_plan
-from bulkedge.records import Recipe, Record, make_recipe
+from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
 
 
+@takes_recipe
 def audit(
     base: str | os.PathLike[str],
     tuned: str | os.PathLike[str],

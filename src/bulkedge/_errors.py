@@ -19,14 +19,18 @@ Each message says what was expected, what was found, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
 MAX_PROBLEMS = 10
+LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+"""What pydantic calls a limit, and what people call it."""
 
 
 class BulkedgeError(Exception):
@@ -95,6 +99,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def count(n: int, one: str, many: str | None = None) -> str:
+    """A number with its noun.
+
+    Args:
+        n: How many.
+        one: What one is called.
+        many: What several are called; with an s if None.
+
+    Returns:
+        Both.
+
+    Example:
+        >>> count(1, "layer"), count(2, "matrix", "matrices")
+        ('1 layer', '2 matrices')
+    """
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def problems(error: ValidationError) -> str:
     """What a validation found, on one line.
 
@@ -106,9 +128,60 @@ def problems(error: ValidationError) -> str:
     """
     # reprlib stops early, where repr would write out a value built to be endless
     found = error.errors()
-    told = [
+    texts = [
         f"{'.'.join(map(str, e['loc'])):.100}: {e['msg']:.200}, got {reprlib.repr(e['input'])}"
         for e in found[:MAX_PROBLEMS]
     ]
     more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
-    return "; ".join(told + more)
+    return "; ".join(texts + more)
+
+
+def settings_problems(
+    error: ValidationError,
+    source: str,
+    fields: Iterable[str],
+    spelled: Mapping[str, str] | None = None,
+) -> str:
+    """What is wrong with settings that a person wrote, and what to write instead.
+
+    Args:
+        error: From pydantic.
+        source: Where the settings come from.
+        fields: The names of all settings.
+        spelled: How some were given on the command line, such as ``--top-k``.
+
+    Returns:
+        One line; it ends with all names, unless each setting was an option, which has a help.
+    """
+    known, options = list(fields), spelled or {}
+    found = error.errors()
+    texts = [_problem(e, known, options) for e in found[:MAX_PROBLEMS]]
+    if len(found) > MAX_PROBLEMS:
+        texts.append(f"and {len(found) - MAX_PROBLEMS} more")
+    line = "; ".join(texts)
+    if all(e["loc"] and e["loc"][0] in options for e in found):
+        return line
+    return f"{source}: {line} (the fields are {', '.join(known)})"
+
+
+def _plain(limit: Any) -> str:
+    """A limit as people write it: 1 for 1.0."""
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+
+
+def _problem(e: Any, known: list[str], options: Mapping[str, str]) -> str:
+    """One bad setting: its name, what is expected, what was found."""
+    place, given = list(e["loc"]), reprlib.repr(e["input"])
+    if e["type"] == "extra_forbidden" and len(place) == 1:
+        near = difflib.get_close_matches(str(place[0])[:100], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"unknown field {str(place[0])[:100]!r}{hint}"
+    name = ".".join(map(str, place))
+    if place and place[0] in options:
+        name = options[place[0]]
+    context = e.get("ctx", {})
+    limit = [f"{LIMITS[key]} {_plain(context[key])}" for key in LIMITS if key in context]
+    if e["type"] == "tuple_type" and isinstance(e["input"], str):
+        return f"{name:.100}: give a list of globs, such as [{given}]"
+    what = limit[0] if limit else e["msg"].removeprefix("Value error, ")
+    return f"{name:.100}: {what:.200}, got {given}"

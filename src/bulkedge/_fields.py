@@ -21,6 +21,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from ._errors import InputError
 
+DEFAULT_EPSILON = 0.5
+"""The score below which Shuttleworth et al. count a direction; the default of every ε."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

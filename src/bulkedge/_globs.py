@@ -6,9 +6,15 @@ One meaning, and one error, wherever globs are taken.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 from ._errors import RecipeError
+
+MOST_COMPARED = 2000
+"""How many names are compared with a glob that matches none; a message is not worth more."""
+LONGEST_COMPARED = 200
+"""How many letters of a name are compared."""
 
 # what torch.compile, activation checkpointing, FSDP and Lightning put between a module and its
 # parameters; a component of the name, at any place
@@ -66,7 +72,7 @@ def check_globs(
     globs: Iterable[str],
     names: Collection[str],
     what: str = "tensor of either side",
-    remedy: str = "see `bulkedge inspect`",
+    remedy: str = "`bulkedge inspect BASE` and `bulkedge inspect TUNED` list the names",
 ) -> None:
     """Raise where a glob matches nothing: misspelt, it must not turn a gate green.
 
@@ -81,7 +87,20 @@ def check_globs(
     """
     for glob in globs:
         if not matches(names, (glob,)):
-            example = max(names, key=len, default="")
-            raise RecipeError(
-                f"{glob!r} matches no {what}, whose names look like {example!r}; {remedy}"
-            )
+            raise RecipeError(f"{glob!r} matches no {what}{_nearest(glob, names)}; {remedy}")
+
+
+def _nearest(glob: str, names: Collection[str]) -> str:
+    """The name that is most like a glob, for a message."""
+    plain = sorted({unwrapped(name) for name in names})[:MOST_COMPARED]
+    like = {name: _likeness(glob, name.removesuffix(".weight")) for name in plain}
+    best = max(like, key=lambda name: like[name], default=None)
+    return "" if best is None else f"; the nearest name is {best!r}"
+
+
+def _likeness(glob: str, name: str) -> float:
+    """From 0 to 1: how much of a glob's own letters a name has, in their order."""
+    letters = "".join(sign for sign in glob if sign not in "*?[]")
+    matcher = SequenceMatcher(None, letters[:LONGEST_COMPARED], name[:LONGEST_COMPARED], False)
+    shared = sum(block.size for block in matcher.get_matching_blocks() if block.size > 1)
+    return shared / (len(letters) + 0.01 * len(name) + 1)

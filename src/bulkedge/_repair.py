@@ -19,7 +19,7 @@ from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.write import new_folder
 from bulkedge.comparison import Plan, make_plan
 from bulkedge.intruder import Verdict
-from bulkedge.records import Recipe, Record, make_recipe
+from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
 from bulkedge.records.record import Tool
 from bulkedge.repairing.matrix import Selection
 from bulkedge.repairing.method import (
@@ -35,6 +35,7 @@ Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(phase, what was finished, how many so far, how many in all)``."""
 
 
+@takes_recipe
 @renamed(level="significance")
 def repair(
     base: str | os.PathLike[str],

@@ -171,7 +171,7 @@ def test_nothing_left_names_tensors_and_a_remedy(base, tmp_path):
 @pytest.mark.parametrize("field", ["include", "exclude"])
 def test_a_glob_that_matches_nothing(field, base):
     message = (
-        r"'bert\.\*' matches no tensor of either side, whose names look like 'embeddings\.weight'"
+        r"'bert\.\*' matches no tensor of either side; the nearest name is 'encoder\.0\.weight'"
     )
     with pytest.raises(RecipeError, match=message):
         plan_of(base, BASE, **{field: ("encoder.*", "bert.*")})

@@ -1,13 +1,17 @@
 import hashlib
+import inspect
 import json
 import os
+import re
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
 
 import bulkedge
 from bulkedge import CheckpointError, Recipe, RecipeError, Record
+from bulkedge.intruder import DEFAULT_EPSILON
 from bulkedge.records import make_recipe, read_recipe
 from helpers import save, save_adapter, some, weights
 
@@ -136,8 +140,60 @@ def test_bad_recipes_name_every_problem_at_once():
     with pytest.raises(RecipeError) as caught:
         make_recipe({"top_k": 0, "epsilon": 2, "colour": "red", "side": "up"}, source="r.yaml")
     text = str(caught.value)
-    for part in ("r.yaml", "top_k", "epsilon", "colour: Extra inputs", "side", "the fields are"):
+    for part in ("r.yaml", "top_k", "epsilon", "unknown field 'colour'", "side", "the fields are"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"topk": 5}, "recipe: unknown field 'topk'; did you mean top_k? (the fields are top_k, "),
+        ({"exclude": "pooler.*"}, "exclude: give a list of globs, such as ['pooler.*'] ("),
+        ({"device": "gpu"}, "device: use cpu, cuda or cuda:0, got 'gpu' ("),
+        ({"top_k": 0}, "top_k: at least 1, got 0 ("),
+        ({"epsilon": 0}, "epsilon: more than 0, got 0 ("),
+    ],
+)
+def test_a_bad_setting_is_told_with_what_to_write_instead(settings, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        make_recipe(settings)
+
+
+@pytest.mark.parametrize("call", [bulkedge.audit, bulkedge.repair])
+def test_a_setting_beside_the_recipe_is_told_where_it_goes(call):
+    with pytest.raises(RecipeError, match=r"top_k is a setting of the recipe; give recipe={'top_"):
+        call("base", "tuned", "out", top_k=5)
+    with pytest.raises(TypeError, match="frobnicate"):
+        call("base", "tuned", frobnicate=5)
+
+
+def test_the_default_of_epsilon_has_one_place():
+    places = [
+        bulkedge.intruder.certify, bulkedge.update.predict, bulkedge.update.predict_spikes,
+        bulkedge.tune.Monitor,
+    ]  # fmt: skip
+    for place in some(places):
+        assert inspect.signature(place).parameters["epsilon"].default is DEFAULT_EPSILON
+    assert Recipe().epsilon is DEFAULT_EPSILON
+    typed = re.compile(r"epsilon[^\n]*= *0\.5\b", re.IGNORECASE)
+    source = Path(bulkedge.__file__).parent
+    found = {path.name for path in source.rglob("*.py") if typed.search(path.read_text("utf-8"))}
+    assert found == {"_fields.py", "score.py"}  # its home, and an example
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("docs/audit.md", "| `--epsilon` | score below which one counts | {} |"),
+        ("docs/audit.md", "| `aligned` | score ≥ ε ({}) |"),
+        ("docs/audit.md", "epsilon: {}\n"),
+        ("docs/faq.md", "\nε = {} are the paper's"),
+        ("README.md", "**aligned**: score ≥ {}."),
+    ],
+)
+def test_pages_tell_the_default_of_epsilon(page, text):
+    root = Path(bulkedge.__file__).parents[2]
+    assert text.format(DEFAULT_EPSILON) in (root / page).read_text(encoding="utf-8")
 
 
 def test_the_message_on_a_thousand_problems_has_ten():

@@ -1,13 +1,16 @@
 """``bulkedge repair``: options, output, exit codes."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bulkedge import RepairRecord
-from bulkedge.cli import cli
+from bulkedge.cli import cli, repair
 from bulkedge.cli._repair import NAMES
 from bulkedge.repairing import METHODS
 from cases import gaussian, orthonormal
@@ -138,3 +141,23 @@ def test_an_incomplete_audit_is_a_failure(tmp_path):
     done = run(base, adapter, "-o", tmp_path / "out")
     assert done.exit_code == 2
     assert "the audit of the output is NOT complete" in done.stdout
+
+
+def test_force_is_not_for_the_copy(pair, tmp_path):
+    def refusal(*more):
+        command = [sys.executable, "-m", "bulkedge", "repair", *pair, "-o", str(tmp_path), *more]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 2
+        return ended.stderr
+
+    assert "exists; a repair is never written over anything, name another" in refusal()
+    assert "--force" not in refusal()
+    assert "(--force is for the files of --record and --report only)" in refusal("--force")
+
+
+def test_help_and_page_tell_the_exit_code_of_a_dry_run():
+    (option,) = (option for option in repair.params if option.name == "dry_run")
+    assert "the exit code is that of the audit" in option.help
+    page = (Path(__file__).parents[2] / "docs/repair.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith("| `--dry-run`"))
+    assert "the exit code is that of the audit: 1 if there is something to repair" in row

@@ -53,7 +53,7 @@ def spiked(W, i):
 
 
 def texts(record):
-    return " ".join(step.told for step in steps(record))
+    return " ".join(step.text for step in steps(record))
 
 
 def settings_of(command, line):
@@ -97,7 +97,7 @@ def test_a_base_that_is_noise_is_told_apart(real):
         explanation(real)
     )
     told = steps(real)
-    assert told[0].told.startswith("pooler.dense.weight: the base looks like noise")
+    assert told[0].text.startswith("pooler.dense.weight: the base looks like noise")
     assert told[0].command.endswith("--exclude pooler.dense.weight")
     assert [step.command.split()[1] for step in told[1:3]] == ["repair", "report"]
     assert "SpikeClip(model).attach(optimizer)" in {step.command for step in told}
@@ -114,7 +114,7 @@ def test_nothing_found(tmp_path):
     record = made(tmp_path, lambda W, i: 1.01 * W)
     assert headline(record) == "No new direction in 4 matrices"
     (step,) = steps(record)
-    assert step.told.startswith("Nothing to take out")
+    assert step.text.startswith("Nothing to take out")
 
 
 def test_scores_near_the_limit_are_told(tmp_path):
@@ -143,8 +143,8 @@ def test_what_could_not_be_judged_comes_first(tmp_path):
     record = made(tmp_path, damaged)
     assert headline(record) == "1 new direction in 1 of 3 matrices; 1 matrix could not be judged"
     first = steps(record)[0]
-    assert "layer.1.w.weight" in first.told
-    assert "save the model again" in first.told
+    assert "layer.1.w.weight" in first.text
+    assert "save the model again" in first.text
 
 
 def test_undecided_directions_are_decided_by_svds(tmp_path):
@@ -165,7 +165,7 @@ def test_equal_models(tmp_path):
     [
         (("certified", "certified"), "Every verdict is proved by products with the matrices"),
         (("dense", "dense"), "Every verdict is that of float64 SVDs of both matrices"),
-        (("certified", "dense"), "Every verdict is decided: 1 are proved by products"),
+        (("certified", "dense"), "Every verdict is decided: 1 is proved by products"),
     ],
 )
 def test_how_sure_the_verdicts_are(tmp_path, methods, says):

@@ -67,7 +67,7 @@ def test_a_glob_that_matches_nothing_is_an_error(name):
     """The error of an audit: one misspelt pattern among others would leave layers unheld."""
     known = "0.weight" if name == "full_matrices" else "some.*"
     CALLABLES[name](FIRST.get(name, adapted)(), modules=[known])
-    message = r"'\*typo\*' matches no layer that can be held or watched, whose names look like '"
+    message = r"'\*typo\*' matches no layer that can be held or watched; the nearest name is '"
     for globs in ("*typo*", [known, "*typo*"]):
         with pytest.raises(RecipeError, match=message):
             CALLABLES[name](FIRST.get(name, adapted)(), modules=globs)

@@ -128,7 +128,7 @@ def _row(
             "shape": comparison.base.shape,
             "transposed": comparison.transposed,
             "dtype": comparison.base.dtype,
-            "update": "lora" if factors else "dense",
+            "update": factors.kind if factors else "dense",
             "rank": factors.rank if factors else None,
             "scale": factors.scale if factors else None,
             "status": status,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,8 +180,9 @@ def _add(known: dict[K, T], name: K, value: T) -> None:
 
 def _tensors(part: Any) -> str:
     """The names of the tensors of a part, for a message."""
-    one = [part] if isinstance(part, TensorInfo) else None
-    infos = one or (part.values() if isinstance(part, Mapping) else part.infos)
+    infos: Iterable[TensorInfo] = part.infos if isinstance(part, LoraFactors) else part
+    if isinstance(part, TensorInfo | Mapping):
+        infos = [part] if isinstance(part, TensorInfo) else part.values()
     return ", ".join(repr(info.name) for info in infos)
 
 

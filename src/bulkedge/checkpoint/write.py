@@ -50,7 +50,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield building
         _sync(building)
-        building.chmod(0o777 & ~_umask())
+        building.chmod(0o777 & ~umask())
         building.rename(path)
     except OutputError:
         raise
@@ -161,8 +161,8 @@ def _sync(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _umask() -> int:
-    """What the user keeps from others in new files; asking is setting."""
+def umask() -> int:
+    """The permissions that new files do not get; the system tells them only on a change."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

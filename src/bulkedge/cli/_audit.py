@@ -46,10 +46,11 @@ def _shard_numbers(
     return int(index), int(count)
 
 
-BASIS = 500  # vectors on either side that a process keeps at most, copies included
+BASIS = 500
+"""The most basis vectors that a certificate keeps on either side, copies included."""
 
 
-@click.command()
+@click.command(short_help="Find the intruder dimensions of a fine-tune.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
 @recipe_options
@@ -98,7 +99,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     positions = shard.positions(plan.comparisons) if shard else range(len(plan.comparisons))
     if options["dry_run"]:
         part = replace(plan, comparisons=tuple(plan.comparisons[i] for i in positions))
-        _tell(_describe(part, recipe), options["as_json"])
+        _print_facts(_describe(part, recipe), options["as_json"])
         return
     with hold(output):
         with show_progress(options["quiet"], len(positions)) as progress, _hint(output):
@@ -160,24 +161,25 @@ def _hint(output: Path | None) -> Iterator[None]:
         raise
 
 
-def _tell(facts: dict[str, Any], as_json: bool) -> None:
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     """Facts on stdout."""
-    told = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
-    click.echo(json.dumps(facts, indent=2) if as_json else told)
+    text = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
+    click.echo(json.dumps(facts, indent=2) if as_json else text)
 
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """What an audit would do, and what it would need."""
     infos = [comparison.base for comparison in plan.comparisons]
     largest = max(infos, key=lambda info: info.size, default=None)
-    shape = largest.shape if largest else (0, 0)
-    told = f"{largest.name} {'×'.join(map(str, shape))} {largest.dtype}" if largest else "none"
+    description = "none"
+    if largest is not None:
+        description = f"{largest.name} {'×'.join(map(str, largest.shape))} {largest.dtype}"
     read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
     return {
         "matrices": len(infos),
         "skipped": len(plan.skipped),
         "lost": sum(row.lost for row in plan.skipped),
-        "largest": told,
+        "largest": description,
         "gigabytes_to_read": round(read / 1e9, 2),
         "gigabytes_of_memory": round(_peak_bytes(plan, recipe) / 1e9, 2),
         "teraflop": round(sum(_flop(info.shape, recipe) for info in infos) / 1e12, 2),

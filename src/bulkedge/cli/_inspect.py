@@ -4,51 +4,97 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import printable
+from bulkedge._errors import count, printable
+
+if TYPE_CHECKING:
+    from bulkedge.checkpoint import Adapter, TensorInfo
+
+Row = dict[str, Any]
 
 
-@click.command()
+@click.command(short_help="List the tensors of a checkpoint or adapter.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def inspect(path: Path, as_json: bool) -> None:
-    """List the tensors of a checkpoint or an adapter from its headers."""
+    """List the tensors of a checkpoint or an adapter from its headers.
+
+    Of an adapter: its layers by the names of the weights that they update, those that cannot be
+    used with the reason, and a line that sums it up.
+    """
     from bulkedge.checkpoint import is_adapter, open_adapter, open_checkpoint
 
+    summary = None
     if is_adapter(path):
         adapter = open_adapter(path)
-        rows = [
-            {"name": name, "shape": list(f.shape), "dtype": f.infos[0].dtype, "rank": f.rank,
-             "scale": f.scale} for name, f in adapter.factors.items()
-        ]  # fmt: skip
-        rows += [
-            {"name": name, "shape": list(info.shape), "dtype": info.dtype}
-            for name, info in adapter.tensors.items()
-        ]
-        rows += [
-            {"name": info.name, "shape": list(info.shape), "dtype": info.dtype}
-            for wrapped in adapter.wrapped
-            for info in wrapped.infos
-        ]
-        rows += [{"name": row.info.name, "not_handled": row.reason} for row in adapter.unhandled]
+        rows = _adapter_rows(adapter)
+        summary = _summary(adapter)
     else:
-        rows = [
-            {"name": name, "shape": list(info.shape), "dtype": info.dtype, "file": info.file.name}
-            for name, info in open_checkpoint(path).tensors.items()
-        ]
+        tensors = open_checkpoint(path).tensors
+        rows = [_tensor(name, info) | {"file": info.file.name} for name, info in tensors.items()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(_told(row))
+        click.echo(_line(row))
+    if summary is not None:
+        click.echo(summary)
 
 
-def _told(row: dict[str, Any]) -> str:
+def _tensor(name: str, info: TensorInfo) -> Row:
+    return {"name": name, "shape": list(info.shape), "dtype": info.dtype}
+
+
+def _adapter_rows(adapter: Adapter) -> list[Row]:
+    """Updates, replacements, layers that cannot be used, and what is no part of a layer."""
+    rows: list[Row] = [
+        {
+            "name": name,
+            "shape": list(f.shape),
+            "dtype": f.infos[0].dtype,
+            "rank": f.rank,
+            "scale": f.scale,
+        }
+        for name, f in adapter.factors.items()
+    ]
+    rows += [_tensor(name, info) for name, info in adapter.tensors.items()]
+    rows += [_tensor(info.name, info) for wrapped in adapter.wrapped for info in wrapped.infos]
+    rows += [{"name": name, "not_usable": why} for name, why in _unusable(adapter).items()]
+    set_aside = (row for row in adapter.unhandled if row.set_aside)
+    return rows + [{"name": row.info.name, "not_handled": row.reason} for row in set_aside]
+
+
+def _unusable(adapter: Adapter) -> dict[str, str]:
+    """The weights whose update is stored and cannot be used, each once, with the reason."""
+    return {row.name: row.reason for row in adapter.unhandled if not row.set_aside}
+
+
+def _summary(adapter: Adapter) -> str:
+    """What an adapter is, in one line."""
+    ranks = sorted({f.rank for f in adapter.factors.values() if f.rank is not None})
+    parts = f"{count(len(adapter.factors), 'layer')} updated"
+    if ranks:
+        span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        parts += f" by factors of rank {span}"
+    if adapter.wrapped:
+        parts += f", {count(len(adapter.wrapped), 'module')} by their bare parameters"
+    if adapter.tensors:
+        parts += f", {count(len(adapter.tensors), 'tensor')} replaced"
+    if unusable := _unusable(adapter):
+        parts += f", {count(len(unusable), 'layer')} NOT usable"
+    base = adapter.config.base_model_name_or_path
+    trained = f"; trained on {printable(base)}" if isinstance(base, str) and base else ""
+    return f"LoRA adapter: {parts}{trained}"
+
+
+def _line(row: Row) -> str:
     """One tensor on one line."""
     name = printable(row["name"])
+    if "not_usable" in row:
+        return f"{name}  NOT usable: {printable(row['not_usable'])}"
     if "not_handled" in row:
         return f"{name}  ({printable(row['not_handled'])})"
     line = f"{name}  {row['dtype']}  {'×'.join(map(str, row['shape'])) or 'scalar'}"

@@ -19,7 +19,7 @@ from ._output import (
 )
 
 
-@click.command()
+@click.command(short_help="Make one record of those of all shards.")
 @click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @verdict_options

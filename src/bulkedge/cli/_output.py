@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bulkedge._errors import OutputError
+from bulkedge._errors import InputError, OutputError
+from bulkedge._fields import DEFAULT_EPSILON
 
 if TYPE_CHECKING:
     from bulkedge.records import Recipe, Record
@@ -30,7 +31,11 @@ def recipe_options(command: Command) -> Command:
         click.option(
             "-k", "--top-k", type=int, help="Leading tuned directions to judge.  [default: 10]"
         ),
-        click.option("--epsilon", type=float, help="Score below which one counts.  [default: 0.5]"),
+        click.option(
+            "--epsilon",
+            type=float,
+            help=f"Score below which one counts.  [default: {DEFAULT_EPSILON}]",
+        ),
         click.option(
             "--side",
             type=click.Choice(["left", "right", "both"]),
@@ -51,7 +56,7 @@ def recipe_options(command: Command) -> Command:
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]"),
         click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]"),
         click.option(
-            "--config",
+            "--recipe",
             type=click.Path(path_type=Path),
             help="Recipe in YAML; options override it.",
         ),
@@ -65,11 +70,12 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
     """The recipe file's settings, overridden by what was given on the command line."""
     from bulkedge.records import Recipe, make_recipe, read_recipe
 
-    path: Path | None = options["config"]
+    path: Path | None = options["recipe"]
     settings = read_recipe(path) if path is not None else {}
     fields = Recipe.model_fields  # what is no option is for the file
     given = {n: v for n, v in options.items() if n in fields and v not in (None, ())}
-    return make_recipe(settings | given, source=str(path) if path is not None else "options")
+    spelled = {name: f"--{name.replace('_', '-')}" for name in given}
+    return make_recipe(settings | given, str(path or "options"), spelled)
 
 
 def verdict_options(command: Command) -> Command:
@@ -142,11 +148,19 @@ def check_file(path: Path, force: bool) -> None:
 
 def written_files(options: dict[str, Any]) -> list[Path]:
     """The files beside the output that were asked for, the ending of a report checked."""
-    from ._report import kind_of
-
     if options["report"] is not None:
-        kind_of(options["report"])
+        format_by_ending(options["report"])
     return [options[n] for n in ("csv", "record", "report") if options.get(n) is not None]
+
+
+def format_by_ending(path: Path, remedy: str = "") -> str:
+    """The format that a report's ending means; a wrong one is a wrong option."""
+    from bulkedge.report import format_of
+
+    try:
+        return format_of(path)
+    except InputError as error:
+        raise click.UsageError(f"{error}{remedy}") from None
 
 
 def write_all(record: Record, options: dict[str, Any]) -> None:
@@ -165,16 +179,18 @@ def write_all(record: Record, options: dict[str, Any]) -> None:
 
 def write_report(record: Record | RepairRecord, options: dict[str, Any]) -> None:
     """The report of a record, where one was asked for."""
-    from ._report import kind_of, render
+    from bulkedge.report import format_of, render
 
     if options["report"] is not None:
-        write(options["report"], render([record], kind_of(options["report"])))
+        write(options["report"], render(record, format_of(options["report"])))
         if not options["quiet"]:
             click.echo(f"report written to {options['report']}", err=True)
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; a link in its place is replaced, not followed."""
+    from bulkedge.checkpoint.write import umask
+
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,19 +199,12 @@ def write(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(descriptor)
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _umask() -> int:
-    """What the user keeps from others in new files; asking is setting."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import RecipeError, printable
+from bulkedge._errors import OutputError, RecipeError, printable
 
 from ._output import (
     check_file,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 NAMES = ("clip", "project", "scale", "shrink")
 
 
-@click.command()
+@click.command(short_help="Take the intruder dimensions out of a fine-tune.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to be written.")
@@ -42,7 +43,7 @@ NAMES = ("clip", "project", "scale", "shrink")
 @click.option("--significance", type=float, metavar="P",
               help="Only values that the base's noise reaches with probability P.")  # fmt: skip
 @click.option("--only", multiple=True, metavar="GLOB", help="Only matrices that match; repeatable.")
-@click.option("--max-rank", type=int, help="Of a repaired update; the loss is told.")
+@click.option("--max-rank", type=int, help="Largest rank of a repaired update.")
 @recipe_options
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes of the audits.")  # fmt: skip
@@ -55,7 +56,11 @@ NAMES = ("clip", "project", "scale", "shrink")
 @click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
 @click.option("--fail-on", type=click.Choice(["rotated", "intruder", "never"]), default="rotated",
               show_default=True, help="Mildest verdict left that makes the code 1.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Audit, say what would be done, write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Audit, say what would be done, write nothing; the exit code is that of the audit.",
+)
 def repair(base: Path, tuned: Path, **options: Any) -> None:
     """Take the intruder dimensions out of a fine-tune, and audit what is left.
 
@@ -103,6 +108,11 @@ def _check_options(options: dict[str, Any]) -> None:
         raise click.UsageError("name the folder to be written (--output DIR), or try --dry-run")
     if options["output"] is not None and options["dry_run"]:
         raise click.UsageError("--dry-run writes nothing: leave --output out")
+    if options["force"] and options["output"] is not None and os.path.lexists(options["output"]):
+        raise OutputError(
+            f"{options['output']}: exists; a repair is never written over anything, name another "
+            "folder (--force is for the files of --record and --report only)"
+        )
 
 
 def _method(options: dict[str, Any]) -> Method:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bulkedge.simulate import Table
 
 
-@click.command()
+@click.command(short_help="Run an experiment on random matrices.")
 @click.argument("name", required=False)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for table and figure."

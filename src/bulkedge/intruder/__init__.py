@@ -1,12 +1,13 @@
 """The intruder score of a tuned singular vector, the certificate of it, and the verdict."""
 
+from bulkedge._fields import DEFAULT_EPSILON
+
 from ._converged import ties
 from ._judge import Judgement, judge, judge_vectors
 from ._side import Direction, OneSide
 from .certificate import Certificate, certify
 from .score import (
     COUNTED,
-    EPSILON,
     HALF_THE_ENERGY,
     BaseVectors,
     Scores,
@@ -18,6 +19,7 @@ from .score import (
 
 __all__ = [
     "COUNTED",
+    "DEFAULT_EPSILON",
     "EPSILON",
     "HALF_THE_ENERGY",
     "BaseVectors",

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.triplet import (
     DenseSVD,
@@ -36,7 +37,7 @@ from ._side import (
     known_values,
     svd_side,
 )
-from .score import EPSILON, Verdict
+from .score import Verdict
 
 Means = Literal["certified", "dense"]
 
@@ -104,7 +105,7 @@ def judge(
     W: LinearMap,
     k: int = 10,
     *,
-    epsilon: float = EPSILON,
+    epsilon: float = DEFAULT_EPSILON,
     sides: Sequence[Side] = ("left",),
     method: Literal["auto", "certified", "dense"] = "auto",
     dtype: torch.dtype = torch.float32,
@@ -160,7 +161,7 @@ def by_products(
     W: LinearMap,
     k: int,
     *,
-    epsilon: float = EPSILON,
+    epsilon: float = DEFAULT_EPSILON,
     sides: Sequence[Side] = ("left",),
     dtype: torch.dtype = torch.float32,
     start: tuple[Tensor, Tensor] | None = None,
@@ -209,7 +210,7 @@ def by_svds(
     W: LinearMap,
     k: int,
     *,
-    epsilon: float = EPSILON,
+    epsilon: float = DEFAULT_EPSILON,
     sides: Sequence[Side] = ("left",),
 ) -> Judgement:
     """Float64 SVDs of the base and, where iteration stops short, of the tuned matrix."""
@@ -229,7 +230,7 @@ def judge_vectors(
     side: Side,
     *,
     subspace: int,
-    epsilon: float = EPSILON,
+    epsilon: float = DEFAULT_EPSILON,
 ) -> list[Direction]:
     """Judge tuned vectors that are known already, such as those of a matrix that trains.
 

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet import SingularTriplets
 
 from ._converged import ties
 from .certificate import certify
-from .score import EPSILON, Verdict, base_vectors, scores, verdict
+from .score import Verdict, base_vectors, scores, verdict
 
 Side = Literal["left", "right"]
 Interval = tuple[Tensor, Tensor, Tensor]
@@ -87,7 +88,7 @@ def certified_side(
     side: Side,
     *,
     subspace: int,
-    epsilon: float = EPSILON,
+    epsilon: float = DEFAULT_EPSILON,
     frobenius: float | None = None,
     seed: int | None = None,
 ) -> OneSide:
@@ -138,7 +139,7 @@ def svd_side(
     side: Side,
     *,
     subspace: int,
-    epsilon: float = EPSILON,
+    epsilon: float = DEFAULT_EPSILON,
 ) -> OneSide:
     """Scores of known tuned vectors, from all singular vectors of the base.
 

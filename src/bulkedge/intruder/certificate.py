@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._linmap import LinearMap, MatrixLike, Widened, as_map
 from bulkedge._precision import full_precision
 from bulkedge.triplet import Bidiagonalization, Ritz, Unseen
@@ -97,7 +98,7 @@ def certify(
     W0: MatrixLike,
     Y: Tensor,
     *,
-    epsilon: float = 0.5,
+    epsilon: float = DEFAULT_EPSILON,
     errors: Tensor | None = None,
     groups: Tensor | None = None,
     subspace: int | None = None,

@@ -41,9 +41,6 @@ class Verdict(str, Enum):
     """The vector itself is not known well enough to say."""
 
 
-EPSILON = 0.5
-"""The paper's threshold: a vector whose score is below counts as an intruder dimension."""
-
 COUNTED = (Verdict.ROTATED, Verdict.INTRUDER)
 """The verdicts that make up the paper's count, the milder first."""
 
@@ -173,7 +170,7 @@ def verdict(
     Args:
         score: Its score.
         subspace_overlap: Its overlap with the base's leading 2k-space.
-        epsilon: The paper's threshold, 0.5 as a rule.
+        epsilon: The threshold; the paper's is ``DEFAULT_EPSILON``.
         vector_error: Bound on the error of the tuned vector, hence of both figures.
 
     Returns:

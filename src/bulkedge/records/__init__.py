@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .recipe import Recipe, make_recipe, read_recipe
+from .recipe import Recipe, make_recipe, read_recipe, takes_recipe
 from .record import (
     Counts,
     Part,
@@ -29,4 +29,5 @@ __all__ = [
     "make_recipe",
     "read_recipe",
     "summarise",
+    "takes_recipe",
 ]

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from bulkedge._errors import RecipeError, problems
+from bulkedge._errors import RecipeError, settings_problems
+from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge.checkpoint.header import read_regular
 
 from .ranges import Positive
 
 MAX_RECIPE_BYTES = 2**20
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _known_device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", text, re.ASCII):
+        raise ValueError("use cpu, cuda or cuda:0")
+    return text
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
 Glob = Annotated[str, Field(min_length=1)]
 Rows = Positive
 
@@ -30,7 +45,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     top_k: Positive = Field(10, description="How many leading tuned directions are judged.")
-    epsilon: float = Field(0.5, gt=0, le=1, description="Score below which the paper counts one.")
+    epsilon: float = Field(
+        DEFAULT_EPSILON, gt=0, le=1, description="Score below which the paper counts one."
+    )
     side: Literal["left", "right", "both"] = Field("left", description="Singular vectors compared.")
     method: Literal["auto", "certified", "dense"] = Field(
         "auto", description="Certified, then dense where that leaves a verdict open; or one alone."
@@ -49,7 +66,7 @@ class Recipe(BaseModel):
     split: dict[Glob, tuple[Rows, ...]] = Field(
         {}, description="Fused weights to judge block by block: a glob, and the rows of each block."
     )
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d{1,4})?)$", description="Where to compute.")
+    device: Device = Field("cpu", description="Where to compute.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the solver's start block.")
 
     @property
@@ -58,12 +75,15 @@ class Recipe(BaseModel):
         return ("left", "right") if self.side == "both" else (self.side,)
 
 
-def make_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
+def make_recipe(
+    settings: Mapping[str, Any], source: str = "recipe", spelled: Mapping[str, str] | None = None
+) -> Recipe:
     """A recipe from plain values.
 
     Args:
         settings: Field values.
         source: Where they come from, for the message.
+        spelled: The options by which some of them were given, for the message.
 
     Returns:
         The recipe.
@@ -74,8 +94,32 @@ def make_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(dict(settings))
     except ValidationError as error:
-        fields = ", ".join(Recipe.model_fields)
-        raise RecipeError(f"{source}: {problems(error)} (the fields are {fields})") from None
+        message = settings_problems(error, source, Recipe.model_fields, spelled)
+        raise RecipeError(message) from None
+
+
+def takes_recipe(function: Callable[P, R]) -> Callable[P, R]:
+    """A function with an argument ``recipe``, which says so to those who give settings beside it.
+
+    Args:
+        function: The function.
+
+    Returns:
+        The same; RecipeError where an argument is a field of a recipe instead.
+    """
+    own = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name in Recipe.model_fields and name not in own:
+                raise RecipeError(
+                    f"{function.__name__}(): {name} is a setting of the recipe; give "
+                    f"recipe={{{name!r}: {kwargs[name]!r:.40}}}"
+                )
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.header import read_regular
@@ -125,6 +125,12 @@ class Summary(Row):
     tensors: Counts | None = Field(
         None, description="All tensors of two or more dimensions; null of a part of an audit."
     )
+
+    @field_validator("verdicts")
+    @classmethod
+    def _all_verdicts(cls, given: dict[Verdict, int]) -> dict[Verdict, int]:
+        """Zero of a verdict that was added after the record was written."""
+        return {verdict: given.get(verdict, 0) for verdict in Verdict}
 
     @property
     def complete(self) -> bool:

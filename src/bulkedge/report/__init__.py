@@ -1,14 +1,19 @@
 """A record as people and other programs want it: views of what was found, nothing is computed."""
 
 from .checks import to_junit, to_markdown
+from .formats import FORMATS, format_of, read, render
 from .html import to_html
 from .table import to_csv, to_parquet
 from .terminal import findings, print_record, print_repair, verdict_line
 
 __all__ = [
+    "FORMATS",
     "findings",
+    "format_of",
     "print_record",
     "print_repair",
+    "read",
+    "render",
     "to_csv",
     "to_html",
     "to_junit",

@@ -7,37 +7,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bulkedge._errors import printable
+from bulkedge._errors import count, printable
 from bulkedge.intruder import Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import Recipe
 
+from .columns import worst_score
+
 NEAR = 0.05
-"""A worst score that is less than this above ε is told of: other data would have put it below."""
+"""A worst score that exceeds ε by less is mentioned: other data could have put it below."""
 FOREIGN = 0.8
-"""Part of the matrices whose update is as large as the base, from which the base is doubted."""
+"""The base is doubted from this share of matrices on whose update is as large as the base."""
 FEW = 3
-"""How many matrices it takes to doubt the base; and how many a step names."""
+"""The least number of matrices from which the base is doubted, and the most that a step names."""
 OPTIONS = {"top_k": "--top-k", "epsilon": "--epsilon", "side": "--side", "device": "--device",
            "seed": "--seed"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Step:
-    """A thing to do.
+    """Something to do next.
 
     Attributes:
-        told: What and why, a sentence that a command may follow.
+        text: What and why, a sentence that a command may follow.
         command: For a shell, or a line of Python; None if words say it all.
     """
 
-    told: str
+    text: str
     command: str | None = None
-
-
-def count(n: int, one: str, many: str | None = None) -> str:
-    """A number with its noun."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def headline(record: Record) -> str:
@@ -70,28 +67,30 @@ def explanation(record: Record) -> list[str]:
     judged, verdicts = sum(summary.verdicts.values()), summary.verdicts
     if not judged:
         return []
-    told = [
-        f"Of the {judged} leading singular directions of the tuned matrices {summary.intruders} "
-        f"have no counterpart in the base (score below {epsilon}): {verdicts[Verdict.ROTATED]} "
-        f"lie mostly within the base's leading space (rotated), {verdicts[Verdict.INTRUDER]} do "
-        "not (intruder)."
+    sentences = [
+        f"Of the {count(judged, 'leading singular direction')} of the tuned matrices "
+        f"{count(summary.intruders, 'has', 'have')} no counterpart in the base (score below "
+        f"{epsilon}): {count(verdicts[Verdict.ROTATED], 'lies', 'lie')} mostly within the base's "
+        f"leading space (rotated), {count(verdicts[Verdict.INTRUDER], 'does', 'do')} not "
+        "(intruder)."
     ]
     noise = sum(matrix.intruders for matrix in untrained(record))
     if noise:
-        told.append(f"{noise} of them are in matrices whose base looks untrained.")
-    scores = [worst_score(matrix) for matrix in record.matrices]
-    told.append(
+        where = "is in a matrix" if noise == 1 else "are in matrices"
+        sentences.append(f"{noise} of them {where} whose base looks untrained.")
+    scores = [_lowest(matrix) for matrix in record.matrices]
+    sentences.append(
         f"The lowest score is {min(scores):.2f}; 1 is a direction of the base, 0 one that is "
         "wholly new."
     )
     close = sum(0 <= score - record.recipe.epsilon < NEAR for score in scores)
     if close:
-        told.append(
+        sentences.append(
             f"{count(close, 'matrix has', 'matrices have')} a score less than {NEAR:g} above "
             "the limit."
         )
-    told.append(_how_sure(record))
-    return told
+    sentences.append(_how_sure(record))
+    return sentences
 
 
 def _how_sure(record: Record) -> str:
@@ -107,7 +106,8 @@ def _how_sure(record: Record) -> str:
     elif not proved:
         how = "that of float64 SVDs of both matrices, beyond their rounding"
     else:
-        how = f"decided: {proved} are proved {products}, {svds} are those of float64 SVDs"
+        by_svds = count(svds, "is that", "are those")
+        how = f"decided: {count(proved, 'is', 'are')} proved {products}, {by_svds} of float64 SVDs"
     if undecided:
         few = count(undecided, "verdict is", "verdicts are")
         return f"{few} undecided. Each of the others is {how}."
@@ -140,15 +140,21 @@ def _doubts(record: Record) -> Iterator[Step]:
             f"{count(len(lost), 'update')} went unjudged, such as {printable(lost[0].name)}: "
             f"{printable(lost[0].reason)}"
         )
-    if _all_noise(record):
-        yield Step("The base looks like noise in every matrix: is this the pretrained model?")
-    elif _foreign(record):
-        yield Step(
-            "In nearly every matrix the update is as large as the base: is this the model that "
-            "the fine-tune began with?"
-        )
+    yield from map(Step, doubts_of_the_base(record))
     if record.summary.verdicts[Verdict.UNDECIDED]:
         yield Step("Decide what is open, by SVDs:", audit_command(record, "--method", "dense"))
+
+
+def doubts_of_the_base(record: Record) -> list[str]:
+    """Why the base may be another model than the one that was fine-tuned; a question, if any."""
+    if _all_noise(record):
+        return ["The base looks like noise in every matrix: is this the pretrained model?"]
+    if _foreign(record):
+        return [
+            "In nearly every matrix the update is as large as the base: is this the model that "
+            "the fine-tune began with?"
+        ]
+    return []
 
 
 def _remedies(record: Record) -> Iterator[Step]:
@@ -215,9 +221,16 @@ def broken(record: Record) -> list[Matrix]:
     return [m for m in record.matrices if m.status in ("not_finite", "failed")]
 
 
-def worst_score(matrix: Matrix) -> float:
+def by_worst(record: Record) -> list[Matrix]:
+    """The matrices with new directions, the lowest score first."""
+    affected = [matrix for matrix in record.matrices if matrix.intruders]
+    return sorted(affected, key=_lowest)
+
+
+def _lowest(matrix: Matrix) -> float:
     """The lowest score of a matrix; 1 where nothing was judged."""
-    return min((direction.score for direction in matrix.directions), default=1.0)
+    worst = worst_score(matrix)
+    return 1.0 if worst is None else worst
 
 
 def audit_command(record: Record, *added: str) -> str:
@@ -243,7 +256,7 @@ def _command(record: Record, name: str, added: list[str]) -> str:
               for w in (f"--{option}", glob)]  # fmt: skip
     words += ["--partial"] if recipe.partial else []
     if recipe.split:  # rows of blocks are in a file alone
-        words += ["--config", "RECIPE.yaml"]
+        words += ["--recipe", "RECIPE.yaml"]
     return " ".join(shlex.quote(printable(word)) for word in [*words, *added])
 
 

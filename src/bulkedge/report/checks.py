@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from bulkedge._errors import printable
+from bulkedge._errors import count, printable
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
-from .advice import Step, steps, worst_score
+from .advice import Step, by_worst, steps
+from .columns import MARKDOWN, columns_of
 from .terminal import verdict_line
 
 MOST_ROWS = 50
-"""Of a Markdown table; a comment of a forge has a limit."""
+"""The most rows of a Markdown table: comments on a pull request have a limit."""
 
 
 def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
@@ -34,19 +35,19 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
         open_ = [d for d in matrix.directions if d.verdict is Verdict.UNDECIDED]
         if matrix.status in ("not_finite", "failed") or open_:
             errors += 1
-            why = matrix.note or f"{len(open_)} directions undecided"
+            why = matrix.note or f"{count(len(open_), 'direction')} undecided"
             ElementTree.SubElement(case, "error", message=printable(why))
         elif found:
             failures += 1
-            told = "\n".join(
+            lines = "\n".join(
                 f"direction {d.index} ({d.side}): {d.verdict.value}, score {d.score:.3f} "
                 f"in [{d.score_lower:.3f}, {d.score_upper:.3f}], sigma {d.sigma:.4g}"
                 for d in found
             )
-            failure = ElementTree.SubElement(
-                case, "failure", message=f"{len(found)} directions are new"
-            )
-            failure.text = told
+            verb = "is" if len(found) == 1 else "are"
+            new = f"{count(len(found), 'direction')} {verb} new"
+            failure = ElementTree.SubElement(case, "failure", message=new)
+            failure.text = lines
     for row in record.skipped:
         if row.lost:
             errors += 1
@@ -71,12 +72,12 @@ def to_markdown(record: Record) -> str:
     Returns:
         The verdict, and a table of the affected matrices, the worst first.
     """
-    affected = sorted((m for m in record.matrices if m.intruders), key=worst_score)
+    affected = by_worst(record)
     lines = ["### bulkedge audit", "", _plain(verdict_line(record)), ""]
     if affected:
         lines += [
-            "| matrix | rotated | intruder | worst score | ΔW/θ_c |",
-            "|---|---|---|---|---|",
+            _markdown_line("matrix", *(column.heading for column in columns_of(MARKDOWN))),
+            "|---" * (1 + len(columns_of(MARKDOWN))) + "|",
             *map(_markdown_row, affected[:MOST_ROWS]),
         ]
         if len(affected) > MOST_ROWS:
@@ -86,10 +87,10 @@ def to_markdown(record: Record) -> str:
 
 
 def _step(step: Step) -> str:
-    """A thing to do, its command as code that no name can end."""
+    """A step, its command as code that no name can end."""
     if step.command is None:
-        return _plain(step.told)
-    return f"{_plain(step.told)} `{step.command.replace('`', '')}`"
+        return _plain(step.text)
+    return f"{_plain(step.text)} `{step.command.replace('`', '')}`"
 
 
 def _case(suite: ElementTree.Element, name: str, kind: str) -> ElementTree.Element:
@@ -97,17 +98,11 @@ def _case(suite: ElementTree.Element, name: str, kind: str) -> ElementTree.Eleme
 
 
 def _markdown_row(matrix: Matrix) -> str:
-    verdicts = [direction.verdict for direction in matrix.directions]
-    over = "–"
-    if matrix.threshold and matrix.spectral_norm_update is not None:
-        over = f"{matrix.spectral_norm_update / matrix.threshold:.2f}"
-    cells = [
-        f"`{_plain(matrix.name).replace('`', '')}`",
-        str(verdicts.count(Verdict.ROTATED)),
-        str(verdicts.count(Verdict.INTRUDER)),
-        f"{worst_score(matrix):.3f}",
-        over,
-    ]
+    name = f"`{_plain(matrix.name).replace('`', '')}`"
+    return _markdown_line(name, *(_plain(c.show(matrix)) for c in columns_of(MARKDOWN)))
+
+
+def _markdown_line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 

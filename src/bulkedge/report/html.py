@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, Union
 
 from bulkedge._errors import InputError, printable
-from bulkedge.intruder import Verdict
+from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, steps, untrained
+from .columns import PAGE, columns_of, over_base, over_threshold, worst_score
+from .verdicts import APPEARANCE, REPORTED, is_counted
 
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
-"""Digest of plotly.js-cartesian-dist-min 4.1.1, as published."""
+"""The SHA-256 digest of plotly.js-cartesian-dist-min 4.1.1, as published."""
 
 
 def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = None) -> str:
@@ -46,21 +48,30 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
     if labels is not None and len(labels) != len(audits):
         raise InputError(f"expected {len(audits)} labels, one for each audit, got {len(labels)}")
     chosen = [audit for _, audit in audits]
-    names = list(labels) if labels is not None else _told_apart([name for name, _ in audits])
+    names = list(labels) if labels is not None else _numbered([name for name, _ in audits])
     parts = [_condensed(record, name) for record, name in zip(chosen, names, strict=True)]
     plotly = _page("plotly-cartesian.min.js")
     own = {"charts": _page("charts.js"), "script": _page("report.js")}
     if hashlib.sha256(plotly.encode()).hexdigest() != PLOTLY:
         raise InputError("plotly-cartesian.min.js is not the file that was published; reinstall")
     # a colon of a name must not end the data: no character of it is markup
-    shown = {"records": parts, "comparison": _compared(chosen, names)}
+    shown = {
+        "records": parts,
+        "comparison": _compared(chosen, names),
+        "columns": _columns(),
+        "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
+    }
     data = json.dumps(shown, separators=(",", ":"), allow_nan=False)
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     slots = {
         "policy": _policy(plotly, *own.values()),
         "title": html.escape(f"bulkedge audit: {names[0]}"),
         "subtitle": html.escape(" / ".join(names)),
-        "css": _page("report.css"),
+        "css": _colours() + _page("report.css"),
+        "epsilon": f"{DEFAULT_EPSILON:g}",
+        "counted": ", ".join(verdict.value for verdict in REPORTED if is_counted(verdict)),
+        "meanings": "\n".join(map(_meaning, REPORTED)),
+        "choices": "".join(map(_choice, _gravest_first())),
         "data": data,
         "plotly": plotly,
         **own,
@@ -76,7 +87,8 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
 
 def _page(name: str) -> str:
     """A part of the page that comes with the package."""
-    return (resources.files("bulkedge.report") / "page" / name).read_text(encoding="utf-8")
+    package = resources.files(__name__.rpartition(".")[0])
+    return (package / "page" / name).read_text(encoding="utf-8")
 
 
 def _policy(*scripts: str) -> str:
@@ -91,6 +103,48 @@ def _policy(*scripts: str) -> str:
     )
 
 
+def _gravest_first() -> list[Verdict]:
+    """The verdicts as they are offered for a choice: counted ones first, the gravest foremost."""
+    counted = [verdict for verdict in REPORTED if is_counted(verdict)]
+    return [*reversed(counted), *(verdict for verdict in REPORTED if not is_counted(verdict))]
+
+
+def _colours() -> str:
+    """The colours of the verdicts, for charts and for the tags of a table."""
+    colours = "".join(
+        f"  --{verdict.value}: light-dark({look.light}, {look.dark});\n"
+        for verdict, look in APPEARANCE.items()
+    )
+    tags = "".join(f".tag.{v.value} {{ color: var(--{v.value}); }}\n" for v in APPEARANCE)
+    return f":root {{\n{colours}}}\n{tags}"
+
+
+def _meaning(verdict: Verdict) -> str:
+    """What a verdict says, for the list of words."""
+    meaning = html.escape(APPEARANCE[verdict].meaning, quote=False)
+    return f"<dt>{verdict.value}</dt><dd>{meaning}</dd>"
+
+
+def _choice(verdict: Verdict) -> str:
+    """A choice of matrices, those that have directions with a verdict."""
+    several = html.escape(APPEARANCE[verdict].several)
+    return f'<option value="{verdict.value}">with {several}</option>'
+
+
+def _columns() -> list[dict[str, Any]]:
+    """The columns of the page's table: all that it needs besides their values."""
+    return [
+        {
+            "id": column.name,
+            "heading": column.heading,
+            "lowFirst": column.low_first,
+            "wide": column.wide,
+            "ifAny": column.if_any,
+        }
+        for column in columns_of(PAGE)
+    ]
+
+
 def _audits(record: Shown) -> list[tuple[str, Record]]:
     """The audits of a record, each with the name of what was audited."""
     if isinstance(record, Record):
@@ -100,7 +154,7 @@ def _audits(record: Shown) -> list[tuple[str, Record]]:
     return [(f"{name}, as trained", before), *after]
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _numbered(names: Sequence[str]) -> list[str]:
     """Names, with a number where one comes again."""
     return [
         f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
@@ -124,7 +178,7 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
         "headline": headline(record),
         "kind": "bad" if bad else "unsure" if summary.verdicts[Verdict.UNDECIDED] else "",
         "explanation": explanation(record),
-        "steps": [[step.told, step.command] for step in steps(record)],
+        "steps": [[step.text, step.command] for step in steps(record)],
         "relative": is_relative(record),
         "about": _about(record),
         "epsilon": record.recipe.epsilon,
@@ -145,20 +199,19 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
 def _about(record: Record) -> str:
     """Where a record comes from."""
     inputs = record.inputs
-    told = (
+    text = (
         f"Made by bulkedge {record.tool.version} from an audit of {record.run.started[:10]}: "
         f"{printable(inputs.tuned.path)} against {printable(inputs.base.path)}."
     )
     if inputs.tuned.trained_on is not None:
         named = printable(inputs.tuned.trained_on)
-        told += f" The adapter says that it was trained on {named}, which is not checked."
-    return told
+        text += f" The adapter says that it was trained on {named}, which is not checked."
+    return text
 
 
 def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
     """What the page shows of a matrix."""
     verdicts = [direction.verdict for direction in matrix.directions]
-    scores = [direction.score for direction in matrix.directions]
     return {
         "name": printable(matrix.name),
         "shape": matrix.shape,
@@ -171,9 +224,10 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "untrained": fresh,
         "passes": matrix.passes,
         "counts": {verdict.value: verdicts.count(verdict) for verdict in Verdict},
-        "worst": _short(min(scores, default=None)),
-        "ratio": _over(matrix.spectral_norm_update, matrix.spectral_norm_base),
-        "over": _over(matrix.spectral_norm_update, matrix.threshold),
+        "worst": _short(worst_score(matrix)),
+        "ratio": _short(over_base(matrix)),
+        "over": _short(over_threshold(matrix)),
+        "cells": {c.name: [_key(c.value(matrix)), c.show(matrix)] for c in columns_of(PAGE)},
         "threshold": _short(matrix.threshold),
         "edge": None if matrix.bulk is None else _short(matrix.bulk.edge),
         "sides": [angles.side for angles in matrix.angles],
@@ -212,5 +266,6 @@ def _short(x: float | None) -> float | None:
     return None if x is None or x != x or abs(x) == float("inf") else float(f"{x:.5g}")
 
 
-def _over(update: float | None, unit: float | None) -> float | None:
-    return None if update is None or not unit else _short(update / unit)
+def _key(value: Any) -> Any:
+    """What the page sorts a column by; JSON knows no infinity."""
+    return _short(value) if isinstance(value, float) else value

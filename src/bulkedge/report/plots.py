@@ -4,8 +4,8 @@
     scores(record, "encoder.layer.0.attention.self.value.weight", ax=axes)
     figure.savefig("scores.pdf")
 
-Colours are told apart without colour vision (Okabe and Ito); everything is drawn as vectors.  Needs
-the extra ``[report]``.
+Colours are distinguishable without colour vision (Okabe and Ito); everything is drawn as vectors.
+Needs the extra ``[report]``.
 """
 
 from __future__ import annotations
@@ -18,21 +18,10 @@ from bulkedge._errors import InputError, MissingExtraError
 from bulkedge.intruder import Verdict
 from bulkedge.records import Matrix, Record
 
+from .verdicts import APPEARANCE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLOURS = {
-    Verdict.ALIGNED: "#0072B2",
-    Verdict.ROTATED: "#E69F00",
-    Verdict.INTRUDER: "#D55E00",
-    Verdict.UNDECIDED: "#999999",
-}
-MARKS = {
-    Verdict.ALIGNED: "o",
-    Verdict.ROTATED: "s",
-    Verdict.INTRUDER: "D",
-    Verdict.UNDECIDED: "x",
-}
 
 
 def scores(record: Record, name: str, *, side: str = "left", ax: Axes | None = None) -> Axes:
@@ -55,7 +44,7 @@ def scores(record: Record, name: str, *, side: str = "left", ax: Axes | None = N
     found = [direction for direction in matrix.directions if direction.side == side]
     if not found:
         raise InputError(f"{name}: no directions of the {side} side in this record")
-    for verdict in Verdict:
+    for verdict, look in APPEARANCE.items():
         mine = [direction for direction in found if direction.verdict is verdict]
         if mine:
             y = np.array([direction.score for direction in mine])
@@ -65,8 +54,8 @@ def scores(record: Record, name: str, *, side: str = "left", ax: Axes | None = N
                 [direction.index for direction in mine],
                 y,
                 yerr=np.clip([y - low, high - y], 0, None),
-                fmt=MARKS[verdict],
-                color=COLOURS[verdict],
+                fmt=look.mark,
+                color=look.ink,
                 label=verdict.value,
             )
     ax.axhline(record.recipe.epsilon, color="0.4", linestyle="--", linewidth=1)
@@ -94,14 +83,14 @@ def scree(record: Record, name: str, *, ax: Axes | None = None) -> Axes:
     ranks, values = _spectrum(matrix)
     ax.plot(ranks + 1, values, color="0.3", label="base")
     sides = [angles.side for angles in matrix.angles][:1]
-    for verdict in Verdict:
+    for verdict, look in APPEARANCE.items():
         mine = [d for d in matrix.directions if d.verdict is verdict and d.side in sides]
         if mine:
             ax.plot(
                 [d.index + 1 for d in mine],
                 [d.sigma for d in mine],
-                MARKS[verdict],
-                color=COLOURS[verdict],
+                look.mark,
+                color=look.ink,
                 label=f"tuned, {verdict.value}",
             )
     if matrix.bulk is not None:
@@ -130,7 +119,7 @@ def density(record: Record, name: str, *, bins: int = 60, ax: Axes | None = None
     matrix, ax = _matrix(record, name), _axes(ax)
     ranks, values = _spectrum(matrix)
     everything = np.interp(np.arange(ranks[-1] + 1), ranks, values)
-    ax.hist(everything, bins=bins, density=True, color=COLOURS[Verdict.ALIGNED])
+    ax.hist(everything, bins=bins, density=True, color=APPEARANCE[Verdict.ALIGNED].ink)
     if matrix.bulk is not None:
         ax.axvline(matrix.bulk.edge, color="0.4", linestyle="--", linewidth=1)
     ax.set(xlabel="singular value", ylabel="density")
@@ -157,7 +146,8 @@ def spikes(record: Record, name: str, *, ax: Axes | None = None) -> Axes:
         raise InputError(f"{name}: no spikes of a low-rank update in this record")
     heights = [row.theta / matrix.threshold for row in matrix.predicted]
     colours = [
-        COLOURS[Verdict.INTRUDER if row.separated else Verdict.ALIGNED] for row in matrix.predicted
+        APPEARANCE[Verdict.INTRUDER if row.separated else Verdict.ALIGNED].ink
+        for row in matrix.predicted
     ]
     ax.bar(range(len(heights)), heights, color=colours)
     ax.axhline(1, color="0.4", linestyle="--", linewidth=1)

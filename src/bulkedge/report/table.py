@@ -14,9 +14,12 @@ from bulkedge._errors import MissingExtraError, printable
 from bulkedge.records import Record
 from bulkedge.records.rows import Direction
 
+from .columns import CSV, columns_of
+
 # what makes a cell a formula, also where tabs or full-width signs are taken for it
 FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
-OF_MATRIX = ("status", "spectral_norm_base", "spectral_norm_update", "threshold", "note")
+LEADING = ("tuned_name", "status")
+"""The columns of a matrix that stand before those of its directions."""
 OF_DIRECTION = tuple(Direction.model_fields)
 
 
@@ -33,9 +36,9 @@ def to_csv(record: Record) -> str:
     text = io.StringIO()
     # quotes around all text: another program may take semicolons for the end of a cell
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(["matrix", "tuned_name", OF_MATRIX[0], *OF_DIRECTION, *OF_MATRIX[1:]])
-    for row in _csv_rows(record):
-        writer.writerow([_cell(value) for value in row])
+    writer.writerow(_names())
+    for row in _rows(record):
+        writer.writerow([_cell(row.get(name)) for name in _names()])
     return text.getvalue()
 
 
@@ -58,31 +61,40 @@ def to_parquet(record: Record) -> bytes:
         raise MissingExtraError(
             "expected pyarrow for Parquet, found none; pip install 'bulkedge[parquet]'"
         ) from None
-    names = ["matrix", "tuned_name", OF_MATRIX[0], *OF_DIRECTION, *OF_MATRIX[1:]]
-    columns = zip(*_csv_rows(record), strict=True)
-    plain = [[x.value if isinstance(x, Enum) else x for x in column] for column in columns]
+    rows = list(_rows(record))
+    columns = {name: [_plain(row.get(name)) for row in rows] for name in _names()}
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(dict(zip(names, plain, strict=True))), file)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
     return file.getvalue()
 
 
-def _csv_rows(record: Record) -> Iterator[list[object]]:
-    """The values of each row."""
+def _names() -> list[str]:
+    """The header: a matrix, one of its directions, and more of the matrix."""
+    of_matrix = [column.name for column in columns_of(CSV)]
+    rest = [name for name in of_matrix if name not in LEADING]
+    return ["matrix", *LEADING, *OF_DIRECTION, *rest]
+
+
+def _rows(record: Record) -> Iterator[dict[str, object]]:
+    """The values of each row by the names of their columns; what is not named is empty."""
     for matrix in record.matrices:
-        status, *rest = (getattr(matrix, name) for name in OF_MATRIX)
+        of_matrix = {column.name: column.value(matrix) for column in columns_of(CSV)}
         for found in matrix.directions or [None]:
-            direction = [getattr(found, name, None) for name in OF_DIRECTION]
-            yield [matrix.name, matrix.tuned_name, status, *direction, *rest]
+            direction = {} if found is None else {n: getattr(found, n) for n in OF_DIRECTION}
+            yield {"matrix": matrix.name, **of_matrix, **direction}
     for row in record.skipped:
         if row.lost:
-            nothing = [None] * (len(OF_DIRECTION) + len(OF_MATRIX) - 2)
-            yield ["", row.name, "lost", *nothing, row.reason]
+            yield {"matrix": "", "tuned_name": row.name, "status": "lost", "note": row.reason}
+
+
+def _plain(value: object) -> object:
+    """The word of a verdict, and anything else as it is."""
+    return value.value if isinstance(value, Enum) else value
 
 
 def _cell(value: object) -> object:
     """A number as it is; text that no program takes for anything else."""
-    if isinstance(value, Enum):
-        value = value.value
+    value = _plain(value)
     if not isinstance(value, str):
         return "" if value is None else value
     return ("'" if value.startswith(FORMULA_SIGNS) else "") + printable(value)

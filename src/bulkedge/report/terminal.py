@@ -14,18 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bulkedge._errors import printable
+from bulkedge._errors import count, printable
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Counts, Matrix, Record, Skipped
 
-from .advice import broken, count, steps, worst_score
+from .advice import broken, by_worst, doubts_of_the_base, steps
+from .columns import TERMINAL, Column, columns_of
 
 if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
-TOLD_LOSS = 1e-3
-"""What dtype and rank leave out of a repair, from which a table tells it."""
+NOTABLE_LOSS = 1e-3
+"""A table of repairs has a column of losses if one exceeds this: what dtype or rank left out."""
 
 
 def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
@@ -36,22 +37,25 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         console: Where.
         brief: The verdict alone.
     """
-    affected = sorted((m for m in record.matrices if m.intruders), key=worst_score)
+    affected = by_worst(record)
     if not brief:
         if affected:
             console.print(_table(affected[:MAX_ROWS]))
             console.print()
         if len(affected) > MAX_ROWS:
             rest = len(affected) - MAX_ROWS
-            console.print(f"… and {rest} matrices less affected: see the record (--output)")
+            fewer = count(rest, "matrix", "matrices")
+            console.print(f"… and {fewer} less affected: see the record (--output)")
         for matrix in broken(record):
-            _print(console, f"not audited: {matrix.name}: {matrix.note}")
+            _print(console, f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}")
         for line in _skipped_lines(record.skipped):
             _print(console, line)
         if record.summary.spikes:
             _print(console, spikes_line(record))
     _print(console, verdict_line(record))
     if not brief:
+        for doubt in doubts_of_the_base(record):
+            _print(console, f"doubt: {doubt}")
         if record.summary.tensors is not None:
             _print(console, tensors_line(record.summary.tensors))
         for command in [step.command for step in steps(record) if step.command][:2]:
@@ -62,27 +66,38 @@ def verdict_line(record: Record) -> str:
     """What the audit found, in one sentence."""
     summary = record.summary
     if summary.unchanged == summary.matrices and not summary.lost:
-        return f"all {summary.unchanged} matrices equal the base: there is no fine-tune here"
+        equal = "matrix equals" if summary.unchanged == 1 else "matrices equal"
+        return f"all {summary.unchanged} {equal} the base: there is no fine-tune here"
     affected = sum(1 for matrix in record.matrices if matrix.intruders)
-    told = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
+    counts = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
     judged = sum(summary.verdicts.values())
+    are = "is" if summary.intruders == 1 else "are"
     line = (
-        f"{summary.intruders} of {judged} leading directions are new by the paper's count "
-        f"(score < {record.recipe.epsilon:g}), in {affected} of {summary.audited} matrices: "
-        f"{', '.join(told)}"
+        f"{summary.intruders} of {count(judged, 'leading direction')} {are} new by the paper's "
+        f"count (score < {record.recipe.epsilon:g}), in {affected} of "
+        f"{count(summary.audited, 'matrix', 'matrices')}: {', '.join(counts)}"
     )
     if len(record.recipe.sides) > 1:
         line += f" ({_by_side(record)})"
     if summary.unchanged:
-        line += f"; {summary.unchanged} matrices unchanged"
+        line += f"; {count(summary.unchanged, 'matrix', 'matrices')} unchanged"
     if summary.verdicts[Verdict.UNDECIDED]:
         line += f"; {count(summary.verdicts[Verdict.UNDECIDED], 'direction')} UNDECIDED"
     if summary.not_audited:
-        line += f"; {count(summary.not_audited, 'matrix', 'matrices')} could NOT be audited"
+        its = "its" if summary.not_audited == 1 else "their"
+        unaudited = count(summary.not_audited, "matrix", "matrices")
+        line += f"; {unaudited} could NOT be audited ({its} tensors count as lost)"
     if summary.lost:
         lost = count(summary.lost, "update")
         line += f"; {lost} NOT judged (--exclude accepts that{_or_partial(record)})"
     return line
+
+
+def _remedy(matrix: Matrix) -> str:
+    """What to do about a matrix that holds NaN or Inf; a failure has its own message."""
+    if matrix.status != "not_finite":
+        return ""
+    return "; save the model again, or download it again, or --exclude this matrix"
 
 
 def _or_partial(record: Record) -> str:
@@ -106,7 +121,8 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
             _print(console, "(changed: the correction over the update, in Frobenius norms)")
             console.print()
         if len(done) > MAX_ROWS:
-            console.print(f"… and {len(done) - MAX_ROWS} more matrices: see the record")
+            more = count(len(done) - MAX_ROWS, "more matrix", "more matrices")
+            console.print(f"… and {more}: see the record")
         for row in record.matrices:
             if row.status != "repaired":
                 why = row.note or "nothing as significant as asked for, or nothing to take"
@@ -123,11 +139,13 @@ def repair_line(record: RepairRecord) -> str:
     touched = len(done)
     if record.after is None:
         treated = sum(row.intruders_before for row in done)
-        return f"would repair {touched} matrices with {treated} directions new by the paper's count"
+        matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
+        return f"would repair {matrices} with {new} new by the paper's count"
     after, name = record.after.summary, record.method["name"]
     line = (
-        f"{name}: {before} directions new by the paper's count before, {after.intruders} after, "
-        f"{touched} of {after.matrices} matrices changed"
+        f"{name}: {count(before, 'direction')} new by the paper's count before, "
+        f"{after.intruders} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
+        "changed"
     )
     if not after.complete:
         line += "; the audit of the output is NOT complete, see bulkedge audit"
@@ -138,7 +156,7 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
     """One row a repaired matrix: its new directions, rank, and how far it moved."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    lossy = any(row.loss > TOLD_LOSS for row in rows)
+    lossy = any(row.loss > NOTABLE_LOSS for row in rows)
     for header in ("before", "after", "rank", "changed", *(["lost"] if lossy else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
@@ -158,19 +176,24 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
 def spikes_line(record: Record) -> str:
     """How much of a low-rank update is strong enough to make outliers."""
     summary = record.summary
+    stand = "stands" if summary.separated == 1 else "stand"
+    its = "its" if summary.spikes == 1 else "their"
     return (
-        f"{summary.separated} of {summary.spikes} spikes of the update stand above the threshold "
-        "θ_c of their matrix: a hint, not a finding"
+        f"{summary.separated} of {count(summary.spikes, 'spike')} of the update {stand} above the "
+        f"threshold θ_c of {its} matrix: a hint, not a finding"
     )
 
 
 def tensors_line(counts: Counts) -> str:
     """What became of every tensor of two or more dimensions."""
-    told = ", ".join(
+    fates = ", ".join(
         f"{getattr(counts, name)} {name}"
         for name in ("compared", "equal", "lost", "excluded", "apart")
     )
-    return f"tensors of two or more dimensions, {counts.base} + {counts.tuned}: {told}"
+    return (
+        f"all {counts.base + counts.tuned} tensors of two or more dimensions (base {counts.base}, "
+        f"tuned {counts.tuned}) accounted for: {fates}"
+    )
 
 
 def _by_side(record: Record) -> str:
@@ -188,31 +211,23 @@ def _table(matrices: Iterable[Matrix]) -> Table:
     """One row a matrix, its worst direction in view."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    for header in ("ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"):
-        table.add_column(header, justify="right", no_wrap=True)
+    columns = columns_of(TERMINAL)
+    for column in columns:
+        table.add_column(column.short or column.heading, justify="right", no_wrap=True)
     for matrix in matrices:
-        counts = Counter(direction.verdict for direction in matrix.directions)
-        table.add_row(
-            _name(matrix.name),
-            _ratio(matrix.spectral_norm_update, matrix.spectral_norm_base),
-            _ratio(matrix.spectral_norm_update, matrix.threshold),
-            str(counts[Verdict.ROTATED]),
-            Text(str(counts[Verdict.INTRUDER]), style="red" if counts[Verdict.INTRUDER] else ""),
-            f"{worst_score(matrix):.3f}",
-        )
+        table.add_row(_name(matrix.name), *(_cell(column, matrix) for column in columns))
     return table
+
+
+def _cell(column: Column, matrix: Matrix) -> Text:
+    """One value, in the style of its column unless it is zero."""
+    style = column.style if column.value(matrix) else ""
+    return Text(printable(column.show(matrix)), style=style)
 
 
 def _name(name: str) -> Text:
     """A matrix by its module, which globs know, too: a table has few columns."""
     return Text(printable(name.removesuffix(".weight")))
-
-
-def _ratio(update: float | None, unit: float | None) -> str:
-    """Strength of the update, in spectral norms of the base or in thresholds."""
-    if unit is None or update is None:
-        return "–"
-    return f"{update / unit:.2f}" if unit else "∞"
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:

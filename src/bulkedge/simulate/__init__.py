@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from bulkedge._errors import InputError, RecipeError, problems
+from bulkedge._errors import InputError, RecipeError, settings_problems
 
 from ._draw import to_svg
 from ._experiment import Experiment, Progress
@@ -118,8 +118,7 @@ def configure(name: str, settings: Mapping[str, Any], source: str = "settings") 
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
-        fields = ", ".join(kind.model_fields)
-        raise RecipeError(f"{source}: {problems(error)} (the fields are {fields})") from None
+        raise RecipeError(settings_problems(error, source, kind.model_fields)) from None
 
 
 def draw(table: Table) -> Figure:

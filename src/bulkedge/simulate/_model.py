@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge.intruder import BaseVectors, Scores, Verdict, base_vectors, scores, verdict
 from bulkedge.rmt import White, edge_test
 from bulkedge.triplet import LowRank, thin_svd
 from bulkedge.update import Secular
 
-EPSILON = 0.5
+EPSILON = DEFAULT_EPSILON
 """The score below which the paper counts a direction as new."""
 LEVEL = 0.05
 """The chance that noise alone has a value beyond :func:`noise_line`."""

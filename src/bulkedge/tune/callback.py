@@ -15,7 +15,7 @@ import torch
 from torch import distributed, nn
 
 from bulkedge._errors import InputError, MissingExtraError, OutputError
-from bulkedge._fields import check_values, each, optional, whole
+from bulkedge._fields import DEFAULT_EPSILON, check_values, each, optional, whole
 from bulkedge._globs import as_globs
 
 from ._matrix import is_distributed
@@ -90,7 +90,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         every: int = 50,
         per_call: int = 2,
         top_k: int = 10,
-        epsilon: float = 0.5,
+        epsilon: float = DEFAULT_EPSILON,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
-from bulkedge._fields import EPSILON, NOT_NEGATIVE, check_values, each, instance, whole
+from bulkedge._fields import (
+    DEFAULT_EPSILON,
+    EPSILON,
+    NOT_NEGATIVE,
+    check_values,
+    each,
+    instance,
+    whole,
+)
 from bulkedge._linmap import LinearMap
 from bulkedge.intruder import Verdict, judge_vectors
 from bulkedge.rmt.empirical import FEWEST
@@ -203,7 +211,7 @@ class Monitor:
         every: int = 50,
         per_call: int = 2,
         top_k: int = 10,
-        epsilon: float = 0.5,
+        epsilon: float = DEFAULT_EPSILON,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
         modules: str | Sequence[str] = "*",

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._fields import renamed
+from bulkedge._fields import DEFAULT_EPSILON, renamed
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
 from bulkedge.rmt._arrays import Array, count, enter_real, real
 
@@ -178,7 +178,7 @@ def predict(
     A: Tensor,
     scale: float = 1.0,
     *,
-    epsilon: float = 0.5,
+    epsilon: float = DEFAULT_EPSILON,
 ) -> Prediction:
     """What the update ``scale·B·A`` is expected to do to a base that it knows nothing of.
 
@@ -215,7 +215,9 @@ def predict(
     return predict_spikes(spectrum, theta, epsilon=epsilon)
 
 
-def predict_spikes(spectrum: BaseSpectrum, theta: Array, *, epsilon: float = 0.5) -> Prediction:
+def predict_spikes(
+    spectrum: BaseSpectrum, theta: Array, *, epsilon: float = DEFAULT_EPSILON
+) -> Prediction:
     """The prediction for spikes of given strengths: :func:`predict` before there is an update.
 
     Args:

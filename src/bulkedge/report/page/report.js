@@ -4,6 +4,9 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const several = data.records.length > 1;
+  // the mild ones first, and then what counts as neither
+  const counts = data.verdicts.filter(([, isCounted]) => isCounted).map(([name]) => name);
+  const others = data.verdicts.filter(([, isCounted]) => !isCounted).map(([name]) => name);
   const state = { record: 0, sort: "worst", down: false, filter: "", only: "affected", open: null, colour: "score" };
   let order = [];  // the names in the table, as they stand there
 
@@ -36,10 +39,10 @@
       el("p", { class: `verdict ${r.kind}` }, r.headline),
       r.explanation.length ? el("p", {}, r.explanation.join(" "), " ", el("a", { href: "#words" }, "Words")) : null,
       el("ul", { class: "facts" },
-        fact(s.audited, "matrices judged"), fact(s.intruder, "intruder"), fact(s.rotated, "rotated"),
-        s.undecided ? fact(s.undecided, "undecided") : null,
+        fact(s.audited, s.audited === 1 ? "matrix judged" : "matrices judged"), [...counts].reverse().map((name) => fact(s[name], name)),
+        others.map((name) => s[name] ? fact(s[name], name) : null),
         s.not_audited ? fact(s.not_audited, "not audited") : null,
-        s.lost ? fact(s.lost, "updates not judged") : null));
+        s.lost ? fact(s.lost, s.lost === 1 ? "update not judged" : "updates not judged") : null));
     const worst = r.matrices.filter((m) => m.intruders > 0).sort((a, b) => a.untrained - b.untrained || a.worst - b.worst)[0];
     fill("next", el("h3", {}, several ? `What to do next about ${r.label}` : "What to do next"),
       el("ol", {}, r.steps.map(([what, command]) => el("li", {}, what, command === null ? null : [" ", el("code", {}, command)])),
@@ -55,12 +58,12 @@
   function comparison() {
     byId("compare").hidden = !several;
     if (!several) return;
-    const heads = ["record", "matrices", "new", "rotated", "intruder", "worst score", "strongest ΔW/θ_c", ""];
+    const heads = ["record", "matrices", "new", ...counts, "worst score", "strongest ΔW/θ_c", ""];
     const rows = data.records.map((r, i) => {
       const worst = Math.min(...r.matrices.map((m) => m.worst ?? 1));
       const strongest = Math.max(...r.matrices.map((m) => m.over ?? 0));
       const shown = i === state.record;
-      const cells = [r.label, r.summary.audited, r.summary.intruders, r.summary.rotated, r.summary.intruder, number(worst, 3), number(strongest)];
+      const cells = [r.label, r.summary.audited, r.summary.intruders, ...counts.map((name) => r.summary[name]), number(worst, 3), number(strongest)];
       return el("tr", { "aria-selected": String(shown) }, cells.map((x) => el("td", {}, String(x))),
         el("td", {}, el("button", { type: "button", disabled: shown, onclick: () => choose(i) }, shown ? "shown below" : "show")));
     });
@@ -134,19 +137,12 @@
   // ---- the table
 
   // id, head, the key that it is sorted by, what is shown, whether the first click sorts down, class
-  const COLUMNS = [
-    ["name", "matrix", (m) => m.name, (m) => [link(m.name), m.untrained ? el("span", { class: "tag", title: "Noise by the law of Marchenko and Pastur: everything is new in a matrix that was never pretrained." }, "base looks untrained") : null], false],
-    ["shape", "shape", (m) => m.shape[0] * m.shape[1], (m) => m.shape.join(" × "), true, "wide"],
-    ["ratio", "ΔW/W₀", (m) => m.ratio, (m) => number(m.ratio), true, "wide"],
-    ["over", "ΔW/θ_c", (m) => m.over, (m) => number(m.over), true],
-    ["rotated", "rotated", (m) => m.counts.rotated, (m) => m.counts.rotated, true],
-    ["intruder", "intruder", (m) => m.counts.intruder, (m) => m.counts.intruder, true],
-    ["undecided", "undecided", (m) => m.counts.undecided, (m) => m.counts.undecided, true],
-    ["worst", "worst score", (m) => m.worst, (m) => number(m.worst, 3), false],
-  ];
+  const NAME = ["name", "matrix", (m) => m.name, (m) => [link(m.name), m.untrained ? el("span", { class: "tag", title: "Noise by the law of Marchenko and Pastur: everything is new in a matrix that was never pretrained." }, "base looks untrained") : null], false];
+  const COLUMNS = data.columns.map((c) => [c.id, c.heading, (m) => m.cells[c.id][0], (m) => m.cells[c.id][1], !c.lowFirst, c.wide ? "wide" : undefined]);
+  const isIdle = (c) => c.ifAny && !record().matrices.some((m) => m.cells[c.id][0]);
   function columns() {
-    const own = COLUMNS.filter(([id]) => id !== "undecided" || record().summary.undecided > 0);
-    return [...own, ...data.records.flatMap((r, i) => {
+    const own = COLUMNS.filter((_, i) => !isIdle(data.columns[i]));
+    return [NAME, ...own, ...data.records.flatMap((r, i) => {
       if (i === state.record) return [];
       const there = new Map(r.matrices.map((m) => [m.name, m]));
       return [[`new${i}`, `new: ${r.label}`, (m) => there.get(m.name)?.intruders ?? null, (m) => there.get(m.name)?.intruders ?? "–", true],

@@ -1,0 +1,137 @@
+"""Records in, the content of a report out; and records read from where commands left them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bulkedge._errors import CheckpointError, InputError
+from bulkedge.records import Record
+from bulkedge.repairing import RepairRecord
+
+from .checks import to_junit, to_markdown
+from .html import Shown, to_html
+from .table import to_csv, to_parquet
+
+KINDS = (Record, RepairRecord)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of report.
+
+    Attributes:
+        endings: The endings of its files, the usual one first.
+        render: Its content, from one record; None for the page, which shows several.
+    """
+
+    endings: tuple[str, ...]
+    render: Callable[[Record], str | bytes] | None
+
+
+FORMATS = {
+    "html": Format((".html", ".htm"), None),
+    "markdown": Format((".md",), to_markdown),
+    "junit": Format((".xml",), to_junit),
+    "csv": Format((".csv",), to_csv),
+    "parquet": Format((".parquet",), to_parquet),
+}
+"""Every format by its name; a new one has one entry here."""
+
+
+def render(
+    records: Shown | Sequence[Shown],
+    format: str = "html",
+    labels: Sequence[str] | None = None,
+) -> str | bytes:
+    """The content of a report's file: what ``bulkedge report`` writes.
+
+    Args:
+        records: The record of an audit or a repair, or several of them for a page.  Formats other
+            than HTML show what a repair left, or would begin with where it wrote nothing.
+        format: A key of ``FORMATS``: ``"html"``, ``"markdown"``, ``"junit"``, ``"csv"`` or
+            ``"parquet"``.
+        labels: What to call the audits on a page.
+
+    Returns:
+        Text, or bytes for Parquet.
+
+    Raises:
+        InputError: If there is no such format, no record, or more records than it shows.
+        MissingExtraError: For Parquet without pyarrow.
+
+    Example:
+        >>> text = render(read("out"), "markdown")  # doctest: +SKIP
+    """
+    if format not in FORMATS:
+        raise InputError(f"expected a format of {', '.join(FORMATS)}, got {format!r}")
+    given = [records] if isinstance(records, KINDS) else list(records)
+    write = FORMATS[format].render
+    if write is None:
+        return to_html(given, labels)
+    if len(given) != 1:
+        raise InputError(f"{format} is of one record, got {len(given)}; html shows several")
+    (record,) = given
+    return write(record if isinstance(record, Record) else record.after or record.before)
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """The format that the ending of a file's name means.
+
+    Args:
+        path: The file, which need not exist.
+
+    Returns:
+        A key of ``FORMATS``.
+
+    Raises:
+        InputError: If it is the ending of none.
+
+    Example:
+        >>> format_of("summary.md")
+        'markdown'
+    """
+    ending = Path(path).suffix.lower()
+    for name, known in FORMATS.items():
+        if ending in known.endings:
+            return name
+    *most, last = (known.endings[0] for known in FORMATS.values())
+    raise InputError(f"{Path(path).name}: expected a name that ends in {', '.join(most)} or {last}")
+
+
+def read(path: str | os.PathLike[str]) -> Record | RepairRecord:
+    """The record of an audit or a repair, from its file or from the folder that holds it.
+
+    Args:
+        path: A ``record.json``, a ``repair.json``, or the output folder of either command.
+
+    Returns:
+        The record.
+
+    Raises:
+        CheckpointError: If there is none, or the file is no record.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = _in_folder(file)
+    kinds = KINDS[::-1] if file.name == RepairRecord.file_name else KINDS
+    try:
+        return kinds[0].from_json(file)
+    except CheckpointError:
+        with suppress(CheckpointError):
+            return kinds[1].from_json(file)
+        raise  # of the kind that its name means
+
+
+def _in_folder(folder: Path) -> Path:
+    """The record in an output folder."""
+    for kind in KINDS:
+        if (folder / kind.file_name).exists():
+            return folder / kind.file_name
+    raise CheckpointError(
+        f"{folder}: holds no {Record.file_name}; run `bulkedge audit BASE TUNED -o DIR` first, "
+        "then give DIR"
+    )

@@ -343,8 +343,9 @@ def _add(known: dict[K, T], name: K, value: T) -> None:
 
 def _tensors(part: Any) -> str:
     """The names of the tensors of a part, for a message."""
-    one = [part] if isinstance(part, TensorInfo) else None
-    infos = one or (part.values() if isinstance(part, Mapping) else part.infos)
+    if isinstance(part, TensorInfo):
+        return repr(part.name)
+    infos = part.values() if isinstance(part, Mapping) else part.infos
     return ", ".join(repr(info.name) for info in infos)
 
 

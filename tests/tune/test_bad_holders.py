@@ -19,6 +19,7 @@ from bulkedge.tune import (
     full_matrices,
     hold_update,
 )
+from helpers import some
 
 HOLDERS = {
     "SpikeClip": SpikeClip,
@@ -203,9 +204,11 @@ def test_also_when_it_loses_them_later():
 @pytest.mark.parametrize("kind", ATTACHED)
 def test_a_holder_for_each_optimiser(kind):
     matrices = [trained("first"), trained("second")]
-    for matrix in matrices:
+    for matrix in some(matrices):
         holder = ATTACHED[kind](matrices, modules=matrix.name)
-        holder.attach(torch.optim.SGD(of(matrix), lr=1.0))
+        handle = holder.attach(torch.optim.SGD(of(matrix), lr=1.0))
+        assert holder.matrices == [matrix]
+        handle.remove()
 
 
 SETUPS = {
@@ -229,7 +232,9 @@ def test_parameter_groups_are_one_optimiser(setup):
 
 def test_frozen_layers_need_no_optimiser():
     a, frozen = trained("a"), layer("frozen", size=1e-3)
-    SpikeClip([a, frozen]).attach(torch.optim.SGD(of(a), lr=1.0))
+    clip = SpikeClip([a, frozen])
+    clip.attach(torch.optim.SGD(of(a), lr=1.0))
+    assert clip.strongest["frozen"] < 0.9
 
 
 def test_views_of_one_parameter_are_trained_by_its_optimiser():

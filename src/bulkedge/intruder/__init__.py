@@ -20,7 +20,6 @@ from .score import (
 __all__ = [
     "COUNTED",
     "DEFAULT_EPSILON",
-    "EPSILON",
     "HALF_THE_ENERGY",
     "BaseVectors",
     "Certificate",

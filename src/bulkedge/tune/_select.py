@@ -33,7 +33,7 @@ def members(given: object, method: str) -> list[Any]:
         got = f"a {type(given).__name__}" + (f" with a {type(odd[0]).__name__}" if odd else "")
         raise InputError(
             f"expected a model that PEFT has wrapped, or a list of matrices with {method}(), got "
-            f"{got}; full_matrices and AdaptedMatrix make such matrices"
+            f"{got}; AdaptedMatrix is such a matrix"
         )
     return found
 

@@ -1,6 +1,6 @@
 """The intruder score of a tuned singular vector, the certificate of it, and the verdict."""
 
-from ._converged import ties
+from ._ties import ties
 from .certificate import Certificate, certify
 from .score import (
     COUNTED,

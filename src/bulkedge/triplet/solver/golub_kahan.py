@@ -162,7 +162,7 @@ class _Witness:
 
     def _unseen(self, ritz: Ritz, rounding: Rounding) -> Unseen:
         missed = self.missed or 0.0
-        return Unseen.by(self.process, ritz, self.probes, self.size, missed, rounding)
+        return Unseen.of(self.process, ritz, self.probes, self.size, missed, rounding)
 
 
 def _gaps(sigma: Tensor, residuals: Tensor, k: int, *, complete: bool) -> Tensor:

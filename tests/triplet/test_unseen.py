@@ -140,7 +140,7 @@ def test_golub_kahan_goes_on_until_none_is_missed(dtype):
     init, seed = ((U @ mix).to(dtype), (V @ mix).to(dtype)), torch.Generator().manual_seed(2)
     trusting, proved = (
         singular_triplet(W, 2, init=init, generator=seed, strict=False,
-                         solver=GolubKahan(rtol=0.2, oversample=8, missed=missed))
+                         solver=GolubKahan(rtol=0.2, oversample=8, failure_probability=missed))
         for missed in (None, 1e-9)
     )  # fmt: skip
     assert trusting.status is proved.status is Status.CONVERGED
@@ -150,7 +150,7 @@ def test_golub_kahan_goes_on_until_none_is_missed(dtype):
 
 def test_where_steps_do_not_suffice_it_says_so():
     W = draw(300, 300)
-    few = GolubKahan(rtol=1e-2, max_steps=3, missed=1e-9)
+    few = GolubKahan(rtol=1e-2, max_steps=3, failure_probability=1e-9)
     assert singular_triplet(W, 3, solver=few, strict=False).status is Status.UNPROVED
     with pytest.raises(Exception, match="a leading triplet may have been missed"):
         singular_triplet(W, 3, solver=few)
@@ -159,6 +159,6 @@ def test_where_steps_do_not_suffice_it_says_so():
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_a_matrix_of_lower_rank_has_none_above(rank):
     W = draw(40, rank) @ draw(rank, 30, 1)
-    found = singular_triplet(W, 5, solver=GolubKahan(missed=1e-9), strict=False)
+    found = singular_triplet(W, 5, solver=GolubKahan(failure_probability=1e-9), strict=False)
     assert found.status is Status.CONVERGED
     assert found.rank == rank

@@ -132,7 +132,9 @@ def _try_certified(pair: Pair, recipe: Recipe) -> tuple[Judged | None, int]:
     k = min(recipe.top_k, *W.shape)
     spikes = pair.spikes  # of a low-rank update: where to begin
     start = None if spikes is None else (spikes.u[:, :k].to(dtype), spikes.v[:, :k].to(dtype))
-    solver = GolubKahan(angle=ANGLE, max_steps=STEPS, oversample=PROBES, missed=MISSED)
+    solver = GolubKahan(
+        vector_tol=ANGLE, max_steps=STEPS, oversample=PROBES, failure_probability=MISSED
+    )
     tuned = singular_triplet(
         W, k, solver=solver, init=start, generator=_generator(pair, recipe), strict=False
     )

@@ -304,7 +304,9 @@ class Project:
     def correct(self, case: Case) -> Correction:
         """See :class:`Method`."""
         size = min(case.subspace, *case.base.shape)
-        base = singular_triplet(case.base, size, solver=GolubKahan(angle=SPACE_ANGLE), strict=False)
+        base = singular_triplet(
+            case.base, size, solver=GolubKahan(vector_tol=SPACE_ANGLE), strict=False
+        )
         Z = _outside(case.u[:, case.left], base.u)
         V = _outside(case.v[:, case.right], base.v)
         rows = case.update.rmatmat(Z)  # ΔWᵀ Z

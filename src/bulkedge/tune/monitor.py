@@ -319,7 +319,7 @@ class Monitor:
         tuned = singular_triplet(
             W,
             min(self.top_k, *W.shape),
-            solver=GolubKahan(angle=ANGLE),
+            solver=GolubKahan(vector_tol=ANGLE),
             init=like(W, self._last.get(matrix.name)),
             strict=False,
         )

@@ -21,12 +21,12 @@ from bulkedge import BulkedgeError, InputError
 from bulkedge import triplet as t
 from bulkedge.intruder import BaseVectors, base_vectors, certify, scores, ties
 from bulkedge.rmt import (
+    count_outliers,
     d_transform,
     edge_test,
     fit_bulk,
     fit_edge,
     resolvent_traces,
-    separated,
     spike,
     stieltjes,
     stieltjes_inversion,
@@ -229,7 +229,7 @@ ENTRIES = {
     "edge_test": lambda A: edge_test(values_of(A), (M, N), sigma=1.0),
     "fit_bulk": lambda A: fit_bulk(values_of(A), (M, N)),
     "fit_edge": lambda A: fit_edge(values_of(A)),
-    "separated": lambda A: separated(values_of(A)),
+    "count_outliers": lambda A: count_outliers(values_of(A)),
     "spike": lambda A: spike(values_of(A) + 20, shape=(M, N)),
     "strength": lambda A: strength(values_of(A) + 20, shape=(M, N)),
     "stieltjes": lambda A: stieltjes(values_of(A), 9.3),

@@ -112,7 +112,7 @@ def test_what_hides_has_the_component_on_the_probes_that_is_claimed():
     ritz = process.ritz()
     rounding = measure_rounding(process, ritz, draw(30, CHECKS, 9), 1e-9, float(W0.norm()))
     unseen = Unseen.of(process, ritz, G, float(W0.norm()), 1e-9, rounding)
-    C, s, T = ritz.lacking, ritz.sigma[: len(ritz.residuals)], unseen.inside
+    C, s, T = ritz.lacking, ritz.sigma[: len(ritz.residuals)], unseen.coordinates
     values = torch.linalg.svdvals(W0)
     for i in (0, 7, 30, 59):
         u, w = U[:, i], process._next.double() @ U[:, i]

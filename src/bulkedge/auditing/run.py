@@ -84,7 +84,7 @@ def _theory(
     if update is None:
         return found
     return found | {
-        "separated": int(base.fit.bulk.separates(update.gamma).sum()),
+        "supercritical": int(base.fit.bulk.supercritical(update.gamma).sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge.records.rows import Bulk, Predicted, Spectrum
-from bulkedge.rmt import BulkFit, White, edge_test
+from bulkedge.rmt import BulkFit, WhiteBulk, edge_test
 from bulkedge.triplet import SingularTriplets
 from bulkedge.update import BaseSpectrum, Factors, Prediction, predict_spikes
 
@@ -56,7 +56,7 @@ def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
             "too few leading singular values of the base converged; method 'dense' finds them all"
         )
     sigma = math.sqrt(float(squares.sum()) / (shape[0] * shape[1]))
-    bulk = White(shape, sigma)
+    bulk = WhiteBulk(shape, sigma)
     fit = BulkFit(
         shape=shape,
         sigma=sigma,
@@ -125,13 +125,13 @@ def predicted_rows(
 
 def _expected(found: Prediction, i: int) -> dict[str, object]:
     """The prediction of one spike; what needs an outlier is null without one."""
-    separated = bool(found.separated[i])
+    supercritical = bool(found.supercritical[i])
     fields = ("location", "sd", "left_overlap", "right_overlap", "left_score", "right_score")
     return {
         "theta": float(found.theta[i]),
-        "separated": separated,
+        "supercritical": supercritical,
         "expected": found.expected[i],
-        **{f: _finite(float(getattr(found, f)[i])) if separated else None for f in fields},
+        **{f: _finite(float(getattr(found, f)[i])) if supercritical else None for f in fields},
     }
 
 

@@ -157,7 +157,8 @@ def spikes(record: Record, name: str, *, ax: Axes | None = None) -> Axes:
         raise InputError(f"{name}: no spikes of a low-rank update in this record")
     heights = [row.theta / matrix.threshold for row in matrix.predicted]
     colours = [
-        COLOURS[Verdict.INTRUDER if row.separated else Verdict.ALIGNED] for row in matrix.predicted
+        COLOURS[Verdict.INTRUDER if row.supercritical else Verdict.ALIGNED]
+        for row in matrix.predicted
     ]
     ax.bar(range(len(heights)), heights, color=colours)
     ax.axhline(1, color="0.4", linestyle="--", linewidth=1)

@@ -159,7 +159,7 @@ def spikes_line(record: Record) -> str:
     """How much of a low-rank update is strong enough to make outliers."""
     summary = record.summary
     return (
-        f"{summary.separated} of {summary.spikes} spikes of the update stand above the threshold "
+        f"{summary.supercritical} of {summary.spikes} spikes of the update stand above the threshold "
         "θ_c of their matrix: a hint, not a finding"
     )
 

@@ -2,7 +2,7 @@
 
 White noise first: its fit, and the places of its values, are those of ``_noise.py``.  Where the
 Marchenko–Pastur law does not describe the values, as in most trained weights,
-the edge is that of :mod:`bulkedge.rmt.empirical`.
+the edge is that of :mod:`bulkedge.rmt.empirical_bulk`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ._noise import (
     relative_error,
 )
 from .bulk import Bulk, checked_shape, checked_sigma
-from .empirical import FEWEST, Empirical, checked_significance, descending, separated
+from .empirical_bulk import FEWEST, EmpiricalBulk, checked_significance, count_outliers, descending
 from .tracy_widom import TracyWidom
-from .white import White
+from .white_bulk import WhiteBulk
 
 BLOCK = 16
 """How many values are tested at first."""
@@ -54,7 +54,7 @@ class BulkFit:
         spikes: How many values stand beyond it.
         p_value: Chance that noise alone makes the last of them as large; of the largest value if
             there are none.
-        bulk: What a further spike meets: :class:`White` or :class:`Empirical`.
+        bulk: What a further spike meets: :class:`WhiteBulk` or :class:`EmpiricalBulk`.
     """
 
     shape: tuple[int, int]
@@ -90,10 +90,10 @@ class BulkFit:
         Raises:
             InputError: If a value is negative or not a number.
         """
-        if isinstance(self.bulk, White):
+        if isinstance(self.bulk, WhiteBulk):
             return edge_test(value, self.shape, sigma=self.sigma, fitted=True)
         points, leave = _enter_values(value)
-        edge = self.bulk.fitted if isinstance(self.bulk, Empirical) else None
+        edge = self.bulk.fitted if isinstance(self.bulk, EmpiricalBulk) else None
         if edge is None or edge.hard:
             return leave((points <= self.edge).double())
         return leave(TracyWidom().sf((points - edge.position) / edge.scale))
@@ -113,7 +113,7 @@ def fit_bulk(
         significance: Probability that noise alone is said to have a spike, if its entries have the
             tails of a Gaussian and one variance.  Of heavier tails the largest values stray farther
             (Student's t with 5 degrees of freedom alarms several times as often); then ask
-            :func:`~bulkedge.rmt.separated`, which knows no variance.
+            :func:`~bulkedge.rmt.count_outliers`, which knows no variance.
         exact: How many leading values are computed, where the others come from a quadrature; only
             these can be spikes.  All if None.
 
@@ -158,10 +158,10 @@ def fit_bulk(
     noise = fit_white(found, (m, n))
     if noise.misfit <= misfit_limit(p):
         spikes, p_value = _count_white(found, noise, significance, exact)
-        bulk: Bulk = White((m, n), noise.sigma)
+        bulk: Bulk = WhiteBulk((m, n), noise.sigma)
     else:
-        spikes, p_value = separated(found, significance=significance, exact=exact)
-        bulk = Empirical(found, (m, n), outliers=spikes)
+        spikes, p_value = count_outliers(found, significance=significance, exact=exact)
+        bulk = EmpiricalBulk(found, (m, n), outliers=spikes)
     return BulkFit(
         shape=(m, n),
         sigma=noise.sigma,

@@ -49,9 +49,9 @@ class LawBulk(Bulk):
         Benaych-Georges and Nadakuditi, arXiv:1103.2221.
 
     Example:
-        >>> from bulkedge.rmt import SingularValueLaw, White
+        >>> from bulkedge.rmt import SingularValueLaw, WhiteBulk
         >>> bulk = LawBulk(SingularValueLaw.of((100, 400)), (100, 400))
-        >>> abs(bulk.threshold / White((100, 400)).threshold - 1) < 1e-12
+        >>> abs(bulk.threshold / WhiteBulk((100, 400)).threshold - 1) < 1e-12
         True
     """
 
@@ -175,7 +175,7 @@ class SymmetricLawBulk:
             left_overlap=leave(either("left_overlap")),
             right_overlap=leave(either("right_overlap")),
             sd=leave(either("sd")),
-            separated=leave(either("separated")),
+            supercritical=leave(either("supercritical")),
         )
 
     def strength(self, location: Array) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bulkedge.intruder import BaseVectors, Scores, Verdict, base_vectors, scores, verdict
-from bulkedge.rmt import White, edge_test
+from bulkedge.rmt import WhiteBulk, edge_test
 from bulkedge.triplet import LowRank, thin_svd
 from bulkedge.update import Secular
 
@@ -32,9 +32,9 @@ def gaussian(shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def white(shape: Shape) -> White:
+def white(shape: Shape) -> WhiteBulk:
     """The bulk of noise with threshold 1."""
-    return White(shape, (shape[0] * shape[1]) ** -0.25)
+    return WhiteBulk(shape, (shape[0] * shape[1]) ** -0.25)
 
 
 def noise(shape: Shape, generator: torch.Generator) -> Tensor:
@@ -75,7 +75,7 @@ def trained(shape: Shape, signals: int, strongest: float, generator: torch.Gener
 @functools.lru_cache(maxsize=256)
 def noise_line(shape: Shape, sigma: float) -> float:
     """What the largest singular value of noise exceeds with a chance of 5 %."""
-    low, high = (White(shape, sigma).edge * factor for factor in (0.8, 2.0))
+    low, high = (WhiteBulk(shape, sigma).edge * factor for factor in (0.8, 2.0))
     for _ in range(40):
         middle = (low + high) / 2
         rare = edge_test(middle, shape, sigma=sigma) < LEVEL

@@ -16,7 +16,7 @@ from bulkedge._fields import EPSILON, check_values, each, whole
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.auditing.judge import SMALL
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
-from bulkedge.rmt.empirical import FEWEST
+from bulkedge.rmt.empirical_bulk import FEWEST
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
 from ._chosen import chosen

@@ -115,8 +115,8 @@ class Prediction:
         theta: Strengths, the singular values of the update, shape ``(r,)``.
         threshold: θ_c of the layer.
         edge: Upper edge of its bulk.
-        separated: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge
-            (:meth:`bulkedge.rmt.Bulk.separates`).
+        supercritical: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge
+            (:meth:`bulkedge.rmt.Bulk.supercritical`).
         location: Where the outlier is expected; the edge without one.
         sd: Standard deviation of the location; NaN without one.
         left_overlap: |⟨u, û⟩|², how much of the outlier's left vector is the spike's.
@@ -133,7 +133,7 @@ class Prediction:
     theta: Tensor
     threshold: float
     edge: float
-    separated: Tensor
+    supercritical: Tensor
     location: Tensor
     sd: Tensor
     left_overlap: Tensor
@@ -247,14 +247,14 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Array, *, epsilon: float = 0.5
     others = spectrum.values[: spectrum.fit.spikes]
     stronger = spike.theta.argsort(descending=True, stable=True).argsort()
     place = (others > spike.location[:, None]).sum(1) + stronger
-    nothing = torch.where(spike.separated, 0.0, math.nan)
+    nothing = torch.where(spike.supercritical, 0.0, math.nan)
     left_new, right_new = (_chance_below(epsilon, side) + nothing for side in (left, right))
     left_score, right_score = (_median_score(side) + nothing for side in (left, right))
     return Prediction(
         theta=spike.theta,
         threshold=bulk.threshold,
         edge=bulk.edge,
-        separated=spike.separated,
+        supercritical=spike.supercritical,
         location=spike.location,
         sd=spike.sd,
         left_overlap=spike.left_overlap,
@@ -264,7 +264,7 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Array, *, epsilon: float = 0.5
         right_score=right_score,
         left_new=left_new,
         right_new=right_new,
-        expected=tuple(map(_expectation, spike.separated.tolist(), left_new.tolist())),
+        expected=tuple(map(_expectation, spike.supercritical.tolist(), left_new.tolist())),
     )
 
 
@@ -350,7 +350,7 @@ def _median_score(weight: Tensor) -> Tensor:
     return (low + high) / 2
 
 
-def _expectation(separated: bool, new: float) -> Expectation:
-    if not separated:
+def _expectation(supercritical: bool, new: float) -> Expectation:
+    if not supercritical:
         return Expectation.ABSORBED
     return Expectation.INTRUDER if new > 0.5 else Expectation.ALIGNED

@@ -95,7 +95,7 @@ def fit_edge(values: Array) -> Edge:
 
 
 @renamed(level="significance")
-def separated(
+def count_outliers(
     values: Array, *, significance: float = 0.05, exact: int | None = None
 ) -> tuple[int, float]:
     """How many leading values stand apart from any bulk that the rest could be.
@@ -124,7 +124,7 @@ def separated(
     Example:
         >>> from bulkedge.rmt import SingularValueLaw
         >>> bulk = SingularValueLaw.of((300, 500)).isf((np.arange(300) + 0.5) / 300)
-        >>> separated(np.concatenate([[70.0, 60.0], bulk]))[0]
+        >>> count_outliers(np.concatenate([[70.0, 60.0], bulk]))[0]
         2
     """
     found, significance = descending(values), checked_significance(significance)
@@ -139,7 +139,7 @@ def separated(
     return spikes, float(p_values[max(spikes - 1, 0)])
 
 
-class Empirical(Bulk):
+class EmpiricalBulk(Bulk):
     """The bulk that given singular values are a sample of.
 
     The first few values stand for a density ∝ √(b − s) below the edge b (constant for a hard edge,
@@ -156,9 +156,9 @@ class Empirical(Bulk):
             few values are left.
 
     Example:
-        >>> from bulkedge.rmt import SingularValueLaw, White
+        >>> from bulkedge.rmt import SingularValueLaw, WhiteBulk
         >>> values = SingularValueLaw.of((300, 500)).isf((np.arange(300) + 0.5) / 300)
-        >>> round(Empirical(values, (300, 500)).threshold / White((300, 500)).threshold, 2)
+        >>> round(EmpiricalBulk(values, (300, 500)).threshold / WhiteBulk((300, 500)).threshold, 2)
         1.0
     """
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .bulk import Bulk, Outlier, Traces, checked_shape, checked_sigma
 
 
-class White(Bulk):
+class WhiteBulk(Bulk):
     """The bulk of an m×n matrix of independent entries with mean 0: the Marchenko–Pastur law.
 
     In closed form, with τ the standard deviation of an entry:
@@ -30,7 +30,7 @@ class White(Bulk):
         Benaych-Georges and Nadakuditi, arXiv:1103.2221, section 3.1.
 
     Example:
-        >>> White((400, 1600)).threshold, White((400, 1600)).edge
+        >>> WhiteBulk((400, 1600)).threshold, WhiteBulk((400, 1600)).edge
         (28.284271247461902, 60.0)
     """
 

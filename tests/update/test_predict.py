@@ -15,10 +15,10 @@ from bulkedge.update import (
     Expectation,
     Prediction,
     Secular,
-    balanced,
     budget,
     predict,
     predict_spikes,
+    update_svd,
 )
 from helpers import MINILM, some, weights
 from noise import unit
@@ -368,7 +368,7 @@ def test_strengths_come_in_any_order_and_in_one_row():
 def test_the_rank_of_repeated_columns_is_not_rounding(m, copies, rank):
     B = weights(m, rank, dtype=torch.float64).repeat(1, copies)
     A = weights(rank * copies, m, seed=1, dtype=torch.float64)
-    assert balanced(B, A, 1.0, (m, m)).rank == rank
+    assert update_svd(B, A, 1.0, (m, m)).rank == rank
     tiny = torch.diag(torch.tensor([1.0, 1e-12], dtype=torch.float64))
     thin = torch.eye(2, m, dtype=torch.float64)
-    assert balanced(thin.mT @ tiny, thin, 1.0, (m, m)).rank == 2
+    assert update_svd(thin.mT @ tiny, thin, 1.0, (m, m)).rank == 2

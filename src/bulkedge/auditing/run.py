@@ -15,7 +15,7 @@ from bulkedge.comparison.comparison import Comparison
 from bulkedge.comparison.pair import Pair, load
 from bulkedge.records.recipe import Recipe
 from bulkedge.records.rows import Matrix
-from bulkedge.update import BaseSpectrum, Factors
+from bulkedge.update import BaseSpectrum, UpdateSVD
 
 from .judge import Judged, judge, update_norm
 from .spikes import bulk_row, measure_base, predicted_rows, spectrum_row
@@ -72,7 +72,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
 
 def _theory(
     base: BaseSpectrum | None,
-    update: Factors | None,
+    update: UpdateSVD | None,
     judged: Judged,
     recipe: Recipe,
 ) -> dict[str, object]:

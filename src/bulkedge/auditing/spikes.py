@@ -11,7 +11,7 @@ from bulkedge._errors import InputError
 from bulkedge.records.rows import Bulk, Predicted, Spectrum
 from bulkedge.rmt import BulkFit, WhiteBulk, edge_test
 from bulkedge.triplet import SingularTriplets
-from bulkedge.update import BaseSpectrum, Factors, Prediction, predict_spikes
+from bulkedge.update import BaseSpectrum, Prediction, UpdateSVD, predict_spikes
 
 # A spike's outlier carries half of it and more, unless it mixes with a base vector; a direction
 # that carries less than this of either side is another's.
@@ -96,13 +96,13 @@ def bulk_row(base: BaseSpectrum, *, exact: bool) -> Bulk:
 
 
 def predicted_rows(
-    base: BaseSpectrum, update: Factors, tuned: SingularTriplets, epsilon: float
+    base: BaseSpectrum, update: UpdateSVD, tuned: SingularTriplets, epsilon: float
 ) -> list[Predicted]:
     """Prediction beside measurement, for as many of the strongest spikes as directions are judged.
 
     Args:
         base: The base.
-        update: The update in balanced factors.
+        update: The thin SVD of the update.
         tuned: The leading triplets of the tuned matrix.
         epsilon: The recipe's.
 

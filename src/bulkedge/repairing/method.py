@@ -27,7 +27,7 @@ from bulkedge._fields import SHARE, check_fields, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.rmt import BulkFit, fit_bulk
 from bulkedge.triplet import GolubKahan, singular_triplet
-from bulkedge.update import Factors
+from bulkedge.update import UpdateSVD
 
 LOWER = 0.9
 """Where an intruder remains, the next round of :class:`ToEdge` holds spikes so much lower."""
@@ -107,7 +107,7 @@ class Case:
     v: Tensor
     left: Tensor
     right: Tensor
-    spikes: Factors | None
+    spikes: UpdateSVD | None
     fit: BulkFit | None
     subspace: int
     round: int = 0

@@ -159,8 +159,8 @@ def spikes_line(record: Record) -> str:
     """How much of a low-rank update is strong enough to make outliers."""
     summary = record.summary
     return (
-        f"{summary.supercritical} of {summary.spikes} spikes of the update stand above the threshold "
-        "θ_c of their matrix: a hint, not a finding"
+        f"{summary.supercritical} of {summary.spikes} spikes of the update stand above the "
+        "threshold θ_c of their matrix: a hint, not a finding"
     )
 
 

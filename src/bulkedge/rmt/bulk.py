@@ -53,15 +53,15 @@ class Spike:
 
     Attributes:
         theta: Its strength, a singular value of the update.
-        threshold: The strength θ_c beyond which it makes an outlier: one number, or beside each θ where
-            its sign matters (:class:`~bulkedge.rmt.SymmetricLawBulk`).
+        threshold: The strength θ_c beyond which it makes an outlier: one number, or one for each θ
+            where its sign matters (:class:`~bulkedge.rmt.SymmetricLawBulk`).
         location: The outlier that it makes; the bulk edge below the threshold.
         left_overlap: |⟨u, û⟩|² with the outlier's left singular vector; 0 below the threshold.
         right_overlap: |⟨v, v̂⟩|², likewise.
         sd: Standard deviation of the location, for one draw of u and v; NaN below the threshold,
             where the edge fluctuates by the Tracy–Widom law.
-        supercritical: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge: see
-            :meth:`Bulk.supercritical`.
+        supercritical: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge:
+            see :meth:`Bulk.supercritical`.
     """
 
     theta: Any

@@ -22,7 +22,7 @@ from bulkedge._linmap import Dense, LinearMap, Scaled
 from bulkedge.intruder import Scores
 from bulkedge.triplet import singular_triplet
 
-from ._factors import Factors, power_of_two, tie_groups
+from ._update_svd import UpdateSVD, power_of_two, tie_groups
 
 EPS = torch.finfo(torch.float64).eps
 MARGIN = 1e-6  # how far beyond σ₁(W0), relative to it, values are looked for when nobody says
@@ -132,14 +132,14 @@ class BySolves:
     """
 
     W0: LinearMap
-    factors: Factors
+    factors: UpdateSVD
     size: float
     norm: float
     solve: Solve
 
     @classmethod
     def of(
-        cls, W0: LinearMap, factors: Factors, norm: float | None, solver: SystemSolver | None
+        cls, W0: LinearMap, factors: UpdateSVD, norm: float | None, solver: SystemSolver | None
     ) -> BySolves:
         """Find σ₁(W0) if nobody says it, and prepare the solver."""
         if norm is None:
@@ -207,7 +207,7 @@ class BySolves:
 
     @property
     def _flat(self) -> Flat:
-        factors = self.factors.over(self.size)
+        factors = self.factors.divided_by(self.size)
         W0 = Scaled(self.W0, 1 / self.size)
         if self._is_flat:
             return Flat(W0, factors.P, factors.Q, self.solve)

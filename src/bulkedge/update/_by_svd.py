@@ -29,7 +29,7 @@ from bulkedge.intruder import Scores, base_vectors, scores
 from bulkedge.triplet import resolution
 from bulkedge.triplet.solver._start import generic
 
-from ._factors import Factors, power_of_two, tie_groups
+from ._update_svd import UpdateSVD, power_of_two, tie_groups
 
 EPS = torch.finfo(torch.float64).eps
 NEAR = 1e-3  # poles so close, relative to the norms, border the sum, up to two full clusters
@@ -55,7 +55,7 @@ class BySVD:
     """
 
     base: tuple[Tensor, Tensor, Tensor]
-    factors: Factors
+    factors: UpdateSVD
     size: float
     left: Tensor
     right: Tensor
@@ -64,11 +64,11 @@ class BySVD:
     a: Tensor
 
     @classmethod
-    def of(cls, U: Tensor, S: Tensor, V: Tensor, factors: Factors) -> BySVD:
+    def of(cls, U: Tensor, S: Tensor, V: Tensor, factors: UpdateSVD) -> BySVD:
         """Compress; O((m + n) p r)."""
         shape = (len(U), len(V))
         size = power_of_two(float(S[:1].sum()) + factors.norm)
-        small = factors.over(size)
+        small = factors.divided_by(size)
         p = int((resolution(S, shape) < S).sum())
         U1, V1, sigma, kept = _turned(U[:, :p], V[:, :p], S[:p] / size, small)
         left, b = _extended(U1, small.P, kept)
@@ -274,7 +274,7 @@ class Bordered:
 
 
 def _turned(
-    U: Tensor, V: Tensor, sigma: Tensor, factors: Factors
+    U: Tensor, V: Tensor, sigma: Tensor, factors: UpdateSVD
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Turn the basis of each large eigenspace so that 2r of its vectors couple, the rest do not.
 

@@ -34,7 +34,7 @@ from bulkedge._fields import renamed
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
 from bulkedge.rmt._arrays import Array, count, enter_real, real
 
-from ._factors import balanced, require_real
+from ._update_svd import require_real, update_svd
 
 
 class Expectation(str, Enum):
@@ -211,7 +211,7 @@ def predict(
         ('intruder', True)
     """
     spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
-    theta = balanced(B, A, scale, spectrum.shape).gamma.cpu()
+    theta = update_svd(B, A, scale, spectrum.shape).gamma.cpu()
     return predict_spikes(spectrum, theta, epsilon=epsilon)
 
 

@@ -130,7 +130,8 @@ def checked(A: LinearMap, k: int) -> LinearMap:
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
     if not isinstance(k, int) or not 1 <= k <= min(A.shape):
-        raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}")
+        whole = "" if isinstance(k, int) else "; k must be an integer"
+        raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}{whole}")
     return A
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from bulkedge._linmap import LinearMap, LowRank, Sum
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+from bulkedge.triplet._thin_svd import thin_svd
 
 from ._start import Randomness
 from .block_krylov import BlockKrylov
-from .dense import thin_svd
 
 
 class Pair(NamedTuple):

@@ -17,10 +17,10 @@ from torch import Tensor
 from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+from bulkedge.triplet._thin_svd import thin_svd
 
 from ._deflation import relative_tolerance
 from ._start import Randomness, start_block
-from .dense import thin_svd
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ other direction, and Rayleigh-Ritz tells the two apart and puts them in order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,13 +18,12 @@ from torch import Tensor
 from bulkedge._fields import POSITIVE, check_fields, method, whole
 from bulkedge._linmap import Counted, LinearMap
 from bulkedge.triplet._result import SingularTriplets, neighbour_gaps
+from bulkedge.triplet._thin_svd import thin_svd
+from bulkedge.triplet.adjoint import DeflatedCG, System
 
+from ._solver import Solver
 from ._start import Randomness
 from .block_krylov import BlockKrylov
-from .dense import thin_svd
-
-if TYPE_CHECKING:
-    from . import Solver
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ class Refined:
     def _refine(
         self, A: LinearMap, coarse: SingularTriplets, near: tuple[Tensor, Tensor], gap: float
     ) -> SingularTriplets | None:
-        from bulkedge.triplet.adjoint import DeflatedCG, System
-
         A, dtype, k = Counted(A), A.dtype, len(coarse.sigma)
         wide, correction = A.widened(), DeflatedCG(rtol=1e-3, max_steps=200)
         basis = coarse.v.double()

@@ -12,7 +12,7 @@ from scipy import optimize
 
 from bulkedge._errors import InputError
 from bulkedge.rmt import BulkFit, EmpiricalBulk, WhiteBulk, count_outliers, edge_test, fit_bulk
-from bulkedge.rmt._noise import CONVERGED, GRID, turns
+from bulkedge.rmt._noise import GRID, SERIES_FROM, spike_phases
 from helpers import MINILM, some
 from noise import noise_values, spiked_values
 
@@ -203,9 +203,9 @@ def test_more_spikes_than_are_tested_at_first(count):
 
 
 def test_turns_of_spikes_are_sums_of_arguments():
-    t = np.array([1 + 1e-9, 1.001, 1.1, CONVERGED, 1.2, 1.2, 3.0, 1e9])
+    t = np.array([1 + 1e-9, 1.001, 1.1, SERIES_FROM, 1.2, 1.2, 3.0, 1e9])
     expected = np.angle(1 - t[:, None] * np.exp(-1j * GRID)).sum(0)
-    np.testing.assert_allclose(turns(t), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(spike_phases(t), expected, rtol=0, atol=1e-12)
 
 
 def test_the_chance_of_a_row_of_values():

@@ -1,4 +1,4 @@
-"""What a Krylov space of the base says of the tuned directions, frozen after some step.
+"""What is known of the base and the tuned directions from a Krylov space, frozen after a step.
 
 Everything that turns evidence into intervals is a pure function of these dataclasses, so that it
 can be tested on evidence made by hand.
@@ -91,7 +91,7 @@ class Evidence:
     """The state of a Krylov space that began with the directions and some probes.
 
     Attributes:
-        unseen: What the probes say of singular vectors that were not found; with it the Ritz
+        unseen: What the probes prove of singular vectors that were not found; with it the Ritz
             vectors, the rounding of the recurrences and ``‖W0‖_F``.
         coordinates: Of the directions in the left Ritz vectors, shape ``(d, k)``.
         shape: ``(m, n)`` of the base.

@@ -39,7 +39,7 @@ FACTORISATION_SPEED = 2
 
 @dataclass(frozen=True)
 class Assessment:
-    """What evidence says of every direction.
+    """What is known of every direction from some evidence.
 
     Attributes:
         evidence: The evidence.
@@ -185,8 +185,8 @@ class Search:
 
     def _prove_min_sigma(self, x: float) -> bool:
         """Whether every singular value is certain to exceed x."""
-        # W0ᵀ maps a vector outside the range of a tall W0 to zero, and one on a tiny singular value
-        # nearly so: no product can tell them apart, so a factorisation has to.
+        # W0ᵀ maps a vector outside the range of a tall W0 to zero, and one with a tiny singular
+        # value nearly so.  Products cannot distinguish them, a factorisation can.
         holds = self.factorisations.all_exceed(x)
         if holds:
             self.proofs = replace(self.proofs, min_sigma=x)

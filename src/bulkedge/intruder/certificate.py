@@ -8,8 +8,8 @@ from the same small matrices:
 * *from below*: where Ritz vectors have converged, :mod:`bulkedge.intruder._clusters` says how near
   they are to singular vectors, and y's components on those are known.
 
-What a space says is frozen in an ``Evidence`` (:mod:`bulkedge.intruder._evidence`); pure functions
-turn it into intervals (:mod:`bulkedge.intruder._intervals`); a ``Search``
+The state of the space is frozen in an ``Evidence`` (:mod:`bulkedge.intruder._evidence`); pure
+functions turn it into intervals (:mod:`bulkedge.intruder._intervals`); a ``Search``
 (:mod:`bulkedge.intruder._search`) adds steps and factorisations until the verdict on every
 direction is the same at both ends of its interval.
 """
@@ -114,8 +114,8 @@ def certify(
         frobenius: ``‖W0‖_F`` if it is known; of a map whose products cancel, its
             ``rounding_scale()``.
         max_steps: Steps before the rest is left undecided.
-        probes: Random vectors to start from beside Y: they find leading base vectors to which Y is
-            orthogonal, and sample the spectrum.
+        probes: Random vectors to start from besides Y: they find leading base vectors to which Y
+            is orthogonal, and sample the spectrum.
         generator: Source of the probes; a fixed seed if None.
 
     Returns:
@@ -198,7 +198,7 @@ def _outside(Y: Tensor, block: Tensor) -> Tensor:
 
 
 def _certificate(question: Question, found: Assessment, process: Bidiagonalization) -> Certificate:
-    """The intervals of a search, with best guesses inside them and what else the space tells."""
+    """The intervals of a search, best guesses inside them, and the spectrum of the base."""
     evidence, t, subspace = found.evidence, found.evidence.coordinates, question.subspace
     best, index = t[: len(evidence.values)].abs().max(dim=0)
     overlap = torch.linalg.vector_norm(t[:subspace], dim=0)

@@ -1,8 +1,8 @@
 """Bulks and what a spike does to them: the Baik–Ben Arous–Péché transition.
 
-A weight ``W0 + θ u vᵀ`` whose unit vectors u and v know nothing of W0 (isotropic, as Haar vectors
-are) has a singular value beyond the bulk edge b if and only if θ passes a threshold.  All follows
-from the two normalised traces of the resolvent of the Hermitisation ``[[0, W0], [W0ᵀ, 0]]``,
+A weight ``W0 + θ u vᵀ`` whose unit vectors u and v are independent of W0 (isotropic, as Haar
+vectors are) has a singular value beyond the bulk edge b if and only if θ passes a threshold.  All
+follows from the two normalised traces of the resolvent of the Hermitisation ``[[0, W0], [W0ᵀ, 0]]``,
 
     φ_u(z) = (1/m) tr z/(z² − W0 W0ᵀ),      φ_v(z) = (1/n) tr z/(z² − W0ᵀ W0),      D = φ_u φ_v:
 
@@ -29,13 +29,14 @@ from bulkedge._errors import InputError
 
 from ._arrays import Array, enter_finite, enter_real, real, slack
 
-HALVINGS = 80  # of a bracket that is a few edges wide: beyond the last bit
+HALVINGS = 80
+"""Bisections of a bracket that is a few edges wide: then it has the width of rounding."""
 NEAREST = 1e-15
-"""How far beyond the edge, relatively, float64 can tell an outlier from it."""
+"""The relative distance from the edge at which float64 distinguishes an outlier from it."""
 FAR = 1e4
-"""Strength in edges from which on the limit of a spread is better than its differences."""
+"""For strengths beyond this many edges the spread is taken from its limit."""
 FARTHEST = 1e60
-"""Strength in edges from which on an outlier is its spike to rounding."""
+"""For strengths beyond this many edges the outlier is at the strength itself, to rounding."""
 
 
 class Traces(NamedTuple):
@@ -60,8 +61,8 @@ class Spike:
         right_overlap: |⟨v, v̂⟩|², likewise.
         sd: Standard deviation of the location, for one draw of u and v; NaN below the threshold,
             where the edge fluctuates by the Tracy–Widom law.
-        supercritical: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge:
-            see :meth:`Bulk.supercritical`.
+        supercritical: Whether θ > θ_c, by so much that float64 distinguishes the outlier from
+            the edge: see :meth:`Bulk.supercritical`.
     """
 
     theta: Any
@@ -97,7 +98,7 @@ class Bulk(ABC):
         return float(self._strength(torch.tensor(self.edge, dtype=torch.float64)))
 
     def supercritical(self, theta: Array) -> Any:
-        """Whether spikes of these strengths make outliers that float64 can tell from the edge.
+        """Whether spikes of these strengths make outliers that float64 distinguishes from the edge.
 
         At a soft edge that takes a strength of some 1e-8 more than θ_c.  At a hard one, where θ_c
         is 0 but an outlier lies exponentially close to the edge, it takes 6 to 10 % of the edge.
@@ -261,7 +262,7 @@ class Bulk(ABC):
             if not theta.requires_grad:
                 return root
             slope = 2 / _steepness(self._scaled(root, theta))
-        return root + (theta - theta.detach()) * slope  # a step of length zero, for its derivative
+        return root + (theta - theta.detach()) * slope  # adds zero, and its derivative
 
     def _outlier(self, theta: Tensor) -> Outlier:
         """Location, overlaps and spread of supercritical spikes."""
@@ -285,7 +286,7 @@ class Bulk(ABC):
 
     def _variance(self, z: Tensor, theta: Tensor) -> Tensor:
         """Variance of ``θ² (uᵀG_u u)(vᵀG_v v) − (1 − θ uᵀG_uv v)²`` for Haar vectors u and v."""
-        # far from the bulk it falls like θ⁻², and differences of traces are rounding
+        # Far from the bulk it falls like θ⁻², and differences of traces are mostly rounding.
         scale = (FAR * self.edge / theta).clamp(max=1.0)
         z, theta = (x.clamp(max=FAR * self.edge) for x in (z, theta))
         found, z = self._scaled(z, theta), z / theta

@@ -58,7 +58,7 @@ def warn_of_rotations(
 
 
 def warn_of_ties(sigma: Tensor) -> None:
-    """Warn of a derivative in forward mode, which cannot know what the loss depends on."""
+    """Warn of ties in forward mode, where the loss is not known."""
     off = ~torch.eye(len(sigma), dtype=torch.bool, device=sigma.device)
     pairs = (_tied(sigma) & off).nonzero()
     if len(pairs):

@@ -32,7 +32,7 @@ constraints λ = UᵀΦ, μ = VᵀΨ; so derivatives of every order are further 
 
 *Without the inside* (``frames``): where only the spaces spanned by U and V count, as in the best
 rank-k part U S Vᵀ with S = UᵀA V, any smooth choice of bases has the same derivative.  We take the
-one that does not turn within its span, ``dU = P``, ``dV = Q``, ``dS = UᵀdA V``, where S, diagonal
+one that does not rotate within its span, ``dU = P``, ``dV = Q``, ``dS = UᵀdA V``, where S, diagonal
 at A, leaves the diagonal as A moves::
 
     P S − A Q = (I − UUᵀ) dA V,    Q Sᵀ − AᵀP = (I − VVᵀ) dAᵀU.
@@ -102,7 +102,7 @@ class Triplet(torch.autograd.Function):
 
     @staticmethod
     def forward(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
-        """Solve; the derivative does not see how."""
+        """Solve, outside of autograd."""
         if numbers_hidden(*tensors):
             _require_plain(problem)
             with by_rule():

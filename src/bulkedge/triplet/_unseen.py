@@ -109,7 +109,7 @@ class Unseen:
             high: The upper cut.
 
         Returns:
-            True if A has no more singular values in ``[low, high]``; False says nothing.
+            True if it is proved that A has no more singular values in ``[low, high]``.
         """
         limit = self._limit(end - first)
         high = min(high, self.frobenius)
@@ -146,8 +146,8 @@ class Unseen:
 
         Returns:
             A cut below the k-th Ritz value, the lowest of a few that can be proved: as many
-            singular values as Ritz values exceed it.  For a matrix of lower rank, one that rounding
-            tells from zero.  None where nothing is proved.
+            singular values as Ritz values exceed it.  For a matrix of lower rank, one that is
+            above zero beyond rounding.  None where nothing is proved.
         """
         values = self.ritz.sigma[: len(self.ritz.residuals)]
         s = torch.cat([values, values.new_zeros(1)])
@@ -184,7 +184,7 @@ class Unseen:
 
     @property
     def _zero_threshold(self) -> float:
-        """A value that rounding lets be told from zero."""
+        """A value that is above zero beyond rounding."""
         size = float(torch.linalg.matrix_norm(self.coordinates))
         tiny = torch.finfo(torch.float64).tiny
         return 4 * self.rounding.noise * size / max(self._limit(1), tiny)

@@ -16,7 +16,7 @@ from bulkedge._fields import EPSILON, check_values, each, whole
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge.auditing.judge import SMALL
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties, verdict
-from bulkedge.rmt.empirical_bulk import FEWEST
+from bulkedge.rmt.empirical_bulk import MIN_VALUES
 from bulkedge.triplet import GolubKahan, SingularTriplets, singular_triplet, thin_svd
 
 from ._chosen import chosen
@@ -98,7 +98,7 @@ def full_matrices(
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         and parameter.ndim == 2
-        and min(parameter.shape) >= FEWEST
+        and min(parameter.shape) >= MIN_VALUES
         and id(parameter) not in embeddings
     ]
     used = chosen(modules, names, str)

@@ -1,7 +1,7 @@
 """What an update will do to a base, from the base's singular values alone.
 
-The vectors of the update are taken for isotropic: they know nothing of the base.  Then each of its
-spikes θ meets the bulk as :mod:`bulkedge.rmt` says.  The outlier's vector û satisfies exactly
+The vectors of the update are assumed isotropic, that is, independent of the base.  Then each of its
+spikes θ meets the bulk as in :mod:`bulkedge.rmt`.  The outlier's vector û satisfies exactly
 
     ⟨u_i, û⟩ = θ (ρ ⟨u_i, u⟩⟨v, v̂⟩ + s_i ⟨v_i, v⟩⟨u, û⟩) / (ρ² − s_i²)                  (left side)
 
@@ -115,8 +115,8 @@ class Prediction:
         theta: Strengths, the singular values of the update, shape ``(r,)``.
         threshold: θ_c of the layer.
         edge: Upper edge of its bulk.
-        supercritical: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge
-            (:meth:`bulkedge.rmt.Bulk.supercritical`).
+        supercritical: Whether θ > θ_c, by so much that float64 distinguishes the outlier from
+            the edge (:meth:`bulkedge.rmt.Bulk.supercritical`).
         location: Where the outlier is expected; the edge without one.
         sd: Standard deviation of the location; NaN without one.
         left_overlap: |⟨u, û⟩|², how much of the outlier's left vector is the spike's.
@@ -180,7 +180,7 @@ def predict(
     *,
     epsilon: float = 0.5,
 ) -> Prediction:
-    """What the update ``scale·B·A`` is expected to do to a base that it knows nothing of.
+    """What the update ``scale·B·A`` is expected to do to a base that it is independent of.
 
     Cost: O((m+n) r²) for the spikes and O(p r) for each, p = min(m, n), once the base's singular
     values are known.
@@ -322,7 +322,7 @@ def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Te
     rho, left, right = (
         x[:, None] for x in (spike.location.square(), spike.left_overlap, spike.right_overlap)
     )
-    # a base value may equal ρ, and does at the strength that a budget calls leading
+    # A base value may equal ρ: it does at the strength ``Budget.leading``.
     far = torch.maximum((rho - square).square(), (torch.finfo(torch.float64).eps * rho).square())
     sides = []
     for size, own, other in ((m, right / m, left / n), (n, left / n, right / m)):

@@ -5,7 +5,7 @@ With v from a solve in float32, ``u = Av/σ`` and ``r = Aᵀu − σv`` in float
 solved by the same conjugate gradients in float32.  Rayleigh-Ritz on the span of v and q, in
 float64, takes the best of both: the error is squared, or multiplied by the tolerance of the solve
 if that is larger.  Where a second value lies so close that float32 saw one mixed vector, q is the
-other direction, and Rayleigh-Ritz tells the two apart and puts them in order.
+other direction, and Rayleigh-Ritz separates the two and puts them in order.
 """
 
 from __future__ import annotations

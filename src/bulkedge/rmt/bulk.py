@@ -2,7 +2,8 @@
 
 A weight ``W0 + θ u vᵀ`` whose unit vectors u and v are independent of W0 (isotropic, as Haar
 vectors are) has a singular value beyond the bulk edge b if and only if θ passes a threshold.  All
-follows from the two normalised traces of the resolvent of the Hermitisation ``[[0, W0], [W0ᵀ, 0]]``,
+follows from the two normalised traces of the resolvent of the Hermitisation
+``[[0, W0], [W0ᵀ, 0]]``,
 
     φ_u(z) = (1/m) tr z/(z² − W0 W0ᵀ),      φ_v(z) = (1/n) tr z/(z² − W0ᵀ W0),      D = φ_u φ_v:
 

@@ -17,8 +17,8 @@ class AugmentedLeastSquares:
 
     The matrix is tall with full column rank and the system consistent, so the minimiser is the
     solution.  Constraint rows are scaled by σ, so that the scale of A does not change the
-    conditioning (docs/errata.md, A14).  The driver is named: torch's default on the CPU, ``gelsy``, reads memory
-    that it never wrote (https://github.com/pytorch/pytorch/issues/71222).
+    conditioning (docs/errata.md, A14).  The driver is named because torch's default on the CPU,
+    ``gelsy``, reads memory that it never wrote (https://github.com/pytorch/pytorch/issues/71222).
 
     Cost: forms A; O((m + n)³) a column.
     """

@@ -135,26 +135,30 @@ class Search:
 
     def _check(self, step: int, *, last: bool) -> Assessment:
         """What is certain after a step, with a factorisation where one may settle more."""
-        hoped = self._assess_with_min_sigma()
-        if hoped.undecided and not last:
-            return hoped
+        optimistic = self._assess_with_min_sigma()
+        if optimistic.undecided and not last:
+            return optimistic
         self.decidable_since = min(self.decidable_since, step)
         self._measure_rounding()
         found = assess(self.question, self._collect())
         waited = step - self.decidable_since >= self.steps_per_factorisation
-        if (last or waited) and found.undecided > hoped.undecided and self._count(found.evidence):
+        if (
+            (last or waited)
+            and found.undecided > optimistic.undecided
+            and self._count(found.evidence)
+        ):
             found = assess(self.question, replace(found.evidence, proofs=self.proofs))
         return found
 
     def _assess_with_min_sigma(self) -> Assessment:
         """What could be decided, once the smallest singular value is bounded if that helps."""
-        hoped = assess(self.question, self._collect(), assume_complete=True)
+        optimistic = assess(self.question, self._collect(), assume_complete=True)
         x = helpful_min_sigma(
-            self.question, hoped.evidence, hoped.groups, self._provable_min_sigma()
+            self.question, optimistic.evidence, optimistic.groups, self._provable_min_sigma()
         )
         if not x > 0 or not self._prove_min_sigma(x):
-            return hoped
-        evidence = replace(hoped.evidence, proofs=self.proofs)
+            return optimistic
+        evidence = replace(optimistic.evidence, proofs=self.proofs)
         return assess(self.question, evidence, assume_complete=True)
 
     def _collect(self) -> Evidence:

@@ -26,9 +26,10 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> from bulkedge.triplet import singular_triplet
-        >>> A = torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0], dtype=torch.float64))
-        >>> ties(singular_triplet(A, k=3))[0].tolist()
-        [0, 1, 1]
+        >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+        >>> groups, errors = ties(singular_triplet(A, k=2))
+        >>> groups.tolist(), bool((errors < 1e-12).all())
+        ([0, 1], True)
     """
     sigma, rho = tuned.sigma.double().cpu(), tuned.residuals.double().cpu()
     k = len(sigma)

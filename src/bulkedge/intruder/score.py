@@ -103,7 +103,8 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         )
     rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
-    # max(m, n)·eps·σ₁ bounds the worst case; errors that add up at random stay below 2√max(m, n).
+    # max(m, n)·eps·σ₁ bounds the worst case.  Errors that add up at random stay below
+    # 2√max(m, n)·eps·σ₁.
     spaces, first, width = [], float("inf"), 2 * float(rounding) / max(shape) ** 0.5
     for value in sigma.tolist():
         # Compared with the first value of its space, not the last: a dense tail is not one space.

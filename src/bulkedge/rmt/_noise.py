@@ -121,7 +121,7 @@ def _noise_counts(shape: tuple[int, int]) -> np.ndarray:
     m, n = shape
     p = min(m, n)
     angle = torch.from_numpy(GRID[1:-1])
-    # ψ = 0 is the upper edge, φ = 0 the lower
+    # ψ = 0 is the upper edge, φ = 0 the lower one.
     above = Arc.of(math.sqrt(p / max(m, n))).above(math.pi - angle, angle)
     counts = p * np.concatenate([[0.0], above.numpy(), [1.0]]) + 0.25 - GRID / (2 * math.pi)
     counts.flags.writeable = False
@@ -153,7 +153,7 @@ def _statistic(shape: tuple[int, int]) -> tuple[float, float, float]:
     psi = (np.arange(4 * MODES) + 0.5) * (math.pi / (4 * MODES))
     f = np.minimum(m + n + 2 * math.sqrt(m * n) * np.cos(psi), cut)
     k = np.arange(1, MODES)
-    # the cosine transform, by the real FFT of the even continuation
+    # The cosine transform, by the real FFT of the even continuation.
     modes = np.fft.rfft(np.concatenate([f, f[::-1]]))[1:MODES]
     a = (modes * np.exp(-0.5j * math.pi * k / (4 * MODES))).real / (4 * MODES)
     rank = np.arange(int((1 - LOWER_SHARE) * p), p)
@@ -177,5 +177,5 @@ def excess_variance(shape: tuple[int, int]) -> float:
 
 def misfit_limit(size: int) -> float:
     """The 99.9 % point of the misfit of noise, as benchmarks/rmt.py measures it."""
-    # the count below a point has a variance of order log p
+    # The count below a point has a variance of order log p.
     return (0.6 + 0.5 * math.log(size)) / size

@@ -209,8 +209,8 @@ class EmpiricalBulk(Bulk):
 
     def _smooth(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``count·E[z/(z² − t²)]`` and its slope over the smooth density of the first values t."""
-        # with t = b − w x the density is constant in x on (0, 1) for a hard edge, 3√x/2 for a soft
-        # one; z/(z² − t²) = ½/(z − t) + ½/(z + t)
+        # With t = b − w x the density is constant in x on (0, 1) for a hard edge, 3√x/2 for a soft
+        # one; and z/(z² − t²) = ½/(z − t) + ½/(z + t).
         edge = self.fitted
         below = (z - edge.position).clamp_min(0.0)
         average = _average_hard if edge.hard else _average_soft
@@ -226,7 +226,7 @@ def _average_hard(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
 
 def _average_soft(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
     """``∫₀¹ 3√x/2 dx/(g + w x)`` and its derivative by g, for w > −g."""
-    # with x = y² and q = g/|w| it is (3/w)(1 − T), T = √q·arctan(1/√q), or √q·artanh(1/√q) if w < 0
+    # With x = y² and q = g/|w| it is (3/w)(1 − T), T = √q·arctan(1/√q), or √q·artanh(1/√q) if w < 0
     near = g < SERIES_FROM * abs(w)
     far, far_slope = _average_soft_far(torch.where(near, SERIES_FROM * abs(w), g), w)
     q = torch.where(near, g, SERIES_FROM * abs(w)) / abs(w)
@@ -279,12 +279,12 @@ class _Line(NamedTuple):
 
 def _line(values: np.ndarray, positions: np.ndarray, *, hard: bool = False) -> _Line:
     """Weighted least squares along the last axis."""
-    # the count below a point fluctuates by O(1), a value by the local spacing
+    # The count below a point fluctuates by O(1), a value by the local spacing.
     spacing = np.ones_like(positions) if hard else 1 / np.sqrt(positions)
     weight = spacing**-2 / np.sum(spacing**-2)
     centred, middle = positions - weight @ positions, values @ weight
     scale = -((values - middle[..., None]) @ (weight * centred)) / (weight @ centred**2)
-    # of equal values rounding makes a scale of either sign
+    # Rounding gives equal values a scale of either sign.
     if not (scale > ROUNDING * np.abs(middle)).all():
         raise InputError("expected singular values that differ, got equal ones; they have no edge")
     offset = (values - middle[..., None]) / scale[..., None] + centred

@@ -65,7 +65,7 @@ class LawBulk(Bulk):
                 f"expected a law of singular values, got one from {low:.6g} on; for eigenvalues "
                 "take SymmetricLawBulk"
             )
-        # z/(z² − s²) = ½/(z − s) + ½/(z + s)
+        # The integrand is z/(z² − s²) = ½/(z − s) + ½/(z + s).
         self._low = low
         self._below, self._above = _ends(law)
 

@@ -263,7 +263,7 @@ def _combine(beta: int, log: _Slope, integral: _Slope) -> _Slope:
 @functools.lru_cache
 def _painleve() -> tuple[_Slope, _Slope]:
     """``log D₋D₊`` and ``∫_s^∞ q`` at the Chebyshev points of [−12, −2]."""
-    # collocation for v = q'', whose integrals give q: that is well conditioned
+    # Collocation for v = q'', whose integrals give q, is well conditioned.
     fit, s = _fit(_NODES, _LEFT, _JOIN)
     half = (_JOIN - _LEFT) / 2
     once, once_end = _integral(fit, 1, half)

@@ -55,7 +55,7 @@ class WhiteBulk(Bulk):
         m, n = self.shape
         z = z / self.sigma
         low, high = self._roots(z)
-        # both traces follow from D, here times τ²: zφ_u = 1 + nD and zφ_v = 1 + mD
+        # Both traces follow from D, here times τ²: zφ_u = 1 + nD and zφ_v = 1 + mD.
         D = (2 / (low + high)).square()
         slope = -2 * z / low * D / high
         left, right = (1 + n * D) / z, (1 + m * D) / z

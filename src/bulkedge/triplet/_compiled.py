@@ -56,7 +56,7 @@ def strategy(number: int) -> Any:
     return _STRATEGIES[number]
 
 
-# what torch.compiler.assume_constant_result sets, without loading the compiler at import
+# This is what torch.compiler.assume_constant_result sets; it would load the compiler at import.
 token._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 _by_rule = ContextVar("bulkedge_by_rule", default=False)

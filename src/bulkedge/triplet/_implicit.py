@@ -284,16 +284,16 @@ def _allow_node() -> None:
     torch.compiler.allow_in_graph(node)
 
 
-# what torch.compiler.assume_constant_result sets, without loading the compiler at import
+# This is what torch.compiler.assume_constant_result sets; it would load the compiler at import.
 _allow_node._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
-    """What no node can hold breaks the graph, and nothing of it is compiled."""
+    """Break the graph: no node can hold a map, a generator, or forward over forward mode."""
     return cast("Any", torch.compiler.disable(triplet))(problem, start, *tensors)
 
 
-# what torch.compiler.disable sets, without loading the compiler at import
+# This is what torch.compiler.disable sets; it would load the compiler at import.
 _uncompiled._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
 _uncompiled._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
     "bulkedge: one graph can hold the singular triplets of a matrix, got a LinearMap, a generator, "

@@ -148,7 +148,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Budget:
-    """How strong an update a layer bears before a generic one makes an outlier.
+    """How strong a generic update of a layer may be before it makes an outlier.
 
     Attributes:
         rank: Rank r of the update.
@@ -271,7 +271,7 @@ def predict_spikes(spectrum: BaseSpectrum, theta: Array, *, epsilon: float = 0.5
 def budget(
     base: Tensor | BaseSpectrum, rank: int, alpha: float | None = None, *, top_k: int = 10
 ) -> Budget:
-    """How strong a generic update of this rank the layer bears, before any training.
+    """How strong a generic update of this rank may be before it makes an outlier.
 
     Args:
         base: W0, shape ``(m, n)``, or what is known of it.

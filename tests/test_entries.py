@@ -21,12 +21,12 @@ from bulkedge import BulkedgeError, InputError
 from bulkedge import triplet as t
 from bulkedge.intruder import BaseVectors, base_vectors, certify, scores, ties
 from bulkedge.rmt import (
+    count_outliers,
     d_transform,
     edge_test,
     fit_bulk,
     fit_edge,
     resolvent_traces,
-    separated,
     spike,
     stieltjes,
     stieltjes_inversion,
@@ -59,7 +59,6 @@ from bulkedge.update import (
     BaseSpectrum,
     ConjugateGradients,
     Secular,
-    balanced,
     budget,
     eigen_perturbation,
     eigenvalue_perturbation,
@@ -69,6 +68,7 @@ from bulkedge.update import (
     resolvent_update_low_rank,
     secular_function,
     singular_perturbation,
+    update_svd,
 )
 from helpers import some
 
@@ -229,14 +229,14 @@ ENTRIES = {
     "edge_test": lambda A: edge_test(values_of(A), (M, N), sigma=1.0),
     "fit_bulk": lambda A: fit_bulk(values_of(A), (M, N)),
     "fit_edge": lambda A: fit_edge(values_of(A)),
-    "separated": lambda A: separated(values_of(A)),
+    "count_outliers": lambda A: count_outliers(values_of(A)),
     "spike": lambda A: spike(values_of(A) + 20, shape=(M, N)),
     "strength": lambda A: strength(values_of(A) + 20, shape=(M, N)),
     "stieltjes": lambda A: stieltjes(values_of(A), 9.3),
     "stieltjes_inversion": lambda A: stieltjes_inversion(lambda z: 1 / z, values_of(A), width=0.1),
     "resolvent_traces": lambda A: resolvent_traces(values_of(A), (M, N), 9.3),
     "d_transform": lambda A: d_transform(values_of(A), (M, N), 9.3),
-    "balanced": lambda A: balanced(*factors(A), 1.0, (M, N)).gamma,
+    "update_svd": lambda A: update_svd(*factors(A), 1.0, (M, N)).gamma,
     "budget": lambda A: budget(A, 2),
     "BaseSpectrum": lambda A: BaseSpectrum.of(A).values,
     "predict": lambda A: predict(A, *factors(A)).location,

@@ -21,12 +21,12 @@ from bulkedge.rmt import (
     Semicircle,
     SingularValueLaw,
     SpikedSemicircle,
-    White,
+    WhiteBulk,
     Wigner,
+    count_outliers,
     d_transform,
     fit_bulk,
     resolvent_traces,
-    separated,
     spike,
     stieltjes,
     strength,
@@ -155,7 +155,7 @@ def test_B03_finite_variance_is_enough_for_the_bulk_and_not_for_the_edge():
         assert (over_edge > 1.05).all() == breaks
         assert (over_edge.max() > 1.2) == breaks
         assert (np.abs(over_edge - 1) < 0.03).all() != breaks
-        assert any(separated(s)[0] > 0 for s in values) == breaks
+        assert any(count_outliers(s)[0] > 0 for s in values) == breaks
 
 
 # --- the transition as printed -------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_B05_the_threshold_of_a_symmetric_spike_is_sigma():
         e = unit(n, rng)
         top.append(np.linalg.eigvalsh(wigner(n, rng) + 1.5 * np.outer(e, e))[-1])
     expected = Wigner(n, 1 / math.sqrt(n)).spike(1.5)
-    assert expected.separated
+    assert expected.supercritical
     assert expected.location == pytest.approx(1.5 + 1 / 1.5)
     assert np.mean(top) == pytest.approx(expected.location, abs=3 * expected.sd / math.sqrt(6))
     assert min(top) > 2.03
@@ -388,7 +388,7 @@ def test_B13_the_bilinear_form_carries_the_cosine_of_u_and_v():
         M = W + theta * np.outer(u, v)
         assert np.abs(np.linalg.eigvals(M)).max() == pytest.approx(outlying, abs=0.12)
         # the singular value does not care
-        expected = White((n, n), 1 / math.sqrt(n)).spike(theta)
+        expected = WhiteBulk((n, n), 1 / math.sqrt(n)).spike(theta)
         assert svdvals(M)[0] == pytest.approx(expected.location, abs=4 * expected.sd)
 
 
@@ -450,10 +450,10 @@ def test_B17_spikes_below_the_printed_threshold_do_separate(shape, theta):
     m, n = shape
     c, rng = m / n, random()
     assert theta < math.sqrt(edges(c)[1])
-    bulk = White(shape, 1 / math.sqrt(n))
+    bulk = WhiteBulk(shape, 1 / math.sqrt(n))
     assert bulk.threshold == pytest.approx(c**0.25)
     expected = bulk.spike(theta)
-    assert expected.separated
+    assert expected.supercritical
     draws = np.array([outlier(noise(m, n, rng), theta, rng) for _ in range(5)])
     assert draws[:, 0].mean() > 1.03 * bulk.edge
     assert draws[:, 1].mean() == pytest.approx(expected.left_overlap, abs=0.08)
@@ -631,7 +631,7 @@ def test_B26_the_references_are_given_in_full():
     assert "Benaych-Georges and Nadakuditi, arXiv:1103.2221" in page
     assert "Hu, E. J., arXiv:2106.09685" in page
     # the library cites the same theorem by the same number
-    assert "Benaych-Georges and Nadakuditi, arXiv:1103.2221" in White.__doc__
+    assert "Benaych-Georges and Nadakuditi, arXiv:1103.2221" in WhiteBulk.__doc__
 
 
 def test_the_page_names_every_test_and_only_tests_that_exist():

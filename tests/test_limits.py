@@ -16,7 +16,7 @@ from bulkedge.comparison.pair import load
 from bulkedge.report import to_markdown
 from bulkedge.rmt import TracyWidom, edge_test, fit_bulk
 from bulkedge.tune import AdaptedMatrix, SpikeClip, hold_update
-from bulkedge.update._factors import balanced
+from bulkedge.update._update_svd import update_svd
 from helpers import save, weights
 
 # --- files ------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_a_weak_direction_of_an_update_is_a_direction():
     U, V = (torch.linalg.qr(weights(n, 3, seed=n, dtype=torch.float64)).Q for n in (40, 30))
     for weakest, rank in ((1e-12, 3), (1e-17, 2)):
         strengths = torch.tensor([1.0, 1e-6, weakest], dtype=torch.float64)
-        assert balanced(U * strengths, V.mT, 1.0, (40, 30)).rank == rank
+        assert update_svd(U * strengths, V.mT, 1.0, (40, 30)).rank == rank
 
 
 def test_the_error_of_a_fitted_sigma_widens_the_law_by_as_much_as_in_draws():

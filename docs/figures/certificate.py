@@ -20,7 +20,7 @@ from bulkedge import Recipe
 from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
 from bulkedge.intruder import certify
-from bulkedge.intruder._bound import Extent
+from bulkedge.intruder._component_bound import ComponentBound
 from bulkedge.triplet import Bidiagonalization, Dense, DenseSVD, singular_triplet, thin_svd
 
 ROOT = HERE.parents[1]
@@ -58,8 +58,8 @@ def _curve(W0: Tensor, Y: Tensor, steps: int, grid: Tensor) -> Tensor:
     for _ in range(steps):
         process.extend()
     ritz = process.ritz()
-    extent = Extent(ritz, ritz.left.mT @ (process.left.mT @ Y), 1e-9)
-    return extent.over(grid, torch.zeros_like(grid))[:, 0].sqrt()
+    bound = ComponentBound(ritz, ritz.left.mT @ (process.left.mT @ Y), 1e-9)
+    return bound.evaluate(grid, torch.zeros_like(grid))[:, 0].sqrt()
 
 
 def _interval(W0: Tensor, Y: Tensor, steps: int) -> dict[str, Any]:

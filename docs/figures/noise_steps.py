@@ -15,7 +15,7 @@ from bulkedge.rmt import (
     Semicircle,
     SingularValueLaw,
     TracyWidom,
-    White,
+    WhiteBulk,
     edge_test,
 )
 from bulkedge.triplet import thin_svd
@@ -134,7 +134,7 @@ def transition(generator: torch.Generator, shape: tuple[int, int], repeats: int)
 
 def outlier(trials: Trials) -> Step:
     """Where the outlier lies, and how much of its vectors is the spike's."""
-    bulk = White(trials.shape)
+    bulk = WhiteBulk(trials.shape)
     theory = bulk.spike(FINE * bulk.threshold)
 
     def draw(axes: list[Any]) -> None:

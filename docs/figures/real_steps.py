@@ -9,7 +9,7 @@ from steps import BLUE, GREEN, GREY, HERE, RED, Step, histogram, quote
 from torch import Tensor
 
 from bulkedge.checkpoint import open_adapter, open_checkpoint, read_tensor
-from bulkedge.rmt import SingularValueLaw, White
+from bulkedge.rmt import SingularValueLaw, WhiteBulk
 from bulkedge.triplet import LowRank, thin_svd
 from bulkedge.update import BaseSpectrum, Prediction, Secular, budget, predict
 
@@ -50,11 +50,11 @@ def update(name: str) -> LowRank:
 
 
 def real_weights() -> Step:
-    """White or not, of every matrix that the adapter touches; two of them drawn."""
+    """WhiteBulk or not, of every matrix that the adapter touches; two of them drawn."""
     spectra = {name: BaseSpectrum.of(weight(name)) for name in touched()}
     fits = {name: spectrum.fit for name, spectrum in spectra.items()}
     attention, pooler = fits[ATTENTION], fits[POOLER]
-    white = White(attention.shape, attention.sigma)
+    white = WhiteBulk(attention.shape, attention.sigma)
 
     def draw(axes: list[Any]) -> None:
         for axis, name in zip(axes, (POOLER, ATTENTION), strict=True):

@@ -9,7 +9,7 @@ import bulkedge
 from bulkedge import Recipe, Record
 from bulkedge._linmap import LowRank
 from bulkedge.comparison import Pair
-from bulkedge.rmt import White
+from bulkedge.rmt import WhiteBulk
 from bulkedge.update import BaseSpectrum, Secular, measure_base
 from cases import gaussian, generator, orthonormal
 from helpers import save, save_adapter, some
@@ -42,7 +42,7 @@ def audit_lora(tmp_path, W0, B, A, scale, *, transposed=False, **recipe):
 def test_a_generic_spike_lands_where_it_was_expected(shape, transposed, tmp_path):
     m, n = shape
     W0 = noise(m, n)
-    threshold = White(shape).threshold
+    threshold = WhiteBulk(shape).threshold
     strengths = torch.tensor([3.0, 2.0, 0.4], dtype=torch.float64) * threshold
     B, A = orthonormal(m, 3, 5) * strengths, orthonormal(n, 3, 6).mT
     record = audit_lora(tmp_path, W0, B, A, 2.0, transposed=transposed)
@@ -51,12 +51,12 @@ def test_a_generic_spike_lands_where_it_was_expected(shape, transposed, tmp_path
     assert matrix.bulk.spikes == 0
     assert matrix.bulk.sigma == pytest.approx(1, abs=0.02)
     assert matrix.threshold == pytest.approx(threshold, rel=0.02)
-    assert (matrix.spikes, matrix.separated) == (3, 2)
-    assert (record.summary.spikes, record.summary.separated) == (3, 2)
+    assert (matrix.spikes, matrix.supercritical) == (3, 2)
+    assert (record.summary.spikes, record.summary.supercritical) == (3, 2)
     S = torch.linalg.svdvals(W0 + 2 * B @ A)
     for i, row in some(enumerate(matrix.predicted[:2])):
         assert row.theta == pytest.approx(float(2 * strengths[i]))
-        assert (row.separated, row.expected.value, row.measured_index) == (True, "intruder", i)
+        assert (row.supercritical, row.expected.value, row.measured_index) == (True, "intruder", i)
         assert row.measured_location == pytest.approx(float(S[i]), rel=1e-9)
         assert abs(row.measured_location - row.location) < 4 * row.sd
         assert row.measured_left_overlap == pytest.approx(row.left_overlap, abs=0.06)
@@ -74,7 +74,7 @@ def test_a_spike_below_the_threshold_is_expected_to_drown(strength, tmp_path):
     B, A = orthonormal(200, 1, 5), strength * 200**0.5 * orthonormal(200, 1, 6).mT
     (matrix,) = audit_lora(tmp_path, W0, B, A, 1.0).matrices
     (row,) = matrix.predicted
-    assert (matrix.spikes, matrix.separated, row.separated) == (1, 0, False)
+    assert (matrix.spikes, matrix.supercritical, row.supercritical) == (1, 0, False)
     assert row.expected.value == "absorbed"
     assert (row.location, row.sd, row.left_score, row.measured_index) == (None,) * 4
 
@@ -88,10 +88,10 @@ def test_counted_spikes_are_those_of_the_rows_also_at_a_hard_edge(tmp_path):
     record = audit_lora(tmp_path, W0, B, A, 1.0)
     (matrix,) = record.matrices
     assert matrix.threshold == 0
-    assert [row.separated for row in matrix.predicted] == [True, True, False, False]
+    assert [row.supercritical for row in matrix.predicted] == [True, True, False, False]
     assert [row.expected.value for row in matrix.predicted[2:]] == ["absorbed"] * 2
-    assert (matrix.spikes, matrix.separated) == (4, 2)
-    assert (record.summary.spikes, record.summary.separated) == (4, 2)
+    assert (matrix.spikes, matrix.supercritical) == (4, 2)
+    assert (record.summary.spikes, record.summary.supercritical) == (4, 2)
 
 
 def test_the_measured_outlier_is_the_exact_one(tmp_path):
@@ -108,7 +108,7 @@ def test_the_measured_outlier_is_the_exact_one(tmp_path):
 def test_only_as_many_spikes_are_listed_as_directions_are_judged(tmp_path):
     B, A = orthonormal(60, 8, 5), orthonormal(40, 8, 6).mT * 100
     (matrix,) = audit_lora(tmp_path, noise(60, 40), B, A, 1.0, top_k=3).matrices
-    assert (matrix.spikes, matrix.separated, len(matrix.predicted)) == (8, 8, 3)
+    assert (matrix.spikes, matrix.supercritical, len(matrix.predicted)) == (8, 8, 3)
 
 
 def test_the_rank_is_that_of_the_product(tmp_path):
@@ -123,9 +123,9 @@ def test_a_dense_update_has_a_bulk_and_a_threshold_but_no_spikes(tmp_path):
     tuned = save(tmp_path / "tuned.safetensors", {"layer.weight": W0 + 0.01 * gaussian(60, 40)})
     record = bulkedge.audit(base, tuned)
     (matrix,) = record.matrices
-    assert matrix.threshold == pytest.approx(White((60, 40)).threshold, rel=0.05)
-    assert (matrix.spikes, matrix.separated, matrix.predicted) == (None, None, [])
-    assert (record.summary.spikes, record.summary.separated) == (0, 0)
+    assert matrix.threshold == pytest.approx(WhiteBulk((60, 40)).threshold, rel=0.05)
+    assert (matrix.spikes, matrix.supercritical, matrix.predicted) == (None, None, [])
+    assert (record.summary.spikes, record.summary.supercritical) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -141,15 +141,15 @@ def test_a_base_without_a_bulk_says_so(W0, why, tmp_path):
     assert (matrix.status, matrix.bulk, matrix.threshold) == ("audited", None, None)
     assert "no bulk fitted: " in matrix.note
     assert why in matrix.note
-    assert (matrix.spikes, matrix.separated, record.summary.spikes) == (1, None, 0)
+    assert (matrix.spikes, matrix.supercritical, record.summary.spikes) == (1, None, 0)
 
 
 def test_a_record_written_before_these_fields_is_still_read(tmp_path):
     B, A = orthonormal(60, 1, 5), orthonormal(40, 1, 6).mT
     data = json.loads(audit_lora(tmp_path, noise(60, 40), B, A, 50.0).to_json())
-    for field in ("spikes", "separated"):
+    for field in ("spikes", "supercritical"):
         del data["summary"][field]
-    for field in ("bulk", "threshold", "spikes", "separated", "predicted"):
+    for field in ("bulk", "threshold", "spikes", "supercritical", "predicted"):
         del data["matrices"][0][field]
     (tmp_path / "old.json").write_text(json.dumps(data))
     assert Record.from_json(tmp_path / "old.json").matrices[0].bulk is None
@@ -180,7 +180,7 @@ def test_a_bulk_of_noise_from_a_quadrature_is_told_by_its_moments():
     assert found.exact < 8
     spectrum, _ = measure_base(found.spectrum, (900, 600), found.exact)
     assert spectrum.fit.white
-    assert spectrum.fit.threshold == pytest.approx(White((900, 600)).threshold, rel=0.01)
+    assert spectrum.fit.threshold == pytest.approx(WhiteBulk((900, 600)).threshold, rel=0.01)
 
 
 def test_what_is_neither_noise_nor_converged_has_no_bulk():

@@ -5,10 +5,10 @@ import torch
 
 from bulkedge import InputError
 from bulkedge._linmap import Dense, LinearMap
-from bulkedge.intruder import Verdict, base_vectors, certify, scores
-from bulkedge.intruder._converged import Heads, _sine, find_spaces, ties
+from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties
+from bulkedge.intruder._clusters import Clusters, find_clusters, presumed_complete, sine_bound
 from bulkedge.intruder._count import Factorisations
-from bulkedge.intruder.certificate import _verdict
+from bulkedge.intruder._intervals import certain_verdict
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
 from bulkedge.triplet._rounding import Rounding
 from cases import gaussian, orthonormal
@@ -86,7 +86,7 @@ def test_nearly_equal_values_and_a_mixture_of_their_vectors(size, spread):
         check(W0.float(), Y.float(), 1e-5, epsilon=0.3, subspace=25)
 
 
-def test_a_cluster_larger_than_the_block_is_not_taken_for_whole():
+def test_a_cluster_larger_than_the_block_is_not_taken_for_complete():
     U, W0 = with_values(1 + 1e-7 * torch.linspace(1, 0, 30, dtype=WIDE), 40, 30)
     Y = U[:, :30].sum(dim=1, keepdim=True) / 30**0.5  # each vector has 0.18 of it
     found = check(W0, Y, max_steps=3)
@@ -163,15 +163,17 @@ def test_the_sine_of_converged_ritz_vectors(seed):
         (1, 2, 1.5, 2.8),
         (0, 3, 1.1, 9.0),
     ]:
-        bound = _sine(s[first:last], rho[first:last], low, high if high < 1e9 else float("inf"))
+        bound = sine_bound(
+            s[first:last], rho[first:last], low, high if high < 1e9 else float("inf")
+        )
         outside = U[:, :40][:, (values <= low) | (values > high)]
         whole = torch.cat([outside, U[:, 40:]], dim=1)
         true = float(torch.linalg.matrix_norm(whole.mT @ vectors[:, first:last], 2))
         assert true <= bound + 1e-12
         tightest = max(tightest, true / bound)
     assert tightest > 0.3
-    assert _sine(s[:1], rho[:1], float(s[0]), float("inf")) == float("inf")
-    assert _sine(s[:1], rho[:1], 0.0, float(s[0])) == float("inf")
+    assert sine_bound(s[:1], rho[:1], float(s[0]), float("inf")) == float("inf")
+    assert sine_bound(s[:1], rho[:1], 0.0, float(s[0])) == float("inf")
 
 
 def small_ritz(values, residuals):
@@ -181,52 +183,53 @@ def small_ritz(values, residuals):
     return Ritz(s, eye, eye, torch.diag(rho))
 
 
-def likely(ritz, probes):
-    return [space.last for space in Heads(find_spaces(ritz, Rounding(0.0)), [], probes, 0.0).likely]
+def presumed(ritz, probes):
+    clusters = find_clusters(ritz, Rounding(0.0))
+    return [cluster.end for cluster in presumed_complete(clusters, probes)]
 
 
-def test_spaces_are_cut_at_gaps_that_residuals_do_not_fill():
+def test_clusters_are_cut_at_gaps_that_residuals_do_not_fill():
     ritz = small_ritz([4.0, 2.0, 1.99, 1.0, 0.9], [1e-3, 1e-3, 1e-3, 0.05, 0.3])
-    spaces = find_spaces(ritz, Rounding(0.0))
+    clusters = find_clusters(ritz, Rounding(0.0))
     # 2 and 1.99 are apart by ten residuals; 0.9 + 0.3 fills the gap below 1
-    assert [(space.first, space.last) for space in spaces] == [(0, 1), (1, 2), (2, 3)]
+    assert [(cluster.first, cluster.end) for cluster in clusters] == [(0, 1), (1, 2), (2, 3)]
     middle = (4.0**2 / 2 + 2.0**2 / 2) ** 0.5
-    assert [space.low for space in spaces] == pytest.approx(
+    assert [cluster.low for cluster in clusters] == pytest.approx(
         [middle, (2.0**2 / 2 + 1.99**2 / 2) ** 0.5, (1.99**2 / 2 + 1.0**2 / 2) ** 0.5]
     )
-    assert [space.high for space in spaces] == [float("inf"), *(s.low for s in spaces[:-1])]
-    assert spaces[0].total == pytest.approx(1e-3 * 4 / (16 - middle**2))
-    assert spaces[2].total > spaces[0].error
+    assert [cluster.high for cluster in clusters] == [float("inf"), *(s.low for s in clusters[:-1])]
+    assert clusters[0].total_error == pytest.approx(1e-3 * 4 / (16 - middle**2))
+    assert clusters[2].total_error > clusters[0].error
 
 
 def test_a_residual_further_down_moves_the_cut():
-    near = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.0))
-    far = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), Rounding(0.0))
-    assert [space.last for space in near] == [1, 2]
+    near = find_clusters(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.0))
+    far = find_clusters(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 2.8]), Rounding(0.0))
+    assert [cluster.end for cluster in near] == [1, 2]
     assert near[0].low < 3.2 < far[0].low == pytest.approx(3.8)
-    assert [space.last for space in far] == [1]
-    assert far[0].total > near[0].total
-    noisy = find_spaces(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.01))
-    assert noisy[0].total == pytest.approx(21 * near[0].total)
+    assert [cluster.end for cluster in far] == [1]
+    assert far[0].total_error > near[0].total_error
+    noisy = find_clusters(small_ritz([4.0, 2.0, 1.0], [1e-3, 1e-3, 1e-3]), Rounding(0.01))
+    assert noisy[0].total_error == pytest.approx(21 * near[0].total_error)
 
 
 def test_as_many_equal_values_as_probes_may_have_company():
     ritz = small_ritz([2.0, 2.0, 2.0, 1.0, 0.5], [1e-9] * 5)
-    assert likely(ritz, 4) == [3, 4]
-    assert likely(ritz, 3) == likely(ritz, 0) == []
+    assert presumed(ritz, 4) == [3, 4]
+    assert presumed(ritz, 3) == presumed(ritz, 0) == []
 
 
-def test_what_leads_is_whole_up_to_the_first_that_is_not():
-    spaces = find_spaces(small_ritz([4.0, 2.0, 1.0, 0.5], [1e-6] * 4), Rounding(0.0))
-    heads = Heads(spaces, [True, False, True], 6, 5.0)
-    assert [space.last for space in heads.leading] == [1]
+def test_what_leads_is_complete_up_to_the_first_that_is_not():
+    clusters = find_clusters(small_ritz([4.0, 2.0, 1.0, 0.5], [1e-6] * 4), Rounding(0.0))
+    known = Clusters(clusters, [True, False, True], 5.0)
+    assert [cluster.end for cluster in known.leading] == [1]
 
 
 def test_an_invariant_space_keeps_its_last_vector():
     open_ = small_ritz([2.0, 1.0], [0.0, 0.0])
     closed = Ritz(open_.sigma, open_.left, open_.right, open_.lacking[:0])
-    assert [space.last for space in find_spaces(open_, Rounding(1e-12))] == [1]
-    assert [space.last for space in find_spaces(closed, Rounding(1e-12))] == [1, 2]
+    assert [cluster.end for cluster in find_clusters(open_, Rounding(1e-12))] == [1]
+    assert [cluster.end for cluster in find_clusters(closed, Rounding(1e-12))] == [1, 2]
 
 
 class Diagonal(LinearMap):
@@ -399,7 +402,7 @@ def test_the_spectrum_keeps_what_is_known_and_the_sum_of_squares():
     ],
 )
 def test_a_verdict_holds_at_both_ends_of_both_intervals(ends, what):
-    assert _verdict(0.5, *ends) is what
+    assert certain_verdict(0.5, *ends) is what
 
 
 def test_one_large_residual_ties_two_neighbours():

@@ -9,7 +9,7 @@ import bulkedge
 from bulkedge import Clip, InputError, Project, Scale, Shrink
 from bulkedge.repairing import Case, Correction, Method
 from bulkedge.rmt import fit_bulk, spike
-from bulkedge.update import balanced
+from bulkedge.update import update_svd
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some
 
@@ -225,6 +225,6 @@ def test_spikes_of_a_dense_update_are_all_found():
     gamma, u, v = case.spikes_above(1.0)
     assert gamma.shape == (40,)
     torch.testing.assert_close((u * gamma) @ v.mT, update.to_dense(), rtol=1e-8, atol=1e-8)
-    factors = balanced(torch.eye(60, 2).double() * 3, torch.eye(2, 50).double(), 1.0, (60, 50))
+    factors = update_svd(torch.eye(60, 2).double() * 3, torch.eye(2, 50).double(), 1.0, (60, 50))
     gamma, _, _ = Case(**{**vars(case), "spikes": factors}).spikes_above(2.0)
     assert gamma.tolist() == pytest.approx([3.0, 3.0])

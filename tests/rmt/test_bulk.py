@@ -11,9 +11,16 @@ from scipy import integrate
 from scipy.sparse.linalg import svds
 
 from bulkedge._errors import InputError
-from bulkedge.rmt import Empirical, SingularValueLaw, White, d_transform, fit_edge, separated
+from bulkedge.rmt import (
+    EmpiricalBulk,
+    SingularValueLaw,
+    WhiteBulk,
+    count_outliers,
+    d_transform,
+    fit_edge,
+)
 from bulkedge.rmt.bulk import Bulk
-from bulkedge.rmt.empirical import _average_hard, _average_soft
+from bulkedge.rmt.empirical_bulk import _average_hard, _average_soft
 from helpers import some
 from noise import diagonal, noise_values, outlier, unit
 
@@ -39,7 +46,7 @@ def uniform(size):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_white_closed_forms_agree_with_the_way_through_the_d_transform(shape):
-    bulk = White(shape, sigma=0.3)
+    bulk = WhiteBulk(shape, sigma=0.3)
     theta = double([1.01, 1.2, 2.0, 5.0, 50.0]) * bulk.threshold
     closed, general = bulk._outlier(theta), Bulk._outlier(bulk, theta)
     torch.testing.assert_close(Bulk._locate(bulk, theta), closed.location, rtol=1e-14, atol=0)
@@ -70,7 +77,7 @@ def test_white_traces_are_integrals_over_the_marchenko_pastur_law(shape):
             (slope - (m - p) / z**2) / m,
             (slope - (n - p) / z**2) / n,
         ]
-        found = [float(x) for x in White(shape, tau).traces(double(z))]
+        found = [float(x) for x in WhiteBulk(shape, tau).traces(double(z))]
         assert found == pytest.approx(expected, rel=1e-6)
 
 
@@ -80,7 +87,7 @@ def test_white_traces_are_integrals_over_the_marchenko_pastur_law(shape):
 )
 def test_white_spikes_lie_where_simulation_puts_them(shape, ratio, seed):
     rng = np.random.default_rng(seed)
-    expected = White(shape).spike(ratio * White(shape).threshold)
+    expected = WhiteBulk(shape).spike(ratio * WhiteBulk(shape).threshold)
     draws = np.array([outlier(rng.standard_normal(shape), expected.theta, rng) for _ in range(60)])
     location, left, right = draws.mean(0)
     assert abs(location - expected.location) < 3 * expected.sd / math.sqrt(60)
@@ -92,7 +99,7 @@ def test_white_spikes_lie_where_simulation_puts_them(shape, ratio, seed):
 
 def test_a_wide_matrix_of_full_size():
     shape, rng = (400, 1600), np.random.default_rng(0)
-    expected = White(shape).spike(2 * White(shape).threshold)
+    expected = WhiteBulk(shape).spike(2 * WhiteBulk(shape).threshold)
     draws = []
     for _ in range(30):
         u, v = unit(400, rng), unit(1600, rng)
@@ -106,9 +113,9 @@ def test_a_wide_matrix_of_full_size():
 
 
 def test_below_the_threshold_nothing_separates():
-    bulk, rng = White((300, 300)), np.random.default_rng(0)
+    bulk, rng = WhiteBulk((300, 300)), np.random.default_rng(0)
     spike = bulk.spike([0.0, 0.7 * bulk.threshold, bulk.threshold])
-    assert spike.separated.tolist() == [False] * 3
+    assert spike.supercritical.tolist() == [False] * 3
     assert spike.location.tolist() == [bulk.edge] * 3
     assert spike.left_overlap.tolist() == spike.right_overlap.tolist() == [0.0] * 3
     assert np.isnan(spike.sd).all()
@@ -123,7 +130,7 @@ def test_below_the_threshold_nothing_separates():
     assert overlap < 0.05
 
 
-@pytest.mark.parametrize("make", [White, lambda shape: Empirical(quantiles(shape), shape)])
+@pytest.mark.parametrize("make", [WhiteBulk, lambda shape: EmpiricalBulk(quantiles(shape), shape)])
 def test_transposition_swaps_left_and_right(make):
     one, other = make((60, 90)), make((90, 60))
     theta = one.threshold * np.array([1.2, 2.0, 9.0])
@@ -137,11 +144,11 @@ def test_transposition_swaps_left_and_right(make):
 
 BULKS = st.sampled_from(
     [
-        White((40, 90)),
-        White((90, 40), 0.02),
-        White((50, 50), 7.0),
-        Empirical(quantiles((60, 90)), (60, 90)),
-        Empirical(uniform(80), (80, 120)),
+        WhiteBulk((40, 90)),
+        WhiteBulk((90, 40), 0.02),
+        WhiteBulk((50, 50), 7.0),
+        EmpiricalBulk(quantiles((60, 90)), (60, 90)),
+        EmpiricalBulk(uniform(80), (80, 120)),
     ]
 )
 
@@ -159,25 +166,25 @@ def test_the_maps_invert_each_other(bulk, ratio):
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(1e-6, 1e6), st.floats(0.1, 50))
 @settings(max_examples=60)
 def test_white_spikes_scale(m, n, scale, ratio):
-    theta = ratio * White((m, n)).threshold
-    one, other = White((m, n)).spike(theta), White((m, n), scale).spike(scale * theta)
+    theta = ratio * WhiteBulk((m, n)).threshold
+    one, other = WhiteBulk((m, n)).spike(theta), WhiteBulk((m, n), scale).spike(scale * theta)
     assert other.location == pytest.approx(scale * one.location, rel=1e-12)
     assert other.threshold == pytest.approx(scale * one.threshold, rel=1e-12)
     if abs(ratio - 1) > 1e-9:
-        assert other.separated == one.separated
+        assert other.supercritical == one.supercritical
         assert other.left_overlap == pytest.approx(one.left_overlap, rel=1e-6)
         assert other.sd == pytest.approx(scale * one.sd, rel=1e-6, nan_ok=True)
 
 
 def test_what_goes_in_comes_out_in_kind():
-    bulk = White((30, 40))
+    bulk = WhiteBulk((30, 40))
     for x in (torch.full((2, 1), 20.0), torch.full((2, 1), 20.0, dtype=torch.float64)):
         for y in (bulk.spike(x).location, bulk.strength(x), bulk.d_transform(x)):
             assert isinstance(y, torch.Tensor)
             assert (y.dtype, y.shape) == (x.dtype, x.shape)
-        assert bulk.spike(x).separated.dtype == torch.bool
+        assert bulk.spike(x).supercritical.dtype == torch.bool
     assert isinstance(bulk.spike(20.0).location, float)
-    assert bulk.spike(20.0).separated is True
+    assert bulk.spike(20.0).supercritical is True
     assert bulk.spike([[20.0, 1.0]]).sd.shape == (1, 2)
     assert bulk.d_transform(np.array([20.0])).dtype == np.float64
     assert bulk.spike(torch.tensor([20])).location.dtype == torch.float64
@@ -185,7 +192,7 @@ def test_what_goes_in_comes_out_in_kind():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("make", [White, lambda shape: Empirical(quantiles(shape), shape)])
+@pytest.mark.parametrize("make", [WhiteBulk, lambda shape: EmpiricalBulk(quantiles(shape), shape)])
 def test_a_rounded_edge_is_still_no_point_inside(make, dtype):
     for shape in ((30, 40), (33, 70), (50, 50), (17, 90)):
         bulk = make(shape)
@@ -211,9 +218,9 @@ def test_a_rounded_edge_is_still_no_point_inside(make, dtype):
 @pytest.mark.parametrize("sigma", [1e-100, 1e-160, 1e77, 1e150])
 def test_white_spikes_of_extreme_noise(shape, sigma):
     ratios = np.array([0.5, 1.0001, 1.5, 20.0])
-    one, other = White(shape), White(shape, sigma)
+    one, other = WhiteBulk(shape), WhiteBulk(shape, sigma)
     a, b = one.spike(ratios * one.threshold), other.spike(ratios * other.threshold)
-    assert b.separated.tolist() == a.separated.tolist() == [False, True, True, True]
+    assert b.supercritical.tolist() == a.supercritical.tolist() == [False, True, True, True]
     np.testing.assert_allclose(b.location / sigma, a.location, rtol=1e-12)
     np.testing.assert_allclose(b.left_overlap, a.left_overlap, rtol=1e-8)
     np.testing.assert_allclose(b.right_overlap, a.right_overlap, rtol=1e-8)
@@ -221,12 +228,12 @@ def test_white_spikes_of_extreme_noise(shape, sigma):
     np.testing.assert_allclose(other.strength(b.location[1:]), b.theta[1:], rtol=1e-7)
 
 
-@pytest.mark.parametrize("make", [White, lambda shape: Empirical(quantiles(shape), shape)])
+@pytest.mark.parametrize("make", [WhiteBulk, lambda shape: EmpiricalBulk(quantiles(shape), shape)])
 def test_a_huge_spike_is_its_outlier(make):
     bulk = make((60, 90))
     theta = np.array([1e40, 1e80, 1e200, 1e300])
     found = bulk.spike(theta)
-    assert found.separated.all()
+    assert found.supercritical.all()
     np.testing.assert_allclose(found.location, theta, rtol=1e-15)
     np.testing.assert_allclose(found.left_overlap, 1, rtol=1e-12)
     np.testing.assert_allclose(found.right_overlap, 1, rtol=1e-12)
@@ -237,7 +244,7 @@ def test_a_huge_spike_is_its_outlier(make):
 
 
 def test_just_above_the_threshold_white_spikes_keep_their_digits():
-    bulk, excess = White((100, 400)), 1e-6
+    bulk, excess = WhiteBulk((100, 400)), 1e-6
     found = bulk.spike(bulk.threshold * (1 + excess))
     c = 0.5  # √(m/n); (θ⁴ − θ_c⁴)/(θ²(θ² + τ²m)) to first order, and so on
     assert found.left_overlap == pytest.approx(4 * excess / (1 + c), rel=1e-5)
@@ -248,7 +255,11 @@ def test_just_above_the_threshold_white_spikes_keep_their_digits():
 
 @pytest.mark.parametrize(
     "bulk",
-    [White((40, 90)), Empirical(quantiles((60, 90)), (60, 90)), Empirical(uniform(80), (80, 120))],
+    [
+        WhiteBulk((40, 90)),
+        EmpiricalBulk(quantiles((60, 90)), (60, 90)),
+        EmpiricalBulk(uniform(80), (80, 120)),
+    ],
     ids=["white", "soft", "hard"],
 )
 def test_there_is_one_answer_to_whether_a_spike_separates(bulk):
@@ -256,25 +267,25 @@ def test_there_is_one_answer_to_whether_a_spike_separates(bulk):
     start = 1 if bulk.threshold else 0
     theta = unit * (start + np.array([0.0, *np.logspace(-12, 0.5, 60)]))
     found = bulk.spike(theta)
-    np.testing.assert_array_equal(found.separated, bulk.separates(theta))
-    assert (np.diff(found.separated.astype(int)) >= 0).all()
+    np.testing.assert_array_equal(found.supercritical, bulk.supercritical(theta))
+    assert (np.diff(found.supercritical.astype(int)) >= 0).all()
     # no outlier at the edge, no edge given for an outlier, no spread without one
-    np.testing.assert_array_equal(found.separated, found.location > bulk.edge)
-    np.testing.assert_array_equal(found.separated, np.isfinite(found.sd))
-    np.testing.assert_array_equal(found.separated, found.left_overlap > 0)
-    first = theta[found.separated.argmax()]
+    np.testing.assert_array_equal(found.supercritical, found.location > bulk.edge)
+    np.testing.assert_array_equal(found.supercritical, np.isfinite(found.sd))
+    np.testing.assert_array_equal(found.supercritical, found.left_overlap > 0)
+    first = theta[found.supercritical.argmax()]
     assert first < unit * (1 + 1e-7) if bulk.threshold else 0.05 * unit < first < 0.15 * unit
-    assert bulk.separates(0.0) is False
+    assert bulk.supercritical(0.0) is False
 
 
 def test_bad_input_of_a_bulk():
     for shape in [(0, 3), (3,), 5, (2.5, 4), (math.nan, 3), (math.inf, 3), "ab"]:
         with pytest.raises(InputError, match=r"expected a shape \(m, n\) of two sizes ≥ 1, got"):
-            White(shape)
+            WhiteBulk(shape)
     for sigma in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(InputError, match=r"expected a positive finite sigma, got"):
-            White((3, 4), sigma)
-    bulk = White((3, 4))
+            WhiteBulk((3, 4), sigma)
+    bulk = WhiteBulk((3, 4))
     with pytest.raises(InputError, match=r"beyond the bulk edge 3\.73205, got 0\.1"):
         bulk.d_transform([5.0, 0.1])
     with pytest.raises(InputError, match=r"beyond the bulk edge 3\.73205, got 1"):
@@ -283,18 +294,22 @@ def test_bad_input_of_a_bulk():
         with pytest.raises(InputError, match=r"values of D between 0 and 0\.288675, where"):
             bulk.inverse_d(w)
     with pytest.raises(InputError, match=r"between 0 and inf, where the bulk ends, got -1"):
-        Empirical(uniform(30), (30, 30)).inverse_d(-1.0)
+        EmpiricalBulk(uniform(30), (30, 30)).inverse_d(-1.0)
     for theta in (-1.0, math.nan, math.inf):
         with pytest.raises(InputError, match=r"expected finite strengths ≥ 0, got a negative one"):
             bulk.spike(theta)
-    for ask in (bulk.spike, bulk.strength, bulk.d_transform, bulk.inverse_d, bulk.separates):
+    for ask in (bulk.spike, bulk.strength, bulk.d_transform, bulk.inverse_d, bulk.supercritical):
         for wrong in (9j, torch.tensor([9j]), np.array([9 + 0j])):
             with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
                 ask(wrong)
-    assert White((3, 4), np.float32(0.5)).sigma == White((3, 4), torch.tensor(0.5)).sigma == 0.5
+    assert (
+        WhiteBulk((3, 4), np.float32(0.5)).sigma
+        == WhiteBulk((3, 4), torch.tensor(0.5)).sigma
+        == 0.5
+    )
     for sigma in ("1", None, [1.0], 1j):
         with pytest.raises(InputError, match=r"expected a positive finite sigma, got"):
-            White((3, 4), sigma)
+            WhiteBulk((3, 4), sigma)
 
 
 # ---- the empirical bulk
@@ -302,7 +317,7 @@ def test_bad_input_of_a_bulk():
 
 @pytest.mark.parametrize("shape", [(300, 500), (500, 300), (400, 400), (100, 1600)], ids=str)
 def test_the_empirical_bulk_of_white_values_is_the_white_one(shape):
-    empirical, white = Empirical(quantiles(shape), shape), White(shape)
+    empirical, white = EmpiricalBulk(quantiles(shape), shape), WhiteBulk(shape)
     assert not empirical.fitted.hard
     assert empirical.edge == pytest.approx(white.edge, rel=3e-3)
     assert empirical.threshold == pytest.approx(white.threshold, rel=0.01)
@@ -316,9 +331,9 @@ def test_the_empirical_bulk_of_white_values_is_the_white_one(shape):
 
 def test_the_empirical_threshold_of_noise_is_right_on_average():
     rng, shape = np.random.default_rng(0), (150, 250)
-    bulks = [Empirical(noise_values(shape, rng), shape) for _ in range(40)]
-    thresholds = np.array([bulk.threshold for bulk in bulks]) / White(shape).threshold
-    edges = np.array([bulk.edge for bulk in bulks]) / White(shape).edge
+    bulks = [EmpiricalBulk(noise_values(shape, rng), shape) for _ in range(40)]
+    thresholds = np.array([bulk.threshold for bulk in bulks]) / WhiteBulk(shape).threshold
+    edges = np.array([bulk.edge for bulk in bulks]) / WhiteBulk(shape).edge
     assert abs(thresholds.mean() - 1) < 0.02
     assert thresholds.std() < 0.06
     assert abs(edges.mean() - 1) < 0.005
@@ -329,12 +344,12 @@ def test_the_empirical_threshold_of_noise_is_right_on_average():
 @settings(max_examples=40)
 def test_a_uniform_bulk_has_a_closed_form(theta):
     # φ = ½ ln((z+1)/(z−1)) for a square matrix, so that ρ = coth(1/θ)
-    bulk = Empirical(uniform(400), (400, 400))
+    bulk = EmpiricalBulk(uniform(400), (400, 400))
     assert bulk.fitted.hard
     assert bulk.edge == pytest.approx(1, rel=1e-12)
     assert bulk.threshold == 0.0
     spike = bulk.spike(theta)
-    assert spike.separated
+    assert spike.supercritical
     assert spike.location - 1 == pytest.approx(1 / math.tanh(1 / theta) - 1, rel=2e-4)
     overlap = (theta * math.sinh(1 / theta)) ** -2
     assert spike.left_overlap == pytest.approx(overlap, rel=2e-4)
@@ -363,7 +378,7 @@ def test_matrices_like_trained_ones_have_no_hard_edge(size):
         found += [rows * G, G @ H, G + (left * decay) @ right, left + 0.1 * G]
         found.append(rng.standard_t(5, (n, n)))
     values = [np.linalg.svd(W, compute_uv=False) for W in found]
-    hard = [fit_edge(s[separated(s)[0] :]).hard for s in values]
+    hard = [fit_edge(s[count_outliers(s)[0] :]).hard for s in values]
     assert np.mean(hard) < 0.01
 
 
@@ -372,7 +387,7 @@ def test_independent_values_of_a_soft_density_are_mostly_called_soft():
     hard = []
     for _ in range(200):
         values = np.sort(law.rvs(1000, generator=rng))[::-1]
-        hard.append(fit_edge(values[separated(values)[0] :]).hard)
+        hard.append(fit_edge(values[count_outliers(values)[0] :]).hard)
     assert np.mean(hard) < 0.08
 
 
@@ -380,7 +395,7 @@ def test_long_tails_have_no_hard_edge():
     rng = np.random.default_rng(2)
     for _ in range(100):
         values = np.sort(rng.exponential(size=1000))[::-1]
-        assert not fit_edge(values[separated(values)[0] :]).hard
+        assert not fit_edge(values[count_outliers(values)[0] :]).hard
     for power in (-0.3, -0.8, -2.0):
         assert not fit_edge((1 + np.arange(400) / 20) ** power).hard
 
@@ -388,7 +403,7 @@ def test_long_tails_have_no_hard_edge():
 @pytest.mark.parametrize("theta", [0.5, 1.5])
 def test_a_hard_edge_holds_back_no_spike(theta):
     shape, rng = (200, 300), np.random.default_rng(1)
-    expected = Empirical(uniform(200), shape).spike(theta)
+    expected = EmpiricalBulk(uniform(200), shape).spike(theta)
     draws = np.array([outlier(diagonal(uniform(200), shape), theta, rng) for _ in range(50)])
     location, left, right = draws.mean(0)
     assert abs(location - expected.location) < 3 * expected.sd / math.sqrt(50)
@@ -403,7 +418,7 @@ POWER = (1 + np.arange(200) / 30) ** -1.0
 @pytest.mark.parametrize("shape", [(200, 300), (300, 200)], ids=str)
 def test_a_power_law_bulk_against_haar_vectors(shape):
     rng, theta = np.random.default_rng(2), 1.3
-    expected = Empirical(POWER, shape).spike(theta)
+    expected = EmpiricalBulk(POWER, shape).spike(theta)
     draws = np.array([outlier(diagonal(POWER, shape), theta, rng) for _ in range(50)])
     location, left, right = draws.mean(0)
     assert abs(location - expected.location) < 3 * expected.sd / math.sqrt(50)
@@ -415,7 +430,7 @@ def test_a_power_law_bulk_against_haar_vectors(shape):
 @pytest.mark.parametrize("own", [(2.2, 1.9), (5.0, 4.0)], ids=["near", "far"])
 def test_outliers_left_out_of_a_bulk_cost_a_few_percent(own):
     values, shape = np.array([*own, *POWER[2:]]), (200, 300)
-    bulk = Empirical(values, shape, outliers=2)
+    bulk = EmpiricalBulk(values, shape, outliers=2)
     rng, theta = np.random.default_rng(2), 1.3
     expected = bulk.spike(theta)
     draws = np.array([outlier(diagonal(values, shape), theta, rng) for _ in range(50)])
@@ -425,7 +440,7 @@ def test_outliers_left_out_of_a_bulk_cost_a_few_percent(own):
     assert location == pytest.approx(expected.location, rel=0.02)
     assert left == pytest.approx(expected.left_overlap, abs=0.05)
     assert right == pytest.approx(expected.right_overlap, abs=0.05)
-    whole = Empirical(values, shape)  # takes them for bulk
+    whole = EmpiricalBulk(values, shape)  # takes them for bulk
     assert whole.threshold > 1.3 * bulk.threshold
 
 
@@ -433,12 +448,12 @@ def test_far_from_the_edge_the_smooth_sum_is_the_plain_one():
     values = noise_values((60, 80), np.random.default_rng(0))
     z = values[0] * np.array([3.0, 10.0, 100.0])
     plain = d_transform(values, (60, 80), z)
-    np.testing.assert_allclose(Empirical(values, (60, 80)).d_transform(z), plain, rtol=1e-3)
+    np.testing.assert_allclose(EmpiricalBulk(values, (60, 80)).d_transform(z), plain, rtol=1e-3)
 
 
 def test_values_that_nearly_coincide_lose_no_digits():
     values = 1 + 1e-9 * uniform(40)
-    spike = Empirical(values, (40, 40)).spike(np.array([1.0, 1e3]))
+    spike = EmpiricalBulk(values, (40, 40)).spike(np.array([1.0, 1e3]))
     # all values one: φ = z/(z² − 1)
     location = (theta := np.array([1.0, 1e3])) / 2 + np.sqrt(theta**2 / 4 + 1)
     np.testing.assert_allclose(spike.location, location, rtol=1e-8)
@@ -449,7 +464,7 @@ def test_values_that_nearly_coincide_lose_no_digits():
 @pytest.mark.parametrize("scale", [1e-6, 0.3, 1e5])
 def test_the_empirical_bulk_scales(scale):
     values = noise_values((30, 50), np.random.default_rng(0))
-    one, other = Empirical(values, (30, 50)), Empirical(scale * values, (30, 50))
+    one, other = EmpiricalBulk(values, (30, 50)), EmpiricalBulk(scale * values, (30, 50))
     a, b = one.spike(20.0), other.spike(scale * 20.0)
     assert other.threshold == pytest.approx(scale * one.threshold, rel=1e-10)
     assert b.location == pytest.approx(scale * a.location, rel=1e-10)
@@ -485,7 +500,7 @@ def test_at_a_soft_edge_the_average_is_finite():
 
 
 def test_the_slopes_are_derivatives():
-    bulk = Empirical(noise_values((40, 60), np.random.default_rng(3)), (40, 60), outliers=1)
+    bulk = EmpiricalBulk(noise_values((40, 60), np.random.default_rng(3)), (40, 60), outliers=1)
     z = double([1.01, 1.3, 4.0]) * bulk.edge
     h = 1e-5 * z
     up, down, middle = bulk.traces(z + h), bulk.traces(z - h), bulk.traces(z)
@@ -496,8 +511,8 @@ def test_the_slopes_are_derivatives():
 def test_bad_input_of_an_empirical_bulk():
     values = uniform(30)
     with pytest.raises(InputError, match=r"all 30 singular values of a 30×40 matrix, got 29"):
-        Empirical(values[1:], (30, 40))
-    for make in (fit_edge, separated, lambda v: Empirical(v, (len(v), 90))):
+        EmpiricalBulk(values[1:], (30, 40))
+    for make in (fit_edge, count_outliers, lambda v: EmpiricalBulk(v, (len(v), 90))):
         with pytest.raises(InputError, match=r"at least 12 singular values in a bulk, got 11"):
             make(values[:11])
         with pytest.raises(InputError, match=r"in descending order; sort them first"):
@@ -510,16 +525,16 @@ def test_bad_input_of_an_empirical_bulk():
     with pytest.raises(InputError, match=r"one row of finite singular values ≥ 0"):
         fit_edge(values[:, None])
     with pytest.raises(InputError, match=r"at least 12 singular values in a bulk, got 11"):
-        Empirical(values, (30, 40), outliers=19)
+        EmpiricalBulk(values, (30, 40), outliers=19)
     for outliers in (-1, 1.5, None):
         with pytest.raises(InputError, match=rf"expected outliers ≥ 0, got {outliers!r}; give a"):
-            Empirical(values, (30, 40), outliers=outliers)
-    assert Empirical(values, (30, 40), outliers=np.int64(2)).outliers == 2
+            EmpiricalBulk(values, (30, 40), outliers=outliers)
+    assert EmpiricalBulk(values, (30, 40), outliers=np.int64(2)).outliers == 2
 
 
 def test_gradients_pass_through_the_root_of_an_empirical_bulk():
     values = torch.linspace(1, 0.1, 60, dtype=torch.float64) ** 2
-    bulk = Empirical(values, (60, 90))
+    bulk = EmpiricalBulk(values, (60, 90))
 
     def told(theta):
         found = bulk.spike(theta)
@@ -532,10 +547,10 @@ def test_gradients_pass_through_the_root_of_an_empirical_bulk():
 
 
 def test_an_outlier_that_digits_cannot_tell_from_the_edge_is_none():
-    soft = Empirical(torch.linspace(1, 0.1, 60, dtype=torch.float64) ** 2, (60, 90))
-    hard = Empirical(torch.linspace(1, 0.1, 60, dtype=torch.float64), (60, 90))
+    soft = EmpiricalBulk(torch.linspace(1, 0.1, 60, dtype=torch.float64) ** 2, (60, 90))
+    hard = EmpiricalBulk(torch.linspace(1, 0.1, 60, dtype=torch.float64), (60, 90))
     assert hard.threshold == 0
     for found in (soft.spike(soft.threshold * (1 + 1e-9)), hard.spike(1e-8)):
-        assert (found.separated, found.left_overlap, found.right_overlap) == (False, 0.0, 0.0)
+        assert (found.supercritical, found.left_overlap, found.right_overlap) == (False, 0.0, 0.0)
         assert math.isnan(found.sd)
-    assert hard.spike(0.5).separated
+    assert hard.spike(0.5).supercritical

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from scipy import optimize
 
 from bulkedge._errors import InputError
-from bulkedge.rmt import BulkFit, Empirical, White, edge_test, fit_bulk, separated
-from bulkedge.rmt._noise import CONVERGED, GRID, turns
+from bulkedge.rmt import BulkFit, EmpiricalBulk, WhiteBulk, count_outliers, edge_test, fit_bulk
+from bulkedge.rmt._noise import GRID, SERIES_FROM, spike_phases
 from helpers import MINILM, some
 from noise import noise_values, spiked_values
 
@@ -57,7 +57,7 @@ def test_noise_of_known_sigma_alarms_as_often_as_it_should(shape):
 
 def test_the_third_value_after_two_strong_spikes():
     shape, rng, draws = (60, 120), np.random.default_rng(0), 600
-    strengths = 6 * White(shape).threshold * np.array([1.3, 1.0])
+    strengths = 6 * WhiteBulk(shape).threshold * np.array([1.3, 1.0])
     values = np.array([spiked_values(shape, strengths, rng)[2] for _ in range(draws)])
     own, first = (values > critical(0.05, shape, k=3)), (values > critical(0.05, shape))
     assert abs(own.mean() - 0.05) < three_sd(0.05, draws)
@@ -127,7 +127,7 @@ def test_noise_is_fitted_without_bias(fits):
 def test_noise_is_white_and_seldom_spiked(fits):
     assert np.mean([fit.white for _, fit in fits]) > 0.99
     for fit in some(fit for _, fit in fits if fit.white):
-        assert isinstance(fit.bulk, White)
+        assert isinstance(fit.bulk, WhiteBulk)
         assert fit.edge == pytest.approx(fit.sigma * (math.sqrt(50) + 10))
         assert fit.threshold == pytest.approx(fit.sigma * 5000**0.25)
     alarms = np.mean([fit.spikes > 0 for _, fit in fits])
@@ -153,7 +153,7 @@ def test_spikes_are_counted_and_leave_sigma_alone(shape):
     rng, count = np.random.default_rng(5), min(shape) // 20
     found = []
     for _ in range(10):
-        strengths = White(shape).threshold * np.sort(rng.uniform(2, 10, count))[::-1]
+        strengths = WhiteBulk(shape).threshold * np.sort(rng.uniform(2, 10, count))[::-1]
         found.append(fit_bulk(spiked_values(shape, strengths, rng), shape))
     sigma = np.mean([fit.sigma for fit in found])
     assert abs(sigma - 1) < 0.0025
@@ -166,7 +166,7 @@ def test_spikes_are_counted_and_leave_sigma_alone(shape):
 
 def test_the_p_value_is_that_of_the_last_spike_that_counts():
     shape, rng = (200, 300), np.random.default_rng(9)
-    values = spiked_values(shape, White(shape).threshold * np.array([4.0, 1.6]), rng)
+    values = spiked_values(shape, WhiteBulk(shape).threshold * np.array([4.0, 1.6]), rng)
     fits = {exact: fit_bulk(values, shape, exact=exact) for exact in (None, 2, 1, 0)}
     assert [fit.spikes for fit in fits.values()] == [2, 2, 1, 0]
     assert all(fit.white for fit in fits.values())
@@ -181,10 +181,10 @@ def test_the_p_value_is_that_of_the_last_spike_that_counts():
 
 def test_the_p_value_is_that_of_the_last_spike_without_a_model_too():
     values = np.concatenate([[2.5, 1.8], (1 + np.arange(198) / 20) ** -0.8])
-    last, first = (separated(values, exact=exact) for exact in (None, 1))
+    last, first = (count_outliers(values, exact=exact) for exact in (None, 1))
     assert (last[0], first[0]) == (2, 1)
     assert 0 < first[1] < last[1] < 0.05
-    assert separated(values, exact=0) == (0, first[1])
+    assert count_outliers(values, exact=0) == (0, first[1])
     assert not fit_bulk(values, (200, 300)).white
     for exact, expected in {None: last, 1: first, 0: (0, first[1])}.items():
         fit = fit_bulk(values, (200, 300), exact=exact)
@@ -194,18 +194,18 @@ def test_the_p_value_is_that_of_the_last_spike_without_a_model_too():
 @pytest.mark.parametrize("count", [0, 15, 16, 17, 40])
 def test_more_spikes_than_are_tested_at_first(count):
     shape, rng = (600, 600), np.random.default_rng(count)
-    strengths = White(shape).threshold * np.linspace(12, 3, count)
+    strengths = WhiteBulk(shape).threshold * np.linspace(12, 3, count)
     values = noise_values((600 - count, 600 - count), rng)
-    outliers = White(shape).spike(strengths).location if count else []
+    outliers = WhiteBulk(shape).spike(strengths).location if count else []
     fit = fit_bulk(np.concatenate([outliers, values]), shape)
     assert fit.white
     assert fit.spikes == count
 
 
 def test_turns_of_spikes_are_sums_of_arguments():
-    t = np.array([1 + 1e-9, 1.001, 1.1, CONVERGED, 1.2, 1.2, 3.0, 1e9])
+    t = np.array([1 + 1e-9, 1.001, 1.1, SERIES_FROM, 1.2, 1.2, 3.0, 1e9])
     expected = np.angle(1 - t[:, None] * np.exp(-1j * GRID)).sum(0)
-    np.testing.assert_allclose(turns(t), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(spike_phases(t), expected, rtol=0, atol=1e-12)
 
 
 def test_the_chance_of_a_row_of_values():
@@ -233,7 +233,7 @@ def test_the_strength_of_a_spike_decides_whether_it_is_seen():
         ratio: np.mean(
             [
                 fit_bulk(
-                    spiked_values(shape, np.array([ratio * White(shape).threshold]), rng), shape
+                    spiked_values(shape, np.array([ratio * WhiteBulk(shape).threshold]), rng), shape
                 ).spikes
                 for _ in range(15)
             ]
@@ -248,7 +248,7 @@ def test_a_power_law_is_not_white():
     values = (1 + np.arange(300) / 20) ** -0.8
     fit = fit_bulk(values, (300, 400))
     assert not fit.white
-    assert isinstance(fit.bulk, Empirical)
+    assert isinstance(fit.bulk, EmpiricalBulk)
     assert fit.edge == fit.bulk.edge
     assert fit.threshold == fit.bulk.threshold
     assert fit.spikes == fit.bulk.outliers
@@ -347,21 +347,21 @@ def test_bad_input_of_a_test():
 @pytest.mark.parametrize("shape", [(30, 90), (100, 100)], ids=str)
 def test_noise_seldom_stands_apart_from_itself(shape):
     rng, draws = np.random.default_rng(0), 200
-    alarms = [separated(noise_values(shape, rng))[0] > 0 for _ in range(draws)]
+    alarms = [count_outliers(noise_values(shape, rng))[0] > 0 for _ in range(draws)]
     assert np.mean(alarms) < 0.05 + three_sd(0.05, draws)
 
 
 def test_heavy_tails_do_stand_apart():
     rng = np.random.default_rng(0)
     draws = [np.linalg.svd(rng.standard_t(3, (60, 60)), compute_uv=False) for _ in range(60)]
-    assert np.mean([separated(s)[0] > 0 for s in draws]) > 0.2
+    assert np.mean([count_outliers(s)[0] > 0 for s in draws]) > 0.2
 
 
 def test_what_stands_apart_is_counted():
     shape, rng = (200, 300), np.random.default_rng(4)
     for count in (1, 3, 8):
-        strengths = White(shape).threshold * np.linspace(6, 3, count)
-        found, p_value = separated(spiked_values(shape, strengths, rng))
+        strengths = WhiteBulk(shape).threshold * np.linspace(6, 3, count)
+        found, p_value = count_outliers(spiked_values(shape, strengths, rng))
         assert found == count
         assert p_value < 0.05
 
@@ -371,7 +371,7 @@ def test_what_stands_apart_is_counted():
 def test_standing_apart_knows_no_unit(scale):
     values = noise_values((40, 60), np.random.default_rng(2))
     values[0] *= 1.3
-    one, other = separated(values), separated(scale * values)
+    one, other = count_outliers(values), count_outliers(scale * values)
     assert one[0] == other[0] == 1
     assert other[1] == pytest.approx(one[1], rel=1e-6)
 
@@ -380,22 +380,22 @@ def test_bad_input_of_what_stands_apart():
     values = noise_values((40, 60), np.random.default_rng(2))
     for level in (0.0, 2, math.nan, None):
         with pytest.raises(InputError, match=r"expected a significance between 0 and 1, got"):
-            separated(values, significance=level)
+            count_outliers(values, significance=level)
     for exact in (-1, 2.5):
         with pytest.raises(InputError, match=rf"expected exact ≥ 0, got {exact!r}; give a whole"):
-            separated(values, exact=exact)
-    assert separated(values, exact=np.int64(40), significance=np.float32(0.05))[0] in (0, 1)
+            count_outliers(values, exact=exact)
+    assert count_outliers(values, exact=np.int64(40), significance=np.float32(0.05))[0] in (0, 1)
 
 
 def test_a_dozen_values_can_spare_none():
     values = np.concatenate([[9.0], np.linspace(1, 0.9, 11)])
     assert fit_bulk(values, (12, 40)).spikes == 0
-    assert separated(values) == (0, 1.0)
-    assert separated(np.concatenate([[9.0], np.linspace(1, 0.9, 12)]))[0] == 1
+    assert count_outliers(values) == (0, 1.0)
+    assert count_outliers(np.concatenate([[9.0], np.linspace(1, 0.9, 12)]))[0] == 1
 
 
 @pytest.mark.parametrize(("size", "alarms"), [(12, 0.0), (13, 0.12), (20, 0.077), (30, 0.044)])
 def test_few_values_alarm_more_often_as_documented(size, alarms):
     rng = np.random.default_rng(size)
-    found = [separated(noise_values((size, 2 * size), rng))[0] > 0 for _ in range(800)]
+    found = [count_outliers(noise_values((size, 2 * size), rng))[0] > 0 for _ in range(800)]
     assert np.mean(found) == pytest.approx(alarms, abs=4 * math.sqrt(alarms / 800))

@@ -10,7 +10,7 @@ import torch
 
 from bulkedge._errors import InputError
 from bulkedge.rmt import (
-    Empirical,
+    EmpiricalBulk,
     Law,
     LawBulk,
     MarchenkoPastur,
@@ -18,7 +18,7 @@ from bulkedge.rmt import (
     SingularValueLaw,
     SymmetricLawBulk,
     TracyWidom,
-    White,
+    WhiteBulk,
     Wigner,
     spike,
 )
@@ -75,7 +75,7 @@ def away(edge: float) -> np.ndarray:
 @pytest.mark.parametrize("sigma", [1.0, 0.02])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_of_the_law_of_noise_it_is_the_white_bulk(shape, sigma):
-    law, white = SingularValueLaw.of(shape, sigma), White(shape, sigma)
+    law, white = SingularValueLaw.of(shape, sigma), WhiteBulk(shape, sigma)
     bulk = LawBulk(law, shape)
     assert bulk.edge == pytest.approx(white.edge, rel=1e-15)
     assert bulk.threshold == pytest.approx(white.threshold, rel=1e-11)
@@ -155,10 +155,10 @@ def test_a_density_that_breaks_off_has_no_threshold():
     total = np.arctanh(1 / z)
     np.testing.assert_allclose(bulk.d_transform(z), total * (2 * total + 1 / z) / 3, rtol=1e-9)
     values = (np.arange(80)[::-1] + 0.5) / 80
-    one, other = (b.spike([0.3, 1.0]) for b in (bulk, Empirical(values, (80, 120))))
-    assert one.separated.all()
+    one, other = (b.spike([0.3, 1.0]) for b in (bulk, EmpiricalBulk(values, (80, 120))))
+    assert one.supercritical.all()
     np.testing.assert_allclose(one.location, other.location, rtol=1e-3)
-    assert bulk.spike(0.001).separated is False
+    assert bulk.spike(0.001).supercritical is False
 
 
 def test_a_density_falling_by_any_power_is_integrated():
@@ -186,12 +186,12 @@ def test_of_the_semicircle_a_symmetric_bulk_is_that_of_wigner(sigma):
     assert bulk.thresholds == pytest.approx((wigner.threshold,) * 2, rel=1e-10)
     theta = np.array([-40.0, -1.1, -0.5, 0.0, 0.5, 1.001, 2.0]) * wigner.threshold
     one, other = bulk.spike(theta), wigner.spike(theta)
-    np.testing.assert_array_equal(one.separated, other.separated)
+    np.testing.assert_array_equal(one.supercritical, other.supercritical)
     np.testing.assert_allclose(one.location, other.location, rtol=1e-12)
     np.testing.assert_allclose(one.left_overlap, other.left_overlap, rtol=1e-8)
     np.testing.assert_array_equal(one.left_overlap, one.right_overlap)
     np.testing.assert_allclose(one.sd, other.sd, rtol=1e-8)
-    outside = one.separated
+    outside = one.supercritical
     np.testing.assert_allclose(bulk.strength(one.location[outside]), theta[outside], rtol=1e-10)
 
 
@@ -203,7 +203,7 @@ def test_outliers_of_a_symmetric_bulk_of_another_law():
     values = law.ppf((np.arange(size) + 0.5) / size)
     for strength in (-2 * bulk.thresholds[0], 2 * bulk.thresholds[1]):
         told = bulk.spike(strength)
-        assert told.separated
+        assert told.supercritical
         found = []
         for _ in range(12):
             e = unit(size, rng)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkedge._errors import InputError
-from bulkedge.rmt import Empirical, White, Wigner, spike, strength
+from bulkedge.rmt import EmpiricalBulk, WhiteBulk, Wigner, spike, strength
 from noise import noise_values, unit
 
 
@@ -38,7 +38,7 @@ def test_symmetric_spikes_lie_where_simulation_puts_them(ratio, seed):
     assert found[:, 0].std(ddof=1) == pytest.approx(expected.sd, rel=0.25)
     assert found[:, 1].mean() == pytest.approx(expected.left_overlap, abs=0.025)
     assert expected.right_overlap == expected.left_overlap
-    assert expected.separated is True
+    assert expected.supercritical is True
 
 
 def test_a_symmetric_spike_below_the_threshold_stays_inside():
@@ -47,7 +47,7 @@ def test_a_symmetric_spike_below_the_threshold_stays_inside():
     assert found.location.tolist() == [-10.0, -10.0, 10.0, 10.0]
     assert found.left_overlap.tolist() == [0.0] * 4
     assert np.isnan(found.sd).all()
-    assert not found.separated.any()
+    assert not found.supercritical.any()
     assert Wigner(7).spike([-1.0, 1.0]).location.tolist() == [-2 * math.sqrt(7), 2 * math.sqrt(7)]
 
 
@@ -106,8 +106,8 @@ def test_bad_input_of_a_symmetric_bulk():
 def test_a_shape_means_white_noise():
     theta = np.array([0.5, 2.0])
     found = spike(theta, shape=(400, 1600), sigma=0.025)
-    expected = White((400, 1600), 0.025).spike(theta)
-    for name in ("location", "left_overlap", "right_overlap", "separated"):
+    expected = WhiteBulk((400, 1600), 0.025).spike(theta)
+    for name in ("location", "left_overlap", "right_overlap", "supercritical"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     # Benaych-Georges and Nadakuditi print it for entries of variance 1/n
     c, t = 0.25, 2.0
@@ -128,7 +128,7 @@ def test_square_noise_is_the_symmetric_formula_by_coincidence():
 
 def test_any_other_bulk():
     values = noise_values((40, 60), np.random.default_rng(0))
-    bulk = Empirical(values, (40, 60))
+    bulk = EmpiricalBulk(values, (40, 60))
     assert spike(30.0, bulk=bulk).location == bulk.spike(30.0).location
     assert strength(40.0, bulk=bulk) == bulk.strength(40.0)
 
@@ -152,7 +152,7 @@ def test_kinds_of_numbers(symmetric):
     for name in ("location", "left_overlap", "right_overlap", "sd"):
         value = getattr(found, name)
         assert (value.dtype, value.shape) == (torch.float32, (2, 1))
-    assert found.separated.tolist() == [[False], [True]]
+    assert found.supercritical.tolist() == [[False], [True]]
     assert strength(x[1:], **options).dtype == torch.float32
     assert isinstance(strength(40.0, **options), float)
     assert isinstance(spike([5, 40], **options).location, np.ndarray)
@@ -160,7 +160,7 @@ def test_kinds_of_numbers(symmetric):
 
 
 def test_bad_input_of_the_front_door():
-    bulk = White((3, 4))
+    bulk = WhiteBulk((3, 4))
     for options in ({}, {"shape": (3, 4), "bulk": bulk}):
         for ask in (spike, strength):
             with pytest.raises(InputError, match=r"expected either shape or bulk; give shape="):

@@ -10,7 +10,7 @@ from bulkedge._errors import InputError
 from bulkedge.rmt import (
     MarchenkoPastur,
     Semicircle,
-    White,
+    WhiteBulk,
     d_transform,
     resolvent_traces,
     stieltjes,
@@ -66,8 +66,8 @@ def test_the_d_transform_finds_the_outlier_of_an_isotropic_spike():
 def test_the_sample_approaches_the_law():
     shape, rng = (300, 600), np.random.default_rng(3)
     values = noise_values(shape, rng)
-    z = White(shape).edge * np.array([1.1, 1.5, 3.0])
-    np.testing.assert_allclose(d_transform(values, shape, z), White(shape).d_transform(z), 0.01)
+    z = WhiteBulk(shape).edge * np.array([1.1, 1.5, 3.0])
+    np.testing.assert_allclose(d_transform(values, shape, z), WhiteBulk(shape).d_transform(z), 0.01)
     squares = values**2 / 600
     points = np.array([4.0, 6.0, 1.0 + 1.0j])
     np.testing.assert_allclose(

@@ -127,10 +127,8 @@ def test_measured_residuals_are_those_of_the_triplets(dtype):
 def test_a_solver_that_proves_reports_measured_residuals():
     """Of constant columns, whose products round in one direction."""
     W0 = torch.full((600, 400), 1.1767964) + 0.02 * gaussian(600, 400).float()
-    found = singular_triplet(
-        W0, 2, solver=GolubKahan(angle=5e-3, oversample=8, missed=1e-9, max_steps=40),
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    solver = GolubKahan(vector_tol=5e-3, oversample=8, failure_probability=1e-9, max_steps=40)
+    found = singular_triplet(W0, 2, solver=solver, generator=torch.Generator().manual_seed(0))
     assert found.status is Status.CONVERGED
     A, sigma, u, v = W0.double(), *(x.double() for x in found)
     true = torch.hypot((A @ v - u * sigma).norm(dim=0), (A.mT @ u - v * sigma).norm(dim=0))
@@ -183,7 +181,7 @@ def test_golub_kahan_is_not_content_with_the_first_vector_it_is_given(seed):
     U, V = orthonormal(200, 60, seed), orthonormal(120, 60, seed + 1)
     W0 = (U * values) @ V.mT
     found = singular_triplet(
-        W0, 1, solver=GolubKahan(angle=2e-3), init=(U[:, 1:2], V[:, 1:2]),
+        W0, 1, solver=GolubKahan(vector_tol=2e-3), init=(U[:, 1:2], V[:, 1:2]),
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     assert float(found.sigma[0]) == pytest.approx(2.0, rel=1e-3)
@@ -195,7 +193,7 @@ def test_the_gap_of_the_last_triplet_counts_what_has_not_converged():
     W0 = (orthonormal(150, 100, 8) * values) @ orthonormal(130, 100, 9).mT
     for seed in range(5):
         g = torch.Generator().manual_seed(seed)
-        found = singular_triplet(W0, 2, solver=GolubKahan(angle=0.05), generator=g)
+        found = singular_triplet(W0, 2, solver=GolubKahan(vector_tol=0.05), generator=g)
         assert float(found.gaps[1]) < 0.1 + 1e-3  # the distance to 1.9
 
 

@@ -192,3 +192,26 @@ def test_the_registered_operators_keep_their_promises():
     known = sigma, u, v, residuals, gaps, theta, Z, A
     arguments = None, torch.ones_like(u), None, *known, token(Minres()), "turns"
     torch.library.opcheck(op_implicit, arguments)
+
+
+def test_a_result_prints_shapes_and_figures_but_no_vectors():
+    found = singular_triplet(gaussian(300, 200), k=3)
+    assert repr(found).startswith("SingularTriplets(sigma=[")
+    assert "u=(300, 3), v=(200, 3), residuals≤" in repr(found)
+    assert "status=CONVERGED" in repr(found)
+    assert len(repr(found)) < 200
+    many = singular_triplet(gaussian(30, 20), k=20)
+    assert repr(many).count(",") < 20
+    assert "…" in repr(many)
+    shown = []
+    torch.func.vmap(lambda A: shown.append(repr(singular_triplet(A))) or A)(
+        gaussian(2, 20).view(2, 5, 4)
+    )
+    assert "status=DEFERRED" in shown[0]
+
+
+def test_a_module_is_told_what_to_pass_instead():
+    with pytest.raises(InputError, match=r"got Linear; pass layer\.weight, or use spectral_cap"):
+        singular_triplet(torch.nn.Linear(3, 4))
+    with pytest.raises(InputError, match=r"got k=2\.0; k must be an integer"):
+        singular_triplet(gaussian(4, 3), 2.0)

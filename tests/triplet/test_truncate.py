@@ -195,6 +195,18 @@ def test_a_tie_at_the_cut_is_never_silent(gap, mode):
     ]
 
 
+@pytest.mark.parametrize("loss", [lambda low: low[0, 0], torch.sum], ids=["one entry", "all"])
+def test_a_tie_at_the_cut_is_warned_of_in_its_own_words(loss):
+    """Also where the loss asks for a part that this choice of basis does not move."""
+    A = torch.eye(3, dtype=torch.float64).requires_grad_()
+    with pytest.warns(
+        DegenerateWarning, match=r"truncate\(A, k=2\): σ_2 and σ_3 .* choose a k"
+    ) as w:
+        loss(truncate(A, 2)).backward()
+    assert "vector" not in str(w[0].message)
+    loss(truncate(torch.diag(torch.tensor([2.0, 2.0, 1.0])).requires_grad_(), 2)).backward()
+
+
 def test_a_rank_below_k_has_no_derivative():
     A = (orthonormal(6, 2) @ orthonormal(5, 2, 1).mT).requires_grad_()
     torch.testing.assert_close(truncate(A, 3), A)

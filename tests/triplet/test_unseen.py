@@ -35,7 +35,7 @@ def grown(W0, others, probes, steps, missed=1e-9):
     count = process.left.shape[1] + process.right.shape[1]
     ritz = process.ritz()
     rounding = measure_rounding(process, ritz, draw(count, CHECKS, 9), missed, size)
-    return Unseen.by(process, ritz, probes, size, missed, rounding)
+    return Unseen.of(process, ritz, probes, size, missed, rounding)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 6), (2, 4), (3, 3), (4, 10)])
@@ -54,8 +54,8 @@ def test_with_fewer_probes_than_vectors_nothing_is_known():
     assert least_square(3, 2, 0.5) == 0.0
     W0, _ = with_values(torch.linspace(1, 0.1, 30), 40, 30)
     unseen = grown(W0, draw(40, 3, 1), draw(40, 0), 6)
-    assert not unseen.nothing(0, 1, 0.99, 2.0)
-    assert unseen.ceiling == pytest.approx(float(W0.norm()))
+    assert not unseen.nothing_missed(0, 1, 0.99, 2.0)
+    assert unseen.norm_bound == pytest.approx(float(W0.norm()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, WIDE])
@@ -70,10 +70,10 @@ def test_a_cluster_that_looks_like_one_vector(size, steps, dtype):
     for seed in range(5):
         unseen = grown(W0.to(dtype), mean, draw(100, 8, seed), steps)
         for found in range(1, size):
-            assert not unseen.nothing(0, found, 0.8, float("inf"))
+            assert not unseen.nothing_missed(0, found, 0.8, float("inf"))
         near = (unseen.ritz.sigma > 0.8).sum()
         if steps > 5 and size <= (3 if dtype is torch.float32 else 5):
-            assert unseen.nothing(0, int(near), 0.8, float("inf"))
+            assert unseen.nothing_missed(0, int(near), 0.8, float("inf"))
 
 
 def test_claims_are_as_seldom_wrong_as_they_say():
@@ -83,7 +83,7 @@ def test_claims_are_as_seldom_wrong_as_they_say():
     W0, U = with_values(values, 60, 50)
     start = U[:, :1] + U[:, 1:2]
     few = [grown(W0, start / start.norm(), draw(60, 2, s), 3, missed=0.5) for s in range(300)]
-    assert sum(unseen.nothing(0, 1, 0.8, float("inf")) for unseen in few) < 150
+    assert sum(unseen.nothing_missed(0, 1, 0.8, float("inf")) for unseen in few) < 150
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, WIDE])
@@ -111,8 +111,8 @@ def test_what_hides_has_the_component_on_the_probes_that_is_claimed():
         process.extend()
     ritz = process.ritz()
     rounding = measure_rounding(process, ritz, draw(30, CHECKS, 9), 1e-9, float(W0.norm()))
-    unseen = Unseen.by(process, ritz, G, float(W0.norm()), 1e-9, rounding)
-    C, s, T = ritz.lacking, ritz.sigma[: len(ritz.residuals)], unseen.inside
+    unseen = Unseen.of(process, ritz, G, float(W0.norm()), 1e-9, rounding)
+    C, s, T = ritz.lacking, ritz.sigma[: len(ritz.residuals)], unseen.coordinates
     values = torch.linalg.svdvals(W0)
     for i in (0, 7, 30, 59):
         u, w = U[:, i], process._next.double() @ U[:, i]
@@ -123,9 +123,9 @@ def test_what_hides_has_the_component_on_the_probes_that_is_claimed():
 def test_the_ceiling_comes_down_to_the_largest_value():
     W0 = draw(200, 200)
     largest = float(torch.linalg.svdvals(W0)[0])
-    ceilings = [grown(W0, draw(200, 2, 5), draw(200, 8), s).ceiling for s in (2, 6, 12)]
-    assert ceilings == sorted(ceilings, reverse=True)
-    assert largest < ceilings[-1] < 1.03 * largest
+    bounds = [grown(W0, draw(200, 2, 5), draw(200, 8), s).norm_bound for s in (2, 6, 12)]
+    assert bounds == sorted(bounds, reverse=True)
+    assert largest < bounds[-1] < 1.03 * largest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, WIDE])
@@ -140,7 +140,7 @@ def test_golub_kahan_goes_on_until_none_is_missed(dtype):
     init, seed = ((U @ mix).to(dtype), (V @ mix).to(dtype)), torch.Generator().manual_seed(2)
     trusting, proved = (
         singular_triplet(W, 2, init=init, generator=seed, strict=False,
-                         solver=GolubKahan(rtol=0.2, oversample=8, missed=missed))
+                         solver=GolubKahan(rtol=0.2, oversample=8, failure_probability=missed))
         for missed in (None, 1e-9)
     )  # fmt: skip
     assert trusting.status is proved.status is Status.CONVERGED
@@ -150,7 +150,7 @@ def test_golub_kahan_goes_on_until_none_is_missed(dtype):
 
 def test_where_steps_do_not_suffice_it_says_so():
     W = draw(300, 300)
-    few = GolubKahan(rtol=1e-2, max_steps=3, missed=1e-9)
+    few = GolubKahan(rtol=1e-2, max_steps=3, failure_probability=1e-9)
     assert singular_triplet(W, 3, solver=few, strict=False).status is Status.UNPROVED
     with pytest.raises(Exception, match="a leading triplet may have been missed"):
         singular_triplet(W, 3, solver=few)
@@ -159,6 +159,6 @@ def test_where_steps_do_not_suffice_it_says_so():
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_a_matrix_of_lower_rank_has_none_above(rank):
     W = draw(40, rank) @ draw(rank, 30, 1)
-    found = singular_triplet(W, 5, solver=GolubKahan(missed=1e-9), strict=False)
+    found = singular_triplet(W, 5, solver=GolubKahan(failure_probability=1e-9), strict=False)
     assert found.status is Status.CONVERGED
     assert found.rank == rank

@@ -49,7 +49,7 @@ def compare_triplets(rank):
             torch.testing.assert_close(A.to_dense(), W)
             assert A.norm_bound() == pytest.approx(float(W.norm()))
             k = min(2, m, n)
-            for solver in (None, GolubKahan(angle=1e-4)):
+            for solver in (None, GolubKahan(vector_tol=1e-4)):
                 options = {} if solver is None else {"solver": solver}
                 found, whole = (singular_triplet(x, k, **options) for x in (A, W))
                 torch.testing.assert_close(found.sigma, whole.sigma)

@@ -8,17 +8,17 @@ import torch
 from safetensors import safe_open
 
 from bulkedge._errors import InputError
-from bulkedge.rmt import White
+from bulkedge.rmt import WhiteBulk
 from bulkedge.triplet import thin_svd
 from bulkedge.update import (
     BaseSpectrum,
     Expectation,
     Prediction,
     Secular,
-    balanced,
     budget,
     predict,
     predict_spikes,
+    update_svd,
 )
 from helpers import MINILM, some, weights
 from noise import unit
@@ -117,7 +117,7 @@ def test_a_spike_beside_a_strong_direction_of_the_base_is_aligned():
     theta = [60.0, bulk.strength(40.02), bulk.strength(35.0), 20.0, 5.0]
     found = predict_spikes(known, torch.tensor(theta, dtype=torch.float64))
     assert found.place.tolist() == [0, 1, 3, 5, 6]
-    assert found.separated.tolist() == [True] * 4 + [False]
+    assert found.supercritical.tolist() == [True] * 4 + [False]
     assert found.expected[1] is Expectation.ALIGNED
     assert found.expected[-1] is Expectation.ABSORBED
     assert found.expected[0] is found.expected[2] is Expectation.INTRUDER
@@ -162,7 +162,7 @@ def test_an_isotropic_update_of_rank_r_agrees_with_the_exact_equation(base):
     A = torch.from_numpy(np.linalg.solve(mix, right.T))
     found = predict(W0, B / -8.0, A, scale=-8.0)
     assert found.theta.tolist() == pytest.approx(theta.tolist(), rel=1e-10)
-    assert found.separated.tolist() == [True] * 3 + [False]
+    assert found.supercritical.tolist() == [True] * 3 + [False]
     exact = Secular.from_svd(*thin_svd(W0), B, A)
     assert int(exact.count(1.02 * found.edge)) == 3
     outliers = exact.triplets(3)
@@ -261,7 +261,7 @@ def test_leading_directions_have_a_higher_price():
     sigma = known.fit.sigma
     for top_k, reached in ((1, 60.0), (3, 40.0)):
         found = budget(known, rank=1, top_k=top_k)
-        expected = White((150, 150), sigma).strength(reached)
+        expected = WhiteBulk((150, 150), sigma).strength(reached)
         assert found.leading == pytest.approx(expected)
         assert found.threshold < found.leading < reached
     assert budget(known, rank=1).leading == budget(known, rank=1).threshold
@@ -368,7 +368,7 @@ def test_strengths_come_in_any_order_and_in_one_row():
 def test_the_rank_of_repeated_columns_is_not_rounding(m, copies, rank):
     B = weights(m, rank, dtype=torch.float64).repeat(1, copies)
     A = weights(rank * copies, m, seed=1, dtype=torch.float64)
-    assert balanced(B, A, 1.0, (m, m)).rank == rank
+    assert update_svd(B, A, 1.0, (m, m)).rank == rank
     tiny = torch.diag(torch.tensor([1.0, 1e-12], dtype=torch.float64))
     thin = torch.eye(2, m, dtype=torch.float64)
-    assert balanced(thin.mT @ tiny, thin, 1.0, (m, m)).rank == 2
+    assert update_svd(thin.mT @ tiny, thin, 1.0, (m, m)).rank == 2

@@ -202,6 +202,11 @@ def as_map(matrix: MatrixLike) -> LinearMap:
     """
     if isinstance(matrix, LinearMap):
         return matrix
+    if isinstance(matrix, torch.nn.Module):
+        raise InputError(
+            f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; pass "
+            "layer.weight, or use spectral_cap(layer) to bound its norm"
+        )
     if not isinstance(matrix, Tensor):
         raise InputError(
             f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; "

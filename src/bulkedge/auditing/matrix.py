@@ -14,7 +14,7 @@ import torch
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import Judgement
 from bulkedge.records import Matrix, Recipe
-from bulkedge.update import BaseSpectrum, Factors, measure_base
+from bulkedge.update import BaseSpectrum, UpdateSVD, measure_base
 
 from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
 
@@ -77,7 +77,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
 
 def _theory(
     base: BaseSpectrum | None,
-    update: Factors | None,
+    update: UpdateSVD | None,
     judged: Judgement,
     recipe: Recipe,
 ) -> dict[str, object]:
@@ -89,7 +89,7 @@ def _theory(
     if update is None:
         return found
     return found | {
-        "separated": int(base.fit.bulk.separates(update.gamma).sum()),
+        "supercritical": int(base.fit.bulk.supercritical(update.gamma).sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
 

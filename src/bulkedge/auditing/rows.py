@@ -11,7 +11,7 @@ from torch import Tensor
 from bulkedge.intruder import HALF_THE_ENERGY, Judgement
 from bulkedge.records.rows import Angles, Bulk, Direction, Predicted, Spectrum
 from bulkedge.triplet import SingularTriplets
-from bulkedge.update import BaseSpectrum, Factors, Prediction, predict_spikes
+from bulkedge.update import BaseSpectrum, Prediction, UpdateSVD, predict_spikes
 
 CARRIED = 0.25
 """Part of a spike's left and right vector that a direction carries at least, to be its outlier.
@@ -72,13 +72,13 @@ def bulk_row(base: BaseSpectrum, *, exact: bool) -> Bulk:
 
 
 def predicted_rows(
-    base: BaseSpectrum, update: Factors, tuned: SingularTriplets, epsilon: float
+    base: BaseSpectrum, update: UpdateSVD, tuned: SingularTriplets, epsilon: float
 ) -> list[Predicted]:
     """Prediction beside measurement, for as many of the strongest spikes as directions are judged.
 
     Args:
         base: The base.
-        update: The update in balanced factors.
+        update: The thin SVD of the update.
         tuned: The leading triplets of the tuned matrix.
         epsilon: The recipe's.
 
@@ -101,13 +101,13 @@ def predicted_rows(
 
 def _expected(found: Prediction, i: int) -> dict[str, object]:
     """The prediction of one spike; what needs an outlier is null without one."""
-    separated = bool(found.separated[i])
+    supercritical = bool(found.supercritical[i])
     fields = ("location", "sd", "left_overlap", "right_overlap", "left_score", "right_score")
     return {
         "theta": float(found.theta[i]),
-        "separated": separated,
+        "supercritical": supercritical,
         "expected": found.expected[i],
-        **{f: _finite(float(getattr(found, f)[i])) if separated else None for f in fields},
+        **{f: _finite(float(getattr(found, f)[i])) if supercritical else None for f in fields},
     }
 
 

@@ -14,7 +14,7 @@ from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, S
 from bulkedge.intruder import Judgement, judge
 from bulkedge.records import Recipe
 from bulkedge.triplet import GolubKahan, singular_triplet
-from bulkedge.update import Factors, balanced
+from bulkedge.update import UpdateSVD, update_svd
 
 from .comparison import Comparison
 
@@ -93,12 +93,12 @@ class Pair:
         return self.factors if self.replaced is None and self.magnitude is None else None
 
     @cached_property
-    def spikes(self) -> Factors | None:
-        """The same in balanced factors: its spikes and their vectors."""
+    def spikes(self) -> UpdateSVD | None:
+        """Its thin SVD: the spikes and their vectors."""
         update = self.low_rank
         if update is None:
             return None
-        return balanced(update.B, update.A, update.scale, update.shape)
+        return update_svd(update.B, update.A, update.scale, update.shape)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from bulkedge._fields import DEFAULT_EPSILON
 
-from ._converged import ties
 from ._judge import Judgement, judge, judge_vectors
 from ._side import Direction, OneSide
+from ._ties import ties
 from .certificate import Certificate, certify
 from .score import (
     COUNTED,

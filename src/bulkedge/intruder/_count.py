@@ -1,9 +1,9 @@
 """Proofs about singular values that no number of products can give: by a Cholesky factorisation.
 
 A Krylov space finds one vector of a cluster of nearly equal values at once, the one that its start
-block points to, and the others as late as the random vectors of that block have it; and it cannot
-tell a vector outside the range of W0 from one on a tiny singular value.  By Sylvester's law of
-inertia a factorisation can:
+block points to, and the others only as far as the random vectors of that block have a part in them.
+And it cannot distinguish a vector outside the range of W0 from one with a tiny singular value.  By
+Sylvester's law of inertia a factorisation can:
 
 * ``W0ᵀW0 − x²`` is positive definite only if all singular values exceed x;
 * ``x² − W0ᵀW0 + V S² Vᵀ``, with any d columns in V, only if at most d singular values reach x
@@ -36,7 +36,7 @@ class Factorisations:
     Args:
         A: The map.
         generator: Source of the vectors that measure the error of a factor.
-        probability: Of a statement being wrong, over those vectors.
+        probability: That a statement is wrong, over those vectors.
 
     Attributes:
         map: The map.
@@ -54,7 +54,7 @@ class Factorisations:
 
     @property
     def gram(self) -> Tensor:
-        """That of the shorter side, in float64; computed once."""
+        """The Gram matrix of the shorter side, in float64; computed once."""
         if self._gram is None:
             long = self.map.shape[0] >= self.map.shape[1]
             self._gram = (self.map if long else self.map.T).widened().gram()
@@ -67,10 +67,10 @@ class Factorisations:
         return self._definite(shifted)
 
     def at_most(self, count: int, x: float, process: Bidiagonalization, ritz: Ritz) -> bool:
-        """Whether no more than ``count`` singular values exceed x: those of leading Ritz vectors.
+        """Whether no more than ``count`` singular values exceed x: those that were found.
 
         Args:
-            count: How many Ritz values do.
+            count: How many Ritz values exceed x.
             x: The cut.
             process: The Krylov space.
             ritz: Its Ritz vectors.
@@ -84,7 +84,7 @@ class Factorisations:
         scaled = found * ritz.sigma[:count].to(found)
         shifted = torch.addmm(-self.gram, scaled, scaled.mT)
         shifted.diagonal().add_(x * x)
-        # the rounding of V S² Vᵀ: a sum of ``count`` products
+        # V S² Vᵀ is a sum of ``count`` products for each entry.
         own = float64_rounding(count + 4, float(scaled.square().sum()))
         return self._definite(shifted, own)
 
@@ -92,7 +92,7 @@ class Factorisations:
         """Whether the matrix that this one stands for is positive definite, for certain."""
         n = len(matrix)
         drawn = gaussian(n, CHECKS, self.generator).to(matrix)
-        # of the products with M and with R: ‖M‖_F ≤ tr M, and ‖R‖_F² is tr M to rounding
+        # Rounding of the products with M and with R: ‖M‖_F ≤ tr M, and ‖R‖_F² is tr M to rounding.
         length = float(torch.linalg.vector_norm(drawn, dim=0).max())
         trace = float(matrix.diagonal().clamp_min(0.0).sum())
         own = length * 4 * float64_rounding(2 * n + 4, trace)

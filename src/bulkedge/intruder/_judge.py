@@ -178,7 +178,10 @@ def by_products(
     if not limits.tiny**0.25 < size < limits.max**0.25:  # its powers are zero or infinite
         return None, 0
     solver = GolubKahan(
-        angle=VECTOR_TOL, max_steps=STEPS, oversample=PROBES, missed=FAILURE_PROBABILITY
+        vector_tol=VECTOR_TOL,
+        max_steps=STEPS,
+        oversample=PROBES,
+        failure_probability=FAILURE_PROBABILITY,
     )
     tuned = singular_triplet(
         W,

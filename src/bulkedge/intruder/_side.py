@@ -13,7 +13,7 @@ from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet import SingularTriplets
 
-from ._converged import ties
+from ._ties import ties
 from .certificate import certify
 from .score import Verdict, base_vectors, scores, verdict
 

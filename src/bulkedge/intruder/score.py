@@ -7,10 +7,10 @@ A tuned vector y is compared with the singular vectors u_i of the base on the sa
 
 where U_{2k} holds the 2k leading base vectors.  The paper calls y an intruder when its score is
 below ε.  A rotation among nearly equal base vectors lowers the score too, although nothing new was
-written, so the verdict tells the two apart by the overlap; the paper's count is their sum.
+written.  The verdict distinguishes the two by the overlap; the paper's count is their sum.
 
 Two choices make the score independent of how an SVD routine picks its basis.  Base vectors with
-σ_i = 0 do not count: the base says nothing in its null space, and any basis of it is arbitrary.
+σ_i = 0 do not count, because any basis of the null space is arbitrary.
 For base values that coincide to rounding, the score is the norm of the projection on their common
 space, the only meaning it has there.
 """
@@ -45,6 +45,7 @@ COUNTED = (Verdict.ROTATED, Verdict.INTRUDER)
 """The verdicts that make up the paper's count, the milder first."""
 
 HALF_THE_ENERGY = 0.5**0.5
+"""The overlap at which half of a vector's square lies in the base's leading space."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,13 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         )
     rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
-    # max(m, n)·eps·σ₁ is for the worst case; errors that add up at random stay below twice its root
-    spaces, head, width = [], float("inf"), 2 * float(rounding) / max(shape) ** 0.5
+    # max(m, n)·eps·σ₁ bounds the worst case.  Errors that add up at random stay below
+    # 2√max(m, n)·eps·σ₁.
+    spaces, first, width = [], float("inf"), 2 * float(rounding) / max(shape) ** 0.5
     for value in sigma.tolist():
-        # near the first of its space, not only the last: a dense tail is not one space
-        if head - value > width:
-            head = value
+        # Compared with the first value of its space, not the last: a dense tail is not one space.
+        if first - value > width:
+            first = value
             spaces.append(spaces[-1] + 1 if spaces else 0)
         else:
             spaces.append(spaces[-1])
@@ -147,9 +149,9 @@ def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
         )
     finite("Y", Y)
     p, k = base.vectors.shape[1], Y.shape[1]
-    if p == 0:  # a zero base: everything is new
-        nothing = Y.new_zeros(k)
-        return Scores(nothing, nothing.long() - 1, nothing)
+    if p == 0:  # of a zero base every direction is new
+        zeros = Y.new_zeros(k)
+        return Scores(zeros, zeros.long() - 1, zeros)
     energy = (base.vectors.mT @ Y).square()  # (p, k)
     spaces = int(base.eigenspace[-1]) + 1
     atoms = energy.new_zeros(spaces, k).index_add_(0, base.eigenspace, energy)

@@ -121,7 +121,7 @@ class Summary(Row):
     skipped: Count = Field(description="Rows in `skipped`.")
     lost: Count = Field(description="Of these, updates of weights, which went unjudged.")
     spikes: Count = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
-    separated: Count = Field(0, description="Of these, beyond their threshold.")
+    supercritical: Count = Field(0, description="Of these, beyond their threshold.")
     tensors: Counts | None = Field(
         None, description="All tensors of two or more dimensions; null of a part of an audit."
     )
@@ -306,7 +306,7 @@ def summarise(
         verdicts=verdicts,
         skipped=len(skipped),
         lost=sum(row.lost for row in skipped),
-        spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.separated is not None),
-        separated=sum(matrix.separated or 0 for matrix in matrices),
+        spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.supercritical is not None),
+        supercritical=sum(matrix.supercritical or 0 for matrix in matrices),
         tensors=None if tensors is None else count_tensors(tensors, matrices),
     )

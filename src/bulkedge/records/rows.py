@@ -106,7 +106,7 @@ class Predicted(Row):
     """One spike (singular value of a low-rank update): expected, and measured."""
 
     theta: Size = Field(description="Its strength.")
-    separated: bool = Field(description="Whether it exceeds the threshold.")
+    supercritical: bool = Field(description="Whether it exceeds the threshold.")
     expected: Expectation = Field(description="What generic vectors of that strength would do.")
     location: Size | None = Field(description="Expected outlier; null, as below, without one.")
     sd: Size | None = Field(description="Its standard deviation.")
@@ -147,5 +147,5 @@ class Matrix(Row):
         None, description="Strength beyond which a generic spike makes an outlier."
     )
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
-    separated: Count | None = Field(None, description="Of these, beyond the threshold.")
+    supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")

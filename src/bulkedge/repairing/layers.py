@@ -17,7 +17,7 @@ from torch import Tensor
 from bulkedge._linmap import LowRank
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison.pair import Pair
-from bulkedge.update import balanced
+from bulkedge.update import update_svd
 
 from .method import Correction
 
@@ -146,7 +146,7 @@ def compact(
     r, limit = A.shape[0], max_rank or A.shape[0] + more.X.shape[1]
     X, Y = _evened(more.X / scale, more.Y)
     wide, tall = torch.cat([B, X], dim=1), torch.cat([A, Y.mT])
-    found = balanced(wide, tall, 1.0, (len(B), A.shape[1]))
+    found = update_svd(wide, tall, 1.0, (len(B), A.shape[1]))
     if r < found.rank == wide.shape[1] <= limit:
         return wide, tall
     rank = min(found.rank, limit)

@@ -29,7 +29,7 @@ from bulkedge._fields import SHARE, check_fields, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.rmt import BulkFit, fit_bulk
 from bulkedge.triplet import GolubKahan, singular_triplet
-from bulkedge.update import Factors
+from bulkedge.update import UpdateSVD
 
 LOWER = 0.9
 """The factor by which :class:`Clip` lowers its limit in the next round if an intruder remains."""
@@ -115,7 +115,7 @@ class Case:
     v: Tensor
     left: Tensor
     right: Tensor
-    spikes: Factors | None
+    spikes: UpdateSVD | None
     fit: BulkFit | None
     subspace: int
     round: int = 0
@@ -329,7 +329,9 @@ class Project:
     def correct(self, case: Case) -> Correction:
         """See :class:`Method`."""
         size = min(case.subspace, *case.base.shape)
-        base = singular_triplet(case.base, size, solver=GolubKahan(angle=SPACE_ANGLE), strict=False)
+        base = singular_triplet(
+            case.base, size, solver=GolubKahan(vector_tol=SPACE_ANGLE), strict=False
+        )
         Z = _outside(case.u[:, case.left], base.u)
         V = _outside(case.v[:, case.right], base.v)
         rows = case.update.rmatmat(Z)  # ΔWᵀ Z

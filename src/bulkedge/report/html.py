@@ -251,7 +251,7 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "predicted": [
             {
                 "theta": _short(row.theta),
-                "separated": row.separated,
+                "supercritical": row.supercritical,
                 "location": _short(row.location),
                 "sd": _short(row.sd),
                 "measured": _short(row.measured_location),

@@ -146,7 +146,7 @@ def spikes(record: Record, name: str, *, ax: Axes | None = None) -> Axes:
         raise InputError(f"{name}: no spikes of a low-rank update in this record")
     heights = [row.theta / matrix.threshold for row in matrix.predicted]
     colours = [
-        APPEARANCE[Verdict.INTRUDER if row.separated else Verdict.ALIGNED].ink
+        APPEARANCE[Verdict.INTRUDER if row.supercritical else Verdict.ALIGNED].ink
         for row in matrix.predicted
     ]
     ax.bar(range(len(heights)), heights, color=colours)

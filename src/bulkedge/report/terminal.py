@@ -176,11 +176,11 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
 def spikes_line(record: Record) -> str:
     """How much of a low-rank update is strong enough to make outliers."""
     summary = record.summary
-    stand = "stands" if summary.separated == 1 else "stand"
+    stand = "stands" if summary.supercritical == 1 else "stand"
     its = "its" if summary.spikes == 1 else "their"
     return (
-        f"{summary.separated} of {count(summary.spikes, 'spike')} of the update {stand} above the "
-        f"threshold θ_c of {its} matrix: a hint, not a finding"
+        f"{summary.supercritical} of {count(summary.spikes, 'spike')} of the update {stand} above "
+        f"the threshold θ_c of {its} matrix: a hint, not a finding"
     )
 
 

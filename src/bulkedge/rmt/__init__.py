@@ -9,20 +9,20 @@ and when something added to it stands out (:func:`spike`), of noise or of any la
 from ._law import Law
 from .bulk import Bulk, Spike, Traces
 from .edge import BulkFit, edge_test, fit_bulk
-from .empirical import Edge, Empirical, fit_edge, separated
+from .empirical_bulk import Edge, EmpiricalBulk, count_outliers, fit_edge
 from .law_bulk import LawBulk, SymmetricLawBulk
 from .marchenko_pastur import MarchenkoPastur, QuarterCircle, SingularValueLaw
 from .semicircle import Semicircle, SpikedSemicircle
 from .spike import Wigner, spike, strength
 from .tracy_widom import TracyWidom
 from .transform import d_transform, resolvent_traces, stieltjes, stieltjes_inversion
-from .white import White
+from .white_bulk import WhiteBulk
 
 __all__ = [
     "Bulk",
     "BulkFit",
     "Edge",
-    "Empirical",
+    "EmpiricalBulk",
     "Law",
     "LawBulk",
     "MarchenkoPastur",
@@ -34,14 +34,14 @@ __all__ = [
     "SymmetricLawBulk",
     "Traces",
     "TracyWidom",
-    "White",
+    "WhiteBulk",
     "Wigner",
+    "count_outliers",
     "d_transform",
     "edge_test",
     "fit_bulk",
     "fit_edge",
     "resolvent_traces",
-    "separated",
     "spike",
     "stieltjes",
     "stieltjes_inversion",

@@ -35,7 +35,7 @@ def _symmetric(values: np.ndarray, order: int) -> np.ndarray:
 def operator(s: Tensor, *, scaled: bool) -> tuple[Tensor, Tensor]:
     """``√w_i Ai(s + x_i + x_j) √w_j`` by Gauss–Legendre, and ``√w_i Ai(s + x_i)``."""
     nodes, weights = (torch.from_numpy(array) for array in gauss_legendre(72))
-    # the kernel falls by e^−44 from s to s + length
+    # The kernel falls by e^−44 from s to s + length.
     length = (s.clamp(min=0) ** 1.5 + 66) ** (2 / 3) - s
     x = length[:, None] * nodes
     root = (length[:, None] * weights).sqrt()

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_FAR = 2.0
-"""Up to this angle from π a Gauss rule sees no singularity, whatever r."""
-_STEPS = 60
+_GAUSS_LIMIT = 2.0
+"""Up to this angle from π a Gauss rule is exact to rounding, whatever r."""
+_MAX_STEPS = 60
+"""Newton steps for an angle at most."""
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -80,8 +81,8 @@ class Arc:
 
     def _far(self, angle: Tensor, rest: Tensor) -> Tensor:
         """The mass within an angle of π, of a measure of mass 1."""
-        tail = _gauss(self._far_density, angle.clamp(max=_FAR))
-        return torch.where(angle <= _FAR, tail, 1 - self._near(rest))
+        tail = _gauss(self._far_density, angle.clamp(max=_GAUSS_LIMIT))
+        return torch.where(angle <= _GAUSS_LIMIT, tail, 1 - self._near(rest))
 
     def _closed(self, angle: Tensor) -> Tensor:
         """``(2/π)(φ/2 + sin φ/2r − (1−r²)/2r² · arg(1/(1 − r e^{iφ})))``."""
@@ -133,16 +134,17 @@ def _solve(
     width: float,
 ) -> Tensor:
     """The angle with this mass, by Newton on log mass over log angle."""
-    # the curve rises and is concave, of slope 3 and less, so steps from the left stay left; and the
-    # start is left, since the density is at most 2/π, and at most (2/π)(φ/width)²
+    # The curve increases and is concave with a slope of at most 3, so Newton steps from the left
+    # never overshoot.  The start is on the left, because the density is at most 2/π, and at most
+    # (2/π)(φ/width)².
     some = target.clamp(min=_TINY)
     scaled = math.pi / 2 * some
     angle = torch.maximum(scaled, (3 * width**2 * scaled) ** (1 / 3))
-    for _ in range(_STEPS):
+    for _ in range(_MAX_STEPS):
         now = mass(angle)
         step = (some / now).log() * now / (angle * density(angle))
         angle = (angle * step.exp()).clamp(max=math.pi)
-        # one step more squares the error
+        # The step after this one squares the error once more.
         if not bool((step.abs() > 1e-9).any()):
             break
     return torch.where(target > 0, angle, 0.0)

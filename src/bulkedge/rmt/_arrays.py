@@ -16,8 +16,10 @@ from bulkedge._guard import finite
 
 Array = float | complex | Sequence[Any] | np.ndarray | Tensor
 """What the laws take: a number, a list, a NumPy array, a torch tensor."""
-LEAST_SLACK = 1e-14
-NUMERIC = "biufcO"  # kinds of a NumPy dtype; O may hold fractions, and says so itself if not
+MIN_SLACK = 1e-14
+"""The least relative slack that :func:`slack` allows."""
+NUMERIC = "biufcO"
+"""Kinds of NumPy dtypes that may hold numbers; an object that holds none fails in the cast."""
 
 
 def enter(x: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -139,9 +141,9 @@ def slack(x: Array) -> float:
     """
     if isinstance(x, Tensor):
         dtype = x.dtype if x.dtype.is_floating_point else torch.float64
-        return max(LEAST_SLACK, 2 * torch.finfo(dtype).eps)
+        return max(MIN_SLACK, 2 * torch.finfo(dtype).eps)
     dtype = np.asarray(x).dtype
-    return max(LEAST_SLACK, 2 * float(np.finfo(dtype if dtype.kind == "f" else float).eps))
+    return max(MIN_SLACK, 2 * float(np.finfo(dtype if dtype.kind == "f" else float).eps))
 
 
 def elementwise(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Array], Any]:

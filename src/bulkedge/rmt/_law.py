@@ -294,7 +294,7 @@ class AffineLaw(ArcLaw):
         kappa = (high - low) / 4
         zeta = kappa * w / (1 - self._r * kappa * w)
         size = zeta.abs()
-        # an edge itself is a value, and rounding may put it just outside
+        # An edge itself is a value, and rounding may put it just outside.
         if not bool(((size > 0) & (size <= 1 + 1e-12)).all()):
             ends = ", ".join(f"{float(self.stieltjes(end)):.6g}" for end in (low, high))
             raise InputError(

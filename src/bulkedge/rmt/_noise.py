@@ -1,4 +1,4 @@
-"""How white noise lies: the places of its singular values with spikes among them, and its fit.
+"""Where the singular values of white noise lie, with spikes among them, and the fit of that.
 
 In the angle ψ with ``s² = τ²(m + n + 2√(mn) cos ψ)``, ψ = 0 at the upper edge,
 the number of singular values beyond ψ is, to relative order 1/p for p = min(m, n),
@@ -10,7 +10,8 @@ the number of singular values beyond ψ is, to relative order 1/p for p = min(m,
 The last term follows from the determinant ``Π(1 − θ_i² D)`` whose zeros are the outliers: a spike
 with t > 1 brings one value beyond the edge, and pushes all others up a little.  N gives each value
 its expected place, the ratio of the lower 80 % of both is τ; what subcritical spikes there are
-hide in the rest.  Outliers are found by the median first, and fed back until nothing changes.
+are left among the smaller values.  Outliers are found by the median first, and put into N until
+nothing changes.
 """
 
 from __future__ import annotations
@@ -26,17 +27,21 @@ import torch
 from ._arc import Arc
 from .tracy_widom import TracyWidom
 
-LOWER = 0.8
-"""Share of the values, the smaller ones, that sigma is taken from."""
-SURELY = 1e-3
-"""Level of the first pass for outliers, before anything is fitted well."""
-MOST = 8  # of p values, at most p/8 can be outliers of a white bulk
+LOWER_SHARE = 0.8
+"""Sigma is taken from this share of the values, the smaller ones."""
+FIRST_SIGNIFICANCE = 1e-3
+"""Significance of the first pass for outliers, before anything is fitted well."""
+VALUES_PER_OUTLIER = 8
+"""Of p values, at most p/8 can be outliers of a white bulk."""
 GRID = np.linspace(0.0, math.pi, 1025)
+"""The angles ψ at which N(ψ) is tabulated."""
 SINE, COSINE = np.sin(GRID), np.cos(GRID)
 MODES = 1024
+"""Terms of the cosine series of a linear statistic."""
 TERMS = 256
-"""Of the series of a spike's turn, which has reached rounding by then if t exceeds:"""
-CONVERGED = 1.15
+"""Terms of the series of a spike's phase; it has reached rounding by then if t > SERIES_FROM."""
+SERIES_FROM = 1.15
+"""The series is used for strengths t of at least this."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,12 @@ class WhiteFit:
 
 
 def fit_white(values: np.ndarray, shape: tuple[int, int]) -> WhiteFit:
-    """Median and surely outlying values first, then the lower 80 %, with the spikes in place."""
+    """A first guess by the median, then the lower 80 % of the values, with the spikes in N."""
     sigma, count = _first_guess(values, shape)
     rank = np.arange(count, len(values))
-    lower = slice(int((1 - LOWER) * len(rank)), None)
+    lower = slice(int((1 - LOWER_SHARE) * len(rank)), None)
     counts, squares = _expected(shape, np.empty(0))
-    for _ in range(20 if count < len(values) // MOST else 1):
+    for _ in range(20 if count < len(values) // VALUES_PER_OUTLIER else 1):
         counts, squares = _expected(shape, _strengths(values[:count], shape, sigma))
         places = np.interp(rank + 0.5, counts, squares)
         before, sigma = sigma, math.sqrt((values[count:][lower] ** 2).sum() / places[lower].sum())
@@ -76,10 +81,10 @@ def _first_guess(values: np.ndarray, shape: tuple[int, int]) -> tuple[float, int
         median = float(np.median(values[count:]))
         sigma = median / math.sqrt(np.interp(half, counts, squares))
         centre, scale = edge_scales(shape, count)
-        beyond = int((values > sigma * math.sqrt(centre + scale * _surely())).sum())
-        if beyond == count or count == len(values) // MOST:
+        beyond = int((values > sigma * math.sqrt(centre + scale * _first_quantile())).sum())
+        if beyond == count or count == len(values) // VALUES_PER_OUTLIER:
             break
-        count = min(beyond, len(values) // MOST)
+        count = min(beyond, len(values) // VALUES_PER_OUTLIER)
     return sigma, count
 
 
@@ -95,16 +100,16 @@ def _expected(shape: tuple[int, int], spikes: np.ndarray) -> tuple[np.ndarray, n
     m, n = shape
     counts = _noise_counts(shape)
     if len(spikes):
-        counts = counts + turns(np.maximum(spikes, 1 + 1e-9)) / math.pi
+        counts = counts + spike_phases(np.maximum(spikes, 1 + 1e-9)) / math.pi
     return counts, m + n + 2 * math.sqrt(m * n) * COSINE
 
 
-def turns(t: np.ndarray) -> np.ndarray:
+def spike_phases(t: np.ndarray) -> np.ndarray:
     """``Σ_i arg(1 − t_i e^{−iψ})`` on the grid."""
-    near = t[t < CONVERGED, None]
+    near = t[t < SERIES_FROM, None]
     found = np.arctan2(near * SINE, 1 - near * COSINE).sum(axis=0)
-    # each is π − ψ − Σ_k sin(kψ)/(k tᵏ); the sums of sines are a Fourier transform
-    ratio = 1 / t[t >= CONVERGED]
+    # Each phase is π − ψ − Σ_k sin(kψ)/(k tᵏ); the sums of sines are a Fourier transform.
+    ratio = 1 / t[t >= SERIES_FROM]
     powers = np.cumprod(np.broadcast_to(ratio, (TERMS, len(ratio))), axis=0).sum(axis=1)
     series = np.concatenate([[0.0], powers / np.arange(1, TERMS + 1)])
     return found + len(ratio) * (math.pi - GRID) + np.fft.rfft(series, 2 * len(GRID) - 2).imag
@@ -112,11 +117,11 @@ def turns(t: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _noise_counts(shape: tuple[int, int]) -> np.ndarray:
-    """The first two lines of N(ψ)."""
+    """N(ψ) without spikes."""
     m, n = shape
     p = min(m, n)
     angle = torch.from_numpy(GRID[1:-1])
-    # ψ = 0 is the upper edge, φ = 0 the lower
+    # ψ = 0 is the upper edge, φ = 0 the lower one.
     above = Arc.of(math.sqrt(p / max(m, n))).above(math.pi - angle, angle)
     counts = p * np.concatenate([[0.0], above.numpy(), [1.0]]) + 0.25 - GRID / (2 * math.pi)
     counts.flags.writeable = False
@@ -124,19 +129,19 @@ def _noise_counts(shape: tuple[int, int]) -> np.ndarray:
 
 
 def edge_scales(shape: tuple[int, int], spikes: Any = 0) -> tuple[Any, Any]:
-    """μ and ς of the largest squared singular value of the noise that spikes leave."""
+    """μ and ς of the largest squared singular value of noise beside this many spikes."""
     a, b = (np.sqrt(size - spikes - 0.5) for size in shape)
     return (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
 
 
 @functools.lru_cache
-def _surely() -> float:
-    return TracyWidom().isf(SURELY)
+def _first_quantile() -> float:
+    return TracyWidom().isf(FIRST_SIGNIFICANCE)
 
 
 @functools.lru_cache(maxsize=256)
 def _statistic(shape: tuple[int, int]) -> tuple[float, float, float]:
-    """Mean, variance, and covariance with the largest value, of the sum that τ² is taken from."""
+    """Mean, variance, and covariance with the largest value, of the sum that gives τ²."""
     # A sum over the lower 80 % by rank is, to first order, the linear statistic of
     # f = min(s², its 80 % point).  With f = a_0/2 + Σ a_k cos kψ its variance is ½ Σ k a_k² for
     # real entries; the upper edge moves with it by Σ k a_k, in a proportion that f = s² fixes,
@@ -144,14 +149,14 @@ def _statistic(shape: tuple[int, int]) -> tuple[float, float, float]:
     m, n = shape
     counts, squares = _expected(shape, np.empty(0))
     p = min(m, n)
-    cut = np.interp((1 - LOWER) * p, counts, squares)
+    cut = np.interp((1 - LOWER_SHARE) * p, counts, squares)
     psi = (np.arange(4 * MODES) + 0.5) * (math.pi / (4 * MODES))
     f = np.minimum(m + n + 2 * math.sqrt(m * n) * np.cos(psi), cut)
     k = np.arange(1, MODES)
-    # the cosine transform, by the real FFT of the even continuation
+    # The cosine transform, by the real FFT of the even continuation.
     modes = np.fft.rfft(np.concatenate([f, f[::-1]]))[1:MODES]
     a = (modes * np.exp(-0.5j * math.pi * k / (4 * MODES))).real / (4 * MODES)
-    rank = np.arange(int((1 - LOWER) * p), p)
+    rank = np.arange(int((1 - LOWER_SHARE) * p), p)
     mean = float(np.interp(rank + 0.5, counts, squares).sum())
     centre, _ = edge_scales(shape)
     return mean, float((k * a * a).sum() / 2), float((k * a).sum() * centre / math.sqrt(m * n))
@@ -172,5 +177,5 @@ def excess_variance(shape: tuple[int, int]) -> float:
 
 def misfit_limit(size: int) -> float:
     """The 99.9 % point of the misfit of noise, as benchmarks/rmt.py measures it."""
-    # the count below a point has a variance of order log p
+    # The count below a point has a variance of order log p.
     return (0.6 + 0.5 * math.log(size)) / size

@@ -1,8 +1,9 @@
 """Bulks and what a spike does to them: the Baik–Ben Arous–Péché transition.
 
-A weight ``W0 + θ u vᵀ`` whose unit vectors u and v know nothing of W0 (isotropic, as Haar vectors
-are) has a singular value beyond the bulk edge b if and only if θ passes a threshold.  All follows
-from the two normalised traces of the resolvent of the Hermitisation ``[[0, W0], [W0ᵀ, 0]]``,
+A weight ``W0 + θ u vᵀ`` whose unit vectors u and v are independent of W0 (isotropic, as Haar
+vectors are) has a singular value beyond the bulk edge b if and only if θ passes a threshold.  All
+follows from the two normalised traces of the resolvent of the Hermitisation
+``[[0, W0], [W0ᵀ, 0]]``,
 
     φ_u(z) = (1/m) tr z/(z² − W0 W0ᵀ),      φ_v(z) = (1/n) tr z/(z² − W0ᵀ W0),      D = φ_u φ_v:
 
@@ -29,13 +30,14 @@ from bulkedge._errors import InputError
 
 from ._arrays import Array, enter_finite, enter_real, real, slack
 
-HALVINGS = 80  # of a bracket that is a few edges wide: beyond the last bit
+HALVINGS = 80
+"""Bisections of a bracket that is a few edges wide: then it has the width of rounding."""
 NEAREST = 1e-15
-"""How far beyond the edge, relatively, float64 can tell an outlier from it."""
+"""The relative distance from the edge at which float64 distinguishes an outlier from it."""
 FAR = 1e4
-"""Strength in edges from which on the limit of a spread is better than its differences."""
+"""For strengths beyond this many edges the spread is taken from its limit."""
 FARTHEST = 1e60
-"""Strength in edges from which on an outlier is its spike to rounding."""
+"""For strengths beyond this many edges the outlier is at the strength itself, to rounding."""
 
 
 class Traces(NamedTuple):
@@ -53,15 +55,15 @@ class Spike:
 
     Attributes:
         theta: Its strength, a singular value of the update.
-        threshold: The strength θ_c beyond which it separates: one number, or beside each θ where
-            its sign matters (:class:`~bulkedge.rmt.SymmetricLawBulk`).
+        threshold: The strength θ_c beyond which it makes an outlier: one number, or one for each θ
+            where its sign matters (:class:`~bulkedge.rmt.SymmetricLawBulk`).
         location: The outlier that it makes; the bulk edge below the threshold.
         left_overlap: |⟨u, û⟩|² with the outlier's left singular vector; 0 below the threshold.
         right_overlap: |⟨v, v̂⟩|², likewise.
         sd: Standard deviation of the location, for one draw of u and v; NaN below the threshold,
             where the edge fluctuates by the Tracy–Widom law.
-        separated: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge: see
-            :meth:`Bulk.separates`.
+        supercritical: Whether θ > θ_c, by so much that float64 distinguishes the outlier from
+            the edge: see :meth:`Bulk.supercritical`.
     """
 
     theta: Any
@@ -70,7 +72,7 @@ class Spike:
     left_overlap: Any
     right_overlap: Any
     sd: Any
-    separated: Any
+    supercritical: Any
 
 
 class Bulk(ABC):
@@ -93,11 +95,11 @@ class Bulk(ABC):
 
     @property
     def threshold(self) -> float:
-        """θ_c = D(b⁺)^(−1/2), the strength beyond which a spike separates."""
+        """θ_c = D(b⁺)^(−1/2), the strength beyond which a spike makes an outlier."""
         return float(self._strength(torch.tensor(self.edge, dtype=torch.float64)))
 
-    def separates(self, theta: Array) -> Any:
-        """Whether spikes of these strengths make outliers that float64 can tell from the edge.
+    def supercritical(self, theta: Array) -> Any:
+        """Whether spikes of these strengths make outliers that float64 distinguishes from the edge.
 
         At a soft edge that takes a strength of some 1e-8 more than θ_c.  At a hard one, where θ_c
         is 0 but an outlier lies exponentially close to the edge, it takes 6 to 10 % of the edge.
@@ -109,8 +111,8 @@ class Bulk(ABC):
             Truth values, shaped and typed like ``theta``.
 
         Example:
-            >>> from bulkedge.rmt import White
-            >>> White((400, 400), sigma=0.05).separates([0.9, 1.0, 1.1])
+            >>> from bulkedge.rmt import WhiteBulk
+            >>> WhiteBulk((400, 400), sigma=0.05).supercritical([0.9, 1.0, 1.1])
             array([False, False,  True])
         """
         strengths, leave = enter_real(theta)
@@ -131,8 +133,8 @@ class Bulk(ABC):
             InputError: If a point lies inside the bulk.
 
         Example:
-            >>> from bulkedge.rmt import White
-            >>> round(White((100, 400)).d_transform(30.0) * 200, 6)  # at the edge 1/√(mn)
+            >>> from bulkedge.rmt import WhiteBulk
+            >>> round(WhiteBulk((100, 400)).d_transform(30.0) * 200, 6)  # at the edge 1/√(mn)
             1.0
         """
         points, leave = self._beyond(z)
@@ -154,8 +156,8 @@ class Bulk(ABC):
             InputError: If a value is not in that range.
 
         Example:
-            >>> from bulkedge.rmt import White
-            >>> bulk = White((100, 400))
+            >>> from bulkedge.rmt import WhiteBulk
+            >>> bulk = WhiteBulk((100, 400))
             >>> round(bulk.inverse_d(bulk.d_transform(35.0)), 10)
             35.0
         """
@@ -185,8 +187,8 @@ class Bulk(ABC):
             Benaych-Georges and Nadakuditi, arXiv:1103.2221.
 
         Example:
-            >>> from bulkedge.rmt import White
-            >>> spike = White((400, 400), sigma=0.05).spike(1.5)
+            >>> from bulkedge.rmt import WhiteBulk
+            >>> spike = WhiteBulk((400, 400), sigma=0.05).spike(1.5)
             >>> spike.threshold, round(spike.location, 4), round(spike.left_overlap, 4)
             (1.0, 2.1667, 0.5556)
         """
@@ -194,12 +196,12 @@ class Bulk(ABC):
         if not bool((strengths.isfinite() & (strengths >= 0)).all()):
             raise InputError("expected finite strengths ≥ 0, got a negative one, NaN or infinity")
         critical = self.threshold
-        separated = self.separates(strengths)
-        # below the threshold any value that separates keeps the arithmetic quiet
-        found = self._outlier(torch.where(separated, strengths, 2 * critical + self.edge))
+        supercritical = self.supercritical(strengths)
+        # Below the threshold any supercritical value avoids warnings in the arithmetic.
+        found = self._outlier(torch.where(supercritical, strengths, 2 * critical + self.edge))
 
         def where(value: Tensor, otherwise: float) -> Any:
-            return leave(torch.where(separated, value, otherwise))
+            return leave(torch.where(supercritical, value, otherwise))
 
         return Spike(
             theta=theta,
@@ -208,7 +210,7 @@ class Bulk(ABC):
             left_overlap=where(found.left_overlap, 0.0),
             right_overlap=where(found.right_overlap, 0.0),
             sd=where(found.sd, float("nan")),
-            separated=leave(separated),
+            supercritical=leave(supercritical),
         )
 
     def strength(self, location: Array) -> Any:
@@ -225,8 +227,8 @@ class Bulk(ABC):
             InputError: If a location lies inside the bulk.
 
         Example:
-            >>> from bulkedge.rmt import White
-            >>> bulk = White((400, 400), sigma=0.05)
+            >>> from bulkedge.rmt import WhiteBulk
+            >>> bulk = WhiteBulk((400, 400), sigma=0.05)
             >>> round(bulk.strength(bulk.spike(1.5).location), 12)
             1.5
         """
@@ -261,10 +263,10 @@ class Bulk(ABC):
             if not theta.requires_grad:
                 return root
             slope = 2 / _steepness(self._scaled(root, theta))
-        return root + (theta - theta.detach()) * slope  # a step of length zero, for its derivative
+        return root + (theta - theta.detach()) * slope  # adds zero, and its derivative
 
     def _outlier(self, theta: Tensor) -> Outlier:
-        """Location, overlaps and spread of spikes that separate."""
+        """Location, overlaps and spread of supercritical spikes."""
         near = theta.clamp(max=FARTHEST * self.edge)
         z = self._locate(near)
         found = self._scaled(z, near)
@@ -285,7 +287,7 @@ class Bulk(ABC):
 
     def _variance(self, z: Tensor, theta: Tensor) -> Tensor:
         """Variance of ``θ² (uᵀG_u u)(vᵀG_v v) − (1 − θ uᵀG_uv v)²`` for Haar vectors u and v."""
-        # far from the bulk it falls like θ⁻², and differences of traces are rounding
+        # Far from the bulk it falls like θ⁻², and differences of traces are mostly rounding.
         scale = (FAR * self.edge / theta).clamp(max=1.0)
         z, theta = (x.clamp(max=FAR * self.edge) for x in (z, theta))
         found, z = self._scaled(z, theta), z / theta
@@ -310,7 +312,7 @@ def _steepness(found: Traces) -> Tensor:
 
 
 class Outlier(NamedTuple):
-    """The tensors of a :class:`Spike` that separates."""
+    """The tensors of a :class:`Spike` that is supercritical."""
 
     location: Tensor
     left_overlap: Tensor

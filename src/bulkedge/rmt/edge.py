@@ -1,8 +1,8 @@
 """Where noise ends: fit a bulk to singular values with spikes present, and test what stands out.
 
-White noise first: its fit, and the places of its values, are those of ``_noise.py``.  Where the
-Marchenko–Pastur law does not describe the values, as in most trained weights,
-the edge is that of :mod:`bulkedge.rmt.empirical`.
+White noise is tried first (``_noise.py``: its fit, and the expected places of its values).  Where
+the Marchenko–Pastur law does not describe the values, as in most trained weights, the edge is that
+of :mod:`bulkedge.rmt.empirical_bulk`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bulkedge._fields import renamed
 
 from ._arrays import Array, count, enter_real
 from ._noise import (
-    MOST,
+    VALUES_PER_OUTLIER,
     WhiteFit,
     edge_scales,
     excess_variance,
@@ -29,14 +29,22 @@ from ._noise import (
     relative_error,
 )
 from .bulk import Bulk, checked_shape, checked_sigma
-from .empirical import FEWEST, Empirical, checked_significance, descending, separated
+from .empirical_bulk import (
+    MIN_VALUES,
+    EmpiricalBulk,
+    checked_significance,
+    count_outliers,
+    descending,
+)
 from .tracy_widom import TracyWidom
-from .white import White
+from .white_bulk import WhiteBulk
 
-BLOCK = 16
-"""How many values are tested at first."""
-SMALLEST = 1e-60  # of a norm: fourth powers of its inverse must not overflow
-STEP = 0.02  # of a second difference of the Tracy–Widom law
+FIRST_TESTS = 16
+"""How many values are tested before all others are."""
+MIN_NORM = 1e-60
+"""The least norm that is accepted: fourth powers of its inverse must not overflow."""
+STEP = 0.02
+"""The step of second differences of the Tracy–Widom law."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class BulkFit:
         spikes: How many values stand beyond it.
         p_value: Chance that noise alone makes the last of them as large; of the largest value if
             there are none.
-        bulk: What a further spike meets: :class:`White` or :class:`Empirical`.
+        bulk: What a further spike meets: :class:`WhiteBulk` or :class:`EmpiricalBulk`.
     """
 
     shape: tuple[int, int]
@@ -90,10 +98,10 @@ class BulkFit:
         Raises:
             InputError: If a value is negative or not a number.
         """
-        if isinstance(self.bulk, White):
+        if isinstance(self.bulk, WhiteBulk):
             return edge_test(value, self.shape, sigma=self.sigma, fitted=True)
         points, leave = _enter_values(value)
-        edge = self.bulk.fitted if isinstance(self.bulk, Empirical) else None
+        edge = self.bulk.fitted if isinstance(self.bulk, EmpiricalBulk) else None
         if edge is None or edge.hard:
             return leave((points <= self.edge).double())
         return leave(TracyWidom().sf((points - edge.position) / edge.scale))
@@ -112,8 +120,8 @@ def fit_bulk(
         shape: ``(m, n)`` of the matrix.
         significance: Probability that noise alone is said to have a spike, if its entries have the
             tails of a Gaussian and one variance.  Of heavier tails the largest values stray farther
-            (Student's t with 5 degrees of freedom alarms several times as often); then ask
-            :func:`~bulkedge.rmt.separated`, which knows no variance.
+            (Student's t with 5 degrees of freedom alarms several times as often); then use
+            :func:`~bulkedge.rmt.count_outliers`, which assumes no variance.
         exact: How many leading values are computed, where the others come from a quadrature; only
             these can be spikes.  All if None.
 
@@ -146,11 +154,11 @@ def fit_bulk(
         raise InputError(f"expected the {p} singular values of a {m}×{n} matrix, got {len(found)}")
     significance = checked_significance(significance)
     exact = p if exact is None else count("exact", exact, 0)
-    if p < FEWEST:
-        raise InputError(f"expected at least {FEWEST} singular values, got {p}")
-    if not SMALLEST < found[0] < 1 / SMALLEST:
+    if p < MIN_VALUES:
+        raise InputError(f"expected at least {MIN_VALUES} singular values, got {p}")
+    if not MIN_NORM < found[0] < 1 / MIN_NORM:
         raise InputError(
-            f"expected a norm between {SMALLEST:g} and {1 / SMALLEST:g}, got {found[0]:g}; "
+            f"expected a norm between {MIN_NORM:g} and {1 / MIN_NORM:g}, got {found[0]:g}; "
             "rescale the matrix"
         )
     if not found[p // 2] > 0:
@@ -158,10 +166,10 @@ def fit_bulk(
     noise = fit_white(found, (m, n))
     if noise.misfit <= misfit_limit(p):
         spikes, p_value = _count_white(found, noise, significance, exact)
-        bulk: Bulk = White((m, n), noise.sigma)
+        bulk: Bulk = WhiteBulk((m, n), noise.sigma)
     else:
-        spikes, p_value = separated(found, significance=significance, exact=exact)
-        bulk = Empirical(found, (m, n), outliers=spikes)
+        spikes, p_value = count_outliers(found, significance=significance, exact=exact)
+        bulk = EmpiricalBulk(found, (m, n), outliers=spikes)
     return BulkFit(
         shape=(m, n),
         sigma=noise.sigma,
@@ -230,7 +238,7 @@ def _p_values(
     x = ((values / sigma) ** 2 - centre) / scale
     if not fitted:
         return TracyWidom().sf(x)
-    # the error of τ smooths the law: its excess variance times half the second derivative
+    # The error of τ smooths the law, by its excess variance times half the second derivative.
     steps = x.new_tensor([-STEP, 0.0, STEP])
     before, here, after = TracyWidom().sf(x[..., None] + steps).unbind(-1)
     curvature = (after - 2 * here + before) / STEP**2
@@ -241,10 +249,10 @@ def _count_white(
     values: np.ndarray, noise: WhiteFit, significance: float, exact: int
 ) -> tuple[int, float]:
     """Test one value after the other, until one is not significant."""
-    most = min(len(values) // MOST, exact)
+    allowed = min(len(values) // VALUES_PER_OUTLIER, exact)
     spikes, p_values = 0, np.empty(0)
-    # mostly the first few decide, and the law costs more than all the rest of a fit
-    for tested in (min(BLOCK, most), most):
+    # Mostly the first few values decide, and the law costs more than the rest of the fit.
+    for tested in (min(FIRST_TESTS, allowed), allowed):
         rank = np.arange(max(tested, 1))
         leading = torch.from_numpy(values[rank])
         p_values = _p_values(leading, noise.shape, noise.sigma, rank, fitted=True).numpy()

@@ -2,8 +2,8 @@
 
 A law on [a, b] is integrated over the angle φ, ``s = a + (b − a) sin²(φ/2)``, in which an edge like
 a square root is smooth.  Intervals halve towards both ends, so no pole beyond an edge is nearer to
-one than its own length, and 16 nodes on each reach rounding, far from the edge as at it.  A point
-near an end is kept by its distance from there, which is a difference of two numbers and exact.
+one than its own length, and 16 nodes on each are exact to rounding, far from the edge as at it.  A
+point near an end is stored as its distance from there, which is exact.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from ._law import Law
 from .bulk import Bulk, Spike, Traces, checked_shape
 
 NODES = 16
-"""Of Gauss–Legendre on each interval."""
-SPACINGS = 64.0
-"""Where the intervals end that halve towards an edge, in spacings of numbers from it."""
-MASS = 1e-6
-"""How far from one the integral of a density may be."""
-BREAKS_OFF = 1e-6  # density at an edge, over its mean: of a soft one rounding leaves √eps
+"""Gauss–Legendre nodes on each interval."""
+NEAREST_SPACINGS = 64.0
+"""The intervals that halve towards an edge end this many float spacings from it."""
+MASS_TOLERANCE = 1e-6
+"""The integral of a density may differ from one by this much."""
+HARD_EDGE_DENSITY = 1e-6
+"""An edge is hard if the density there, over its mean, exceeds this; rounding leaves √eps."""
 
 
 class LawBulk(Bulk):
@@ -49,9 +50,9 @@ class LawBulk(Bulk):
         Benaych-Georges and Nadakuditi, arXiv:1103.2221.
 
     Example:
-        >>> from bulkedge.rmt import SingularValueLaw, White
+        >>> from bulkedge.rmt import SingularValueLaw, WhiteBulk
         >>> bulk = LawBulk(SingularValueLaw.of((100, 400)), (100, 400))
-        >>> abs(bulk.threshold / White((100, 400)).threshold - 1) < 1e-12
+        >>> abs(bulk.threshold / WhiteBulk((100, 400)).threshold - 1) < 1e-12
         True
     """
 
@@ -64,7 +65,7 @@ class LawBulk(Bulk):
                 f"expected a law of singular values, got one from {low:.6g} on; for eigenvalues "
                 "take SymmetricLawBulk"
             )
-        # z/(z² − s²) = ½/(z − s) + ½/(z + s)
+        # The integrand is z/(z² − s²) = ½/(z − s) + ½/(z + s).
         self._low = low
         self._below, self._above = _ends(law)
 
@@ -97,7 +98,7 @@ class SymmetricLawBulk:
     """The bulk of a large symmetric N×N matrix whose eigenvalues follow a law.
 
     With ``G(z) = ∫ dμ(x)/(z − x)`` outside [a, b], for a spike θ of either sign added along a unit
-    vector that knows nothing of the matrix, ``W + θ e eᵀ``:
+    vector that is independent of the matrix, ``W + θ e eᵀ``:
 
         threshold  1/G(b⁺) for θ > 0, −1/G(a⁻) for θ < 0, both for |θ|
         location   G(λ) = 1/θ
@@ -175,7 +176,7 @@ class SymmetricLawBulk:
             left_overlap=leave(either("left_overlap")),
             right_overlap=leave(either("right_overlap")),
             sd=leave(either("sd")),
-            separated=leave(either("separated")),
+            supercritical=leave(either("supercritical")),
         )
 
     def strength(self, location: Array) -> Any:
@@ -223,7 +224,7 @@ class _End(NamedTuple):
 
 
 class _Side(Bulk):
-    """What a positive spike meets at one end of the eigenvalues, moved to where bulks have edges.
+    """One end of the eigenvalues as the edge of a bulk, for positive spikes.
 
     D = G² has the location and overlaps of G: the symmetric formulas are those of a square matrix
     with φ_u = φ_v = G.
@@ -251,7 +252,7 @@ class _Side(Bulk):
         gaps, masses = self._end.gaps.to(z.device), self._end.masses.to(z.device)
         beyond = (z - self._unit)[..., None]
         near = 1 / (beyond + gaps)
-        # far from the bulk 1/(z − b) is nearly all of it, and without a spread
+        # Far from the bulk 1/(z − b) dominates and has no spread: leave it out.
         x = theta[..., None] * torch.where(beyond > gaps.max(), near * gaps / beyond, near)
         return 8 * ((x - (x @ masses)[..., None]).square() @ masses) / self.shape[0]
 
@@ -275,20 +276,20 @@ def _infinite(law: Law, end: float) -> bool:
     """Whether G is infinite at an end: an atom lies there, or the density breaks off."""
     low, high = law.bulk_support()
     at_atom = any(place == end for place, _ in law.atoms())
-    return at_atom or float(law.pdf(end)) * (high - low) > BREAKS_OFF
+    return at_atom or float(law.pdf(end)) * (high - low) > HARD_EDGE_DENSITY
 
 
 def _nodes(law: Law, low: float, high: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Points of the continuous part, their distances from its ends, and their masses."""
     width, spacing = high - low, math.ulp(max(-low, high))
-    halvings = math.log2(math.pi / 4 / math.sqrt(SPACINGS * spacing / width))
+    halvings = math.log2(math.pi / 4 / math.sqrt(NEAREST_SPACINGS * spacing / width))
     halves = 0.5 ** torch.arange(max(0, math.floor(halvings)), -1, -1, dtype=torch.float64)
     angles = math.pi / 2 * torch.cat([halves.new_zeros(1), halves])
     x, w = map(torch.from_numpy, gauss_legendre(NODES))
     lengths = angles.diff()[:, None]
     gaps = (width * ((angles[:-1, None] + lengths * x) / 2).sin().square()).flatten()
-    # the density is asked where rounding puts a node, and the node counts from there: the integrand
-    # over the angle is smooth, and forgives a shift, but not a density of elsewhere
+    # Rounding shifts a node.  Its weight and density are then those of the shifted point: the
+    # integrand over the angle is smooth, so that a small shift of the nodes does no harm.
     lower, upper = low + gaps.clamp_min(math.ulp(low)), high - gaps.clamp_min(math.ulp(high))
     points = torch.cat([lower, upper])
     below, above = high - points, points - low
@@ -296,7 +297,7 @@ def _nodes(law: Law, low: float, high: float) -> tuple[Tensor, Tensor, Tensor, T
     masses = (lengths * w).flatten().repeat(2) * slope * law.pdf(points)
     atoms = sum(mass for _, mass in law.atoms())
     total = float(masses.sum())
-    if not abs(total + atoms - 1) < MASS:
+    if not abs(total + atoms - 1) < MASS_TOLERANCE:
         raise InputError(
             f"expected a law of mass 1, got {total + atoms:.6g}; the quadrature needs a density "
             "that is smooth inside"

@@ -73,7 +73,7 @@ class MarchenkoPastur(AffineLaw):
 
     def _density(self, x: Tensor) -> Tensor:
         a, b = self._gaps(x)
-        # with λ₋ = 0, a = √x: the density is infinite there
+        # With λ₋ = 0, a = √x, and the density is infinite there.
         start = a / x if self.bulk_support()[0] else x**-0.5
         return start * b / (2 * math.pi * self.sigma**2 * self.ratio)
 
@@ -163,7 +163,7 @@ class SingularValueLaw(ArcLaw):
 
     def _density(self, x: Tensor) -> Tensor:
         a, b = self._gaps(x)
-        # with s₋ = 0, a = s: the density is finite there
+        # With s₋ = 0, a = s, and the density is finite there.
         start = a / x if self.bulk_support()[0] else torch.ones_like(x)
         return start * b / (math.pi * self.sigma**2 * min(self.ratio, 1.0))
 
@@ -201,7 +201,7 @@ def _edges(ratio: float, sigma: float) -> tuple[float, float]:
 
 def _shortfall(c: float) -> float:
     """``1 − ₂F₁(½, −½; 2; c)`` for 0 ≤ c ≤ 1, from 0 up to 1 − 8/(3π)."""
-    # the series, and where it is slow ₂F₁ = 4/(3πc) ((1 + c)E − (1 − c)K) of modulus √c
+    # The series, and where it converges slowly ₂F₁ = 4/(3πc) ((1 + c)E − (1 − c)K) of modulus √c
     if c < 0.25:
         term, total = 1.0, 0.0
         for k in range(40):

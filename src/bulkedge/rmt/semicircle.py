@@ -1,4 +1,4 @@
-"""The semicircle law, and the spectral measure that a symmetric spike sees."""
+"""The semicircle law, and the spectral measure of noise at a symmetric spike."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from bulkedge._errors import InputError
 
 from ._arrays import Array, enter_finite, enter_real, slack
 from .bulk import Bulk, Spike, checked_shape, checked_sigma
-from .white import White
+from .white_bulk import WhiteBulk
 
 
 class Wigner:
@@ -73,22 +73,22 @@ class Wigner:
         if not bool(strengths.isfinite().all()):
             raise InputError("expected finite strengths, got NaN or infinity")
         critical = self.threshold
-        separated = strengths.abs() > critical
-        above = torch.where(separated, strengths, 2 * critical)
+        supercritical = strengths.abs() > critical
+        above = torch.where(supercritical, strengths, 2 * critical)
         size = above.abs()
         overlap = (size - critical) / size * (1 + critical / size)
         sd = self.sigma * (2 * overlap).sqrt()
-        found = torch.where(separated, overlap, 0.0)
+        found = torch.where(supercritical, overlap, 0.0)
         edge = torch.full_like(strengths, self.edge)
         edge = torch.where(strengths < 0, -edge, edge)
         return Spike(
             theta=theta,
             threshold=critical,
-            location=leave(torch.where(separated, above + critical / above * critical, edge)),
+            location=leave(torch.where(supercritical, above + critical / above * critical, edge)),
             left_overlap=leave(found),
             right_overlap=leave(found),
-            sd=leave(torch.where(separated, sd, math.nan)),
-            separated=leave(separated),
+            sd=leave(torch.where(supercritical, sd, math.nan)),
+            supercritical=leave(supercritical),
         )
 
     def strength(self, location: Array) -> Array:
@@ -152,7 +152,7 @@ def spike(
         >>> found = spike(2.0, shape=(400, 1600), sigma=0.025)
         >>> round(found.threshold, 4), round(found.location, 4), round(found.left_overlap, 4)
         (0.7071, 2.3049, 0.9265)
-        >>> spike([0.5, 2.0], shape=(400, 1600), sigma=0.025).separated.tolist()
+        >>> spike([0.5, 2.0], shape=(400, 1600), sigma=0.025).supercritical.tolist()
         [False, True]
     """
     return _chosen(shape, sigma, symmetric, bulk).spike(theta)
@@ -201,7 +201,7 @@ def _chosen(
             raise InputError("symmetric=True is for a white bulk; give shape=(n, n)")
         return bulk
     if shape is None or not symmetric:
-        return White(shape or (0, 0), sigma)
+        return WhiteBulk(shape or (0, 0), sigma)
     m, n = checked_shape(shape)
     if m != n:
         raise InputError(f"expected a square shape for symmetric=True, got {m}×{n}")

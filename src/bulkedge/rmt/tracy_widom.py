@@ -31,15 +31,16 @@ from ._arc import gauss_legendre
 from ._arrays import elementwise
 from ._law import Law, keep_nan
 
-# torch's Ai is right to rounding above −2.09, and wrong by up to 3e-6 below
 _LEFT, _JOIN, _RIGHT = -12.0, -2.0, 4.0
-_STEPS = 60
+"""The ends of the pieces; torch's Ai is right to rounding above −2.09 only."""
+_MAX_STEPS = 60
+"""Newton steps for a quantile at most."""
 _NODES = 56
-"""Collocation points of q."""
+"""The number of collocation points of q."""
 _ZETA_PRIME = -0.16542114370045092
-"""ζ'(−1)."""
+"""The derivative ζ'(−1) of Riemann's zeta function."""
 _DECAY = {1: (1, 0.75), 2: (2, 1.5), 4: (2, 3.0)}
-"""1 − F ~ const · exp(−c·(2/3)s^(3/2)) s^(−d): c and d by β."""
+"""The c and d of ``1 − F ~ const · exp(−c·(2/3)s^(3/2)) s^(−d)`` by β."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ class TracyWidom(Law):
     @torch.no_grad()
     def _quantile(self, below: Tensor, above: Tensor) -> Tensor:
         """By Newton on the logarithm of the smaller mass."""
-        # both logarithms are concave, and each search starts where its own is smaller than wanted:
-        # the steps then all go the same way
+        # Both logarithms are concave, and each search starts where its own is below the target, so
+        # that all Newton steps go in one direction.
         left, x = below <= above, torch.empty_like(below)
         low, high = below[left].log(), above[~left].log()
         x[left] = _newton(self._log_below, low, -((24 * (2 - low)) ** (1 / 3)))
@@ -170,11 +171,11 @@ class _Slope(NamedTuple):
 def _newton(function: Callable[[Tensor], _Slope], target: Tensor, start: Tensor) -> Tensor:
     """Where the function has this value; the start itself where it is infinite."""
     x = start
-    for _ in range(_STEPS):
+    for _ in range(_MAX_STEPS):
         value, slope = function(x)
         step = torch.where(start.isfinite(), (target - value) / slope, 0.0)
         x = x + step
-        # one step more squares the error
+        # The step after this one squares the error once more.
         if not bool((step.abs() > 1e-9 * (1 + x.abs())).any()):
             break
     return x
@@ -262,7 +263,7 @@ def _combine(beta: int, log: _Slope, integral: _Slope) -> _Slope:
 @functools.lru_cache
 def _painleve() -> tuple[_Slope, _Slope]:
     """``log D₋D₊`` and ``∫_s^∞ q`` at the Chebyshev points of [−12, −2]."""
-    # collocation for v = q'', whose integrals give q: that is well conditioned
+    # Collocation for v = q'', whose integrals give q, is well conditioned.
     fit, s = _fit(_NODES, _LEFT, _JOIN)
     half = (_JOIN - _LEFT) / 2
     once, once_end = _integral(fit, 1, half)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge.intruder import BaseVectors, Scores, Verdict, base_vectors, scores, verdict
-from bulkedge.rmt import White, edge_test
+from bulkedge.rmt import WhiteBulk, edge_test
 from bulkedge.triplet import LowRank, thin_svd
 from bulkedge.update import Secular
 
@@ -34,9 +34,9 @@ def gaussian(shape: Shape, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def white_bulk(shape: Shape) -> White:
+def white_bulk(shape: Shape) -> WhiteBulk:
     """The bulk of noise with threshold 1."""
-    return White(shape, (shape[0] * shape[1]) ** -0.25)
+    return WhiteBulk(shape, (shape[0] * shape[1]) ** -0.25)
 
 
 def noise(shape: Shape, generator: torch.Generator) -> Tensor:
@@ -79,7 +79,7 @@ def noise_with_signals(
 @functools.lru_cache(maxsize=256)
 def noise_quantile(shape: Shape, sigma: float) -> float:
     """The value that the largest singular value of noise exceeds with a chance of 5 %."""
-    low, high = (White(shape, sigma).edge * factor for factor in (0.8, 2.0))
+    low, high = (WhiteBulk(shape, sigma).edge * factor for factor in (0.8, 2.0))
     for _ in range(40):
         middle = (low + high) / 2
         is_rare = edge_test(middle, shape, sigma=sigma) < LEVEL

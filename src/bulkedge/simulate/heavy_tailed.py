@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bulkedge.rmt import Bulk, Empirical, White, fit_bulk
+from bulkedge.rmt import Bulk, EmpiricalBulk, WhiteBulk, fit_bulk
 
 from . import _draw
 from ._experiment import Experiment, Row, Strengths
@@ -60,8 +60,8 @@ class HeavyTailed(Experiment):
             base = Base.of(self._base(name, generator))
             fit = fit_bulk(base.S, shape)
             bulks = (
-                White(shape, fit.sigma),
-                Empirical(base.S, shape, outliers=0 if fit.white else fit.spikes),
+                WhiteBulk(shape, fit.sigma),
+                EmpiricalBulk(base.S, shape, outliers=0 if fit.white else fit.spikes),
             )
             u, vt = spiked_update(shape, torch.ones(1), generator)
             for strength in self.strengths:

@@ -15,6 +15,7 @@ from .adjoint import (
     ExplicitSVD,
     Minres,
     PushThrough,
+    System,
 )
 from .solver import (
     Auto,
@@ -62,6 +63,7 @@ __all__ = [
     "Solver",
     "Status",
     "Sum",
+    "System",
     "Unseen",
     "resolution",
     "singular_triplet",

@@ -24,7 +24,7 @@ from bulkedge._linmap import LinearMap
 
 @dataclass(frozen=True)
 class Ritz:
-    """The SVD ``B = X S Yᵀ`` and what it lacks of being one of A.
+    """The SVD ``B = X S Yᵀ`` and its residual as an SVD of A.
 
     The pairs ``u = P x_i``, ``v = Q y_i`` satisfy ``Aᵀu = s v`` and ``A v = s u + P₊ (L Y)_i``.
 
@@ -53,12 +53,12 @@ class Bidiagonalization:
     Args:
         A: Shape ``(m, n)``.
         start: P₁, orthonormal columns, shape ``(m, b)``.
-        noise: About what rounding does to a step, 4 eps ‖A‖_F as a rule: smaller directions are
-            dropped.  What it has done is measured by :mod:`bulkedge.triplet._rounding`.
+        noise: Directions smaller than this are dropped: what rounding does to a step, about
+            4 eps ‖A‖_F.  What it has done is measured by :mod:`bulkedge.triplet._rounding`.
 
     Attributes:
         passes: Products with A or Aᵀ so far, two a step.
-        checks: Further ones that measured rounding.
+        checks: Products that measured rounding.
         started: b, the vectors of P₁.
         noise: As given.
     """
@@ -67,7 +67,7 @@ class Bidiagonalization:
         self.map, self.noise = A, noise
         self.passes = self.checks = 0
         self.started = start.shape[1]
-        # vectors are rows: a product with a thin block is several times faster in this layout
+        # Vectors are rows: products with a thin block are several times faster in this layout.
         self._left = start.new_empty(0, A.shape[0])
         self._right = start.new_empty(0, A.shape[1])
         self._next = start.mT.contiguous()
@@ -136,14 +136,14 @@ class Bidiagonalization:
         """``rows = known·basis + factor·added`` with ``added`` orthonormal, ⊥ basis."""
         known = rows @ basis.mT
         rest = rows - known @ basis
-        # twice is enough (Kahan-Parlett)
+        # Twice is enough (Kahan-Parlett).
         more = rest @ basis.mT
         rest = rest - more @ basis
         X, R = torch.linalg.qr(rest.mT)  # (m, b), (b, b)
         U, S, _ = torch.linalg.svd(R.double())
-        kept = self.noise / 2 < S  # the other half is for rounding
+        kept = self.noise / 2 < S  # half, because S is computed with rounding, too
         added = X @ U[:, kept].to(X)
-        if len(basis):  # what is small beside the rounding of large neighbours is cleaned once more
+        if len(basis):  # a small direction has lost orthogonality to the rounding of large ones
             added = added - basis.mT @ (basis @ added)
             added = torch.linalg.qr(added).Q
         factor = rest.double() @ added.double()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from bulkedge._errors import InputError
 from bulkedge._linmap import Dense
 
-from ._numbers import NEAR, Evidence, flatten, implicit, leading
+from ._numbers import NEAR, Check, Evidence, flatten, implicit, leading
 
 
 def one_by_one(
@@ -56,7 +56,7 @@ def strategy(number: int) -> Any:
     return _STRATEGIES[number]
 
 
-# what torch.compiler.assume_constant_result sets, without loading the compiler at import
+# This is what torch.compiler.assume_constant_result sets; it would load the compiler at import.
 token._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 _by_rule = ContextVar("bulkedge_by_rule", default=False)
@@ -73,7 +73,7 @@ def by_rule() -> Iterator[None]:
 
 
 def _require_no_tangents() -> None:
-    """A graph has lost its derivative rule: a tangent given to it would be dropped, silently."""
+    """InputError in forward mode: a graph has no derivative rule, and would drop the tangent."""
     if forward_ad._current_level >= 0 and not _by_rule.get():
         raise InputError(
             "expected no forward mode around a compiled or traced function: the graph has no "
@@ -129,14 +129,16 @@ def op_implicit(
     Z: Tensor,
     A: Tensor,
     adjoint: int,
-    judge: str,
+    check: str,
 ) -> tuple[Tensor, Tensor]:
     """The system of the derivative, see :func:`~bulkedge.triplet._numbers.implicit`."""
     _require_no_tangents()
     evidence = Evidence(residuals, gaps, (theta, Z))
     method, triplets = _STRATEGIES[adjoint], (sigma, u, v)
-    p, q = implicit(Dense(A), method, triplets, (phi, psi), evidence, xi=xi, judge=judge)
-    return p.contiguous(), q.contiguous()  # as they were promised to the tracer
+    p, q = implicit(
+        Dense(A), method, triplets, (phi, psi), evidence, xi=xi, check=cast("Check", check)
+    )
+    return p.contiguous(), q.contiguous()  # the layout of the fake tensors below
 
 
 @op_implicit.register_fake

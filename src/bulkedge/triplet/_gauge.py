@@ -11,8 +11,8 @@ from torch import Tensor
 from bulkedge._errors import DegenerateWarning
 
 
-def turns(basis: Tensor, cotangent: Tensor | None) -> Tensor:
-    """``a = UᵀΦ − ΦᵀU``: the change of the loss as the basis turns within its span."""
+def rotation_gradient(basis: Tensor, cotangent: Tensor | None) -> Tensor:
+    """``a = UᵀΦ − ΦᵀU``: the change of the loss as the basis rotates within its span."""
     k = basis.shape[1]
     if cotangent is None:
         return basis.new_zeros(k, k)
@@ -26,19 +26,19 @@ def sums(sigma: Tensor) -> Tensor:
 
 
 def pair_scale(phi: Tensor | None, psi: Tensor | None) -> Tensor | float:
-    """Size of the cotangents of each pair of columns, shape ``(k, k)``: sets that of rounding."""
+    """Size of the cotangents of each pair of columns, ``(k, k)``: rounding is relative to it."""
     lengths = [torch.linalg.vector_norm(x, dim=0) for x in (phi, psi) if x is not None]
     return sums(sum(lengths[1:], start=lengths[0])) if lengths else 0.0
 
 
 def over_gap(sigma: Tensor, numerator: Tensor, size: Tensor | float) -> Tensor:
-    """``numerator_ji / (σ_i − σ_j)``; zero on the diagonal, and for rounding over rounding."""
+    """``numerator_ji / (σ_i − σ_j)``; 0 on the diagonal, and where both are zero to rounding."""
     gap = sigma - sigma[:, None]
-    drop = _tied(sigma) & (_quiet(numerator, size) | (gap.abs() <= _resolution(sigma)))
+    drop = _tied(sigma) & (_negligible(numerator, size) | (gap.abs() <= _resolution(sigma)))
     return torch.where(drop, 0.0, numerator) / torch.where(drop, 1.0, gap)
 
 
-def warn_of_turns(
+def warn_of_rotations(
     sigma: Tensor, numerator: Tensor, size: Tensor | float, xi: Tensor | None
 ) -> None:
     """Warn of a loss whose gradient depends on the choice of basis among near-equal values."""
@@ -46,22 +46,48 @@ def warn_of_turns(
     tied = _tied(sigma) & off
     if not bool(tied.any()):
         return
-    loud = tied & ~_quiet(numerator, size)
+    dependent = tied & ~_negligible(numerator, size)
     if xi is not None:
-        # a loss of σ and vectors together, like that of U Σ Vᵀ, hides its turns in σ_i − σ_j
+        # In a loss of σ and vectors together, like one of U Σ Vᵀ, the numerator vanishes with
+        # σ_i − σ_j although the quotient does not.  The cotangents of σ_i and σ_j then differ.
         differs = (xi - xi[:, None]).abs() > _noise(xi) * (xi.abs() + xi.abs()[:, None])
-        loud |= tied & differs & (torch.as_tensor(size, device=sigma.device) > 0)
-    if bool(loud.any()):
-        i, j = (int(x) for x in loud.nonzero()[0])
+        dependent |= tied & differs & (torch.as_tensor(size, device=sigma.device) > 0)
+    if bool(dependent.any()):
+        i, j = (int(x) for x in dependent.nonzero()[0])
         _warn(sigma, i, j)
 
 
 def warn_of_ties(sigma: Tensor) -> None:
-    """Warn of a derivative in forward mode, which cannot know what the loss depends on."""
+    """Warn of ties in forward mode, where the loss is not known."""
     off = ~torch.eye(len(sigma), dtype=torch.bool, device=sigma.device)
     pairs = (_tied(sigma) & off).nonzero()
     if len(pairs):
         _warn(sigma, *(int(x) for x in pairs[0]))
+
+
+def warn_of_cut(sigma: Tensor, below: Tensor) -> bool:
+    """Warn of a derivative of the best rank-k part where ``σ_k = σ_{k+1}`` to rounding.
+
+    Args:
+        sigma: The k leading values.
+        below: Values beyond the k-th, as far as they are known.
+
+    Returns:
+        Whether it was warned of.
+    """
+    gap = sigma[-1] - below[:1].sum()
+    if not bool(gap <= _resolution(sigma)):
+        return False
+    warnings.warn(cut_advice(len(sigma), float(gap / sigma[0])), DegenerateWarning, stacklevel=3)
+    return True
+
+
+def cut_advice(k: int, gap: float) -> str:
+    """What to do where the best rank-k part has no derivative, or one beyond rounding."""
+    return (
+        f"truncate(A, k={k}): σ_{k} and σ_{k + 1} have a relative gap of {abs(gap):.1e}, so that "
+        f"the best rank-{k} part has no derivative to working accuracy; choose a k at a gap"
+    )
 
 
 def _warn(sigma: Tensor, i: int, j: int) -> None:
@@ -80,7 +106,7 @@ def _tied(sigma: Tensor) -> Tensor:
     return gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * larger
 
 
-def _quiet(numerator: Tensor, size: Tensor | float) -> Tensor:
+def _negligible(numerator: Tensor, size: Tensor | float) -> Tensor:
     return numerator.abs() <= _noise(numerator) * size
 
 

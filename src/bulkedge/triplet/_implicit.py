@@ -23,15 +23,16 @@ is the transpose: for cotangents ξ, Φ, Ψ of σ, U, V, with a = UᵀΦ − Φ�
 
 ``a + b`` measures how the loss depends on the rotation of u_i, v_i within the block.  For a loss of
 projectors it is zero, and the first term of M vanishes however close σ_i and σ_j are.  So the
-quotient is zero where its numerator is zero to rounding.  Where it is not and σ_i and σ_j cannot be
-told apart, the loss depends on an arbitrary choice of basis, and a warning names the gap.
+quotient is set to zero where its numerator is zero to rounding.  Where it is not, and σ_i and σ_j
+are equal to rounding, the loss depends on an arbitrary choice of basis, and a warning names the
+gap.
 
 The solve itself is differentiated as a function of (A, σ, U, V, Φ, Ψ), with the multipliers of its
 constraints λ = UᵀΦ, μ = VᵀΨ; so derivatives of every order are further solves of the same kind.
 
 *Without the inside* (``frames``): where only the spaces spanned by U and V count, as in the best
 rank-k part U S Vᵀ with S = UᵀA V, any smooth choice of bases has the same derivative.  We take the
-one that does not turn within its span, ``dU = P``, ``dV = Q``, ``dS = UᵀdA V``, where S, diagonal
+one that does not rotate within its span, ``dU = P``, ``dV = Q``, ``dS = UᵀdA V``, where S, diagonal
 at A, leaves the diagonal as A moves::
 
     P S − A Q = (I − UUᵀ) dA V,    Q Sᵀ − AᵀP = (I − VVᵀ) dAᵀU.
@@ -55,8 +56,8 @@ from bulkedge._linmap import Dense, LinearMap
 from bulkedge._precision import full_precision
 
 from ._compiled import by_rule, one_by_one, op_implicit, op_leading, strategy, token
-from ._gauge import over_gap, pair_scale, sums, turns
-from ._numbers import Evidence, Outputs, flatten, implicit, leading
+from ._gauge import over_gap, pair_scale, rotation_gradient, sums
+from ._numbers import Check, Evidence, Outputs, flatten, implicit, leading
 from ._tracing import functionalized, jvp_levels, numbers_hidden
 from .adjoint import AdjointSolver
 from .solver import Solver
@@ -90,13 +91,18 @@ class Problem:
         """Whether it is one matrix, that a registered operator can take."""
         return type(self.A) is Dense and self.generator is None
 
+    @property
+    def check(self) -> Check:
+        """What a derivative that is no tangent of the vectors themselves has to look for."""
+        return "cut" if self.frames else ""
+
 
 class Triplet(torch.autograd.Function):
     """σ, U, V and the evidence, in reverse mode, forward mode and vmap."""
 
     @staticmethod
     def forward(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
-        """Solve; the derivative does not see how."""
+        """Solve, outside of autograd."""
         if numbers_hidden(*tensors):
             _require_plain(problem)
             with by_rule():
@@ -132,8 +138,8 @@ class Triplet(torch.autograd.Function):
                 inside = len(sigma) > 1 and not ctx.problem.frames
                 if inside:
                     L = L + u @ _inside(sigma, u, v, phi, psi)
-                judge = "turns" if inside else ""
-                P, Q = Outside.apply(ctx.problem, judge, xi, phi, psi, *_transposed(known))
+                check = "rotations" if inside else ctx.problem.check
+                P, Q = Outside.apply(ctx.problem, check, xi, phi, psi, *_transposed(known))
                 L, R = torch.cat([L + P, u], dim=1), torch.cat([v, Q], dim=1)
             A = ctx.problem.A.with_tensors(*tensors)
             return None, None, *A.pullback(L, R, ctx.needs_input_grad[2:])
@@ -148,8 +154,8 @@ class Triplet(torch.autograd.Function):
             right, left = dA.matmat(v), dA.rmatmat(u)
             X = u.mT @ right
             inside = len(sigma) > 1 and not ctx.problem.frames
-            judge = "ties" if inside else "zeros"
-            du, dv = Outside.apply(ctx.problem, judge, None, right, left, *known)
+            check = "ties" if inside else "cut tangent" if ctx.problem.frames else "tangent"
+            du, dv = Outside.apply(ctx.problem, check, None, right, left, *known)
             if inside:
                 even = over_gap(sigma, X + X.mT, torch.zeros_like(X)) / 2
                 odd = (X - X.mT) / sums(sigma) / 2
@@ -169,19 +175,19 @@ class Outside(torch.autograd.Function):
     @staticmethod
     def forward(
         problem: Problem,
-        judge: str,
+        check: Check,
         xi: Tensor | None,
         phi: Tensor | None,
         psi: Tensor | None,
         *known: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Solve, and judge whether the data determine the answer."""
+        """Solve, and check whether the data determine the answer."""
         if problem.frames:
             xi, known = None, (torch.diagonal(known[0]), *known[1:])
         if numbers_hidden(phi, psi, *known):
             _require_plain(problem)
             with by_rule():
-                return op_implicit(xi, phi, psi, *known, token(problem.adjoint), judge)
+                return op_implicit(xi, phi, psi, *known, token(problem.adjoint), check)
         sigma, u, v, residuals, gaps, theta, Z, *tensors = known
         return implicit(
             problem.A.with_tensors(*tensors),
@@ -190,7 +196,7 @@ class Outside(torch.autograd.Function):
             (phi, psi),
             Evidence(residuals, gaps, (theta, Z)),
             xi=xi,
-            judge=judge,
+            check=check,
         )
 
     @staticmethod
@@ -208,7 +214,9 @@ class Outside(torch.autograd.Function):
         P, Q, phi, psi, *known = ctx.saved_tensors
         sigma, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            a, b = Outside.apply(ctx.problem, "", None, p_bar, q_bar, *_transposed(known))
+            a, b = Outside.apply(
+                ctx.problem, ctx.problem.check, None, p_bar, q_bar, *_transposed(known)
+            )
             sigma_bar = -(_overlaps(sigma, P, a) + _overlaps(sigma, b, Q))
             u_bar = -_bordered(u, (a, phi), (P, p_bar))
             v_bar = -_bordered(v, (b, psi), (Q, q_bar))
@@ -234,7 +242,7 @@ class Outside(torch.autograd.Function):
                 right = right + d_phi - du @ (u.mT @ phi)
             if psi is not None:
                 left = left + d_psi - dv @ (v.mT @ psi)
-            p, q = Outside.apply(ctx.problem, "", None, right, left, *known)
+            p, q = Outside.apply(ctx.problem, ctx.problem.check, None, right, left, *known)
             # P stays orthogonal to U as both move
             return p - u @ (du.mT @ P), q - v @ (dv.mT @ Q)
 
@@ -277,16 +285,16 @@ def _allow_node() -> None:
     torch.compiler.allow_in_graph(node)
 
 
-# what torch.compiler.assume_constant_result sets, without loading the compiler at import
+# This is what torch.compiler.assume_constant_result sets; it would load the compiler at import.
 _allow_node._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _uncompiled(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
-    """What no node can hold breaks the graph, and nothing of it is compiled."""
+    """Break the graph: no node can hold a map, a generator, or forward over forward mode."""
     return cast("Any", torch.compiler.disable(triplet))(problem, start, *tensors)
 
 
-# what torch.compiler.disable sets, without loading the compiler at import
+# This is what torch.compiler.disable sets; it would load the compiler at import.
 _uncompiled._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
 _uncompiled._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMemberAccess]
     "bulkedge: one graph can hold the singular triplets of a matrix, got a LinearMap, a generator, "
@@ -356,7 +364,7 @@ def _overlaps(sigma: Tensor, X: Tensor, Y: Tensor) -> Tensor:
 
 def _inside(sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor | None, psi: Tensor | None) -> Tensor:
     """M, the part of Ā inside the block, shape ``(k, k)``."""
-    a, b = turns(u, phi), turns(v, psi)
+    a, b = rotation_gradient(u, phi), rotation_gradient(v, psi)
     return over_gap(sigma, a + b, pair_scale(phi, psi)) / 2 + (a - b) / sums(sigma) / 2
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy
 import torch
@@ -19,7 +20,14 @@ from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
 from bulkedge._linmap import LinearMap, Scaled, lift, times_power
 from bulkedge._precision import full_precision
 
-from ._gauge import pair_scale, turns, warn_of_ties, warn_of_turns
+from ._gauge import (
+    cut_advice,
+    pair_scale,
+    rotation_gradient,
+    warn_of_cut,
+    warn_of_rotations,
+    warn_of_ties,
+)
 from ._result import SingularTriplets, Status, resolution
 from .adjoint import AdjointSolver, System
 from .solver import Solver
@@ -28,10 +36,15 @@ from .solver._start import generic
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 FIGURES = ("sigma", "residuals", "gaps")
-"""What of a result grows with the matrix."""
+"""The fields of a result that scale with the matrix."""
 SMALLEST = 2.0**-1000
-"""What a matrix is divided by at most: the reciprocal has to be a number, too."""
-NEAR = 16  # how many singular values beyond the k-th are kept to precondition the derivative
+"""A matrix is divided by no smaller number, because its reciprocal has to be finite."""
+NEAR = 16
+"""How many singular values beyond the k-th are kept to precondition the derivative."""
+Check = Literal["", "tangent", "rotations", "ties", "cut", "cut tangent"]
+"""What :func:`implicit` looks for besides its own accuracy."""
+TANGENTS = ("tangent", "ties", "cut tangent")
+"""The checks of tangents, in forward mode."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +102,24 @@ def implicit(
     evidence: Evidence,
     *,
     xi: Tensor | None,
-    judge: str,
+    check: Check,
 ) -> tuple[Tensor, Tensor]:
     """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` on the complement of the block.
 
     float32 is refined: the residual is taken in float64 where values lie close, since its rounding
     error comes back multiplied by σ/gap.
 
-    ``judge`` says what else to look for.  With ``"turns"``, φ and ψ are the cotangents of the
-    vectors themselves and ξ that of σ: a loss that depends on an arbitrary basis is warned of.
-    With ``"ties"`` they are tangents, and near-equal values are warned of; with ``"ties"`` and
-    ``"zeros"`` the vectors of a zero σ have the tangent NaN and a warning, not an error, because
-    the tangent of σ itself is defined.
+    ``check`` says what else to look for:
+
+    * ``"rotations"``: φ and ψ are the cotangents of the vectors themselves and ξ that of σ; a loss
+      that depends on an arbitrary basis is warned of;
+    * ``"ties"``: they are tangents, and near-equal values within the block are warned of;
+    * ``"cut"``, ``"cut tangent"``: only the spaces spanned by U and V count, and a missing gap
+      below the k-th value is warned of;
+    * ``"tangent"``, ``""``: nothing.
+
+    In the three cases of tangents the vectors of a zero σ have the tangent NaN and a warning, not
+    an error, because the tangent of σ itself is defined.
 
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
@@ -113,7 +132,7 @@ def implicit(
         sigma, u, v = triplets
         if not _is_upright(A):
             swapped = (sigma, v, u), (cotangents[1], cotangents[0])
-            q, p = implicit(A.T, adjoint, *swapped, evidence, xi=xi, judge=judge)
+            q, p = implicit(A.T, adjoint, *swapped, evidence, xi=xi, check=check)
             return p, q
         scale = _scale(cotangents)
         phi, psi = (None if c is None or not bool(c.any()) else c / scale for c in cotangents)
@@ -121,17 +140,20 @@ def implicit(
             return torch.zeros_like(u), torch.zeros_like(v)
         if math.isnan(scale):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        if not _has_vectors(sigma, A.shape, tangent=judge in ("ties", "zeros")):
+        if not _has_vectors(sigma, A.shape, tangent=check in TANGENTS):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        if judge == "turns":
+        spaces = check in ("cut", "cut tangent")
+        tied_cut = spaces and warn_of_cut(sigma, evidence.near[0])
+        if check == "rotations":
             xi = None if xi is None else xi / scale
-            warn_of_turns(sigma, turns(u, phi) + turns(v, psi), pair_scale(phi, psi), xi)
-        elif judge == "ties":
+            rotation = rotation_gradient(u, phi) + rotation_gradient(v, psi)
+            warn_of_rotations(sigma, rotation, pair_scale(phi, psi), xi)
+        elif check == "ties":
             warn_of_ties(sigma)
         size = max(_power_of_two(float(sigma[0])), SMALLEST)
         theta, Z = evidence.near
         near, unit = (_times(theta, 1 / size), Z), Scaled(A, 1 / size)
-        # a value below the normal numbers has lost its digits; its vectors have not
+        # A subnormal singular value has lost digits, its vectors have not: compute it from them.
         small = float(sigma[-1]) < torch.finfo(sigma.dtype).tiny / torch.finfo(sigma.dtype).eps
         known = (u * unit.matmat(v)).sum(dim=0) if small else _times(sigma, 1 / size)
         system = System(unit, known, u, v, None, None, near)
@@ -143,7 +165,7 @@ def implicit(
         close = float(evidence.gaps.min()) < 0.1 * float(sigma[0])
         p, q = _refined(adjoint, system, close=close)
         residuals, gaps = (_times(x, 1 / size) for x in (evidence.residuals, evidence.gaps))
-        _judge(adjoint, system, (p, q), residuals, gaps)
+        _require_known(adjoint, system, (p, q), residuals, gaps, spaces=spaces, warned=tied_cut)
         p, q = _times(p, scale / size), _times(q, scale / size)
         if not all(bool(torch.isfinite(x).all()) for x in (p, q)):
             raise InputError(
@@ -155,7 +177,7 @@ def implicit(
 
 
 def _scale(cotangents: tuple[Tensor | None, Tensor | None]) -> float:
-    """A power of two of the size of Φ and Ψ, lest their squares vanish; NaN if not finite."""
+    """A power of two of the size of Φ and Ψ, so that their squares do not underflow; or NaN."""
     largest = max((float(c.abs().max()) for c in cotangents if c is not None), default=0.0)
     finite = all(bool(torch.isfinite(c).all()) for c in cotangents if c is not None)
     return _power_of_two(largest) if finite else math.nan
@@ -168,7 +190,7 @@ def flatten(result: SingularTriplets) -> Outputs:
         raise TypeError("expected a result of leading(), which fills near")
     figures = (result.sigma, result.u, result.v, result.residuals, result.gaps)
     theta, Z = result.near
-    # of their own memory, in one layout: autograd keeps account of views
+    # Contiguous clones, because autograd tracks views.
     own = (x.clone(memory_format=torch.contiguous_format) for x in (*figures, theta, Z))
     sigma, u, v, residuals, gaps, theta, Z = own
     return sigma, u, v, residuals, gaps, counts, theta, Z
@@ -208,14 +230,17 @@ def _residual(system: System, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return system.outside_u(r_u), system.outside_v(r_v)
 
 
-def _judge(
+def _require_known(
     adjoint: AdjointSolver,
     system: System,
     solution: tuple[Tensor, Tensor],
     residuals: Tensor,
     gaps: Tensor,
+    *,
+    spaces: bool,
+    warned: bool,
 ) -> None:
-    """Say so where the vectors, or their derivative, are not known to working accuracy.
+    """Warn where the vectors, or their derivative, are not known to working accuracy.
 
     ``λ = xᵀK x / xᵀx`` of the solution x is at least the gap below σ_k, and near it where x has met
     that gap.  The vectors are known to residual/λ, their derivative in x no better.
@@ -239,7 +264,7 @@ def _judge(
         / lengths.clamp_min(torch.finfo(x.dtype).tiny)
     )
     failed = ~(error <= 10 * root + rounding)
-    # a solve that found nothing met nothing: then what the forward solve saw has to tell
+    # A solve that found nothing has met no gap: then the gaps of the forward solve decide.
     lost = 64 * torch.finfo(x.dtype).eps * system.sigma[0]
     narrow |= failed & ~((known <= 1e-3 * gaps.min()) & (gaps.min() > lost))
     met = torch.where(failed, gaps.min(), met)
@@ -253,16 +278,25 @@ def _judge(
     if not bool(narrow.any()):
         return
     i = int(narrow.nonzero()[0])
-    advice = (
-        f"the derivative of singular vector {i} (from 0) meets a relative gap of "
-        f"{float(met[i] / system.sigma[0]):.1e} to a singular value beyond the k={len(lengths)} "
-        f"leading ones, and the vectors have a relative residual of "
-        f"{float(residuals[i] / system.sigma[0]):.1e}: ask for more triplets (larger k), a tighter "
-        "rtol of the solver, or use a loss of σ alone"
-    )
+    advice = _advice(system, i, float(met[i]), float(residuals[i]), spaces=spaces)
     if not bool(torch.isfinite(x).all()):
         raise ConvergenceError(advice, solution)
-    warnings.warn(advice, DegenerateWarning, stacklevel=2)
+    if not warned:
+        warnings.warn(advice, DegenerateWarning, stacklevel=2)
+
+
+def _advice(system: System, i: int, met: float, residual: float, *, spaces: bool) -> str:
+    """What to do about a gap below the k-th value that a derivative has met."""
+    k, top = len(system.sigma), float(system.sigma[0])
+    if spaces:
+        return cut_advice(k, met / top)
+    return (
+        f"the derivative of singular vector {i} (from 0) meets a relative gap of "
+        f"{met / top:.1e} to a singular value beyond the k={k} "
+        f"leading ones, and the vectors have a relative residual of "
+        f"{residual / top:.1e}: ask for more triplets (larger k), a tighter "
+        "rtol of the solver, or use a loss of σ alone"
+    )
 
 
 def _has_vectors(sigma: Tensor, shape: tuple[int, int], *, tangent: bool) -> bool:
@@ -298,7 +332,7 @@ def _upright(A: LinearMap) -> LinearMap:
 
 
 def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor]:
-    """NEAR values and vectors, zeros where the solver told fewer."""
+    """NEAR values and vectors, zeros where the solver returned fewer."""
     theta, Z = result.sigma.new_zeros(NEAR), result.v.new_zeros(n, NEAR)
     if result.near is not None:
         count = min(NEAR, len(result.near[0]))
@@ -308,12 +342,12 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
 
 
 def _size(A: LinearMap) -> float:
-    """A power of two by which A must be divided lest the squares in a norm under- or overflow."""
+    """A power of two; of A over it no square in a norm under- or overflows."""
     probe = generic(A.shape[1], 1, torch.empty(0, dtype=A.dtype, device=A.device))
     largest = A.shape[1] ** 0.5 * float(A.matmat(probe).abs().max())
     if not math.isfinite(largest):
         raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
-    if largest < 2 * torch.finfo(A.dtype).tiny ** 0.5:  # perhaps below what a product can show
+    if largest < 2 * torch.finfo(A.dtype).tiny ** 0.5:  # the product itself may have underflowed
         large = lift(A.dtype)
         largest = A.shape[1] ** 0.5 * float(A.matmat(probe * large).abs().max()) / large
     return 1.0 if 2**-20 < largest < 2**20 else max(_power_of_two(largest), SMALLEST)

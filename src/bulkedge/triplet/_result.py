@@ -12,6 +12,9 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._guard import finite
 
+MAX_SHOWN = 8
+"""A result prints no more singular values than this."""
+
 
 class Status(Enum):
     """How a solve ended; the value is the advice."""
@@ -47,9 +50,9 @@ class SingularTriplets:
         steps: Iterations of the solver.
         passes: Products with A or Aᵀ, each with a block of vectors: how often A was read.
         status: How the solve ended.
-        near: What the solver saw of the spectrum beyond the k-th value, if it tells: approximate
-            singular values, shape ``(b,)``, and their vectors on the shorter side of A, shape
-            ``(min(m, n), b)``.  They precondition the derivative, nothing else.
+        near: Approximate singular values beyond the k-th, shape ``(b,)``, and their vectors on the
+            shorter side of A, shape ``(min(m, n), b)``, if the solver returns any.  They
+            precondition the derivative, nothing else.
     """
 
     sigma: Tensor
@@ -65,6 +68,19 @@ class SingularTriplets:
     def __iter__(self) -> Iterator[Tensor]:
         """``sigma, u, v = result``."""
         return iter((self.sigma, self.u, self.v))
+
+    def __repr__(self) -> str:
+        """Shapes, σ, the largest residual and the status, without the vectors."""
+        shapes = f"u={tuple(self.u.shape)}, v={tuple(self.v.shape)}"
+        counts = f"steps={self.steps}, passes={self.passes}, status={self.status.name}"
+        try:
+            shown = [f"{x:.6g}" for x in self.sigma.detach().flatten()[:MAX_SHOWN].tolist()]
+            residual = f"{float(self.residuals.detach().max()):.1e}"
+        except RuntimeError:  # under vmap or a compiler there are no numbers to show
+            return f"SingularTriplets(sigma={tuple(self.sigma.shape)}, {shapes}, {counts})"
+        more = ", …" if self.sigma.numel() > MAX_SHOWN else ""
+        values = f"sigma=[{', '.join(shown)}{more}]"
+        return f"SingularTriplets({values}, {shapes}, residuals≤{residual}, {counts})"
 
     @property
     def rank(self) -> int:

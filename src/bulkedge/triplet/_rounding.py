@@ -44,8 +44,7 @@ from ._result import SingularTriplets
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
 CHECKS = 12
-"""How many Gaussian vectors measure the defect: with more of them the bound is sharper, and a pass
-takes longer."""
+"""This many Gaussian vectors measure the defect; more make the bound sharper and a pass longer."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Rounding:
         noise: ‖E₁‖₂ and ‖E₂‖₂ are at most this, in the units of the matrix.
         leading: The same of the leading Ritz vectors, one by one, as far as they were measured,
             shape ``(h,)``.
-        defect: δ.
+        defect: δ, how far the bases are from orthonormal.
     """
 
     noise: float
@@ -79,7 +78,7 @@ def measure_rounding(
         ritz: Its Ritz vectors; as many as the process began with are measured one by one.
         drawn: Independent standard normal entries, float64, drawn after the space was grown, shape
             ``(left + right vectors, checks)``.
-        probability: Of the result being too small, over ``drawn``.
+        probability: That the result is too small, over ``drawn``.
         scale: :meth:`LinearMap.rounding_scale` of the matrix.
 
     Returns:
@@ -99,7 +98,7 @@ def measure_rounding(
         A.matmat(Q @ y) - P @ (B @ Y).to(P) - after @ (L @ Y).to(P),
     )
     defect = max(_not_orthonormal(torch.cat([P, after], dim=1)), _not_orthonormal(Q))
-    # of the products with A, whose vectors are as long as ω, and of the small ones before and after
+    # Rounding of the products with A, and of the small ones before and after.
     small = 4 * math.sqrt(max(B.shape)) * (sum(B.shape) + 4)
     own = float64_rounding(math.ceil(sum(A.shape) + small), (1 + defect) * scale)
     lengths = torch.maximum(*(torch.linalg.vector_norm(C, dim=0) for C in (X, Y)))
@@ -134,7 +133,7 @@ def norm_above(images: Tensor, probability: float, own: float) -> float:
 
     Args:
         images: ``E ω_j``, one a column.
-        probability: Of the result being too small, over the ω.
+        probability: That the result is too small, over the ω.
         own: Bound on the error of each column.
 
     Returns:

@@ -71,6 +71,6 @@ def _key(name: str) -> Any:
     return torch._C._parse_dispatch_key(name)
 
 
-# what torch.compiler.assume_constant_result sets, without loading the compiler at import
+# This is what torch.compiler.assume_constant_result sets; it would load the compiler at import.
 jvp_levels._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 functionalized._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -51,8 +51,8 @@ def singular_triplet(
             exact lower triplet would satisfy every solver.
         generator: Source of the random start; None takes a fixed seed, so that equal input gives
             equal output.
-        strict: Raise when the tolerance is not reached; False returns what there is, and
-            ``status`` tells.
+        strict: Raise when the tolerance is not reached; False returns what there is, with its
+            ``status``.
 
     Returns:
         The triplets, with residuals, gaps, steps and passes.
@@ -130,7 +130,8 @@ def checked(A: LinearMap, k: int) -> LinearMap:
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
     if not isinstance(k, int) or not 1 <= k <= min(A.shape):
-        raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}")
+        advice = "" if isinstance(k, int) else "; k must be an integer"
+        raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}{advice}")
     return A
 
 

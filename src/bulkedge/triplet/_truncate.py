@@ -33,9 +33,9 @@ def truncate(
         p_i σ_i − A q_i = (I − UUᵀ) dA v_i,    q_i σ_i − Aᵀp_i = (I − VVᵀ) dAᵀu_i.
 
     The map dA ↦ dA_k is its own transpose (A_k is the gradient of ½ Σ_{i≤k} σ_i²), so reverse mode
-    is the same formula.  It grows like ``σ_k/(σ_k − σ_{k+1})``; a tie at the cut is told by a
-    :class:`~bulkedge.DegenerateWarning` or a :class:`~bulkedge.ConvergenceError` when the
-    derivative is taken.
+    is the same formula.  It grows like ``σ_k/(σ_k − σ_{k+1})``; where the two are equal there is no
+    derivative, and taking one gives a :class:`~bulkedge.DegenerateWarning` or raises a
+    :class:`~bulkedge.ConvergenceError`.
 
     Cost: that of :func:`singular_triplet`, and the m×n result; a derivative is one linear system
     a triplet.  With k = min(m, n) the result is A itself.
@@ -86,7 +86,7 @@ def _product(
     generator: torch.Generator | None,
     strict: bool,
 ) -> Tensor:
-    """``U S Vᵀ`` of the frames U, V and S = UᵀA V, whose derivatives no tie inside can spoil."""
+    """``U S Vᵀ`` of the frames U, V and S = UᵀA V: equal values inside do not matter."""
     frames = solve_from(
         A,
         k,

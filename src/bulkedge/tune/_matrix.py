@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap, LowRank, Sum, Widened
-from bulkedge.update import Factors, balanced
+from bulkedge.update import UpdateSVD, update_svd
 
 
 def _one() -> float:
@@ -122,7 +122,7 @@ class AdaptedMatrix:
         """``W0 + s·B·A`` as a map, differentiable in both factors."""
         return Sum([self.base_map(), self.update_map()])
 
-    def spikes(self) -> Factors:
+    def spikes(self) -> UpdateSVD:
         """The singular triplets of the update, in float64; O((m + n) r²).
 
         Returns:
@@ -132,7 +132,7 @@ class AdaptedMatrix:
             InputError: If the factors are not finite.
         """
         try:
-            return balanced(*self.factors, self.scale, self.shape)
+            return update_svd(*self.factors, self.scale, self.shape)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
 

@@ -23,7 +23,7 @@ from bulkedge._fields import (
 )
 from bulkedge._linmap import LinearMap
 from bulkedge.intruder import Verdict, judge_vectors
-from bulkedge.rmt.empirical import FEWEST
+from bulkedge.rmt.empirical_bulk import MIN_VALUES
 from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._core_svd import effective_rank
@@ -105,7 +105,7 @@ def full_matrices(
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         and parameter.ndim == 2
-        and min(parameter.shape) >= FEWEST
+        and min(parameter.shape) >= MIN_VALUES
         and id(parameter) not in embeddings
     ]
     used = select(modules, names, str)
@@ -333,7 +333,7 @@ class Monitor:
         tuned = singular_triplet(
             W,
             min(self.top_k, *W.shape),
-            solver=GolubKahan(angle=ANGLE),
+            solver=GolubKahan(vector_tol=ANGLE),
             init=like(W, self._last.get(matrix.name)),
             strict=False,
         )

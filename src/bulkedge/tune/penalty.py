@@ -199,6 +199,6 @@ def _prepare(matrix: AdaptedMatrix, k: int) -> _Layer:
     base = matrix.base_map()
     size = min(2 * k, *base.shape)
     with torch.no_grad():
-        space = singular_triplet(base, size, solver=GolubKahan(angle=BASE_ANGLE), strict=False)
+        space = singular_triplet(base, size, solver=GolubKahan(vector_tol=BASE_ANGLE), strict=False)
     edge = base_spectrum(matrix.name, base).fit.edge
     return _Layer(matrix, edge, space.u, space.v)

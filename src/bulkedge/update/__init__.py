@@ -5,8 +5,8 @@ from singular values alone (:func:`predict`, :func:`budget`).
 """
 
 from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
-from ._factors import Factors, balanced
 from ._measure import measure_base
+from ._update_svd import UpdateSVD, update_svd
 from .perturbation import (
     EigenPerturbation,
     SingularPerturbation,
@@ -33,13 +33,12 @@ __all__ = [
     "ConjugateGradients",
     "EigenPerturbation",
     "Expectation",
-    "Factors",
     "Outliers",
     "Prediction",
     "Secular",
     "SingularPerturbation",
     "SystemSolver",
-    "balanced",
+    "UpdateSVD",
     "budget",
     "eigen_perturbation",
     "eigenvalue_perturbation",
@@ -50,4 +49,5 @@ __all__ = [
     "resolvent_update_low_rank",
     "secular_function",
     "singular_perturbation",
+    "update_svd",
 ]

@@ -22,12 +22,15 @@ from bulkedge._linmap import Dense, LinearMap, Scaled
 from bulkedge.intruder import Scores
 from bulkedge.triplet import singular_triplet
 
-from ._factors import Factors, power_of_two, tie_groups
+from ._update_svd import UpdateSVD, power_of_two, tie_groups
 
 EPS = torch.finfo(torch.float64).eps
-MARGIN = 1e-6  # how far beyond σ₁(W0), relative to it, values are looked for when nobody says
-STEPS = 60
+MARGIN = 1e-6
+"""Values are looked for from this relative distance beyond σ₁(W0) on, if no edge is given."""
+MAX_STEPS = 60
+"""Steps of the root finder at most."""
 TIED = 1e-12
+"""Roots closer than this, in units of the norms, get their vectors together."""
 
 Solve = Callable[[Tensor, Tensor], Tensor]
 """``(s²I − W0W0ᵀ)⁻¹ R`` for s² of shape ``(q,)`` and R of ``(m, b)``: shape ``(q, m, b)``."""
@@ -132,16 +135,16 @@ class BySolves:
     """
 
     W0: LinearMap
-    factors: Factors
+    factors: UpdateSVD
     size: float
     norm: float
     solve: Solve
 
     @classmethod
     def of(
-        cls, W0: LinearMap, factors: Factors, norm: float | None, solver: SystemSolver | None
+        cls, W0: LinearMap, factors: UpdateSVD, norm: float | None, solver: SystemSolver | None
     ) -> BySolves:
-        """Find σ₁(W0) if nobody says it, and prepare the solver."""
+        """Find σ₁(W0) if it is not given, and prepare the solver."""
         if norm is None:
             norm = float(singular_triplet(W0).sigma)
         size = power_of_two(norm + factors.norm)
@@ -163,7 +166,7 @@ class BySolves:
         if self._is_flat:
             return M
         r = self.factors.rank
-        return M.roll((r, r), dims=(1, 2))  # of the transpose: the two halves change places
+        return M.roll((r, r), dims=(1, 2))  # the matrix of the transpose has its halves exchanged
 
     def count(self, s: Tensor) -> Tensor:
         """``#{σ(W) > s}``, shape ``(q,)``."""
@@ -198,7 +201,7 @@ class BySolves:
         return self.W0.rmatmat(u) + self.factors.Q @ (self.factors.P.mT @ u)
 
     def scores(self, u: Tensor, v: Tensor) -> tuple[Scores, Scores] | None:
-        """None: the score asks for every base vector, and this form knows none."""
+        """None: the score needs every base vector, and this form has none."""
         return None
 
     @property
@@ -207,7 +210,7 @@ class BySolves:
 
     @property
     def _flat(self) -> Flat:
-        factors = self.factors.over(self.size)
+        factors = self.factors.divided_by(self.size)
         W0 = Scaled(self.W0, 1 / self.size)
         if self._is_flat:
             return Flat(W0, factors.P, factors.Q, self.solve)
@@ -265,11 +268,11 @@ class Flat:
         """
         lows, highs = torch.full_like(high, low), high
         s = highs
-        for _ in range(STEPS):
+        for _ in range(MAX_STEPS):
             mu, y, x = self._pairs(s)
             lows, highs = torch.where(mu > 0, s, lows), torch.where(mu > 0, highs, s)
-            turn = (y * y.roll(y.shape[1] // 2, dims=1)).sum(dim=1)
-            step = mu * (1 + mu * turn) / x.square().sum(dim=0)
+            exchange = (y * y.roll(y.shape[1] // 2, dims=1)).sum(dim=1)  # yᵀJy
+            step = mu * (1 + mu * exchange) / x.square().sum(dim=0)
             new = s + step
             new = torch.where((new > lows) & (new < highs), new, (lows + highs) / 2)
             small = (step.abs() <= 4 * EPS * s) | (highs - lows <= 4 * EPS * s)
@@ -279,7 +282,7 @@ class Flat:
         return s
 
     def eigenvectors(self, roots: Tensor) -> tuple[Tensor, Tensor]:
-        """Left and right vectors of the roots; equal ones at one s, lest they be the same twice."""
+        """Left and right vectors of the roots; equal roots share one s, so that theirs differ."""
         for i, j in tie_groups(roots, TIED):
             roots = torch.cat([roots[:i], roots[i:j].mean().expand(j - i), roots[j:]])
         x = self._pairs(roots)[2]

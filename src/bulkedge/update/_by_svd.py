@@ -5,8 +5,8 @@ the update is ``E J Eᵀ``, J the exchange of the two halves, and with one row e
 
     M(s) = Σ_j e_j e_jᵀ / (s − λ_j) − J.
 
-Close to a pole that sum drowns everything but its largest term.  So the few nearest poles, N, are
-not summed: they border the sum over the rest,
+Close to a pole the largest term of that sum exceeds all others by so much that they are lost.  So
+the few nearest poles, N, are not summed: they border the sum over the rest,
 
     K(s) = [[diag(s − λ_N), E_N], [E_Nᵀ, −M_far(s)]],
     #{σ(W) > s} = #{λ_far > s} + n₋(K(s)) − r,
@@ -29,13 +29,17 @@ from bulkedge.intruder import Scores, base_vectors, scores
 from bulkedge.triplet import resolution
 from bulkedge.triplet.solver._start import generic
 
-from ._factors import Factors, power_of_two, tie_groups
+from ._update_svd import UpdateSVD, power_of_two, tie_groups
 
 EPS = torch.finfo(torch.float64).eps
-NEAR = 1e-3  # poles so close, relative to the norms, border the sum, up to two full clusters
-TIED = 1e-12  # values so close, relative to the norms, get their vectors together
+NEAR = 1e-3
+"""Poles closer than this, in units of the norms, border the sum, up to two full clusters."""
+TIED = 1e-12
+"""Roots closer than this, in units of the norms, get their vectors together."""
 OVERSAMPLING = 2
-MEMORY = 2**22  # numbers in one block of the sum over poles
+"""Vectors beside those asked for in an inverse iteration."""
+BLOCK_SIZE = 2**22
+"""Numbers in one block of the sum over poles at most: this bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class BySVD:
         base: U, σ and V as they were given.
         factors: The update.
         size: The power of two that everything below is divided by.
-        left: Orthonormal columns, shape ``(m, p + l)``: base vectors, those of equal values turned
-            so that few of them couple, then the part of the update outside their span.
+        left: Orthonormal columns, shape ``(m, p + l)``: base vectors, those of equal values
+            rotated so that few of them couple, then the part of the update outside their span.
         right: The same, shape ``(n, p + q)``.
         sigma: Base values, shape ``(p,)``, zeros left out.
         b: The left factor in these coordinates, shape ``(p + l, r)``.
@@ -55,7 +59,7 @@ class BySVD:
     """
 
     base: tuple[Tensor, Tensor, Tensor]
-    factors: Factors
+    factors: UpdateSVD
     size: float
     left: Tensor
     right: Tensor
@@ -64,13 +68,13 @@ class BySVD:
     a: Tensor
 
     @classmethod
-    def of(cls, U: Tensor, S: Tensor, V: Tensor, factors: Factors) -> BySVD:
+    def of(cls, U: Tensor, S: Tensor, V: Tensor, factors: UpdateSVD) -> BySVD:
         """Compress; O((m + n) p r)."""
         shape = (len(U), len(V))
         size = power_of_two(float(S[:1].sum()) + factors.norm)
-        small = factors.over(size)
+        small = factors.divided_by(size)
         p = int((resolution(S, shape) < S).sum())
-        U1, V1, sigma, kept = _turned(U[:, :p], V[:, :p], S[:p] / size, small)
+        U1, V1, sigma, kept = _decoupled(U[:, :p], V[:, :p], S[:p] / size, small)
         left, b = _extended(U1, small.P, kept)
         right, a = _extended(V1, small.Q, kept)
         return cls((U, S, V), factors, size, left, right, sigma, b, a)
@@ -170,10 +174,10 @@ class BySVD:
         slack = 4 * float(resolution(S, self.shape))
         low = torch.maximum(torch.cat([S, below])[r : r + k], S[:k] - norm) - slack
         high = torch.minimum(torch.cat([above, S])[:k], S[:k] + norm) + slack
-        low, high, wanted = low.clamp_min(0), high + EPS, torch.arange(1, k + 1, device=S.device)
+        low, high, index = low.clamp_min(0), high + EPS, torch.arange(1, k + 1, device=S.device)
         while bool((high - low > 2 * EPS).any()):
             middle = (low + high) / 2
-            more = problem.count(middle) >= wanted
+            more = problem.count(middle) >= index
             low, high = torch.where(more, middle, low), torch.where(more, high, middle)
         return ((low + high) / 2).cummin(dim=0).values
 
@@ -192,16 +196,16 @@ class Bordered:
 
     def count(self, s: Tensor) -> Tensor:
         """Eigenvalues greater than each s, shape ``(q,)``."""
-        rows = max(1, MEMORY // max(1, self.coupling.numel()))
+        rows = max(1, BLOCK_SIZE // max(1, self.coupling.numel()))
         parts = [self._count(part) for part in s.split(rows)] if len(s) else [s.long()]
         return torch.cat(parts)
 
     def eigenvectors(self, values: Tensor, known: Tensor) -> Tensor:
         """Orthonormal eigenvectors of a few eigenvalues that lie together, orthogonal to ``known``.
 
-        Block inverse iteration, with a few vectors more: neighbours then converge as well, instead
-        of being mixed in.  What was mixed into the known vectors is made up for here, so that all
-        together span the right space.
+        Block inverse iteration with a few vectors more, so that neighbours converge as well
+        instead of being mixed in.  The results are orthogonal to the known vectors, so that all
+        together span the right space although single ones may be mixed.
 
         Returns:
             Shape ``(P, g)``.
@@ -212,7 +216,7 @@ class Bordered:
         X, solve = generic(size, width, known), self._solver(shift)
         for _ in range(3):
             Z = solve(X)
-            # where many poles are close the solve loses digits, which one refinement gives back
+            # Where many poles are close the solve loses digits; one refinement recovers them.
             X = torch.linalg.qr(Z + solve(X - shift * Z + self._image(Z))).Q
             X = torch.linalg.qr(X - known @ (known.mT @ X)).Q
         theta, Y = torch.linalg.eigh(X.mT @ self._image(X))
@@ -229,8 +233,8 @@ class Bordered:
     def _bordered(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """K(s), the indices of the near poles, 1/(s − λ) of the far ones, and the units of y.
 
-        The border is in units in which M_far is of the order of one: rounding in it would else
-        outweigh the near poles.
+        The border is in units in which M_far is of the order of one; otherwise its rounding would
+        be larger than the near poles.
 
         Returns:
             Shapes ``(q, c + 2r, c + 2r)``, ``(q, c)``, ``(q, P)`` and ``(q, 2r, 1)``.
@@ -273,10 +277,10 @@ class Bordered:
         return solve
 
 
-def _turned(
-    U: Tensor, V: Tensor, sigma: Tensor, factors: Factors
+def _decoupled(
+    U: Tensor, V: Tensor, sigma: Tensor, factors: UpdateSVD
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn the basis of each large eigenspace so that 2r of its vectors couple, the rest do not.
+    """Rotate the basis of each large eigenspace so that only 2r of its vectors couple.
 
     Values count as equal within the rounding of an SVD of matrices of this size and norm one.
 
@@ -284,9 +288,9 @@ def _turned(
         U, V, σ, and which of the vectors couple.
     """
     kept = torch.ones_like(sigma, dtype=torch.bool)
-    most = 2 * factors.rank
+    coupled = 2 * factors.rank
     spaces = _equal(sigma, 2 * max(len(U), len(V)) ** 0.5 * EPS)
-    large = [(i, j) for i, j in spaces if j - i > most > 0]
+    large = [(i, j) for i, j in spaces if j - i > coupled > 0]
     if large:
         U, V, sigma = U.clone(), V.clone(), sigma.clone()
     for i, j in large:
@@ -294,7 +298,7 @@ def _turned(
         Q = torch.linalg.qr(rows, mode="complete").Q
         U[:, i:j], V[:, i:j] = U[:, i:j] @ Q, V[:, i:j] @ Q
         sigma[i:j] = sigma[i:j].mean()
-        kept[i + most : j] = False
+        kept[i + coupled : j] = False
     return U, V, sigma, kept
 
 
@@ -313,7 +317,7 @@ def _extended(basis: Tensor, factor: Tensor, kept: Tensor) -> tuple[Tensor, Tens
     rest = factor - basis @ (basis.mT @ factor)
     X, sizes, _ = torch.linalg.svd(rest, full_matrices=False)
     room = len(basis) - basis.shape[1]
-    # what rounding left of a factor inside the span has no direction of its own
+    # What rounding leaves of a factor inside the span is no direction of the factor.
     rounding = 64 * EPS * torch.linalg.vector_norm(factor)
     X = X[:, :room][:, sizes[:room] > rounding]
     X = torch.linalg.qr(X - basis @ (basis.mT @ X)).Q

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge.rmt import BulkFit, White, edge_test
+from bulkedge.rmt import BulkFit, WhiteBulk, edge_test
 
 from .predict import BaseSpectrum
 
@@ -49,7 +49,7 @@ def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
             "too few leading singular values of the base converged; method 'dense' finds them all"
         )
     sigma = math.sqrt(float(squares.sum()) / (shape[0] * shape[1]))
-    bulk = White(shape, sigma)
+    bulk = WhiteBulk(shape, sigma)
     fit = BulkFit(
         shape=shape,
         sigma=sigma,

@@ -6,10 +6,10 @@ With the simple triplet (σ, u, v) of A, and K = [[σI, −A], [−Aᵀ, σI]] i
     σ⁽²⁾ = ½ cᵀK⁺c,             K [u⁽²⁾; v⁽²⁾] = [Dv⁽¹⁾ − σ⁽¹⁾u⁽¹⁾; Dᵀu⁽¹⁾ − σ⁽¹⁾v⁽¹⁾] outside,
 
 and ``uᵀu⁽²⁾ = −½‖u⁽¹⁾‖²``, which keeps lengths.  All of it holds while ‖hD‖ stays well below the
-distance to the other values: far less than "small", for a value inside a bulk.
+distance to the other values, which inside a bulk is tiny.
 
-A matrix that is not symmetric has its eigenvalues moved by its left *and* right vectors, yᴴDx/yᴴx;
-vᵀDv is the answer to another question.
+The eigenvalues of a matrix that is not symmetric move by yᴴDx/yᴴx, with its left *and* right
+vectors; vᵀDv is for symmetric matrices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from bulkedge._errors import DegenerateWarning, InputError
 from bulkedge.triplet import thin_svd
 
 EPS = torch.finfo(torch.float64).eps
-SMALLEST = 1e-290
+MIN_ENTRY = 1e-290
+"""A matrix whose entries are all smaller is refused."""
 
 
 @dataclass(frozen=True)
@@ -279,10 +280,10 @@ def _matrices(A: Tensor, D: Tensor, order: int) -> tuple[Tensor, Tensor]:
             f"expected a direction of the shape of the matrix, got {tuple(D.shape)} and "
             f"{tuple(A.shape)}"
         )
-    if 0 < float(A.abs().max()) < SMALLEST:
+    if 0 < float(A.abs().max()) < MIN_ENTRY:
         raise InputError(
-            f"expected a matrix with an entry of at least {SMALLEST}, got none, and the derivative "
-            "has no numbers then; multiply A and D by one number"
+            f"expected a matrix with an entry of at least {MIN_ENTRY}, got none, and the "
+            "derivative has no numbers then; multiply A and D by one number"
         )
     if order not in (1, 2):
         raise InputError(f"expected order 1 or 2, got {order!r}")

@@ -1,7 +1,7 @@
 """What an update will do to a base, from the base's singular values alone.
 
-The vectors of the update are taken for isotropic: they know nothing of the base.  Then each of its
-spikes θ meets the bulk as :mod:`bulkedge.rmt` says.  The outlier's vector û satisfies exactly
+The vectors of the update are assumed isotropic, that is, independent of the base.  Then each of its
+spikes θ meets the bulk as in :mod:`bulkedge.rmt`.  The outlier's vector û satisfies exactly
 
     ⟨u_i, û⟩ = θ (ρ ⟨u_i, u⟩⟨v, v̂⟩ + s_i ⟨v_i, v⟩⟨u, û⟩) / (ρ² − s_i²)                  (left side)
 
@@ -34,7 +34,7 @@ from bulkedge._fields import DEFAULT_EPSILON, renamed
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
 from bulkedge.rmt._arrays import Array, count, enter_real, real
 
-from ._factors import balanced, require_real
+from ._update_svd import require_real, update_svd
 
 
 class Expectation(str, Enum):
@@ -115,8 +115,8 @@ class Prediction:
         theta: Strengths, the singular values of the update, shape ``(r,)``.
         threshold: θ_c of the layer.
         edge: Upper edge of its bulk.
-        separated: Whether θ > θ_c, by so much that float64 can tell the outlier from the edge
-            (:meth:`bulkedge.rmt.Bulk.separates`).
+        supercritical: Whether θ > θ_c, by so much that float64 distinguishes the outlier from
+            the edge (:meth:`bulkedge.rmt.Bulk.supercritical`).
         location: Where the outlier is expected; the edge without one.
         sd: Standard deviation of the location; NaN without one.
         left_overlap: |⟨u, û⟩|², how much of the outlier's left vector is the spike's.
@@ -133,7 +133,7 @@ class Prediction:
     theta: Tensor
     threshold: float
     edge: float
-    separated: Tensor
+    supercritical: Tensor
     location: Tensor
     sd: Tensor
     left_overlap: Tensor
@@ -148,7 +148,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Budget:
-    """How strong an update a layer bears before a generic one makes an outlier.
+    """How strong a generic update of a layer may be before it makes an outlier.
 
     Attributes:
         rank: Rank r of the update.
@@ -180,7 +180,7 @@ def predict(
     *,
     epsilon: float = DEFAULT_EPSILON,
 ) -> Prediction:
-    """What the update ``scale·B·A`` is expected to do to a base that it knows nothing of.
+    """What the update ``scale·B·A`` is expected to do to a base that it is independent of.
 
     Cost: O((m+n) r²) for the spikes and O(p r) for each, p = min(m, n), once the base's singular
     values are known.
@@ -211,7 +211,7 @@ def predict(
         ('intruder', True)
     """
     spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
-    theta = balanced(B, A, scale, spectrum.shape).gamma.cpu()
+    theta = update_svd(B, A, scale, spectrum.shape).gamma.cpu()
     return predict_spikes(spectrum, theta, epsilon=epsilon)
 
 
@@ -249,14 +249,14 @@ def predict_spikes(
     others = spectrum.values[: spectrum.fit.spikes]
     stronger = spike.theta.argsort(descending=True, stable=True).argsort()
     place = (others > spike.location[:, None]).sum(1) + stronger
-    nothing = torch.where(spike.separated, 0.0, math.nan)
+    nothing = torch.where(spike.supercritical, 0.0, math.nan)
     left_new, right_new = (_chance_below(epsilon, side) + nothing for side in (left, right))
     left_score, right_score = (_median_score(side) + nothing for side in (left, right))
     return Prediction(
         theta=spike.theta,
         threshold=bulk.threshold,
         edge=bulk.edge,
-        separated=spike.separated,
+        supercritical=spike.supercritical,
         location=spike.location,
         sd=spike.sd,
         left_overlap=spike.left_overlap,
@@ -266,14 +266,14 @@ def predict_spikes(
         right_score=right_score,
         left_new=left_new,
         right_new=right_new,
-        expected=tuple(map(_expectation, spike.separated.tolist(), left_new.tolist())),
+        expected=tuple(map(_expectation, spike.supercritical.tolist(), left_new.tolist())),
     )
 
 
 def budget(
     base: Tensor | BaseSpectrum, rank: int, alpha: float | None = None, *, top_k: int = 10
 ) -> Budget:
-    """How strong a generic update of this rank the layer bears, before any training.
+    """How strong a generic update of this rank may be before it makes an outlier.
 
     Args:
         base: W0, shape ``(m, n)``, or what is known of it.
@@ -324,7 +324,7 @@ def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Te
     rho, left, right = (
         x[:, None] for x in (spike.location.square(), spike.left_overlap, spike.right_overlap)
     )
-    # a base value may equal ρ, and does at the strength that a budget calls leading
+    # A base value may equal ρ: it does at the strength ``Budget.leading``.
     far = torch.maximum((rho - square).square(), (torch.finfo(torch.float64).eps * rho).square())
     sides = []
     for size, own, other in ((m, right / m, left / n), (n, left / n, right / m)):
@@ -352,7 +352,7 @@ def _median_score(weight: Tensor) -> Tensor:
     return (low + high) / 2
 
 
-def _expectation(separated: bool, new: float) -> Expectation:
-    if not separated:
+def _expectation(supercritical: bool, new: float) -> Expectation:
+    if not supercritical:
         return Expectation.ABSORBED
     return Expectation.INTRUDER if new > 0.5 else Expectation.ALIGNED

@@ -4,7 +4,7 @@
     rank r:    (z − W − sBA)⁻¹  = G + s G B (I − s A G B)⁻¹ A G.
 
 So z is an eigenvalue of the updated matrix, and none of W, exactly where ``1 − θ vᵀG(z)u`` is zero.
-Both signs follow from the minus in ``z − W``; with W + θuvᵀ inverted directly they would be others.
+The signs are those of ``z − W``; for the inverse of W + θuvᵀ itself they are the opposite ones.
 All of it is computed and returned in float64, or complex128.
 """
 

@@ -29,7 +29,7 @@ from bulkedge.triplet import resolution
 
 from ._by_solves import BySolves, SystemSolver
 from ._by_svd import BySVD
-from ._factors import Factors, balanced, require_real
+from ._update_svd import UpdateSVD, require_real, update_svd
 
 
 class Form(Protocol):
@@ -41,7 +41,7 @@ class Form(Protocol):
         ...
 
     @property
-    def factors(self) -> Factors:
+    def factors(self) -> UpdateSVD:
         """The update."""
         ...
 
@@ -156,7 +156,7 @@ class Secular:
         """
         U, S, V = (require_real(name, x) for name, x in (("U", U), ("S", S), ("V", V)))
         _check_svd(U, S, V)
-        factors = balanced(B, A, scale, (len(U), len(V)))
+        factors = update_svd(B, A, scale, (len(U), len(V)))
         return Secular(BySVD.of(U, S, V, factors))
 
     @staticmethod
@@ -192,7 +192,7 @@ class Secular:
             require_real("W0", tensor)
         if norm is not None and not 0 <= norm < float("inf"):
             raise InputError(f"expected norm to be σ₁(W0), got {norm!r}; leave it None")
-        factors = balanced(B, A, scale, base.shape)
+        factors = update_svd(B, A, scale, base.shape)
         return Secular(BySolves.of(_float64(base), factors, norm, solver))
 
     @property
@@ -211,7 +211,7 @@ class Secular:
         return self.form.factors.gamma
 
     def matrix(self, s: float | list[float] | Tensor) -> Tensor:
-        """``M(s)`` for the balanced factors, ``PᵀP = QᵀQ = diag(γ)``: singular at each σ(W).
+        """``M(s)`` for the factors with ``PᵀP = QᵀQ = diag(γ)``: singular at each σ(W).
 
         Cost: O(p r²) each from an SVD, one linear system each from solves.
 

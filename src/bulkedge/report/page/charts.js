@@ -89,7 +89,7 @@ const charts = (() => {
     const y = m.predicted.map((p) => p.theta / m.threshold);
     return { label: y.map((x) => number(x)).join(", "),
       traces: [{ type: "bar", x: y.map((_, i) => i), y,
-        marker: { color: m.predicted.map((p) => resolved(p.separated ? "intruder" : "aligned")) },
+        marker: { color: m.predicted.map((p) => resolved(p.supercritical ? "intruder" : "aligned")) },
         hovertemplate: "spike %{x}: %{y:.2f} θ_c<extra></extra>" }],
       layout: { shapes: [across(1)], xaxis: { title: { text: "spike, by strength" }, dtick: 1 },
         yaxis: { title: { text: "strength θ / θ_c" } } } };

@@ -16,9 +16,9 @@ class AugmentedLeastSquares:
     """``min ‖[K; σUᵀ 0; 0 σVᵀ] x − [φ; ψ; 0; 0]‖`` by QR, one column after the other; a reference.
 
     The matrix is tall with full column rank and the system consistent, so the minimiser is the
-    solution.  Constraint rows are scaled by σ lest the conditioning depend on the scale of A
-    (docs/errata.md, A14).  The driver is named: torch's default on the CPU, ``gelsy``, reads memory
-    that it never wrote (https://github.com/pytorch/pytorch/issues/71222).
+    solution.  Constraint rows are scaled by σ, so that the scale of A does not change the
+    conditioning (docs/errata.md, A14).  The driver is named because torch's default on the CPU,
+    ``gelsy``, reads memory that it never wrote (https://github.com/pytorch/pytorch/issues/71222).
 
     Cost: forms A; O((m + n)³) a column.
     """

@@ -73,7 +73,7 @@ class DeflatedCG:
                 break
             HD = system.outside_v(squares * D - A.rmatmat(A.matmat(D)))
             curvature = (D * HD).sum(dim=0)
-            # no curvature left: the gap is below rounding, and any further step would be noise
+            # Without curvature the gap is below rounding, and a further step would be noise.
             active &= curvature > eps * squares * (D * D).sum(dim=0)
             alpha = torch.where(active, energy / curvature, 0.0)
             Q, R = Q + alpha * D, R - alpha * HD

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bulkedge.triplet.solver.dense import thin_svd
+from bulkedge.triplet._thin_svd import thin_svd
 
 from ._system import System
 

@@ -52,12 +52,12 @@ class Minres:
             Kz = self._product(system, z)
             alpha = (z * Kz).sum(dim=0)
             following = Kz - alpha * z - beta_old * z_old
-            # against the drift of rounding into the null space
+            # Rounding would otherwise drift into the null space.
             following = torch.cat(
                 [system.outside_u(following[:m]), system.outside_v(following[m:])]
             )
             beta = torch.linalg.vector_norm(following, dim=0)
-            # the two last rotations, applied to the new column of the tridiagonal matrix
+            # Apply the two last rotations to the new column of the tridiagonal matrix.
             rho3 = sin_old * beta_old
             rho2 = sin * alpha + cos * cos_old * beta_old
             diagonal = cos * alpha - sin * cos_old * beta_old

@@ -81,5 +81,5 @@ def _solve(scaled: Tensor, basis: Tensor, lift: Tensor, rhs: Tensor) -> Tensor:
     """``(I − ÃÃᵀ) x = rhs`` on the complement of the basis."""
     eye = torch.eye(len(scaled), dtype=scaled.dtype, device=scaled.device)
     raised = eye - scaled @ scaled.mT + lift * (basis @ basis.mT)
-    # not Cholesky, which gives up where the gap is below rounding
+    # LU, because Cholesky fails where the gap is below rounding.
     return torch.linalg.solve_ex(raised, rhs - basis @ (basis.mT @ rhs)).result

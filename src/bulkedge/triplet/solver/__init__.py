@@ -5,17 +5,12 @@ triplets, a guess of the right vectors (or None), and the one source of randomne
 ``SingularTriplets``.
 """
 
-from typing import Protocol
+from bulkedge.triplet._thin_svd import thin_svd
 
-from torch import Tensor
-
-from bulkedge._linmap import LinearMap
-from bulkedge.triplet._result import SingularTriplets
-
-from ._start import Randomness
+from ._solver import Solver
 from .auto import Auto
 from .block_krylov import BlockKrylov
-from .dense import DenseSVD, thin_svd
+from .dense import DenseSVD
 from .golub_kahan import GolubKahan
 from .gradient import GradientAscent
 from .lanczos import Lanczos
@@ -40,13 +35,3 @@ __all__ = [
     "Solver",
     "thin_svd",
 ]
-
-
-class Solver(Protocol):
-    """What :func:`singular_triplet` asks of a method."""
-
-    def compute(
-        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
-    ) -> SingularTriplets:
-        """The k leading triplets of A, m ≥ n; ``start`` is a guess of V, shape ``(n, ≥ 1)``."""
-        ...

@@ -1,8 +1,8 @@
-"""What the methods for one pair of vectors share: their loop, their start, and how k come of one.
+"""What the methods for one pair of vectors share: their loop, their start, and deflation.
 
 The second triplet of A is the first of ``A − σ₁u₁v₁ᵀ`` (Hotelling's deflation): a method that finds
-one finds k, one after the other.  What the deflation leaves of an error in v₁ is put right at the
-end by Rayleigh-Ritz on all the v.
+one finds k, one after the other.  Rayleigh-Ritz on all the v at the end corrects the errors that
+the deflation with an inexact v₁ has made.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from bulkedge._linmap import LinearMap, LowRank, Sum
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+from bulkedge.triplet._thin_svd import thin_svd
 
 from ._start import Randomness
 from .block_krylov import BlockKrylov
-from .dense import thin_svd
 
 
 class Pair(NamedTuple):
-    """Unit vectors u ``(m, 1)``, v ``(n, 1)`` with Av, Aᵀu, a value σ, and what they lack.
+    """Unit vectors u ``(m, 1)``, v ``(n, 1)`` with Av, Aᵀu, a value σ, and their residual.
 
     The residual is ``‖[Av − σu; Aᵀu − σv]‖₂``, 0-dimensional like σ.
     """
@@ -120,7 +120,7 @@ def iterate(
     while not goal.reached(best) and steps < max_steps:
         pair = step(A, pair)
         steps += 1
-        # a Newton method started too far off may run away, even to NaN, which is below nothing
+        # A Newton method that was started too far off may diverge; NaN compares false.
         best = pair if bool(pair.residual < best.residual) else best
     return Found(best, steps, passes=2 + 2 * steps)
 
@@ -150,7 +150,7 @@ def one_by_one(A: LinearMap, starts: Starts, search: Search, rtol: float) -> Sin
         S = torch.cat([S, found.pair.sigma.reshape(1)])
         V = torch.cat([V, found.pair.v], dim=1)
         steps, passes = steps + found.steps, passes + found.passes
-    # beyond the rank a search returns any v: QR makes the columns independent whatever they are
+    # Beyond the rank a search returns any v; QR makes the columns independent.
     V = torch.linalg.qr(V).Q
     W = A.matmat(V)
     u, sigma, Y = thin_svd(W)
@@ -202,7 +202,8 @@ def warmed_up(
     Returns:
         The rough right vectors, the value below them, and the passes that they took.
     """
-    # a start may be a lower triplet, slightly tilted: no rough tolerance tells that from a good one
+    # A start may be a lower triplet, slightly tilted; only a fine tolerance distinguishes it from
+    # the right one.
     rough, passes = (0.1 if start is None else 0.5 * rtol), 0
     while True:
         warm = BlockKrylov(rtol=rough).compute(A, k, start, generator)
@@ -232,6 +233,6 @@ def solve_nearly_singular(matrix: Tensor, right: Tensor) -> Tensor:
     """
     LU, order, _ = torch.linalg.lu_factor_ex(matrix)
     pivots = LU.diagonal()
-    floor = torch.finfo(matrix.dtype).eps * matrix.abs().max()
-    pivots.copy_(torch.where(pivots.abs() < floor, floor, pivots))
+    rounding = torch.finfo(matrix.dtype).eps * matrix.abs().max()
+    pivots.copy_(torch.where(pivots.abs() < rounding, rounding, pivots))
     return torch.linalg.lu_solve(LU, order, right)

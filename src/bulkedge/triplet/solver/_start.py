@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bulkedge._linmap import LinearMap
 
-# numpy's for the fixed seed: torch refuses to draw inside vmap, even where nothing is batched
+# NumPy's generator is for the fixed seed: torch refuses to draw inside vmap, even where nothing is
+# batched.
 Randomness = Union[torch.Generator, numpy.random.Generator]  # noqa: UP007 — Python 3.10
 
 

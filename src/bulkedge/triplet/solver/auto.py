@@ -46,5 +46,5 @@ class Auto:
             return DenseSVD()
         if k > 1 or start is not None:
             return Refined(BlockKrylov())
-        # in float32 a step or two more here often spare the refinement
+        # In float32 a step or two more here often make the refinement unnecessary.
         return Refined(Lanczos(rtol=1e-6 if A.dtype is torch.float32 else None))

@@ -22,9 +22,9 @@ from torch import Tensor
 from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+from bulkedge.triplet._thin_svd import thin_svd
 
 from ._start import Randomness, start_block
-from .dense import thin_svd
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class BlockKrylov:
             converged = bool((residuals[:k] <= rtol * sigma[0]).all())
             if converged or step == self.max_steps:
                 break
-            E = _new_directions(R, V, floor=10 * eps * float(sigma[0]))
+            E = _new_directions(R, V, rounding=10 * eps * float(sigma[0]))
             converged = E.shape[1] == 0  # the Krylov space is invariant: exact to rounding
             if converged:
                 break
@@ -96,11 +96,11 @@ class BlockKrylov:
         )
 
 
-def _new_directions(R: Tensor, V: Tensor, floor: float) -> Tensor:
+def _new_directions(R: Tensor, V: Tensor, rounding: float) -> Tensor:
     """Orthonormal basis of the part of span(R) outside span(V), shape (n, ≤ b)."""
-    # twice is enough (Kahan-Parlett), but only for directions that are there: what is below the
-    # floor is rounding, and what the second projection halves was rounding in disguise
-    for threshold in (floor, 0.5):
+    # Twice is enough (Kahan-Parlett), but only for directions that exist: what is smaller than
+    # ``rounding`` is rounding, and so is what the second projection halves.
+    for threshold in (rounding, 0.5):
         R = R - V @ (V.mT @ R)
         X, S, _ = torch.linalg.svd(R, full_matrices=False)
         R = X[:, threshold < S]

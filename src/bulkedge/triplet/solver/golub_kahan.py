@@ -2,12 +2,13 @@
 
 Golub, Luk, Overton, ACM TOMS 7 (1981), doi:10.1145/355945.355946.  The cheapest method where a few
 correct digits of well-separated triplets are asked for: a step costs two passes and one small SVD,
-nothing of the size of the matrix but the block itself is factored.
+and the only large matrix that is factored is the block itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ from bulkedge.triplet._unseen import Unseen
 from ._start import Randomness, gaussian, start_parts
 from .block_krylov import BlockKrylov
 
-NOISE = 4.0  # to what the recurrences hold, in units of eps ‖A‖_F
+NOISE = 4.0
+"""The error of the recurrences that is assumed, in units of eps ‖A‖_F."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +42,40 @@ class GolubKahan:
 
     Attributes:
         rtol: Stop when every residual is below ``rtol · σ₁``; None takes eps^¾ of the dtype.
-        angle: Stop for a triplet, too, when its residual is below ``angle`` times its gap: its
-            vectors are then known to that sine.
+        vector_tol: Stop for a triplet, too, when its residual is below ``vector_tol`` times its
+            gap: its vectors are then known to that sine.
         max_steps: Steps before the basis is given up.
         oversample: Vectors carried beyond k.
-        missed: Go on until it is proved that no other triplet lies above the k-th, but for this
-            probability over the random vectors; ``Status.UNPROVED`` where ``max_steps`` do not
-            prove it.  The last gap then ends at a proved cut, and residuals and rounding are
+        failure_probability: Go on until it is proved that no other triplet lies above the k-th, but
+            for this probability over the random vectors; ``Status.UNPROVED`` where ``max_steps`` do
+            not prove it.  The last gap then ends at a proved cut, and residuals and rounding are
             measured in float64, by two passes each.  Few vectors beyond k prove little: give it an
-            ``oversample`` of 8.  None takes the residuals' word, as every other iterative solver
-            does.
+            ``oversample`` of 8.  None asks for no proof and judges by residuals alone, as every
+            other iterative solver does.
+
+    Example:
+        >>> from bulkedge.triplet import singular_triplet
+        >>> A = torch.diag(torch.linspace(3.0, 1.0, 9, dtype=torch.float64))
+        >>> solver = GolubKahan(vector_tol=1e-3, failure_probability=1e-9)
+        >>> found = singular_triplet(A, solver=solver)
+        >>> round(found.sigma.item(), 6), found.status.name
+        (3.0, 'CONVERGED')
     """
 
     rtol: float | None = None
-    angle: float = 0.0
+    vector_tol: float = 0.0
     max_steps: int = 24
     oversample: int = 6
-    missed: float | None = None
+    failure_probability: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(
             self,
             rtol=optional(TOLERANCE),
-            angle=NOT_NEGATIVE,
+            vector_tol=NOT_NEGATIVE,
             max_steps=whole(1),
             oversample=whole(0),
-            missed=optional(TOLERANCE),
+            failure_probability=optional(TOLERANCE),
         )
 
     def compute(
@@ -73,7 +83,7 @@ class GolubKahan:
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n, from ``start`` completed by a Gaussian block."""
         found = self._search(A, k, start, generator)
-        if self.missed is None:
+        if self.failure_probability is None:
             return found
         residuals = measure_residuals(A, found).to(found.residuals)
         return replace(found, residuals=residuals, passes=found.passes + 2)
@@ -86,88 +96,136 @@ class GolubKahan:
         guess, drawn = start_parts(A, min(k + self.oversample, n), start, generator)
         V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
         size = A.rounding_scale()
-        eps = torch.finfo(A.dtype).eps
-        rtol = eps**0.75 if self.rtol is None else self.rtol
-        noise = NOISE * eps * size
-        process = Bidiagonalization(A.T, V, noise)
-        witness = _Witness(process, drawn.double().cpu(), size, self.missed, generator)
+        process = Bidiagonalization(A.T, V, NOISE * torch.finfo(A.dtype).eps * size)
+        prover = _Prover(process, drawn.double().cpu(), size, self.failure_probability, generator)
         while True:
             process.extend()
-            ritz = process.ritz()
-            sigma, pairs = ritz.sigma[: len(ritz.residuals)], len(ritz.residuals)
+            now = self._state(process, prover, k, n)
             last = process.closed or process.passes == 2 * self.max_steps
-            residuals = ritz.residuals[:k] + noise / NOISE
-            gaps = _gaps(sigma, ritz.residuals, k, complete=pairs == n)
-            converged = process.closed or self._converged(sigma, residuals, gaps, noise, rtol)
-            proved = self.missed is None or pairs == n
-            if converged and not proved:
-                cut = witness.lowest_cut(ritz, k)
-                proved = cut is not None
-                if cut is not None and pairs >= k:  # what lies below the cut is not known
-                    gaps[-1] = min(float(gaps[-1]), max(float(sigma[k - 1]) - cut, 0.0))
-                    converged = process.closed or self._converged(
-                        sigma, residuals, gaps, noise, rtol
-                    )
-            if (converged and proved) or last:
+            if (now.converged and now.proved) or last:
                 break
-        to = {"device": V.device, "dtype": V.dtype}
-        v = process.left @ ritz.left[:, :pairs].to(**to)
-        if not converged or pairs < k:  # a rank below k leaves vectors to be made up
-            rest = BlockKrylov(rtol=self.rtol).compute(A, k, v[:, : V.shape[1]], generator)
-            steps, spent = process.passes // 2, process.passes + process.checks
-            rest = replace(rest, steps=rest.steps + steps, passes=rest.passes + spent)
-            unproved = rest.status is Status.CONVERGED and not proved
-            return replace(rest, status=Status.UNPROVED) if unproved else rest
-        return SingularTriplets(
-            sigma[:k].to(**to),
-            process.right @ ritz.right[:, :k].to(**to),
-            v[:, :k].clone(),
-            residuals.to(**to),
-            gaps.to(**to),
-            steps=process.passes // 2,
-            passes=process.passes + process.checks,
-            status=Status.CONVERGED if proved else Status.UNPROVED,
-            near=(sigma[k:].to(**to), v[:, k:]) if pairs > k else None,
-        )
+        if not now.converged or len(now.sigma) < k:  # a rank below k leaves vectors to be made up
+            return self._go_on(A, k, process, now, generator)
+        return _triplets(process, now, k)
+
+    def _state(self, process: Bidiagonalization, prover: _Prover, k: int, n: int) -> _State:
+        """Whether the k triplets have converged, and whether it is proved that they lead."""
+        ritz = process.ritz()
+        sigma, pairs = ritz.sigma[: len(ritz.residuals)], len(ritz.residuals)
+        residuals = ritz.residuals[:k] + process.noise / NOISE
+        gaps = _gaps(sigma, ritz.residuals, k, complete=pairs == n)
+        converged = process.closed or self._converged(sigma, residuals, gaps, process)
+        proved = self.failure_probability is None or pairs == n
+        if converged and not proved:
+            cut = prover.lowest_cut(ritz, k)
+            proved = cut is not None
+            if cut is not None and pairs >= k:  # what lies below the cut is not known
+                gaps[-1] = min(float(gaps[-1]), max(float(sigma[k - 1]) - cut, 0.0))
+                converged = process.closed or self._converged(sigma, residuals, gaps, process)
+        return _State(ritz, sigma, residuals, gaps, converged, proved)
 
     def _converged(
-        self, sigma: Tensor, residuals: Tensor, gaps: Tensor, noise: float, rtol: float
+        self, sigma: Tensor, residuals: Tensor, gaps: Tensor, process: Bidiagonalization
     ) -> bool:
         """Whether each residual is below its tolerance."""
-        enough = torch.maximum(rtol * sigma[:1], self.angle * gaps - noise)
+        dtype = process.map.dtype
+        rtol = torch.finfo(dtype).eps ** 0.75 if self.rtol is None else self.rtol
+        enough = torch.maximum(rtol * sigma[:1], self.vector_tol * gaps - process.noise)
         return bool((residuals <= enough).all())
+
+    def _go_on(
+        self,
+        A: LinearMap,
+        k: int,
+        process: Bidiagonalization,
+        now: _State,
+        generator: Randomness,
+    ) -> SingularTriplets:
+        """Block Krylov iteration from the leading vectors of a space that was not enough."""
+        v = _left_vectors(process, now)[:, : process.started]
+        rest = BlockKrylov(rtol=self.rtol).compute(A, k, v, generator)
+        steps, spent = process.passes // 2, process.passes + process.checks
+        rest = replace(rest, steps=rest.steps + steps, passes=rest.passes + spent)
+        unproved = rest.status is Status.CONVERGED and not now.proved
+        return replace(rest, status=Status.UNPROVED) if unproved else rest
+
+
+class _State(NamedTuple):
+    """The triplets after a step: of the process of Aᵀ, so that left and right change places.
+
+    Attributes:
+        ritz: The Ritz vectors.
+        sigma: All Ritz values that have a pair of vectors.
+        residuals: Of the k leading ones.
+        gaps: Of the k leading ones.
+        converged: Whether each residual is below its tolerance.
+        proved: Whether no triplet above the k-th is missing, if a proof was asked for.
+    """
+
+    ritz: Ritz
+    sigma: Tensor
+    residuals: Tensor
+    gaps: Tensor
+    converged: bool
+    proved: bool
+
+
+def _left_vectors(process: Bidiagonalization, now: _State) -> Tensor:
+    """The left Ritz vectors, in the dtype of the matrix: right ones of A."""
+    return process.left @ now.ritz.left[:, : len(now.sigma)].to(process.left)
+
+
+def _triplets(process: Bidiagonalization, now: _State, k: int) -> SingularTriplets:
+    """The k leading Ritz triplets."""
+    right, v = process.right, _left_vectors(process, now)
+    return SingularTriplets(
+        now.sigma[:k].to(right),
+        right @ now.ritz.right[:, :k].to(right),
+        v[:, :k].clone(),
+        now.residuals.to(right),
+        now.gaps.to(right),
+        steps=process.passes // 2,
+        passes=process.passes + process.checks,
+        status=Status.CONVERGED if now.proved else Status.UNPROVED,
+        near=(now.sigma[k:].to(right), v[:, k:]) if len(now.sigma) > k else None,
+    )
 
 
 @dataclass(frozen=True)
-class _Witness:
-    """What the random vectors of a start block say of triplets that were not found."""
+class _Prover:
+    """Proves that no leading triplet was missed, by the random vectors of the start block."""
 
     process: Bidiagonalization
     probes: Tensor
     size: float
-    missed: float | None
+    failure_probability: float | None
     generator: Randomness
 
     def lowest_cut(self, ritz: Ritz, k: int) -> float | None:
         """See :meth:`Unseen.lowest_cut`, with the rounding of the process measured."""
-        if self.missed is None:
+        if self.failure_probability is None:
             return None
-        exact = Rounding(self.process.noise, torch.zeros(len(ritz.left), dtype=torch.float64))
-        if self._unseen(ritz, exact).lowest_cut(k) is None:
-            return None  # not even with vectors that rounding has left alone
+        # Measuring takes two passes: only if there were a cut with the rounding at its least.
+        if self._unseen(ritz, self._least_rounding(ritz)).lowest_cut(k) is None:
+            return None
         count = len(ritz.left) + len(ritz.right)
         drawn = gaussian(count, CHECKS, self.generator)
-        measured = measure_rounding(self.process, ritz, drawn, self.missed, self.size)
+        measured = measure_rounding(self.process, ritz, drawn, self.failure_probability, self.size)
         return self._unseen(ritz, measured).lowest_cut(k)
 
+    def _least_rounding(self, ritz: Ritz) -> Rounding:
+        """No rounding in any Ritz vector, and orthonormal bases: a guess that is too good."""
+        exact = torch.zeros(len(ritz.left), dtype=torch.float64)
+        return Rounding(self.process.noise, exact)
+
     def _unseen(self, ritz: Ritz, rounding: Rounding) -> Unseen:
-        missed = self.missed or 0.0
-        return Unseen.by(self.process, ritz, self.probes, self.size, missed, rounding)
+        probability = self.failure_probability or 0.0
+        return Unseen.of(self.process, ritz, self.probes, self.size, probability, rounding)
 
 
 def _gaps(sigma: Tensor, residuals: Tensor, k: int, *, complete: bool) -> Tensor:
     """Distances to the nearest neighbour, whatever Ritz values beyond the k-th may yet become."""
-    # one that has not converged may belong to any value within its residual above it
-    most = (sigma + residuals)[k:].clamp_max(min(sigma[:k].tolist(), default=0.0))
-    below = most.sort(descending=True).values
+    # A Ritz value that has not converged may become any value up to its residual above it.
+    highest = (sigma + residuals)[k:].clamp_max(min(sigma[:k].tolist(), default=0.0))
+    below = highest.sort(descending=True).values
     return neighbour_gaps(torch.cat([sigma[:k], below]), k, complete=complete)

@@ -22,7 +22,8 @@ from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 
 from ._start import Randomness, gaussian, start_block
 
-LOOK = 12  # steps that a fresh vector has to bring something new
+FRESH_STEPS = 12
+"""Steps after a fresh vector before it is concluded that it finds nothing new."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Lanczos:
 
     A Krylov space of one vector holds one vector of every eigenspace, so of a singular value that
     occurs several times it sees one copy.  For one triplet that is enough.  For several, whenever
-    the k leading ones stand, they are set aside and a fresh vector looks for what is missing, until
-    it brings nothing new: twice the passes at least.  :class:`BlockKrylov` is better at that.
+    the k leading ones have converged, a fresh random vector orthogonal to them looks for what is
+    missing, until it finds nothing new: twice the passes at least.  :class:`BlockKrylov` is better
+    at that.
 
     Attributes:
         rtol: Stop when every residual is below ``rtol · σ₁``; None takes eps^¾ of the dtype.
@@ -83,17 +85,19 @@ class Lanczos:
                 V[:, j : j + 1] = v if beta else _fresh(V[:, :j], generator)
             if step < min(next_test, self.max_steps) and beta and j < width:
                 continue
-            next_test = step + max(step // 8, 1)  # a test costs a small SVD, a step two passes
+            next_test = step + max(step // 8, 1)  # a test costs a small SVD
             P, S, Qt = torch.linalg.svd(B[:j, :j])
-            stands = j >= k and bool((beta * P[-1, :k].abs() <= rtol * S[0]).all())
-            # one vector's space holds a vector of each eigenspace: the rest is the fresh ones' part
-            looked = (
-                known is not None and _same(S[:k], known, exact) and (since >= LOOK or not beta)
+            accurate = j >= k and bool((beta * P[-1, :k].abs() <= rtol * S[0]).all())
+            # A space of one vector holds one vector of each eigenspace; others need fresh vectors.
+            nothing_new = (
+                known is not None
+                and _same(S[:k], known, exact)
+                and (since >= FRESH_STEPS or not beta)
             )
-            converged = j == n or (stands and (k == 1 or looked))
+            converged = j == n or (accurate and (k == 1 or nothing_new))
             if converged or step >= self.max_steps:
                 break
-            if stands and since >= LOOK and beta:
+            if accurate and since >= FRESH_STEPS and beta:
                 U[:, :k], V[:, :k] = U[:, :j] @ P[:, :k], V[:, :j] @ Qt[:k].mT
                 V[:, k : k + 1] = _fresh(V[:, :k], generator)
                 B.zero_().diagonal()[:k] = S[:k]
@@ -106,7 +110,7 @@ class Lanczos:
             if not beta:
                 known, since = (S[:k].clone() if len(S) >= k else None), 0
         u, sigma, v = U[:, :j] @ P[:, :k], S[:k].clone(), V[:, :j] @ Qt[:k].mT
-        # both halves: the recurrence makes the first zero, but restarts leave their rounding in it
+        # Both halves: the first is zero by the recurrence, but for the rounding of restarts.
         residuals = torch.hypot(
             torch.linalg.vector_norm(A.matmat(v) - u * sigma, dim=0),
             torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0),

@@ -99,6 +99,6 @@ def _newton_step(A: LinearMap, at: Pair) -> Pair:
     J[m + 1 :, 1 : m + 1] = J[1 : m + 1, m + 1 :].mT
     f = torch.cat([1 - u.mT @ a, u - a, v - b])
     d = solve_nearly_singular(J, f)
-    # u and v return to their spheres, σ is Newton's own: with the Rayleigh quotient in its place
-    # this would be a Rayleigh-quotient iteration
+    # u and v are normalised, σ is Newton's own: with the Rayleigh quotient in its place this would
+    # be a Rayleigh-quotient iteration.
     return measured(A, u - d[1 : m + 1], v - d[m + 1 :], sigma=at.sigma * (1 - d[0, 0]))

@@ -2,8 +2,8 @@
 
 Newton's iteration on ``f(σ, u, v) = (σ − uᵀAv; σ²u − σAv; σ²v − σAᵀu)`` with its Jacobian cut to
 the diagonal reads ``σ ← uᵀAv``, ``u ← Av/σ``, ``v ← Aᵀu/σ``.  Done at once this is unstable: the
-linearised map has eigenvalues of modulus √2, and normalised it still runs two chains that know
-nothing of each other and may settle at (u, −v).  Done in turn (Gauss-Seidel) and normalised,
+linearised map has eigenvalues of modulus √2, and normalised it is two independent iterations that
+may converge to (u, −v).  Done in turn (Gauss-Seidel) and normalised,
 ``u = Av/‖Av‖``, ``v = Aᵀu/‖Aᵀu‖``, it is the power iteration on AᵀA.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+from bulkedge.triplet._thin_svd import thin_svd
 
 from ._deflation import relative_tolerance
 from ._start import Randomness, start_block
-from .dense import thin_svd
 
 
 @dataclass(frozen=True)

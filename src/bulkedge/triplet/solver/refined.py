@@ -5,13 +5,12 @@ With v from a solve in float32, ``u = Av/σ`` and ``r = Aᵀu − σv`` in float
 solved by the same conjugate gradients in float32.  Rayleigh-Ritz on the span of v and q, in
 float64, takes the best of both: the error is squared, or multiplied by the tolerance of the solve
 if that is larger.  Where a second value lies so close that float32 saw one mixed vector, q is the
-other direction, and Rayleigh-Ritz tells the two apart and puts them in order.
+other direction, and Rayleigh-Ritz separates the two and puts them in order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,13 +18,12 @@ from torch import Tensor
 from bulkedge._fields import POSITIVE, check_fields, method, whole
 from bulkedge._linmap import Counted, LinearMap
 from bulkedge.triplet._result import SingularTriplets, neighbour_gaps
+from bulkedge.triplet._thin_svd import thin_svd
+from bulkedge.triplet.adjoint import DeflatedCG, System
 
+from ._solver import Solver
 from ._start import Randomness
 from .block_krylov import BlockKrylov
-from .dense import thin_svd
-
-if TYPE_CHECKING:
-    from . import Solver
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ class Refined:
     def _refine(
         self, A: LinearMap, coarse: SingularTriplets, near: tuple[Tensor, Tensor], gap: float
     ) -> SingularTriplets | None:
-        from bulkedge.triplet.adjoint import DeflatedCG, System
-
         A, dtype, k = Counted(A), A.dtype, len(coarse.sigma)
         wide, correction = A.widened(), DeflatedCG(rtol=1e-3, max_steps=200)
         basis = coarse.v.double()

@@ -101,7 +101,7 @@ class Riemannian:
 
 
 class _Move(NamedTuple):
-    """A tangent vector ``(p; q)``, what the model promises of it, its products, if it was cut."""
+    """A tangent vector ``(p; q)``, the gain by the model, its products, and if the ball cut it."""
 
     eta: Tensor
     gain: Tensor
@@ -115,12 +115,14 @@ def _hessian(A: LinearMap, at: Pair, eta: Tensor) -> Tensor:
     return at.sigma * eta - torch.cat([Aq - at.u * (at.u.mT @ Aq), Atp - at.v * (at.v.mT @ Atp)])
 
 
-def _steihaug(hessian: Callable[[Tensor], Tensor], at: Pair, radius: float, floor: Tensor) -> _Move:
+def _steihaug(
+    hessian: Callable[[Tensor], Tensor], at: Pair, radius: float, target: Tensor
+) -> _Move:
     """Maximise ``⟨g, η⟩ − ½⟨η, Hη⟩`` over ``‖η‖ ≤ radius``, as well as the next step can use."""
     g = torch.cat([at.Av - at.sigma * at.u, at.Atu - at.sigma * at.v])
-    # the residual of the linear system shall shrink as Newton's error: quadratically
+    # The residual of the linear system has to shrink as Newton's error does, quadratically.
     norm = torch.linalg.vector_norm(g)
-    target = torch.maximum(norm * (norm / at.sigma).clamp_max(0.1), floor)
+    target = torch.maximum(norm * (norm / at.sigma).clamp_max(0.1), target)
     eta, r, d = torch.zeros_like(g), g, g
     products = 0
     while True:

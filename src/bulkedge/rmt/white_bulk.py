@@ -8,7 +8,7 @@ from torch import Tensor
 from .bulk import Bulk, Outlier, Traces, checked_shape, checked_sigma
 
 
-class White(Bulk):
+class WhiteBulk(Bulk):
     """The bulk of an m×n matrix of independent entries with mean 0: the Marchenko–Pastur law.
 
     In closed form, with τ the standard deviation of an entry:
@@ -30,7 +30,7 @@ class White(Bulk):
         Benaych-Georges and Nadakuditi, arXiv:1103.2221, section 3.1.
 
     Example:
-        >>> White((400, 1600)).threshold, White((400, 1600)).edge
+        >>> WhiteBulk((400, 1600)).threshold, WhiteBulk((400, 1600)).edge
         (28.284271247461902, 60.0)
     """
 
@@ -55,7 +55,7 @@ class White(Bulk):
         m, n = self.shape
         z = z / self.sigma
         low, high = self._roots(z)
-        # both traces follow from D, here times τ²: zφ_u = 1 + nD and zφ_v = 1 + mD
+        # Both traces follow from D, here times τ²: zφ_u = 1 + nD and zφ_v = 1 + mD.
         D = (2 / (low + high)).square()
         slope = -2 * z / low * D / high
         left, right = (1 + n * D) / z, (1 + m * D) / z

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bulkedge._linmap import Dense
-from bulkedge.intruder._bound import SLACK, WEIGHT, WIDE_SLACK, Extent, largest
+from bulkedge.intruder._component_bound import SLACK, WEIGHT, WIDE_SLACK, ComponentBound, maximize
 from bulkedge.triplet import Bidiagonalization, Ritz
 from cases import gaussian, orthonormal
 
@@ -12,23 +12,25 @@ WIDE = torch.float64
 NOISE = 1e-12
 
 
-def extent_of(W0, Y, steps):
+def bound_of(W0, Y, steps):
     process = Bidiagonalization(Dense(W0), Y, NOISE)
     for _ in range(steps):
         process.extend()
     ritz = process.ritz()
-    return Extent(ritz, ritz.left.mT @ (process.left.mT @ Y), NOISE)
+    return ComponentBound(ritz, ritz.left.mT @ (process.left.mT @ Y), NOISE)
 
 
-def over(extent, sigma, radius=0.0):
-    return extent.over(torch.tensor([sigma], dtype=WIDE), torch.tensor([radius], dtype=WIDE))[0]
+def over(component, sigma, radius=0.0):
+    return component.evaluate(
+        torch.tensor([sigma], dtype=WIDE), torch.tensor([radius], dtype=WIDE)
+    )[0]
 
 
-def ellipsoid(extent, c, radius, slack):
+def ellipsoid(component, c, radius, slack):
     """The matrix of the quadratic form on (a, b, w), written out term by term."""
-    ritz = extent.ritz
+    ritz = component.ritz
     d, e, n = len(ritz.left), len(ritz.right), len(ritz.lacking)
-    kappa = slack / (radius + extent.noise) ** 2
+    kappa = slack / (radius + component.noise) ** 2
     eye, rows = torch.eye(d + e + n, dtype=WIDE), []
     for i in range(max(d, e)):
         a = eye[i] if i < d else 0 * eye[0]
@@ -45,19 +47,19 @@ def ellipsoid(extent, c, radius, slack):
 
 @pytest.mark.parametrize("shape", [(30, 24), (24, 30)], ids=str)
 @pytest.mark.parametrize(("steps", "k"), [(1, 4), (3, 1), (3, 4), (5, 5), (9, 3)])
-def test_the_extent_is_that_of_the_ellipsoid(shape, steps, k):
+def test_the_bound_is_that_of_the_ellipsoid(shape, steps, k):
     """Blocks bordered by w against the inverse of the whole; also where the space closes."""
-    extent = extent_of(gaussian(*shape), orthonormal(shape[0], k), steps)
+    component = bound_of(gaussian(*shape), orthonormal(shape[0], k), steps)
     for c, radius in ((0.0, 0.1), (1.0, 0.02), (5.0, 0.3), (11.0, 1.0)):
-        for slack, factor in ((SLACK, "over"), (WIDE_SLACK, "form")):
-            M, d = ellipsoid(extent, c, radius, slack)
-            t = extent.directions
+        for slack, factor in ((SLACK, "evaluate"), (WIDE_SLACK, "projection")):
+            M, d = ellipsoid(component, c, radius, slack)
+            t = component.directions
             inverse = t.mT @ torch.linalg.inv(M)[:d, :d] @ t
             bound = (1 + WEIGHT + 2 * slack) * inverse
-            if factor == "over":
-                torch.testing.assert_close(over(extent, c, radius), bound.diagonal())
+            if factor == "evaluate":
+                torch.testing.assert_close(over(component, c, radius), bound.diagonal())
             else:
-                torch.testing.assert_close(extent.form(c, radius), bound)
+                torch.testing.assert_close(component.projection(c, radius), bound)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -67,15 +69,15 @@ def test_no_component_is_larger(seed, steps):
     W0 = gaussian(60, 45) + 0.01 * seed
     U, S, _ = torch.linalg.svd(W0)
     Y = torch.linalg.qr(U[:, seed : seed + 1] + 0.1 * gaussian(60, 2)).Q
-    extent = extent_of(W0, Y, steps)
+    component = bound_of(W0, Y, steps)
     components = (U[:, :45].mT @ Y).square()
-    assert bool((extent.over(S, torch.zeros(45, dtype=WIDE)) >= components - 1e-12).all())
+    assert bool((component.evaluate(S, torch.zeros(45, dtype=WIDE)) >= components - 1e-12).all())
     for low, high in ((0.0, 3.0), (4.0, 4.5), (6.0, 9.0), (10.0, 14.0), (0.0, 20.0)):
         inside = U[:, :45][:, (low <= S) & (high >= S)]
         middle, radius = (low + high) / 2, (high - low) / 2
         if inside.shape[1]:
-            assert bool((over(extent, middle, radius) >= (inside.mT @ Y).square().sum(0)).all())
-        room = extent.form(middle, radius) - Y.mT @ inside @ inside.mT @ Y
+            assert bool((over(component, middle, radius) >= (inside.mT @ Y).square().sum(0)).all())
+        room = component.projection(middle, radius) - Y.mT @ inside @ inside.mT @ Y
         assert float(torch.linalg.eigvalsh(room)[0]) > -1e-12
 
 
@@ -100,7 +102,7 @@ def christoffel(W0, y, steps, sigma):
 def test_for_one_vector_it_is_the_christoffel_function(sigma, steps):
     """Where α‖b‖² does not count: it bounds ‖a‖² + ‖w‖² + α‖b‖² by 1 + α, they 1 alone."""
     W0, y = gaussian(60, 60), orthonormal(60, 1)
-    bound = float(over(extent_of(W0, y, steps), sigma))
+    bound = float(over(bound_of(W0, y, steps), sigma))
     true = christoffel(W0, y[:, 0], steps, sigma)
     least = true / (1 + WEIGHT)  # ‖b‖ ≤ 1 only, and more of it than 1 is never found
     assert least < bound < true * (1 + WEIGHT + 2 * SLACK) * 1.0001
@@ -111,30 +113,30 @@ def test_a_point_is_a_needle_between_two_cells():
     W0 = gaussian(80, 70)
     U, S, _ = torch.linalg.svd(W0)
     Y = torch.linalg.qr(0.8 * U[:, 20:21] + 0.6 * orthonormal(80, 1)).Q
-    extent = extent_of(W0, Y, 40)
+    component = bound_of(W0, Y, 40)
     top, norm = float(S[0]), float(S.norm())
     groups, one = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=WIDE)
     true = float((U.mT @ Y).square().max())
-    bound, where = largest(extent, groups, 0.9 * true * one, (0.0, top, norm))
+    bound, where = maximize(component, groups, 0.9 * true * one, (0.0, top, norm))
     assert float(bound) == float("inf")
     assert float(where) == pytest.approx(float(S[20]), abs=0.3)
-    bound, where = largest(extent, groups, 1.3 * true * one, (0.0, top, norm))
+    bound, where = maximize(component, groups, 1.3 * true * one, (0.0, top, norm))
     assert true <= float(bound) < 1.3 * true
     assert float(where) == 0.0
     # beside the needle there is nothing
-    bound, _ = largest(extent, groups, 0.9 * true * one, (float(S[18]), top, norm))
+    bound, _ = maximize(component, groups, 0.9 * true * one, (float(S[18]), top, norm))
     assert float(bound) < 0.9 * true
 
 
 @pytest.mark.parametrize("limit", [0.2, 0.4, 0.8])
-def test_largest_is_above_a_fine_grid(limit):
+def test_the_maximum_is_above_a_fine_grid(limit):
     W0 = gaussian(60, 50)
     Y = orthonormal(60, 3)
-    extent = extent_of(W0, Y, 6)
+    component = bound_of(W0, Y, 6)
     groups, limits = torch.tensor([0, 0, 1]), torch.full((2,), limit, dtype=WIDE)
-    bound, where = largest(extent, groups, limits, (0.0, 15.0, 60.0))
+    bound, where = maximize(component, groups, limits, (0.0, 15.0, 60.0))
     grid = torch.linspace(0, 60, 4001, dtype=WIDE)
-    fine = extent.over(grid, 0 * grid)
+    fine = component.evaluate(grid, 0 * grid)
     fine = torch.stack([fine[:, :2].sum(dim=1), fine[:, 2]], dim=1)
     for g in range(2):
         peak = float(fine[:, g].max())
@@ -155,48 +157,48 @@ def test_a_hidden_value_beyond_the_top_is_looked_for():
     values[0] = 30.0
     W0 = (U * values) @ V.mT
     Y = torch.linalg.qr(0.9999**0.5 * U[:, 25:26] + 1e-2 * U[:, 0:1]).Q
-    extent = extent_of(W0, Y, 1)
+    component = bound_of(W0, Y, 1)
     one, groups = torch.ones(1, dtype=WIDE), torch.zeros(1, dtype=torch.long)
-    bound, where = largest(extent, groups, 1e-9 * one, (2.0, 3.0, 31.0))
+    bound, where = maximize(component, groups, 1e-9 * one, (2.0, 3.0, 31.0))
     assert float(bound) == float("inf")
     assert 3.0 < float(where) < 31.0 * 1.25**2
-    bound, _ = largest(extent, groups, 2.0 * one, (2.0, 3.0, 31.0))
+    bound, _ = maximize(component, groups, 2.0 * one, (2.0, 3.0, 31.0))
     assert float(bound) >= float((U[:, :1].mT @ Y).square())
 
 
 def test_noise_and_radius_only_ever_widen():
     W0, Y = gaussian(40, 30), orthonormal(40, 2)
-    extent = extent_of(W0, Y, 3)
-    noisy = Extent(extent.ritz, extent.directions, 0.05)
+    component = bound_of(W0, Y, 3)
+    noisy = ComponentBound(component.ritz, component.directions, 0.05)
     for c in (0.5, 3.0, 8.0):
-        narrow, wide = over(extent, c, 0.1), over(extent, c, 0.2)
+        narrow, wide = over(component, c, 0.1), over(component, c, 0.2)
         assert bool((narrow < wide).all())
-        torch.testing.assert_close(over(noisy, c, 0.1), over(extent, c, 0.15))
+        torch.testing.assert_close(over(noisy, c, 0.1), over(component, c, 0.15))
     # radii at which κ would leave double precision are taken as wider ones
-    assert bool((over(extent, 3.0, 1e-30) >= over(extent, 3.0, 0.0)).all())
-    assert bool(over(extent, float(extent.ritz.sigma[0]), 0.0).isfinite().all())
+    assert bool((over(component, 3.0, 1e-30) >= over(component, 3.0, 0.0)).all())
+    assert bool(over(component, float(component.ritz.sigma[0]), 0.0).isfinite().all())
 
 
 def test_limits_of_infinity_ask_nothing():
     ritz = Ritz(
         torch.tensor([1.0]), *(torch.eye(1, dtype=WIDE),) * 2, torch.zeros(1, 1, dtype=WIDE)
     )
-    extent = Extent(ritz, torch.ones(1, 1, dtype=WIDE), NOISE)
+    component = ComponentBound(ritz, torch.ones(1, 1, dtype=WIDE), NOISE)
     one, groups = torch.ones(1, dtype=WIDE), torch.zeros(1, dtype=torch.long)
-    bound, where = largest(extent, groups, torch.inf * one, (0.0, 1.0, 1.0))
+    bound, where = maximize(component, groups, torch.inf * one, (0.0, 1.0, 1.0))
     assert 1.0 <= float(bound) < 1.5
     assert float(where) == 0.0
 
 
-@pytest.mark.parametrize(("name", "value"), [("FINEST", 1), ("CELLS", 0)])
+@pytest.mark.parametrize(("name", "value"), [("MAX_BISECTIONS", 1), ("MAX_CELLS", 0)])
 def test_what_is_not_resolved_is_not_below(name, value, monkeypatch):
     """Rounds or memory run out before the intervals are narrow enough."""
-    extent = extent_of(gaussian(60, 50), orthonormal(60, 1), 10)
+    component = bound_of(gaussian(60, 50), orthonormal(60, 1), 10)
     one, groups = torch.ones(1, dtype=WIDE), torch.zeros(1, dtype=torch.long)
     grid = torch.linspace(0, 15, 3001, dtype=WIDE)
-    limit = 1.02 * float(extent.over(grid, 0 * grid).max())
-    assert float(largest(extent, groups, limit * one, (0.0, 15.0, 60.0))[0]) < limit
-    monkeypatch.setattr(f"bulkedge.intruder._bound.{name}", value)
-    bound, where = largest(extent, groups, limit * one, (0.0, 15.0, 60.0))
+    limit = 1.02 * float(component.evaluate(grid, 0 * grid).max())
+    assert float(maximize(component, groups, limit * one, (0.0, 15.0, 60.0))[0]) < limit
+    monkeypatch.setattr(f"bulkedge.intruder._component_bound.{name}", value)
+    bound, where = maximize(component, groups, limit * one, (0.0, 15.0, 60.0))
     assert float(bound) == float("inf")
     assert float(where) > 0.0

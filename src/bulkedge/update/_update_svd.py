@@ -1,4 +1,4 @@
-"""An update in the factors that every form of the secular equation works with."""
+"""The thin SVD of an update, with which every form of the secular equation works."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._guard import finite
 
-ROUNDING = 4.0  # of a product of factors, in √max(m, n)·eps of their norms
+ROUNDING = 4.0
+"""The rounding error of a product of factors, in √max(m, n)·eps of their norms."""
 
 
 @dataclass(frozen=True)
-class Factors:
-    """``s·B·A = P Qᵀ`` with ``PᵀP = QᵀQ = diag(γ)``: balanced, and of the true rank.
+class UpdateSVD:
+    """``s·B·A = U diag(γ) Vᵀ = P Qᵀ`` with ``P = U √diag(γ)`` and ``Q = V √diag(γ)``.
+
+    γ has the true rank of the product, and ``PᵀP = QᵀQ = diag(γ)``: neither factor is larger.
 
     Attributes:
         P: Shape ``(m, r)``, float64.
@@ -50,20 +53,21 @@ class Factors:
         return float(self.gamma[:1].sum())
 
     @property
-    def T(self) -> Factors:
+    def T(self) -> UpdateSVD:
         """The transposed update."""
-        return Factors(self.Q, self.P, self.gamma)
+        return UpdateSVD(self.Q, self.P, self.gamma)
 
-    def over(self, size: float) -> Factors:
+    def divided_by(self, size: float) -> UpdateSVD:
         """The update divided by ``size``."""
         root = math.sqrt(size)
-        return Factors(self.P / root, self.Q / root, self.gamma / size)
+        return UpdateSVD(self.P / root, self.Q / root, self.gamma / size)
 
 
-def balanced(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> Factors:
-    """The factors of ``scale·B·A`` by two thin QR and one r×r SVD, in O((m+n)r²).
+def update_svd(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> UpdateSVD:
+    """The thin SVD of ``scale·B·A`` by two thin QR and one r×r SVD, in O((m+n)r²).
 
-    LoRA factors are far from balanced, and the initial B is zero: both are gone here.
+    LoRA factors may be of very different size and of lower rank than they have columns: an
+    untrained B is zero.  The result depends on the product alone.
 
     Args:
         B: Shape ``(m, r)``.
@@ -72,13 +76,13 @@ def balanced(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> Fact
         shape: ``(m, n)`` of the base.
 
     Returns:
-        The factors, and so the spikes of the update: their strengths γ and their vectors.
+        The spikes of the update: their strengths γ and their vectors.
 
     Raises:
         InputError: If the factors are not real, not finite, or do not fit the shape of the base.
 
     Example:
-        >>> update = balanced(torch.ones(4, 2), torch.ones(2, 9), 0.5, (4, 9))
+        >>> update = update_svd(torch.ones(4, 2), torch.ones(2, 9), 0.5, (4, 9))
         >>> update.rank, round(update.norm, 12)
         (1, 6.0)
     """
@@ -94,12 +98,13 @@ def balanced(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> Fact
     Q_B, R_B = torch.linalg.qr(scale * B)
     Q_A, R_A = torch.linalg.qr(A.mT)
     X, gamma, Yt = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
-    # QR and the product leave rounding of the factors' norms, not only of their product's
+    # QR and the product leave rounding relative to the norms of the factors, which may be larger
+    # than that of their product.
     norms = torch.linalg.vector_norm(R_B) * torch.linalg.vector_norm(R_A)
     keep = gamma > ROUNDING * max(shape) ** 0.5 * torch.finfo(gamma.dtype).eps * norms
     X, gamma, Y = X[:, keep], gamma[keep], Yt.mT[:, keep]
     root = gamma.sqrt()
-    return Factors(Q_B @ X * root, Q_A @ Y * root, gamma)
+    return UpdateSVD(Q_B @ X * root, Q_A @ Y * root, gamma)
 
 
 def require_real(name: str, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Near a soft edge b any bulk looks like that of every other: its j-th value lies near
 ``b − κ a_j``, ``a_j = (3π(j − ¾)/2)^(2/3)``, and its largest fluctuates as ``b + κ·TW₁``, with one
 scale κ (the −¾ is the mean shift of real matrices).  So a least-squares line through the first few
-values gives edge and scale, and tells an outlier from them, without any model of the rest.
+values gives edge and scale, and shows which values are outliers, without any model of the rest.
 
 For the D-transform the same few values are replaced by the smooth density that they come from:
 the plain sum over discrete values is infinite at the largest of them, which would make every
@@ -28,16 +28,18 @@ from ._arrays import Array, count, enter_real, real
 from .bulk import Bulk, Traces, checked_shape
 from .tracy_widom import TracyWidom
 
-# more values see the curvature of the bulk, fewer are noisier
-TOP = 16
-FEWEST = 12
-"""Values of a bulk without which its edge cannot be told."""
-CLEARLY_HARD = 4.5
-"""How many times better a line must fit than the 2/3 power for the edge to be called hard."""
+FITTED_VALUES = 16
+"""An edge is fitted to this many values: with more the bulk's curvature counts, fewer are noisy."""
+MIN_VALUES = 12
+"""A bulk with fewer values has no edge that can be fitted."""
+HARD_EDGE_RATIO = 4.5
+"""An edge is called hard where a line fits this many times better than the 2/3 power."""
 ROUNDING = 1e-14
-"""A scale below this part of the values is that of equal ones."""
-FAR = 30.0  # widths from the edge, beyond which a series of so many terms is exact to rounding
-FAR_TERMS = 12
+"""Values whose scale is below this part of them are equal to rounding."""
+SERIES_FROM = 30.0
+"""At this many widths from the edge a series is used instead of the closed form."""
+SERIES_TERMS = 12
+"""With this many terms the series is exact to rounding there."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Edge:
             near ``b − κ(j − ½)``.
         count: How many values it was fitted to.
         hard: The density does not fall to zero at b but breaks off, as that of uniform values;
-            :func:`fit_edge` says which of these are told.
+            see :func:`fit_edge` for which of these are recognised.
     """
 
     position: float
@@ -68,7 +70,7 @@ def fit_edge(values: Array) -> Edge:
     """The edge of a bulk without outliers, from its 16 largest values.
 
     It is called hard where a line through the 16 values fits 4.5 times better than the 2/3 power:
-    of evenly spaced values always, of independent ones hardly ever, whose gaps are too uneven.
+    of evenly spaced values always, of independent ones hardly ever, because their gaps are uneven.
 
     Args:
         values: Singular values of the bulk in descending order, shape ``(p,)``, p ≥ 12.
@@ -89,23 +91,23 @@ def fit_edge(values: Array) -> Edge:
     size = _window(len(found))
     soft = _line(found[:size], _soft_positions(1, size))
     hard = _line(found[:size], np.arange(size) + 0.5, hard=True)
-    is_hard = bool(hard.misfit * CLEARLY_HARD < soft.misfit)
+    is_hard = bool(hard.misfit * HARD_EDGE_RATIO < soft.misfit)
     line = hard if is_hard else soft
     return Edge(float(line.position), float(line.scale), size, is_hard)
 
 
 @renamed(level="significance")
-def separated(
+def count_outliers(
     values: Array, *, significance: float = 0.05, exact: int | None = None
 ) -> tuple[int, float]:
-    """How many leading values stand apart from any bulk that the rest could be.
+    """How many leading values are outliers of whatever bulk the rest forms.
 
     Each of the first p/20 values is compared with the edge that the 15 values after it make,
-    in units of their own scale, by the Tracy–Widom law; the last that stands apart counts, and all
+    in units of their own scale, by the Tracy–Widom law; the last significant one counts, and all
     before it.  Pure noise is taken for an outlier with probability ``significance`` at most
     (Bonferroni over the tests), if there are 30 values or more.  Fewer alarm more often, since
-    fewer values make the edge: at a significance of 5 %, 20 values in 8 % of draws and 13, the
-    fewest of which one can be spared, in 12 %; of 12 none is tested.  Heavy-tailed entries make
+    fewer values make the edge: at a significance of 5 %, 20 values in 8 % of draws and 13 in 12 %;
+    of 12 values none is tested, since all are needed for the edge.  Heavy-tailed entries make
     outliers of their own.
 
     Args:
@@ -124,14 +126,14 @@ def separated(
     Example:
         >>> from bulkedge.rmt import SingularValueLaw
         >>> bulk = SingularValueLaw.of((300, 500)).isf((np.arange(300) + 0.5) / 300)
-        >>> separated(np.concatenate([[70.0, 60.0], bulk]))[0]
+        >>> count_outliers(np.concatenate([[70.0, 60.0], bulk]))[0]
         2
     """
     found, significance = descending(values), checked_significance(significance)
     _window(len(found))
-    tests = min(max(1, len(found) // 20), len(found) - FEWEST)
+    tests = min(max(1, len(found) // 20), len(found) - MIN_VALUES)
     tested = tests if exact is None else min(tests, count("exact", exact, 0))
-    if tests == 0:  # no value can be spared
+    if tests == 0:  # all values are needed for the edge
         return 0, 1.0
     p_values = np.minimum(TracyWidom().sf(_studentised(found, max(tested, 1))) * tests, 1.0)
     beyond = np.flatnonzero(p_values[:tested] < significance)
@@ -139,7 +141,7 @@ def separated(
     return spikes, float(p_values[max(spikes - 1, 0)])
 
 
-class Empirical(Bulk):
+class EmpiricalBulk(Bulk):
     """The bulk that given singular values are a sample of.
 
     The first few values stand for a density ∝ √(b − s) below the edge b (constant for a hard edge,
@@ -156,9 +158,9 @@ class Empirical(Bulk):
             few values are left.
 
     Example:
-        >>> from bulkedge.rmt import SingularValueLaw, White
+        >>> from bulkedge.rmt import SingularValueLaw, WhiteBulk
         >>> values = SingularValueLaw.of((300, 500)).isf((np.arange(300) + 0.5) / 300)
-        >>> round(Empirical(values, (300, 500)).threshold / White((300, 500)).threshold, 2)
+        >>> round(EmpiricalBulk(values, (300, 500)).threshold / WhiteBulk((300, 500)).threshold, 2)
         1.0
     """
 
@@ -173,7 +175,7 @@ class Empirical(Bulk):
         self.outliers = count("outliers", outliers, 0)
         bulk = found[self.outliers :]
         self.fitted = fit_edge(bulk)
-        # a fitted edge may lie a little below a value; the body must not
+        # A fitted edge may lie a little below a value, so the fitted values are not in the body.
         self.body = torch.from_numpy(bulk[self.fitted.count :].copy())
         self.weight = len(found) / len(bulk)
 
@@ -207,8 +209,8 @@ class Empirical(Bulk):
 
     def _smooth(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``count·E[z/(z² − t²)]`` and its slope over the smooth density of the first values t."""
-        # with t = b − w x the density is constant in x on (0, 1) for a hard edge, 3√x/2 for a soft
-        # one; z/(z² − t²) = ½/(z − t) + ½/(z + t)
+        # With t = b − w x the density is constant in x on (0, 1) for a hard edge, 3√x/2 for a soft
+        # one; and z/(z² − t²) = ½/(z − t) + ½/(z + t).
         edge = self.fitted
         below = (z - edge.position).clamp_min(0.0)
         average = _average_hard if edge.hard else _average_soft
@@ -224,10 +226,10 @@ def _average_hard(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
 
 def _average_soft(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
     """``∫₀¹ 3√x/2 dx/(g + w x)`` and its derivative by g, for w > −g."""
-    # with x = y² and q = g/|w| it is (3/w)(1 − T), T = √q·arctan(1/√q), or √q·artanh(1/√q) if w < 0
-    near = g < FAR * abs(w)
-    far, far_slope = _average_soft_far(torch.where(near, FAR * abs(w), g), w)
-    q = torch.where(near, g, FAR * abs(w)) / abs(w)
+    # With x = y² and q = g/|w| it is (3/w)(1 − T), T = √q·arctan(1/√q), or √q·artanh(1/√q) if w < 0
+    near = g < SERIES_FROM * abs(w)
+    far, far_slope = _average_soft_far(torch.where(near, SERIES_FROM * abs(w), g), w)
+    q = torch.where(near, g, SERIES_FROM * abs(w)) / abs(w)
     root = q.sqrt()
     if w > 0:
         angle = torch.atan2(torch.ones_like(root), root)
@@ -244,7 +246,7 @@ def _average_soft(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
 def _average_soft_far(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
     """The same by its series in w/g, since 1 − T loses the digits of g/|w|."""
     total, slope = torch.zeros_like(g), torch.zeros_like(g)
-    for k in reversed(range(FAR_TERMS)):
+    for k in reversed(range(SERIES_TERMS)):
         total = 3 / (2 * k + 3) - w / g * total
         slope = 3 * (k + 1) / (2 * k + 3) - w / g * slope
     return total / g, -slope / g.square()
@@ -277,12 +279,12 @@ class _Line(NamedTuple):
 
 def _line(values: np.ndarray, positions: np.ndarray, *, hard: bool = False) -> _Line:
     """Weighted least squares along the last axis."""
-    # the count below a point fluctuates by O(1), a value by the local spacing
+    # The count below a point fluctuates by O(1), a value by the local spacing.
     spacing = np.ones_like(positions) if hard else 1 / np.sqrt(positions)
     weight = spacing**-2 / np.sum(spacing**-2)
     centred, middle = positions - weight @ positions, values @ weight
     scale = -((values - middle[..., None]) @ (weight * centred)) / (weight @ centred**2)
-    # of equal values rounding makes a scale of either sign
+    # Rounding gives equal values a scale of either sign.
     if not (scale > ROUNDING * np.abs(middle)).all():
         raise InputError("expected singular values that differ, got equal ones; they have no edge")
     offset = (values - middle[..., None]) / scale[..., None] + centred
@@ -297,9 +299,9 @@ def _unit(hard: bool) -> float:
 
 def _window(size: int) -> int:
     """How many of so many values make an edge."""
-    if size < FEWEST:
-        raise InputError(f"expected at least {FEWEST} singular values in a bulk, got {size}")
-    return min(TOP, size // 3)
+    if size < MIN_VALUES:
+        raise InputError(f"expected at least {MIN_VALUES} singular values in a bulk, got {size}")
+    return min(FITTED_VALUES, size // 3)
 
 
 def checked_significance(significance: Any) -> float:

@@ -1,0 +1,259 @@
+"""From evidence to intervals: of the score, the overlap and the cosines, and the verdicts.
+
+Pure functions.  Bounds hold for every unit vector in the span of a group of directions, and are
+widened by the error of the directions themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._clusters import Clusters
+from ._component_bound import Maximum, maximize
+from ._evidence import Evidence, Question
+from .score import HALF_THE_ENERGY, Verdict
+
+
+class Interval(NamedTuple):
+    """Lower and upper bounds in [0, 1], tensors of one shape."""
+
+    lower: Tensor
+    upper: Tensor
+
+
+class ScoreInterval(NamedTuple):
+    """The interval of the score of each group, and the bound from above that it rests on.
+
+    Attributes:
+        lower: Shape ``(groups,)``; not clamped.
+        upper: The same.
+        limits: What the squared component had to stay below to matter.
+        component: The maximum of the squared component over all base vectors.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    limits: Tensor
+    component: Maximum
+
+
+def score_interval(question: Question, evidence: Evidence, clusters: Clusters) -> ScoreInterval:
+    """Bounds on the score of every unit vector in the span of each group.
+
+    Args:
+        question: The directions.
+        evidence: What is known of the base.
+        clusters: Those of the same evidence.
+
+    Returns:
+        The interval of each group.
+    """
+    lower, upper = _score_by_clusters(question, evidence, clusters)
+    error = _group_errors(question, evidence)
+    aligned = lower - error >= question.epsilon
+    # Whether the component stays below ε is asked only where the verdict is not settled.
+    limits = (question.epsilon - error).clamp_min(0.0).square().masked_fill(aligned, torch.inf)
+    component = _largest_component(question, evidence, limits, evidence.proofs.min_sigma)
+    useless = aligned | ~component.squared.isfinite()
+    upper = torch.where(useless, upper, torch.minimum(upper, component.squared.sqrt()))
+    return ScoreInterval(lower - error, upper + error, limits, component)
+
+
+def helpful_min_sigma(
+    question: Question, evidence: Evidence, score: ScoreInterval, provable: float
+) -> float:
+    """A lower bound of all singular values that would settle more verdicts, were it proved.
+
+    Args:
+        question: The directions.
+        evidence: What is known of the base.
+        score: The interval of the same evidence.
+        provable: The largest lower bound worth trying to prove.
+
+    Returns:
+        The bound, 0 if none would help.
+    """
+    places = score.component.exceeded_at.tolist()
+    x = max((place for place in places if place <= provable), default=0.0)
+    if not x > 0:
+        return 0.0
+    then = _largest_component(question, evidence, score.limits, x)
+    settled = then.squared.isfinite() & ~score.component.squared.isfinite()
+    return x if bool(settled.any()) else 0.0
+
+
+def overlap_interval(question: Question, evidence: Evidence, clusters: Clusters) -> Interval:
+    """Bounds on ``‖U_{2k}ᵀy‖`` for every unit vector in the span of each direction's group.
+
+    Args:
+        question: The directions.
+        evidence: What is known of the base.
+        clusters: Those of the same evidence.
+
+    Returns:
+        Of each direction, shape ``(k,)``.
+    """
+    t, groups = evidence.coordinates, question.groups
+    lower = torch.zeros(question.group_count, dtype=torch.float64)
+    upper = torch.ones(question.group_count, dtype=torch.float64)
+    for space in _leading_spaces(question, evidence, clusters):
+        smallest, largest = extreme_norms(t[: space.size], groups)
+        if space.size <= question.subspace:
+            lower = torch.maximum(lower, smallest - space.error)
+        rest = torch.zeros_like(upper).index_add_(0, groups, space.rest.diagonal())
+        upper = torch.minimum(upper, ((largest + space.error).square() + rest).sqrt())
+    chord = chord_of(question.errors + evidence.rounding.defect)
+    lower, upper = (end.clamp(0.0, 1.0)[groups] for end in (lower, upper))
+    return Interval((lower - chord).clamp_min(0.0), (upper + chord).clamp_max(1.0))
+
+
+def cosine_interval(question: Question, evidence: Evidence, clusters: Clusters) -> Interval:
+    """Bounds on the cosines of the principal angles with the base's leading space.
+
+    Args:
+        question: The directions.
+        evidence: What is known of the base.
+        clusters: Those of the same evidence.
+
+    Returns:
+        Descending, shape ``(k,)``.
+    """
+    t = evidence.coordinates
+    k = t.shape[1]
+    lower, upper = torch.zeros(k, dtype=torch.float64), torch.ones(k, dtype=torch.float64)
+    # A space that is wrong by the sine δ moves every cosine by at most δ.
+    chord = chord_of(question.errors + evidence.rounding.defect)
+    own = float(torch.linalg.vector_norm(chord).clamp_max(1.0))
+    for space in _leading_spaces(question, evidence, clusters):
+        inside = t[: space.size]
+        values = torch.linalg.svdvals(inside)
+        values = torch.nn.functional.pad(values, (0, k - len(values)))
+        if space.size <= question.subspace:
+            lower = torch.maximum(lower, values - space.error - own)
+        squares = torch.linalg.eigvalsh(inside.mT @ inside + space.rest).flip(0).clamp_min(0.0)
+        upper = torch.minimum(upper, squares.sqrt() + space.error + own)
+    return Interval(lower.clamp(0.0, 1.0), upper.clamp(0.0, 1.0))
+
+
+def certain_verdict(
+    epsilon: float, lower: float, upper: float, overlap_lower: float, overlap_upper: float
+) -> Verdict:
+    """The verdict that holds in the whole of both intervals; ``UNDECIDED`` if there is none."""
+    if lower >= epsilon:
+        return Verdict.ALIGNED
+    if upper < epsilon and overlap_lower >= HALF_THE_ENERGY:
+        return Verdict.ROTATED
+    if upper < epsilon and overlap_upper < HALF_THE_ENERGY:
+        return Verdict.INTRUDER
+    return Verdict.UNDECIDED
+
+
+def extreme_norms(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest norm that ``rows`` give to a unit vector of each group.
+
+    Args:
+        rows: Coordinates of orthonormal directions on some vectors, shape ``(r, k)``.
+        groups: The number of the group of each direction, shape ``(k,)``.
+
+    Returns:
+        Both of shape ``(groups,)``.
+    """
+    sizes = torch.bincount(groups)
+    norms = torch.linalg.vector_norm(rows, dim=0)
+    smallest = largest = norms[sizes.cumsum(0) - 1]
+    for g in (sizes > 1).nonzero().flatten().tolist():
+        values = torch.linalg.svdvals(rows[:, groups == g])
+        smallest, largest = smallest.clone(), largest.clone()
+        largest[g] = values[0] if len(values) else 0.0
+        smallest[g] = values[-1] if len(rows) >= int(sizes[g]) else 0.0
+    return smallest, largest
+
+
+def chord_of(sine: Tensor) -> Tensor:
+    """``2 sin(θ/2)``: how far two unit vectors at the angle of this sine are apart."""
+    return 2 * torch.sin(torch.asin(sine.clamp(0.0, 1.0)) / 2)
+
+
+def _group_errors(question: Question, evidence: Evidence) -> Tensor:
+    """How far a unit vector of each group may be from the true one, shape ``(groups,)``."""
+    error = torch.zeros(question.group_count, dtype=torch.float64)
+    chord = chord_of(question.errors + evidence.rounding.defect)
+    return error.scatter_reduce(0, question.groups, chord, "amax")
+
+
+def _score_by_clusters(
+    question: Question, evidence: Evidence, clusters: Clusters
+) -> tuple[Tensor, Tensor]:
+    """Bounds on the score of each group by the components on converged Ritz vectors alone."""
+    lower, largest, known = torch.zeros(3, question.group_count, dtype=torch.float64)
+    for cluster, complete in zip(clusters.found, clusters.complete, strict=True):
+        rows = evidence.coordinates[cluster.first : cluster.end]
+        inside = (extreme_norms(rows, question.groups)[0] - cluster.error).clamp_min(0.0)
+        if complete:  # one of its base vectors has at least the mean square
+            lower = torch.maximum(lower, inside / cluster.size**0.5)
+        largest = torch.maximum(largest, inside.square())
+        known += inside.square()
+    # A base vector of one cluster has no part in the components on the others.
+    return lower, (1 - known + largest).clamp(0.0, 1.0).sqrt()
+
+
+def _largest_component(
+    question: Question, evidence: Evidence, limits: Tensor, min_sigma: float
+) -> Maximum:
+    """The largest squared component on any base vector, if no singular value is below min_sigma."""
+    ritz = evidence.ritz
+    top = float(ritz.sigma[0]) + float(ritz.residuals.max()) + evidence.rounding.noise
+    span = (min_sigma, top, evidence.frobenius)
+    return maximize(evidence.component_bound, question.groups, limits, span)
+
+
+class _LeadingSpace(NamedTuple):
+    """A leading space of the base that Ritz vectors span.
+
+    Attributes:
+        size: How many Ritz vectors span it.
+        error: Bound on the sine between the two.
+        rest: A form on the directions that bounds from above what the base vectors after it, up
+            to the 2k-th, add to the square of the overlap, shape ``(k, k)``.
+    """
+
+    size: int
+    error: float
+    rest: Tensor
+
+
+def _leading_spaces(
+    question: Question, evidence: Evidence, clusters: Clusters
+) -> Iterator[_LeadingSpace]:
+    """Leading spaces of the base, each of which bounds the overlap with the 2k-dimensional one."""
+    k, leading = evidence.coordinates.shape[1], clusters.leading
+    nothing = torch.zeros(k, k, dtype=torch.float64)
+    largest_inside = max((c.end for c in leading if c.end <= question.subspace), default=0)
+    cuts = [(0, 0.0, clusters.norm_bound), *((c.end, c.total_error, c.low) for c in leading)]
+    for size, error, cut in cuts:
+        if size >= question.subspace:
+            yield _LeadingSpace(size, error, nothing)
+        elif size == largest_inside:  # smaller spaces say less
+            for rest in _bounds_on_the_rest(question, evidence, cut):
+                yield _LeadingSpace(size, error, rest)
+
+
+def _bounds_on_the_rest(question: Question, evidence: Evidence, cut: float) -> Iterator[Tensor]:
+    """Forms that bound the components on base vectors from below a cut up to the 2k-th."""
+    values, top = evidence.values, float(evidence.ritz.sigma[0])
+    last = float(values[question.subspace - 1]) if question.subspace <= len(values) else 0.0
+    # The 2k-th singular value is at least the 2k-th Ritz value (Cauchy's interlacing), but for
+    # rounding in the recurrences and the bases.
+    slack = evidence.rounding.noise + 2 * evidence.rounding.defect * top
+    low, high = last - slack, cut + slack
+    bound = evidence.component_bound
+    # The parts of a wide interval may together bound less than the whole.
+    for parts in (1, 2, 4):
+        radius = (high - low) / 2 / parts
+        centres = [low + (2 * i + 1) * radius for i in range(parts)]
+        forms = [bound.projection(centre, radius) for centre in centres]
+        yield sum(forms, start=torch.zeros_like(forms[0]))

@@ -1,0 +1,235 @@
+"""The search: when to take another step, and when to pay for a factorisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from bulkedge.triplet import Bidiagonalization
+from bulkedge.triplet._rounding import CHECKS, Rounding, measure_rounding
+from bulkedge.triplet.solver._start import Randomness, gaussian
+
+from ._clusters import Clusters, find_clusters, presumed_complete
+from ._count import Factorisations
+from ._evidence import CountBound, Evidence, Proofs, Question, collect, known_clusters
+from ._intervals import (
+    Interval,
+    ScoreInterval,
+    certain_verdict,
+    helpful_min_sigma,
+    overlap_interval,
+    score_interval,
+)
+from .score import Verdict
+
+CHECK_STEPS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
+"""After these steps the evidence is evaluated, which costs about as much as a step."""
+NORM_MARGIN = 1.01
+"""That no singular value is larger is tried for this multiple of what the largest seems to be."""
+CUT_MARGIN = 3.0
+"""A cut is tried where Ritz values keep this many rounding errors of a count away from it."""
+MIN_SIGMA_FRACTION = 0.7
+"""A lower bound of all singular values is tried up to this part of the smallest one seen."""
+FAILURE_PROBABILITY = 1e-9
+"""Probability, over the random vectors, that a statement about a matrix is wrong."""
+FACTORISATION_SPEED = 2
+"""A factorisation costs about as much as ``min(m, n) / (2 b)`` steps with a block of b."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is known of every direction from some evidence.
+
+    Attributes:
+        evidence: The evidence.
+        clusters: The converged clusters of the base, and which are taken for complete.
+        groups: The interval of the score of each group of directions.
+        score: The interval of each direction, shape ``(k,)``.
+        overlap: That of its overlap with the base's leading space, shape ``(k,)``.
+        verdicts: The verdict on each.
+    """
+
+    evidence: Evidence
+    clusters: Clusters
+    groups: ScoreInterval
+    score: Interval
+    overlap: Interval
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def undecided(self) -> int:
+        """How many verdicts are open."""
+        return self.verdicts.count(Verdict.UNDECIDED)
+
+
+def assess(question: Question, evidence: Evidence, *, assume_complete: bool = False) -> Assessment:
+    """The verdicts that some evidence allows.
+
+    Args:
+        question: The directions, and what is asked of them.
+        evidence: The evidence.
+        assume_complete: Take for complete what probably is: what could be decided if it were
+            proved.  Such an assessment is for plans, not for results.
+
+    Returns:
+        The assessment.
+    """
+    clusters = known_clusters(evidence, assume_complete=assume_complete)
+    groups = score_interval(question, evidence, clusters)
+    ends = (end.clamp(0.0, 1.0)[question.groups] for end in (groups.lower, groups.upper))
+    score, overlap = Interval(*ends), overlap_interval(question, evidence, clusters)
+    columns = zip(*(x.tolist() for x in (*score, *overlap)), strict=True)
+    verdicts = tuple(certain_verdict(question.epsilon, *column) for column in columns)
+    return Assessment(evidence, clusters, groups, score, overlap, verdicts)
+
+
+class Search:
+    """Steps, until every verdict is the same at both ends of its interval.
+
+    Args:
+        process: The Krylov space, without a step.
+        question: The directions, and what is asked of them.
+        Y: The directions, shape ``(m, k)``.
+        probes: The Gaussian vectors that the process began with besides.
+        frobenius: ``‖W0‖_F``, or more.
+        planned_noise: What rounding probably does to the recurrences: for plans.
+        max_steps: Steps before the rest is left undecided.
+        generator: Source of the vectors that measure rounding and factorisations.
+    """
+
+    def __init__(
+        self,
+        process: Bidiagonalization,
+        question: Question,
+        Y: Tensor,
+        probes: Tensor,
+        *,
+        frobenius: float,
+        planned_noise: float,
+        max_steps: int,
+        generator: Randomness,
+    ) -> None:
+        self.process, self.question, self.Y, self.probes = process, question, Y, probes
+        self.frobenius, self.max_steps, self.generator = frobenius, max_steps, generator
+        self.rounding, self.proofs = Rounding(planned_noise), Proofs()
+        self.factorisations = Factorisations(process.map, generator, FAILURE_PROBABILITY)
+        self.lowest_failure = float("inf")  # of the lower bounds of all singular values
+        self.decidable_since = max_steps  # the step after which proofs alone are missing
+        self.steps_per_factorisation = min(process.map.shape) // (
+            FACTORISATION_SPEED * process.started
+        )
+
+    def run(self) -> Assessment:
+        """The assessment after the last step, by proofs alone."""
+        step = 0
+        while True:
+            self.process.extend()
+            step += 1
+            last = self.process.closed or step == self.max_steps
+            if not last and step not in CHECK_STEPS:
+                continue
+            found = self._check(step, last=last)
+            if last or not found.undecided:
+                return found
+
+    def _check(self, step: int, *, last: bool) -> Assessment:
+        """What is certain after a step, with a factorisation where one may settle more."""
+        optimistic = self._assess_with_min_sigma()
+        if optimistic.undecided and not last:
+            return optimistic
+        self.decidable_since = min(self.decidable_since, step)
+        self._measure_rounding()
+        found = assess(self.question, self._collect())
+        waited = step - self.decidable_since >= self.steps_per_factorisation
+        if (
+            (last or waited)
+            and found.undecided > optimistic.undecided
+            and self._count(found.evidence)
+        ):
+            found = assess(self.question, replace(found.evidence, proofs=self.proofs))
+        return found
+
+    def _assess_with_min_sigma(self) -> Assessment:
+        """What could be decided, once the smallest singular value is bounded if that helps."""
+        optimistic = assess(self.question, self._collect(), assume_complete=True)
+        x = helpful_min_sigma(
+            self.question, optimistic.evidence, optimistic.groups, self._provable_min_sigma()
+        )
+        if not x > 0 or not self._prove_min_sigma(x):
+            return optimistic
+        evidence = replace(optimistic.evidence, proofs=self.proofs)
+        return assess(self.question, evidence, assume_complete=True)
+
+    def _collect(self) -> Evidence:
+        """The evidence as it is now."""
+        return collect(
+            self.process,
+            self.Y,
+            self.probes,
+            rounding=self.rounding,
+            proofs=self.proofs,
+            frobenius=self.frobenius,
+            failure_probability=FAILURE_PROBABILITY,
+        )
+
+    def _measure_rounding(self) -> None:
+        """Measure what rounding has done to the space so far, for all intervals to allow for."""
+        count = self.process.left.shape[1] + self.process.right.shape[1]
+        drawn = gaussian(count, CHECKS, self.generator)
+        self.rounding = measure_rounding(
+            self.process, self.process.ritz(), drawn, FAILURE_PROBABILITY, self.frobenius
+        )
+
+    def _provable_min_sigma(self) -> float:
+        """The largest lower bound of all singular values worth trying to prove."""
+        if not self.factorisations.tall:
+            return 0.0
+        return MIN_SIGMA_FRACTION * min(self.process.least, self.lowest_failure)
+
+    def _prove_min_sigma(self, x: float) -> bool:
+        """Whether every singular value is certain to exceed x."""
+        # W0ᵀ maps a vector outside the range of a tall W0 to zero, and one with a tiny singular
+        # value nearly so.  Products cannot distinguish them, a factorisation can.
+        holds = self.factorisations.all_exceed(x)
+        if holds:
+            self.proofs = replace(self.proofs, min_sigma=x)
+        else:
+            self.lowest_failure = x
+        return holds
+
+    def _count(self, evidence: Evidence) -> bool:
+        """Try to prove how many singular values lie above a cut: the lowest one that can be."""
+        norm = CountBound(0, NORM_MARGIN * evidence.largest_seen)
+        cuts = provable_cuts(evidence, CUT_MARGIN * self.factorisations.rounding)
+        for number, x in [*reversed(cuts[-2:]), norm]:
+            if self.factorisations.at_most(number, x, self.process, evidence.ritz):
+                counts = (*self.proofs.counts, CountBound(number, x))
+                self.proofs = replace(self.proofs, counts=counts)
+                return True
+        return False
+
+
+def provable_cuts(evidence: Evidence, distance: float) -> list[CountBound]:
+    """Cuts at which a count of singular values may be proved: those below presumed clusters.
+
+    Args:
+        evidence: What is known of the base.
+        distance: How far the square of the cut has to be from those of the Ritz values.
+
+    Returns:
+        The number of Ritz values above each cut, and the cut, descending.
+    """
+    squares = (evidence.values + evidence.rounding.noise).square()
+    clusters = find_clusters(evidence.ritz, evidence.rounding)
+    return [
+        CountBound(each.end, each.low)
+        for each in presumed_complete(clusters, evidence.probes)
+        if _distance(squares, each.end, each.low**2) > distance
+    ]
+
+
+def _distance(squares: Tensor, count: int, x2: float) -> float:
+    """How far x² is from the squares of the values above and below it."""
+    below = float(squares[count]) if count < len(squares) else 0.0
+    return min(float(squares[count - 1]) - x2, x2 - below)

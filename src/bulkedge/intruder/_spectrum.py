@@ -1,0 +1,53 @@
+"""All singular values of the base: the converged ones, the others from a quadrature."""
+
+from __future__ import annotations
+
+import numpy
+import torch
+from torch import Tensor
+
+from bulkedge.triplet import Ritz
+
+TINY = 1e-300
+"""A sum of squares is divided by only where it is above this."""
+
+
+def guess_spectrum(
+    ritz: Ritz, known: int, shape: tuple[int, int], k: int, start: int, frobenius: float
+) -> Tensor:
+    """All singular values: the leading Ritz values, the others where Gauss quadrature puts them.
+
+    The Ritz vectors' components on the start block are the weights of a quadrature of its spectral
+    measure.  The k directions count for themselves, the random ones for all that is left.
+
+    Args:
+        ritz: The Ritz vectors.
+        known: How many leading Ritz values are taken as they are.
+        shape: ``(m, n)`` of the base.
+        k: How many directions the process began with.
+        start: How many vectors it began with in all.
+        frobenius: ``‖W0‖_F``: the result has this sum of squares, as far as its order allows.
+
+    Returns:
+        Shape ``(min(m, n),)``.
+    """
+    m, p = shape[0], min(shape)
+    share = (m - k) / (start - k) if start > k else 0.0
+    weight = torch.full((start,), share, dtype=torch.float64)
+    weight[:k] = 1.0
+    # How many singular values each Ritz value stands for.
+    counts = weight @ ritz.left[:start].square()
+    sigma, counts = ritz.sigma[known : len(counts)].numpy(), counts[known:].numpy()
+    if p == known or counts.sum() == 0:
+        return ritz.sigma[:p]
+    counts = counts * ((m - known) / counts.sum())
+    above = numpy.cumsum(counts) - counts / 2
+    if len(sigma) > 1:  # the spectrum reaches half a node further at either end
+        ends = 1.5 * sigma[[0, -1]] - 0.5 * sigma[[1, -2]]
+        sigma = numpy.concatenate([ends[:1], sigma, ends[1:].clip(0.0)])
+        above = numpy.concatenate([[0.0], above, [m - known]])
+    rest = torch.from_numpy(numpy.interp(numpy.arange(p - known) + 0.5, above, sigma))
+    # The sum of the squares is known: scale the guessed values to it.
+    left = frobenius**2 - float(ritz.sigma[:known].square().sum())
+    rest *= (max(left, 0.0) / max(float(rest.square().sum()), TINY)) ** 0.5
+    return torch.cat([ritz.sigma[:known], rest.clamp_max(float(ritz.sigma[max(known - 1, 0)]))])

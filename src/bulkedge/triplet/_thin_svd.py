@@ -1,0 +1,36 @@
+"""The thin SVD of a matrix that is held in memory, by LAPACK."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bulkedge._guard import matrix as require_matrix
+
+
+def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All singular triplets of a matrix that is held in memory.
+
+    LAPACK is several times slower on a wide matrix than on its transpose
+    (``benchmarks/precision.py``), so the transpose it gets.
+
+    Cost: O(mn·min(m, n)) operations; memory of about eight copies where the matrix is square.
+
+    Args:
+        matrix: Shape ``(m, n)``.
+
+    Returns:
+        U of shape ``(m, p)``, σ of shape ``(p,)`` descending, V of shape ``(n, p)``, p = min(m, n).
+
+    Raises:
+        InputError: If it is no matrix of real floating-point numbers, or not finite.
+
+    Example:
+        >>> U, S, V = thin_svd(torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]]))
+        >>> S.tolist(), V.shape
+        ([3.0, 2.0], torch.Size([3, 2]))
+    """
+    require_matrix("the matrix", matrix)
+    wide = matrix.shape[0] < matrix.shape[1]
+    U, S, Vt = torch.linalg.svd(matrix.mT if wide else matrix, full_matrices=False)
+    return (Vt.mT, S, U) if wide else (U, S, Vt.mT)

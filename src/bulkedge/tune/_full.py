@@ -29,7 +29,7 @@ class FullMatrix:
     Example:
         >>> weight = torch.eye(3)
         >>> matrix = FullMatrix("weight", torch.zeros(3, 3), weight)
-        >>> matrix.strengths.tolist()
+        >>> [round(float(strength), 3) for strength in matrix.strengths]
         [1.0, 1.0, 1.0]
     """
 

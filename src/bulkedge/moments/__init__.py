@@ -1,0 +1,8 @@
+"""Second moments of the inputs of a model's layers: what its weights are used on."""
+
+from __future__ import annotations
+
+from ._collect import Collector
+from ._moments import Layer, Moments
+
+__all__ = ["Collector", "Layer", "Moments"]

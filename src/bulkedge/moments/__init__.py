@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ._collect import Collector
 from ._moments import Layer, Moments
+from ._texts import read_texts
 
-__all__ = ["Collector", "Layer", "Moments"]
+__all__ = ["Collector", "Layer", "Moments", "read_texts"]

@@ -242,7 +242,7 @@ def sample(weight: Tensor) -> Tensor:
     """
     flat = weight.detach().reshape(-1)
     step = max(1, len(flat) // SAMPLE)
-    return flat[::step][:SAMPLE].float().cpu()
+    return flat[::step][:SAMPLE].float().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

@@ -38,7 +38,7 @@ def read_texts(path: Path, column: str = "text") -> list[str]:
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "texts.jsonl"
-        >>> _ = file.write_text('{"text": "to be"}\n{"text": ""}\n')
+        >>> _ = file.write_text('{"text": "to be"}')
         >>> read_texts(file)
         ['to be']
     """

@@ -575,6 +575,65 @@ def test_one_packed_weight_loses_both_sides(tmp_path):
     assert code(record) == FAILURE
 
 
+PAIR = {"q.lora_A.weight": weights(2, 6), "q.lora_B.weight": weights(6, 2)}
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"k.lora_B.weight": weights(6, 2)}, "found lora_B: lora_A is missing beside it; save the"),
+        ({"k.lora_A.weight": weights(2, 6)}, "found lora_A: lora_B is missing beside it; save the"),
+        (
+            {"k.lora_A.weight": weights(1, 6), "k.lora_B.weight": weights(6, 1)},
+            "rank 1 where adapter_config.json says 2: their scale is in doubt; correct r there, or",
+        ),
+        ({"k.hada_w1_a": weights(6, 2)}, "a part of an adapter method that is not known here"),
+        ({"v_proj.lora_A.weight": weights(2, 6)}, "lora_B is missing"),
+    ],
+    ids=["no_A", "no_B", "rank", "method", "fused"],
+)
+def test_a_weight_whose_update_cannot_be_used_is_not_equal(broken, reason, tmp_path):
+    fused = "qkv_proj" if "v_proj.lora_A.weight" in broken else "k"
+    tensors = {"q.weight": weights(6, 6), "o.weight": weights(6, 6)}
+    base = save(tmp_path / "b.safetensors", tensors | {f"{fused}.weight": weights(18, 6)})
+    adapter = save_adapter(tmp_path / "a", PAIR | broken)
+    record = audited(base, adapter)
+    fates = {row.name: row.fate for row in record.tensors if row.side == "base"}
+    assert fates == {"q.weight": "judged", f"{fused}.weight": "lost", "o.weight": "kept"}
+    assert counts(record)["equal"] == 1
+    assert all(reason in said for said in some(lost(record).values()))
+    accepted = audited(base, adapter, exclude=["[kv]*"])
+    fates = {row.name: row.fate for row in accepted.tensors if row.side == "base"}
+    assert fates[f"{fused}.weight"] == "excluded"
+    assert not lost(accepted)
+
+
+def test_a_flattened_layer_whose_update_cannot_be_used_is_not_equal(tmp_path):
+    names = ("mid.to_q.weight", "mid.to_k.weight", "mid.to_v.weight")
+    base = save(tmp_path / "b.safetensors", {name: weights(6, 6) for name in names})
+    stored = {
+        "lora_unet_mid_to_q.lora_down.weight": weights(2, 6),
+        "lora_unet_mid_to_q.lora_up.weight": weights(6, 2),
+        "lora_unet_mid_to_k.lora_down.weight": weights(2, 6),
+    }
+    record = audited(base, save(tmp_path / "t.safetensors", stored))
+    fates = {row.name: row.fate for row in record.tensors if row.side == "base"}
+    assert fates == dict(zip(names, ("judged", "lost", "kept"), strict=True))
+
+
+def test_experts_whose_updates_cannot_be_told_apart_are_not_equal(tmp_path):
+    stacks = {f"mlp.experts.{name}": weights(2, 6, 6) for name in ("gate_proj", "down_proj")}
+    base = save(tmp_path / "b.safetensors", stacks | {"q.weight": weights(6, 6)})
+    targets = {"target_parameters": ["experts.gate_proj", "experts.down_proj"]}
+    factors = {
+        "mlp.experts.lora_A.weight": weights(4, 6),
+        "mlp.experts.lora_B.weight": weights(6, 4),
+    }
+    record = audited(base, save_adapter(tmp_path / "a", PAIR | factors, **targets))
+    fates = {row.name: row.fate for row in record.tensors if row.side == "base"}
+    assert fates == dict.fromkeys(stacks, "lost") | {"q.weight": "judged"}
+
+
 def test_what_is_no_weight_is_counted_apart(tmp_path):
     """Causal masks of GPT-2's old files, indices, biases of stacks."""
     more = {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "ids": torch.arange(9)[None]}

@@ -116,6 +116,14 @@ def test_nothing_in_common(base):
         plan_of(base, {"h.0.attn.weight": weights(4, 4)})
 
 
+def test_nothing_in_common_is_shown_by_a_weight(base):
+    foreign = {"a.position_ids": torch.arange(9)[None], "h.0.attn.weight": weights(4, 4)}
+    with pytest.raises(CheckpointError, match=r"the first is 'h\.0\.attn\.weight'"):
+        plan_of(base, foreign)
+    with pytest.raises(CheckpointError, match=r"the first is 'a\.position_ids'"):
+        plan_of(base, {"a.position_ids": torch.arange(9)[None]})
+
+
 def test_one_name_by_chance_makes_no_rule(base):
     save(base, BASE | {"dense.weight": weights(4, 4)})
     plan = plan_of(base, BASE | {"classifier.dense.weight": weights(4, 4)})
@@ -145,6 +153,21 @@ def test_nothing_left(base):
         plan_of(base, BASE, include=("encoder.0.bias",))
 
 
+def test_nothing_left_names_tensors_and_a_remedy(base, tmp_path):
+    tensors = {
+        f"base_model.model.encoder.{i}.lora_{factor}.weight": weights(*shape)
+        for i in (0, 1)
+        for factor, shape in {"A": (1, 4), "B": (4, 1)}.items()
+    }
+    message = (
+        r"factors of rank 1 where adapter_config\.json says 4: .*; correct r there, or take the "
+        r"configuration that was saved with these factors \(4 tensors, first 'base_model\.model\."
+        r"encoder\.0\.lora_A\.weight'\)"
+    )
+    with pytest.raises(NothingAuditedError, match=message):
+        make_plan(base, save_adapter(tmp_path / "a", tensors, r=4), Recipe())
+
+
 @pytest.mark.parametrize("field", ["include", "exclude"])
 def test_a_glob_that_matches_nothing(field, base):
     message = (
@@ -158,6 +181,16 @@ def test_an_adapter_is_no_base(base, tmp_path):
     adapter = save_adapter(tmp_path / "a", {"x.lora_A.weight": weights(2, 4)})
     with pytest.raises(CheckpointError, match="the base model comes first"):
         make_plan(adapter, base, Recipe())
+
+
+def test_two_adapters_are_no_base_and_fine_tune(tmp_path):
+    adapters = [save_adapter(tmp_path / name, {"x.lora_A.weight": weights(2, 4)}) for name in "ab"]
+    message = r"a: is an adapter, and so is .*b; .* must be a full model: give the one that the ada"
+    with pytest.raises(CheckpointError, match=message):
+        make_plan(*adapters, Recipe())
+    nothing = tmp_path / "nothing"
+    with pytest.raises(CheckpointError, match="then what was made of it"):
+        make_plan(adapters[0], nothing, Recipe())
 
 
 def test_adapters_listed_in_the_order_of_the_base(base, tmp_path):

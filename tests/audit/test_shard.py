@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import bulkedge
 from bulkedge import CheckpointError, InputError, Recipe, Record, Shard, merge_shards
-from bulkedge.checkpoint import StoredMatrix, TensorInfo
+from bulkedge.checkpoint import Plain, StoredMatrix, TensorInfo
 from bulkedge.comparison import Comparison, make_plan
 from cases import gaussian, orthonormal
 from helpers import save, weights
@@ -55,7 +55,7 @@ def facts(record):
 
 def comparisons(sizes):
     infos = [TensorInfo(f"{i}", "F32", (size, 1), Path("f"), 0) for i, size in enumerate(sizes)]
-    return [Comparison(StoredMatrix(info), None, None, info.name) for info in infos]
+    return [Comparison(StoredMatrix(Plain(info)), None, None, info.name) for info in infos]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 9))

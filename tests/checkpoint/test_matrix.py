@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bulkedge import CheckpointError
-from bulkedge.checkpoint import StoredMatrix, read_header
-from bulkedge.checkpoint.matrix import BlockScales, read_elements
+from bulkedge.checkpoint import BlockFp8, Plain, StoredMatrix, read_header
+from bulkedge.checkpoint.elements import read_elements
 from helpers import save, weights
 
 COUNTER = Path("/proc/self/io")
@@ -25,7 +25,7 @@ def bytes_read():
 
 
 def matrix_of(tmp_path, tensor, **part):
-    return StoredMatrix(stored(tmp_path, tensor, other=weights(3))["w"], **part)
+    return StoredMatrix(Plain(stored(tmp_path, tensor, other=weights(3))["w"]), **part)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -59,7 +59,7 @@ def test_a_layer_that_shares_the_tensor_has_a_name_of_its_own(tmp_path):
 @pytest.mark.skipif(not COUNTER.exists(), reason="no count of the bytes read")
 def test_only_the_bytes_of_a_part_are_read(tmp_path):
     W = weights(50, 100, 300)
-    matrix = StoredMatrix(stored(tmp_path, W)["w"], expert=7, rows=(10, 90))
+    matrix = StoredMatrix(Plain(stored(tmp_path, W)["w"]), expert=7, rows=(10, 90))
     matrix.read()  # what is imported for the first time is read, too
     before = bytes_read()
     assert torch.equal(matrix.read(), W[7, 10:90])
@@ -84,7 +84,7 @@ def test_block_scales(part, transposed, tmp_path):
     expected = expected.mT if transposed else expected
     if "rows" in part:
         expected = expected[3:9]
-    matrix = StoredMatrix(infos["w"], transposed, **part, scales=BlockScales(infos["s"], (4, 3)))
+    matrix = StoredMatrix(BlockFp8(infos["w"], infos["s"], (4, 3)), transposed, **part)
     found = matrix.read()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
@@ -93,7 +93,7 @@ def test_block_scales(part, transposed, tmp_path):
 def test_one_scale_for_all(tmp_path):
     W = weights(5, 4).to(torch.float8_e4m3fn)
     infos = stored(tmp_path, W, s=torch.tensor(0.5))
-    found = StoredMatrix(infos["w"], scales=BlockScales(infos["s"], (128, 128))).read()
+    found = StoredMatrix(BlockFp8(infos["w"], infos["s"])).read()
     assert torch.equal(found, 0.5 * W.float())
 
 
@@ -102,9 +102,9 @@ def test_a_file_that_was_cut_meanwhile(tmp_path):
     os.truncate(info.file, info.file.stat().st_size - 8)
     assert len(read_elements(info, 0, 10)) == 10
     with pytest.raises(CheckpointError, match=r"tensor 'w' ends too early; the file was changed"):
-        StoredMatrix(info, expert=3).read()
+        StoredMatrix(Plain(info), expert=3).read()
     info.file.unlink()
     with pytest.raises(
         CheckpointError, match=r"'w' cannot be read \(No such file.*; was the file changed"
     ):
-        StoredMatrix(info, expert=3).read()
+        StoredMatrix(Plain(info), expert=3).read()

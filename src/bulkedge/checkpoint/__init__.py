@@ -2,26 +2,38 @@
 
 from bulkedge._globs import matches
 
-from .adapter import Adapter, AdapterConfig, Unhandled, is_adapter, open_adapter
-from .factors import LoraFactors
+from .adapter import Adapter, Unhandled
+from .adapter_config import AdapterConfig
+from .codec import CODECS, BlockFp8, Codec, Plain
+from .elements import read_tensor
+from .formats import AdapterFormat, open_base, open_path
 from .header import TensorInfo, read_header
 from .kohya import is_lora_file, open_lora_file, unflatten
 from .layout import Layout, Part
-from .matrix import BlockScales, StoredMatrix
+from .lora import LoraFactors
+from .matrix import StoredMatrix
 from .names import NameRule, Resolver, infer_rule
-from .read import Checkpoint, open_checkpoint, read_tensor
+from .peft import is_adapter, open_adapter
+from .read import Checkpoint, open_checkpoint
+from .update import Correctable, StoredUpdate
 
 __all__ = [
+    "CODECS",
     "Adapter",
     "AdapterConfig",
-    "BlockScales",
+    "AdapterFormat",
+    "BlockFp8",
     "Checkpoint",
+    "Codec",
+    "Correctable",
     "Layout",
     "LoraFactors",
     "NameRule",
     "Part",
+    "Plain",
     "Resolver",
     "StoredMatrix",
+    "StoredUpdate",
     "TensorInfo",
     "Unhandled",
     "infer_rule",
@@ -29,8 +41,10 @@ __all__ = [
     "is_lora_file",
     "matches",
     "open_adapter",
+    "open_base",
     "open_checkpoint",
     "open_lora_file",
+    "open_path",
     "read_header",
     "read_tensor",
     "unflatten",

@@ -18,13 +18,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import TYPE_CHECKING
 
-from .factors import LoraFactors
+from .adapter_config import AdapterConfig
 from .header import FLOATING, TensorInfo
-
-if TYPE_CHECKING:
-    from .adapter import AdapterConfig
+from .lora import LoraFactors
+from .update import StoredUpdate
 
 Shape = tuple[int, ...]
 
@@ -34,7 +32,6 @@ FLIPPED_BEFORE = (0, 19)
 SAY_TRANSPOSED = ("aria", "gpt_oss", "openai_privacy_filter")
 MAX_NESTED = 5
 GROUPED, RANK_MAJOR = "grouped_by_expert", "rank_major"
-BY_UNSLOTH = re.compile(r"(^|[/\\])(models--)?unsloth(/|--)", re.IGNORECASE)
 SAY_LAYOUT = (
     f'put "lora_B_layout": "{GROUPED}" (column j belongs to expert j // r) or "{RANK_MAJOR}" '
     "(j % experts, as PEFT reads it) into adapter_config.json, or merge the adapter where it was "
@@ -81,7 +78,7 @@ class Target:
 
 def assign(
     wrapped: Wrapped, targets: Mapping[str, Target], config: AdapterConfig, model_type: str
-) -> dict[str, LoraFactors] | str:
+) -> Mapping[str, StoredUpdate] | str:
     """Which layer of factors updates which parameter of a module, and how.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from .header import TensorInfo
+from .codec import Codec
 
 Rows = tuple[int, int]
 
@@ -25,13 +25,11 @@ FUSED = (
 )
 
 
-def fused_from(
-    tensors: Mapping[str, TensorInfo], other: Collection[str]
-) -> dict[str, list[TensorInfo]]:
+def fused_from(weights: Mapping[str, Codec], other: Collection[str]) -> dict[str, list[Codec]]:
     """The fused tensors that a checkpoint stores in pieces.
 
     Args:
-        tensors: What it stores.
+        weights: What it stores.
         other: The names of the other side: only kinds of tensors that it has are looked for.
 
     Returns:
@@ -40,16 +38,16 @@ def fused_from(
     ends = {name.rpartition(".")[2] for name in other}
     ends |= {".".join(name.rsplit(".", 2)[-2:]) for name in other}
     found = {}
-    for name in tensors:
+    for name in weights:
         for fused, pieces in FUSED:
             if fused not in ends:
                 continue
             stem = name.removesuffix(pieces[0])
             if stem == name or (stem and not stem.endswith(".")):
                 continue
-            infos = [tensors.get(stem + piece) for piece in pieces]
-            whole = [info for info in infos if info and len(info.shape) == 2]
-            if len(whole) == len(pieces) and len({info.shape[1] for info in whole}) == 1:
+            codecs = [weights.get(stem + piece) for piece in pieces]
+            whole = [codec for codec in codecs if codec and len(codec.shape) == 2]
+            if len(whole) == len(pieces) and len({codec.shape[1] for codec in whole}) == 1:
                 found[stem + fused] = whole
     return found
 

@@ -21,17 +21,12 @@ from pydantic import ValidationError
 
 from bulkedge._errors import AdapterError, CheckpointError, problems
 
-from .adapter import (
-    MAGNITUDE,
-    Adapter,
-    AdapterConfig,
-    Unhandled,
-    checked_config,
-    plain_factors,
-)
-from .factors import LoraFactors
+from .adapter import Adapter, Unhandled
+from .adapter_config import AdapterConfig, checked_config
+from .elements import read_elements
 from .header import FLOATING, TensorInfo, parse_json, read_header
-from .matrix import read_elements
+from .lora import LoraFactors
+from .peft import MAGNITUDE, plain_factors
 from .read import Checkpoint
 
 Shape = tuple[int, ...]
@@ -121,14 +116,11 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
             unhandled += [Unhandled(info, module, found) for info in parts.values()]
         else:
             factors[module if re.fullmatch(FLAT, module) else f"{module}.weight"] = found
-    config = AdapterConfig(peft_type="LORA")
     return Adapter(
         checkpoint.path,
         checkpoint.files,
-        config,
         factors,
-        {},
-        tuple(unhandled),
+        unhandled=tuple(unhandled),
         flattened=True,
         beside=checkpoint.beside,
     )

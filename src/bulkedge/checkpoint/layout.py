@@ -17,11 +17,10 @@ from typing import Any
 from bulkedge._errors import RecipeError
 from bulkedge._globs import matches
 
+from .codec import Codec
 from .fused import fused_from
-from .header import TensorInfo
 from .matrix import StoredMatrix
 from .names import of_experts
-from .quantised import scales_of
 from .read import Checkpoint
 
 Shape = tuple[int, ...]
@@ -83,12 +82,13 @@ class Layout:
         split: Split,
         other: Collection[str] = (),
     ) -> None:
-        self.checkpoint, self.model, self.split = checkpoint, model, split
-        self.stacks = _stacks(checkpoint.tensors)
-        stored = {name: info.shape for name, info in checkpoint.tensors.items()}
+        self.model, self.split = model, split
+        self.weights = checkpoint.weights
+        self.stacks = _stacks(self.weights)
+        stored = {name: codec.shape for name, codec in self.weights.items()}
         self.fused = {
             name: pieces
-            for name, pieces in fused_from(checkpoint.tensors, other).items()
+            for name, pieces in fused_from(self.weights, other).items()
             if name not in stored
         }
         self.shapes: dict[str, Shape] = {
@@ -110,25 +110,25 @@ class Layout:
         Raises:
             RecipeError: If the blocks of ``split`` do not add up to its rows.
         """
-        info = self.checkpoint.tensors.get(name)
-        if info is None and name in self.fused:
+        codec = self.weights.get(name)
+        if codec is None and name in self.fused:
             pieces = self.fused[name]
             return [
-                Part(self._matrix(piece, False), None, rows)
+                Part(StoredMatrix(piece), None, rows)
                 for piece, rows in zip(pieces, _places(pieces), strict=True)
             ]
-        if info is None:
+        if codec is None:
             return [
-                Part(self._matrix(piece, False), e, rows)
+                Part(StoredMatrix(piece), e, rows)
                 for e, pieces in enumerate(self.stacks[name])
                 for piece, rows in zip(pieces, _places(pieces), strict=True)
             ]
         if transposed is None:
             transposed = self.transposed(name)
-        whole = self._matrix(info, transposed)
-        if not is_stack(name, info.shape):
+        whole = StoredMatrix(codec, transposed)
+        if not is_stack(name, codec.shape):
             return self._split(name, Part(whole))
-        experts = (replace(whole, expert=e) for e in range(info.shape[0]))
+        experts = (replace(whole, expert=e) for e in range(codec.shape[0]))
         return [
             part for e, matrix in enumerate(experts) for part in self._split(name, Part(matrix, e))
         ]
@@ -146,15 +146,15 @@ class Layout:
         Returns:
             The matrix; None if it is not stored on its own, or there is none.
         """
-        info = self.checkpoint.tensors.get(name)
-        if info is None and name in self.fused:
-            return self._piece([self.fused[name]], expert or 0, rows)
-        if info is None:
-            return self._piece(self.stacks[name], expert, rows)
-        stacked = is_stack(name, info.shape)
-        if stacked != (expert is not None) or (stacked and expert not in range(info.shape[0])):
+        codec = self.weights.get(name)
+        if codec is None and name in self.fused:
+            return _piece([self.fused[name]], expert or 0, rows)
+        if codec is None:
+            return _piece(self.stacks[name], expert, rows)
+        stacked = is_stack(name, codec.shape)
+        if stacked != (expert is not None) or (stacked and expert not in range(codec.shape[0])):
             return None
-        matrix = replace(self._matrix(info, self.transposed(name)), expert=expert)
+        matrix = StoredMatrix(codec, self.transposed(name), expert)
         if rows is None or rows == (0, matrix.acts_as[0]):
             return matrix
         return replace(matrix, rows=rows) if rows[1] <= matrix.acts_as[0] else None
@@ -166,16 +166,19 @@ class Layout:
             return _experts_transposed(name, shape, self.model)
         return self.model.get("model_type") in CONV1D_MODELS and name.endswith(CONV1D_LAYERS)
 
-    def _piece(
-        self, experts: list[list[TensorInfo]], expert: int | None, rows: Rows | None
-    ) -> StoredMatrix | None:
-        """The tensor that holds these rows of an expert, of those stored one by one."""
-        pieces = experts[expert] if expert is not None and expert < len(experts) else []
-        places = zip(pieces, _places(pieces), strict=True)
-        return next((self._matrix(piece, False) for piece, at in places if at == rows), None)
+    def pieces(self, name: str) -> list[Codec]:
+        """The stored weights that a parameter lies in, whole or a piece of it in each.
 
-    def _matrix(self, info: TensorInfo, transposed: bool) -> StoredMatrix:
-        return StoredMatrix(info, transposed, scales=scales_of(info, self.checkpoint))
+        Args:
+            name: One of :attr:`shapes`.
+
+        Returns:
+            At least one.
+        """
+        if name in self.weights:
+            return [self.weights[name]]
+        experts = [self.fused[name]] if name in self.fused else self.stacks[name]
+        return [piece for pieces in experts for piece in pieces]
 
     def _split(self, name: str, part: Part) -> list[Part]:
         """The blocks that the recipe asks for; the part itself if it asks for none."""
@@ -191,6 +194,15 @@ class Layout:
         return [
             Part(replace(part.matrix, rows=block), part.expert, block) for block in _blocks(sizes)
         ]
+
+
+def _piece(
+    experts: list[list[Codec]], expert: int | None, rows: Rows | None
+) -> StoredMatrix | None:
+    """The weight that holds these rows of an expert, of those stored one by one."""
+    pieces = experts[expert] if expert is not None and expert < len(experts) else []
+    places = zip(pieces, _places(pieces), strict=True)
+    return next((StoredMatrix(piece) for piece, at in places if at == rows), None)
 
 
 def is_stack(name: str, shape: Shape) -> bool:
@@ -227,13 +239,13 @@ def place_in_stack(name: str) -> tuple[str, int, int, int] | None:
     return None
 
 
-def _stacks(tensors: Mapping[str, TensorInfo]) -> dict[str, list[list[TensorInfo]]]:
-    """Parameters stored an expert at a time: by name, for each expert the tensors in it."""
-    found: dict[str, dict[str, dict[int, TensorInfo]]] = {}
-    for name, info in tensors.items():
-        if (match := ONE_EXPERT.fullmatch(name)) and len(info.shape) == 2:
+def _stacks(weights: Mapping[str, Codec]) -> dict[str, list[list[Codec]]]:
+    """Parameters stored an expert at a time: by name, for each expert the weights in it."""
+    found: dict[str, dict[str, dict[int, Codec]]] = {}
+    for name, codec in weights.items():
+        if (match := ONE_EXPERT.fullmatch(name)) and len(codec.shape) == 2:
             layers = found.setdefault(match["stem"], {})
-            layers.setdefault(match["layer"], {})[int(match["expert"])] = info
+            layers.setdefault(match["layer"], {})[int(match["expert"])] = codec
     stacks = {}
     for stem, layers in found.items():
         for parameter, names in FUSED:
@@ -241,21 +253,21 @@ def _stacks(tensors: Mapping[str, TensorInfo]) -> dict[str, list[list[TensorInfo
             count = len(columns[0])
             if count and all(set(column) == set(range(count)) for column in columns):
                 experts = [[column[e] for column in columns] for e in range(count)]
-                if len({tuple(info.shape for info in pieces) for pieces in experts}) == 1:
+                if len({tuple(codec.shape for codec in pieces) for pieces in experts}) == 1:
                     stacks[f"{stem}.{parameter}"] = experts
     return stacks
 
 
-def _stacked_shape(experts: list[list[TensorInfo]]) -> Shape:
+def _stacked_shape(experts: list[list[Codec]]) -> Shape:
     """The shape of a parameter that is stored an expert at a time."""
-    return len(experts), sum(info.shape[0] for info in experts[0]), experts[0][0].shape[1]
+    return len(experts), sum(codec.shape[0] for codec in experts[0]), experts[0][0].shape[1]
 
 
-def _places(pieces: list[TensorInfo]) -> list[Rows | None]:
+def _places(pieces: list[Codec]) -> list[Rows | None]:
     """The rows of the parameter that each tensor of an expert holds."""
     if len(pieces) == 1:
         return [None]
-    return list(_blocks([info.shape[0] for info in pieces]))
+    return list(_blocks([codec.shape[0] for codec in pieces]))
 
 
 def _blocks(sizes: Sequence[int]) -> list[Rows]:

@@ -11,16 +11,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from errno import EFBIG
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bulkedge._errors import CheckpointError
 from bulkedge._globs import unwrapped
 
+from .codec import Codec, weights_of
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
-
-if TYPE_CHECKING:  # listing names needs neither library: `bulkedge inspect` stays quick
-    from torch import Tensor
 
 MAX_FILE_NAME_BYTES = 255
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -46,6 +45,11 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> dict[str, Codec]:
+        """What the tensors are, by the names of the weights that they hold."""
+        return weights_of(self.tensors, self.config)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -76,45 +80,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a .safetensors file or a model folder")
     tensors, _ = read_header(path)
     return Checkpoint(path, "file", (path,), _plain(tensors, path), _read_config(path.parent))
-
-
-def read_tensor(info: TensorInfo) -> Tensor:
-    """Read one tensor, a private copy in memory, dtype as stored.
-
-    Args:
-        info: From the header of its file.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        CheckpointError: If the file has changed, cannot be read any more, or holds what torch
-            cannot.
-    """
-    import safetensors
-
-    try:
-        with safetensors.safe_open(info.file, framework="pt", backend="pread") as file:
-            tensor = file.get_tensor(info.name)
-    # torch's own refusals, of a dtype or of a size, are RuntimeError, TypeError or ValueError
-    except (
-        OSError,
-        safetensors.SafetensorError,
-        MemoryError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise CheckpointError(
-            f"{info.file}: tensor {info.name!r} cannot be read ({error or type(error).__name__}); "
-            f"was the file changed meanwhile, or is {info.dtype} {info.shape} too much for torch?"
-        ) from None
-    if tuple(tensor.shape) != info.shape:
-        raise CheckpointError(
-            f"{info.file}: tensor {info.name!r} was {info.shape}, is now {tuple(tensor.shape)}; "
-            "the file was changed meanwhile, start again"
-        )
-    return tensor
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bulkedge._errors import CheckpointError, OutputError
 
-from .header import BITS, TensorInfo, open_regular, read_header
-from .matrix import StoredMatrix, read_elements, torch_dtypes
+from .elements import torch_dtypes, write_bytes
+from .header import TensorInfo, open_regular, read_header
 from .read import PICKLES, confined
 
 if TYPE_CHECKING:  # listing names needs no torch
@@ -103,28 +103,6 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, out, CHUNK)
 
 
-def write_matrix(matrix: StoredMatrix, value: Tensor, file: Path) -> None:
-    """Write a matrix over the one that a copy of its file holds: what ``matrix.read()`` reads.
-
-    Args:
-        matrix: Where it lies; the copy has the layout of ``matrix.info.file``.
-        value: The new matrix as ``(out, in)``, any dtype; stored in that of the file.
-        file: The copy.
-    """
-    stored = (value.mT if matrix.transposed else value).to(torch_dtypes()[matrix.dtype])
-    rows, columns = matrix.stored_shape
-    first = (matrix.expert or 0) * rows * columns
-    if matrix.rows is not None and matrix.transposed:  # a part of every stored row
-        whole = read_elements(matrix.info, first, rows * columns, file).reshape(rows, columns)
-        whole[:, slice(*matrix.rows)] = stored
-        stored = whole
-    elif matrix.rows is not None:
-        first += matrix.rows[0] * columns
-    with file.open("r+b") as out:
-        out.seek(matrix.info.start + first * BITS[matrix.dtype] // 8)
-        _write_tensor(out, stored)
-
-
 def rewrite(
     source: Path, target: Path, changed: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 ) -> None:
@@ -155,17 +133,9 @@ def rewrite(
         out.write(len(text).to_bytes(8, "little") + text)
         for info in in_order:
             if (tensor := changed.get(info.name)) is not None:
-                _write_tensor(out, tensor)
+                write_bytes(out, tensor)
             else:
                 _copy_bytes(file, out, info)
-
-
-def _write_tensor(out: BinaryIO, tensor: Tensor) -> None:
-    """The bytes of a tensor."""
-    import torch
-
-    # a view: converting a large tensor to bytes would copy it
-    out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _copy_bytes(file: BinaryIO, out: BinaryIO, info: TensorInfo) -> None:

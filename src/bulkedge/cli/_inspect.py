@@ -21,7 +21,7 @@ def inspect(path: Path, as_json: bool) -> None:
     if is_adapter(path):
         adapter = open_adapter(path)
         rows = [
-            {"name": name, "shape": list(f.shape), "dtype": f.A.dtype, "rank": f.rank,
+            {"name": name, "shape": list(f.shape), "dtype": f.infos[0].dtype, "rank": f.rank,
              "scale": f.scale} for name, f in adapter.factors.items()
         ]  # fmt: skip
         rows += [

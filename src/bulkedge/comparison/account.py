@@ -1,13 +1,13 @@
 """Every tensor of two or more dimensions of either side, once, with what became of it.
 
 The list comes from the headers alone, not from the pairing: what the pairing has overlooked, or
-covers in part, is found here and is lost.
+covers in part, is found here and counts as lost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, TensorInfo, read_header
@@ -20,8 +20,8 @@ from .leftover import unjudged
 Key = tuple[Side, str]
 OVERLOOKED = "not compared with anything"
 TWICE = "some of its numbers have two counterparts, and which is used is not known"
-# the first that holds for a tensor of several parts
 ORDER: tuple[Fate, ...] = ("lost", "judged", "excluded", "apart")
+"""What a tensor of several parts counts as: the first of these that holds for a part."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def account(
     dropped: Sequence[Dropped],
     skipped: Sequence[Skipped],
     recipe: Recipe,
+    unjudged_base: Mapping[str, Fate],
 ) -> tuple[list[Stored], list[Skipped]]:
     """What becomes of each tensor.
 
@@ -54,6 +55,7 @@ def account(
         dropped: The pairs that are not.
         skipped: What is left out.
         recipe: What is wanted.
+        unjudged_base: What becomes of the base's tensors whose update is not compared, by name.
 
     Returns:
         A row for each tensor of two or more dimensions, and further rows of lost ones: those that
@@ -61,6 +63,8 @@ def account(
     """
     rows = _rows(comparisons)
     fates = _fates(rows, dropped, skipped)
+    for name, fate in unjudged_base.items():
+        fates.setdefault(("base", name), set()).add(fate)
     pairs = [*comparisons, *(pair.comparison for pair in dropped)]
     covered = _covered(pairs, whole=isinstance(tuned, Checkpoint))
     table: list[Stored] = []
@@ -68,7 +72,7 @@ def account(
     for side, info in _matrices(base, tuned):
         key: Key = side, info.name
         mine = fates.get(key, set())
-        reason = _shortfall(info, covered.get(key))
+        reason = _shortfall(*covered[key]) if key in covered else None
         if reason is None and not mine:
             reason = None if isinstance(tuned, Adapter) and side == "base" else OVERLOOKED
         if reason is not None and "lost" not in mine:
@@ -105,11 +109,11 @@ def _fates(
 
 def matrices_in(side: Checkpoint | Adapter) -> list[TensorInfo]:
     """The tensors of two or more dimensions in the files of one side."""
-    if isinstance(side, Checkpoint):
-        infos: Iterable[TensorInfo] = side.tensors.values()
-    else:
+    if not isinstance(side, Checkpoint):
         infos = read_header(side.files[0])[0].values()
-    return [info for info in infos if len(info.shape) > 1]
+        return [info for info in infos if len(info.shape) > 1]
+    packed = {codec.info.name for codec in side.weights.values() if len(codec.shape) > 1}
+    return [info for info in side.tensors.values() if len(info.shape) > 1 or info.name in packed]
 
 
 def _matrices(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[tuple[Side, TensorInfo]]:
@@ -128,39 +132,39 @@ def _rows(comparisons: Sequence[Comparison]) -> dict[Key, list[int]]:
 
 
 def _keys(comparison: Comparison) -> list[Key]:
-    """The tensors that a comparison reads, the scales of its weights included."""
+    """The tensors that a comparison reads, those included that its weights need to be read."""
     base, tuned = comparison.base, comparison.tuned
-    names = [*comparison.stored_names, *(_scales(tuned) if tuned else ())]
-    before: list[Key] = [("base", name) for name in (base.info.name, *_scales(base))]
+    more = () if tuned is None else tuned.codec.companions
+    names = [*comparison.stored_names, *(info.name for info in more)]
+    before: list[Key] = [("base", info.name) for info in base.codec.infos]
     return [*before, *(("tuned", name) for name in names)]
 
 
-def _scales(matrix: StoredMatrix) -> list[str]:
-    return [] if matrix.scales is None else [matrix.scales.info.name]
-
-
-def _covered(pairs: Iterable[Comparison], *, whole: bool) -> dict[Key, int]:
-    """How many elements of each full tensor belong to a pair; of the base if it must be whole."""
+def _covered(pairs: Iterable[Comparison], *, whole: bool) -> dict[Key, tuple[int, int]]:
+    """How many numbers of each weight belong to a pair, and how many it has; base if ``whole``."""
     parts: dict[Key, set[tuple[object, object]]] = {}
     sizes: dict[tuple[Key, object, object], int] = {}
+    of: dict[Key, int] = {}
 
     def add(side: Side, matrix: StoredMatrix) -> None:
         key: Key = side, matrix.info.name
         parts.setdefault(key, set()).add((matrix.expert, matrix.rows))
         sizes[key, matrix.expert, matrix.rows] = matrix.size
+        of[key] = math.prod(matrix.codec.shape)
 
     for pair in pairs:
         if whole:
             add("base", pair.base)
         if pair.tuned is not None:
             add("tuned", pair.tuned)
-    return {key: sum(sizes[(key, *part)] for part in found) for key, found in parts.items()}
+    return {
+        key: (sum(sizes[(key, *part)] for part in found), of[key]) for key, found in parts.items()
+    }
 
 
-def _shortfall(info: TensorInfo, covered: int | None) -> str | None:
+def _shortfall(covered: int, size: int) -> str | None:
     """What to say of a tensor whose parts do not add up to it; None of others."""
-    size = math.prod(info.shape)
-    if covered is None or covered == size:
+    if covered == size:
         return None
     if covered > size:
         return TWICE

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bulkedge.checkpoint import LoraFactors, StoredMatrix
+from bulkedge.checkpoint import StoredMatrix, StoredUpdate
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One base matrix and what the fine-tune made of it: ``W = (tuned or base) + s·B·A``.
+    """One base matrix and what the fine-tune made of it: ``W = (tuned or base) + update``.
 
     Paths and names, no tensors: it travels to a worker process for the price of a few strings.
 
     Attributes:
         base: The base matrix.
         tuned: The full matrix that replaces it, if any.
-        factors: The low-rank update on top, if any.
+        factors: The stored update on top, if any.
         tuned_name: What the tuned side calls it.
     """
 
     base: StoredMatrix
     tuned: StoredMatrix | None
-    factors: LoraFactors | None
+    factors: StoredUpdate | None
     tuned_name: str
 
     @property
@@ -37,9 +37,17 @@ class Comparison:
 
     @property
     def stored_names(self) -> list[str]:
-        """What the tuned side's file calls the parts of it."""
+        """The tensors of the tuned side that it is read from, companions left out."""
         full = () if self.tuned is None else (self.tuned.info,)
         return [info.name for info in (*full, *(self.factors.infos if self.factors else ()))]
+
+    @property
+    def rounding(self) -> float:
+        """The relative rounding of the form that a correction is stored in; 0 if none can be."""
+        if self.factors is None:
+            return (self.tuned or self.base).codec.rounding
+        update = self.factors.correctable()
+        return 0.0 if isinstance(update, str) else update.rounding
 
     @property
     def note(self) -> str | None:

@@ -1,10 +1,10 @@
 """Tensors without a counterpart: which of them can be left alone, and which went unjudged.
 
 The question is what the program that loads the fine-tune has in that place.  A new head stands
-beside the base's layers and changes none.  A tuned weight without a counterpart, where weights of
-the base have none either, may be one of those under another name; one within the base's own blocks
-changes what they compute.  A weight that the fine-tune does not store is not the base's for that:
-a program starts it anew, unless the model's class has no such layer.
+beside the base's layers and changes none.  A tuned weight without a counterpart may be a renamed
+one, if weights of the base have no counterpart either; one within the base's own blocks changes
+what they compute.  A weight that the fine-tune does not store is not that of the base: a program
+initialises it at random, unless the model's class has no such layer.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bulkedge.checkpoint import Checkpoint, NameRule, StoredMatrix, TensorInfo, matches
+from bulkedge._globs import matches
+from bulkedge.checkpoint import Checkpoint, Codec, NameRule, StoredMatrix
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
-from bulkedge.checkpoint.quantised import SCALES
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Side, Skipped
+from bulkedge.records.record import Fate, Side, Skipped
 
 from .comparison import Comparison
 
-# both ends of a language model: what each is called where it is not stored, and how it is known
 ENDS = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}
-INDEX_DTYPES = ("BOOL", "I64")
+"""The ends of a language model: what each is called where it is not stored, how it is known."""
+
 NO_COUNTERPART = "no counterpart in the base"
 NOT_STORED = "not stored in the tuned checkpoint"
 EXCLUDED = "excluded by the recipe"
@@ -49,13 +49,15 @@ class Pairing:
         pairs: What to compare.
         skipped: What is left out, with the reason.
         left_out: What belongs together, and is excluded by a name of the tuned side.
-        strangers: Full tensors of the tuned side without a counterpart, by name.
+        strangers: Full weights of the tuned side without a counterpart, by name.
+        unjudged_base: What becomes of the base's tensors whose update is not compared, by name.
     """
 
     pairs: list[Comparison] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     left_out: list[Comparison] = field(default_factory=list)
-    strangers: dict[str, TensorInfo] = field(default_factory=dict)
+    strangers: dict[str, Codec] = field(default_factory=dict)
+    unjudged_base: dict[str, Fate] = field(default_factory=dict)
 
     @property
     def found(self) -> set[str]:
@@ -63,7 +65,7 @@ class Pairing:
         return {pair.base.info.name for pair in (*self.pairs, *self.left_out)}
 
 
-def harmless(name: str, reason: str, side: Side = "tuned") -> Skipped:
+def set_aside(name: str, reason: str, side: Side = "tuned") -> Skipped:
     """The row of a tensor with which no update of a weight is lost."""
     return Skipped(name=name, reason=reason, lost=False, side=side)
 
@@ -98,17 +100,13 @@ def not_wanted(recipe: Recipe, *names: str) -> str | None:
     return EXCLUDED if matches(names, recipe.exclude) else None
 
 
-def not_a_weight(info: TensorInfo) -> str | None:
+def not_a_weight(codec: Codec) -> str | None:
     """Why a tensor is no weight matrix, None if it is one."""
-    if len(info.shape) < 2:
-        return f"{len(info.shape)}-D tensor: not a matrix"
-    if info.empty:
+    if len(codec.shape) < 2:
+        return f"{len(codec.shape)}-D tensor: not a matrix"
+    if codec.info.empty:
         return "empty tensor on both sides"
-    if info.dtype in INDEX_DTYPES:
-        return f"{info.dtype} tensor: indices, not a weight"
-    if info.name.endswith(("bias", SCALES)):
-        return "a bias or scales: not a weight"
-    return None
+    return codec.no_weight
 
 
 def judge_base(
@@ -127,15 +125,16 @@ def judge_base(
         the recipe accepts it.
     """
     rows = []
-    for name, info in base.tensors.items():
+    for name, codec in base.weights.items():
+        info = codec.info
         if info.name in found:
             continue
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "base"))
-        elif not_a_weight(info):
-            rows.append(harmless(info.name, NOT_STORED, "base"))
+        elif not_a_weight(codec):
+            rows.append(set_aside(info.name, NOT_STORED, "base"))
         elif lacks(tuned.config, name):
-            rows.append(harmless(info.name, OF_NO_USE, "base"))
+            rows.append(set_aside(info.name, OF_NO_USE, "base"))
         elif recipe.partial:
             rows.append(accepted(info.name, NOT_STORED, "base"))
         else:
@@ -145,7 +144,7 @@ def judge_base(
 
 def judge_strangers(
     base: Checkpoint,
-    strangers: Mapping[str, TensorInfo],
+    strangers: Mapping[str, Codec],
     rule: NameRule,
     recipe: Recipe,
     *,
@@ -155,22 +154,23 @@ def judge_strangers(
 
     Args:
         base: The base.
-        strangers: The tensors by name.
+        strangers: The weights by name.
         rule: How tuned names become base names.
         recipe: What is wanted.
         base_left: Whether weights of the base have no counterpart either.
 
     Returns:
-        The rows; a new head alone is harmless.
+        The rows; with a new head alone, no update is lost.
     """
-    lists = _lists(base.tensors)
+    lists = _lists(base.weights)
     rows = []
-    for name, info in strangers.items():
-        reason = RENAMED if base_left else _why_no_head(name, info, base, rule, lists)
+    for name, codec in strangers.items():
+        info = codec.info
+        reason = RENAMED if base_left else _why_no_head(name, base, rule, lists)
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "tuned"))
-        elif not_a_weight(info) or reason is None:
-            rows.append(harmless(info.name, NO_COUNTERPART))
+        elif not_a_weight(codec) or reason is None:
+            rows.append(set_aside(info.name, NO_COUNTERPART))
         else:
             rows.append(unjudged(recipe, info.name, (name,), reason, "tuned"))
     return rows
@@ -196,7 +196,7 @@ def judge_ends(
             _state(base, end, base.config),
             _state(tuned, end, tuned.config or base.config),
         )
-        own = [info.name for name, info in base.tensors.items() if named(name)]
+        own = [codec.info.name for name, codec in base.weights.items() if named(name)]
         reason = None
         if after == "missing" and (before == "shared" or found.intersection(own)):
             reason = None if recipe.partial else STARTED_ANEW
@@ -205,8 +205,8 @@ def judge_ends(
         elif end == OUTPUTS[0] and _in_doubt(base, tuned):
             reason = EITHER
         if reason is not None:
-            name = next((name for name in tuned.tensors if named(name)), end)
-            stored = tuned.tensors[name].name if name in tuned.tensors else name
+            name = next((name for name in tuned.weights if named(name)), end)
+            stored = tuned.weights[name].info.name if name in tuned.weights else name
             rows.append(unjudged(recipe, stored, (name,), reason, "tuned"))
     return rows
 
@@ -223,9 +223,9 @@ def _state(side: Checkpoint, end: str, config: Mapping[str, Any]) -> str:
         ``stored``, ``shared``, ``missing`` where it should have one, ``none`` where it need not.
     """
     ours, other = ENDS[end], next(named for name, named in ENDS.items() if name != end)
-    if any(map(ours, side.tensors)):
+    if any(map(ours, side.weights)):
         return "stored"
-    if not any(map(other, side.tensors)):
+    if not any(map(other, side.weights)):
         return "none"
     if shares(config):
         return "shared"
@@ -234,20 +234,18 @@ def _state(side: Checkpoint, end: str, config: Mapping[str, Any]) -> str:
 
 def _in_doubt(base: Checkpoint, tuned: Checkpoint) -> bool:
     """Whether the fine-tune stores an output layer that its configuration takes from another."""
-    # whichever is in use was compared if the base shares it, too
-    both = all(any(map(named, side.tensors)) for side in (base, tuned) for named in ENDS.values())
+    # if the base shares it, too, whichever of the two is in use was compared
+    both = all(any(map(named, side.weights)) for side in (base, tuned) for named in ENDS.values())
     own, before = (ties(side.config or base.config) is True for side in (tuned, base))
     return both and own and not before
 
 
-def _why_no_head(
-    name: str, info: TensorInfo, base: Checkpoint, rule: NameRule, lists: set[str]
-) -> str | None:
+def _why_no_head(name: str, base: Checkpoint, rule: NameRule, lists: set[str]) -> str | None:
     """Why a tuned tensor without a counterpart is no new head, None if it is one."""
     end = next((end for end, named in ENDS.items() if named(name)), None)
     if end is not None and _state(base, end, base.config) == "missing":
         return BASE_LACKS_IT
-    if is_output(name) and not base.config and any(map(is_input, base.tensors)):
+    if is_output(name) and not base.config and any(map(is_input, base.weights)):
         return MAY_BE_SHARED
     mapped = rule.add + name.removeprefix(rule.strip)
     return IN_A_BLOCK if _in_a_block(mapped, lists) or _in_a_block(name, lists) else None

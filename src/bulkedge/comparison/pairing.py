@@ -10,26 +10,25 @@ from operator import eq
 from typing import Any
 
 from bulkedge._errors import AdapterError, CheckpointError
+from bulkedge._globs import matches
 from bulkedge.checkpoint import (
     Adapter,
     Checkpoint,
     Layout,
-    LoraFactors,
     NameRule,
     Resolver,
     StoredMatrix,
+    StoredUpdate,
     Unhandled,
     infer_rule,
-    matches,
     unflatten,
 )
-from bulkedge.checkpoint.adapter import plain_factors
 from bulkedge.checkpoint.experts import Target, assign
 from bulkedge.checkpoint.fused import places_in_fused, rows_in_fused
 from bulkedge.checkpoint.layout import CONV1D_LAYERS, CONV1D_MODELS, is_stack, place_in_stack
 from bulkedge.checkpoint.model import sharing
+from bulkedge.checkpoint.peft import plain_factors
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Skipped
 
 from .comparison import Comparison
 from .leftover import (
@@ -38,16 +37,17 @@ from .leftover import (
     NOT_STORED,
     Pairing,
     accepted,
-    harmless,
     judge_base,
     judge_ends,
     judge_strangers,
+    not_a_weight,
+    set_aside,
     shared_by,
-    unjudged,
 )
+from .unusable import row_of, unjudged_base
 
-# comparing a name with all names of a large base takes a while
 MAX_NEAREST = 5
+"""How many messages name the nearest names: comparing with all names of a large base is slow."""
 
 
 def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pairing:
@@ -65,13 +65,14 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
         AdapterError: If nothing of the one is in the other.
     """
     model = base.config or tuned.config
-    there = Layout(base, model, recipe.split, tuned.tensors)
-    here = Layout(tuned, model, {}, base.tensors)
-    rule = infer_rule(tuned.tensors, there.shapes, lambda name, shape: here.shapes[name] == shape)
+    there = Layout(base, model, recipe.split, tuned.weights)
+    here = Layout(tuned, model, {}, base.weights)
+    rule = infer_rule(tuned.weights, there.shapes, lambda name, shape: here.shapes[name] == shape)
     names = Resolver(rule, there.shapes, model, str(base.path))
     found = _pair_tensors(there, here, names, recipe)
-    if not found.pairs and tuned.tensors:
-        raise AdapterError(_foreign(tuned, base, tuned.tensors, rule))
+    if not found.pairs and tuned.weights:
+        first = [name for name, codec in tuned.weights.items() if not not_a_weight(codec)]
+        raise AdapterError(_foreign(tuned, base, first or tuned.weights, rule))
     found.pairs += _shared(there, here, tuned.config or base.config, found.found)
     left = judge_base(base, tuned, recipe, found.found)
     base_left = any(row.lost or (row.reason == NOT_STORED and row.accepted) for row in left)
@@ -108,22 +109,23 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairing:
     found = _pair_tensors(there, here, names, recipe)
     found.skipped += judge_strangers(base, found.strangers, rule, recipe, base_left=False)
     factors, unassigned = _settle(adapter, there, names)
-    lost = [row for row in (*adapter.unhandled, *unassigned) if not row.harmless]
-    found.skipped += [harmless(r.info.name, r.reason) for r in adapter.unhandled if r.harmless]
+    lost = [row for row in (*adapter.unhandled, *unassigned) if not row.set_aside]
+    found.skipped += [set_aside(r.info.name, r.reason) for r in adapter.unhandled if r.set_aside]
+    found.unjudged_base = unjudged_base(there, names, lost, recipe)
     lost += _pair_factors(there, names, factors, recipe, found)
     if factors and not any(pair.factors for pair in found.pairs):
         raise AdapterError(_foreign(adapter, base, factors, rule))
-    found.skipped += [_lost(row, recipe) for row in lost]
+    found.skipped += [row_of(row, recipe) for row in lost]
     if adapter.config.ensure_weight_tying:
         found.pairs, again = _once(found.pairs)
-        found.skipped += [harmless(name, "the same update as the embedding's") for name in again]
+        found.skipped += [set_aside(name, "the same update as the embedding's") for name in again]
     return found
 
 
 def _pair_factors(
     there: Layout,
     names: Resolver,
-    factors: Mapping[str, LoraFactors],
+    factors: Mapping[str, StoredUpdate],
     recipe: Recipe,
     found: Pairing,
 ) -> list[Unhandled]:
@@ -161,8 +163,8 @@ def _fits(adapter: Adapter) -> dict[str, Callable[[tuple[int, ...]], bool]]:
 
 def _settle(
     adapter: Adapter, there: Layout, names: Resolver
-) -> tuple[dict[str, LoraFactors], list[Unhandled]]:
-    """All factors by name, those of bare parameters assigned; and what cannot be assigned."""
+) -> tuple[dict[str, StoredUpdate], list[Unhandled]]:
+    """All updates by name, those of bare parameters assigned; and what cannot be assigned."""
     factors, lost = dict(adapter.factors), []
     for wrapped in adapter.wrapped:
         targets = {}
@@ -203,7 +205,7 @@ def _once(updates: list[Comparison]) -> tuple[list[Comparison], list[str]]:
     )
 
 
-def _updates(there: Layout, names: Resolver, factors: LoraFactors, name: str) -> list[Comparison]:
+def _updates(there: Layout, names: Resolver, factors: StoredUpdate, name: str) -> list[Comparison]:
     """One comparison for each matrix of the base that the factors update; none without one."""
     target, alias = names.find(name, factors.fits), None
     if target is None:
@@ -229,15 +231,15 @@ def _updates(there: Layout, names: Resolver, factors: LoraFactors, name: str) ->
 def _pair_tensors(there: Layout, here: Layout, names: Resolver, recipe: Recipe) -> Pairing:
     """Pair full tensors by name."""
     found = Pairing()
-    for name, info in here.checkpoint.tensors.items():
+    for name, codec in here.weights.items():
         if names.rule.find(name) is None and _excluded(recipe, name):
-            found.skipped.append(accepted(info.name, EXCLUDED))
+            found.skipped.append(accepted(codec.info.name, EXCLUDED))
             with suppress(CheckpointError):  # what it may belong to need not be told
                 found.left_out += _pair_tensor(there, here, names, name)
         elif pairs := _pair_tensor(there, here, names, name):
             found.pairs += pairs
         else:
-            found.strangers[name] = info
+            found.strangers[name] = codec
     return found
 
 
@@ -246,11 +248,11 @@ def _shared(
 ) -> list[Comparison]:
     """The base's embeddings and output layers for which another tensor of the tuned side stands."""
     pairs = []
-    for name, info in there.checkpoint.tensors.items():
-        if info.name in found:
+    for name, codec in there.weights.items():
+        if codec.info.name in found:
             continue
-        stored = here.checkpoint.tensors
-        fitting = [n for n in sharing(name, stored, model) if stored[n].shape == info.shape]
+        stored = here.weights
+        fitting = [n for n in sharing(name, stored, model) if stored[n].shape == codec.shape]
         if len(fitting) == 1:
             (part,) = there.parts(name)
             (tuned,) = here.parts(fitting[0])
@@ -271,14 +273,14 @@ def _pair_tensor(there: Layout, here: Layout, names: Resolver, name: str) -> lis
         return [Comparison(matrix, here.part(name), None, name)] if matrix else []
     parts = there.parts(target)
     tuned = [here.part(name, part.expert, part.rows) for part in parts]
-    whole = here.checkpoint.tensors[name]
+    whole = here.weights[name]
     if (
         None in tuned
         or (is_stack(name, whole.shape) and len({p.expert for p in parts}) != whole.shape[0])
         or (target in there.fused and whole.shape != there.shapes[target])
     ):
         # as a whole: the check of shapes tells what does not fit
-        of = there.checkpoint.tensors.get(target, parts[0].matrix.info)
+        of = there.weights.get(target, parts[0].matrix.codec)
         return [Comparison(StoredMatrix(of), StoredMatrix(whole), None, name)]
     return [
         Comparison(replace(part.matrix, alias=alias), matrix, None, name + part.suffix)
@@ -314,7 +316,7 @@ def _in_a_fused(
     for fused, index, of in places_in_fused(name):
         place = partial(_place_in_fused, index, of, shape)
         target = names.find(fused, lambda stored, place=place: place(stored) is not None)
-        if target is None or target not in there.checkpoint.tensors:
+        if target is None or target not in there.weights:
             continue
         if rows := place(there.shapes[target]):
             return there.part(target, None, rows)
@@ -330,7 +332,7 @@ def _place_in_fused(
     return rows_in_fused(index, of, shape[0], stored[0])
 
 
-def _acts_transposed(factors: LoraFactors, target: str, there: Layout) -> bool:
+def _acts_transposed(factors: StoredUpdate, target: str, there: Layout) -> bool:
     """Whether the base stores ``(in, out)`` what the factors update as ``(out, in)``."""
     shape, model = there.shapes[target], there.model
     if factors.embedding or shape != factors.shape[::-1]:
@@ -342,11 +344,6 @@ def _acts_transposed(factors: LoraFactors, target: str, there: Layout) -> bool:
     if "model_type" in model:
         return model["model_type"] in CONV1D_MODELS and conv1d
     return factors.fan_in_fan_out
-
-
-def _lost(row: Unhandled, recipe: Recipe) -> Skipped:
-    """The row of an update that goes unjudged, unless the recipe has left it out anyway."""
-    return unjudged(recipe, row.info.name, (row.name,), row.reason, "tuned")
 
 
 def _excluded(recipe: Recipe, name: str) -> bool:

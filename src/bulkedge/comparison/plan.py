@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,25 +14,23 @@ from bulkedge.checkpoint import (
     Adapter,
     Checkpoint,
     StoredMatrix,
-    is_adapter,
-    is_lora_file,
-    open_adapter,
-    open_checkpoint,
-    open_lora_file,
+    open_base,
+    open_path,
 )
-from bulkedge.checkpoint.header import EMPTY, FLOATING
+from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.layout import is_kernel, is_stack
-from bulkedge.checkpoint.quantised import FP8, SCALES, refuse_packed
+from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Skipped, Stored
+from bulkedge.records.record import Fate, Side, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
-from .leftover import Pairing, harmless, not_a_weight, not_wanted
+from .leftover import Pairing, not_a_weight, not_wanted, set_aside
 from .pairing import pair_adapter, pair_checkpoint
 
 __all__ = ["Comparison", "Plan", "make_plan"]
 
+MAX_REASONS = 5
 DAMAGED = "a damaged save (of a model in shards, such as ZeRO-3's, gathered by none); save it again"
 
 
@@ -75,13 +75,11 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         NothingAuditedError: If no matrix is left to compare.
         RecipeError: If a glob of the recipe matches nothing.
     """
-    base_checkpoint = None if is_adapter(base) else open_checkpoint(base)
-    if base_checkpoint is None or is_lora_file(base_checkpoint):
-        raise CheckpointError(
-            f"{base}: is an adapter; the base model comes first, then what was made of it"
-        )
+    base_checkpoint = open_base(base)
+    if base_checkpoint is None:
+        raise CheckpointError(_why_no_base(base, tuned))
     refuse_packed(base_checkpoint)
-    opened = open_adapter(tuned) if is_adapter(tuned) else _open_tuned(tuned)
+    opened = _open_tuned(tuned)
     if isinstance(opened, Adapter):
         found = pair_adapter(base_checkpoint, opened, recipe)
     else:
@@ -89,23 +87,25 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     skipped = found.skipped
     skipped += [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped = _choose(found, recipe)
-    check_globs(recipe.split, list(base_checkpoint.tensors))
+    check_globs(recipe.split, list(base_checkpoint.weights))
     lost = (row.name for row in skipped)  # of layers, too, that should be stored and are not
     check_globs((*recipe.include, *recipe.exclude), [*_names(base_checkpoint, opened), *lost])
     if not wanted:
         raise NothingAuditedError(_why_nothing(base, tuned, skipped))
     _check_unique(wanted)
-    order = {info.name: i for i, info in enumerate(base_checkpoint.tensors.values())}
+    order = {codec.info.name: i for i, codec in enumerate(base_checkpoint.weights.values())}
     wanted.sort(key=lambda comparison: _place(comparison.base, order))
-    tensors, more = account(base_checkpoint, opened, wanted, dropped, skipped, recipe)
+    tensors, more = account(
+        base_checkpoint, opened, wanted, dropped, skipped, recipe, found.unjudged_base
+    )
     return Plan(base_checkpoint, opened, tuple(wanted), (*skipped, *more), tuple(tensors))
 
 
 def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
-    """A tuned side without a configuration of PEFT."""
-    opened = open_checkpoint(path)
-    if is_lora_file(opened):
-        return open_lora_file(opened)
+    """The tuned side, once it is known that its weights can be read."""
+    opened = open_path(path)
+    if isinstance(opened, Adapter):
+        return opened
     refuse_packed(opened)
     if any(".lora_A." in name or "lora_down" in name for name in opened.tensors):
         raise AdapterError(
@@ -115,11 +115,24 @@ def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
     return opened
 
 
+def _why_no_base(base: str | Path, tuned: str | Path) -> str:
+    """The message for an adapter in the place of the base."""
+    both = False
+    with suppress(CheckpointError):  # what is wrong with the other one is not the question
+        both = open_base(tuned) is None
+    if both:
+        return (
+            f"{base}: is an adapter, and so is {tuned}; the base model comes first, and must be a "
+            "full model: give the one that the adapter was trained on"
+        )
+    return f"{base}: is an adapter; the base model comes first, then what was made of it"
+
+
 def _not_read(side: str, opened: Checkpoint | Adapter) -> list[Skipped]:
     """The other weights files of a folder: whoever named it may have meant one of them."""
     read = "the sharded checkpoint" if opened.kind == "sharded" else opened.files[0].name
     reason = f"not read: in the {side} folder {read} is taken; name this file to audit it instead"
-    return [harmless(name, reason) for name in opened.beside]
+    return [set_aside(name, reason) for name in opened.beside]
 
 
 def _choose(found: Pairing, recipe: Recipe) -> tuple[list[Comparison], list[Dropped]]:
@@ -148,13 +161,13 @@ def _why_not(comparison: Comparison, recipe: Recipe) -> tuple[str, Fate] | None:
     either = (comparison.base.name, comparison.tuned_name, *full)
     if reason := not_wanted(recipe, *either):
         return reason, "excluded"
-    base, *tuned = (matrix.info for matrix in comparison.matrices)
-    if {info.empty for info in (base, *tuned)} == {True, False}:
+    base, *tuned = (matrix.codec for matrix in comparison.matrices)
+    if {codec.info.empty for codec in (base, *tuned)} == {True, False}:
         return EMPTY, "lost"
     if reason := not_a_weight(base):
         return reason, "apart" if all(map(not_a_weight, tuned)) else "lost"
-    for info in tuned:
-        if reason := not_a_weight(info):
+    for codec in tuned:
+        if reason := not_a_weight(codec):
             return f"{reason}, where the base has a weight {base.shape}: {DAMAGED}", "lost"
     reason = _not_handled(comparison)
     return (reason, "lost") if reason else None
@@ -169,15 +182,12 @@ def _place(matrix: StoredMatrix, order: dict[str, int]) -> tuple[int, bool, int,
 def _not_handled(comparison: Comparison) -> str | None:
     """Why a pair of weights cannot be judged, None if it can."""
     for matrix in comparison.matrices:
-        info = matrix.info
-        if info.dtype in FP8 and matrix.scales is None:
-            return f"{info.dtype} tensor: no {info.name}{SCALES} of fitting blocks beside it"
-        if info.dtype not in FLOATING and matrix.scales is None:
-            kind = "complex" if info.dtype.startswith("C") else "quantised"
-            return f"{info.dtype} tensor: {kind}, not handled yet"
-        many = len(info.shape) > 2
-        if many and not (is_stack(info.name, info.shape) or is_kernel(info.name, info.shape)):
-            return f"{len(info.shape)}-D tensor: neither a kernel nor a stack of experts by name"
+        codec = matrix.codec
+        if codec.unreadable:
+            return codec.unreadable
+        name, shape = codec.name, codec.shape
+        if len(shape) > 2 and not (is_stack(name, shape) or is_kernel(name, shape)):
+            return f"{len(shape)}-D tensor: neither a kernel nor a stack of experts by name"
     return None
 
 
@@ -192,7 +202,7 @@ def _check_shapes(comparison: Comparison) -> None:
         )
     if factors is not None and factors.shape != base.acts_as:
         raise AdapterError(
-            f"{factors.A.file}: tensor {factors.A.name!r} updates a weight of shape "
+            f"{factors.infos[0].file}: tensor {factors.infos[0].name!r} updates a weight of shape "
             f"{factors.shape}, but {base.name!r} in {base.info.file} has {base.shape}; the "
             "adapter was trained for another base"
         )
@@ -201,24 +211,24 @@ def _check_shapes(comparison: Comparison) -> None:
 def _is_whole_stack(comparison: Comparison) -> bool:
     """Whether all experts of one side would be compared with something else as one matrix."""
     return any(
-        matrix.expert is None and is_stack(matrix.info.name, matrix.info.shape)
+        matrix.expert is None and is_stack(matrix.codec.name, matrix.codec.shape)
         for matrix in comparison.matrices
     )
 
 
 def _told(matrix: StoredMatrix) -> tuple[int, ...]:
-    """A shape for a message: the stored tensor's, or that of the part."""
-    return matrix.shape if matrix.suffix else matrix.info.shape
+    """A shape for a message: the weight's, or that of the part."""
+    return matrix.shape if matrix.suffix else matrix.codec.shape
 
 
 def _names(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[str]:
     """What the base and the tuned side call their weights."""
     if isinstance(tuned, Checkpoint):
         stored = [info.name for side in (base, tuned) for info in side.tensors.values()]
-        return [*base.tensors, *tuned.tensors, *stored]
+        return [*base.weights, *tuned.weights, *stored]
     wrapped = (f"{w.module}.{parameter}" for w in tuned.wrapped for parameter in w.parameters)
     unhandled = (row.name for row in tuned.unhandled)
-    return [*base.tensors, *tuned.factors, *tuned.tensors, *wrapped, *unhandled]
+    return [*base.weights, *tuned.factors, *tuned.tensors, *wrapped, *unhandled]
 
 
 def _check_unique(comparisons: Iterable[Comparison]) -> None:
@@ -235,7 +245,20 @@ def _check_unique(comparisons: Iterable[Comparison]) -> None:
 
 
 def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) -> str:
-    """The message for an empty plan."""
-    reasons = sorted({row.reason for row in skipped})
-    told = "; ".join(reasons[:5]) or "the tuned side is empty"
-    return f"nothing to audit in {tuned} against {base}: {told}"
+    """The message for an empty plan: what is said of the tuned side's updates first."""
+    groups: dict[tuple[Side, bool, str], list[str]] = defaultdict(list)
+    for row in skipped:
+        groups[row.side, row.lost, row.reason].append(row.name)
+    ranked = sorted(groups.items(), key=lambda group: _rank(*group))
+    told = (
+        f"{reason} ({len(names)} {'tensor' if len(names) == 1 else 'tensors'}, first {names[0]!r})"
+        for (_, _, reason), names in ranked[:MAX_REASONS]
+    )
+    why = "; ".join(told) or "the tuned side is empty"
+    return f"nothing to audit in {tuned} against {base}: {why}"
+
+
+def _rank(key: tuple[Side, bool, str], names: list[str]) -> tuple[bool, bool, int, str]:
+    """The place of a reason in a message: by side, by what is lost, by how many share it."""
+    side, lost, reason = key
+    return side == "base", not lost, -len(names), reason

@@ -130,7 +130,7 @@ class Matrix(Row):
     shape: tuple[Positive, Positive] = Field(description="As the base stores it.")
     transposed: bool = Field(description="The base stores (in, out): sides are those of (out, in).")
     dtype: Dtype = Field(description="Of the base, as safetensors spells it.")
-    update: Literal["dense", "lora"]
+    update: str = Field(description="How it is stored: `dense`, or a kind such as `lora`.")
     rank: Count | None = Field(description="Rank of the factors; null for a dense update.")
     scale: Real | None = Field(description="The number in front of B·A; null for a dense update.")
     status: Literal["audited", "unchanged", "not_finite", "failed"]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, LowRank
-from bulkedge.checkpoint.matrix import torch_dtypes
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import COUNTED, Direction, Judgement, Verdict
 from bulkedge.records import Recipe
@@ -94,7 +93,7 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
     pair = load(comparison, torch.device(recipe.device))
     total, treated = Correction.none(comparison.base.acts_as, pair.base.device), []
     now, rounds, turn = pair, 0, 0
-    least = _rounding(comparison) * norm_of_update(pair)
+    least = comparison.rounding * norm_of_update(pair)
     while True:
         judged = judge_pair(now, recipe)
         fit = _fit(judged, now)
@@ -110,14 +109,6 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
         treated += _rows(case, chosen)
         total = total.then(step)
         now = corrected(pair, total)
-
-
-def _rounding(comparison: Comparison) -> float:
-    """The rounding of the dtype that a correction is stored in."""
-    factors = comparison.factors
-    info = factors.A if factors is not None else (comparison.tuned or comparison.base).info
-    dtype = torch_dtypes()[info.dtype]
-    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
 def _fit(judged: Judgement, pair: Pair) -> BulkFit | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -11,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, read_header
-from bulkedge.checkpoint.adapter import CONFIG, AdapterConfig
+from bulkedge.checkpoint.adapter_config import CONFIG, AdapterConfig
 from bulkedge.checkpoint.experts import RANK_MAJOR
 from bulkedge.checkpoint.kohya import METADATA
-from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.checkpoint.lora import alpha_of
 from bulkedge.checkpoint.patterns import LITERAL
 from bulkedge.checkpoint.read import read_json
-from bulkedge.checkpoint.write import copy_file, copy_tree, rewrite, write_matrix
+from bulkedge.checkpoint.write import copy_file, copy_tree, rewrite
 
-from .factors import Layer, Stored
+from .layers import Layer, Stored
 
 MODEL_CONFIG = "config.json"
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -71,7 +69,7 @@ class Output:
 
     def write_matrix(self, matrix: StoredMatrix, value: Tensor) -> None:
         """Write a full matrix over the one in the copy."""
-        write_matrix(matrix, value, self.folder / matrix.info.file.name)
+        matrix.write(value, self.folder / matrix.info.file.name)
 
     def write_factors(self, layers: Mapping[str, tuple[Layer, Stored]]) -> None:
         """Write new factors, and what tells their ranks.
@@ -89,7 +87,8 @@ class Output:
                 grown[key] = layer, stored.rank
         metadata = None
         if isinstance(self.source, Adapter) and grown:
-            tensors |= _alphas(grown)
+            for layer, rank in grown.values():
+                tensors |= layer.whole.alpha_for(rank)
             if self.source.flattened:
                 metadata = _told_in_metadata(copy, grown)
             else:
@@ -101,27 +100,14 @@ class Output:
         before.unlink()
 
 
-def _alphas(grown: Mapping[str, tuple[Layer, int]]) -> dict[str, Tensor]:
-    """The stored α of layers whose rank has changed: α/r is what it was."""
-    found = {}
-    for layer, rank in grown.values():
-        if (info := layer.whole.alpha) is not None:
-            value = torch.full(info.shape, layer.whole.scale * rank, dtype=torch.float64)
-            stored = value.to(torch_dtypes()[info.dtype])
-            # an integer, or half precision, may not hold it
-            exact = torch.equal(stored.double(), value)
-            found[info.name] = stored if exact else value.float()
-    return found
-
-
 def _tell_in_config(
     path: Path, grown: Mapping[str, tuple[Layer, int]], settings: AdapterConfig
 ) -> None:
     """Put the new ranks into PEFT's patterns, in front: the first that matches counts."""
-    config, rslora = read_json(path), settings.use_rslora
+    config = read_json(path)
     ranks = {_pattern(key): rank for key, (_, rank) in grown.items()}
     alphas = {
-        _pattern(key): _plain(layer.whole.scale * (math.sqrt(rank) if rslora else rank))
+        _pattern(key): _plain(alpha_of(layer.whole.scale, rank, rslora=settings.use_rslora))
         for key, (layer, rank) in grown.items()
     }
     for field, new in zip(PATTERNS, (ranks, alphas), strict=True):
@@ -140,11 +126,11 @@ def _told_in_metadata(file: Path, grown: Mapping[str, tuple[Layer, int]]) -> dic
         return metadata
     told: dict[str, Any] = json.loads(metadata[METADATA])
     for key, (layer, rank) in grown.items():
-        component = layer.whole.A.name.partition(".")[0]
-        if layer.whole.alpha is not None or not any(k.startswith(f"{component}.") for k in told):
+        component = layer.whole.infos[0].name.partition(".")[0]
+        if layer.whole.alpha_for(rank) or not any(k.startswith(f"{component}.") for k in told):
             continue
-        root = math.sqrt(rank) if told.get(f"{component}.use_rslora") else rank
-        values = (rank, _plain(layer.whole.scale * root))
+        rslora = bool(told.get(f"{component}.use_rslora"))
+        values = (rank, _plain(alpha_of(layer.whole.scale, rank, rslora=rslora)))
         for field, value in zip(PATTERNS, values, strict=True):
             name = f"{component}.{field}"
             own = _pattern(key.removeprefix(f"{component}."))

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bulkedge._errors import InputError
+from bulkedge._globs import matches
 from bulkedge._precision import one_thread
-from bulkedge.checkpoint import Adapter, matches
-from bulkedge.checkpoint.adapter import TWICE
+from bulkedge.checkpoint import Adapter, StoredUpdate
+from bulkedge.checkpoint.peft import TWICE
 from bulkedge.comparison import Comparison, Plan
 from bulkedge.records import Matrix, Recipe, Record
 
 from .corrected import rounding
-from .factors import Layer, Part, Stored, grouped
+from .layers import Layer, Part, Stored, grouped
 from .matrix import Selection, norm_of_change, norm_of_update, treat
 from .method import Method
 from .output import Output, module_of
@@ -152,9 +153,10 @@ class Work:
         row.status, row.update_norm = "repaired", norm_of_update(found.pair)
         row.change = norm_of_change(found.pair, found.correction)
         row.energy = 1 - (norm_of_update(found.after) / row.update_norm) ** 2
-        if comparison.factors is not None:
+        update = None if comparison.factors is None else comparison.factors.correctable()
+        if update is not None and not isinstance(update, str):
             meant = found.after if found.after.magnitude is not None else None
-            row.part = Part(comparison.factors, found.in_factors.cpu(), meant)
+            row.part = Part(update, found.in_factors.cpu(), meant)
             return
         row.error = rounding(found.pair, found.after, found.correction)
         if output is not None and comparison.tuned is not None:
@@ -190,19 +192,22 @@ def why_not(comparison: Comparison, tuned: object) -> str | None:
     Returns:
         The reason.
     """
-    stored, factors = comparison.tuned, comparison.factors
-    if factors is None:
-        if stored is not None and stored.scales is not None:
-            return f"{stored.dtype} with scales: its blocks would have to be quantised anew"
-        if stored is not None and stored.alias is not None:
-            return f"shares its tensor with {stored.info.name}"
+    stored, update = comparison.tuned, comparison.factors
+    if update is not None:
+        return _why_not_update(comparison, update, tuned)
+    if stored is None:
         return None
-    if TWICE in (factors.note or "") or comparison.base.info.name.endswith("in_proj_weight"):
+    shares = None if stored.alias is None else f"shares its tensor with {stored.info.name}"
+    return stored.codec.read_only or shares
+
+
+def _why_not_update(comparison: Comparison, update: StoredUpdate, tuned: object) -> str | None:
+    """The same for the update of an adapter."""
+    if TWICE in (update.note or "") or comparison.base.info.name.endswith("in_proj_weight"):
         return "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
     if comparison.base.alias is not None:
         return f"shares its tensor with {comparison.base.alias}"
-    if isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying and factors.embedding:
+    if isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying and update.embedding:
         return "ensure_weight_tying: the same update is stored once more for the output layer"
-    if factors.scale == 0:
-        return "a scale of zero"
-    return None
+    found = update.correctable()
+    return found if isinstance(found, str) else None

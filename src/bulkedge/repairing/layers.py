@@ -8,15 +8,14 @@ stays what it was, so that whoever reads the factors and not the patterns of ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bulkedge._linmap import LowRank
-from bulkedge.checkpoint import LoraFactors
-from bulkedge.checkpoint.matrix import torch_dtypes
+from bulkedge.checkpoint import Correctable
 from bulkedge.comparison.pair import Pair
 from bulkedge.update import balanced
 
@@ -33,7 +32,7 @@ class Part:
         meant: The corrected pair of DoRA; None of another kind.
     """
 
-    stored: LoraFactors
+    stored: Correctable
     correction: Correction
     meant: Pair | None = None
 
@@ -67,7 +66,7 @@ class Layer:
         parts: The corrections.
     """
 
-    whole: LoraFactors
+    whole: Correctable
     parts: list[Part]
 
     def store(self, max_rank: int | None, *, even: bool = False) -> Stored:
@@ -88,22 +87,14 @@ class Layer:
         pairs = [self._corrected(e, of[e], max_rank) for e in experts]
         rank = max(A.shape[0] for _, A in pairs)
         rank += rank % 2 if even else 0
-        kinds = {info.name: torch_dtypes()[info.dtype] for info in self.whole.infos}
         pairs = [_padded(B, A, rank) for B, A in pairs]
-        tensors = self._assembled(pairs) | self._magnitudes()
-        tensors = {name: tensor.to(kinds[name]) for name, tensor in tensors.items()}
-        left, right = kinds[self.whole.B.name], kinds[self.whole.A.name]
-        if self.whole.embedding or self.whole.flipped:
-            left, right = right, left
-        rounded = dict(zip(experts, [(B.to(left), A.to(right)) for B, A in pairs], strict=True))
-        magnitude = None
-        if (info := self.whole.magnitude) is not None:
-            magnitude = tensors[info.name].flatten()
+        norms = self._norms()
+        rounded = [self.whole.rounded(B, A, norms) for B, A in pairs]
+        of_expert = dict(zip(experts, rounded, strict=True))
         errors = [
-            _error(part, *rounded[part.stored.expert if stacked else None], magnitude)
-            for part in self.parts
+            _error(part, *of_expert[part.stored.expert if stacked else None]) for part in self.parts
         ]
-        return Stored(tensors, rank, errors)
+        return Stored(self.whole.stored(pairs, norms), rank, errors)
 
     def _corrected(
         self, expert: int | None, parts: list[Part], max_rank: int | None
@@ -116,36 +107,23 @@ class Layer:
         Y = torch.cat([part.correction.Y for part in parts], dim=1)
         return compact(B, A, scale, Correction(X, Y), max_rank)
 
-    def _assembled(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """The layout of the file, from factors as ``(out, in)`` of one rank."""
-        whole = self.whole
-        if whole.embedding or whole.flipped:
-            pairs = [(A.mT, B.mT) for B, A in pairs]
-        # expert by expert, or rank by rank
-        B = torch.stack([B for B, _ in pairs], dim=1 if whole.grouped else 2).flatten(1)
-        A = torch.cat([A for _, A in pairs])  # expert by expert
-        return {
-            whole.A.name: A.reshape(-1, *whole.A.shape[1:]),
-            whole.B.name: B.reshape(len(B), -1, *whole.B.shape[2:]),
-        }
-
-    def _magnitudes(self) -> dict[str, Tensor]:
-        """The norms of all rows, those of the parts replaced; nothing without any."""
-        norms, info = self.whole.read_magnitude(), self.whole.magnitude
-        if norms is None or info is None:
-            return {}
+    def _norms(self) -> Tensor | None:
+        """The norms of all rows, those of the parts replaced; None without any."""
+        norms = self.whole.read_magnitude()
+        if norms is None:
+            return None
         for part in self.parts:
             if part.magnitude is not None:
                 norms[_rows(part)] = part.magnitude.to(norms)
-        return {info.name: norms.reshape(info.shape)}
+        return norms
 
 
 def grouped(parts: Iterable[Part]) -> list[Layer]:
     """The layers, or stacks, that parts belong to."""
     layers: dict[str, Layer] = {}
     for part in parts:
-        whole = replace(part.stored, expert=None, rows=None)
-        layers.setdefault(part.stored.A.name, Layer(whole, [])).parts.append(part)
+        first, *_ = part.stored.infos
+        layers.setdefault(first.name, Layer(part.stored.whole(), [])).parts.append(part)
     return list(layers.values())
 
 

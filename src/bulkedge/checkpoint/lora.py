@@ -1,4 +1,4 @@
-"""The stored factors of one low-rank update, ``s·B·A``, whatever they are the update of.
+"""LoRA: the stored factors of one low-rank update, ``s·B·A``, whatever they are the update of.
 
 Hu et al., arXiv:2106.09685; of a convolution B is a kernel of size one; of stacked experts PEFT
 keeps A expert by expert and B rank by rank; with a magnitude it is DoRA, Liu et al.,
@@ -8,15 +8,54 @@ arXiv:2402.09353.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .elements import read_elements, read_tensor, rounding_of, torch_dtypes
 from .header import TensorInfo
-from .matrix import read_elements
-from .read import read_tensor
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
+
+
+def scale_of(alpha: float, rank: int, *, rslora: bool = False) -> float:
+    """The number in front of ``B A``: ``α/r``, or ``α/√r`` under rsLoRA.
+
+    Args:
+        alpha: α.
+        rank: r.
+        rslora: Whether the scale is rank-stabilised.
+
+    Returns:
+        The scale.
+
+    References:
+        Hu et al., arXiv:2106.09685; Kalajdzievski, arXiv:2312.03732.
+
+    Example:
+        >>> scale_of(16, 4), scale_of(16, 4, rslora=True)
+        (4.0, 8.0)
+    """
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def alpha_of(scale: float, rank: int, *, rslora: bool = False) -> float:
+    """The α of a scale and a rank, the inverse of :func:`scale_of`.
+
+    Args:
+        scale: The number in front of ``B A``.
+        rank: r.
+        rslora: Whether the scale is rank-stabilised.
+
+    Returns:
+        α.
+
+    Example:
+        >>> alpha_of(scale_of(16, 4), 4)
+        16.0
+    """
+    return scale * (math.sqrt(rank) if rslora else rank)
 
 
 @dataclass(frozen=True)
@@ -56,6 +95,7 @@ class LoraFactors:
     rows: tuple[int, int] | None = None
     alpha: TensorInfo | None = None
     note: str | None = None
+    kind = "lora"
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
@@ -132,3 +172,67 @@ class LoraFactors:
             part = read_elements(self.A, (self.expert or 0) * count, count)
             return part.reshape(self.rank, -1)
         return read_tensor(self.A).flatten(1)
+
+    def correctable(self) -> LoraFactors | str:
+        """Itself, unless no factors give another update."""
+        return "a scale of zero" if self.scale == 0 else self
+
+    @property
+    def rounding(self) -> float:
+        """The machine epsilon of the factors."""
+        return rounding_of(self.A)
+
+    def whole(self) -> LoraFactors:
+        """The factors of all experts and all rows."""
+        return replace(self, expert=None, rows=None)
+
+    def stored(
+        self, factors: Sequence[tuple[Tensor, Tensor]], magnitude: Tensor | None
+    ) -> dict[str, Tensor]:
+        """New factors in the layout and the dtypes of the file: the inverse of :meth:`read`.
+
+        Args:
+            factors: B and A as ``(out, in)``, s divided out, all of one rank: one pair for each
+                expert in order, or one pair.
+            magnitude: The norms of all rows; None without.
+
+        Returns:
+            Tensors by name.
+        """
+        import torch
+
+        if self.embedding or self.flipped:
+            factors = [(A.mT, B.mT) for B, A in factors]
+        # expert by expert, or rank by rank
+        B = torch.stack([B for B, _ in factors], dim=1 if self.grouped else 2).flatten(1)
+        A = torch.cat([A for _, A in factors])  # expert by expert
+        tensors = {
+            self.A.name: A.reshape(-1, *self.A.shape[1:]),
+            self.B.name: B.reshape(len(B), -1, *self.B.shape[2:]),
+        }
+        if self.magnitude is not None and magnitude is not None:
+            tensors[self.magnitude.name] = magnitude.reshape(self.magnitude.shape)
+        dtypes = {info.name: torch_dtypes()[info.dtype] for info in self.infos}
+        return {name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}
+
+    def rounded(
+        self, B: Tensor, A: Tensor, magnitude: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Factors as ``(out, in)``, and norms, in the dtypes that :meth:`stored` gives them."""
+        left, right = (torch_dtypes()[info.dtype] for info in (self.B, self.A))
+        if self.embedding or self.flipped:
+            left, right = right, left
+        if self.magnitude is not None and magnitude is not None:
+            magnitude = magnitude.to(torch_dtypes()[self.magnitude.dtype])
+        return B.to(left), A.to(right), magnitude
+
+    def alpha_for(self, rank: int) -> dict[str, Tensor]:
+        """The stored α, if α is a tensor, that keeps s for another rank; else nothing."""
+        import torch
+
+        if self.alpha is None:
+            return {}
+        value = torch.full(self.alpha.shape, alpha_of(self.scale, rank), dtype=torch.float64)
+        stored = value.to(torch_dtypes()[self.alpha.dtype])
+        # an integer, or half precision, may not hold it
+        return {self.alpha.name: stored if torch.equal(stored.double(), value) else value.float()}

@@ -1,0 +1,139 @@
+"""What ``adapter_config.json`` says of a LoRA adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bulkedge._errors import AdapterError, problems
+
+from .lora import scale_of
+from .patterns import Patterns
+
+CONFIG = "adapter_config.json"
+BY_UNSLOTH = re.compile(r"(^|[/\\])(models--)?unsloth(/|--)", re.IGNORECASE)
+
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that also change the base: the factors are relative to a base nobody stores."""
+
+NOT_A_SUM = {
+    "kasa_config": "KaSA, which truncates the base",
+    "layer_replication": "layer_replication, which changes the layers",
+    "use_qalora": "QALoRA, which pools the inputs",
+    "use_bdlora": "BD-LoRA, whose factors are block-diagonal",
+    "alora_invocation_tokens": "aLoRA, which acts on some tokens only",
+    "arrow_config": "Arrow, which mixes adapters by input",
+}
+"""Variants of which W0 + s·B·A is not the tuned weight, by the field that asks for them."""
+
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+
+
+class AdapterConfig(BaseModel):
+    """The fields of ``adapter_config.json`` that say what the update is; others are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    peft_type: str
+    r: Annotated[int, Field(ge=1, le=2**20, strict=True)] = 8
+    lora_alpha: Number = 8
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, Number] | None = None
+    alpha_pattern: dict[str, Number] | None = None
+    init_lora_weights: Any = True
+    target_parameters: list[str] | None = None
+    lora_B_layout: Any = None
+    unsloth_fused_expert_lora: Any = None
+    auto_mapping: Any = None
+    ensure_weight_tying: bool = False
+    peft_version: str | None = None
+    base_model_name_or_path: Any = None
+
+    @cached_property
+    def owned(self) -> dict[str, list[str]]:
+        """What ``target_parameters`` names, by the path of the module, empty for any."""
+        found: dict[str, list[str]] = {}
+        for target in self.target_parameters or ():
+            owner, _, parameter = target.rpartition(".")
+            found.setdefault(owner, []).append(parameter)
+        return found
+
+    @cached_property
+    def ranks(self) -> Patterns:
+        """The ranks of modules that differ from ``r``."""
+        return Patterns(self.rank_pattern or {}, f"{CONFIG}: rank_pattern")
+
+    @cached_property
+    def alphas(self) -> Patterns:
+        """The alphas of modules that differ from ``lora_alpha``."""
+        return Patterns(self.alpha_pattern or {}, f"{CONFIG}: alpha_pattern")
+
+    def layouts(self, parameter: str) -> set[str]:
+        """What is said of how B of experts is laid out: nothing, one thing, or several."""
+        detail = self.unsloth_fused_expert_lora
+        entries = detail.get("parameters") if isinstance(detail, dict) else None
+        entry = entries.get(parameter) if isinstance(entries, dict) else None
+        own = entry.get("lora_B_layout") if isinstance(entry, dict) else None
+        found = (layout for layout in (self.lora_B_layout, own) if layout is not None)
+        return {said if isinstance(said, str) else type(said).__name__ for said in found}
+
+    @property
+    def by_unsloth(self) -> bool:
+        """Whether Unsloth wrote it, or trained it most likely."""
+        mapping = self.auto_mapping if isinstance(self.auto_mapping, dict) else {}
+        base = self.base_model_name_or_path
+        fixed = mapping.get("unsloth_fixed") or self.unsloth_fused_expert_lora is not None
+        return bool(fixed) or (isinstance(base, str) and bool(BY_UNSLOTH.search(base)))
+
+    def scale(self, module: str, rank: int) -> float:
+        """The number in front of ``B A``, by PEFT's rules."""
+        alpha = self.alphas.value(module, self.lora_alpha)
+        return scale_of(alpha, rank, rslora=self.use_rslora)
+
+    def conflicts(self, module: str) -> list[str]:
+        """Where two patterns say different things of a module."""
+        found = (patterns.conflict(module) for patterns in (self.ranks, self.alphas))
+        return [conflict for conflict in found if conflict]
+
+
+def checked_config(content: Mapping[str, Any], source: Path | str) -> AdapterConfig:
+    """A configuration, once it is known to say how an unchanged base is updated.
+
+    Args:
+        content: Its fields.
+        source: Where they come from, for a message.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        AdapterError: If a field is wrong, or the update is not ``s·B·A`` of that base.
+    """
+    try:
+        config = AdapterConfig.model_validate(content)
+    except ValidationError as error:
+        raise AdapterError(f"{source}: {problems(error)}; save it again with PEFT") from None
+    if config.peft_type != "LORA":
+        raise AdapterError(
+            f"{source}: a {config.peft_type!r:.40} adapter; only LORA is handled, merge it into "
+            "the model and audit the merged checkpoint"
+        )
+    init = str(config.init_lora_weights).lower()
+    if init.startswith(CHANGES_THE_BASE):
+        raise AdapterError(
+            f"{source}: initialised by {init!r:.40}, which changes the base weights too; save it "
+            "with path_initial_model_for_weight_conversion, or audit the merged checkpoint"
+        )
+    for field, variant in NOT_A_SUM.items():
+        if content.get(field):
+            raise AdapterError(
+                f"{source}: {field} is set: {variant}; its update is no matrix added to the base"
+            )
+    return config

@@ -1,0 +1,138 @@
+"""What a codec is: how the numbers of one weight lie in the tensors of a file."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bulkedge.checkpoint.header import BITS, TensorInfo
+
+if TYPE_CHECKING:  # listing names needs no torch
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+Rows = tuple[int, int]
+
+NO_WEIGHT = "a bias or scales: not a weight"
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """One weight as it is stored: in one tensor, or in one tensor and its companions.
+
+    A codec is made for every tensor of a file and travels to worker processes: it holds headers and
+    settings, no weights.
+
+    Attributes:
+        info: The tensor that holds the numbers.
+    """
+
+    info: TensorInfo
+
+    companion_endings: ClassVar[tuple[str, ...]] = ()
+    """Ends of names that only companions have: such a tensor is no weight, whatever lies beside."""
+
+    @classmethod
+    @abstractmethod
+    def claim(
+        cls,
+        name: str,
+        info: TensorInfo,
+        tensors: Mapping[str, TensorInfo],
+        config: Mapping[str, Any],
+    ) -> Codec | None:
+        """The codec of a tensor, if it holds the numbers of a weight that is stored this way.
+
+        Settings that lie in a small tensor may be read here.
+
+        Args:
+            name: The tensor's name without the wrappers of training libraries.
+            info: The tensor.
+            tensors: All tensors of the checkpoint, by such names.
+            config: The content of its ``config.json``.
+
+        Returns:
+            The codec; None if the tensor is stored in another way, or is a companion.
+        """
+
+    @property
+    def name(self) -> str:
+        """The weight's name, if it is another than that of the tensor with its numbers."""
+        return self.info.name
+
+    @property
+    def shape(self) -> Shape:
+        """The weight's shape, if it is another than that of the tensor with its numbers."""
+        return self.info.shape
+
+    @property
+    def companions(self) -> tuple[TensorInfo, ...]:
+        """The other tensors that make up the weight: scales, zero points, tables."""
+        return ()
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        """All tensors that make up the weight."""
+        return self.info, *self.companions
+
+    @property
+    def bits(self) -> int:
+        """Bits on disk for each number of the weight, without the companions."""
+        return BITS[self.info.dtype]
+
+    @property
+    def no_weight(self) -> str | None:
+        """Why the tensor is no weight matrix at all; None if it is one."""
+        return NO_WEIGHT if self.name.endswith("bias") else None
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why the weight cannot be read as numbers; None if it can."""
+        return None
+
+    @property
+    def read_only(self) -> str | None:
+        """Why other numbers cannot be written in its place; None if they can."""
+        return f"{self.info.dtype}: quantised, and would have to be quantised anew"
+
+    @property
+    def rounding(self) -> float:
+        """The relative rounding of numbers that are written; 0 if it is not known."""
+        return 0.0
+
+    def extent(self, expert: int | None) -> tuple[int, int]:
+        """The weight as one matrix, kernels flattened, or that of one expert: rows and columns."""
+        shape = self.shape if expert is None else self.shape[1:]
+        return math.prod(shape[:1]), math.prod(shape[1:])
+
+    @abstractmethod
+    def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
+        """Some rows as numbers, in the order that they are stored in.
+
+        Args:
+            expert: The expert, of a stacked weight ``(experts, …, …)``; None for a weight of its
+                own.
+            rows: From and to; None for all.
+            file: A copy of the file to read from; None for the file itself.
+
+        Returns:
+            Shape ``(rows, columns)`` as of :meth:`extent`, a floating-point dtype, a private copy.
+
+        Raises:
+            CheckpointError: If the file has changed or cannot be read any more.
+        """
+
+    def write(self, value: Tensor, expert: int | None, rows: Rows | None, file: Path) -> None:
+        """Write other numbers in the place of those that :meth:`read` reads.
+
+        Args:
+            value: Shape ``(rows, columns)``, any dtype.
+            expert: See :meth:`read`.
+            rows: See :meth:`read`.
+            file: A copy of the file, to be changed.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: {self.read_only}")

@@ -1,0 +1,64 @@
+"""Weights packed in ways that no codec reads, refused by name.
+
+What was lost in packing is of the size of what a fine-tune changes: the checkpoint from before
+quantisation is the better base.
+"""
+
+from __future__ import annotations
+
+from bulkedge._errors import CheckpointError
+
+from .codec import Plain
+from .codec.block_fp8 import FP8
+from .header import TensorInfo
+from .read import Checkpoint
+
+PACKED = {
+    ".qzeros": "GPTQ or AWQ",
+    ".qweight": "GPTQ or AWQ",
+    ".weight.absmax": "bitsandbytes (4 bits)",
+    ".weight.quant_map": "bitsandbytes (4 bits)",
+    ".SCB": "bitsandbytes (8 bits)",
+    "_blocks": "MXFP4",
+    ".weight_packed": "compressed-tensors",
+    ".weight_shape": "compressed-tensors",
+    ".weight_scale": "compressed-tensors or ModelOpt",
+    ".weight_scale_2": "ModelOpt",
+    ".scale_weight": "ComfyUI's scaled fp8",
+}
+"""What packs weights, by the end of the names of its tensors."""
+
+PACKED_DTYPES = ("U8", "I8", "I32", "F4", *FP8)
+
+
+def refuse_packed(checkpoint: Checkpoint) -> None:
+    """Refuse weights that are packed in a way that is not read here.
+
+    Args:
+        checkpoint: Its headers.
+
+    Raises:
+        CheckpointError: Naming the first such tensor and what packed it.
+    """
+    codecs = (codec for codec in checkpoint.weights.values() if not isinstance(codec, Plain))
+    read = {info.name for codec in codecs for info in codec.infos}
+    for name, info in checkpoint.tensors.items():
+        if info.name in read:
+            continue
+        for end, method in PACKED.items():
+            if name.endswith(end) and _is_packed(name, end, info, checkpoint):
+                raise CheckpointError(
+                    f"{info.file}: tensor {name!r} is part of a weight quantised by {method}, "
+                    "whose numbers are packed; give the checkpoint from before quantisation, or "
+                    "a dequantised one"
+                )
+
+
+def _is_packed(name: str, end: str, info: TensorInfo, checkpoint: Checkpoint) -> bool:
+    """Whether what ends like packed weights is some, and no weight by a name of its own."""
+    if end == "_blocks":
+        return info.dtype == "U8" and name.removesuffix(end) + "_scales" in checkpoint.tensors
+    if end in {".weight_scale", ".weight_scale_2", ".scale_weight"}:
+        weight = checkpoint.tensors.get(name.removesuffix(end) + ".weight")
+        return weight is not None and weight.dtype in PACKED_DTYPES
+    return True

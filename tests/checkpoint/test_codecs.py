@@ -1,0 +1,182 @@
+"""Every codec, and one whose weights are named and shaped otherwise than their tensors."""
+
+import pickle
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import bulkedge
+from bulkedge import CheckpointError, Recipe, Scale
+from bulkedge.checkpoint import Codec, Plain, StoredMatrix, codec, open_checkpoint
+from bulkedge.checkpoint.elements import read_tensor, write_elements
+from bulkedge.comparison import make_plan
+from bulkedge.comparison.pair import load
+from cases import gaussian, orthonormal
+from helpers import save, save_adapter, some, weights
+
+CPU = torch.device("cpu")
+RECIPE = {"top_k": 3, "method": "dense"}
+
+
+@dataclass(frozen=True)
+class Nibbles(Codec):
+    """``x.packed``, two numbers of four bits in a byte, times ``x.steps``, one for each row."""
+
+    steps: object = None
+
+    @classmethod
+    def claim(cls, name, info, tensors, config):
+        steps = tensors.get(f"{name.removesuffix('.packed')}.steps")
+        return cls(info, steps) if name.endswith(".packed") and steps else None
+
+    @property
+    def name(self):
+        return f"{self.info.name.removesuffix('.packed')}.weight"
+
+    @property
+    def shape(self):
+        *stack, columns = self.info.shape
+        return (*stack, 2 * columns)
+
+    @property
+    def companions(self):
+        return (self.steps,)
+
+    @property
+    def bits(self):
+        return 4
+
+    @property
+    def read_only(self):
+        return None
+
+    def _steps(self, rows):
+        return read_tensor(self.steps)[slice(*rows) if rows else slice(None)]
+
+    def read(self, expert, rows, file=None):
+        packed = read_tensor(self.info)[slice(*rows) if rows else slice(None)]
+        numbers = torch.stack([packed % 16, packed // 16], dim=-1).flatten(1)
+        return (numbers.float() - 8) * self._steps(rows)[:, None]
+
+    def write(self, value, expert, rows, file):
+        numbers = (value / self._steps(rows)[:, None] + 8).round().clamp(0, 15).to(torch.uint8)
+        low, high = numbers.unflatten(1, (-1, 2)).unbind(-1)
+        first = (rows or (0, 0))[0] * self.info.shape[1]
+        write_elements(self.info, first, low + 16 * high, file)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(codec, "CODECS", (Nibbles, *codec.CODECS))
+
+
+def nibbles(W):
+    step = float(W.abs().max()) / 7
+    numbers = (W / step + 8).round().clamp(0, 15).to(torch.uint8)
+    low, high = numbers.unflatten(1, (-1, 2)).unbind(-1)
+    tensors = {"q.packed": low + 16 * high, "q.steps": torch.full((len(W),), step)}
+    return tensors, (numbers.float() - 8) * torch.tensor(step)
+
+
+def block_fp8(W):
+    scale = W.abs().max() / 400
+    stored = (W / scale).to(torch.float8_e4m3fn)
+    return {"q.weight": stored, "q.weight_scale_inv": scale.reshape(1, 1)}, stored.float() * scale
+
+
+# for a matrix, the tensors of the weight "q.weight" and the numbers that they stand for
+STORED = {
+    "plain": lambda W: ({"q.weight": W.bfloat16()}, W.bfloat16().float()),
+    "block_fp8": block_fp8,
+    "nibbles": nibbles,
+}
+
+
+@pytest.fixture(params=STORED, ids=str)
+def stored(request):
+    return STORED[request.param]
+
+
+def test_read_whole_and_by_rows(stored, tmp_path):
+    tensors, W = stored(weights(6, 10))
+    found = open_checkpoint(save(tmp_path / "x.safetensors", tensors)).weights["q.weight"]
+    assert (found.name, found.shape, found.extent(None)) == ("q.weight", (6, 10), (6, 10))
+    assert {info.name for info in found.infos} == set(tensors)
+    assert found.unreadable is found.no_weight is None
+    assert pickle.loads(pickle.dumps(found)) == found  # noqa: S301
+    for rows in (None, (0, 6), (2, 5)):
+        for transposed in (False, True):
+            matrix = StoredMatrix(found, transposed, rows=rows)
+            numbers = matrix.read()
+            assert numbers.dtype.is_floating_point
+            expected = (W.mT if transposed else W)[slice(*rows) if rows else slice(None)]
+            assert torch.equal(numbers.float(), expected)
+            assert matrix.nbytes == matrix.size * found.bits // 8
+
+
+def test_under_an_adapter_and_against_a_plain_fine_tune(stored, tmp_path):
+    tensors, W = stored(weights(6, 10))
+    base = save(tmp_path / "b.safetensors", tensors)
+    factors = {"q.lora_A.weight": weights(2, 10), "q.lora_B.weight": weights(6, 2)}
+    plain = save(tmp_path / "t.safetensors", {"q.weight": W + 1})
+    for tuned in (plain, save_adapter(tmp_path / "a", factors)):
+        plan = make_plan(base, tuned, Recipe(split={"q.weight": [2, 4]}))
+        names = [comparison.base.name for comparison in plan.comparisons]
+        assert names == ["q.weight[0:2]", "q.weight[2:6]"]
+        for comparison, rows in zip(plan.comparisons, (slice(0, 2), slice(2, 6)), strict=True):
+            assert torch.equal(load(comparison, CPU).base.float(), W[rows])
+        assert {row.fate for row in some(plan.tensors)} == {"judged"}
+        assert not any(row.lost for row in plan.skipped)
+
+
+def test_repaired_or_refused_with_the_reason(stored, tmp_path):
+    W0, spike = gaussian(40, 30), 60 * orthonormal(40, 1, 1) @ orthonormal(30, 1, 2).mT
+    for name, W in (("b", W0), ("t", W0 + spike)):
+        save(tmp_path / f"{name}.safetensors", stored(W.float())[0])
+    sides = (tmp_path / "b.safetensors", tmp_path / "t.safetensors")
+    record = bulkedge.repair(*sides, tmp_path / "out", method=Scale(0.0), recipe=RECIPE)
+    (row,) = record.matrices
+    reason = open_checkpoint(sides[1]).weights["q.weight"].read_only
+    assert (row.status, row.note) == ("refused" if reason else "repaired", reason)
+    (after,) = tmp_path.glob("out/*.safetensors")
+    found = open_checkpoint(after).weights["q.weight"].read(None, None)
+    left = float(torch.linalg.matrix_norm(found.double() - W0, 2))
+    assert (left > 50) if reason else (left < 20)  # of four bits much is rounding
+
+
+def test_a_weight_is_listed_by_its_own_name_and_shape(tmp_path):
+    tensors, W = nibbles(weights(6, 10))
+    opened = open_checkpoint(save(tmp_path / "x.safetensors", tensors | {"k.weight": W}))
+    assert {name: found.shape for name, found in opened.weights.items()} == {
+        "q.weight": (6, 10), "q.steps": (6,), "k.weight": (6, 10),
+    }  # fmt: skip
+    assert torch.equal(opened.weights["q.weight"].read(None, (2, 5)), W[2:5])
+
+
+def test_two_tensors_for_one_weight(tmp_path):
+    tensors, W = nibbles(weights(6, 10))
+    opened = open_checkpoint(save(tmp_path / "x.safetensors", tensors | {"q.weight": W}))
+    with pytest.raises(CheckpointError, match=r"both hold the weight 'q\.weight'; remove one"):
+        _ = opened.weights
+
+
+def test_what_cannot_be_written_is_refused_with_the_codecs_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(Nibbles, "read_only", property(lambda codec: "its tables are shared"))
+    spike = 60 * orthonormal(40, 1, 1) @ orthonormal(30, 1, 2).mT
+    for name, W in (("b", gaussian(40, 30)), ("t", gaussian(40, 30) + spike)):
+        save(tmp_path / f"{name}.safetensors", nibbles(W.float())[0])
+    sides = (tmp_path / "b.safetensors", tmp_path / "t.safetensors")
+    (row,) = bulkedge.repair(*sides, None, recipe=RECIPE).matrices
+    assert (row.status, row.note) == ("refused", "its tables are shared")
+
+
+def test_a_codec_that_says_nothing_of_writing_cannot_write(tmp_path):
+    class Halved(Plain):
+        read_only, write = Codec.read_only, Codec.write
+
+    opened = open_checkpoint(save(tmp_path / "x.safetensors", {"q.weight": weights(2, 2)}))
+    found = Halved(opened.tensors["q.weight"])
+    assert found.read_only == "F32: quantised, and would have to be quantised anew"
+    with pytest.raises(NotImplementedError, match="Halved: F32: quantised, and would have to be"):
+        found.write(weights(2, 2), None, None, tmp_path / "x.safetensors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._collect import Collector
-from ._moments import Layer, Moments
+from ._moments import Layer, Moments, alike, sample
 from ._texts import read_texts
 
-__all__ = ["Collector", "Layer", "Moments", "read_texts"]
+__all__ = ["Collector", "Layer", "Moments", "alike", "read_texts", "sample"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bulkedge._errors import CheckpointError, InputError, OutputError
 from bulkedge.checkpoint import read_header
-from bulkedge.checkpoint.read import read_tensor
+from bulkedge.checkpoint.elements import read_tensor
 
 from ._collect import Collector
 

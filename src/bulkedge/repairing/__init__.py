@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .matrix import Selection
 from .method import METHODS, Case, Correction, Method, Project, Scale, Shrink, ToEdge
+from .protect import Protect
 from .record import RepairedMatrix, RepairRecord, Treated
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Correction",
     "Method",
     "Project",
+    "Protect",
     "RepairRecord",
     "RepairedMatrix",
     "Scale",

@@ -1,4 +1,4 @@
-"""Draw pairs of a definition and an example sentence from WordNet 3.0: what MiniLM can do untrained.
+"""Draw pairs of a definition and an example sentence from WordNet 3.0: none of them a noun.
 
     python examples/minilm_wordnet/make_pairs.py [--source /usr/share/wordnet]
 

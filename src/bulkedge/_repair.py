@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
 from bulkedge.records.record import Tool
 from bulkedge.repairing.matrix import Selection
 from bulkedge.repairing.method import (
-    METHODS,
     Clip,
     Method,
 )
 from bulkedge.repairing.output import Output
+from bulkedge.repairing.protect import Protect
+from bulkedge.repairing.protection import Protection
 from bulkedge.repairing.record import Choice, RepairRecord
-from bulkedge.repairing.work import Work
+from bulkedge.repairing.work import Corrections, Work
 
 Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(phase, what was finished, how many so far, how many in all)``."""
@@ -42,7 +42,7 @@ def repair(
     tuned: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
     *,
-    method: Method | None = None,
+    method: Method | Protect | None = None,
     select: str = "rotated",
     significance: float | None = None,
     only: Iterable[str] = (),
@@ -109,7 +109,7 @@ def repair(
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
     selection, method = _selection(select, significance), method or Clip()
-    if not isinstance(method, Method):
+    if not isinstance(method, Method | Protect):
         raise InputError(f"expected a method such as Clip(), got {method!r:.60}")
     if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
         raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
@@ -122,7 +122,11 @@ def repair(
         check_output(Path(out), plan)
     engine = LocalEngine(jobs)
     before = run_plan(plan, settled, engine=engine, progress=_phase(progress, "auditing"))
-    work = Work(plan, settled, method, selection, max_rank)
+    work = (
+        Protection(plan, settled, method)
+        if isinstance(method, Protect)
+        else Corrections(plan, settled, method, selection, max_rank)
+    )
     todo = work.affected(before, only)
     if out is None:
         work.treat(todo, None, _phase(progress, "repairing"))
@@ -203,15 +207,13 @@ def _record(
     import torch
 
     counts = {row.name: work.counted(row) for row in after.matrices} if after else {}
-    names = {kind: name for name, kind in METHODS.items()}
-    method = {"name": names.get(type(work.method), type(work.method).__name__)}
     rotated = work.selection.mildest is Verdict.ROTATED
     settings = Choice(
         select="rotated" if rotated else "intruder", significance=work.selection.significance
     )
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
-        method=method | _settings(work.method),
+        method=work.settings,
         selection=settings,
         max_rank=work.max_rank,
         output=None if out is None else as_text(out),
@@ -220,10 +222,3 @@ def _record(
         matrices=[row.for_record(counts.get(row.comparison.base.name)) for row in work.rows],
         after=after,
     )
-
-
-def _settings(method: Method) -> dict[str, Any]:
-    """What a record tells of a method besides its name."""
-    if is_dataclass(method) and not isinstance(method, type):
-        return asdict(method)
-    return {"rounds": method.rounds}

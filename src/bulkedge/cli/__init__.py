@@ -18,12 +18,13 @@ from bulkedge._errors import BulkedgeError, printable
 from ._audit import audit
 from ._inspect import inspect
 from ._merge import merge
+from ._moments import moments
 from ._output import FAILURE, INTERRUPTED
 from ._repair import repair
 from ._report import report
 from ._simulate import simulate
 
-__all__ = ["audit", "cli", "inspect", "main", "merge", "repair", "report", "simulate"]
+__all__ = ["audit", "cli", "inspect", "main", "merge", "moments", "repair", "report", "simulate"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,7 +33,7 @@ def cli() -> None:
     """Spectral instruments for neural-network weights."""
 
 
-for command in (audit, inspect, merge, repair, report, simulate):
+for command in (audit, inspect, merge, moments, repair, report, simulate):
     cli.add_command(command)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .matrix import Selection
 from .method import METHODS, Case, Clip, Correction, Method, Project, Scale, Shrink
+from .protect import Protect
 from .record import RepairedMatrix, RepairRecord, Treated
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Correction",
     "Method",
     "Project",
+    "Protect",
     "RepairRecord",
     "RepairedMatrix",
     "Scale",

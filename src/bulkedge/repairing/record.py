@@ -83,6 +83,11 @@ class RepairedMatrix(Row):
     loss: Size = Field(
         description="What dtype and rank leave out: ‖stored − meant‖_F / ‖W − W0‖_F."
     )
+    drift_before: Size | None = Field(
+        None,
+        description="tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ) on the base's inputs; null where not measured.",
+    )
+    drift_after: Size | None = Field(None, description="The same of the repaired update.")
 
 
 class RepairRecord(Document):

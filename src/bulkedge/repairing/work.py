@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal
 
 from bulkedge._errors import InputError
 from bulkedge._globs import matches
@@ -17,7 +18,7 @@ from bulkedge.records import Matrix, Recipe, Record
 from .corrected import rounding
 from .layers import Layer, Part, Stored, grouped
 from .matrix import Selection, norm_of_change, norm_of_update, treat
-from .method import Method
+from .method import METHODS, Method
 from .output import Output, module_of
 from .record import RepairedMatrix, Treated
 
@@ -38,6 +39,8 @@ class Row:
     change: float = 0.0
     energy: float = 0.0
     error: float = 0.0
+    drift: float | None = None
+    drift_after: float | None = None
 
     def for_record(self, after: int | None) -> RepairedMatrix:
         """The row of the record.
@@ -66,34 +69,42 @@ class Row:
             change=self.change / norm,
             energy_removed=self.energy,
             loss=self.error / norm,
+            drift_before=self.drift,
+            drift_after=self.drift_after,
         )
 
 
-class Work:
+class Work(ABC):
     """The matrices to be treated.
 
     Args:
         plan: Both inputs.
         recipe: Of the audits.
-        method: What to do.
-        selection: Which directions to treat.
-        max_rank: The largest rank of a repaired update; None for any.
+        selection: Which directions count.
 
     Attributes:
+        max_rank: The largest rank of a repaired update; None for any.
         rows: What came of each matrix.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        recipe: Recipe,
-        method: Method,
-        selection: Selection,
-        max_rank: int | None,
-    ) -> None:
-        self.plan, self.recipe, self.method = plan, recipe, method
-        self.selection, self.max_rank = selection, max_rank
+    max_rank: int | None = None
+
+    def __init__(self, plan: Plan, recipe: Recipe, selection: Selection) -> None:
+        self.plan, self.recipe, self.selection = plan, recipe, selection
         self.rows: list[Row] = []
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The method's name and settings, for the record."""
+
+    @abstractmethod
+    def _treat(self, row: Row, output: Output | None) -> None:
+        """Treat one matrix; its tensors are let go of at once, but for factors."""
+
+    @abstractmethod
+    def _store(self, output: Output | None) -> None:
+        """Write what could not be written matrix by matrix."""
 
     def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
         """What there is to treat.
@@ -138,8 +149,40 @@ class Work:
                 progress(row.comparison.base.name, len(self.rows), len(todo))
         self._store(output)
 
+
+class Corrections(Work):
+    """The matrices with intruders, corrected by a method.
+
+    Args:
+        plan: Both inputs.
+        recipe: Of the audits.
+        method: What to do.
+        selection: Which directions to treat.
+        max_rank: The largest rank of a repaired update; None for any.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        method: Method,
+        selection: Selection,
+        max_rank: int | None,
+    ) -> None:
+        super().__init__(plan, recipe, selection)
+        self.method, self.max_rank = method, max_rank
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See :attr:`Work.settings`."""
+        names = {kind: name for name, kind in METHODS.items()}
+        name = {"name": names.get(type(self.method), type(self.method).__name__)}
+        if is_dataclass(self.method) and not isinstance(self.method, type):
+            return name | asdict(self.method)
+        return name | {"rounds": self.method.rounds}
+
     def _treat(self, row: Row, output: Output | None) -> None:
-        """Treat one matrix; its tensors are let go of at once, but for factors."""
+        """See :meth:`Work._treat`."""
         comparison = row.comparison
         try:
             with one_thread():

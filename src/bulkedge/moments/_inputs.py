@@ -1,0 +1,98 @@
+"""What a layer multiplies its weight with, as rows of one matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bulkedge._errors import InputError
+
+
+def input_width(layer: nn.Module) -> int | None:
+    """The length n of the inputs of a layer whose weight acts as ``(out, n)``.
+
+    Args:
+        layer: A module.
+
+    Returns:
+        Its input features; of a convolution those of an unfolded patch; the vocabulary of an
+        embedding; None for a module that is none of these, or a convolution in groups.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        return None
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        return None if layer.groups > 1 else weight[0].numel()
+    if isinstance(layer, nn.Embedding) or type(layer).__name__ == "Conv1D":
+        return weight.shape[0]  # GPT-2's layer of this name stores (in, out)
+    return weight.shape[1] if isinstance(layer, nn.Linear) else None
+
+
+def input_rows(layer: nn.Module, x: Tensor, keep: Tensor | None) -> Tensor:
+    """The inputs of one call, one row each.
+
+    Args:
+        layer: A module with an :func:`input_width`.
+        x: What it was called with.
+        keep: Which positions are text and not padding, shape ``(batch, length)``; None for all.
+
+    Returns:
+        Shape ``(rows, n)``; of an embedding the indices, shape ``(rows,)``.
+
+    Raises:
+        InputError: If a row is not finite.
+    """
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        rows = _patches(layer, x)
+    elif isinstance(layer, nn.Embedding):
+        return _kept(x[..., None], keep)[:, 0]
+    else:
+        rows = _kept(x, keep)
+    if not bool(rows.isfinite().all()):
+        raise InputError("expected finite inputs, got NaN or infinity; run the model in float32")
+    return rows
+
+
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    """The rows of a block, those of padding left out where its shape says which they are."""
+    rows = x.reshape(-1, x.shape[-1])
+    if keep is None or keep.numel() != len(rows):
+        return rows  # a pooled state, or tokens that a router has chosen
+    if x.ndim == 3 and x.shape[:2] != keep.shape:
+        keep = keep.mT  # some models put the length first
+    return rows[keep.reshape(-1).to(rows.device)]
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """The patches that a convolution multiplies its kernel with."""
+    dims = layer.weight.ndim - 2
+    if x.ndim == dims + 1:
+        x = x[None]
+    pads = layer._reversed_padding_repeated_twice  # what "same" means in numbers, too
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = functional.pad(x, pads, mode=mode)
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    if dims == 1:
+        x, kernel, stride, dilation = x[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+    patches = functional.unfold(x, kernel, dilation=dilation, stride=stride)
+    return patches.mT.reshape(-1, patches.shape[1])
+
+
+def second_moment(rows: Tensor, width: int) -> Tensor:
+    """``Σ x xᵀ`` of rows in float64; for indices how often each occurs.
+
+    Args:
+        rows: From :func:`input_rows`.
+        width: n.
+
+    Returns:
+        Shape ``(n, n)``, or ``(n,)`` for indices.
+    """
+    if rows.ndim == 1:
+        return torch.bincount(rows, minlength=width).double()
+    total = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
+    for part in rows.split(4096):
+        part = part.float()
+        total += part.mT @ part
+    return total

@@ -1,0 +1,205 @@
+"""All updates of a fine-tune, moved away from the inputs that the base is used on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._globs import matches
+from bulkedge._linmap import LowRank
+from bulkedge._precision import one_thread
+from bulkedge.checkpoint import Correctable, infer_rule
+from bulkedge.comparison import Comparison, Pair, Plan, load
+from bulkedge.moments import Layer as LayerMoments
+from bulkedge.moments import Moments, alike, sample
+from bulkedge.records import Recipe, Record
+
+from .layers import Layer, Stored
+from .matrix import Selection, norm_of_update
+from .output import Output, module_of
+from .protect import Protect, drift, protected
+from .work import Row, Work
+
+EXPERTS = "experts: the tokens of each are not measured apart; it is left as it is"
+DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
+
+
+class Protection(Work):
+    """The updates of a fine-tune that are protected.
+
+    Args:
+        plan: Both inputs.
+        recipe: Of the audits.
+        method: The moments, and how strongly they count.
+    """
+
+    def __init__(self, plan: Plan, recipe: Recipe, method: Protect) -> None:
+        super().__init__(plan, recipe, Selection())
+        self.protect = method
+        self._base = names_of(method.moments, plan)
+        task = method.task_moments
+        self._task = None if task is None else names_of(task, plan)
+        self._layers: dict[str, tuple[Layer, Stored]] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See :attr:`Work.settings`."""
+        task = self.protect.task_moments is not None
+        return {"name": "protect", "strength": self.protect.strength, "task_moments": task}
+
+    def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
+        """Every matrix that the fine-tune has changed; see :meth:`Work.affected`."""
+        found = []
+        for comparison, row in zip(self.plan.comparisons, before.matrices, strict=True):
+            names = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
+            if row.status == "audited" and (not only or matches(names, only)):
+                found.append(Row(comparison, self.counted(row)))
+        return found
+
+    def _treat(self, row: Row, output: Output | None) -> None:
+        """Protect one matrix."""
+        if self.protect.strength == 0:
+            row.status = "left"
+            return
+        try:
+            with one_thread():
+                self._protect(row, output)
+        except InputError as error:
+            row.note = str(error)
+
+    def _protect(self, row: Row, output: Output | None) -> None:
+        comparison = row.comparison
+        base, task = self._moments(comparison)
+        pair = load(comparison, torch.device(self.recipe.device))
+        if pair.magnitude is not None:
+            raise InputError(DORA)
+        row.update_norm, row.drift = norm_of_update(pair), _drift(pair, base)
+        update = None if comparison.factors is None else comparison.factors.correctable()
+        if isinstance(update, str):
+            raise InputError(update)
+        if update is None or pair.replaced is not None:
+            after = self._dense(pair, base, task)
+            if output is not None and comparison.tuned is not None:
+                output.write_matrix(comparison.tuned, after.start.cpu())
+        else:
+            after = self._factors(pair, comparison, update, base, task)
+        changed, was = after.update_map(), pair.update_map()
+        if changed is None or was is None:
+            raise InputError("expected an update, got none")
+        row.change = float(torch.linalg.vector_norm(changed.to_dense() - was.to_dense()))
+        row.energy = 1 - (norm_of_update(after) / row.update_norm) ** 2
+        row.status, row.rounds, row.drift_after = "repaired", 1, _drift(after, base)
+
+    def _dense(self, pair: Pair, base: Tensor, task: Tensor | None) -> Pair:
+        """A full matrix with its difference to the base protected."""
+        if pair.replaced is None or pair.factors is not None:
+            raise InputError("expected a full matrix or factors, got both; merge them first")
+        difference = pair.replaced.double() - pair.base.double()
+        found = _on_inputs(difference, base, task, self.protect.strength)
+        return replace(pair, replaced=(pair.base.double() + found).to(pair.replaced.dtype))
+
+    def _factors(
+        self,
+        pair: Pair,
+        comparison: Comparison,
+        update: Correctable,
+        base: Tensor,
+        task: Tensor | None,
+    ) -> Pair:
+        """The same of stored factors: the one on the input side alone is new."""
+        if update.experts > 1:
+            raise InputError(EXPERTS)
+        whole = update.whole()
+        B, A, scale = whole.read()
+        if base.ndim == 1:
+            B = _on_inputs(B, base, task, self.protect.strength)
+        else:
+            A = _on_inputs(A, base, task, self.protect.strength)
+        stored = whole.stored([(B, A)], None)
+        if not all(bool(tensor.isfinite().all()) for tensor in stored.values()):
+            raise InputError("the protected factor is beyond the numbers of its dtype; scale it")
+        self._layers[module_of(comparison.tuned_name)] = (
+            Layer(whole, []),
+            Stored(stored, whole.rank, []),
+        )
+        B, A, _ = whole.rounded(B, A, None)
+        B = B if update.rows is None else B[slice(*update.rows)]
+        device = pair.base.device
+        return replace(pair, factors=LowRank(B.double().to(device), A.double().to(device), scale))
+
+    def _store(self, output: Output | None) -> None:
+        """Write the factors of all layers."""
+        if output is not None and self._layers:
+            output.write_factors(self._layers)
+
+    def _moments(self, comparison: Comparison) -> tuple[Tensor, Tensor | None]:
+        """The moments of one layer's inputs, for the base and for the task."""
+        if comparison.base.expert is not None:
+            raise InputError(EXPERTS)
+        name, columns = comparison.base.info.name, comparison.base.acts_as
+        weight = replace(comparison.base, rows=None).read()
+        stored = weight.mT if comparison.base.transposed else weight
+
+        def found(known: Mapping[str, LayerMoments], what: Literal["base", "task"]) -> Tensor:
+            layer = known.get(name)
+            if layer is None:
+                raise InputError(f"no inputs of this layer in the {what} moments: it did not run")
+            if not alike(layer.sample, sample(stored)):
+                raise InputError(f"the {what} moments are of another model; measure this one")
+            fits = layer.moment.ndim == 1 or len(layer.moment) == columns[1]
+            if not fits or (layer.moment.ndim == 1 and len(layer.moment) != len(stored)):
+                raise InputError(f"the {what} moments have {len(layer.moment)} inputs")
+            return layer.moment.to(self.recipe.device)
+
+        base = found(self._base, "base")
+        return base, None if self._task is None else found(self._task, "task")
+
+
+def names_of(moments: Moments, plan: Plan) -> dict[str, LayerMoments]:
+    """What is known of the inputs of each weight of a base.
+
+    Args:
+        moments: Of a model, whose layers may have a prefix more or less than the base's weights.
+        plan: What the base is.
+
+    Returns:
+        The moments by the names of the base's tensors.
+
+    Raises:
+        InputError: If no layer is one of the base's.
+    """
+    layers = {f"{name}.weight": layer for name, layer in moments.layers.items()}
+    shapes = {name: info.shape for name, info in plan.base.tensors.items()}
+    rule = infer_rule(layers, shapes, lambda name, shape: len(layers[name].moment) in shape)
+    found = {rule.find(name): layer for name, layer in layers.items()}
+    known = {name: layer for name, layer in found.items() if name is not None}
+    if not known:
+        first = next(iter(layers), "nothing")
+        raise InputError(
+            f"{plan.base.path}: none of its weights is in the moments, whose first is {first!r}; "
+            "measure this model"
+        )
+    return {plan.base.tensors[name].name: layer for name, layer in known.items()}
+
+
+def _on_inputs(update: Tensor, base: Tensor, task: Tensor | None, strength: float) -> Tensor:
+    """An update, or its factor on the input side, protected; an embedding's inputs are its rows."""
+    if base.ndim == 1:
+        return protected(update.mT, base, task, strength).mT
+    return protected(update, base, task, strength)
+
+
+def _drift(pair: Pair, moment: Tensor) -> float:
+    """The part of a layer's output on the base's inputs that the update changes."""
+    update = pair.update_map()
+    if update is None:
+        return 0.0
+    changed, W0 = update.to_dense(), pair.base.double()
+    if moment.ndim == 1:
+        return drift(changed.mT, W0.mT, moment)
+    return drift(changed, W0, moment)

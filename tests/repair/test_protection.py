@@ -1,0 +1,177 @@
+"""Protected fine-tunes of every stored form, from files to files."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import bulkedge
+from bulkedge import CheckpointError, InputError
+from bulkedge.moments import Moments
+from bulkedge.repairing import Protect
+from bulkedge.repairing.protect import protected
+from helpers import save, save_adapter, some
+
+
+class Net(nn.Module):
+    """Two linear layers and an embedding."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.words = nn.Embedding(30, 16)
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, ids):
+        return self.down(torch.relu(self.up(self.words(ids))))
+
+
+def measured(model, seed, count=60):
+    ids = torch.randint(0, 30, (count, 5), generator=torch.Generator().manual_seed(seed))
+    with Moments(model) as moments, torch.no_grad():
+        model(ids)
+    return moments
+
+
+@pytest.fixture
+def base(tmp_path):
+    model = Net()
+    path = save(tmp_path / "base.safetensors", dict(model.state_dict()))
+    return model, path
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def adapter(folder, dtype=torch.float32, **config):
+    tensors = {
+        "base_model.model.up.lora_A.weight": draw(2, 16).to(dtype),
+        "base_model.model.up.lora_B.weight": draw(24, 2, seed=1).to(dtype),
+        "base_model.model.down.lora_A.weight": draw(2, 24, seed=2).to(dtype),
+        "base_model.model.down.lora_B.weight": draw(16, 2, seed=3).to(dtype),
+        "base_model.model.words.lora_embedding_A": draw(2, 30, seed=4).to(dtype),
+        "base_model.model.words.lora_embedding_B": draw(16, 2, seed=5).to(dtype),
+    }
+    return save_adapter(folder, tensors, **config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_gets_new_factors_on_the_input_side_alone(base, tmp_path, dtype):
+    model, path = base
+    tuned, out = adapter(tmp_path / "a", dtype), tmp_path / "out"
+    moments, task = measured(model, 1), measured(model, 2)
+    record = bulkedge.repair(path, tuned, out, method=Protect(moments, task, strength=1.0))
+    before = load_file(tuned / "adapter_model.safetensors")
+    after = load_file(out / "adapter_model.safetensors")
+    assert (out / "adapter_config.json").read_bytes() == (
+        tuned / "adapter_config.json"
+    ).read_bytes()
+    for name in some(before):
+        assert after[name].dtype == dtype
+        assert torch.equal(before[name], after[name]) is ("lora_B" in name or "embedding_B" in name)
+    for layer in ("up", "down"):
+        name = f"base_model.model.{layer}.lora_A.weight"
+        C_b, C_t = moments[layer].moment, task[layer].moment
+        expected = protected(before[name], C_b, C_t, 1.0).to(dtype)
+        torch.testing.assert_close(after[name], expected)
+    assert record.method == {"name": "protect", "strength": 1.0, "task_moments": True}
+    for row in some(record.matrices):
+        assert row.status == "repaired"
+        assert row.drift_after < row.drift_before
+        assert row.rank_after == row.rank_before == 2
+
+
+def test_a_full_fine_tune_is_streamed(base, tmp_path):
+    model, path = base
+    weights = dict(model.state_dict())
+    changed = {n: W + 0.1 * draw(*W.shape, seed=7) for n, W in weights.items() if W.ndim == 2}
+    tuned = save(tmp_path / "tuned.safetensors", weights | changed)
+    moments, task = measured(model, 1), measured(model, 2)
+    bulkedge.repair(path, tuned, tmp_path / "out", method=Protect(moments, task, strength=2.0))
+    after = load_file(tmp_path / "out/tuned.safetensors")
+    for name, layer in (("up.weight", "up"), ("down.weight", "down")):
+        difference = (changed[name] - weights[name]).double()
+        expected = protected(difference, moments[layer].moment, task[layer].moment, 2.0)
+        torch.testing.assert_close(
+            after[name], (weights[name] + expected).float(), rtol=1e-5, atol=1e-6
+        )
+    words = (changed["words.weight"] - weights["words.weight"]).double()
+    expected = protected(words.mT, moments["words"].moment, task["words"].moment, 2.0).mT
+    torch.testing.assert_close(
+        after["words.weight"], (weights["words.weight"] + expected).float(), rtol=1e-5, atol=1e-6
+    )
+    assert torch.equal(after["up.bias"], weights["up.bias"])
+
+
+def test_no_strength_is_the_input_bit_for_bit(base, tmp_path):
+    model, path = base
+    tuned = adapter(tmp_path / "a")
+    bulkedge.repair(path, tuned, tmp_path / "out", method=Protect(measured(model, 1), strength=0))
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tuned / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+
+
+def test_a_model_with_a_prefix_and_moments_from_a_file(base, tmp_path):
+    """The base's file calls its weights otherwise than the model that was measured."""
+    model, _ = base
+    weights = {f"model.{name}": W for name, W in model.state_dict().items()}
+    path = save(tmp_path / "prefixed.safetensors", weights)
+    measured(model, 1).save(tmp_path / "base.moments")
+    moments = Moments.load(tmp_path / "base.moments")
+    record = bulkedge.repair(path, adapter(tmp_path / "a"), None, method=Protect(moments))
+    assert {row.status for row in record.matrices} == {"repaired"}
+    assert {row.name for row in some(record.matrices)} == {
+        "model.up.weight", "model.down.weight", "model.words.weight"
+    }  # fmt: skip
+
+
+def test_moments_of_another_model_are_refused_layer_by_layer(base, tmp_path):
+    model, path = base
+    tuned = adapter(tmp_path / "a")
+    record = bulkedge.repair(path, tuned, None, method=Protect(measured(Net(seed=1), 1)))
+    for row in some(record.matrices):
+        assert row.status == "refused"
+        assert "the base moments are of another model" in row.note
+    record = bulkedge.repair(
+        path, tuned, None, method=Protect(measured(model, 1), measured(Net(seed=1), 1))
+    )
+    assert all("the task moments are of" in row.note for row in some(record.matrices))
+    other = Protect(moments_of(nn.Sequential(nn.Linear(3, 3)), torch.eye(3)))
+    with pytest.raises(InputError, match="none of its weights is in the moments"):
+        bulkedge.repair(path, tuned, None, method=other)
+
+
+def moments_of(model, x):
+    with Moments(model) as moments, torch.no_grad():
+        model(x)
+    return moments
+
+
+def test_a_layer_that_did_not_run_is_refused_by_name(base, tmp_path):
+    model, path = base
+    with Moments(model, modules=["up"]) as only, torch.no_grad():
+        model(torch.tensor([[1, 2]]))
+    record = bulkedge.repair(path, adapter(tmp_path / "a"), None, method=Protect(only))
+    notes = {row.name: row.note for row in some(record.matrices)}
+    assert notes["up.weight"] is None
+    assert "no inputs of this layer in the base moments" in notes["down.weight"]
+
+
+def test_dora_and_half_precision_that_overflows_are_refused(base, tmp_path):
+    model, path = base
+    tuned = adapter(tmp_path / "a", use_dora=True)
+    file = tuned / "adapter_model.safetensors"
+    norms = {"base_model.model.up.lora_magnitude_vector": torch.ones(24)}
+    tensors = {n: t for n, t in load_file(file).items() if ".up." in n}
+    save(file, tensors | norms)
+    record = bulkedge.repair(path, tuned, None, method=Protect(measured(model, 1)))
+    assert ["DoRA" in row.note for row in record.matrices] == [True]
+
+
+def test_damaged_files_of_moments(base, tmp_path):
+    (tmp_path / "x.moments").write_text(json.dumps({}))
+    with pytest.raises(CheckpointError):
+        Moments.load(tmp_path / "x.moments")

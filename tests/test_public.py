@@ -9,12 +9,13 @@ import bulkedge
 
 PUBLIC = {
     "AdapterError", "BulkedgeError", "CheckpointError", "Clip", "ConvergenceError",
-    "DegenerateWarning", "InputError", "LocalEngine", "MissingExtraError",
-    "NothingAuditedError", "OutputError", "Project", "RayEngine", "Recipe", "RecipeError",
-    "Record", "RepairRecord", "Scale", "Shard", "Shrink", "__version__", "audit", "auditing",
-    "checkpoint", "comparison", "intruder", "merge_shards", "project_spectral_ball", "records",
-    "repair", "repairing", "report", "rmt", "simulate", "singular_triplet", "spectral",
-    "spectral_cap", "spectral_norm", "triplet", "truncate", "tune", "update",
+    "DegenerateWarning", "InputError", "LocalEngine", "MissingExtraError", "Moments",
+    "NothingAuditedError", "OutputError", "Project", "Protect", "RayEngine", "Recipe",
+    "RecipeError", "Record", "RepairRecord", "Scale", "Shard", "Shrink", "__version__", "audit",
+    "auditing", "checkpoint", "collect_moments", "comparison", "intruder", "merge_shards",
+    "moments", "project_spectral_ball", "records", "repair", "repairing", "report", "rmt",
+    "simulate", "singular_triplet", "spectral", "spectral_cap", "spectral_norm", "triplet",
+    "truncate", "tune", "update",
 }  # fmt: skip
 
 

@@ -27,15 +27,18 @@ if TYPE_CHECKING:
     from ._errors import NothingAuditedError as NothingAuditedError
     from ._errors import OutputError as OutputError
     from ._errors import RecipeError as RecipeError
+    from ._moments import collect_moments as collect_moments
     from ._repair import repair as repair
     from .auditing import LocalEngine as LocalEngine
     from .auditing import RayEngine as RayEngine
     from .auditing import Shard as Shard
     from .auditing import merge_shards as merge_shards
+    from .moments import Moments as Moments
     from .records import Recipe as Recipe
     from .records import Record as Record
     from .repairing import Clip as Clip
     from .repairing import Project as Project
+    from .repairing import Protect as Protect
     from .repairing import RepairRecord as RepairRecord
     from .repairing import Scale as Scale
     from .repairing import Shrink as Shrink
@@ -53,6 +56,9 @@ _HOME = {
     "Record": ".records",
     "Shard": ".auditing",
     "merge_shards": ".auditing",
+    "collect_moments": "._moments",
+    "Moments": ".moments",
+    "Protect": ".repairing",
     "repair": "._repair",
     "Project": ".repairing",
     "RepairRecord": ".repairing",
@@ -80,6 +86,7 @@ _MODULES = (
     "checkpoint",
     "comparison",
     "intruder",
+    "moments",
     "records",
     "repairing",
     "report",

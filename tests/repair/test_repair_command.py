@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from bulkedge import RepairRecord
 from bulkedge.cli import cli, repair
 from bulkedge.cli._repair import NAMES
+from bulkedge.moments import Moments
 from bulkedge.repairing import METHODS
 from cases import gaussian, orthonormal
-from helpers import save, save_adapter
+from helpers import save, save_adapter, some
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
 
 
 def test_the_command_names_every_method():
-    assert tuple(METHODS) == NAMES
+    assert (*METHODS, "protect") == NAMES
 
 
 def test_what_remains_is_a_finding(pair, tmp_path):
@@ -161,3 +162,30 @@ def test_help_and_page_tell_the_exit_code_of_a_dry_run():
     page = (Path(__file__).parents[2] / "docs/repair.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| `--dry-run`"))
     assert "the exit code is that of the audit: 1 if there is something to repair" in row
+
+
+def test_protect_by_files_of_moments(pair, tmp_path):
+    """Its exit code does not count intruders, unless it is asked to."""
+    base, tuned = pair
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(30, 40) for name in ("a", "b\x1b[31m")})
+    with Moments(model) as moments, torch.no_grad():
+        for layer in model.values():
+            layer.weight.copy_(gaussian(40, 30).float())
+            layer(gaussian(80, 30).float())
+    moments.save(tmp_path / "base.moments")
+    protect = ("--method", "protect", "--moments", tmp_path / "base.moments", "--strength", "2")
+    done = run(base, tuned, "-o", tmp_path / "out", *protect)
+    assert done.exit_code == 0, done.output
+    record = RepairRecord.from_json(tmp_path / "out/repair.json")
+    assert record.method == {"name": "protect", "strength": 2.0, "task_moments": False}
+    for row in some(record.matrices):
+        assert row.drift_after < row.drift_before
+    strict = run(base, tuned, "-o", tmp_path / "again", *protect, "--fail-on", "rotated")
+    assert strict.exit_code == (1 if record.after.summary.intruders else 0)
+    for options, message in (
+        (["--method", "protect"], "needs --moments FILE"),
+        (["--strength", "2"], "--strength is no setting of clip"),
+        ([*protect, "--level", "1"], "settings are --moments, --task-moments, --strength"),
+    ):
+        done = run(base, tuned, "-o", tmp_path / "none", *options)
+        assert message in done.output + str(done.exception)

@@ -24,9 +24,10 @@ from ._output import (
 )
 
 if TYPE_CHECKING:
-    from bulkedge.repairing import Method
+    from bulkedge.repairing import Method, Protect
 
-NAMES = ("clip", "project", "scale", "shrink")
+NAMES = ("clip", "project", "scale", "shrink", "protect")
+SETTINGS = ("keep", "level", "rounds", "strength", "moments", "task_moments")
 
 
 @click.command(short_help="Take the intruder dimensions out of a fine-tune.")
@@ -34,9 +35,14 @@ NAMES = ("clip", "project", "scale", "shrink")
 @click.argument("tuned", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to be written.")
 @click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
-              help="What to do about an intruder.")  # fmt: skip
+              help="What to do.")  # fmt: skip
 @click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
 @click.option("--level", type=float, help="clip: in units of the threshold.  [default: 1]")
+@click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
+              help="protect: of text to be kept, by `bulkedge moments BASE`.")  # fmt: skip
+@click.option("--task-moments", type=click.Path(path_type=Path), metavar="FILE",
+              help="protect: of the task, by `bulkedge moments BASE --tuned TUNED`.")  # fmt: skip
+@click.option("--strength", type=float, help="protect: how much what is kept counts.  [default: 1]")
 @click.option("--rounds", type=int, help="How often a matrix is treated at most.")
 @click.option("--select", type=click.Choice(["rotated", "intruder"]), default="rotated",
               show_default=True, help="Mildest verdict that is treated.")  # fmt: skip
@@ -54,15 +60,16 @@ NAMES = ("clip", "project", "scale", "shrink")
 @click.option("--force", is_flag=True, help="Replace the files of --record and --report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
-@click.option("--fail-on", type=click.Choice(["rotated", "intruder", "never"]), default="rotated",
-              show_default=True, help="Mildest verdict left that makes the code 1.")  # fmt: skip
+@click.option("--fail-on", type=click.Choice(["rotated", "intruder", "never"]),
+              help="Mildest verdict left that makes the code 1.  "
+              "[default: rotated; of protect never]")  # fmt: skip
 @click.option(
     "--dry-run",
     is_flag=True,
     help="Audit, say what would be done, write nothing; the exit code is that of the audit.",
 )
 def repair(base: Path, tuned: Path, **options: Any) -> None:
-    """Take the intruder dimensions out of a fine-tune, and audit what is left.
+    """Take the intruder dimensions out of a fine-tune, or give back what it forgot (protect).
 
     BASE and TUNED as for audit.  A copy of TUNED is written with the repaired matrices in it; what
     is not repaired is carried over byte for byte.
@@ -99,7 +106,8 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)
-    sys.exit(exit_code(record.after or record.before, options["fail_on"]))
+    default = "never" if options["method"] == "protect" else "rotated"
+    sys.exit(exit_code(record.after or record.before, options["fail_on"] or default))
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -115,19 +123,31 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _method(options: dict[str, Any]) -> Method:
+def _method(options: dict[str, Any]) -> Method | Protect:
     """The method and its settings; those of another are an error."""
     from dataclasses import fields
 
-    from bulkedge.repairing import METHODS
+    from bulkedge.moments import Moments
+    from bulkedge.repairing import METHODS, Protect
 
-    method = METHODS[options["method"]]
+    method = (METHODS | {"protect": Protect})[options["method"]]
     settings = [field.name for field in fields(method)]
-    given = {field: options[field] for field in ("keep", "level", "rounds")}
+    given = {field: options[field] for field in SETTINGS}
     given = {field: value for field, value in given.items() if value is not None}
     if strange := sorted(set(given) - set(settings)):
         raise RecipeError(
-            f"--{strange[0]} is no setting of {options['method']}, whose settings are "
-            f"{', '.join('--' + field for field in settings)}"
+            f"{_option(strange[0])} is no setting of {options['method']}, whose settings are "
+            f"{', '.join(map(_option, settings))}"
         )
+    if method is Protect and "moments" not in given:
+        raise RecipeError(
+            "--method protect needs --moments FILE; make one with `bulkedge moments BASE TEXTS`"
+        )
+    for field in ("moments", "task_moments"):
+        if field in given:
+            given[field] = Moments.load(given[field])
     return method(**given)
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")

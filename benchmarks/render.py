@@ -18,6 +18,7 @@ from typing import Any
 
 import render_certified
 import render_finetune
+import render_protect
 import render_repair
 import render_tables as tables
 
@@ -167,6 +168,16 @@ def repairs() -> dict[str, Any]:
     }
 
 
+def protects() -> dict[str, Any]:
+    """Values of docs/protect.md."""
+    found = measured("protect")
+    return {
+        "protect": render_protect.protect_table(found),
+        "gains": render_protect.gains(found),
+        "where": where("protect"),
+    }
+
+
 def finetunes() -> dict[str, Any]:
     """Values of docs/fine-tuning.md."""
     times = measured("finetune_times")["step_ms"]
@@ -222,6 +233,7 @@ def readme() -> dict[str, Any]:
         "predicted": predicted | {"others": others},
         "alarms": {"lowest": min(alarms), "highest": max(alarms)},
         "repair": {f"lora-r{rank}": _repaired(f"lora-r{rank}") for rank in (1, 8)},
+        "protect": render_protect.gains(measured("protect")),
         "finetune": render_finetune.by_method(measured("finetune")["rows"]),
     }  # fmt: skip
 
@@ -244,6 +256,7 @@ FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/certificate.md": hard_certificates,
     "docs/fine-tuning.md": finetunes,
     "docs/how-to-choose.md": choices,
+    "docs/protect.md": protects,
     "docs/repair.md": repairs,
     "docs/report.md": report_page,
     "examples/minilm_wordnet/README.md": first_table,

@@ -176,6 +176,7 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     protect = ("--method", "protect", "--moments", tmp_path / "base.moments", "--strength", "2")
     done = run(base, tuned, "-o", tmp_path / "out", *protect)
     assert done.exit_code == 0, done.output
+    assert "; mean drift on the base's inputs " in done.stdout
     record = RepairRecord.from_json(tmp_path / "out/repair.json")
     assert record.method == {"name": "protect", "strength": 2.0, "task_moments": False}
     for row in some(record.matrices):

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._fields import DEFAULT_EPSILON
+from bulkedge._fields import (
+    DEFAULT_EPSILON,
+    POSITIVE,
+    SHARE,
+    check_values,
+    instance,
+    optional,
+    whole,
+)
 from bulkedge._linmap import MatrixLike, Widened, as_map
 from bulkedge._precision import full_precision
 from bulkedge.triplet import Bidiagonalization
@@ -38,6 +46,8 @@ from .score import Verdict
 
 ORTHONORMALITY = 1e-3
 """How far Yᵀ Y may be from the identity; rounding in single precision leaves less."""
+FALSE_NORM = 1.001
+"""A norm is certainly false if the largest singular value exceeds it by this factor."""
 DROP_TOLERANCE = 4.0
 """Directions smaller than this are not added to the space, in units of eps ‖W0‖_F."""
 PLANNED_NOISE = 16.0
@@ -137,10 +147,23 @@ def certify(
         >>> certify(W0, known).verdicts[0].value
         'aligned'
     """
+    check_values(
+        "certify",
+        epsilon=(epsilon, SHARE),
+        subspace=(subspace, optional(whole(1))),
+        frobenius=(frobenius, optional(POSITIVE)),
+        max_steps=(max_steps, whole(1)),
+        probes=(probes, whole(0)),
+        generator=(generator, optional(instance(torch.Generator, "a torch.Generator"))),
+    )
+    W0 = W0.detach() if isinstance(W0, Tensor) else W0
     if isinstance(W0, Tensor) and W0.dtype in (torch.float16, torch.bfloat16):
         W0 = Widened(W0, torch.float32)
-    A, Y = as_map(W0), Y.detach()
+    A = as_map(W0)
     defect = _require_orthonormal(Y, A.shape[0])
+    Y = Y.detach()
+    _require_errors(errors, Y.shape[1])
+    _require_groups(groups, Y.shape[1])
     size = A.rounding_scale() if frobenius is None else frobenius
     _require_scale(size, A.dtype)
     (m, k), unit = Y.shape, size * torch.finfo(A.dtype).eps
@@ -166,11 +189,20 @@ def certify(
             max_steps=max_steps,
             generator=random,
         ).run()
+        largest = float(found.evidence.ritz.sigma[0])
+        if largest > FALSE_NORM * size:
+            raise InputError(
+                f"expected frobenius to be ‖W0‖_F, got {size:.3g}, less than its largest singular "
+                f"value {largest:.3g}; leave it out"
+            )
         return _certificate(question, found, process)
 
 
 def _require_orthonormal(Y: Tensor, rows: int) -> float:
     """``‖YᵀY − I‖_F``; InputError if it is not small, or Y is no block of vectors for the base."""
+    if not isinstance(Y, Tensor) or not Y.is_floating_point():
+        got = Y.dtype if isinstance(Y, Tensor) else type(Y).__name__
+        raise InputError(f"expected Y as a tensor of real vectors, got {got}; convert it first")
     if Y.ndim != 2 or Y.shape[0] != rows or Y.shape[1] == 0:
         raise InputError(f"expected vectors of shape ({rows}, k ≥ 1), got {tuple(Y.shape)}")
     eye = torch.eye(Y.shape[1]).to(Y).double()
@@ -180,6 +212,27 @@ def _require_orthonormal(Y: Tensor, rows: int) -> float:
             f"expected orthonormal columns, got ‖YᵀY − I‖ = {defect:.2g}; give torch.linalg.qr(Y).Q"
         )
     return defect
+
+
+def _require_errors(errors: Tensor | None, k: int) -> None:
+    """InputError unless errors are k sines."""
+    if errors is None:
+        return
+    fits = isinstance(errors, Tensor) and errors.is_floating_point() and errors.shape == (k,)
+    if not fits or not bool(((errors >= 0) & errors.isfinite()).all()):
+        raise InputError(f"expected errors as a tensor of {k} numbers ≥ 0, got {errors!r:.60}")
+
+
+def _require_groups(groups: Tensor | None, k: int) -> None:
+    """InputError unless groups are numbered from 0 in ascending order, none left out."""
+    if groups is None:
+        return
+    fits = isinstance(groups, Tensor) and not groups.is_floating_point() and groups.shape == (k,)
+    steps = groups.diff() if fits else None
+    if steps is None or int(groups[0]) != 0 or not bool(((steps == 0) | (steps == 1)).all()):
+        raise InputError(
+            f"expected groups as a tensor of {k} integers that ascend from 0, got {groups!r:.60}"
+        )
 
 
 def _require_scale(size: float, dtype: torch.dtype) -> None:

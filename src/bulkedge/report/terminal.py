@@ -132,6 +132,17 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
     _print(console, repair_line(record))
 
 
+def _drift(rows: list[RepairedMatrix]) -> str:
+    """The mean drift of the matrices where it was measured; nothing without any."""
+    pairs = [(r.drift_before, r.drift_after) for r in rows if r.drift_before is not None]
+    if not pairs:
+        return ""
+    before, after = (
+        sum(x or 0.0 for x in column) / len(pairs) for column in zip(*pairs, strict=True)
+    )
+    return f"; mean drift on the base's inputs {before:.3g} before, {after:.3g} after"
+
+
 def repair_line(record: RepairRecord) -> str:
     """What the repair did, in one sentence."""
     before = record.before.summary.intruders
@@ -140,12 +151,12 @@ def repair_line(record: RepairRecord) -> str:
     if record.after is None:
         treated = sum(row.intruders_before for row in done)
         matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
-        return f"would repair {matrices} with {new} new by the paper's count"
+        return f"would repair {matrices} with {new} new by the paper's count{_drift(done)}"
     after, name = record.after.summary, record.method["name"]
     line = (
         f"{name}: {count(before, 'direction')} new by the paper's count before, "
         f"{after.intruders} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
-        "changed"
+        f"changed{_drift(done)}"
     )
     if not after.complete:
         line += "; the audit of the output is NOT complete, see bulkedge audit"

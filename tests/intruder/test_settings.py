@@ -1,0 +1,58 @@
+"""Settings of a certificate that make no sense are refused; verdicts must not come of them."""
+
+import numpy
+import pytest
+import torch
+
+from bulkedge import InputError
+from bulkedge.intruder import certify
+
+
+def matrices():
+    generator = torch.Generator().manual_seed(0)
+    W0 = torch.randn(60, 40, generator=generator)
+    return W0, torch.linalg.svd(W0).U[:, :2].contiguous()
+
+
+NAN = float("nan")
+BAD = {
+    "epsilon above 1": ({"epsilon": 2.0}, "epsilon"),
+    "epsilon nan": ({"epsilon": NAN}, "epsilon"),
+    "negative errors": ({"errors": torch.tensor([-0.5, 0.1])}, "errors as a tensor of 2"),
+    "nan errors": ({"errors": torch.tensor([NAN, 0.1])}, "errors as a tensor of 2"),
+    "three errors": ({"errors": torch.zeros(3)}, "errors as a tensor of 2"),
+    "a list of errors": ({"errors": [0.0, 0.0]}, "errors as a tensor of 2"),
+    "a gap in groups": ({"groups": torch.tensor([0, 5])}, "groups as a tensor of 2"),
+    "descending groups": ({"groups": torch.tensor([1, 0])}, "groups as a tensor of 2"),
+    "one group": ({"groups": torch.tensor([0])}, "groups as a tensor of 2"),
+    "groups below 0": ({"groups": torch.tensor([-1, -1])}, "groups as a tensor of 2"),
+    "subspace 0": ({"subspace": 0}, "subspace"),
+    "half a subspace": ({"subspace": 2.5}, "subspace"),
+    "no steps": ({"max_steps": 0}, "max_steps"),
+    "negative probes": ({"probes": -1}, "probes"),
+    "half a probe": ({"probes": 2.5}, "probes"),
+    "no generator": ({"generator": 3}, "generator"),
+    "negative norm": ({"frobenius": -1.0}, "frobenius"),
+    "false norm": ({"frobenius": 1e-3}, "expected frobenius to be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_nonsense_is_refused(case):
+    settings, message = BAD[case]
+    with pytest.raises(InputError, match=message):
+        certify(*matrices(), **settings)
+
+
+def test_vectors_must_be_a_tensor_of_real_numbers():
+    W0, Y = matrices()
+    with pytest.raises(InputError, match="expected Y as a tensor of real vectors"):
+        certify(W0, numpy.asarray(Y))
+    with pytest.raises(InputError, match="expected Y as a tensor of real vectors"):
+        certify(W0, Y.to(torch.complex64))
+
+
+def test_a_base_that_is_trained_is_no_trouble(recwarn):
+    W0, Y = matrices()
+    assert certify(W0.requires_grad_(), Y).verdicts == certify(W0.detach(), Y).verdicts
+    assert not recwarn.list

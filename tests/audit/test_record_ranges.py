@@ -25,6 +25,7 @@ UNBOUNDED = {
     "sigma", "residual", "values", "edge", "misfit", "misfit_limit", "theta", "location", "sd",
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
+    "drift_before", "drift_after",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
@@ -60,7 +61,9 @@ def documents(tmp_path_factory):
             base_file, adapter, folder / "out", method=Scale(0.0), recipe={"top_k": 3}, max_rank=9
         ),
     }
-    return {name: json.loads(record.to_json()) for name, record in found.items()}
+    found = {name: json.loads(record.to_json()) for name, record in found.items()}
+    found["repair"]["matrices"][0] |= {"drift_before": 0.5, "drift_after": 0.25}  # of Protect alone
+    return found
 
 
 def kind(name):

@@ -5,12 +5,7 @@ from imports import SOURCE, targets
 from picture import reach
 
 # (folder): files that still import each other.  Exact: what has been mended must go from here.
-EXCEPTIONS = {
-    "_linmap": {"base", "dense", "scaled", "sums"},
-    "checkpoint": {"adapter", "experts"},
-    "simulate": {"_draw", "_table"},
-    "triplet/solver": {"__init__", "auto", "refined"},
-}
+EXCEPTIONS = {}
 FREE = "bulkedge.__version__"  # a string, read from anywhere
 
 

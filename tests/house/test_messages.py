@@ -59,7 +59,9 @@ def said(words):
 
 def is_asked_for(text, asked):
     """Whether a text of the tests has a run of characters, or is a part, of few messages alone."""
-    rarest = max(MEANT, min(len(sites()[w]) for w in windows(text)))  # some say the same
+    rarest = max(
+        MEANT, min((len(sites()[w]) for w in windows(text)), default=0)
+    )  # some say the same
     if any(len(sites()[w]) <= rarest and any(w in a for a in asked) for w in windows(text)):
         return True
     return any(a in text and len(said(a)) <= MEANT for a in asked if len(a) >= SHORTEST)

@@ -239,6 +239,7 @@ def test_a_solver(copy):
     )
 
 
+@pytest.mark.slow
 def test_an_adjoint(copy):
     edits = [
         ("src/bulkedge/triplet/adjoint/pseudo.py", ADJOINT),
@@ -252,6 +253,7 @@ def test_an_adjoint(copy):
     follow(copy, "Add an adjoint", edits, "tests/triplet", "pseudo and dense")
 
 
+@pytest.mark.slow
 def test_a_law(copy):
     edits = [
         ("src/bulkedge/rmt/half_disc.py", LAW),

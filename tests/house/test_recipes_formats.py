@@ -226,6 +226,7 @@ def test_a_codec(copy):
     follow(copy, "Add a codec", edits, CODEC_TESTS, "row_steps")
 
 
+@pytest.mark.slow
 def test_an_adapter_format(copy):
     edits = [
         ("src/bulkedge/checkpoint/outer_product.py", FORMAT),

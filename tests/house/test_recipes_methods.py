@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from bulkedge.auditing.run import audit_matrix
+from bulkedge._precision import one_thread
+from bulkedge.auditing.matrix import audit_matrix
 from bulkedge.comparison import Comparison
 from bulkedge.records.recipe import Recipe
 from bulkedge.records.rows import Matrix
 
 from ._device import check_device
-from .local import one_thread
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,7 @@ def test_an_engine(copy):
     follow(copy, "Add an engine", edits, tests)
 
 
+@pytest.mark.slow
 def test_a_repair_method(copy):
     edits = [
         ("src/bulkedge/repairing/method.py", 'METHODS = {"clip"', METHOD),
@@ -229,6 +230,7 @@ def test_a_repair_method(copy):
     follow(copy, "Add a repair method", edits, tests, names)
 
 
+@pytest.mark.slow
 def test_a_simulation(copy):
     listed = "src/bulkedge/simulate/__init__.py"
     edits = [
@@ -245,6 +247,7 @@ def test_a_simulation(copy):
     follow(copy, "Add a simulation", edits, (*command, "-k", selected))
 
 
+@pytest.mark.slow
 def test_a_holder(copy):
     listed, tests = "src/bulkedge/tune/__init__.py", "tests/tune/test_optimizers.py"
     edits = [

@@ -115,6 +115,7 @@ def test_a_verdict(copy):
     assert '<option value="near">with near</option>' in shown["html"]
 
 
+@pytest.mark.slow
 def test_a_report_column(copy):
     entry = '    number("products", "products", lambda m: m.passes + 0.25, 2, views=EVERYWHERE),\n'
     tested = (

@@ -16,8 +16,8 @@ def matrices():
 
 NAN = float("nan")
 BAD = {
-    "epsilon above 1": ({"epsilon": 2.0}, "epsilon"),
-    "epsilon nan": ({"epsilon": NAN}, "epsilon"),
+    "epsilon above 1": ({"epsilon": 2.0}, "expected epsilon between 0 and 1"),
+    "epsilon nan": ({"epsilon": NAN}, "expected epsilon between 0 and 1"),
     "negative errors": ({"errors": torch.tensor([-0.5, 0.1])}, "errors as a tensor of 2"),
     "nan errors": ({"errors": torch.tensor([NAN, 0.1])}, "errors as a tensor of 2"),
     "three errors": ({"errors": torch.zeros(3)}, "errors as a tensor of 2"),
@@ -26,13 +26,13 @@ BAD = {
     "descending groups": ({"groups": torch.tensor([1, 0])}, "groups as a tensor of 2"),
     "one group": ({"groups": torch.tensor([0])}, "groups as a tensor of 2"),
     "groups below 0": ({"groups": torch.tensor([-1, -1])}, "groups as a tensor of 2"),
-    "subspace 0": ({"subspace": 0}, "subspace"),
-    "half a subspace": ({"subspace": 2.5}, "subspace"),
-    "no steps": ({"max_steps": 0}, "max_steps"),
-    "negative probes": ({"probes": -1}, "probes"),
-    "half a probe": ({"probes": 2.5}, "probes"),
-    "no generator": ({"generator": 3}, "generator"),
-    "negative norm": ({"frobenius": -1.0}, "frobenius"),
+    "subspace 0": ({"subspace": 0}, "expected subspace ≥ 1"),
+    "half a subspace": ({"subspace": 2.5}, "expected subspace ≥ 1"),
+    "no steps": ({"max_steps": 0}, "expected max_steps ≥ 1"),
+    "negative probes": ({"probes": -1}, "expected probes ≥ 0"),
+    "half a probe": ({"probes": 2.5}, "expected probes ≥ 0"),
+    "no generator": ({"generator": 3}, "expected generator to be a torch.Generator"),
+    "negative norm": ({"frobenius": -1.0}, "expected frobenius to be positive"),
     "false norm": ({"frobenius": 1e-3}, "expected frobenius to be"),
 }
 

@@ -1,12 +1,13 @@
 """Moments of MiniLM on texts from files."""
 
 import json
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from bulkedge import InputError
+from bulkedge import InputError, MissingExtraError, OutputError
 from bulkedge._moments import collect_moments
 from bulkedge.cli import cli
 from bulkedge.moments import Moments, read_texts
@@ -27,7 +28,7 @@ def test_texts_of_every_form(tmp_path):
 
 
 BAD = {
-    "absent": (None, "cannot be read"),
+    "absent": (None, "cannot be read .No such file"),
     "empty": (b"\n \n", "no text in it"),
     "latin": ("é\n".encode("latin-1"), "expected text in UTF-8"),
     "broken.jsonl": (b'{"text": 1\n', "line 1: expected an object with a field 'text'"),
@@ -86,7 +87,7 @@ def test_the_command(tmp_path):
     assert found["encoder.layer.0.attention.self.query"].count == 12
     query, key = (found[f"encoder.layer.0.attention.self.{x}"] for x in ("query", "key"))
     assert query.moment is key.moment
-    with pytest.raises(Exception, match="exists"):
+    with pytest.raises(OutputError, match="exists; give another file, or --force to replace it"):
         CliRunner().invoke(cli, command, catch_exceptions=False)
 
 
@@ -95,3 +96,9 @@ def test_what_is_no_model_is_an_error(tmp_path):
         collect_moments(tmp_path / "none", TEXTS)
     with pytest.raises(InputError, match="cannot be loaded by transformers"):
         collect_moments(tmp_path, TEXTS)
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match="expected transformers to run a model, found none"):
+        collect_moments(MINILM, TEXTS)

@@ -1,6 +1,7 @@
 """Protected fine-tunes of every stored form, from files to files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,10 +169,30 @@ def test_dora_and_half_precision_that_overflows_are_refused(base, tmp_path):
     tensors = {n: t for n, t in load_file(file).items() if ".up." in n}
     save(file, tensors | norms)
     record = bulkedge.repair(path, tuned, None, method=Protect(measured(model, 1)))
-    assert ["DoRA" in row.note for row in record.matrices] == [True]
+    (row,) = record.matrices
+    assert row.note == "DoRA: its magnitudes depend on all inputs; merge it into the model first"
 
 
 def test_damaged_files_of_moments(base, tmp_path):
     (tmp_path / "x.moments").write_text(json.dumps({}))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="truncated or not safetensors"):
         Moments.load(tmp_path / "x.moments")
+
+
+def test_experts_and_moments_of_another_width_are_refused(base, tmp_path):
+    model, _ = base
+    stack = draw(3, 8, 16)
+    weights = dict(model.state_dict()) | {"mlp.experts.up_proj": stack}
+    path = save(tmp_path / "with.safetensors", weights)
+    changed = {"mlp.experts.up_proj": stack + 1, "up.weight": weights["up.weight"] + 1}
+    tuned = save(tmp_path / "tuned.safetensors", weights | changed)
+    moments = measured(model, 1)
+    short = Moments()
+    short._known = dict(moments.layers)
+    short._known["up"] = replace(moments["up"], moment=torch.eye(9, dtype=torch.float64))
+    record = bulkedge.repair(path, tuned, None, method=Protect(short))
+    notes = {row.name: row.note for row in some(record.matrices)}
+    assert notes.pop("up.weight") == "the base moments have another width than this layer"
+    assert set(notes.values()) == {
+        "experts: the tokens of each are not measured apart; it is left as it is"
+    }

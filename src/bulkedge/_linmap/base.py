@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, Union
 
 import torch
@@ -117,14 +117,10 @@ class LinearMap(ABC):
     @property
     def T(self) -> LinearMap:
         """The transposed map, shape ``(n, m)``."""
-        from .sums import Adjoint
-
-        return Adjoint(self)
+        return _CLASSES["Adjoint"](self)
 
     def __add__(self, other: MatrixLike) -> LinearMap:
-        from .sums import Sum
-
-        return Sum([self, as_map(other)])
+        return _CLASSES["Sum"]([self, as_map(other)])
 
     def __radd__(self, other: MatrixLike | int) -> LinearMap:
         if isinstance(other, int):
@@ -143,9 +139,7 @@ class LinearMap(ABC):
         return as_map(other) + -self
 
     def __mul__(self, factor: float) -> LinearMap:
-        from .scaled import Scaled
-
-        return Scaled(self, factor)
+        return _CLASSES["Scaled"](self, factor)
 
     __rmul__ = __mul__
 
@@ -185,6 +179,18 @@ class LinearMap(ABC):
         return f"{type(self).__name__}({m}×{n}, {str(self.dtype).removeprefix('torch.')})"
 
 
+_CLASSES: dict[str, Callable[..., LinearMap]] = {}
+"""The classes that arithmetic makes maps of; each enters itself, since it needs this file."""
+
+C = TypeVar("C", bound=type[LinearMap])
+
+
+def made_by_arithmetic(cls: C) -> C:
+    """Enter a class under its name, for the operators of :class:`LinearMap`."""
+    _CLASSES[cls.__name__] = cls
+    return cls
+
+
 MatrixLike = Union[Tensor, LinearMap]  # noqa: UP007 — evaluated at run time on Python 3.10
 
 
@@ -217,9 +223,7 @@ def as_map(matrix: MatrixLike) -> LinearMap:
             f"expected a dense tensor with entries, got {matrix.layout} on {matrix.device}; "
             "to_dense() converts a sparse one"
         )
-    from .dense import Dense
-
-    return Dense(matrix)
+    return _CLASSES["Dense"](matrix)
 
 
 def frobenius(matrix: Tensor) -> float:

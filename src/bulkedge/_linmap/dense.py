@@ -10,11 +10,12 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 
-from .base import Gradients, LinearMap, frobenius
+from .base import Gradients, LinearMap, frobenius, made_by_arithmetic
 
 STRIP = 512  # columns of a symmetric product that are computed together
 
 
+@made_by_arithmetic
 class Dense(LinearMap):
     """A matrix held in memory.
 

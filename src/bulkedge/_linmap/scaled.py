@@ -11,7 +11,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real
 
-from .base import Gradients, LinearMap, as_map
+from .base import Gradients, LinearMap, as_map, made_by_arithmetic
 
 
 def lift(dtype: torch.dtype) -> float:
@@ -19,6 +19,7 @@ def lift(dtype: torch.dtype) -> float:
     return 2.0**900 if dtype is torch.float64 else 2.0**100
 
 
+@made_by_arithmetic
 class Scaled(LinearMap):
     """The map ``factor · W``.
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 
-from .base import Gradients, LinearMap, as_map
+from .base import Gradients, LinearMap, as_map, made_by_arithmetic
 
 
+@made_by_arithmetic
 class Sum(LinearMap):
     """The sum of maps of one shape, dtype and device.
 
@@ -92,6 +93,7 @@ class Sum(LinearMap):
         return Sum([term.to(dtype) for term in self.terms])
 
 
+@made_by_arithmetic
 class Adjoint(LinearMap):
     """The transpose of a map.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -88,10 +89,7 @@ class Protection(Work):
                 output.write_matrix(comparison.tuned, after.start.cpu())
         else:
             after = self._factors(pair, comparison, update, base, task)
-        changed, was = after.update_map(), pair.update_map()
-        if changed is None or was is None:
-            raise InputError("expected an update, got none")
-        row.change = float(torch.linalg.vector_norm(changed.to_dense() - was.to_dense()))
+        row.change = float(torch.linalg.vector_norm(_update(after) - _update(pair)))
         row.energy = 1 - (norm_of_update(after) / row.update_norm) ** 2
         row.status, row.rounds, row.drift_after = "repaired", 1, _drift(after, base)
 
@@ -153,7 +151,7 @@ class Protection(Work):
                 raise InputError(f"the {what} moments are of another model; measure this one")
             fits = layer.moment.ndim == 1 or len(layer.moment) == columns[1]
             if not fits or (layer.moment.ndim == 1 and len(layer.moment) != len(stored)):
-                raise InputError(f"the {what} moments have {len(layer.moment)} inputs")
+                raise InputError(f"the {what} moments have another width than this layer")
             return layer.moment.to(self.recipe.device)
 
         base = found(self._base, "base")
@@ -194,12 +192,16 @@ def _on_inputs(update: Tensor, base: Tensor, task: Tensor | None, strength: floa
     return protected(update, base, task, strength)
 
 
-def _drift(pair: Pair, moment: Tensor) -> float:
-    """The part of a layer's output on the base's inputs that the update changes."""
+def _update(pair: Pair) -> Tensor:
+    """``W − W0`` in float64; zeros without a difference."""
     update = pair.update_map()
-    if update is None:
-        return 0.0
-    changed, W0 = update.to_dense(), pair.base.double()
+    return torch.zeros_like(pair.base, dtype=torch.float64) if update is None else update.to_dense()
+
+
+def _drift(pair: Pair, moment: Tensor) -> float | None:
+    """The part of a layer's output on the base's inputs that the update changes; None of zeros."""
+    changed, W0 = _update(pair), pair.base.double()
     if moment.ndim == 1:
-        return drift(changed.mT, W0.mT, moment)
-    return drift(changed, W0, moment)
+        changed, W0 = changed.mT, W0.mT
+    found = drift(changed, W0, moment)
+    return found if math.isfinite(found) else None

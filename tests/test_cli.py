@@ -519,7 +519,7 @@ def test_summaries_of_commands_are_whole_sentences():
     ended = run("--help")
     assert ended.returncode == CLEAN
     lines = ended.stdout.partition("Commands:\n")[2].splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
 
 
@@ -555,7 +555,7 @@ def test_what_can_be_chosen_is_what_there_is():
     assert choices(audit, "fail_on") == choices(repair, "fail_on") == [*counted, "never"]
     assert choices(repair, "select") == counted
     assert choices(report, "kind") == list(FORMATS)
-    assert sorted(choices(repair, "method")) == sorted(METHODS)
+    assert sorted(choices(repair, "method")) == sorted([*METHODS, "protect"])
 
 
 def test_help_and_inspect_load_neither_torch_nor_rich(inputs):

@@ -10,7 +10,7 @@ import click
 from ._output import check_file, one_thread, show_progress
 
 
-@click.command()
+@click.command(short_help="Measure what a model's layers are used on.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bulkedge._errors import count, printable
 from bulkedge.intruder import COUNTED, Verdict
-from bulkedge.records import Counts, Matrix, Record, Skipped
+from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 
 from .advice import broken, by_worst, doubts_of_the_base, steps
 from .columns import TERMINAL, Column, columns_of
@@ -79,6 +79,12 @@ def verdict_line(record: Record) -> str:
     )
     if len(record.recipe.sides) > 1:
         line += f" ({_by_side(record)})"
+    if alike := indistinct(record):
+        line += (
+            f"; {len(alike)} of the rotated could not be told from intruders, because 2·top_k "
+            "directions span the whole space there: use a smaller --top-k (--fail-on intruder "
+            "counts them)"
+        )
     if summary.unchanged:
         line += f"; {count(summary.unchanged, 'matrix', 'matrices')} unchanged"
     if summary.verdicts[Verdict.UNDECIDED]:
@@ -262,6 +268,36 @@ def _print(console: Console, text: str) -> None:
 
 
 def findings(record: Record, mildest: Verdict) -> int:
-    """How many directions are as bad as ``mildest`` (rotated < intruder), or worse."""
+    """How many directions are as bad as ``mildest``, or may be.
+
+    Where the base's leading 2·top_k directions span the whole space, nothing lies outside of it: no
+    direction can be called an intruder there, so that a rotated one counts as one.
+
+    Args:
+        record: The audit.
+        mildest: The mildest verdict that counts: rotated < intruder.
+
+    Returns:
+        The count.
+    """
     severe = COUNTED[COUNTED.index(mildest) :]
-    return sum(record.summary.verdicts[verdict] for verdict in severe)
+    found = sum(record.summary.verdicts[verdict] for verdict in severe)
+    return found if Verdict.ROTATED in severe else found + len(indistinct(record))
+
+
+def indistinct(record: Record) -> list[Direction]:
+    """Rotated directions that could not have been called intruders: see :func:`findings`."""
+    return [
+        direction
+        for matrix in record.matrices
+        for direction in matrix.directions
+        if direction.verdict is Verdict.ROTATED
+        and _fills(matrix, direction.side, 2 * record.recipe.top_k)
+    ]
+
+
+def _fills(matrix: Matrix, side: str, directions: int) -> bool:
+    """Whether so many leading base vectors span all of a side."""
+    rows, columns = matrix.shape[::-1] if matrix.transposed else matrix.shape
+    length, other = (rows, columns) if side == "left" else (columns, rows)
+    return length <= min(directions, other)

@@ -26,7 +26,14 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # `make` would start this very test, training takes minutes; both have their own checks
-NOT_RUN = ("make ", ".venv/bin/", "pip install", "bulkedge audit BASE", "bulkedge repair BASE")
+NOT_RUN = (
+    "make ",
+    ".venv/bin/",
+    "pip install",
+    "bulkedge audit BASE",
+    "bulkedge repair BASE",
+    "bulkedge moments BASE",
+)
 
 
 CONTINUED = ("fine-tuning.md",)  # each block goes on where the one before stopped

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bulkedge
 from bulkedge import BulkedgeError, InputError
 from bulkedge import triplet as t
-from bulkedge.intruder import BaseVectors, base_vectors, certify, scores, ties
+from bulkedge.intruder import BaseVectors, base_vectors, certify, judge, scores, ties
 from bulkedge.rmt import (
     count_outliers,
     d_transform,
@@ -173,6 +173,11 @@ def certificate_of(A):
     return [found.lower, found.upper]
 
 
+def judged(A):
+    found = judge(A, like(draw(M, N, seed=3), A), 2, sides=("left", "right"))
+    return [torch.tensor([row.score, row.subspace_overlap]) for row in found.directions]
+
+
 def capped(A):
     return spectral_cap(nn.Linear(1, 1).requires_grad_(False), bound=1.0)(A)
 
@@ -257,6 +262,7 @@ ENTRIES = {
         A, *factors(draw(M, N)), solver=ConjugateGradients()
     ).singular_values(1),
     "certify": certificate_of,
+    "judge": judged,
     "base_vectors": lambda A: base_vectors(A, values_of(A), (M, N)),
     "scores": lambda A: scores(factors(A)[0], BaseVectors(like(draw(M, 4), A), torch.arange(4)), 2),
     "ties": tied,
@@ -272,6 +278,8 @@ ENTRIES = {
 """Each public function, and what of it is compared; in brackets, an option with its own path."""
 OTHERS = {
     "verdict": "takes numbers, one at a time",
+    "judge_vectors": "takes triplets that a solver has found",
+    "measure_base": "takes values that judge has found",
     "adapted_matrices": "finds layers; what uses them is above",
     "full_matrices": "finds layers",
     "AdaptedMatrix": "holds layers",

@@ -22,7 +22,7 @@ pytest.importorskip("fcntl")
 HOLD = """
 import sys, time
 from pathlib import Path
-from bulkedge._audit import hold
+from bulkedge.auditing import hold
 from bulkedge.auditing.journal import Journal
 folder = Path(sys.argv[2])
 with hold(folder) if sys.argv[1] == "folder" else Journal(folder / "journal.jsonl"):

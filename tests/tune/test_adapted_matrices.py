@@ -71,7 +71,7 @@ def test_patterns_and_adapters():
     ]
     model.add_adapter("other", peft.LoraConfig(r=1, target_modules=["linear"]))
     assert adapted_matrices(model, adapter="other")[0].rank == 1
-    with pytest.raises(RecipeError, match=r"'\*attention\*' matches no layer .* names look like"):
+    with pytest.raises(RecipeError, match=r"'\*attention\*' matches no layer .* nearest name is"):
         adapted_matrices(model, modules="*attention*")
     with pytest.raises(RecipeError, match=r"'\*kernel' matches no layer"):  # not of this adapter
         adapted_matrices(model, modules=["*linear", "*kernel"], adapter="other")

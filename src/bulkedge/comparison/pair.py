@@ -200,7 +200,7 @@ def judge_pair(pair: Pair, recipe: Recipe) -> Judgement:
         dtype=pair.products,
         # the search for the tuned vectors begins at the spikes of a low-rank update
         start=None if spikes is None else (spikes.u[:, :k], spikes.v[:, :k]),
-        # whoever made the update could not know what it is before
+        # depends on the update, so that no update can be built to fool it
         seed=pair.seed(recipe.seed),
     )
 

@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bulkedge._fields import DEFAULT_EPSILON
-from bulkedge._linmap import Dense, LinearMap
+from bulkedge._errors import InputError
+from bulkedge._fields import DEFAULT_EPSILON, EPSILON, check_values, whole
+from bulkedge._linmap import Dense, LinearMap, MatrixLike, as_map
 from bulkedge.triplet import (
     DenseSVD,
     GolubKahan,
@@ -101,8 +102,8 @@ def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
 
 
 def judge(
-    W0: LinearMap,
-    W: LinearMap,
+    W0: MatrixLike,
+    W: MatrixLike,
     k: int = 10,
     *,
     epsilon: float = DEFAULT_EPSILON,
@@ -119,7 +120,7 @@ def judge(
 
     Args:
         W0: The base, shape ``(m, n)``.
-        W: The tuned matrix, of the same shape; both with products in float64.
+        W: The tuned matrix, of the same shape.
         k: How many leading directions are judged; fewer where the rank is smaller.
         epsilon: Score below which the paper counts an intruder.
         sides: Singular vectors that are compared.
@@ -132,15 +133,27 @@ def judge(
     Returns:
         The verdicts with their intervals, and what was learnt of the base on the way.
 
+    Raises:
+        InputError: If a setting makes no sense, the shapes differ, or an entry is not finite.
+
     References:
         Shuttleworth et al., arXiv:2410.21228.
 
     Example:
         >>> W0 = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).double()
         >>> W = W0 + 50 * torch.eye(40, 30).double()[:, :1] @ torch.eye(30).double()[:1]
-        >>> judge(Dense(W0), Dense(W), 1).directions[0].verdict.value
+        >>> judge(W0, W, 1).directions[0].verdict.value
         'intruder'
     """
+    check_values("judge", k=(k, whole(1)), epsilon=(epsilon, EPSILON))
+    if method not in ("auto", "certified", "dense") or not set(sides) <= {"left", "right"}:
+        raise InputError(
+            "expected method 'auto', 'certified' or 'dense' and sides of 'left' and 'right', got "
+            f"{method!r:.40} and {sides!r:.40}"
+        )
+    W0, W = as_map(W0).to(torch.float64), as_map(W).to(torch.float64)
+    if W.shape != W0.shape:
+        raise InputError(f"expected two matrices of one shape, got {W0.shape} and {W.shape}")
     if method == "dense" or (method == "auto" and svd_is_cheap(W0.shape, k)):
         return by_svds(W0, W, k, epsilon=epsilon, sides=sides)
     found, spent = by_products(
@@ -216,7 +229,7 @@ def by_svds(
     epsilon: float = DEFAULT_EPSILON,
     sides: Sequence[Side] = ("left",),
 ) -> Judgement:
-    """Float64 SVDs of the base and, where iteration stops short, of the tuned matrix."""
+    """Float64 SVDs of both matrices; see :func:`judge`."""
     tuned = singular_triplet(W, min(k, *W.shape), solver=DenseSVD())
     vectors = thin_svd(W0.to_dense())
     judged: dict[Side, OneSide] = {

@@ -18,8 +18,8 @@ from .certificate import certify
 from .score import Verdict, base_vectors, scores, verdict
 
 Side = Literal["left", "right"]
-Interval = tuple[Tensor, Tensor, Tensor]
-"""Values, their lower and their upper ends, shape ``(k,)`` each."""
+Estimate = tuple[Tensor, Tensor, Tensor]
+"""Values, and the lower and upper ends of their intervals, shape ``(k,)`` each."""
 
 LEAST = 1e-3
 """Part of σ₁ below which single precision cannot tell a leading tuned value from zero."""
@@ -185,8 +185,8 @@ def _directions(
     tuned: SingularTriplets,
     *,
     matched: Tensor,
-    score: Interval,
-    overlap: Interval,
+    score: Estimate,
+    overlap: Estimate,
     verdicts: Sequence[Verdict],
 ) -> list[Direction]:
     """One entry a vector, as plain numbers."""
@@ -214,7 +214,7 @@ def _directions(
     ]
 
 
-def _within(values: Tensor, errors: Tensor) -> Interval:
+def _within(values: Tensor, errors: Tensor) -> Estimate:
     """Values with an error on either side, in [0, 1]."""
     return values, (values - errors).clamp_min(0.0), (values + errors).clamp_max(1.0)
 

@@ -47,7 +47,7 @@ from .score import Verdict
 ORTHONORMALITY = 1e-3
 """How far Yᵀ Y may be from the identity; rounding in single precision leaves less."""
 FALSE_NORM = 1.001
-"""A norm is certainly false if the largest singular value exceeds it by this factor."""
+"""A given ‖W0‖_F is refused if the largest singular value exceeds it by this factor."""
 DROP_TOLERANCE = 4.0
 """Directions smaller than this are not added to the space, in units of eps ‖W0‖_F."""
 PLANNED_NOISE = 16.0

@@ -48,9 +48,6 @@ class Moments:
         model: Any module; see :class:`Collector`.
         modules: Globs over the paths of its layers.
 
-    Attributes:
-        layers: What is known of each layer that has run, by its path.
-
     Raises:
         InputError: If the model has no layer with inputs.
 

@@ -154,9 +154,6 @@ class Method(Protocol):
     ``bulkedge.repair`` takes any object of this form.  A frozen dataclass is best: its fields are
     stored in the record.
 
-    Attributes:
-        rounds: How often a matrix is treated at most, as long as an intruder remains in it.
-
     Example:
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
@@ -172,7 +169,7 @@ class Method(Protocol):
 
     @property
     def rounds(self) -> int:
-        """How often a matrix is treated at most."""
+        """How often a matrix is treated at most, while an intruder remains in it."""
         ...
 
     def correct(self, case: Case) -> Correction:

@@ -120,7 +120,8 @@ def drift(update: Tensor, W0: Tensor, moment: Tensor) -> float:
         >>> drift(torch.eye(2), 2 * torch.eye(2), torch.eye(2))
         0.25
     """
-    moved, there = (float((W.double() * _times(W.double(), moment)).sum()) for W in (update, W0))
+    C = moment.double()
+    moved, there = (float((W.double() * _times(W.double(), C)).sum()) for W in (update, W0))
     return moved / there if there else float("inf") if moved else 0.0
 
 

@@ -99,9 +99,7 @@ def test_an_update_is_not_held_at_a_threshold_that_is_none(threshold):
     with pytest.raises(InputError, match="expected threshold to be positive and finite, got"):
         hold_update(module, threshold=threshold)
     matrix = AdaptedMatrix("layer", module.weight.detach(), weights(2, 30), weights(20, 2))
-    with pytest.raises(
-        InputError, match="expected the threshold of layer to be positive and finite, got"
-    ):
+    with pytest.raises(InputError, match="expected the threshold of layer to be positive"):
         SpikeClip([matrix], thresholds={"layer": threshold})
 
 

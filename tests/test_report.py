@@ -161,7 +161,7 @@ def test_one_of_anything_is_told_in_the_singular(record):
     verdicts = dict.fromkeys(Verdict, 0) | {few.directions[0].verdict: 1}
     summary = record.summary.model_copy(
         update={"matrices": 2, "audited": 1, "unchanged": 1, "intruders": 1, "not_audited": 1,
-                "lost": 0, "verdicts": verdicts, "spikes": 1, "separated": 1, "tensors": None}
+                "lost": 0, "verdicts": verdicts, "spikes": 1, "supercritical": 1, "tensors": None}
     )  # fmt: skip
     one = record.model_copy(update={"summary": summary, "matrices": [few], "skipped": []})
     lines = printed(one, terminal=False).splitlines()

@@ -141,7 +141,7 @@ class _Parameters:
 
     def train(self, matrix: AdaptedMatrix) -> bool:
         """Whether a trained factor of a matrix is one of them, or a view of one."""
-        matrix.prepare()
+        matrix.prepare_factors()
         factors = zip(matrix.in_memory(), matrix.trained, strict=True)
         return any(trained and self._hold(x) for x, trained in factors)
 

@@ -82,7 +82,7 @@ class LoraMatrix(AdaptedMatrix):
             raise self._changed(f"factors of shapes {shapes}, which were {self._shapes}")
         return found
 
-    def prepare(self) -> None:
+    def prepare_factors(self) -> None:
         """Check that the layer computes ``W0 + s·B·A`` with this adapter, and free gathered copies.
 
         FSDP2 leaves gathered copies of parameters after a forward pass, and drops them later: a

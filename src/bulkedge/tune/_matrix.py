@@ -139,13 +139,13 @@ class AdaptedMatrix:
     def check(self) -> None:
         """InputError unless the model computes ``W0 + s·B·A`` with these factors."""
 
-    def prepare(self) -> None:
+    def prepare_factors(self) -> None:
         """Called before the parameters are read or written: see that they are the trained ones."""
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
         """B and A, detached, and gathered if they are spread over processes."""
-        self.prepare()
+        self.prepare_factors()
         B, A = (gathered(x.detach().flatten(1)) for x in self.in_memory())
         return B, A
 

@@ -204,7 +204,7 @@ def _read_layer(matrix: AdaptedMatrix, saved: object) -> LayerState:
 def _require_both_factors(matrices: Sequence[AdaptedMatrix]) -> None:
     """InputError unless both factors of each are trained, and shared with no other update."""
     for matrix in matrices:
-        matrix.prepare()
+        matrix.prepare_factors()
     for matrix, changeable in zip(matrices, changeable_factors(matrices), strict=True):
         if not all(changeable):
             which = "B" if not changeable[0] else "A"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bulkedge._errors import InputError
-from bulkedge.checkpoint import infer_rule
+from bulkedge.checkpoint import Adapter, Checkpoint, NameRule, infer_rule, read_tensor
 from bulkedge.comparison import load, make_plan
 from bulkedge.moments import Moments
 from bulkedge.moments._texts import Progress, load_network, run_texts
@@ -47,10 +47,11 @@ def collect_moments(
         InputError: If the model cannot be loaded, or a tuned weight has no place in it.
     """
     network, tokenizer = load_network(Path(model))
+    moments = Moments(network)  # before the fine-tune: moments are recognised by the base's weights
     if tuned is not None:
         _put_on(network, os.fspath(model), os.fspath(tuned))
     network.to(device)
-    with Moments(network) as moments:
+    with moments:
         run_texts(network, tokenizer, texts, max_tokens=max_tokens, progress=progress)
     return moments
 
@@ -66,6 +67,8 @@ def _put_on(network: Any, base: str, tuned: str) -> None:
     rule = infer_rule(names, shapes, lambda name, shape: stored[name] == shape)
     for comparison in plan.comparisons:
         place = rule.find(comparison.base.info.name)
+        if comparison.base.alias is not None:
+            continue  # an output layer that shares the embedding's tensor: no input passes it
         if place is None:
             raise InputError(
                 f"{tuned}: {comparison.base.info.name!r} has no place in the model that "
@@ -80,3 +83,17 @@ def _put_on(network: Any, base: str, tuned: str) -> None:
         if matrix.rows is not None:
             weight = weight[slice(*matrix.rows)]
         weight.copy_(value.reshape(weight.shape))
+    _put_vectors_on(weights, rule, plan.tuned)
+
+
+def _put_vectors_on(
+    weights: Mapping[str, torch.Tensor], rule: NameRule, tuned: Checkpoint | Adapter
+) -> None:
+    """The same for biases and norms, which no audit compares."""
+    vectors = dict(tuned.tensors)
+    if isinstance(tuned, Adapter):
+        vectors |= {row.name: row.info for row in tuned.unhandled if row.set_aside}
+    for name, info in vectors.items():
+        place = rule.find(name)
+        if len(info.shape) == 1 and place is not None and weights[place].shape == info.shape:
+            weights[place].copy_(read_tensor(info))

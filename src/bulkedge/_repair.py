@@ -111,6 +111,11 @@ def repair(
     selection, method = _selection(select, significance), method or Clip()
     if not isinstance(method, Method | Protect):
         raise InputError(f"expected a method such as Clip(), got {method!r:.60}")
+    if isinstance(method, Protect) and (select, significance, max_rank) != ("rotated", None, None):
+        raise InputError(
+            "expected no select, significance or max_rank beside Protect, which changes every "
+            "update and no rank; leave them out"
+        )
     if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
         raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
     plan = make_plan(os.fspath(base), os.fspath(tuned), settled)

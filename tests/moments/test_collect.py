@@ -212,3 +212,47 @@ def test_a_file_that_is_no_moments_is_refused(tmp_path):
     save_file(tensors | {"moment.0": -torch.eye(3)}, path, metadata)
     with pytest.raises(CheckpointError, match="not a second moment of 4 inputs"):
         Moments.load(path)
+    save_file(tensors, path, metadata | {"layers": "[[1]]"})
+    with pytest.raises(CheckpointError, match=r"damaged moments \(.*; collect them again"):
+        Moments.load(path)
+
+
+def test_masks_of_ones_and_zeros_in_any_dtype():
+    model, x = Attention(), draw(2, 4, 6)
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    for kind in (torch.bool, torch.int64, torch.float32, torch.float16):
+        with Moments(model) as moments, torch.no_grad():
+            model(x, attention_mask=mask.to(kind))
+        assert moments["q"].count == 6
+
+
+class Both(nn.Module):
+    """An encoder, whose mask it takes, and a decoder; or a decoder alone."""
+
+    def __init__(self, encoder=True):
+        super().__init__()
+        self.encoder = nn.Linear(6, 6) if encoder else nn.Identity()
+        self.decoder = nn.Linear(6, 6)
+
+    def forward(self, x, attention_mask=None):
+        return self.decoder(self.encoder(x) + 1)
+
+
+def test_the_mask_of_an_encoder_is_not_that_of_a_decoder():
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    for encoder, count in ((True, 8), (False, 6)):
+        model = Both(encoder)
+        with Moments(model) as moments, torch.no_grad():
+            model(draw(2, 4, 6), attention_mask=mask)
+        assert moments["decoder"].count == count
+        if encoder:
+            assert moments["encoder"].count == 6
+
+
+def test_inference_mode():
+    model, x = Attention(), draw(2, 3, 6)
+    with Moments(model) as moments, torch.inference_mode():
+        model(x)
+    torch.testing.assert_close(
+        moments["q"].moment, moment_of(x.reshape(-1, 6)), rtol=1e-6, atol=1e-6
+    )

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from bulkedge import InputError, MissingExtraError, OutputError
 from bulkedge._moments import collect_moments
@@ -102,3 +103,39 @@ def test_without_transformers_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match="expected transformers to run a model, found none"):
         collect_moments(MINILM, TEXTS)
+
+
+def test_the_output_never_replaces_an_input(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS))
+    for output in (texts, MINILM / "model.safetensors"):
+        command = ["moments", str(MINILM), str(texts), "-o", str(output), "--force"]
+        with pytest.raises(OutputError, match=r"lies inside the input .*; write elsewhere"):
+            CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert read_texts(texts) == TEXTS
+
+
+def test_nulls_are_no_texts_and_numbers_are_none_either(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": null}\n{"text": "to be"}\n')
+    assert read_texts(path) == ["to be"]
+    path.write_text('{"text": 0}\n')
+    with pytest.raises(InputError, match="expected text in 'text', got 0"):
+        read_texts(path)
+
+
+def test_norms_and_biases_of_a_fine_tune_are_put_on_as_well(tmp_path):
+    stored = load_file(MINILM / "model.safetensors")
+    name = "encoder.layer.0.attention.output.LayerNorm.weight"
+    changed = stored | {name: 2 * stored[name]}
+    # a full fine-tune changes at least one matrix, too
+    name = "encoder.layer.5.output.dense.weight"
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    save_file(changed | {name: 1.01 * stored[name]}, folder / "model.safetensors")
+    (folder / "config.json").write_bytes((MINILM / "config.json").read_bytes())
+    base, tuned = (collect_moments(MINILM, TEXTS, tuned=t) for t in (None, folder))
+    layer = "encoder.layer.0.intermediate.dense"
+    change = (tuned[layer].moment - base[layer].moment).norm() / base[layer].moment.norm()
+    assert change > 0.5
+    assert torch.equal(tuned[layer].sample, base[layer].sample)

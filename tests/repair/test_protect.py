@@ -105,3 +105,8 @@ def test_moments_of_another_model_are_refused():
         Protect(of(3), strength=-1.0)
     with pytest.raises(InputError, match="not all zero"):
         protected(draw(2, 3), torch.zeros(3, 3), None, 1.0)
+
+
+def test_a_moment_that_is_not_positive_is_refused():
+    with pytest.raises(InputError, match="expected moments that are positive, got one that is not"):
+        protected(draw(2, 3), torch.diag(torch.tensor([1.0, 9.0, -5.0])), None, 1.0)

@@ -196,3 +196,47 @@ def test_experts_and_moments_of_another_width_are_refused(base, tmp_path):
     assert set(notes.values()) == {
         "experts: the tokens of each are not measured apart; it is left as it is"
     }
+
+
+def test_what_a_dtype_leaves_out_is_in_the_record(base, tmp_path):
+    model, _ = base
+    weights = {n: W.bfloat16() for n, W in model.state_dict().items()}
+    path = save(tmp_path / "half.safetensors", weights)
+    update = {"up.weight": (weights["up.weight"].float() + 1e-2 * draw(24, 16)).bfloat16()}
+    tuned = save(tmp_path / "tuned.safetensors", weights | update)
+    method = Protect(measured(model, 1), strength=1.0)
+    (row,) = bulkedge.repair(path, tuned, tmp_path / "out", method=method).matrices
+    W0 = weights["up.weight"].double()
+    difference = update["up.weight"].double() - W0
+    meant = W0 + protected(difference, measured(model, 1)["up"].moment, None, 1.0)
+    stored = load_file(tmp_path / "out/tuned.safetensors")["up.weight"].double()
+    assert row.loss == pytest.approx(float((stored - meant).norm() / difference.norm()), rel=1e-3)
+    assert row.loss > 0.01
+
+
+def test_settings_of_other_methods_are_refused(base, tmp_path):
+    model, path = base
+    method = Protect(measured(model, 1))
+    for settings in ({"max_rank": 1}, {"select": "intruder"}, {"significance": 0.1}):
+        with pytest.raises(InputError, match="expected no select, significance or max_rank"):
+            bulkedge.repair(path, adapter(tmp_path / "a"), None, method=method, **settings)
+
+
+def test_a_factor_that_layers_share_is_protected_for_all_or_none(tmp_path):
+    parts = {f"h.{n}_proj.weight": draw(8, 16, seed=i) for i, n in enumerate("qkv")}
+    base = save(tmp_path / "base.safetensors", parts)
+    factors = {"h.qkv_proj.lora_A.weight": draw(2, 16), "h.qkv_proj.lora_B.weight": draw(24, 2)}
+    tuned = save_adapter(tmp_path / "a", factors)
+    layers = nn.ModuleDict({f"{n}_proj": nn.Linear(16, 8, bias=False) for n in "qkv"})
+    holder = nn.ModuleDict({"h": layers})
+    for n in "qkv":
+        layers[f"{n}_proj"].weight.data = parts[f"h.{n}_proj.weight"].clone()
+    with Moments(holder) as moments, torch.no_grad():
+        for layer in layers.values():
+            layer(draw(50, 16))
+    method = Protect(moments)
+    rows = bulkedge.repair(base, tuned, None, method=method).matrices
+    assert {row.status for row in some(rows)} == {"repaired"}
+    rows = bulkedge.repair(base, tuned, None, method=method, only=["*q_proj*"]).matrices
+    for row in some(rows):
+        assert "shares its factor with h.k_proj.weight, which is not chosen; choose all" in row.note

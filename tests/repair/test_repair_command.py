@@ -168,9 +168,10 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     """Its exit code does not count intruders, unless it is asked to."""
     base, tuned = pair
     model = torch.nn.ModuleDict({name: torch.nn.Linear(30, 40) for name in ("a", "b\x1b[31m")})
+    for layer in model.values():
+        layer.weight.data = gaussian(40, 30).float()
     with Moments(model) as moments, torch.no_grad():
         for layer in model.values():
-            layer.weight.copy_(gaussian(40, 30).float())
             layer(gaussian(80, 30).float())
     moments.save(tmp_path / "base.moments")
     protect = ("--method", "protect", "--moments", tmp_path / "base.moments", "--strength", "2")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ._output import check_file, one_thread, show_progress
+from ._output import check_apart, check_file, one_thread, show_progress
 
 
 @click.command(short_help="Measure what a model's layers are used on.")
@@ -34,6 +34,7 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
 
     output: Path = options["output"]
     check_file(output, options["force"])
+    check_apart(output, model, options["tuned"], *texts)
     one_thread()
     found = [text for path in texts for text in read_texts(path, options["column"])]
     with show_progress(options["quiet"], len(found)) as progress:

@@ -12,6 +12,8 @@ import click
 from bulkedge._errors import OutputError, RecipeError, printable
 
 from ._output import (
+    FAILURE,
+    check_apart,
     check_file,
     exit_code,
     recipe_of,
@@ -86,6 +88,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         for file in files:
             check_file(file, options["force"])
             keep_out_of_inputs(file, plan)
+            check_apart(file, options["moments"], options["task_moments"])
     with show_phases(options["quiet"]) as progress:
         record = run(
             base,
@@ -106,6 +109,8 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)
+    if options["method"] == "protect" and all(row.status == "refused" for row in record.matrices):
+        sys.exit(FAILURE)  # nothing was protected
     default = "never" if options["method"] == "protect" else "rotated"
     sys.exit(exit_code(record.after or record.before, options["fail_on"] or default))
 

@@ -17,6 +17,8 @@ from bulkedge._precision import full_precision
 
 from ._inputs import input_rows, input_width, second_moment
 
+DECODER = "decoder"
+"""Component of the paths of a decoder's layers; beside an encoder, it has another mask."""
 OWN = ("lora_", "modules_to_save.", "original_module.")
 """Parts of names of modules that an adapter has added to a model."""
 
@@ -97,6 +99,7 @@ class Collector:
         check_globs(globs, list(found), "layer with a weight", "see model.named_modules()")
         self.layers = {n: layer for n, layer in found.items() if matches((n,), globs)}
         self.widths = {name: input_width(layer) or 0 for name, layer in self.layers.items()}
+        self._has_encoder = any("encoder" in name.split(".") for name in self.layers)
         self._model, self._handles = model, []
         self._sums: dict[str, _Sum] = {}
         self._pass = _Pass()
@@ -135,15 +138,18 @@ class Collector:
     def _called(self, name: str, x: Tensor) -> None:
         """Add the inputs of one call of a layer, unless another had the same."""
         known = self._pass.seen.get(id(x))
-        if known is None or known[0]() is not x or known[1] != x._version:
+        version = 0 if x.is_inference() else x._version
+        if known is None or known[0]() is not x or known[1] != version:
+            # the mask is that of an encoder's text where there is one
+            keep = None if self._has_encoder and DECODER in name.split(".") else self._pass.keep
             try:
-                rows = input_rows(self.layers[name], x.detach(), self._pass.keep)
+                rows = input_rows(self.layers[name], x.detach(), keep)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from None
             with full_precision(rows.device):
                 part = second_moment(rows, self.widths[name])
             self._pass.parts.append((part, len(rows)))
-            known = weakref.ref(x), x._version, len(self._pass.parts) - 1
+            known = weakref.ref(x), version, len(self._pass.parts) - 1
             self._pass.seen[id(x)] = known
         self._pass.calls.setdefault(name, []).append(known[2])
 
@@ -192,6 +198,8 @@ def _mask(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         except (TypeError, ValueError):
             return None
         mask = bound.arguments.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_floating_point():
-        return mask.bool()
-    return None  # none, or one that is added to scores
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    # one that is added to scores says what is kept by zeros: it is not one of ones and zeros
+    plain = not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all())
+    return mask.bool() if plain else None

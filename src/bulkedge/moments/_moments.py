@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class Moments:
         self, model: nn.Module | None = None, *, modules: str | Sequence[str] = "*"
     ) -> None:
         self._collector = None if model is None else Collector(model, modules=modules)
+        weights = {} if self._collector is None else self._collector.weights
+        self._samples = {name: sample(weight) for name, weight in weights.items()}
         self._known: dict[str, Layer] = {}
 
     @property
@@ -75,11 +78,10 @@ class Moments:
         if self._collector is None:
             return self._known
         sums, means = self._collector.sums, {}
-        weights = self._collector.weights
         for total, count in sums.values():
             means.setdefault(id(total), total / count)
         return {
-            name: Layer(means[id(total)], count, sample(weights[name]))
+            name: Layer(means[id(total)], count, self._samples[name])
             for name, (total, count) in sums.items()
         }
 
@@ -150,6 +152,7 @@ class Moments:
             InputError: If no layer has run.
             OutputError: If it cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         layers = self.layers
@@ -169,9 +172,10 @@ class Moments:
             target.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, building, {"format": FORMAT, "layers": json.dumps(table)})
             os.replace(building, target)
-        except OSError as error:
-            building.unlink(missing_ok=True)
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        except (OSError, ValueError, SafetensorError) as error:
+            with suppress(OSError, ValueError):
+                building.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot be written ({error})") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Moments:
@@ -202,7 +206,9 @@ class Moments:
                     _check(file, name, moments[key], count)
                 own = read_tensor(tensors[f"sample.{name}"])
                 found._known[name] = Layer(moments[key], count, own)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (
+            KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
+        ) as error:  # fmt: skip
             raise CheckpointError(
                 f"{path}: damaged moments ({type(error).__name__}: {error}); collect them again"
             ) from None
@@ -213,6 +219,8 @@ def _check(file: Path, name: str, moment: Tensor, count: int) -> None:
     """Raise unless a tensor can be a second moment."""
     square = moment.ndim == 1 or (moment.ndim == 2 and moment.shape[0] == moment.shape[1])
     diagonal = moment if moment.ndim == 1 else moment.diagonal()
+    if square and moment.ndim == 2:
+        square = torch.allclose(moment, moment.mT, rtol=1e-3, atol=1e-6 * float(moment.abs().max()))
     if not square or count < 1 or not bool(moment.isfinite().all()) or bool((diagonal < 0).any()):
         raise CheckpointError(
             f"{file}: layer {name!r}: not a second moment of {count} inputs; collect them again"
@@ -244,6 +252,6 @@ def sample(weight: Tensor) -> Tensor:
 
 def alike(one: Tensor, other: Tensor) -> bool:
     """Whether two samples are of one weight, before or after some training."""
-    if one.shape != other.shape:
-        return False
+    if one.shape != other.shape or torch.equal(one, other):
+        return one.shape == other.shape
     return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)) > ALIKE

@@ -50,9 +50,11 @@ def read_texts(path: Path, column: str = "text") -> list[str]:
         ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: expected text in UTF-8; convert it first") from None
-    if strange := next((text for text in found if not isinstance(text, str)), None):
-        raise InputError(f"{path}: expected text in {column!r}, got {strange!r:.40}")
-    texts = [text.strip() for text in found if text.strip()]
+    kept = [text for text in found if text is not None]
+    for text in kept:
+        if not isinstance(text, str):
+            raise InputError(f"{path}: expected text in {column!r}, got {text!r:.40}")
+    texts = [text.strip() for text in kept if text.strip()]
     if not texts:
         raise InputError(f"{path}: no text in it; give one text a line, or name the --column")
     return texts
@@ -131,7 +133,8 @@ def run_texts(
         max_tokens: Where to stop; texts are taken in their order.
         progress: Called after each batch.
     """
-    limit = min(LONGEST, getattr(tokenizer, "model_max_length", LONGEST))
+    positions = getattr(network.config, "max_position_embeddings", None)
+    limit = min(LONGEST, getattr(tokenizer, "model_max_length", LONGEST), positions or LONGEST)
     tokens = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
     tokens = _first_tokens(tokens, max_tokens)
     done = 0

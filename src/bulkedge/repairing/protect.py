@@ -101,7 +101,11 @@ def protected(A: Tensor, base: Tensor, task: Tensor | None, strength: float) -> 
     if base.ndim == 1:
         return A * (task / (task + strength * base))
     task = torch.diag(task) if task.ndim == 1 else task
-    factor = torch.linalg.cholesky(task + strength * base)
+    factor, failed = torch.linalg.cholesky_ex(task + strength * base)
+    if int(failed):
+        raise InputError(
+            "expected moments that are positive, got one that is not; measure it again"
+        )
     return torch.cholesky_solve(task @ A.mT, factor).mT
 
 

@@ -46,6 +46,7 @@ class Protection(Work):
         task = method.task_moments
         self._task = None if task is None else names_of(task, plan)
         self._layers: dict[str, tuple[Layer, Stored]] = {}
+        self._chosen: set[str] = set()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -58,7 +59,10 @@ class Protection(Work):
         found = []
         for comparison, row in zip(self.plan.comparisons, before.matrices, strict=True):
             names = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
-            if row.status == "audited" and (not only or matches(names, only)):
+            if only and not matches(names, only):
+                continue
+            self._chosen.add(comparison.base.name)
+            if row.status == "audited":
                 found.append(Row(comparison, self.counted(row)))
         return found
 
@@ -84,22 +88,24 @@ class Protection(Work):
         if isinstance(update, str):
             raise InputError(update)
         if update is None or pair.replaced is not None:
-            after = self._dense(pair, base, task)
+            after, row.error = self._dense(pair, base, task)
             if output is not None and comparison.tuned is not None:
                 output.write_matrix(comparison.tuned, after.start.cpu())
         else:
-            after = self._factors(pair, comparison, update, base, task)
+            after, row.error = self._factors(pair, comparison, update, base, task)
         row.change = float(torch.linalg.vector_norm(_update(after) - _update(pair)))
         row.energy = 1 - (norm_of_update(after) / row.update_norm) ** 2
         row.status, row.rounds, row.drift_after = "repaired", 1, _drift(after, base)
 
-    def _dense(self, pair: Pair, base: Tensor, task: Tensor | None) -> Pair:
-        """A full matrix with its difference to the base protected."""
+    def _dense(self, pair: Pair, base: Tensor, task: Tensor | None) -> tuple[Pair, float]:
+        """A full matrix with its difference protected, and what its dtype leaves out."""
         if pair.replaced is None or pair.factors is not None:
             raise InputError("expected a full matrix or factors, got both; merge them first")
         difference = pair.replaced.double() - pair.base.double()
         found = _on_inputs(difference, base, task, self.protect.strength)
-        return replace(pair, replaced=(pair.base.double() + found).to(pair.replaced.dtype))
+        meant = pair.base.double() + found
+        stored = meant.to(pair.replaced.dtype)
+        return replace(pair, replaced=stored), float((stored.double() - meant).norm())
 
     def _factors(
         self,
@@ -108,10 +114,16 @@ class Protection(Work):
         update: Correctable,
         base: Tensor,
         task: Tensor | None,
-    ) -> Pair:
+    ) -> tuple[Pair, float]:
         """The same of stored factors: the one on the input side alone is new."""
         if update.experts > 1:
             raise InputError(EXPERTS)
+        for other in self._sharing(update):
+            if other.base.name not in self._chosen:
+                raise InputError(
+                    f"shares its factor with {other.base.name}, which is not chosen; choose all"
+                )
+            self._moments(other)
         whole = update.whole()
         B, A, scale = whole.read()
         if base.ndim == 1:
@@ -125,10 +137,19 @@ class Protection(Work):
             Layer(whole, []),
             Stored(stored, whole.rank, []),
         )
+        rows = slice(None) if update.rows is None else slice(*update.rows)
+        meant = LowRank(B[rows], A, scale).to_dense()
         B, A, _ = whole.rounded(B, A, None)
-        B = B if update.rows is None else B[slice(*update.rows)]
+        held = LowRank(B[rows].double(), A.double(), scale)
         device = pair.base.device
-        return replace(pair, factors=LowRank(B.double().to(device), A.double().to(device), scale))
+        after = replace(pair, factors=LowRank(held.B.to(device), held.A.to(device), scale))
+        return after, float((held.to_dense() - meant).norm())
+
+    def _sharing(self, update: Correctable) -> list[Comparison]:
+        """All matrices that the stored factors of one update belong to."""
+        first, *_ = update.infos
+        found = (c for c in self.plan.comparisons if c.factors is not None)
+        return [c for c in found if c.factors and c.factors.infos[0].name == first.name]
 
     def _store(self, output: Output | None) -> None:
         """Write the factors of all layers."""

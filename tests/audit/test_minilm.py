@@ -36,7 +36,7 @@ def verdict_of(score, overlap):
     return "rotated" if overlap**2 >= 0.5 else "intruder"
 
 
-@pytest.mark.parametrize("adapter", ["lora-r1", "lora-r8"])
+@pytest.mark.parametrize("adapter", [pytest.param("lora-r1", marks=pytest.mark.slow), "lora-r8"])
 def test_every_direction_agrees_with_two_full_svds(adapter, base_weights):
     recipe = Recipe(side="both", method="dense")
     record = bulkedge.audit(MINILM, EXAMPLE / adapter, recipe=recipe)
@@ -75,7 +75,7 @@ def test_every_direction_agrees_with_two_full_svds(adapter, base_weights):
     assert compared > 0.98 * 37 * 2 * K
 
 
-@pytest.mark.parametrize("adapter", ["lora-r1", "lora-r8"])
+@pytest.mark.parametrize("adapter", [pytest.param("lora-r1", marks=pytest.mark.slow), "lora-r8"])
 def test_every_certified_verdict_is_the_dense_one(adapter):
     """And every interval holds the dense figure, whose own rounding is 1e-9 at worst."""
     certified, dense = (

@@ -192,6 +192,7 @@ def follow(copy, title, edits, *commands):
         assert re.search(r"[1-9]\d* passed", passed)
 
 
+@pytest.mark.slow
 def test_an_engine(copy):
     place = "src/bulkedge/auditing"
     edits = [

@@ -70,6 +70,7 @@ def follow(copy, title, edits):
     copy.run("-m", "pytest", "-q", "-o", "addopts=", *ALWAYS)
 
 
+@pytest.mark.slow
 def test_a_verdict(copy):
     interval = "    if lower >= epsilon:\n"
     edits = [

@@ -194,12 +194,22 @@ def load_network(model: Path) -> tuple[Any, Any]:
     if not model.is_dir():
         raise InputError(f"{model}: expected the folder of a model and its tokenizer")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
-        config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False
+        )
+        config = transformers.AutoConfig.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False
+        )
         named = (getattr(config, "architectures", None) or [""])[0]
         causal = named.endswith("ForCausalLM")
         kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-        network = kind.from_pretrained(model, local_files_only=True, dtype=torch.float32)
+        network = kind.from_pretrained(
+            model,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"{model}: cannot be loaded by transformers ({why:.200})") from None

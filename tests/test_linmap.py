@@ -77,7 +77,7 @@ def test_widened_maps_multiply_in_float64(name, dtype):
     linmap = MAPS[name][0]
     narrow = linmap.with_tensors(*(tensor.to(dtype) for tensor in linmap.tensors))
     exact = linmap.with_tensors(*(tensor.to(dtype).double() for tensor in linmap.tensors))
-    wide = narrow.widened()
+    wide = narrow.to(torch.float64)
     m, n = linmap.shape
     X, Y = gaussian(n, 3), gaussian(m, 3)
     assert wide.dtype == torch.float64
@@ -90,7 +90,7 @@ def test_widened_maps_multiply_in_float64(name, dtype):
 
 def test_tiles_of_a_widened_matrix_cover_it():
     matrix = gaussian(200, 30).float()
-    wide = Dense(matrix).widened()
+    wide = Dense(matrix).to(torch.float64)
     torch.testing.assert_close(wide.matmat(gaussian(30, 2)), matrix.double() @ gaussian(30, 2))
     torch.testing.assert_close(
         wide.rmatmat(gaussian(200, 2)), matrix.double().mT @ gaussian(200, 2)
@@ -106,7 +106,7 @@ def test_gram_matrices_in_strips_and_tiles(make):
 def test_counted_counts_for_its_relatives_too():
     counted = Counted(Dense(W0))
     counted.matmat(gaussian(5, 1))
-    counted.widened().rmatmat(gaussian(7, 1))
+    counted.to(torch.float64).rmatmat(gaussian(7, 1))
     counted.with_tensors(W0).matmat(gaussian(5, 1))
     counted.T.matmat(gaussian(7, 1))
     assert counted.passes == [4]

@@ -90,10 +90,6 @@ class LinearMap(ABC):
         """
         return self.with_tensors(*(tensor.to(dtype) for tensor in self.tensors))
 
-    def widened(self) -> LinearMap:
-        """The same map with products in float64."""
-        return self.to(torch.float64)
-
     def gram(self) -> Tensor:
         """``WᵀW``, shape ``(n, n)``; two products with all n unit vectors, a block at a time."""
         identity = torch.eye(self.shape[1], dtype=self.dtype, device=self.device)

@@ -57,7 +57,7 @@ class Factorisations:
         """The Gram matrix of the shorter side, in float64; computed once."""
         if self._gram is None:
             long = self.map.shape[0] >= self.map.shape[1]
-            self._gram = (self.map if long else self.map.T).widened().gram()
+            self._gram = (self.map if long else self.map.T).to(torch.float64).gram()
         return self._gram
 
     def all_exceed(self, x: float) -> bool:

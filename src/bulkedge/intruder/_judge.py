@@ -264,10 +264,10 @@ def judge_vectors(
     Returns:
         One entry a vector that was judged.
     """
-    if known_values(tuned) == 0:
+    if (count := known_values(tuned)) == 0:
         return []
     if min(W0.shape) <= SMALL and isinstance(W0, Dense):
-        base, known = thin_svd(W0.to_dense().double()), _first(tuned, known_values(tuned))
+        base, known = thin_svd(W0.to_dense().double()), _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:
         found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)

@@ -32,7 +32,7 @@ from bulkedge._fields import (
     optional,
     whole,
 )
-from bulkedge._linmap import MatrixLike, Widened, as_map
+from bulkedge._linmap import MatrixLike, as_map
 from bulkedge._precision import full_precision
 from bulkedge.triplet import Bidiagonalization
 from bulkedge.triplet.solver._start import gaussian
@@ -156,10 +156,9 @@ def certify(
         probes=(probes, whole(0)),
         generator=(generator, optional(instance(torch.Generator, "a torch.Generator"))),
     )
-    W0 = W0.detach() if isinstance(W0, Tensor) else W0
-    if isinstance(W0, Tensor) and W0.dtype in (torch.float16, torch.bfloat16):
-        W0 = Widened(W0, torch.float32)
-    A = as_map(W0)
+    A = as_map(W0.detach() if isinstance(W0, Tensor) else W0)
+    if isinstance(W0, Tensor) and A.dtype in (torch.float16, torch.bfloat16):
+        A = A.to(torch.float32)
     defect = _require_orthonormal(Y, A.shape[0])
     Y = Y.detach()
     _require_errors(errors, Y.shape[1])

@@ -84,7 +84,7 @@ def measure_rounding(
     Returns:
         The bounds.
     """
-    A = process.map.widened()
+    A = process.map.to(torch.float64)
     process.checks += 2
     P, Q, after = (x.double() for x in (process.left, process.right, process.after))
     B, L = process.small, process.last
@@ -121,7 +121,7 @@ def measure_residuals(A: LinearMap, triplets: SingularTriplets) -> Tensor:
         Bounds for vectors of unit length, float64, shape ``(k,)``.
     """
     sigma, u, v = (x.double() for x in triplets)
-    wide = A.widened()
+    wide = A.to(torch.float64)
     left, right = wide.matmat(v) - u * sigma, wide.rmatmat(u) - v * sigma
     computed = torch.hypot(*(torch.linalg.vector_norm(x, dim=0) for x in (left, right)))
     own = 2 * float64_rounding(sum(A.shape) + 4, wide.rounding_scale())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._linmap import Dense, LinearMap, LowRank, Sum, Widened
+from bulkedge._linmap import Dense, LinearMap, LowRank, Sum
 from bulkedge.update import UpdateSVD, update_svd
 
 
@@ -218,7 +218,7 @@ def frozen_map(weight: Tensor, dtype: torch.dtype) -> LinearMap:
         from .sharded import sharded_map
 
         return sharded_map(weight, dtype)  # pyright: ignore[reportArgumentType]
-    return Dense(weight) if weight.dtype == dtype else Widened(weight, dtype)
+    return Dense(weight).to(dtype)
 
 
 def is_distributed(x: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch.distributed import ProcessGroup, ReduceOp, all_gather, all_reduce, ge
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from bulkedge._errors import InputError
-from bulkedge._linmap import Dense, LinearMap, Widened
+from bulkedge._linmap import Dense, LinearMap
 
 
 class ShardedMatrix(LinearMap):
@@ -76,9 +76,9 @@ class ShardedMatrix(LinearMap):
         """See :meth:`LinearMap.with_tensors`."""
         return ShardedMatrix(self.local.with_tensors(*tensors), self.sizes, self.dim, self.group)
 
-    def widened(self) -> ShardedMatrix:
-        """See :meth:`LinearMap.widened`."""
-        return ShardedMatrix(self.local.widened(), self.sizes, self.dim, self.group)
+    def to(self, dtype: torch.dtype) -> ShardedMatrix:
+        """See :meth:`LinearMap.to`."""
+        return ShardedMatrix(self.local.to(dtype), self.sizes, self.dim, self.group)
 
     def _summed(self, part: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -119,7 +119,7 @@ def sharded_map(matrix: DTensor, dtype: torch.dtype | None = None) -> LinearMap:
             f"shape {tuple(matrix.shape)} with {matrix.placements}; leave it out with modules="
         )
     local = matrix.to_local().detach()
-    part = Dense(local) if dtype in (None, local.dtype) else Widened(local, dtype)
+    part = Dense(local).to(dtype or local.dtype)
     if not spread:
         return part
     placement: Any = matrix.placements[spread[0]]

@@ -120,7 +120,7 @@ class Probable:
                     f"failure={self.failure} asks for a component of the start that rounding "
                     f"hides at shape {A.shape}; raise it, or use Rigorous()"
                 )
-            W = A.widened()
+            W = A.to(torch.float64)
             W = W.T if A.shape[0] < A.shape[1] else W
             start = gaussian_start(W.shape[1], generator).to(A.device)
             exponent = binary_exponent(float(W.matmat(start).abs().max()))

@@ -73,9 +73,9 @@ class Rigorous:
     factorisations.  All errors of rounding are accounted for, see the module; they add about
     ``max(m, n)·2⁻⁵³·(‖A‖_F/‖A‖₂)²`` to the relative width.
 
-    What is proved is proved of the float64 matrix ``A.widened().to_dense()``.  That is A itself for
-    :class:`~bulkedge.triplet.Dense` of any dtype and for convolutions on the CPU; where it is
-    computed (``LowRank``, ``Sum``, ``Scaled``), its own rounding is not included.
+    What is proved is proved of the float64 matrix ``A.to(torch.float64).to_dense()``.  That is A
+    itself for :class:`~bulkedge.triplet.Dense` of any dtype and for convolutions on the CPU; where
+    it is computed (``LowRank``, ``Sum``, ``Scaled``), its own rounding is not included.
 
     Cost: with p = min(m, n), m·n·p operations for AAᵀ and, for each δ tried, p³/3 for the factor
     and p³/3 for the check of it; without a guess 50 to 120 passes before.  Memory:
@@ -154,7 +154,7 @@ class Rigorous:
 
 def _dense_near_one(A: LinearMap) -> tuple[Tensor, int | None]:
     """A·2⁻ᵉ in float64 with the largest entry in [½, 1), and e."""
-    matrix = A.widened().to_dense()  # float64 holds every narrower dtype exactly
+    matrix = A.to(torch.float64).to_dense()  # float64 holds every narrower dtype exactly
     lowest, highest = (float(end) for end in matrix.aminmax())
     exponent = binary_exponent(max(-lowest, highest))
     if exponent is None:

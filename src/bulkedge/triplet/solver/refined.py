@@ -73,7 +73,7 @@ class Refined:
         self, A: LinearMap, coarse: SingularTriplets, near: tuple[Tensor, Tensor], gap: float
     ) -> SingularTriplets | None:
         A, dtype, k = Counted(A), A.dtype, len(coarse.sigma)
-        wide, correction = A.widened(), DeflatedCG(rtol=1e-3, max_steps=200)
+        wide, correction = A.to(torch.float64), DeflatedCG(rtol=1e-3, max_steps=200)
         basis = coarse.v.double()
         for step in range(1, self.max_steps + 1):
             basis = torch.linalg.qr(basis).Q

@@ -71,19 +71,24 @@ class Moments:
         weights = {} if self._collector is None else self._collector.weights
         self._samples = {name: sample(weight) for name, weight in weights.items()}
         self._known: dict[str, Layer] = {}
+        self._means: dict[int, tuple[Tensor, int, Tensor]] = {}  # of each sum, until it grows
 
     @property
     def layers(self) -> Mapping[str, Layer]:
         """What is known of each layer that has run, by its path."""
         if self._collector is None:
             return self._known
-        sums, means = self._collector.sums, {}
-        for total, count in sums.values():
-            means.setdefault(id(total), total / count)
         return {
-            name: Layer(means[id(total)], count, self._samples[name])
-            for name, (total, count) in sums.items()
+            name: Layer(self._mean(total, count), count, self._samples[name])
+            for name, (total, count) in self._collector.sums.items()
         }
+
+    def _mean(self, total: Tensor, count: int) -> Tensor:
+        """A sum over its count, computed once; layers that share the sum share it."""
+        known = self._means.get(id(total))
+        if known is None or known[0] is not total or known[1] != count:
+            known = self._means[id(total)] = total, count, total / count
+        return known[2]
 
     def __getitem__(self, name: str) -> Layer:
         try:
@@ -129,14 +134,12 @@ class Moments:
             raise InputError(
                 f"expected {len(together)} positive weights, one for each, got {weights!r:.60}"
             )
-        names = set(self.layers)
-        found = Moments()
-        for other in others:
-            if set(other.layers) != names:
-                odd = sorted(set(other.layers) ^ names)[0]
-                raise InputError(f"{odd}: only some of the moments to be merged have this layer")
-        for name in self.layers:
-            parts = [each.layers[name] for each in together]
+        found, (first, *tables) = Moments(), [each.layers for each in together]
+        for table in tables:
+            if odd := sorted(set(table) ^ set(first)):
+                raise InputError(f"{odd[0]}: only some of the moments to be merged have this layer")
+        for name in first:
+            parts = [table[name] for table in (first, *tables)]
             if not all(alike(parts[0].sample, part.sample) for part in parts):
                 raise InputError(f"{name}: the moments to be merged are of different models")
             found._known[name] = _mean(parts, factors)

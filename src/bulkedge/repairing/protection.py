@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._globs import matches
 from bulkedge._linmap import LowRank
 from bulkedge._precision import one_thread
 from bulkedge.checkpoint import Correctable, infer_rule
 from bulkedge.comparison import Comparison, Pair, Plan, load
 from bulkedge.moments import Layer as LayerMoments
 from bulkedge.moments import Moments, alike, sample
-from bulkedge.records import Recipe, Record
+from bulkedge.records import Matrix, Recipe
 
 from .layers import Layer, Stored
 from .matrix import Selection, norm_of_update
@@ -46,7 +45,11 @@ class Protection(Work):
         task = method.task_moments
         self._task = None if task is None else names_of(task, plan)
         self._layers: dict[str, tuple[Layer, Stored]] = {}
-        self._chosen: set[str] = set()
+        self._sharing: dict[str, list[Comparison]] = {}  # by the first tensor of their factors
+        for comparison in plan.comparisons:
+            if comparison.factors is not None:
+                first, *_ = comparison.factors.infos
+                self._sharing.setdefault(first.name, []).append(comparison)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,17 +57,9 @@ class Protection(Work):
         task = self.protect.task_moments is not None
         return {"name": "protect", "strength": self.protect.strength, "task_moments": task}
 
-    def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
-        """Every matrix that the fine-tune has changed; see :meth:`Work.affected`."""
-        found = []
-        for comparison, row in zip(self.plan.comparisons, before.matrices, strict=True):
-            names = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
-            if only and not matches(names, only):
-                continue
-            self._chosen.add(comparison.base.name)
-            if row.status == "audited":
-                found.append(Row(comparison, self.counted(row)))
-        return found
+    def _concerns(self, row: Matrix) -> bool:
+        """See :meth:`Work._concerns`: every matrix that the fine-tune has changed."""
+        return row.status == "audited"
 
     def _treat(self, row: Row, output: Output | None) -> None:
         """Protect one matrix."""
@@ -83,7 +78,8 @@ class Protection(Work):
         pair = load(comparison, torch.device(self.recipe.device))
         if pair.magnitude is not None:
             raise InputError(DORA)
-        row.update_norm, row.drift = norm_of_update(pair), _drift(pair, base)
+        before = _update(pair)
+        row.update_norm, row.drift = norm_of_update(pair), _drift(before, pair.base, base)
         update = None if comparison.factors is None else comparison.factors.correctable()
         if isinstance(update, str):
             raise InputError(update)
@@ -93,9 +89,10 @@ class Protection(Work):
                 output.write_matrix(comparison.tuned, after.start.cpu())
         else:
             after, row.error = self._factors(pair, comparison, update, base, task)
-        row.change = float(torch.linalg.vector_norm(_update(after) - _update(pair)))
+        now = _update(after)
+        row.change = float(torch.linalg.vector_norm(now - before))
         row.energy = 1 - (norm_of_update(after) / row.update_norm) ** 2
-        row.status, row.rounds, row.drift_after = "repaired", 1, _drift(after, base)
+        row.status, row.rounds, row.drift_after = "repaired", 1, _drift(now, pair.base, base)
 
     def _dense(self, pair: Pair, base: Tensor, task: Tensor | None) -> tuple[Pair, float]:
         """A full matrix with its difference protected, and what its dtype leaves out."""
@@ -118,12 +115,13 @@ class Protection(Work):
         """The same of stored factors: the one on the input side alone is new."""
         if update.experts > 1:
             raise InputError(EXPERTS)
-        for other in self._sharing(update):
-            if other.base.name not in self._chosen:
+        for other in self._sharing[update.infos[0].name]:
+            if other.base.name not in self.chosen:
                 raise InputError(
                     f"shares its factor with {other.base.name}, which is not chosen; choose all"
                 )
-            self._moments(other)
+            if other is not comparison:
+                self._moments(other)
         whole = update.whole()
         B, A, scale = whole.read()
         if base.ndim == 1:
@@ -144,12 +142,6 @@ class Protection(Work):
         device = pair.base.device
         after = replace(pair, factors=LowRank(held.B.to(device), held.A.to(device), scale))
         return after, float((held.to_dense() - meant).norm())
-
-    def _sharing(self, update: Correctable) -> list[Comparison]:
-        """All matrices that the stored factors of one update belong to."""
-        first, *_ = update.infos
-        found = (c for c in self.plan.comparisons if c.factors is not None)
-        return [c for c in found if c.factors and c.factors.infos[0].name == first.name]
 
     def _store(self, output: Output | None) -> None:
         """Write the factors of all layers."""
@@ -219,10 +211,9 @@ def _update(pair: Pair) -> Tensor:
     return torch.zeros_like(pair.base, dtype=torch.float64) if update is None else update.to_dense()
 
 
-def _drift(pair: Pair, moment: Tensor) -> float | None:
-    """The part of a layer's output on the base's inputs that the update changes; None of zeros."""
-    changed, W0 = _update(pair), pair.base.double()
+def _drift(update: Tensor, W0: Tensor, moment: Tensor) -> float | None:
+    """The part of a layer's output on the base's inputs that an update changes; None of zeros."""
     if moment.ndim == 1:
-        changed, W0 = changed.mT, W0.mT
-    found = drift(changed, W0, moment)
+        update, W0 = update.mT, W0.mT
+    found = drift(update, W0, moment)
     return found if math.isfinite(found) else None

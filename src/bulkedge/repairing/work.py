@@ -85,6 +85,7 @@ class Work(ABC):
     Attributes:
         max_rank: The largest rank of a repaired update; None for any.
         rows: What came of each matrix.
+        chosen: Names of the matrices that may be touched.
     """
 
     max_rank: int | None = None
@@ -92,11 +93,16 @@ class Work(ABC):
     def __init__(self, plan: Plan, recipe: Recipe, selection: Selection) -> None:
         self.plan, self.recipe, self.selection = plan, recipe, selection
         self.rows: list[Row] = []
+        self.chosen: set[str] = set()
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The method's name and settings, for the record."""
+
+    @abstractmethod
+    def _concerns(self, row: Matrix) -> bool:
+        """Whether there is anything to do about a matrix that may be touched."""
 
     @abstractmethod
     def _treat(self, row: Row, output: Output | None) -> None:
@@ -119,7 +125,10 @@ class Work(ABC):
         found = []
         for comparison, row in zip(self.plan.comparisons, before.matrices, strict=True):
             names = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
-            if self.counted(row) and (not only or matches(names, only)):
+            if only and not matches(names, only):
+                continue
+            self.chosen.add(comparison.base.name)
+            if self._concerns(row):
                 found.append(Row(comparison, self.counted(row)))
         return found
 
@@ -180,6 +189,10 @@ class Corrections(Work):
         if is_dataclass(self.method) and not isinstance(self.method, type):
             return name | asdict(self.method)
         return name | {"rounds": self.method.rounds}
+
+    def _concerns(self, row: Matrix) -> bool:
+        """See :meth:`Work._concerns`."""
+        return self.counted(row) > 0
 
     def _treat(self, row: Row, output: Output | None) -> None:
         """See :meth:`Work._treat`."""

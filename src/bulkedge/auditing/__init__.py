@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .engine import Engine, LocalEngine, RayEngine
-from .inputs import keep_out_of_inputs
+from .inputs import keep_out, keep_out_of_inputs
 from .lock import JOURNAL_NAME, hold, refuse_held
 from .run import Notice, Progress, run_plan
 from .shard import Shard, merge_shards
@@ -17,6 +17,7 @@ __all__ = [
     "RayEngine",
     "Shard",
     "hold",
+    "keep_out",
     "keep_out_of_inputs",
     "merge_shards",
     "refuse_held",

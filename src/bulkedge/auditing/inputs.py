@@ -64,16 +64,30 @@ def keep_out_of_inputs(path: str | Path, plan: Plan) -> None:
     Raises:
         OutputError: If it does.
     """
+    keep_out(path, (plan.base.path, plan.tuned.path), {*plan.base.files, *plan.tuned.files})
+
+
+def keep_out(path: str | Path, sources: Iterable[Path], files: Iterable[Path] = ()) -> None:
+    """The same for inputs of any kind.
+
+    Args:
+        path: A file or folder, which need not exist.
+        sources: Files and folders.
+        files: Files in them, which may be links to files elsewhere.
+
+    Raises:
+        OutputError: If it does.
+    """
     try:
         target = Path(path).resolve()
     except (ValueError, OSError, RuntimeError):  # a NUL, a loop of links
         raise OutputError(f"{str(path)!r}: names no place that could be written") from None
-    for source in (plan.base.path, plan.tuned.path):
+    for source in sources:
         # an index stands for its folder
         folder = source.parent if source.name.endswith(".index.json") else source
         if target.is_relative_to(folder.resolve()):
             raise OutputError(f"{path}: lies inside the input {folder}; write elsewhere")
-    for file in {*plan.base.files, *plan.tuned.files}:
+    for file in files:
         place = file.resolve()
         # a snapshot of the hub's cache is links into the folder of the model
         homes = [p for p in (place, *place.parents) if p.name.startswith("models--")]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ._output import check_apart, check_file, one_thread, show_progress
+from ._output import check_file, one_thread, show_progress
 
 
 @click.command(short_help="Measure what a model's layers are used on.")
@@ -30,11 +30,15 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
     line, JSONL or Parquet: a few hundred texts of the kind that is to be kept.
     """
     from bulkedge._moments import collect_moments
+    from bulkedge.auditing import keep_out
     from bulkedge.moments import read_texts
 
     output: Path = options["output"]
     check_file(output, options["force"])
-    check_apart(output, model, options["tuned"], *texts)
+    sources = [path for path in (model, options["tuned"], *texts) if path is not None]
+    keep_out(
+        output, sources, (file for path in sources if path.is_dir() for file in path.iterdir())
+    )
     one_thread()
     found = [text for path in texts for text in read_texts(path, options["column"])]
     with show_progress(options["quiet"], len(found)) as progress:

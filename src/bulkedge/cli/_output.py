@@ -146,13 +146,6 @@ def check_file(path: Path, force: bool) -> None:
     refuse_held(parent)
 
 
-def check_apart(output: Path, *inputs: Path | None) -> None:
-    """Whether a file that is written is none of the inputs, and lies in none of them."""
-    for path in inputs:
-        if path is not None and output.resolve().is_relative_to(path.resolve()):
-            raise OutputError(f"{output}: lies inside the input {path}; write elsewhere")
-
-
 def written_files(options: dict[str, Any]) -> list[Path]:
     """The files beside the output that were asked for, the ending of a report checked."""
     if options["report"] is not None:

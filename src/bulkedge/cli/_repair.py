@@ -13,7 +13,6 @@ from bulkedge._errors import OutputError, RecipeError, printable
 
 from ._output import (
     FAILURE,
-    check_apart,
     check_file,
     exit_code,
     recipe_of,
@@ -77,7 +76,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     is not repaired is carried over byte for byte.
     """
     from bulkedge._repair import repair as run
-    from bulkedge.auditing import keep_out_of_inputs
+    from bulkedge.auditing import keep_out, keep_out_of_inputs
     from bulkedge.comparison import make_plan
     from bulkedge.report import print_repair
 
@@ -88,7 +87,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         for file in files:
             check_file(file, options["force"])
             keep_out_of_inputs(file, plan)
-            check_apart(file, options["moments"], options["task_moments"])
+            keep_out(file, filter(None, (options["moments"], options["task_moments"])))
     with show_phases(options["quiet"]) as progress:
         record = run(
             base,

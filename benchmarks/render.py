@@ -34,10 +34,10 @@ def fill(page: str, values: Mapping[str, Any]) -> str:
     def anew(found: re.Match[str]) -> str:
         field, gap = found[1], "\n" if found[2].startswith("\n") else ""
         try:
-            told = f"{{{field}}}".format_map(values)
+            text = f"{{{field}}}".format_map(values)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"no figure for the mark {field!r}: {error!r}") from None
-        return f"<!-- {field} -->{gap}{told}{gap}<!-- end -->"
+        return f"<!-- {field} -->{gap}{text}{gap}<!-- end -->"
 
     return MARK.sub(anew, page)
 

@@ -111,10 +111,10 @@ def predicted_table(measured: dict[str, Any]) -> str:
     """Agreement on MiniLM's adapters."""
     kinds = {"all": "all", "encoder": "encoder", "random_vectors": "encoder, random vectors"}
     lines = []
-    for kind, told in kinds.items():
+    for kind, label in kinds.items():
         r = measured[kind]
         lines.append(
-            f"| {r['spikes']} | {told} | {r['location_r2']:.2f} "
+            f"| {r['spikes']} | {label} | {r['location_r2']:.2f} "
             f"| {100 * r['relative_error_median']:.1f} % | {r['within_3_sd']} "
             f"| {r['overlap_r2']:.2f} "
             f"| {r['intruder_expected']}, {r['intruder_measured']}, {r['intruder_both']} |"

@@ -11,7 +11,7 @@ from helpers import EXAMPLE, MINILM
 
 def test_training_writes_an_adapter_that_the_audit_reads(tmp_path):
     command = [sys.executable, EXAMPLE / "train.py", MINILM, tmp_path / "out"]
-    options = ["--method", "lora", "--rank", "2", "--steps", "2", "--batch", "4"]
+    options = ["--method", "lora", "--rank", "2", "--steps", "2", "--batch", "4", "--test", "200"]
     subprocess.run([*command, *options], check=True, capture_output=True)
     report = json.loads((tmp_path / "out/training.json").read_text())
     assert (report["rank"], report["alpha"], report["steps"]) == (2, 4.0, 2)

@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--test", type=int, help="number of test glosses; default: all 4,000")
     arguments = parser.parse_args()
     lora = arguments.method == "lora"
     rank = arguments.rank if lora else None
@@ -146,7 +147,7 @@ def main() -> None:
         "learning_rate": learning_rate,
         "seed": arguments.seed,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "accuracy": accuracy(model, examples["test"], tokenizer, categories),
+        "accuracy": accuracy(model, examples["test"][: arguments.test], tokenizer, categories),
         "seconds": round(time.perf_counter() - started),
     }
 

@@ -146,7 +146,7 @@ def method(name: str, example: str) -> Rule:
 TOLERANCE = number("between 0 and 1, the ends excluded", lambda x: 0 < x < 1)
 SHARE = number("between 0 and 1", lambda x: 0 <= x <= 1)
 POSITIVE = number("to be positive and finite", lambda x: x > 0)
-EPSILON = number("between 0, excluded, and 1", lambda x: 0 < x <= 1)
+POSITIVE_SHARE = number("between 0, excluded, and 1", lambda x: 0 < x <= 1)
 NOT_NEGATIVE = number("≥ 0 and finite", lambda x: x >= 0)
 FINITE = number("to be finite", lambda x: True)
 FLAG = instance(bool, "True or False")

@@ -75,10 +75,10 @@ class Dense(LinearMap):
 
     def to(self, dtype: torch.dtype) -> LinearMap:
         """See :meth:`LinearMap.to`."""
-        return Dense(self.matrix) if dtype == self.matrix.dtype else Widened(self.matrix, dtype)
+        return Dense(self.matrix) if dtype == self.matrix.dtype else Upcast(self.matrix, dtype)
 
 
-class Widened(Dense):
+class Upcast(Dense):
     """A matrix of any floating dtype whose products are taken in a wider one, a tile at a time.
 
     Args:
@@ -127,12 +127,12 @@ class Widened(Dense):
         """See :meth:`LinearMap.to_dense`."""
         return self.matrix.to(self.dtype)
 
-    def with_tensors(self, *tensors: Tensor) -> Widened:
+    def with_tensors(self, *tensors: Tensor) -> Upcast:
         """See :meth:`LinearMap.with_tensors`."""
-        return Widened(*tensors, dtype=self.dtype)
+        return Upcast(*tensors, dtype=self.dtype)
 
 
-class Difference(Widened):
+class Difference(Upcast):
     """``matrix − other`` with products in a wider dtype, subtracted a tile at a time.
 
     Args:

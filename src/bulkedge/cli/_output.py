@@ -272,7 +272,7 @@ def exit_code(record: Record, fail_on: str) -> int:
     return CLEAN
 
 
-def one_thread() -> None:
+def default_to_one_thread() -> None:
     """One thread a job, unless the user has said how many: two on a busy machine are slower."""
     import torch
 

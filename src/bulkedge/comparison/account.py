@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, TensorInfo, read_header
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Side, Skipped, Stored
+from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .comparison import Comparison
 from .leftover import unjudged
 
-Key = tuple[Side, str]
+Key = tuple[InputSide, str]
 OVERLOOKED = "not compared with anything"
 TWICE = "some of its numbers have two counterparts, and which is used is not known"
 ORDER: tuple[Fate, ...] = ("lost", "judged", "excluded", "apart")
@@ -116,9 +116,9 @@ def matrices_in(side: Checkpoint | Adapter) -> list[TensorInfo]:
     return [info for info in side.tensors.values() if len(info.shape) > 1 or info.name in packed]
 
 
-def _matrices(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[tuple[Side, TensorInfo]]:
+def _matrices(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[tuple[InputSide, TensorInfo]]:
     """Those of both sides."""
-    before: list[tuple[Side, TensorInfo]] = [("base", info) for info in matrices_in(base)]
+    before: list[tuple[InputSide, TensorInfo]] = [("base", info) for info in matrices_in(base)]
     return [*before, *(("tuned", info) for info in matrices_in(tuned))]
 
 
@@ -146,7 +146,7 @@ def _covered(pairs: Iterable[Comparison], *, whole: bool) -> dict[Key, tuple[int
     sizes: dict[tuple[Key, object, object], int] = {}
     of: dict[Key, int] = {}
 
-    def add(side: Side, matrix: StoredMatrix) -> None:
+    def add(side: InputSide, matrix: StoredMatrix) -> None:
         key: Key = side, matrix.info.name
         parts.setdefault(key, set()).add((matrix.expert, matrix.rows))
         sizes[key, matrix.expert, matrix.rows] = matrix.size

@@ -18,7 +18,7 @@ from bulkedge.checkpoint import Checkpoint, Codec, Resolver, StoredMatrix
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Side, Skipped
+from bulkedge.records.record import Fate, InputSide, Skipped
 
 from .comparison import Comparison
 
@@ -66,17 +66,19 @@ class Pairing:
         return {pair.base.info.name for pair in (*self.pairs, *self.left_out)}
 
 
-def set_aside(name: str, reason: str, side: Side = "tuned") -> Skipped:
+def set_aside(name: str, reason: str, side: InputSide = "tuned") -> Skipped:
     """The row of a tensor with which no update of a weight is lost."""
     return Skipped(name=name, reason=reason, lost=False, side=side)
 
 
-def accepted(name: str, reason: str, side: Side = "tuned") -> Skipped:
+def accepted(name: str, reason: str, side: InputSide = "tuned") -> Skipped:
     """The row of a tensor that the recipe leaves out."""
     return Skipped(name=name, reason=reason, lost=False, side=side, accepted=True)
 
 
-def unjudged(recipe: Recipe, name: str, names: Iterable[str], reason: str, side: Side) -> Skipped:
+def unjudged(
+    recipe: Recipe, name: str, names: Iterable[str], reason: str, side: InputSide
+) -> Skipped:
     """The row of a weight that goes unjudged, unless the recipe has left it out anyway.
 
     Args:

@@ -21,7 +21,7 @@ from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Side, Skipped, Stored
+from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
@@ -248,7 +248,7 @@ def _check_unique(comparisons: Iterable[Comparison]) -> None:
 
 def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) -> str:
     """The message for an empty plan: what is said of the tuned side's updates first."""
-    groups: dict[tuple[Side, bool, str], list[str]] = defaultdict(list)
+    groups: dict[tuple[InputSide, bool, str], list[str]] = defaultdict(list)
     for row in skipped:
         groups[row.side, row.lost, row.reason].append(row.name)
     ranked = sorted(groups.items(), key=lambda group: _rank(*group))
@@ -260,7 +260,7 @@ def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) ->
     return f"nothing to audit in {tuned} against {base}: {why}"
 
 
-def _rank(key: tuple[Side, bool, str], names: list[str]) -> tuple[bool, bool, int, str]:
+def _rank(key: tuple[InputSide, bool, str], names: list[str]) -> tuple[bool, bool, int, str]:
     """The place of a reason in a message: by side, by what is lost, by how many share it."""
     side, lost, reason = key
     return side == "base", not lost, -len(names), reason

@@ -28,8 +28,8 @@ from bulkedge.triplet._unseen import Unseen
 from ._start import Randomness, gaussian, start_parts
 from .block_krylov import BlockKrylov
 
-NOISE = 4.0
-"""The error of the recurrences that is assumed, in units of eps ‖A‖_F."""
+ASSUMED_NOISE = 4.0
+"""The recurrences are assumed to err by this, in units of eps ‖A‖_F."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class GolubKahan:
         guess, drawn = start_parts(A, min(k + self.oversample, n), start, generator)
         V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
         size = A.rounding_scale()
-        process = Bidiagonalization(A.T, V, NOISE * torch.finfo(A.dtype).eps * size)
+        process = Bidiagonalization(A.T, V, ASSUMED_NOISE * torch.finfo(A.dtype).eps * size)
         prover = _Prover(process, drawn.double().cpu(), size, self.failure_probability, generator)
         while True:
             process.extend()
@@ -112,7 +112,7 @@ class GolubKahan:
         """Whether the k triplets have converged, and whether it is proved that they lead."""
         ritz = process.ritz()
         sigma, pairs = ritz.sigma[: len(ritz.residuals)], len(ritz.residuals)
-        residuals = ritz.residuals[:k] + process.noise / NOISE
+        residuals = ritz.residuals[:k] + process.noise / ASSUMED_NOISE
         gaps = _gaps(sigma, ritz.residuals, k, complete=pairs == n)
         converged = process.closed or self._converged(sigma, residuals, gaps, process)
         proved = self.failure_probability is None or pairs == n

@@ -1,4 +1,4 @@
-"""Proofs about singular values that no number of products can give: by a Cholesky factorisation.
+"""Cholesky factorisations prove about singular values what no number of products can.
 
 A Krylov space finds one vector of a cluster of nearly equal values at once, the one that its start
 block points to, and the others only as far as the random vectors of that block have a part in them.
@@ -36,7 +36,7 @@ class Factorisations:
     Args:
         A: The map.
         generator: Source of the vectors that measure the error of a factor.
-        probability: That a statement is wrong, over those vectors.
+        probability: The probability, over those vectors, that a statement is wrong.
 
     Attributes:
         map: The map.

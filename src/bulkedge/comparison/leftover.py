@@ -166,7 +166,7 @@ def judge_unmatched(
         heads: The shapes that :func:`unused_heads` returns.
 
     Returns:
-        The rows.  A new head counts as no loss, everything else does.
+        The rows.  A new head, or a tensor that is no weight, counts as no loss; others as lost.
     """
     lists = _lists(base.weights)
     rows = []

@@ -22,7 +22,7 @@ from ._start import Randomness
 from .block_krylov import BlockKrylov
 
 
-class Pair(NamedTuple):
+class VectorPair(NamedTuple):
     """Unit vectors u ``(m, 1)``, v ``(n, 1)`` with Av, Aᵀu, a value σ, and their residual.
 
     The residual is ``‖[Av − σu; Aᵀu − σv]‖₂``, 0-dimensional like σ.
@@ -47,7 +47,7 @@ class Starts(NamedTuple):
 class Found(NamedTuple):
     """Where a search for one triplet ended, after how many steps and passes."""
 
-    pair: Pair
+    pair: VectorPair
     steps: int
     passes: int
 
@@ -64,11 +64,11 @@ class Goal:
     rtol: float
     scale: Tensor
 
-    def tolerance(self, pair: Pair) -> Tensor:
+    def tolerance(self, pair: VectorPair) -> Tensor:
         """The residual allowed: half of what is promised, the rest is for the deflation's error."""
         return 0.5 * self.rtol * torch.maximum(pair.sigma, self.scale)
 
-    def reached(self, pair: Pair) -> bool:
+    def reached(self, pair: VectorPair) -> bool:
         """Whether the pair will do."""
         return bool(pair.residual <= self.tolerance(pair))
 
@@ -86,36 +86,40 @@ def unit(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def judged(u: Tensor, v: Tensor, Av: Tensor, Atu: Tensor, sigma: Tensor | None = None) -> Pair:
+def vector_pair(
+    u: Tensor, v: Tensor, Av: Tensor, Atu: Tensor, sigma: Tensor | None = None
+) -> VectorPair:
     """The pair with its residual; σ is the Rayleigh quotient ``uᵀAv`` unless it is given."""
     sigma = (u * Av).sum() if sigma is None else sigma
     norm = torch.linalg.vector_norm
-    return Pair(u, v, Av, Atu, sigma, torch.hypot(norm(Av - sigma * u), norm(Atu - sigma * v)))
+    return VectorPair(
+        u, v, Av, Atu, sigma, torch.hypot(norm(Av - sigma * u), norm(Atu - sigma * v))
+    )
 
 
-def measured(A: LinearMap, u: Tensor, v: Tensor, sigma: Tensor | None = None) -> Pair:
-    """Both vectors brought back to their spheres, and judged; two passes."""
+def normalised_pair(A: LinearMap, u: Tensor, v: Tensor, sigma: Tensor | None = None) -> VectorPair:
+    """The pair of the two vectors, brought to unit length; two passes."""
     u, v = unit(u), unit(v)
-    return judged(u, v, A.matmat(v), A.rmatmat(u), sigma)
+    return vector_pair(u, v, A.matmat(v), A.rmatmat(u), sigma)
 
 
-def pair_from(A: LinearMap, v: Tensor) -> Pair:
+def pair_of_right(A: LinearMap, v: Tensor) -> VectorPair:
     """The best u for a given v, ``Av / ‖Av‖``; two passes."""
     v = unit(v)
     Av = A.matmat(v)
     u = unit(Av)
-    return judged(u, v, Av, A.rmatmat(u))
+    return vector_pair(u, v, Av, A.rmatmat(u))
 
 
 def iterate(
     A: LinearMap,
     v: Tensor,
-    step: Callable[[LinearMap, Pair], Pair],
+    step: Callable[[LinearMap, VectorPair], VectorPair],
     goal: Goal,
     max_steps: int,
 ) -> Found:
     """Repeat ``step``, of two passes, from ``v`` to the goal or the limit; the best pair counts."""
-    best = pair = pair_from(A, v)
+    best = pair = pair_of_right(A, v)
     steps = 0
     while not goal.reached(best) and steps < max_steps:
         pair = step(A, pair)
@@ -125,7 +129,7 @@ def iterate(
     return Found(best, steps, passes=2 + 2 * steps)
 
 
-def one_by_one(A: LinearMap, starts: Starts, search: Search, rtol: float) -> SingularTriplets:
+def by_deflation(A: LinearMap, starts: Starts, search: Search, rtol: float) -> SingularTriplets:
     """A triplet for each of the starts, by deflation, and Rayleigh-Ritz at the end.
 
     Cost: k searches, and two passes.

@@ -29,11 +29,11 @@ from bulkedge.triplet._result import SingularTriplets
 from ._deflation import (
     Found,
     Goal,
-    Pair,
     Starts,
-    measured,
-    one_by_one,
-    pair_from,
+    VectorPair,
+    by_deflation,
+    normalised_pair,
+    pair_of_right,
     relative_tolerance,
 )
 from ._start import Randomness, start_block
@@ -81,15 +81,15 @@ class Riemannian:
         v = start_block(A, k, start, generator)
         if start is not None:
             v = v + rtol**0.25 * start_block(A, k, None, generator)
-        return one_by_one(A, Starts(v), self._search, rtol)
+        return by_deflation(A, Starts(v), self._search, rtol)
 
     def _search(self, A: LinearMap, v: Tensor, goal: Goal) -> Found:
-        here, radius = pair_from(A, v), 1.0
+        here, radius = pair_of_right(A, v), 1.0
         steps, passes = 0, 2
         while not goal.reached(here) and steps < self.max_steps:
             move = _steihaug(partial(_hessian, A, here), here, radius, 0.1 * goal.tolerance(here))
             m = A.shape[0]
-            there = measured(A, here.u + move.eta[:m], here.v + move.eta[m:])
+            there = normalised_pair(A, here.u + move.eta[:m], here.v + move.eta[m:])
             steps, passes = steps + 1, passes + 2 * move.products + 2
             agreement = _agreement(there.sigma - here.sigma, move.gain, here.sigma)
             if agreement < 0.25:
@@ -109,14 +109,14 @@ class _Move(NamedTuple):
     cut: bool
 
 
-def _hessian(A: LinearMap, at: Pair, eta: Tensor) -> Tensor:
+def _hessian(A: LinearMap, at: VectorPair, eta: Tensor) -> Tensor:
     p, q = eta[: len(at.u)], eta[len(at.u) :]
     Aq, Atp = A.matmat(q), A.rmatmat(p)
     return at.sigma * eta - torch.cat([Aq - at.u * (at.u.mT @ Aq), Atp - at.v * (at.v.mT @ Atp)])
 
 
 def _steihaug(
-    hessian: Callable[[Tensor], Tensor], at: Pair, radius: float, target: Tensor
+    hessian: Callable[[Tensor], Tensor], at: VectorPair, radius: float, target: Tensor
 ) -> _Move:
     """Maximise ``⟨g, η⟩ − ½⟨η, Hη⟩`` over ``‖η‖ ≤ radius``, as well as the next step can use."""
     g = torch.cat([at.Av - at.sigma * at.u, at.Atu - at.sigma * at.v])

@@ -40,17 +40,17 @@ from ._side import (
 )
 from .score import Verdict
 
-Means = Literal["certified", "dense"]
+DecidingMethod = Literal["certified", "dense"]
 
-SMALL = 384
+DENSE_UP_TO = 384
 """Two dense SVDs cost less than a certificate up to this length of the shorter side."""
-VALUES = 512
+ALL_VALUES_UP_TO = 512
 """All singular values of the base are computed up to this length of the shorter side."""
 TILE = 2048
 """This many rows or columns are converted to float64 at a time."""
 VECTOR_TOL = 5e-3
 """The tuned vectors are computed to this sine of the angle, which widens every interval."""
-STEPS = 40
+MAX_STEPS = 40
 """The search for the tuned vectors takes no more steps than this."""
 PROBES = 8
 """This many random vectors prove that no tuned vector was missed."""
@@ -65,7 +65,7 @@ class Judgement:
     Attributes:
         tuned: The leading tuned triplets, in float64.
         sides: What was found of each side that was asked for.
-        means: Whether a certificate or SVDs have decided.
+        method: Whether a certificate or SVDs have decided.
         spectrum: Singular values of the base, descending, shape ``(min(m, n),)``.
         computed_count: How many leading ones of them are computed; a quadrature gives the others.
         passes: Products with the base, the tuned matrix, or their transposes.
@@ -74,7 +74,7 @@ class Judgement:
 
     tuned: SingularTriplets
     sides: Mapping[VectorSide, OneSide]
-    means: Means
+    method: DecidingMethod
     spectrum: Tensor
     computed_count: int
     passes: int
@@ -98,7 +98,7 @@ class Judgement:
 
 def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
     """Whether SVDs of a matrix cost less than the products of a certificate of k directions."""
-    return min(shape) <= max(SMALL, 4 * k)
+    return min(shape) <= max(DENSE_UP_TO, 4 * k)
 
 
 def judge(
@@ -192,7 +192,7 @@ def by_products(
         return None, 0
     solver = GolubKahan(
         vector_tol=VECTOR_TOL,
-        max_steps=STEPS,
+        max_steps=MAX_STEPS,
         oversample=PROBES,
         failure_probability=FAILURE_PROBABILITY,
     )
@@ -216,7 +216,7 @@ def by_products(
     }
     first = judged[sides[0]]
     spectrum, computed_count = first.spectrum, first.computed_count
-    if min(W.shape) <= VALUES:
+    if min(W.shape) <= ALL_VALUES_UP_TO:
         spectrum = _singular_values(W0).cpu()
         computed_count = len(spectrum)
     passes = tuned.passes + sum(side.passes for side in judged.values())
@@ -269,7 +269,7 @@ def judge_vectors(
     """
     if (count := count_nonzero_values(tuned)) == 0:
         return []
-    if min(W0.shape) <= SMALL and isinstance(W0, Dense):
+    if min(W0.shape) <= DENSE_UP_TO and isinstance(W0, Dense):
         base, known = thin_svd(W0.to_dense().double()), _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:

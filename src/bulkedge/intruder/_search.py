@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from bulkedge.triplet import Bidiagonalization
-from bulkedge.triplet._rounding import CHECKS, Rounding, measure_rounding
+from bulkedge.triplet._rounding import ROUNDING_PROBES, Rounding, measure_rounding
 from bulkedge.triplet.solver._start import Randomness, gaussian
 
 from ._clusters import Clusters, find_clusters, presumed_complete
@@ -121,7 +121,7 @@ class Search:
         # the first step after which proofs of completeness would decide every direction
         self.first_decidable_step = max_steps
         self.steps_per_factorisation = min(process.map.shape) // (
-            FACTORISATION_SPEED * process.started
+            FACTORISATION_SPEED * process.start_size
         )
 
     def run(self) -> Assessment:
@@ -180,7 +180,7 @@ class Search:
     def _measure_rounding(self) -> None:
         """Measure what rounding has done to the space so far; every interval allows for it."""
         count = self.process.left.shape[1] + self.process.right.shape[1]
-        drawn = gaussian(count, CHECKS, self.generator)
+        drawn = gaussian(count, ROUNDING_PROBES, self.generator)
         self.rounding = measure_rounding(
             self.process, self.process.ritz(), drawn, FAILURE_PROBABILITY, self.frobenius
         )
@@ -189,7 +189,9 @@ class Search:
         """The largest lower bound of all singular values that is worth trying to prove."""
         if not self.factorisations.tall:
             return 0.0
-        return MIN_SIGMA_FRACTION * min(self.process.least, self.lowest_unproved_bound)
+        return MIN_SIGMA_FRACTION * min(
+            self.process.min_sigma_upper_bound, self.lowest_unproved_bound
+        )
 
     def _prove_min_sigma(self, x: float) -> bool:
         """Whether every singular value is certain to exceed x."""

@@ -47,7 +47,7 @@ from .score import Verdict
 ORTHONORMALITY = 1e-3
 """YᵀY may differ from the identity by this much; rounding in single precision leaves less."""
 FALSE_NORM = 1.001
-"""A given ‖W0‖_F is refused if the largest singular value exceeds it by this factor."""
+"""A given ‖W0‖_F is refused as false if the largest singular value exceeds it by this factor."""
 DROP_TOLERANCE = 4.0
 """Directions smaller than this are not added to the space, in units of eps ‖W0‖_F."""
 ASSUMED_NOISE = 16.0
@@ -273,11 +273,11 @@ def _certificate(question: Question, found: Assessment, process: Bidiagonalizati
             known,
             evidence.shape,
             t.shape[1],
-            evidence.started,
+            evidence.start_size,
             evidence.frobenius,
         ),
         steps=process.passes // 2,
-        passes=process.passes + process.checks,
+        passes=process.passes + process.check_passes,
     )
 
 

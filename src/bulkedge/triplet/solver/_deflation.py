@@ -23,9 +23,15 @@ from .block_krylov import BlockKrylov
 
 
 class VectorPair(NamedTuple):
-    """Unit vectors u ``(m, 1)``, v ``(n, 1)`` with Av, Aᵀu, a value σ, and their residual.
+    """An approximate singular triplet, and the products that judge it.
 
-    The residual is ``‖[Av − σu; Aᵀu − σv]‖₂``, 0-dimensional like σ.
+    Attributes:
+        u: Unit left vector, shape ``(m, 1)``.
+        v: Unit right vector, shape ``(n, 1)``.
+        Av: Shape ``(m, 1)``.
+        Atu: ``Aᵀu``, shape ``(n, 1)``.
+        sigma: σ, 0-dimensional.
+        residual: ``‖[Av − σu; Aᵀu − σv]‖₂``, 0-dimensional.
     """
 
     u: Tensor
@@ -37,7 +43,13 @@ class VectorPair(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """Where the searches begin, shape ``(n, k)``; the next singular value; passes spent on it."""
+    """Where the searches begin.
+
+    Attributes:
+        v: A guess of each right vector, shape ``(n, k)``.
+        below: The (k+1)-th singular value, shape ``(1,)``, if it is known.
+        passes: Passes that were spent to find these.
+    """
 
     v: Tensor
     below: Tensor | None = None
@@ -65,11 +77,11 @@ class Goal:
     scale: Tensor
 
     def tolerance(self, pair: VectorPair) -> Tensor:
-        """The residual allowed: half of what is promised, the rest is for the deflation's error."""
+        """The residual allowed: half of what is promised; deflation may add the other half."""
         return 0.5 * self.rtol * torch.maximum(pair.sigma, self.scale)
 
     def reached(self, pair: VectorPair) -> bool:
-        """Whether the pair will do."""
+        """Whether the pair is good enough."""
         return bool(pair.residual <= self.tolerance(pair))
 
 
@@ -118,7 +130,7 @@ def iterate(
     goal: Goal,
     max_steps: int,
 ) -> Found:
-    """Repeat ``step``, of two passes, from ``v`` to the goal or the limit; the best pair counts."""
+    """Repeat ``step``, of two passes, from ``v`` to the goal or the limit; return the best pair."""
     best = pair = pair_of_right(A, v)
     steps = 0
     while not goal.reached(best) and steps < max_steps:
@@ -191,9 +203,9 @@ def warmed_up(
     """Block Krylov iteration, no further than a Newton method needs to find the right triplet.
 
     Newton's method and the Rayleigh-quotient iteration converge to the triplet they are nearest
-    to.  An interval of the radius of the residual around a Ritz value holds a singular value; while
-    that radius is a small part of the gap to the next Ritz value, the nearest is the right one.
-    Where singular values coincide there is no gap, and the iteration runs to ``rtol``.
+    to.  Within the residual of a Ritz value there is a singular value.  Once the residual is a
+    small part of the gap to the next Ritz value, the nearest triplet is the right one.  Where
+    singular values coincide there is no gap, and the iteration runs to ``rtol``.
 
     Args:
         A: Shape ``(m, n)``, m ≥ n.
@@ -206,8 +218,8 @@ def warmed_up(
     Returns:
         The rough right vectors, the value below them, and the passes that they took.
     """
-    # A start may be a lower triplet, slightly tilted; only a fine tolerance distinguishes it from
-    # the right one.
+    # A start may be a lower triplet, slightly tilted.  Only a fine tolerance shows that it is not
+    # the leading one.
     rough, passes = (0.1 if start is None else 0.5 * rtol), 0
     while True:
         warm = BlockKrylov(rtol=rough).compute(A, k, start, generator)

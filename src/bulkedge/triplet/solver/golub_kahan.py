@@ -18,7 +18,7 @@ from bulkedge._linmap import LinearMap
 from bulkedge.triplet._bidiagonal import Bidiagonalization, Ritz
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 from bulkedge.triplet._rounding import (
-    CHECKS,
+    ROUNDING_PROBES,
     Rounding,
     measure_residuals,
     measure_rounding,
@@ -142,9 +142,9 @@ class GolubKahan:
         generator: Randomness,
     ) -> SingularTriplets:
         """Block Krylov iteration from the leading vectors of a space that was not enough."""
-        v = _left_vectors(process, now)[:, : process.started]
+        v = _left_vectors(process, now)[:, : process.start_size]
         rest = BlockKrylov(rtol=self.rtol).compute(A, k, v, generator)
-        steps, spent = process.passes // 2, process.passes + process.checks
+        steps, spent = process.passes // 2, process.passes + process.check_passes
         rest = replace(rest, steps=rest.steps + steps, passes=rest.passes + spent)
         unproved = rest.status is Status.CONVERGED and not now.proved
         return replace(rest, status=Status.UNPROVED) if unproved else rest
@@ -185,7 +185,7 @@ def _triplets(process: Bidiagonalization, now: _State, k: int) -> SingularTriple
         now.residuals.to(right),
         now.gaps.to(right),
         steps=process.passes // 2,
-        passes=process.passes + process.checks,
+        passes=process.passes + process.check_passes,
         status=Status.CONVERGED if now.proved else Status.UNPROVED,
         near=(now.sigma[k:].to(right), v[:, k:]) if len(now.sigma) > k else None,
     )
@@ -209,7 +209,7 @@ class _Prover:
         if self._unseen(ritz, self._least_rounding(ritz)).lowest_cut(k) is None:
             return None
         count = len(ritz.left) + len(ritz.right)
-        drawn = gaussian(count, CHECKS, self.generator)
+        drawn = gaussian(count, ROUNDING_PROBES, self.generator)
         measured = measure_rounding(self.process, ritz, drawn, self.failure_probability, self.size)
         return self._unseen(ritz, measured).lowest_cut(k)
 

@@ -97,9 +97,11 @@ def test_the_size_on_a_cell_is_an_upper_bound(dtype):
     generator = torch.Generator().manual_seed(1)
     centre = torch.rand(50, generator=generator, dtype=WIDE) * 1.5
     radius = 10 ** (-4 * torch.rand(50, generator=generator, dtype=WIDE) - 1)
-    _, over = unseen._size(centre, radius, others)
+    _, over = unseen._norm_bounds(centre, radius, others)
     for share in some(torch.linspace(-1, 1, 21, dtype=WIDE)):
-        at, _ = unseen._size((centre + share * radius).abs(), torch.zeros_like(radius), others)
+        at, _ = unseen._norm_bounds(
+            (centre + share * radius).abs(), torch.zeros_like(radius), others
+        )
         assert bool((at <= over * (1 + 1e-9)).all())
     assert int(over.isfinite().sum()) > 20
 

@@ -12,7 +12,8 @@ from bulkedge._errors import InputError
 
 from .base import Gradients, LinearMap, frobenius, made_by_arithmetic
 
-STRIP = 512  # columns of a symmetric product that are computed together
+STRIP = 512
+"""This many columns of a symmetric product are computed together."""
 
 
 @made_by_arithmetic
@@ -86,7 +87,8 @@ class Upcast(Dense):
         dtype: The dtype of the products.
     """
 
-    rows = 128  # of a tile: it stays in the cache between conversion and product
+    rows = 128
+    """The rows of a tile, so few that it stays in the cache between conversion and product."""
 
     def __init__(self, matrix: Tensor, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(matrix)

@@ -11,7 +11,7 @@ from bulkedge._linmap import (
     RowScaled,
     Scaled,
     Sum,
-    Widened,
+    Upcast,
     as_map,
 )
 from cases import gaussian
@@ -97,7 +97,7 @@ def test_tiles_of_a_widened_matrix_cover_it():
     )
 
 
-@pytest.mark.parametrize("make", [Dense, Widened])
+@pytest.mark.parametrize("make", [Dense, Upcast])
 def test_gram_matrices_in_strips_and_tiles(make):
     matrix = gaussian(150, 1100)  # more than one tile of rows, and more than two strips of columns
     torch.testing.assert_close(make(matrix).gram(), matrix.mT @ matrix)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bulkedge import InputError, singular_triplet
-from bulkedge._linmap import Counted, RowScaled, Widened
+from bulkedge._linmap import Counted, RowScaled, Upcast
 from bulkedge.triplet import Adjoint, Dense, LowRank, Scaled, Sum
 from cases import gaussian
 from test_linmap import MAPS, W0, A, B, D
@@ -63,7 +63,7 @@ def test_a_map_is_printed_by_what_it_is():
     W = 2.0 * (Dense(W0.float()) + LowRank(B.float(), A.float(), 0.5)).T
     assert repr(W) == "2.0 * ((Dense(7×5, float32) + 0.5 * LowRank(7×5, rank 2, float32)).T)"
     assert repr(RowScaled(Dense(W0), D)) == "RowScaled(7×5, float64)"
-    assert repr(Counted(Widened(W0.half()))) == "Counted(7×5, float64)"
+    assert repr(Counted(Upcast(W0.half()))) == "Counted(7×5, float64)"
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, 
 
 
 def test_a_row_that_dora_switched_off_can_hold_no_correction():
-    pair = SimpleNamespace(replaced=None, magnitude=torch.ones(3), columns=False,
-                           row_factors=torch.tensor([1.0, 0.0, 2.0]))  # fmt: skip
+    pair = SimpleNamespace(replaced=None, magnitude=torch.ones(3), per_column=False,
+                           magnitude_over_norm=torch.tensor([1.0, 0.0, 2.0]))  # fmt: skip
     with pytest.raises(InputError, match="not zero, got a row that DoRA switched off"):
         in_factors(pair, Correction(torch.ones(3, 1), torch.ones(4, 1)))
 

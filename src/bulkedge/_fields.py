@@ -33,10 +33,10 @@ class Rule:
     """What one field may hold.
 
     Attributes:
-        limits: In words that follow the name of the field: ``"≥ 1"``.
-        kind: What to give instead: ``"a whole number"``.
-        read: The value as it is kept; None where it does not fit.
-        optional: Whether None may be given, too.
+        limits: The limits in words that follow the name of the field in a message: ``"≥ 1"``.
+        kind: What a message says to give instead: ``"a whole number"``.
+        read: Turns what was given into the value that is kept; None where it does not fit.
+        optional: Whether None is allowed, too.
     """
 
     limits: str
@@ -75,7 +75,7 @@ def check_values(owner: object, **settings: tuple[Any, Rule]) -> None:
 
 
 def each(values: Mapping[str, Any], rule: Rule) -> dict[str, tuple[Any, Rule]]:
-    """Several settings of :func:`check_values` under one rule."""
+    """Settings for :func:`check_values` that all have the same rule."""
     return {name: (value, rule) for name, value in values.items()}
 
 
@@ -146,7 +146,7 @@ def method(name: str, example: str) -> Rule:
 TOLERANCE = number("between 0 and 1, the ends excluded", lambda x: 0 < x < 1)
 SHARE = number("between 0 and 1", lambda x: 0 <= x <= 1)
 POSITIVE = number("to be positive and finite", lambda x: x > 0)
-EPSILON = number("between 0, excluded, and 1", lambda x: 0 < x <= 1)
+POSITIVE_SHARE = number("between 0, excluded, and 1", lambda x: 0 < x <= 1)
 NOT_NEGATIVE = number("≥ 0 and finite", lambda x: x >= 0)
 FINITE = number("to be finite", lambda x: True)
 FLAG = instance(bool, "True or False")
@@ -154,7 +154,7 @@ TEXT = instance(str, "a text")
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function that says what an argument is called now to those who use its old name.
+    """Decorate a function so that the old name of an argument gives an error with the new one.
 
     Args:
         names: The new name of each old one.

@@ -14,17 +14,17 @@ def full_float32() -> Iterator[None]:
     """Products of float32 matrices in float32 within the block, on CUDA and CPU.
 
     TF32 keeps 10 bits of 23 and bfloat16 keeps 7: what is proved with eps of float32 would not hold
-    of such products.  A program may ask for them by either API of torch, or by the environment;
-    what it asked for is back when the block ends.  The switches are those of the process, other
-    threads included.
+    of such products.  A program may ask for them by either API of torch, or by the environment; its
+    settings are restored when the block ends.  They belong to the process, so other threads have
+    full precision meanwhile, too.
     """
-    before, asked = [_of(switch) for switch in _switches()], _asked()
+    before, older_setting = [_setting(switch) for switch in _switches()], _older_setting()
     torch.set_float32_matmul_precision("highest")  # sets the switches of both APIs
     try:
         yield
     finally:
-        if asked is not None:
-            torch.set_float32_matmul_precision(asked)
+        if older_setting is not None:
+            torch.set_float32_matmul_precision(older_setting)
         for (switch, _), value in zip(_switches(), before, strict=True):
             switch.fp32_precision = value
 
@@ -32,7 +32,7 @@ def full_float32() -> Iterator[None]:
 @contextmanager
 def full_precision(device: torch.device | str) -> Iterator[None]:
     """:func:`full_float32`, and no autocast to half precision on this device."""
-    # the tracer of a compiler takes no switches; a solve, opaque to it, comes here again itself
+    # a compiler cannot trace the switches; the solve that it does not trace comes here itself
     switches = nullcontext() if torch.compiler.is_compiling() else full_float32()
     kind = torch.device(device).type
     # nothing is computed on the meta device, and torch has no autocast for it
@@ -42,20 +42,20 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
 
 
 def _switches() -> list[tuple[Any, Any]]:
-    """The switches of torch 2.9 and later, each with the one it inherits from; else none."""
+    """The switches of torch 2.9 and later, each with the one it inherits from; before, none."""
     cuda, cpu = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
     pairs = [(cuda, torch.backends.cudnn), (cpu, torch.backends.mkldnn)]
     return [pair for pair in pairs if hasattr(pair[0], "fp32_precision")]
 
 
-def _of(pair: tuple[Any, Any]) -> str:
-    """What a switch is set to: ``none`` where it says the same as the one above it."""
-    own, above = (switch.fp32_precision for switch in pair)
-    return "none" if own == above else own
+def _setting(pair: tuple[Any, Any]) -> str:
+    """What a switch is set to: ``none`` where it equals the one that it inherits from."""
+    own, inherited = (switch.fp32_precision for switch in pair)
+    return "none" if own == inherited else own
 
 
-def _asked() -> str | None:
-    """What the older API was told; None where the two contradict each other."""
+def _older_setting() -> str | None:
+    """What the older API is set to; None where the two APIs contradict each other."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -64,7 +64,7 @@ def _asked() -> str | None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread and full precision within the block: with others the last digits differ."""
+    """One torch thread and full precision within the block, so that the last digits are fixed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bulkedge import __version__
 from bulkedge._errors import InputError, OutputError
-from bulkedge._fields import EPSILON, check_values, optional, renamed
+from bulkedge._fields import POSITIVE_SHARE, check_values, optional, renamed
 from bulkedge._globs import check_globs
 from bulkedge.auditing import Engine, LocalEngine, keep_out_of_inputs, run_plan
 from bulkedge.auditing.inputs import as_text
@@ -174,7 +174,7 @@ def _selection(select: str, significance: float | None) -> Selection:
     """Which directions are treated."""
     if select not in ("rotated", "intruder"):
         raise InputError(f"expected select 'rotated' or 'intruder', got {select!r}")
-    check_values("repair", significance=(significance, optional(EPSILON)))
+    check_values("repair", significance=(significance, optional(POSITIVE_SHARE)))
     return Selection(Verdict(select), significance)
 
 

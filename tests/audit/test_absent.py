@@ -193,7 +193,7 @@ def test_fused_and_split_are_paired_by_rows(fused, tmp_path):
         pair = load(comparison, CPU)
         (name,) = [n for n, x in pieces.items() if torch.equal(x, pair.base)]
         found.append(name)
-        assert torch.equal(pair.start, tuned[name])
+        assert torch.equal(pair.dense_part, tuned[name])
     assert sorted(found) == sorted(n for n, x in pieces.items() if x.ndim == 2)
     expected = sum(
         int((oracle_scores(pieces[n], tuned[n], 3) < 0.5).sum()) for n in found if "layers" in n
@@ -451,9 +451,9 @@ def test_what_is_in_use_is_compared(base_ties, tuned_ties, base_stores, tuned_st
     missing = [name for name in (EMBED, HEAD) if before[name] is None or after[name] is None]
     for name in {EMBED, HEAD} - set(missing):
         W0, W = before[name], after[name]
-        assert any(torch.equal(pair.base, W0) and torch.equal(pair.start, W) for pair in pairs), (
-            name
-        )
+        assert any(
+            torch.equal(pair.base, W0) and torch.equal(pair.dense_part, W) for pair in pairs
+        ), name
     one_sided = [n for n in missing if (before[n] is None) != (after[n] is None)]
     # where both are stored though tied, versions of transformers differ
     in_doubt = tuned_ties and not base_ties and tuned_stores == base_stores == "both"

@@ -100,7 +100,7 @@ def test_a_large_step_count_falls_back_to_a_dense_svd(tmp_path, monkeypatch):
     W0, W = planted()
     hasty = functools.partial(bulkedge.intruder.certify, max_steps=1)
     monkeypatch.setattr("bulkedge.intruder._side.certify", hasty)
-    monkeypatch.setattr("bulkedge.intruder._judge.SMALL", 0)
+    monkeypatch.setattr("bulkedge.intruder._judge.DENSE_UP_TO", 0)
     record = audit_pair(tmp_path, W0, W)
     assert record.matrices[0].status == "audited"
     assert "directions open: decided by dense SVDs" in record.matrices[0].note

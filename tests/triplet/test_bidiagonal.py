@@ -7,7 +7,7 @@ from bulkedge._linmap import Dense
 from bulkedge.triplet import Bidiagonalization, GolubKahan, singular_triplet
 from bulkedge.triplet._result import Status
 from bulkedge.triplet._rounding import (
-    CHECKS,
+    ROUNDING_PROBES,
     measure_residuals,
     measure_rounding,
     norm_above,
@@ -54,7 +54,9 @@ def grown(W0, start, steps):
 
 def measured(process, W0, seed=0):
     count = process.left.shape[1] + process.right.shape[1]
-    drawn = torch.randn(count, CHECKS, generator=torch.Generator().manual_seed(seed), dtype=WIDE)
+    drawn = torch.randn(
+        count, ROUNDING_PROBES, generator=torch.Generator().manual_seed(seed), dtype=WIDE
+    )
     size = float(torch.linalg.vector_norm(W0.double()))
     return measure_rounding(process, process.ritz(), drawn, 1e-9, size)
 
@@ -110,7 +112,7 @@ def test_a_norm_from_gaussian_vectors_is_not_too_small(rank):
         low += norm_above(E @ drawn, probability, 0.0) < norm(E)
     assert low < 400 * probability + 3 * (400 * probability) ** 0.5
     assert low > 40 or rank > 1
-    assert safety_factor(CHECKS, 5e-10) == pytest.approx(4.75, abs=0.01)  # as the docs say
+    assert safety_factor(ROUNDING_PROBES, 5e-10) == pytest.approx(4.75, abs=0.01)  # as the docs say
 
 
 @pytest.mark.parametrize("dtype", [WIDE, torch.float32])
@@ -158,8 +160,10 @@ def test_ritz_is_the_svd_of_the_small_matrix(dtype):
 def test_least_is_the_smallest_image_of_the_right_space():
     W0 = gaussian(60, 40)
     process = grown(W0, orthonormal(60, 4, 1), 4)
-    assert process.least == pytest.approx(float(torch.linalg.svdvals(W0 @ process.right)[-1]))
-    assert process.least >= float(torch.linalg.svdvals(W0)[-1])
+    assert process.min_sigma_upper_bound == pytest.approx(
+        float(torch.linalg.svdvals(W0 @ process.right)[-1])
+    )
+    assert process.min_sigma_upper_bound >= float(torch.linalg.svdvals(W0)[-1])
 
 
 def test_directions_that_a_block_does_not_add_are_left_out():

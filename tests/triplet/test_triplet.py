@@ -183,15 +183,15 @@ def test_maps_and_generators_compile_with_a_break():
 
 
 def test_the_registered_operators_keep_their_promises():
-    from bulkedge.triplet._compiled import op_implicit, op_leading, token
+    from bulkedge.triplet._compiled import op_leading, op_outside_block, token
 
     A = gaussian(6, 5)
     outputs = op_leading(A, None, 2, token(BlockKrylov()), True)
     torch.library.opcheck(op_leading, (A, None, 2, token(BlockKrylov()), True))
     sigma, u, v, residuals, gaps, _, theta, Z = outputs
     known = sigma, u, v, residuals, gaps, theta, Z, A
-    arguments = None, torch.ones_like(u), None, *known, token(Minres()), "turns"
-    torch.library.opcheck(op_implicit, arguments)
+    arguments = None, torch.ones_like(u), None, *known, token(Minres()), "nothing", False
+    torch.library.opcheck(op_outside_block, arguments)
 
 
 def test_a_result_prints_shapes_and_figures_but_no_vectors():

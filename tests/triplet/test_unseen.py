@@ -5,8 +5,8 @@ import torch
 
 from bulkedge._linmap import Dense
 from bulkedge.triplet import Bidiagonalization, GolubKahan, Status, Unseen, singular_triplet
-from bulkedge.triplet._rounding import CHECKS, measure_rounding
-from bulkedge.triplet._unseen import least_square
+from bulkedge.triplet._rounding import ROUNDING_PROBES, measure_rounding
+from bulkedge.triplet._unseen import smallest_eigenvalue_bound
 from cases import orthonormal
 from helpers import some
 
@@ -34,7 +34,7 @@ def grown(W0, others, probes, steps, missed=1e-9):
         process.extend()
     count = process.left.shape[1] + process.right.shape[1]
     ritz = process.ritz()
-    rounding = measure_rounding(process, ritz, draw(count, CHECKS, 9), missed, size)
+    rounding = measure_rounding(process, ritz, draw(count, ROUNDING_PROBES, 9), missed, size)
     return Unseen.of(process, ritz, probes, size, missed, rounding)
 
 
@@ -44,14 +44,16 @@ def test_the_least_eigenvalue_of_a_gaussian_matrix(rows, columns):
     Z = torch.randn(20_000, rows, columns, generator=torch.Generator().manual_seed(3), dtype=WIDE)
     least = torch.linalg.eigvalsh(Z @ Z.mT)[:, 0]
     for probability in (0.2, 0.05, 0.01):
-        share = float((least <= least_square(rows, columns, probability)).double().mean())
+        share = float(
+            (least <= smallest_eigenvalue_bound(rows, columns, probability)).double().mean()
+        )
         assert share < probability + 3 * (probability / 20_000) ** 0.5
     if rows == 1:  # there it is the leading term of the law of χ²
-        assert float((least <= least_square(1, columns, 1e-3)).double().mean()) > 5e-4
+        assert float((least <= smallest_eigenvalue_bound(1, columns, 1e-3)).double().mean()) > 5e-4
 
 
 def test_with_fewer_probes_than_vectors_nothing_is_known():
-    assert least_square(3, 2, 0.5) == 0.0
+    assert smallest_eigenvalue_bound(3, 2, 0.5) == 0.0
     W0, _ = with_values(torch.linspace(1, 0.1, 30), 40, 30)
     unseen = grown(W0, draw(40, 3, 1), draw(40, 0), 6)
     assert not unseen.nothing_missed(0, 1, 0.99, 2.0)
@@ -95,9 +97,11 @@ def test_the_size_on_a_cell_is_an_upper_bound(dtype):
     generator = torch.Generator().manual_seed(1)
     centre = torch.rand(50, generator=generator, dtype=WIDE) * 1.5
     radius = 10 ** (-4 * torch.rand(50, generator=generator, dtype=WIDE) - 1)
-    _, over = unseen._size(centre, radius, others)
+    _, over = unseen._norm_bounds(centre, radius, others)
     for share in some(torch.linspace(-1, 1, 21, dtype=WIDE)):
-        at, _ = unseen._size((centre + share * radius).abs(), torch.zeros_like(radius), others)
+        at, _ = unseen._norm_bounds(
+            (centre + share * radius).abs(), torch.zeros_like(radius), others
+        )
         assert bool((at <= over * (1 + 1e-9)).all())
     assert int(over.isfinite().sum()) > 20
 
@@ -110,7 +114,7 @@ def test_what_hides_has_the_component_on_the_probes_that_is_claimed():
     for _ in range(3):
         process.extend()
     ritz = process.ritz()
-    rounding = measure_rounding(process, ritz, draw(30, CHECKS, 9), 1e-9, float(W0.norm()))
+    rounding = measure_rounding(process, ritz, draw(30, ROUNDING_PROBES, 9), 1e-9, float(W0.norm()))
     unseen = Unseen.of(process, ritz, G, float(W0.norm()), 1e-9, rounding)
     C, s, T = ritz.lacking, ritz.sigma[: len(ritz.residuals)], unseen.coordinates
     values = torch.linalg.svdvals(W0)

@@ -6,7 +6,7 @@ package asks of it is a product with a thin block, so the sum is never formed.
 
 from .base import Gradients, LinearMap, MatrixLike, as_map, frobenius, times_power
 from .counted import Counted
-from .dense import Dense, Difference, Widened
+from .dense import Dense, Difference, Upcast
 from .low_rank import LowRank
 from .scaled import RowScaled, Scaled, lift
 from .sums import Adjoint, Sum
@@ -23,7 +23,7 @@ __all__ = [
     "RowScaled",
     "Scaled",
     "Sum",
-    "Widened",
+    "Upcast",
     "as_map",
     "frobenius",
     "lift",

@@ -176,13 +176,13 @@ class LinearMap(ABC):
 
 
 _CLASSES: dict[str, Callable[..., LinearMap]] = {}
-"""The classes that arithmetic makes maps of; each enters itself, since it needs this file."""
+"""The classes that arithmetic makes maps of; each registers itself, as it imports this file."""
 
 C = TypeVar("C", bound=type[LinearMap])
 
 
 def made_by_arithmetic(cls: C) -> C:
-    """Enter a class under its name, for the operators of :class:`LinearMap`."""
+    """Register a class under its name, for the operators of :class:`LinearMap`."""
     _CLASSES[cls.__name__] = cls
     return cls
 

@@ -12,7 +12,8 @@ from bulkedge._errors import InputError
 
 from .base import Gradients, LinearMap, frobenius, made_by_arithmetic
 
-STRIP = 512  # columns of a symmetric product that are computed together
+STRIP = 512
+"""This many columns of a symmetric product are computed together."""
 
 
 @made_by_arithmetic
@@ -75,10 +76,10 @@ class Dense(LinearMap):
 
     def to(self, dtype: torch.dtype) -> LinearMap:
         """See :meth:`LinearMap.to`."""
-        return Dense(self.matrix) if dtype == self.matrix.dtype else Widened(self.matrix, dtype)
+        return Dense(self.matrix) if dtype == self.matrix.dtype else Upcast(self.matrix, dtype)
 
 
-class Widened(Dense):
+class Upcast(Dense):
     """A matrix of any floating dtype whose products are taken in a wider one, a tile at a time.
 
     Args:
@@ -86,7 +87,8 @@ class Widened(Dense):
         dtype: The dtype of the products.
     """
 
-    rows = 128  # of a tile: it stays in the cache between conversion and product
+    rows = 128
+    """The rows of a tile, so few that it stays in the cache between conversion and product."""
 
     def __init__(self, matrix: Tensor, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(matrix)
@@ -127,12 +129,12 @@ class Widened(Dense):
         """See :meth:`LinearMap.to_dense`."""
         return self.matrix.to(self.dtype)
 
-    def with_tensors(self, *tensors: Tensor) -> Widened:
+    def with_tensors(self, *tensors: Tensor) -> Upcast:
         """See :meth:`LinearMap.with_tensors`."""
-        return Widened(*tensors, dtype=self.dtype)
+        return Upcast(*tensors, dtype=self.dtype)
 
 
-class Difference(Widened):
+class Difference(Upcast):
     """``matrix − other`` with products in a wider dtype, subtracted a tile at a time.
 
     Args:

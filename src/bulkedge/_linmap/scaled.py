@@ -58,11 +58,11 @@ class Scaled(LinearMap):
         return self.inner.rmatmat(Y if before == 1 else Y * before) * after
 
     def _split(self) -> tuple[float, float]:
-        """What is multiplied before and after a product, lest one of tiny entries vanish."""
-        most = lift(self.dtype)
-        if abs(self.factor) <= most**0.5:
+        """The parts of the factor to apply before and after a product, so that none underflows."""
+        largest = lift(self.dtype)
+        if abs(self.factor) <= largest**0.5:
             return 1.0, self.factor
-        return most, self.factor / most
+        return largest, self.factor / largest
 
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
@@ -77,7 +77,7 @@ class Scaled(LinearMap):
         before, after = self._split()
         if before == 1:
             return self.inner.to_dense() * after
-        # formed first, a product of tiny factors would lose its digits
+        # a product of tiny factors that is formed before it is scaled would lose its digits
         return self.matmat(torch.eye(self.shape[1], dtype=self.dtype, device=self.device))
 
     def __repr__(self) -> str:

@@ -56,7 +56,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     if judged.tuned.rank == 0:
         return _row(comparison, "failed", note=ZEROS)
     shape = (pair.base.shape[0], pair.base.shape[1])
-    base, problem = measure_base(judged.spectrum, shape, judged.exact)
+    base, problem = measure_base(judged.spectrum, shape, judged.computed_count)
     notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
     return _row(
         comparison,
@@ -84,7 +84,7 @@ def _theory(
     """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""
     if base is None:
         return {}
-    exact = judged.exact == len(judged.spectrum)
+    exact = judged.computed_count == len(judged.spectrum)
     found = {"bulk": bulk_row(base, exact=exact), "threshold": base.fit.threshold}
     if update is None:
         return found

@@ -25,7 +25,7 @@ LEADING = 32
 def direction_rows(found: Judgement) -> list[Direction]:
     """The directions of all sides."""
     rows = (asdict(direction) for direction in found.directions)
-    return [Direction(**row, method=found.means) for row in rows]
+    return [Direction(**row, method=found.method) for row in rows]
 
 
 def angle_rows(found: Judgement) -> list[Angles]:

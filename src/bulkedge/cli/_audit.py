@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def _shard_numbers(
     context: click.Context, option: click.Parameter, value: str | None
 ) -> tuple[int, int] | None:
-    """The two numbers of I/N."""
+    """The two numbers of the option ``--shard I/N``."""
     if value is None:
         return None
     index, slash, count = value.partition("/")
@@ -46,8 +46,8 @@ def _shard_numbers(
     return int(index), int(count)
 
 
-BASIS = 500
-"""The most basis vectors that a certificate keeps on either side, copies included."""
+BASIS_VECTORS = 500
+"""A certificate keeps at most this many basis vectors on either side, copies included."""
 
 
 @click.command(short_help="Find the intruder dimensions of a fine-tune.")
@@ -102,7 +102,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
         _print_facts(_describe(part, recipe), options["as_json"])
         return
     with hold(output):
-        with show_progress(options["quiet"], len(positions)) as progress, _hint(output):
+        with show_progress(options["quiet"], len(positions)) as progress, _say_what_is_kept(output):
             record = run_plan(
                 plan,
                 recipe,
@@ -123,7 +123,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """What does not go together."""
+    """UsageError for options that do not go together."""
     if options["output"] is None and (options["resume"] or options["shard"]):
         what = "--resume" if options["resume"] else "--shard"
         raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
@@ -134,7 +134,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _engine(options: dict[str, Any]) -> Engine:
-    """Where to compute."""
+    """The engine that the options name."""
     from bulkedge.auditing import LocalEngine, RayEngine
 
     if options["engine"] == "ray":
@@ -143,13 +143,13 @@ def _engine(options: dict[str, Any]) -> Engine:
 
 
 def _notice(line: str) -> None:
-    """A word on stderr."""
+    """Print a line on stderr."""
     click.echo(printable(line), err=True)
 
 
 @contextmanager
-def _hint(output: Path | None) -> Iterator[None]:
-    """Where an audit ends early, say what of it is kept."""
+def _say_what_is_kept(output: Path | None) -> Iterator[None]:
+    """If the audit within ends early, say on stderr where its finished matrices are kept."""
     try:
         yield
     except (KeyboardInterrupt, BulkedgeError) as error:
@@ -162,53 +162,53 @@ def _hint(output: Path | None) -> Iterator[None]:
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    """Facts on stdout."""
+    """Print facts on stdout, as lines or as JSON."""
     text = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
     click.echo(json.dumps(facts, indent=2) if as_json else text)
 
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """What an audit would do, and what it would need."""
-    infos = [comparison.base for comparison in plan.comparisons]
-    largest = max(infos, key=lambda info: info.size, default=None)
+    bases = [comparison.base for comparison in plan.comparisons]
+    largest = max(bases, key=lambda base: base.size, default=None)
     description = "none"
     if largest is not None:
         description = f"{largest.name} {'×'.join(map(str, largest.shape))} {largest.dtype}"
     read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
     return {
-        "matrices": len(infos),
+        "matrices": len(bases),
         "skipped": len(plan.skipped),
         "lost": sum(row.lost for row in plan.skipped),
         "largest": description,
         "gigabytes_to_read": round(read / 1e9, 2),
         "gigabytes_of_memory": round(_peak_bytes(plan, recipe) / 1e9, 2),
-        "teraflop": round(sum(_flop(info.shape, recipe) for info in infos) / 1e12, 2),
+        "teraflop": round(sum(_flop(base.shape, recipe) for base in bases) / 1e12, 2),
         "recipe": recipe.model_dump(mode="json"),
     }
 
 
 def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
-    """Memory of a job: torch, the tensors of the largest comparison, and what is made of them."""
-    most = 0.0
+    """Memory of a job: torch, the largest comparison's tensors, and what is computed from them."""
+    peak = 0.0
     for comparison in plan.comparisons:
         stored = sum(matrix.nbytes for matrix in comparison.matrices)
         long, short = max(comparison.base.shape), min(comparison.base.shape)
         if recipe.method == "dense":
-            made = 8 * (4 * long * short + 5 * short**2)
+            computed = 8 * (4 * long * short + 5 * short**2)
         else:  # the bases of the process, and two Gram matrices of the short side
-            made = 4 * (BASIS * (long + short) + 2 * short**2)
-        most = max(most, stored + made)
-    return 300e6 + most
+            computed = 4 * (BASIS_VECTORS * (long + short) + 2 * short**2)
+        peak = max(peak, stored + computed)
+    return 300e6 + peak
 
 
 def _flop(shape: tuple[int, ...], recipe: Recipe) -> float:
-    """Operations on one matrix: some forty products with a block, or two SVDs."""
+    """Operations on one matrix: two SVDs, or some forty products with a block of 16 vectors."""
     long, short = max(shape), min(shape)
     return 12 * long * short**2 if recipe.method == "dense" else 40 * 2 * 16 * long * short
 
 
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:
-    """Everything that can go wrong with the output, before the first computation."""
+    """Find what is wrong with the output before the first computation: an error, if anything is."""
     from bulkedge.auditing import keep_out_of_inputs
 
     check_folder(output, options["force"], resume=options["resume"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ._output import check_file, one_thread, show_progress
+from ._output import check_file, default_to_one_thread, show_progress
 
 
 @click.command(short_help="Measure what a model's layers are used on.")
@@ -39,7 +39,7 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
     keep_out(
         output, sources, (file for path in sources if path.is_dir() for file in path.iterdir())
     )
-    one_thread()
+    default_to_one_thread()
     found = [text for path in texts for text in read_texts(path, options["column"])]
     with show_progress(options["quiet"], len(found)) as progress:
         measured = collect_moments(

@@ -272,8 +272,8 @@ def exit_code(record: Record, fail_on: str) -> int:
     return CLEAN
 
 
-def one_thread() -> None:
-    """One thread a job, unless the user has said how many: two on a busy machine are slower."""
+def default_to_one_thread() -> None:
+    """Use one thread unless the user has set how many, as two on a busy machine are slower."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:

@@ -12,7 +12,7 @@ import click
 
 from bulkedge._errors import MissingExtraError, OutputError, RecipeError
 
-from ._output import one_thread, show_progress, write
+from ._output import default_to_one_thread, show_progress, write
 
 if TYPE_CHECKING:
     from bulkedge.simulate import Table
@@ -45,7 +45,7 @@ def simulate(name: str | None, **options: Any) -> None:
     out: Path | None = options["output"]
     if out is not None or not options["as_json"]:
         _check_free(out, name, options["force"])
-    one_thread()
+    default_to_one_thread()
     with show_progress(options["quiet"], experiment.repeats, "simulating") as progress:
         table = experiment.run(progress)
     if out is not None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, TensorInfo, read_header
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Side, Skipped, Stored
+from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .comparison import Comparison
 from .leftover import unjudged
 
-Key = tuple[Side, str]
+Key = tuple[InputSide, str]
+"""A tensor: which input holds it, and its name there."""
 OVERLOOKED = "not compared with anything"
 TWICE = "some of its numbers have two counterparts, and which is used is not known"
 ORDER: tuple[Fate, ...] = ("lost", "judged", "excluded", "apart")
@@ -66,27 +67,27 @@ def account(
     for name, fate in unjudged_base.items():
         fates.setdefault(("base", name), set()).add(fate)
     pairs = [*comparisons, *(pair.comparison for pair in dropped)]
-    covered = _covered(pairs, whole=isinstance(tuned, Checkpoint))
+    covered = _covered(pairs, with_base=isinstance(tuned, Checkpoint))
     table: list[Stored] = []
-    found: list[Skipped] = []
+    unaccounted: list[Skipped] = []
     for side, info in _matrices(base, tuned):
         key: Key = side, info.name
-        mine = fates.get(key, set())
+        known = fates.get(key, set())
         reason = _shortfall(*covered[key]) if key in covered else None
-        if reason is None and not mine:
+        if reason is None and not known:
             reason = None if isinstance(tuned, Adapter) and side == "base" else OVERLOOKED
-        if reason is not None and "lost" not in mine:
-            short = unjudged(recipe, info.name, (), reason, side)
-            found.append(short)
-            more: Fate = "lost" if short.lost else "excluded"
-            mine.add(more)
-        row = Stored(side=side, name=info.name, fate=_first(mine), rows=rows.get(key, []))
+        if reason is not None and "lost" not in known:
+            skipped_row = unjudged(recipe, info.name, (), reason, side)
+            unaccounted.append(skipped_row)
+            added: Fate = "lost" if skipped_row.lost else "excluded"
+            known.add(added)
+        row = Stored(side=side, name=info.name, fate=_worst(known), rows=rows.get(key, []))
         table.append(row)
-    return table, found
+    return table, unaccounted
 
 
-def _first(fates: set[Fate]) -> Fate:
-    """What a tensor counts as."""
+def _worst(fates: set[Fate]) -> Fate:
+    """What a tensor of parts with these fates counts as."""
     for fate in ORDER:
         if fate in fates:
             return fate
@@ -116,10 +117,10 @@ def matrices_in(side: Checkpoint | Adapter) -> list[TensorInfo]:
     return [info for info in side.tensors.values() if len(info.shape) > 1 or info.name in packed]
 
 
-def _matrices(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[tuple[Side, TensorInfo]]:
-    """Those of both sides."""
-    before: list[tuple[Side, TensorInfo]] = [("base", info) for info in matrices_in(base)]
-    return [*before, *(("tuned", info) for info in matrices_in(tuned))]
+def _matrices(base: Checkpoint, tuned: Checkpoint | Adapter) -> list[tuple[InputSide, TensorInfo]]:
+    """The tensors of two or more dimensions of both sides."""
+    of_base: list[tuple[InputSide, TensorInfo]] = [("base", info) for info in matrices_in(base)]
+    return [*of_base, *(("tuned", info) for info in matrices_in(tuned))]
 
 
 def _rows(comparisons: Sequence[Comparison]) -> dict[Key, list[int]]:
@@ -132,38 +133,39 @@ def _rows(comparisons: Sequence[Comparison]) -> dict[Key, list[int]]:
 
 
 def _keys(comparison: Comparison) -> list[Key]:
-    """The tensors that a comparison reads, those included that its weights need to be read."""
+    """The tensors that a comparison reads, with the companions of quantised weights."""
     base, tuned = comparison.base, comparison.tuned
-    more = () if tuned is None else tuned.codec.companions
-    names = [*comparison.stored_names, *(info.name for info in more)]
-    before: list[Key] = [("base", info.name) for info in base.codec.infos]
-    return [*before, *(("tuned", name) for name in names)]
+    companions = () if tuned is None else tuned.codec.companions
+    names = [*comparison.stored_names, *(info.name for info in companions)]
+    of_base: list[Key] = [("base", info.name) for info in base.codec.infos]
+    return [*of_base, *(("tuned", name) for name in names)]
 
 
-def _covered(pairs: Iterable[Comparison], *, whole: bool) -> dict[Key, tuple[int, int]]:
-    """How many numbers of each weight belong to a pair, and how many it has; base if ``whole``."""
+def _covered(pairs: Iterable[Comparison], *, with_base: bool) -> dict[Key, tuple[int, int]]:
+    """How many numbers of each weight belong to a pair, and how many the weight has in all."""
     parts: dict[Key, set[tuple[object, object]]] = {}
     sizes: dict[tuple[Key, object, object], int] = {}
-    of: dict[Key, int] = {}
+    totals: dict[Key, int] = {}
 
-    def add(side: Side, matrix: StoredMatrix) -> None:
+    def add(side: InputSide, matrix: StoredMatrix) -> None:
         key: Key = side, matrix.info.name
         parts.setdefault(key, set()).add((matrix.expert, matrix.rows))
         sizes[key, matrix.expert, matrix.rows] = matrix.size
-        of[key] = math.prod(matrix.codec.shape)
+        totals[key] = math.prod(matrix.codec.shape)
 
     for pair in pairs:
-        if whole:
+        if with_base:
             add("base", pair.base)
         if pair.tuned is not None:
             add("tuned", pair.tuned)
     return {
-        key: (sum(sizes[(key, *part)] for part in found), of[key]) for key, found in parts.items()
+        key: (sum(sizes[(key, *part)] for part in known), totals[key])
+        for key, known in parts.items()
     }
 
 
 def _shortfall(covered: int, size: int) -> str | None:
-    """What to say of a tensor whose parts do not add up to it; None of others."""
+    """What to say of a tensor whose parts do not add up to it; None where they do."""
     if covered == size:
         return None
     if covered > size:

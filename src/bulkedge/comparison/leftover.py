@@ -18,13 +18,14 @@ from bulkedge.checkpoint import Checkpoint, Codec, Resolver, StoredMatrix
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Side, Skipped
+from bulkedge.records.record import Fate, InputSide, Skipped
 
 from .comparison import Comparison
 
 Shape = tuple[int, ...]
-ENDS = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}
-"""The ends of a language model: what each is called where it is not stored, how it is known."""
+EMBEDDING_AND_OUTPUT = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}
+"""The two ends of a language model: the name for each that messages use where it is not stored,
+and the function that recognises it."""
 
 NO_COUNTERPART = "no counterpart in the base"
 NOT_STORED = "not stored in the tuned checkpoint"
@@ -48,35 +49,37 @@ class Pairing:
 
     Attributes:
         pairs: What to compare.
-        skipped: What is left out, with the reason.
-        left_out: What belongs together, and is excluded by a name of the tuned side.
-        strangers: Full weights of the tuned side without a counterpart, by name.
-        unjudged_base: What becomes of the base's tensors whose update is not compared, by name.
+        skipped: The tensors that are left out, each with its reason.
+        excluded: The pairs that the recipe excludes by their name on the tuned side.
+        unmatched: The full weights of the tuned side that have no counterpart, by name.
+        unjudged_base: The fate of each base tensor whose update cannot be compared, by name.
     """
 
     pairs: list[Comparison] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    left_out: list[Comparison] = field(default_factory=list)
-    strangers: dict[str, Codec] = field(default_factory=dict)
+    excluded: list[Comparison] = field(default_factory=list)
+    unmatched: dict[str, Codec] = field(default_factory=dict)
     unjudged_base: dict[str, Fate] = field(default_factory=dict)
 
     @property
-    def found(self) -> set[str]:
+    def matched_base_names(self) -> set[str]:
         """The base's tensors that have a counterpart, as its files call them."""
-        return {pair.base.info.name for pair in (*self.pairs, *self.left_out)}
+        return {pair.base.info.name for pair in (*self.pairs, *self.excluded)}
 
 
-def set_aside(name: str, reason: str, side: Side = "tuned") -> Skipped:
-    """The row of a tensor with which no update of a weight is lost."""
+def set_aside(name: str, reason: str, side: InputSide = "tuned") -> Skipped:
+    """The row of a tensor that is left out without loss: it holds no update of a weight."""
     return Skipped(name=name, reason=reason, lost=False, side=side)
 
 
-def accepted(name: str, reason: str, side: Side = "tuned") -> Skipped:
+def accepted(name: str, reason: str, side: InputSide = "tuned") -> Skipped:
     """The row of a tensor that the recipe leaves out."""
     return Skipped(name=name, reason=reason, lost=False, side=side, accepted=True)
 
 
-def unjudged(recipe: Recipe, name: str, names: Iterable[str], reason: str, side: Side) -> Skipped:
+def unjudged(
+    recipe: Recipe, name: str, names: Iterable[str], reason: str, side: InputSide
+) -> Skipped:
     """The row of a weight that goes unjudged, unless the recipe has left it out anyway.
 
     Args:
@@ -89,12 +92,12 @@ def unjudged(recipe: Recipe, name: str, names: Iterable[str], reason: str, side:
     Returns:
         The row.
     """
-    if unwanted := not_wanted(recipe, name, *names):
+    if unwanted := why_excluded(recipe, name, *names):
         return accepted(name, unwanted, side)
     return Skipped(name=name, reason=reason, lost=True, side=side)
 
 
-def not_wanted(recipe: Recipe, *names: str) -> str | None:
+def why_excluded(recipe: Recipe, *names: str) -> str | None:
     """Why the recipe leaves out a tensor of these names, None if it does not."""
     if recipe.include and not matches(names, recipe.include):
         return NOT_INCLUDED
@@ -111,7 +114,7 @@ def not_a_weight(codec: Codec) -> str | None:
 
 
 def judge_base(
-    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, found: set[str]
+    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, matched: set[str]
 ) -> list[Skipped]:
     """A row for each tensor of the base that the fine-tune does not store.
 
@@ -119,16 +122,16 @@ def judge_base(
         base: The base.
         tuned: The fine-tune.
         recipe: What is wanted.
-        found: The base's tensors that have a counterpart.
+        matched: The base's tensors that have a counterpart.
 
     Returns:
-        The rows; those of weights are lost, unless the class of the fine-tune has no such layer or
-        the recipe accepts it.
+        The rows.  A weight counts as lost, unless the class of the fine-tune has no such layer or
+        the recipe accepts that it is missing.
     """
     rows = []
     for name, codec in base.weights.items():
         info = codec.info
-        if info.name in found:
+        if info.name in matched:
             continue
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "base"))
@@ -143,34 +146,33 @@ def judge_base(
     return rows
 
 
-def judge_strangers(
+def judge_unmatched(
     base: Checkpoint,
-    strangers: Mapping[str, Codec],
+    unmatched: Mapping[str, Codec],
     names: Resolver,
     recipe: Recipe,
     *,
-    base_left: bool,
+    base_has_unmatched: bool,
     heads: Collection[Shape] = (),
 ) -> list[Skipped]:
     """A row for each full tensor of the tuned side without a counterpart.
 
     Args:
         base: The base.
-        strangers: The weights by name.
+        unmatched: The weights by name.
         names: How tuned names become base names.
         recipe: What is wanted.
-        base_left: Whether weights of the base have no counterpart either.
-        heads: Shapes of the output layers of the base that have none, which the class of the
-            fine-tune is said to lack.
+        base_has_unmatched: Whether weights of the base have no counterpart either.
+        heads: The shapes that :func:`unused_heads` returns.
 
     Returns:
-        The rows; with a new head alone, no update is lost.
+        The rows.  A new head, or a tensor that is no weight, counts as no loss; others as lost.
     """
     lists = _lists(base.weights)
     rows = []
-    for name, codec in strangers.items():
+    for name, codec in unmatched.items():
         info = codec.info
-        renamed = base_left or codec.shape in heads
+        renamed = base_has_unmatched or codec.shape in heads
         reason = RENAMED if renamed else _why_no_head(name, base, names, lists)
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "tuned"))
@@ -181,17 +183,17 @@ def judge_strangers(
     return rows
 
 
-def heads_of_no_use(base: Checkpoint, tuned: Checkpoint, found: set[str]) -> set[Shape]:
-    """Shapes of the output layers of the base that the class of the fine-tune lacks.
+def unused_heads(base: Checkpoint, tuned: Checkpoint, matched: set[str]) -> set[Shape]:
+    """Shapes of the output layers of the base that the class of the fine-tune is said to lack.
 
-    A head over the whole vocabulary is no new classifier: it is that layer under another name,
-    whatever class is named.  The dense layers below it prove nothing: those of a classifier have
-    the same shape.
+    A tuned tensor of such a shape is no new classifier, because it spans the whole vocabulary: it
+    is the base's output layer under another name, whatever the configuration says of its class.
+    The shapes of the dense layers below the head do not tell: those of a classifier are the same.
 
     Args:
         base: The base.
         tuned: The fine-tune.
-        found: The base's tensors that have a counterpart.
+        matched: The base's tensors that have a counterpart.
 
     Returns:
         The shapes.
@@ -199,35 +201,35 @@ def heads_of_no_use(base: Checkpoint, tuned: Checkpoint, found: set[str]) -> set
     return {
         codec.shape
         for name, codec in base.weights.items()
-        if is_output(name) and codec.info.name not in found and lacks(tuned.config, name)
+        if is_output(name) and codec.info.name not in matched and lacks(tuned.config, name)
     }
 
 
-def judge_ends(
-    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, found: set[str]
+def judge_embedding_and_output(
+    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, matched: set[str]
 ) -> list[Skipped]:
-    """What is to be said of an embedding or output layer that one side alone has, or shares.
+    """Rows of an embedding or output layer that only one side stores, or ties to the other.
 
     Args:
         base: The base.
         tuned: The fine-tune.
         recipe: What is wanted.
-        found: The base's tensors that have a counterpart.
+        matched: The base's tensors that have a counterpart.
 
     Returns:
-        A row where the layer in use goes unjudged though no tensor without a counterpart shows it.
+        A row for each such layer that goes unjudged although no unmatched tensor shows it.
     """
     rows = []
-    for end, named in ENDS.items():
-        before, after = (
+    for end, named in EMBEDDING_AND_OUTPUT.items():
+        base_state, tuned_state = (
             _state(base, end, base.config),
             _state(tuned, end, tuned.config or base.config),
         )
         own = [codec.info.name for name, codec in base.weights.items() if named(name)]
         reason = None
-        if after == "missing" and (before == "shared" or found.intersection(own)):
+        if tuned_state == "missing" and (base_state == "shared" or matched.intersection(own)):
             reason = None if recipe.partial else STARTED_ANEW
-        elif (before, after) == ("missing", "shared"):
+        elif (base_state, tuned_state) == ("missing", "shared"):
             reason = NOTHING_BEFORE
         elif end == OUTPUTS[0] and _in_doubt(base, tuned):
             reason = EITHER
@@ -244,12 +246,16 @@ def shared_by(name: str, tuned: StoredMatrix) -> StoredMatrix:
 
 
 def _state(side: Checkpoint, end: str, config: Mapping[str, Any]) -> str:
-    """What a program has for the embedding or the output layer: one of its own, or the other.
+    """Where a program that loads one side takes its embedding or its output layer from.
 
     Returns:
-        ``stored``, ``shared``, ``missing`` where it should have one, ``none`` where it need not.
+        ``stored``: a tensor of its own.  ``shared``: the tensor of the other of the two.
+        ``missing``: it has none, but should.  ``none``: it has none, and needs none.
     """
-    ours, other = ENDS[end], next(named for name, named in ENDS.items() if name != end)
+    ours, other = (
+        EMBEDDING_AND_OUTPUT[end],
+        next(named for name, named in EMBEDDING_AND_OUTPUT.items() if name != end),
+    )
     if any(map(ours, side.weights)):
         return "stored"
     if not any(map(other, side.weights)):
@@ -261,27 +267,31 @@ def _state(side: Checkpoint, end: str, config: Mapping[str, Any]) -> str:
 
 def _in_doubt(base: Checkpoint, tuned: Checkpoint) -> bool:
     """Whether the fine-tune stores an output layer that its configuration takes from another."""
-    # if the base shares it, too, both candidates were compared
-    both = all(any(map(named, side.weights)) for side in (base, tuned) for named in ENDS.values())
-    own, before = (ties(side.config or base.config) is True for side in (tuned, base))
-    return both and own and not before
+    recognised = EMBEDDING_AND_OUTPUT.values()
+    both_stored = all(
+        any(map(named, side.weights)) for side in (base, tuned) for named in recognised
+    )
+    tuned_ties, base_ties = (ties(side.config or base.config) is True for side in (tuned, base))
+    # where the base ties them, too, both candidates were compared
+    return both_stored and tuned_ties and not base_ties
 
 
 def _why_no_head(name: str, base: Checkpoint, names: Resolver, lists: set[str]) -> str | None:
     """Why a tuned tensor without a counterpart is no new head, None if it is one."""
-    end = next((end for end, named in ENDS.items() if named(name)), None)
+    end = next((end for end, named in EMBEDDING_AND_OUTPUT.items() if named(name)), None)
     if end is not None and _state(base, end, base.config) == "missing":
         return BASE_LACKS_IT
     if is_output(name) and not base.config and any(map(is_input, base.weights)):
         return MAY_BE_SHARED
-    both = (name, names.rule.add + name.removeprefix(names.rule.strip))
-    inside = any(_in_a_block(one, lists) or names.is_inside(one) for one in both)
+    on_either_side = (name, names.rule.add + name.removeprefix(names.rule.strip))
+    inside = any(_in_a_block(one, lists) or names.is_inside(one) for one in on_either_side)
     return IN_A_BLOCK if inside else None
 
 
 def _in_a_block(name: str, lists: set[str]) -> bool:
-    """Whether a name is that of a part of a numbered block: of the base's, or of others."""
-    # a numbered layer of a head, such as classifier.0.weight, holds parameters, a block layers
+    """Whether a name is that of a part of a numbered block, in the base or elsewhere."""
+    # A block holds layers, which hold parameters; a numbered layer of a head, such as
+    # classifier.0.weight, holds parameters itself.
     parts = name.split(".")
     return any(
         part.isdecimal() and (".".join(parts[:i]) in lists or i < len(parts) - 2)
@@ -290,9 +300,9 @@ def _in_a_block(name: str, lists: set[str]) -> bool:
 
 
 def _lists(names: Iterable[str]) -> set[str]:
-    """What stands before a number in a name: the lists of a model's blocks."""
-    found = set()
+    """The names of a model's lists of blocks: what stands before a number in a weight's name."""
+    lists = set()
     for name in names:
         parts = name.split(".")
-        found.update(".".join(parts[:i]) for i, part in enumerate(parts) if part.isdecimal())
-    return found
+        lists.update(".".join(parts[:i]) for i, part in enumerate(parts) if part.isdecimal())
+    return lists

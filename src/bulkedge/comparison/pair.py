@@ -18,61 +18,72 @@ from bulkedge.update import UpdateSVD, update_svd
 
 from .comparison import Comparison
 
-TILE = 1024  # rows that are converted at a time
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # NumPy has no bfloat16
+TILE = 1024
+"""This many rows are converted to float64 at a time."""
+SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers with as many bytes as a number: its bits are read as these, as NumPy has no
+bfloat16."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A base matrix and its update as ``(out, in)``, full tensors in the dtype they are stored in.
+    """A base matrix and what the fine-tune made of it, as ``(out, in)``.
+
+    With the magnitude of DoRA, ``W = D ((replaced or base) + s·B·A)``; without it, ``D = I``.
 
     Attributes:
-        base: W0.
-        replaced: The full tensor that stands in its place, if any.
-        factors: The low-rank update on top, if any, in float64.
-        magnitude: The norms of the tuned rows, if they were trained apart (DoRA), in float64.
-        columns: Whether they are norms of columns: those of an embedding.
+        base: W0, in the dtype that it is stored in.
+        replaced: The full tensor that the fine-tune has in the place of W0, in its stored dtype;
+            None where it has none.
+        factors: The low-rank update ``s·B·A``, in float64; None without one.
+        magnitude: DoRA's trained norms of the rows of W, in float64; None without them.
+        per_column: Whether the magnitude is one of columns: so it is for an embedding.
     """
 
     base: Tensor
     replaced: Tensor | None
     factors: LowRank | None
     magnitude: Tensor | None = None
-    columns: bool = False
+    per_column: bool = False
 
     @property
-    def products(self) -> torch.dtype:
-        """The dtype that products of a certificate are taken in: half precision is too coarse."""
+    def product_dtype(self) -> torch.dtype:
+        """The dtype for the products of a certificate: half precision would be too coarse."""
         return torch.float64 if self.base.dtype is torch.float64 else torch.float32
 
     def base_map(self, dtype: torch.dtype = torch.float64) -> LinearMap:
-        """W0 with products in ``dtype``; never a second whole copy."""
+        """W0 with products in ``dtype``; it is not copied as a whole."""
         return Dense(self.base).to(dtype)
 
     def tuned_map(self, dtype: torch.dtype = torch.float64) -> LinearMap:
-        """``W = D ((replaced or base) + s·B·A)`` with products in ``dtype``, not formed."""
-        dense = Dense(self.start).to(dtype)
+        """W with products in ``dtype``; it is not formed."""
+        dense = Dense(self.dense_part).to(dtype)
         if self.factors is None:
             return dense
-        return self._scaled(Sum([dense, self.factors.to(dtype)]), self.row_factors)
+        return self._scaled(Sum([dense, self.factors.to(dtype)]), self.magnitude_over_norm)
 
     def update_map(self, dtype: torch.dtype = torch.float64) -> LinearMap | None:
         """``W − W0`` with products in ``dtype``, not formed; None without a difference."""
-        # a fine-tune may change a weight by less than single precision resolves in its products
+        # A fine-tune may change a weight by less than single precision resolves in the products
+        # with W and W0, so the difference is taken before a product, not after.
         terms: list[LinearMap] = []
         if self.factors is not None:
-            terms.append(self._scaled(self.factors.to(dtype), self.row_factors))
+            terms.append(self._scaled(self.factors.to(dtype), self.magnitude_over_norm))
         if self.replaced is not None:
             terms.append(Difference(self.replaced, self.base, dtype))
-        if self.row_factors is not None:
-            terms.append(self._scaled(Dense(self.start).to(dtype), self.row_factors - 1))
+        if self.magnitude_over_norm is not None:
+            terms.append(
+                self._scaled(Dense(self.dense_part).to(dtype), self.magnitude_over_norm - 1)
+            )
         return Sum(terms) if len(terms) > 1 else next(iter(terms), None)
 
     def update_norm(self, seed: int) -> float:
-        """``‖W − W0‖₂``, to six digits: its error is quadratic in the residual of a triplet.
+        """``‖W − W0‖₂``, to six digits.
+
+        The residual of the triplet is below 1e-3, and the error of the value is its square.
 
         Args:
-            seed: Of the random start, together with the update.
+            seed: Seed of the random start, together with the update.
 
         Returns:
             The norm; 0 where nothing differs.
@@ -94,7 +105,7 @@ class Pair:
 
     @cached_property
     def spikes(self) -> UpdateSVD | None:
-        """Its thin SVD: the spikes and their vectors."""
+        """The thin SVD of :attr:`low_rank`: the spikes and their vectors."""
         update = self.low_rank
         if update is None:
             return None
@@ -102,21 +113,21 @@ class Pair:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that was read, under the names of a message."""
+        """Everything that was read, under the names that messages use."""
         parts = {"base": self.base, "tuned": self.replaced, "magnitude": self.magnitude}
-        parts["magnitude over norm"] = self.row_factors
+        parts["magnitude over norm"] = self.magnitude_over_norm
         if self.factors:
             parts |= {"A": self.factors.A, "B": self.factors.B}
         return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     def seed(self, number: int) -> int:
-        """A number that depends on every bit of the update, and on a number.
+        """A seed that depends on every bit of the update, so that none can be built to fool it.
 
         Args:
-            number: Another makes another seed.
+            number: The seed of the recipe.
 
         Returns:
-            In ``[0, 2⁶³)``.
+            A number in ``[0, 2⁶³)``.
         """
         digest = hashlib.sha256(str(number).encode())
         parts: list[Tensor | None] = [self.replaced, self.magnitude]
@@ -124,28 +135,29 @@ class Pair:
             parts += [self.factors.A, self.factors.B]
         for part in parts:
             if part is not None:
-                bits = part.detach().cpu().view(BITS[part.element_size()]).numpy()
+                integers = SAME_SIZE_INTEGERS[part.element_size()]
+                bits = part.detach().cpu().view(integers).numpy()
                 digest.update(numpy.ascontiguousarray(bits).data)
         return int.from_bytes(digest.digest()[:8], "big") >> 1
 
     @property
-    def start(self) -> Tensor:
-        """What the low-rank update is added to."""
+    def dense_part(self) -> Tensor:
+        """The matrix in memory that the low-rank update is added to: ``replaced or base``."""
         return self.base if self.replaced is None else self.replaced
 
     @cached_property
-    def row_factors(self) -> Tensor | None:
+    def magnitude_over_norm(self) -> Tensor | None:
         """The diagonal of D, ``magnitude / ‖rows‖``, in float64; None where D = I."""
         if self.magnitude is None or self.factors is None:
             return None
-        return self.magnitude / row_norms(self.start, self.factors, self.columns)
+        return self.magnitude / row_norms(self.dense_part, self.factors, self.per_column)
 
     def _scaled(self, inner: LinearMap, factors: Tensor | None) -> LinearMap:
-        """``D W`` for the factors on the diagonal of D, ``W D`` for an embedding; W for None."""
+        """``diag(factors) W``, or ``W diag(factors)`` for an embedding; W itself for None."""
         if factors is None:
             return inner
         factors = factors.to(inner.dtype)
-        return RowScaled(inner.T, factors).T if self.columns else RowScaled(inner, factors)
+        return RowScaled(inner.T, factors).T if self.per_column else RowScaled(inner, factors)
 
 
 def load(comparison: Comparison, device: torch.device) -> Pair:
@@ -164,7 +176,7 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
     base = comparison.base.read().to(device)
     replaced = comparison.tuned.read().to(device) if comparison.tuned else None
     if replaced is not None and torch.equal(replaced, base):
-        replaced = None  # PEFT stores the base of an adapted embedding once more
+        replaced = None  # PEFT stores the base of an adapted embedding a second time
     stored = comparison.factors
     if stored is None:
         return Pair(base, replaced, None)
@@ -197,27 +209,26 @@ def judge_pair(pair: Pair, recipe: Recipe) -> Judgement:
         epsilon=recipe.epsilon,
         sides=recipe.sides,
         method=recipe.method,
-        dtype=pair.products,
-        # the search for the tuned vectors begins at the spikes of a low-rank update
+        dtype=pair.product_dtype,
+        # the search for the tuned vectors starts from the spikes of a low-rank update
         start=None if spikes is None else (spikes.u[:, :k], spikes.v[:, :k]),
-        # depends on the update, so that no update can be built to fool it
         seed=pair.seed(recipe.seed),
     )
 
 
-def row_norms(start: Tensor, update: LowRank, columns: bool) -> Tensor:
-    """The norms of the rows of a sum, in float64, that is not formed.
+def row_norms(matrix: Tensor, update: LowRank, per_column: bool) -> Tensor:
+    """The norms of the rows of ``matrix + update``, in float64; the sum is not formed.
 
     Args:
-        start: Shape ``(m, n)``, any dtype.
+        matrix: Shape ``(m, n)``, any dtype.
         update: What is added to it, in float64.
-        columns: Whether those of the columns are meant.
+        per_column: Take the norms of the columns instead.
 
     Returns:
-        Shape ``(m,)``, or ``(n,)``.
+        Shape ``(m,)``, or ``(n,)`` for columns.
     """
     B, A = update.scale * update.B, update.A
-    if columns:
-        start, B, A = start.mT, A.mT, B.mT
-    tiles = zip(start.split(TILE), B.split(TILE), strict=True)
+    if per_column:
+        matrix, B, A = matrix.mT, A.mT, B.mT
+    tiles = zip(matrix.split(TILE), B.split(TILE), strict=True)
     return torch.cat([torch.linalg.vector_norm(W.double() + b @ A, dim=1) for W, b in tiles])

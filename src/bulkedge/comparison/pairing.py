@@ -37,18 +37,18 @@ from .leftover import (
     NOT_STORED,
     Pairing,
     accepted,
-    heads_of_no_use,
     judge_base,
-    judge_ends,
-    judge_strangers,
+    judge_embedding_and_output,
+    judge_unmatched,
     not_a_weight,
     set_aside,
     shared_by,
+    unused_heads,
 )
 from .unusable import row_of, unjudged_base
 
 MAX_NEAREST = 5
-"""How many messages name the nearest names: comparing with all names of a large base is slow."""
+"""No more messages than this suggest nearest names, because a search in a large base is slow."""
 
 
 def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pairing:
@@ -66,24 +66,34 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
         AdapterError: If nothing of the one is in the other.
     """
     model = base.config or tuned.config
-    there = Layout(base, model, recipe.split, tuned.weights)
-    here = Layout(tuned, model, {}, base.weights)
-    rule = infer_rule(tuned.weights, there.shapes, lambda name, shape: here.shapes[name] == shape)
-    names = Resolver(rule, there.shapes, model, str(base.path))
-    found = _pair_tensors(there, here, names, recipe)
-    if not found.pairs and tuned.weights:
-        first = [name for name, codec in tuned.weights.items() if not not_a_weight(codec)]
-        raise AdapterError(_foreign(tuned, base, first or tuned.weights, rule))
-    found.pairs += _shared(there, here, tuned.config or base.config, found.found)
-    left = judge_base(base, tuned, recipe, found.found)
-    base_left = any(row.lost or (row.reason == NOT_STORED and row.accepted) for row in left)
-    heads = heads_of_no_use(base, tuned, found.found)
-    found.skipped += judge_strangers(
-        base, found.strangers, names, recipe, base_left=base_left, heads=heads
+    base_layout = Layout(base, model, recipe.split, tuned.weights)
+    tuned_layout = Layout(tuned, model, {}, base.weights)
+    tuned_shapes = tuned_layout.shapes
+    rule = infer_rule(
+        tuned.weights, base_layout.shapes, lambda name, shape: tuned_shapes[name] == shape
     )
-    found.skipped += judge_ends(base, tuned, recipe, found.found)
-    found.skipped += left
-    return found
+    names = Resolver(rule, base_layout.shapes, model, str(base.path))
+    pairing = _pair_tensors(base_layout, tuned_layout, names, recipe)
+    if not pairing.pairs and tuned.weights:
+        weights = [name for name, codec in tuned.weights.items() if not not_a_weight(codec)]
+        raise AdapterError(_why_wrong_base(tuned, base, weights or tuned.weights, rule))
+    tied_by = tuned.config or base.config
+    pairing.pairs += _pair_shared(base_layout, tuned_layout, tied_by, pairing.matched_base_names)
+    matched = pairing.matched_base_names
+    not_stored = judge_base(base, tuned, recipe, matched)
+    pairing.skipped += judge_unmatched(
+        base,
+        pairing.unmatched,
+        names,
+        recipe,
+        base_has_unmatched=any(
+            row.lost or (row.reason == NOT_STORED and row.accepted) for row in not_stored
+        ),
+        heads=unused_heads(base, tuned, matched),
+    )
+    pairing.skipped += judge_embedding_and_output(base, tuned, recipe, matched)
+    pairing.skipped += not_stored
+    return pairing
 
 
 def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairing:
@@ -100,127 +110,136 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairing:
     Raises:
         AdapterError: If nothing of the one is in the other.
     """
-    there = Layout(base, base.config, recipe.split, [*adapter.factors, *adapter.tensors])
+    base_layout = Layout(base, base.config, recipe.split, [*adapter.factors, *adapter.tensors])
     full = Checkpoint(adapter.path, "file", adapter.files, adapter.tensors)
-    here = Layout(full, base.config, {})
-    fits = _fits(adapter)
-    rule = infer_rule(fits, there.shapes, lambda name, shape: fits[name](shape))
+    tuned_layout = Layout(full, base.config, {})
+    fits = _shape_checks(adapter)
+    rule = infer_rule(fits, base_layout.shapes, lambda name, shape: fits[name](shape))
     known = {}
     if adapter.flattened:
         wanted = [name for name in fits if not _excluded(recipe, name)]
-        known = unflatten(wanted, there.shapes, lambda name, shape: fits[name](shape))
-    names = Resolver(rule, there.shapes, base.config, str(base.path), known)
-    found = _pair_tensors(there, here, names, recipe)
-    found.skipped += judge_strangers(base, found.strangers, names, recipe, base_left=False)
-    factors, unassigned = _settle(adapter, there, names)
+        known = unflatten(wanted, base_layout.shapes, lambda name, shape: fits[name](shape))
+    names = Resolver(rule, base_layout.shapes, base.config, str(base.path), known)
+    pairing = _pair_tensors(base_layout, tuned_layout, names, recipe)
+    pairing.skipped += judge_unmatched(
+        base, pairing.unmatched, names, recipe, base_has_unmatched=False
+    )
+    factors, unassigned = _assign_bare_parameters(adapter, base_layout, names)
     lost = [row for row in (*adapter.unhandled, *unassigned) if not row.set_aside]
-    found.skipped += [set_aside(r.info.name, r.reason) for r in adapter.unhandled if r.set_aside]
-    found.unjudged_base = unjudged_base(there, names, lost, recipe)
-    lost += _pair_factors(there, names, factors, recipe, found)
-    if factors and not any(pair.factors for pair in found.pairs):
-        raise AdapterError(_foreign(adapter, base, factors, rule))
-    found.skipped += [row_of(row, recipe) for row in lost]
+    pairing.skipped += [set_aside(r.info.name, r.reason) for r in adapter.unhandled if r.set_aside]
+    pairing.unjudged_base = unjudged_base(base_layout, names, lost, recipe)
+    lost += _pair_factors(base_layout, names, factors, recipe, pairing)
+    if factors and not any(pair.factors for pair in pairing.pairs):
+        raise AdapterError(_why_wrong_base(adapter, base, factors, rule))
+    pairing.skipped += [row_of(row, recipe) for row in lost]
     if adapter.config.ensure_weight_tying:
-        found.pairs, again = _once(found.pairs)
-        found.skipped += [set_aside(name, "the same update as the embedding's") for name in again]
-    return found
+        pairing.pairs, tied = _without_tied_copies(pairing.pairs)
+        pairing.skipped += [set_aside(name, "the same update as the embedding's") for name in tied]
+    return pairing
 
 
 def _pair_factors(
-    there: Layout,
+    base_layout: Layout,
     names: Resolver,
     factors: Mapping[str, StoredUpdate],
     recipe: Recipe,
-    found: Pairing,
+    pairing: Pairing,
 ) -> list[Unhandled]:
-    """Add the updates to the full tensors that are paired already; those without a counterpart."""
-    replaced = {pair.base.name: pair.tuned for pair in found.pairs}
+    """Add the updates to the pairs of full tensors; returns those that have no counterpart."""
+    replaced = {pair.base.name: pair.tuned for pair in pairing.pairs}
     updates: list[Comparison] = []
     lost: list[Unhandled] = []
-    strangers = 0
+    unmatched_count = 0
     for name, update in factors.items():
         if _excluded(recipe, name):
-            found.skipped += [accepted(info.name, EXCLUDED) for info in update.infos]
+            pairing.skipped += [accepted(info.name, EXCLUDED) for info in update.infos]
             with suppress(CheckpointError):
-                found.left_out += _updates(there, names, update, name)
-        elif pairs := _updates(there, names, update, name):
+                pairing.excluded += _pair_update(base_layout, names, update, name)
+        elif pairs := _pair_update(base_layout, names, update, name):
             updates += [replace(pair, tuned=replaced.get(pair.base.name)) for pair in pairs]
         else:
-            reason = _stranger(names, name, strangers)
-            strangers += 1
+            reason = _why_no_counterpart(names, name, unmatched_count)
+            unmatched_count += 1
             lost += [Unhandled(info, name, reason) for info in update.infos]
     updated = {pair.base.name for pair in updates}
-    found.pairs = [*updates, *(p for p in found.pairs if p.base.name not in updated)]
+    pairing.pairs = [*updates, *(p for p in pairing.pairs if p.base.name not in updated)]
     return lost
 
 
-def _fits(adapter: Adapter) -> dict[str, Callable[[tuple[int, ...]], bool]]:
-    """Every name that an adapter's tensors may go by, with what shape of the base it fits."""
-    found: dict[str, Callable[[tuple[int, ...]], bool]] = {}
+def _shape_checks(adapter: Adapter) -> dict[str, Callable[[tuple[int, ...]], bool]]:
+    """For every name that an adapter's tensors may go by: whether a shape of the base fits it."""
+    checks: dict[str, Callable[[tuple[int, ...]], bool]] = {}
     for wrapped in adapter.wrapped:
         for parameter in ("weight", *wrapped.parameters):
-            found[f"{wrapped.module}.{parameter}"] = wrapped.may_fit
+            checks[f"{wrapped.module}.{parameter}"] = wrapped.may_fit
     for name, info in adapter.tensors.items():
-        found[name] = partial(eq, info.shape)
-    return found | {name: factors.fits for name, factors in adapter.factors.items()}
+        checks[name] = partial(eq, info.shape)
+    return checks | {name: factors.fits for name, factors in adapter.factors.items()}
 
 
-def _settle(
-    adapter: Adapter, there: Layout, names: Resolver
+def _assign_bare_parameters(
+    adapter: Adapter, base_layout: Layout, names: Resolver
 ) -> tuple[dict[str, StoredUpdate], list[Unhandled]]:
-    """All updates by name, those of bare parameters assigned; and what cannot be assigned."""
+    """All updates by name, once those of bare parameters have one; and what cannot get one."""
     factors, lost = dict(adapter.factors), []
     for wrapped in adapter.wrapped:
         targets = {}
         for parameter in wrapped.parameters:
             name = names.find(f"{wrapped.module}.{parameter}", wrapped.may_fit)
             if name is not None:
-                targets[parameter] = Target(there.shapes[name], there.transposed(name))
+                targets[parameter] = Target(base_layout.shapes[name], base_layout.transposed(name))
         (first, *others) = wrapped.layers
         if others and not targets:
-            found = _stranger(names, f"{wrapped.module}.{wrapped.parameters[0]}", len(lost))
+            wanted = f"{wrapped.module}.{wrapped.parameters[0]}"
+            assigned = _why_no_counterpart(names, wanted, len(lost))
         elif targets:
-            kind = str(there.model.get("model_type", ""))
-            found = assign(wrapped, targets, adapter.config, kind)
-        else:  # none of the named parameters is in this module: the layer's weight is meant
+            kind = str(base_layout.model.get("model_type", ""))
+            assigned = assign(wrapped, targets, adapter.config, kind)
+        else:  # this module has none of the named parameters, so its weight is meant
             plain = plain_factors(wrapped.module, first, adapter.config)
-            found = plain if isinstance(plain, str) else {"weight": plain}
-        if isinstance(found, str):
+            assigned = plain if isinstance(plain, str) else {"weight": plain}
+        if isinstance(assigned, str):
             name = f"{wrapped.module}.{'|'.join(wrapped.parameters)}"
-            lost += [Unhandled(info, name, found) for info in wrapped.infos]
+            lost += [Unhandled(info, name, assigned) for info in wrapped.infos]
         else:
-            factors |= {f"{wrapped.module}.{name}": update for name, update in found.items()}
+            factors |= {f"{wrapped.module}.{name}": update for name, update in assigned.items()}
     return factors, lost
 
 
-def _stranger(names: Resolver, name: str, others: int) -> str:
-    """What to say of a name that the base lacks, and what is like it, unless many are lacking."""
-    like = f" (nearest: {names.rule.nearest(name)})" if others < MAX_NEAREST else ""
-    return NO_COUNTERPART + like
+def _why_no_counterpart(names: Resolver, name: str, others: int) -> str:
+    """What to say of a name that the base lacks; the nearest name, too, for the first few."""
+    nearest = f" (nearest: {names.rule.nearest(name)})" if others < MAX_NEAREST else ""
+    return NO_COUNTERPART + nearest
 
 
-def _once(updates: list[Comparison]) -> tuple[list[Comparison], list[str]]:
-    """The updates without those of layers that share a tensor updated under its own name."""
+def _without_tied_copies(updates: list[Comparison]) -> tuple[list[Comparison], list[str]]:
+    """Each tied tensor updated once: its update under its own name, not under a tied layer's.
+
+    Returns:
+        The updates that stay, and the names of the tensors of the others.
+    """
     own = {pair.base.info.name for pair in updates if pair.base.alias is None}
-    again = [pair for pair in updates if pair.base.alias and pair.base.info.name in own]
+    copies = [pair for pair in updates if pair.base.alias and pair.base.info.name in own]
     return (
-        [pair for pair in updates if pair not in again],
-        [name for pair in again for name in pair.stored_names],
+        [pair for pair in updates if pair not in copies],
+        [name for pair in copies for name in pair.stored_names],
     )
 
 
-def _updates(there: Layout, names: Resolver, factors: StoredUpdate, name: str) -> list[Comparison]:
-    """One comparison for each matrix of the base that the factors update; none without one."""
+def _pair_update(
+    base_layout: Layout, names: Resolver, factors: StoredUpdate, name: str
+) -> list[Comparison]:
+    """One comparison for each matrix of the base that an update changes; none if it has none."""
     target, alias = names.find(name, factors.fits), None
     if target is None:
         target, alias = names.find_tied(name, factors.fits), name.removesuffix(".weight")
     if target is None:
-        matrix = _in_a_stack(there, names, name, factors.shape)
-        matrix = matrix or _in_a_fused(there, names, name, factors.shape)
+        matrix = _part_of_stack(base_layout, names, name, factors.shape)
+        matrix = matrix or _part_of_fused(base_layout, names, name, factors.shape)
         return [Comparison(matrix, None, factors, name)] if matrix else []
     transposed = None
-    if not is_stack(target, there.shapes[target]):
-        transposed = _acts_transposed(factors, target, there)
+    if not is_stack(target, base_layout.shapes[target]):
+        transposed = _acts_transposed(factors, target, base_layout)
     return [
         Comparison(
             replace(part.matrix, alias=alias),
@@ -228,137 +247,141 @@ def _updates(there: Layout, names: Resolver, factors: StoredUpdate, name: str) -
             factors.of(expert=part.expert, rows=part.rows),
             name + part.suffix,
         )
-        for part in there.parts(target, transposed=transposed)
+        for part in base_layout.parts(target, transposed=transposed)
     ]
 
 
-def _pair_tensors(there: Layout, here: Layout, names: Resolver, recipe: Recipe) -> Pairing:
+def _pair_tensors(
+    base_layout: Layout, tuned_layout: Layout, names: Resolver, recipe: Recipe
+) -> Pairing:
     """Pair full tensors by name."""
-    found = Pairing()
-    for name, codec in here.weights.items():
+    pairing = Pairing()
+    for name, codec in tuned_layout.weights.items():
         if names.rule.find(name) is None and _excluded(recipe, name):
-            found.skipped.append(accepted(codec.info.name, EXCLUDED))
-            with suppress(CheckpointError):  # what it belongs to may stay unknown
-                found.left_out += _pair_tensor(there, here, names, name)
-        elif pairs := _pair_tensor(there, here, names, name):
-            found.pairs += pairs
+            pairing.skipped.append(accepted(codec.info.name, EXCLUDED))
+            with suppress(CheckpointError):  # its counterpart may stay unknown
+                pairing.excluded += _pair_tensor(base_layout, tuned_layout, names, name)
+        elif pairs := _pair_tensor(base_layout, tuned_layout, names, name):
+            pairing.pairs += pairs
         else:
-            found.strangers[name] = codec
-    return found
+            pairing.unmatched[name] = codec
+    return pairing
 
 
-def _shared(
-    there: Layout, here: Layout, model: Mapping[str, Any], found: set[str]
+def _pair_shared(
+    base_layout: Layout, tuned_layout: Layout, model: Mapping[str, Any], matched: set[str]
 ) -> list[Comparison]:
-    """The base's embeddings and output layers for which another tensor of the tuned side stands."""
+    """Pair embeddings and output layers of the base that the fine-tune stores as one tensor."""
     pairs = []
-    for name, codec in there.weights.items():
-        if codec.info.name in found:
+    for name, codec in base_layout.weights.items():
+        if codec.info.name in matched:
             continue
-        stored = here.weights
+        stored = tuned_layout.weights
         fitting = [n for n in sharing(name, stored, model) if stored[n].shape == codec.shape]
-        if len(fitting) == 1:
-            (part,) = there.parts(name)
-            (tuned,) = here.parts(fitting[0])
+        if len(fitting) == 1:  # one tensor, and no doubt which, stands for this one
+            (part,) = base_layout.parts(name)
+            (tuned,) = tuned_layout.parts(fitting[0])
             shared = shared_by(name, tuned.matrix)
             pairs.append(Comparison(part.matrix, shared, None, shared.name))
     return pairs
 
 
-def _pair_tensor(there: Layout, here: Layout, names: Resolver, name: str) -> list[Comparison]:
+def _pair_tensor(
+    base_layout: Layout, tuned_layout: Layout, names: Resolver, name: str
+) -> list[Comparison]:
     """Pair the matrices of one tensor with those of the base; none without a counterpart."""
-    fits = partial(eq, here.shapes[name])
+    fits = partial(eq, tuned_layout.shapes[name])
     target, alias = names.find(name, fits), None
     if target is None:
         target, alias = names.find_tied(name, fits), name.removesuffix(".weight")
     if target is None:
-        matrix = _in_a_stack(there, names, name, here.shapes[name])
-        matrix = matrix or _in_a_fused(there, names, name, here.shapes[name])
-        return [Comparison(matrix, here.part(name), None, name)] if matrix else []
-    parts = there.parts(target)
-    tuned = [here.part(name, part.expert, part.rows) for part in parts]
-    whole = here.weights[name]
+        matrix = _part_of_stack(base_layout, names, name, tuned_layout.shapes[name])
+        matrix = matrix or _part_of_fused(base_layout, names, name, tuned_layout.shapes[name])
+        return [Comparison(matrix, tuned_layout.part(name), None, name)] if matrix else []
+    parts = base_layout.parts(target)
+    tuned_parts = [tuned_layout.part(name, part.expert, part.rows) for part in parts]
+    whole = tuned_layout.weights[name]
     if (
-        None in tuned
+        None in tuned_parts
         or (is_stack(name, whole.shape) and len({p.expert for p in parts}) != whole.shape[0])
-        or (target in there.fused and whole.shape != there.shapes[target])
+        or (target in base_layout.fused and whole.shape != base_layout.shapes[target])
     ):
         # compared as a whole, so that the check of shapes names what does not fit
-        of = there.weights.get(target, parts[0].matrix.codec)
-        return [Comparison(StoredMatrix(of), StoredMatrix(whole), None, name)]
+        whole_base = base_layout.weights.get(target, parts[0].matrix.codec)
+        return [Comparison(StoredMatrix(whole_base), StoredMatrix(whole), None, name)]
     return [
         Comparison(replace(part.matrix, alias=alias), matrix, None, name + part.suffix)
-        for part, matrix in zip(parts, tuned, strict=True)
+        for part, matrix in zip(parts, tuned_parts, strict=True)
     ]
 
 
-def _in_a_stack(
-    there: Layout, names: Resolver, name: str, shape: tuple[int, ...]
+def _part_of_stack(
+    base_layout: Layout, names: Resolver, name: str, shape: tuple[int, ...]
 ) -> StoredMatrix | None:
-    """The rows of a base that stacks the experts where one expert's layer lies."""
+    """One expert's layer as rows of the base's stack of experts; None if it has no such stack."""
     place = place_in_stack(name)
     if place is None or len(shape) != 2:
         return None
-    stack, expert, index, of = place
+    stack, expert, index, count = place
     rows, columns = shape
 
     def fits(stored: tuple[int, ...]) -> bool:
-        return len(stored) == 3 and sorted(stored[1:]) == sorted((of * rows, columns))
+        return len(stored) == 3 and sorted(stored[1:]) == sorted((count * rows, columns))
 
     target = names.find(stack, fits)
-    if target is None or not fits(there.shapes[target]):
+    if target is None or not fits(base_layout.shapes[target]):
         return None
-    return there.part(target, expert, (index * rows, (index + 1) * rows))
+    return base_layout.part(target, expert, (index * rows, (index + 1) * rows))
 
 
-def _in_a_fused(
-    there: Layout, names: Resolver, name: str, shape: tuple[int, ...]
+def _part_of_fused(
+    base_layout: Layout, names: Resolver, name: str, shape: tuple[int, ...]
 ) -> StoredMatrix | None:
-    """The rows of a fused projection of the base where a layer lies."""
+    """A layer as rows of a fused projection of the base; None if it has no such projection."""
     if len(shape) != 2:
         return None
-    for fused, index, of in places_in_fused(name):
-        place = partial(_place_in_fused, index, of, shape)
+    for fused, index, count in places_in_fused(name):
+        place = partial(_rows_if_it_fits, index, count, shape)
         target = names.find(fused, lambda stored, place=place: place(stored) is not None)
-        if target is None or target not in there.weights:
+        if target is None or target not in base_layout.weights:
             continue
-        if rows := place(there.shapes[target]):
-            return there.part(target, None, rows)
+        if rows := place(base_layout.shapes[target]):
+            return base_layout.part(target, None, rows)
     return None
 
 
-def _place_in_fused(
-    index: int, of: int, shape: tuple[int, ...], stored: tuple[int, ...]
+def _rows_if_it_fits(
+    index: int, count: int, shape: tuple[int, ...], stored: tuple[int, ...]
 ) -> tuple[int, int] | None:
-    """The rows of a layer in a fused tensor of a shape; None where it does not fit."""
+    """The rows that layer ``index`` of ``count`` has in a fused tensor; None if it does not fit."""
     if len(stored) != 2 or stored[1] != shape[1]:
         return None
-    return rows_in_fused(index, of, shape[0], stored[0])
+    return rows_in_fused(index, count, shape[0], stored[0])
 
 
-def _acts_transposed(factors: StoredUpdate, target: str, there: Layout) -> bool:
+def _acts_transposed(factors: StoredUpdate, target: str, base_layout: Layout) -> bool:
     """Whether the base stores ``(in, out)`` what the factors update as ``(out, in)``."""
-    shape, model = there.shapes[target], there.model
+    shape, model = base_layout.shapes[target], base_layout.model
     if factors.embedding or shape != factors.shape[::-1]:
         return False
     conv1d = target.endswith(CONV1D_LAYERS)
     if shape != factors.shape:
         return factors.fan_in_fan_out or conv1d
-    # the shape of a square weight says nothing: the model's type decides, else PEFT's flag
+    # the shape of a square weight does not tell: the model's type decides, else PEFT's flag
     if "model_type" in model:
         return model["model_type"] in CONV1D_MODELS and conv1d
     return factors.fan_in_fan_out
 
 
 def _excluded(recipe: Recipe, name: str) -> bool:
-    """Whether a tuned name is left out, so that what it belongs to may stay unknown."""
+    """Whether the recipe excludes a name of the tuned side, whatever its counterpart is."""
     return matches((name,), recipe.exclude)
 
 
-def _foreign(
+def _why_wrong_base(
     tuned: Checkpoint | Adapter, base: Checkpoint, names: Iterable[str], rule: NameRule
 ) -> str:
-    """The message for a tuned side of which no name fits the base."""
+    """The message for a tuned side none of whose names is in the base."""
     first = next(iter(names), "")
     return (
         f"{tuned.path}: none of its tensors has a counterpart in {base.path}; the first is "

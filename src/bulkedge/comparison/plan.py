@@ -21,16 +21,17 @@ from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Side, Skipped, Stored
+from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
-from .leftover import Pairing, not_a_weight, not_wanted, set_aside
+from .leftover import Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
 
 __all__ = ["Comparison", "Plan", "make_plan"]
 
 MAX_REASONS = 5
+"""The message for an empty plan names no more reasons than this."""
 DAMAGED = "a damaged save (such as of ZeRO-3's shards that were not gathered); save it again"
 
 
@@ -81,14 +82,14 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     refuse_packed(base_checkpoint)
     opened = _open_tuned(tuned)
     if isinstance(opened, Adapter):
-        found = pair_adapter(base_checkpoint, opened, recipe)
+        pairing = pair_adapter(base_checkpoint, opened, recipe)
     else:
-        found = pair_checkpoint(base_checkpoint, opened, recipe)
-    skipped = found.skipped
-    skipped += [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
-    wanted, dropped = _choose(found, recipe)
+        pairing = pair_checkpoint(base_checkpoint, opened, recipe)
+    not_read = [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
+    wanted, dropped, not_compared = _choose(pairing, recipe)
+    skipped = [*pairing.skipped, *not_read, *not_compared]
     check_globs(recipe.split, list(base_checkpoint.weights))
-    # globs may also name layers that should be stored and are not
+    # a glob may also name a layer that should be stored and is not
     missing = (row.name for row in skipped)
     check_globs((*recipe.include, *recipe.exclude), [*_names(base_checkpoint, opened), *missing])
     if not wanted:
@@ -96,14 +97,15 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     _check_unique(wanted)
     order = {codec.info.name: i for i, codec in enumerate(base_checkpoint.weights.values())}
     wanted.sort(key=lambda comparison: _place(comparison.base, order))
-    tensors, more = account(
-        base_checkpoint, opened, wanted, dropped, skipped, recipe, found.unjudged_base
+    tensors, unaccounted = account(
+        base_checkpoint, opened, wanted, dropped, skipped, recipe, pairing.unjudged_base
     )
-    return Plan(base_checkpoint, opened, tuple(wanted), (*skipped, *more), tuple(tensors))
+    all_skipped = (*skipped, *unaccounted)
+    return Plan(base_checkpoint, opened, tuple(wanted), all_skipped, tuple(tensors))
 
 
 def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
-    """The tuned side, once it is known that its weights can be read."""
+    """The tuned side opened, and checked to hold weights that can be read."""
     opened = open_path(path)
     if isinstance(opened, Adapter):
         return opened
@@ -118,10 +120,10 @@ def _open_tuned(path: str | Path) -> Checkpoint | Adapter:
 
 def _why_no_base(base: str | Path, tuned: str | Path) -> str:
     """The message for an adapter in the place of the base."""
-    both = False
+    both_adapters = False
     with suppress(CheckpointError):  # a damaged tuned side is not what this message is about
-        both = open_base(tuned) is None
-    if both:
+        both_adapters = open_base(tuned) is None
+    if both_adapters:
         return (
             f"{base}: is an adapter, and so is {tuned}; the base model comes first, and must be a "
             "full model: give the one that the adapter was trained on"
@@ -130,37 +132,38 @@ def _why_no_base(base: str | Path, tuned: str | Path) -> str:
 
 
 def _not_read(side: str, opened: Checkpoint | Adapter) -> list[Skipped]:
-    """The other weights files of a folder: whoever named it may have meant one of them."""
+    """A row for each other weights file of a folder, because the user may have meant that one."""
     read = "the sharded checkpoint" if opened.kind == "sharded" else opened.files[0].name
     reason = f"not read: in the {side} folder {read} is taken; name this file to audit it instead"
     return [set_aside(name, reason) for name in opened.beside]
 
 
-def _choose(found: Pairing, recipe: Recipe) -> tuple[list[Comparison], list[Dropped]]:
-    """The pairs to audit, their shapes checked; the others are added to what is skipped."""
-    wanted, listed = [], set()
-    dropped = [Dropped(comparison, "excluded") for comparison in found.left_out]
-    for comparison in found.pairs:
+def _choose(
+    pairing: Pairing, recipe: Recipe
+) -> tuple[list[Comparison], list[Dropped], list[Skipped]]:
+    """The pairs to audit, their shapes checked; the other pairs; and a row for each of those."""
+    wanted: list[Comparison] = []
+    dropped = [Dropped(comparison, "excluded") for comparison in pairing.excluded]
+    rows: dict[tuple[str, str], Skipped] = {}  # the experts of a stack share a tensor and its row
+    for comparison in pairing.pairs:
         if (why := _why_not(comparison, recipe)) is None:
             _check_shapes(comparison)
             wanted.append(comparison)
             continue
         reason, fate = why
         dropped.append(Dropped(comparison, fate))
+        lost, accepted = fate == "lost", fate == "excluded"
         for name in comparison.stored_names:
-            if (name, reason) not in listed:  # once for all experts
-                listed.add((name, reason))
-                lost, accepted = fate == "lost", fate == "excluded"
-                row = Skipped(name=name, reason=reason, lost=lost, accepted=accepted)
-                found.skipped.append(row)
-    return wanted, dropped
+            row = Skipped(name=name, reason=reason, lost=lost, accepted=accepted)
+            rows.setdefault((name, reason), row)
+    return wanted, dropped, list(rows.values())
 
 
 def _why_not(comparison: Comparison, recipe: Recipe) -> tuple[str, Fate] | None:
     """Why a pair is not compared, and what that makes of it; None if it is."""
-    full = [matrix.info.name for matrix in comparison.matrices]
-    either = (comparison.base.name, comparison.tuned_name, *full)
-    if reason := not_wanted(recipe, *either):
+    stored = [matrix.info.name for matrix in comparison.matrices]
+    names = (comparison.base.name, comparison.tuned_name, *stored)
+    if reason := why_excluded(recipe, *names):
         return reason, "excluded"
     base, *tuned = (matrix.codec for matrix in comparison.matrices)
     if {codec.info.empty for codec in (base, *tuned)} == {True, False}:
@@ -175,7 +178,7 @@ def _why_not(comparison: Comparison, recipe: Recipe) -> tuple[str, Fate] | None:
 
 
 def _place(matrix: StoredMatrix, order: dict[str, int]) -> tuple[int, bool, int, tuple[int, int]]:
-    """Where a matrix stands in the base: its tensor, its expert, its rows."""
+    """Where a matrix stands in the base: its tensor, whether under another name, expert, rows."""
     shared = matrix.alias is not None
     return order[matrix.info.name], shared, matrix.expert or 0, matrix.rows or (0, 0)
 
@@ -211,7 +214,7 @@ def _check_shapes(comparison: Comparison) -> None:
 
 
 def _is_whole_stack(comparison: Comparison) -> bool:
-    """Whether all experts of one side would be compared with something else as one matrix."""
+    """Whether a stack of experts would be compared as one matrix."""
     return any(
         matrix.expert is None and is_stack(matrix.codec.name, matrix.codec.shape)
         for matrix in comparison.matrices
@@ -219,7 +222,7 @@ def _is_whole_stack(comparison: Comparison) -> bool:
 
 
 def _shape_in_file(matrix: StoredMatrix) -> tuple[int, ...]:
-    """A shape for a message: the weight's, or that of the part."""
+    """The shape for a message: that of the part where a matrix is one, else the weight's."""
     return matrix.shape if matrix.suffix else matrix.codec.shape
 
 
@@ -247,8 +250,8 @@ def _check_unique(comparisons: Iterable[Comparison]) -> None:
 
 
 def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) -> str:
-    """The message for an empty plan: what is said of the tuned side's updates first."""
-    groups: dict[tuple[Side, bool, str], list[str]] = defaultdict(list)
+    """The message for an empty plan: reasons of lost updates of the tuned side come first."""
+    groups: dict[tuple[InputSide, bool, str], list[str]] = defaultdict(list)
     for row in skipped:
         groups[row.side, row.lost, row.reason].append(row.name)
     ranked = sorted(groups.items(), key=lambda group: _rank(*group))
@@ -260,7 +263,7 @@ def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) ->
     return f"nothing to audit in {tuned} against {base}: {why}"
 
 
-def _rank(key: tuple[Side, bool, str], names: list[str]) -> tuple[bool, bool, int, str]:
-    """The place of a reason in a message: by side, by what is lost, by how many share it."""
+def _rank(key: tuple[InputSide, bool, str], names: list[str]) -> tuple[bool, bool, int, str]:
+    """The place of a reason in the message: by side, by loss, by how many tensors share it."""
     side, lost, reason = key
     return side == "base", not lost, -len(names), reason

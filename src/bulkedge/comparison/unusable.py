@@ -32,27 +32,27 @@ def row_of(row: Unhandled, recipe: Recipe) -> Skipped:
 
 
 def unjudged_base(
-    there: Layout, names: Resolver, lost: Iterable[Unhandled], recipe: Recipe
+    base_layout: Layout, names: Resolver, lost: Iterable[Unhandled], recipe: Recipe
 ) -> dict[str, Fate]:
     """What becomes of the base's tensors that unusable parts of an adapter update.
 
     Args:
-        there: The base.
+        base_layout: The base's parameters and their matrices.
         names: How tuned names become base names.
-        lost: The parts.
+        lost: The parts of the adapter that cannot be used.
         recipe: What is wanted.
 
     Returns:
         Fates by the name of a tensor in its file.
     """
     lost = list(lost)
-    flattened = _flattened(there, lost)
+    flattened = _flattened(base_layout, lost)
     found: dict[str, Fate] = {}
     for row in lost:
         fate: Fate = "lost" if row_of(row, recipe).lost else "excluded"
         known = flattened.get(_module(row.name))
         for target in {known} if known else _targets(names, row.name):
-            for codec in there.pieces(target):
+            for codec in base_layout.pieces(target):
                 if found.get(codec.info.name) != "lost":
                     found[codec.info.name] = fate
     return found
@@ -61,8 +61,8 @@ def unjudged_base(
 def _targets(names: Resolver, name: str) -> set[str]:
     """The parameters of the base that an update of a name changes, by the name alone."""
     path, _, last = name.rpartition(".")
-    # the name may be that of a layer, of its weight, of a part of its update, or of one of several
-    # parameters
+    # the name may be a layer's, its weight's, that of a part of its update, or of one parameter of
+    # several, separated by |
     wanted = {name, f"{name}.weight", *(f"{path}.{part}" for part in last.split("|"))}
     wanted |= set() if last == "bias" else {f"{path}.weight"}
     stacks = (place_in_stack(each) for each in wanted)
@@ -75,10 +75,10 @@ def _targets(names: Resolver, name: str) -> set[str]:
     return {target for target in found if target is not None}
 
 
-def _flattened(there: Layout, lost: Iterable[Unhandled]) -> dict[str, str]:
+def _flattened(base_layout: Layout, lost: Iterable[Unhandled]) -> dict[str, str]:
     """The base names of layers whose names have underscores for dots."""
     with suppress(CheckpointError):  # ambiguous: none is known to be updated
-        return unflatten({_module(row.name) for row in lost}, there.shapes, _any_name)
+        return unflatten({_module(row.name) for row in lost}, base_layout.shapes, _any_name)
     return {}
 
 
@@ -93,5 +93,5 @@ def _anything(shape: tuple[int, ...]) -> bool:
 
 
 def _any_name(name: str, shape: tuple[int, ...]) -> bool:
-    """The same, by name."""
+    """Any name and shape."""
     return True

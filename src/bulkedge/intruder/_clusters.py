@@ -67,10 +67,10 @@ class Clusters:
 
 
 def presumed_complete(clusters: Sequence[Cluster], probes: int) -> list[Cluster]:
-    """The leading clusters that are complete unless the probes have missed a vector so far.
+    """The leading clusters that are probably complete.
 
-    A start block with p random vectors finds up to p vectors of a cluster at once.  A cluster of
-    fewer Ritz vectors than that has probably no others.
+    A start block with p random vectors finds up to p vectors of a cluster at once.  A cluster that
+    has fewer Ritz vectors than p has probably no more singular vectors.
 
     Args:
         clusters: From the top.

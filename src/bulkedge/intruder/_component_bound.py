@@ -132,7 +132,7 @@ class Maximum(NamedTuple):
 
     Attributes:
         squared: The squared bound of each group, infinite where it is not below the limit.
-        exceeded_at: Up to which σ a point was found where it is not, 0 without one.
+        exceeded_at: The largest σ at which a bound was found to reach its limit; 0 if none does.
     """
 
     squared: Tensor
@@ -151,8 +151,8 @@ def maximize(
         groups: The number of the group of each direction, shape ``(k,)``: tied directions are
             bounded together, by the sum of their bounds.
         limits: What each group's squared bound is to stay below, shape ``(groups,)``.
-        span: Where to look for σ: from the first to the second number in equal cells, and on to
-            the third, where little is expected, in growing ones.
+        span: The range of σ: equal cells from the first to the second number, where most singular
+            values lie, and growing cells from there to the third.
 
     Returns:
         The maximum of each group, shape ``(groups,)``, and where it exceeds the limit.
@@ -182,7 +182,7 @@ def maximize(
 
 
 def _cells(count: int, low: float, high: float, furthest: float) -> tuple[Tensor, Tensor]:
-    """Centres and radii of cells from low to high, equal, and on to furthest, growing."""
+    """Centres and radii of equal cells from low to high, and of growing ones on to furthest."""
     edges = torch.linspace(low, high, count, dtype=torch.float64)
     beyond = torch.arange(1, 2 + max(0.0, math.log(furthest / high) / math.log(CELL_GROWTH)))
     edges = torch.cat([edges, high * CELL_GROWTH ** beyond.double()])

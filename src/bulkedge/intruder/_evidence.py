@@ -95,7 +95,7 @@ class Evidence:
             vectors, the rounding of the recurrences and ``‖W0‖_F``.
         coordinates: Of the directions in the left Ritz vectors, shape ``(d, k)``.
         shape: ``(m, n)`` of the base.
-        started: How many vectors the process began with.
+        start_size: How many vectors the process began with.
         exhausted: Whether the Ritz vectors are all the singular vectors of the base.
         proofs: What factorisations have proved.
     """
@@ -103,7 +103,7 @@ class Evidence:
     unseen: Unseen
     coordinates: Tensor
     shape: tuple[int, int]
-    started: int
+    start_size: int
     exhausted: bool = False
     proofs: Proofs = field(default_factory=Proofs)
 
@@ -134,7 +134,7 @@ class Evidence:
 
     @property
     def largest_seen(self) -> float:
-        """What the largest singular value is, by what was seen so far."""
+        """What the largest singular value seems to be, by the Ritz values and their residuals."""
         return float((self.values + self.ritz.residuals).max()) + self.rounding.noise
 
     @property
@@ -158,11 +158,12 @@ def collect(
     Args:
         process: The Krylov space.
         Y: The directions, shape ``(m, k)``.
-        probes: The Gaussian vectors that it began with besides, float64, shape ``(m, p)``.
+        probes: The Gaussian vectors that it began with, besides Y, float64, shape ``(m, p)``.
         rounding: How far it is from exact recurrences and orthonormal bases.
         proofs: What factorisations have proved.
         frobenius: ``‖W0‖_F``, or more.
-        failure_probability: Of a statement about vectors that were not found, over the probes.
+        failure_probability: The probability, over the probes, that a statement about vectors that
+            were not found is wrong.
 
     Returns:
         The evidence.
@@ -172,7 +173,7 @@ def collect(
     coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
     shape = process.map.shape
     exhausted = process.closed and min(shape) == len(ritz.residuals)
-    return Evidence(unseen, coordinates, shape, process.started, exhausted, proofs)
+    return Evidence(unseen, coordinates, shape, process.start_size, exhausted, proofs)
 
 
 def known_clusters(evidence: Evidence, *, assume_complete: bool = False) -> Clusters:
@@ -180,8 +181,8 @@ def known_clusters(evidence: Evidence, *, assume_complete: bool = False) -> Clus
 
     Args:
         evidence: The evidence.
-        assume_complete: Take those for complete that probably are, and the largest singular value
-            that was seen for the norm: for plans.  False asks for proofs.
+        assume_complete: For planning: take clusters for complete that probably are, and the
+            largest singular value seen for the norm.  False accepts proofs alone.
 
     Returns:
         The clusters.

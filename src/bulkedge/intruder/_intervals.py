@@ -31,7 +31,7 @@ class ScoreInterval(NamedTuple):
     Attributes:
         lower: Shape ``(groups,)``; not clamped.
         upper: The same.
-        limits: What the squared component had to stay below to matter.
+        limits: What the squared component has to stay below for the score to stay below ε.
         component: The maximum of the squared component over all base vectors.
     """
 
@@ -66,7 +66,7 @@ def score_interval(question: Question, evidence: Evidence, clusters: Clusters) -
 def helpful_min_sigma(
     question: Question, evidence: Evidence, score: ScoreInterval, provable: float
 ) -> float:
-    """A lower bound of all singular values that would settle more verdicts, were it proved.
+    """A lower bound of all singular values that would decide more directions if it were proved.
 
     Args:
         question: The directions.
@@ -197,7 +197,7 @@ def _score_by_clusters(
             lower = torch.maximum(lower, inside / cluster.size**0.5)
         largest = torch.maximum(largest, inside.square())
         known += inside.square()
-    # A base vector of one cluster has no part in the components on the others.
+    # What the direction has on the vectors of one cluster, it does not have on those of another.
     return lower, (1 - known + largest).clamp(0.0, 1.0).sqrt()
 
 
@@ -229,7 +229,7 @@ class _LeadingSpace(NamedTuple):
 def _leading_spaces(
     question: Question, evidence: Evidence, clusters: Clusters
 ) -> Iterator[_LeadingSpace]:
-    """Leading spaces of the base, each of which bounds the overlap with the 2k-dimensional one."""
+    """Leading spaces of the base that are known; each bounds the overlap with the 2k leading."""
     k, leading = evidence.coordinates.shape[1], clusters.leading
     nothing = torch.zeros(k, k, dtype=torch.float64)
     largest_inside = max((c.end for c in leading if c.end <= question.subspace), default=0)
@@ -243,7 +243,7 @@ def _leading_spaces(
 
 
 def _bounds_on_the_rest(question: Question, evidence: Evidence, cut: float) -> Iterator[Tensor]:
-    """Forms that bound the components on base vectors from below a cut up to the 2k-th."""
+    """Forms that bound the components on the base vectors between a cut and the 2k-th value."""
     values, top = evidence.values, float(evidence.ritz.sigma[0])
     last = float(values[question.subspace - 1]) if question.subspace <= len(values) else 0.0
     # The 2k-th singular value is at least the 2k-th Ritz value (Cauchy's interlacing), but for

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._fields import DEFAULT_EPSILON, EPSILON, check_values, whole
+from bulkedge._fields import DEFAULT_EPSILON, POSITIVE_SHARE, check_values, whole
 from bulkedge._linmap import Dense, LinearMap, MatrixLike, as_map
 from bulkedge.triplet import (
     DenseSVD,
@@ -29,33 +29,33 @@ from bulkedge.triplet import (
 )
 
 from ._side import (
-    LEAST,
+    ZERO_THRESHOLD,
     Direction,
     OneSide,
-    Side,
+    VectorSide,
     certified_side,
+    count_nonzero_values,
     generator_of,
-    known_values,
     svd_side,
 )
 from .score import Verdict
 
-Means = Literal["certified", "dense"]
+DecidingMethod = Literal["certified", "dense"]
 
-SMALL = 384
-"""Shorter side up to which two dense SVDs cost less than the passes."""
-VALUES = 512
-"""Shorter side up to which all singular values of the base are computed, for its bulk."""
+DENSE_UP_TO = 384
+"""Two dense SVDs cost less than a certificate up to this length of the shorter side."""
+ALL_VALUES_UP_TO = 512
+"""All singular values of the base are computed up to this length of the shorter side."""
 TILE = 2048
-"""Rows or columns that are converted at a time."""
+"""This many rows or columns are converted to float64 at a time."""
 VECTOR_TOL = 5e-3
-"""Sine of the angle to which the tuned vectors are computed; it widens every interval."""
-STEPS = 40
-"""Largest number of steps of the search for the tuned vectors."""
+"""The tuned vectors are computed to this sine of the angle, which widens every interval."""
+MAX_STEPS = 40
+"""The search for the tuned vectors takes no more steps than this."""
 PROBES = 8
-"""Random vectors that prove that no tuned vector was missed."""
+"""This many random vectors prove that no tuned vector was missed."""
 FAILURE_PROBABILITY = 1e-9
-"""Probability that one is missed, whatever the matrix."""
+"""A tuned vector is missed with at most this probability, whatever the matrix."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class Judgement:
     Attributes:
         tuned: The leading tuned triplets, in float64.
         sides: What was found of each side that was asked for.
-        means: Whether a certificate or SVDs have decided.
+        method: Whether a certificate or SVDs have decided.
         spectrum: Singular values of the base, descending, shape ``(min(m, n),)``.
-        exact: How many of them are computed; the others are from a quadrature.
+        computed_count: How many leading ones of them are computed; a quadrature gives the others.
         passes: Products with the base, the tuned matrix, or their transposes.
         note: Why SVDs have decided, where a certificate was tried first; None elsewhere.
     """
 
     tuned: SingularTriplets
-    sides: Mapping[Side, OneSide]
-    means: Means
+    sides: Mapping[VectorSide, OneSide]
+    method: DecidingMethod
     spectrum: Tensor
-    exact: int
+    computed_count: int
     passes: int
     note: str | None = None
 
@@ -98,7 +98,7 @@ class Judgement:
 
 def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
     """Whether SVDs of a matrix cost less than the products of a certificate of k directions."""
-    return min(shape) <= max(SMALL, 4 * k)
+    return min(shape) <= max(DENSE_UP_TO, 4 * k)
 
 
 def judge(
@@ -107,7 +107,7 @@ def judge(
     k: int = 10,
     *,
     epsilon: float = DEFAULT_EPSILON,
-    sides: Sequence[Side] = ("left",),
+    sides: Sequence[VectorSide] = ("left",),
     method: Literal["auto", "certified", "dense"] = "auto",
     dtype: torch.dtype = torch.float32,
     start: tuple[Tensor, Tensor] | None = None,
@@ -145,7 +145,7 @@ def judge(
         >>> judge(W0, W, 1).directions[0].verdict.value
         'intruder'
     """
-    check_values("judge", k=(k, whole(1)), epsilon=(epsilon, EPSILON))
+    check_values("judge", k=(k, whole(1)), epsilon=(epsilon, POSITIVE_SHARE))
     if method not in ("auto", "certified", "dense") or not set(sides) <= {"left", "right"}:
         raise InputError(
             "expected method 'auto', 'certified' or 'dense' and sides of 'left' and 'right', got "
@@ -175,7 +175,7 @@ def by_products(
     k: int,
     *,
     epsilon: float = DEFAULT_EPSILON,
-    sides: Sequence[Side] = ("left",),
+    sides: Sequence[VectorSide] = ("left",),
     dtype: torch.dtype = torch.float32,
     start: tuple[Tensor, Tensor] | None = None,
     seed: int | None = None,
@@ -183,8 +183,8 @@ def by_products(
     """Intervals from products alone; see :func:`judge`.
 
     Returns:
-        The judgement, None where the leading triplets cannot be had that way; and the products that
-        it took.
+        The judgement, or None where products do not determine the leading triplets; and how many
+        products it took.
     """
     W, A = W.to(dtype), W0.to(dtype)
     size, limits = A.norm_bound(), torch.finfo(dtype)
@@ -192,7 +192,7 @@ def by_products(
         return None, 0
     solver = GolubKahan(
         vector_tol=VECTOR_TOL,
-        max_steps=STEPS,
+        max_steps=MAX_STEPS,
         oversample=PROBES,
         failure_probability=FAILURE_PROBABILITY,
     )
@@ -204,21 +204,24 @@ def by_products(
         generator=generator_of(seed),
         strict=False,
     )
-    if tuned.status is not Status.CONVERGED or not bool(tuned.sigma[-1] > LEAST * tuned.sigma[0]):
+    if tuned.status is not Status.CONVERGED or not bool(
+        tuned.sigma[-1] > ZERO_THRESHOLD * tuned.sigma[0]
+    ):
         return None, tuned.passes
-    judged: dict[Side, OneSide] = {
+    judged: dict[VectorSide, OneSide] = {
         side: certified_side(
             A, tuned, side, subspace=2 * k, epsilon=epsilon, frobenius=size, seed=seed
         )
         for side in sides
     }
     first = judged[sides[0]]
-    spectrum, exact = first.spectrum, first.exact
-    if min(W.shape) <= VALUES:
+    spectrum, computed_count = first.spectrum, first.computed_count
+    if min(W.shape) <= ALL_VALUES_UP_TO:
         spectrum = _singular_values(W0).cpu()
-        exact = len(spectrum)
+        computed_count = len(spectrum)
     passes = tuned.passes + sum(side.passes for side in judged.values())
-    return Judgement(_in_double(tuned), judged, "certified", spectrum, exact, passes), passes
+    judgement = Judgement(_in_double(tuned), judged, "certified", spectrum, computed_count, passes)
+    return judgement, passes
 
 
 def by_svds(
@@ -227,12 +230,12 @@ def by_svds(
     k: int,
     *,
     epsilon: float = DEFAULT_EPSILON,
-    sides: Sequence[Side] = ("left",),
+    sides: Sequence[VectorSide] = ("left",),
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
     tuned = singular_triplet(W, min(k, *W.shape), solver=DenseSVD())
     vectors = thin_svd(W0.to_dense())
-    judged: dict[Side, OneSide] = {
+    judged: dict[VectorSide, OneSide] = {
         side: svd_side(vectors, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
         for side in sides
     }
@@ -243,7 +246,7 @@ def by_svds(
 def judge_vectors(
     W0: LinearMap,
     tuned: SingularTriplets,
-    side: Side,
+    side: VectorSide,
     *,
     subspace: int,
     epsilon: float = DEFAULT_EPSILON,
@@ -255,8 +258,8 @@ def judge_vectors(
 
     Args:
         W0: The base.
-        tuned: The tuned triplets; those below a thousandth of σ₁ are not told from zero, and left
-            out.
+        tuned: The tuned triplets; those with a σ below a thousandth of σ₁ cannot be told from zero
+            and are left out.
         side: Which of their vectors.
         subspace: How many leading base vectors the overlap is taken with.
         epsilon: Score below which the paper counts an intruder.
@@ -264,9 +267,9 @@ def judge_vectors(
     Returns:
         One entry a vector that was judged.
     """
-    if (count := known_values(tuned)) == 0:
+    if (count := count_nonzero_values(tuned)) == 0:
         return []
-    if min(W0.shape) <= SMALL and isinstance(W0, Dense):
+    if min(W0.shape) <= DENSE_UP_TO and isinstance(W0, Dense):
         base, known = thin_svd(W0.to_dense().double()), _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:

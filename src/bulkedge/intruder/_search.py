@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from bulkedge.triplet import Bidiagonalization
-from bulkedge.triplet._rounding import CHECKS, Rounding, measure_rounding
+from bulkedge.triplet._rounding import ROUNDING_PROBES, Rounding, measure_rounding
 from bulkedge.triplet.solver._start import Randomness, gaussian
 
 from ._clusters import Clusters, find_clusters, presumed_complete
-from ._count import Factorisations
 from ._evidence import CountBound, Evidence, Proofs, Question, collect, known_clusters
+from ._factorisations import Factorisations
 from ._intervals import (
     Interval,
     ScoreInterval,
@@ -26,13 +26,13 @@ from .score import Verdict
 CHECK_STEPS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
 """After these steps the evidence is evaluated, which costs about as much as a step."""
 NORM_MARGIN = 1.01
-"""That no singular value is larger is tried for this multiple of what the largest seems to be."""
+"""The search tries to prove that no singular value exceeds the largest one seen times this."""
 CUT_MARGIN = 3.0
-"""A cut is tried where Ritz values keep this many rounding errors of a count away from it."""
+"""A count is tried only at cuts that are this many of its rounding errors from any Ritz value."""
 MIN_SIGMA_FRACTION = 0.7
-"""A lower bound of all singular values is tried up to this part of the smallest one seen."""
+"""A lower bound of all singular values is tried up to the smallest one seen times this."""
 FAILURE_PROBABILITY = 1e-9
-"""Probability, over the random vectors, that a statement about a matrix is wrong."""
+"""A statement about a matrix is wrong with at most this probability over the random vectors."""
 FACTORISATION_SPEED = 2
 """A factorisation costs about as much as ``min(m, n) / (2 b)`` steps with a block of b."""
 
@@ -44,7 +44,7 @@ class Assessment:
     Attributes:
         evidence: The evidence.
         clusters: The converged clusters of the base, and which are taken for complete.
-        groups: The interval of the score of each group of directions.
+        group_scores: The interval of the score of each group of directions.
         score: The interval of each direction, shape ``(k,)``.
         overlap: That of its overlap with the base's leading space, shape ``(k,)``.
         verdicts: The verdict on each.
@@ -52,7 +52,7 @@ class Assessment:
 
     evidence: Evidence
     clusters: Clusters
-    groups: ScoreInterval
+    group_scores: ScoreInterval
     score: Interval
     overlap: Interval
     verdicts: tuple[Verdict, ...]
@@ -69,33 +69,35 @@ def assess(question: Question, evidence: Evidence, *, assume_complete: bool = Fa
     Args:
         question: The directions, and what is asked of them.
         evidence: The evidence.
-        assume_complete: Take for complete what probably is: what could be decided if it were
-            proved.  Such an assessment is for plans, not for results.
+        assume_complete: Take clusters for complete that probably are.  The assessment then says
+            what could be decided if that were proved; it is for planning, not for results.
 
     Returns:
         The assessment.
     """
     clusters = known_clusters(evidence, assume_complete=assume_complete)
-    groups = score_interval(question, evidence, clusters)
-    ends = (end.clamp(0.0, 1.0)[question.groups] for end in (groups.lower, groups.upper))
+    group_scores = score_interval(question, evidence, clusters)
+    by_group = group_scores.lower, group_scores.upper
+    ends = (end.clamp(0.0, 1.0)[question.groups] for end in by_group)
     score, overlap = Interval(*ends), overlap_interval(question, evidence, clusters)
     columns = zip(*(x.tolist() for x in (*score, *overlap)), strict=True)
     verdicts = tuple(certain_verdict(question.epsilon, *column) for column in columns)
-    return Assessment(evidence, clusters, groups, score, overlap, verdicts)
+    return Assessment(evidence, clusters, group_scores, score, overlap, verdicts)
 
 
 class Search:
-    """Steps, until every verdict is the same at both ends of its interval.
+    """Takes steps until every verdict is the same at both ends of its interval.
 
     Args:
         process: The Krylov space, without a step.
         question: The directions, and what is asked of them.
         Y: The directions, shape ``(m, k)``.
-        probes: The Gaussian vectors that the process began with besides.
+        probes: The Gaussian vectors that the process began with, besides the directions.
         frobenius: ``‖W0‖_F``, or more.
-        planned_noise: What rounding probably does to the recurrences: for plans.
-        max_steps: Steps before the rest is left undecided.
-        generator: Source of the vectors that measure rounding and factorisations.
+        assumed_noise: How much rounding probably disturbs the recurrences: used for planning until
+            it is measured.
+        max_steps: Steps before the remaining directions are left undecided.
+        generator: Source of the vectors that measure the rounding of space and factorisations.
     """
 
     def __init__(
@@ -106,22 +108,24 @@ class Search:
         probes: Tensor,
         *,
         frobenius: float,
-        planned_noise: float,
+        assumed_noise: float,
         max_steps: int,
         generator: Randomness,
     ) -> None:
         self.process, self.question, self.Y, self.probes = process, question, Y, probes
         self.frobenius, self.max_steps, self.generator = frobenius, max_steps, generator
-        self.rounding, self.proofs = Rounding(planned_noise), Proofs()
+        self.rounding, self.proofs = Rounding(assumed_noise), Proofs()
         self.factorisations = Factorisations(process.map, generator, FAILURE_PROBABILITY)
-        self.lowest_failure = float("inf")  # of the lower bounds of all singular values
-        self.decidable_since = max_steps  # the step after which proofs alone are missing
+        # the smallest x for which no proof was found that every singular value exceeds it
+        self.lowest_unproved_bound = float("inf")
+        # the first step after which proofs of completeness would decide every direction
+        self.first_decidable_step = max_steps
         self.steps_per_factorisation = min(process.map.shape) // (
-            FACTORISATION_SPEED * process.started
+            FACTORISATION_SPEED * process.start_size
         )
 
     def run(self) -> Assessment:
-        """The assessment after the last step, by proofs alone."""
+        """The assessment after the last step, which rests on proofs alone."""
         step = 0
         while True:
             self.process.extend()
@@ -134,27 +138,27 @@ class Search:
                 return found
 
     def _check(self, step: int, *, last: bool) -> Assessment:
-        """What is certain after a step, with a factorisation where one may settle more."""
+        """What is certain after a step; a factorisation is paid for where it may settle more."""
         optimistic = self._assess_with_min_sigma()
         if optimistic.undecided and not last:
             return optimistic
-        self.decidable_since = min(self.decidable_since, step)
+        self.first_decidable_step = min(self.first_decidable_step, step)
         self._measure_rounding()
         found = assess(self.question, self._collect())
-        waited = step - self.decidable_since >= self.steps_per_factorisation
+        waited = step - self.first_decidable_step >= self.steps_per_factorisation
         if (
             (last or waited)
             and found.undecided > optimistic.undecided
-            and self._count(found.evidence)
+            and self._prove_count(found.evidence)
         ):
             found = assess(self.question, replace(found.evidence, proofs=self.proofs))
         return found
 
     def _assess_with_min_sigma(self) -> Assessment:
-        """What could be decided, once the smallest singular value is bounded if that helps."""
+        """What could be decided if presumed clusters were complete; bounds σ_min where it helps."""
         optimistic = assess(self.question, self._collect(), assume_complete=True)
         x = helpful_min_sigma(
-            self.question, optimistic.evidence, optimistic.groups, self._provable_min_sigma()
+            self.question, optimistic.evidence, optimistic.group_scores, self._provable_min_sigma()
         )
         if not x > 0 or not self._prove_min_sigma(x):
             return optimistic
@@ -174,32 +178,34 @@ class Search:
         )
 
     def _measure_rounding(self) -> None:
-        """Measure what rounding has done to the space so far, for all intervals to allow for."""
+        """Measure what rounding has done to the space so far; every interval allows for it."""
         count = self.process.left.shape[1] + self.process.right.shape[1]
-        drawn = gaussian(count, CHECKS, self.generator)
+        drawn = gaussian(count, ROUNDING_PROBES, self.generator)
         self.rounding = measure_rounding(
             self.process, self.process.ritz(), drawn, FAILURE_PROBABILITY, self.frobenius
         )
 
     def _provable_min_sigma(self) -> float:
-        """The largest lower bound of all singular values worth trying to prove."""
+        """The largest lower bound of all singular values that is worth trying to prove."""
         if not self.factorisations.tall:
             return 0.0
-        return MIN_SIGMA_FRACTION * min(self.process.least, self.lowest_failure)
+        return MIN_SIGMA_FRACTION * min(
+            self.process.min_sigma_upper_bound, self.lowest_unproved_bound
+        )
 
     def _prove_min_sigma(self, x: float) -> bool:
         """Whether every singular value is certain to exceed x."""
-        # W0ᵀ maps a vector outside the range of a tall W0 to zero, and one with a tiny singular
-        # value nearly so.  Products cannot distinguish them, a factorisation can.
+        # W0ᵀ maps a vector outside the range of a tall W0 to zero, and a singular vector of a tiny
+        # value nearly to zero.  Products cannot tell the two apart, a factorisation can.
         holds = self.factorisations.all_exceed(x)
         if holds:
             self.proofs = replace(self.proofs, min_sigma=x)
         else:
-            self.lowest_failure = x
+            self.lowest_unproved_bound = x
         return holds
 
-    def _count(self, evidence: Evidence) -> bool:
-        """Try to prove how many singular values lie above a cut: the lowest one that can be."""
+    def _prove_count(self, evidence: Evidence) -> bool:
+        """Try to prove how many singular values exceed a cut, from the lowest cut upwards."""
         norm = CountBound(0, NORM_MARGIN * evidence.largest_seen)
         cuts = provable_cuts(evidence, CUT_MARGIN * self.factorisations.rounding)
         for number, x in [*reversed(cuts[-2:]), norm]:

@@ -17,12 +17,12 @@ from ._ties import ties
 from .certificate import certify
 from .score import Verdict, base_vectors, scores, verdict
 
-Side = Literal["left", "right"]
+VectorSide = Literal["left", "right"]
 Estimate = tuple[Tensor, Tensor, Tensor]
 """Values, and the lower and upper ends of their intervals, shape ``(k,)`` each."""
 
-LEAST = 1e-3
-"""Part of σ₁ below which single precision cannot tell a leading tuned value from zero."""
+ZERO_THRESHOLD = 1e-3
+"""A tuned value below this part of σ₁ cannot be told from zero in single precision."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Direction:
 
     index: int
     sigma: float
-    side: Side
+    side: VectorSide
     score: float
     score_lower: float
     score_upper: float
@@ -69,7 +69,7 @@ class OneSide:
         cosines_upper: Upper ends.
         similarity: |cosine| of each tuned vector (rows) with the base's leading 2k, ``(k, 2k)``.
         spectrum: Singular values of the base, descending, shape ``(min(m, n),)``.
-        exact: How many of them are computed; the others are from a quadrature.
+        computed_count: How many leading ones of them are computed; a quadrature gives the others.
         passes: Products with the base.
     """
 
@@ -78,14 +78,14 @@ class OneSide:
     cosines_upper: Tensor
     similarity: Tensor
     spectrum: Tensor
-    exact: int
+    computed_count: int
     passes: int
 
 
 def certified_side(
     W0: LinearMap,
     tuned: SingularTriplets,
-    side: Side,
+    side: VectorSide,
     *,
     subspace: int,
     epsilon: float = DEFAULT_EPSILON,
@@ -107,7 +107,7 @@ def certified_side(
     Returns:
         The verdicts of that side.
     """
-    (groups, errors), count = ties(tuned), known_values(tuned)
+    (groups, errors), count = ties(tuned), count_nonzero_values(tuned)
     A, Y = (W0, tuned.u) if side == "left" else (W0.T, tuned.v)
     found = certify(
         A,
@@ -128,15 +128,22 @@ def certified_side(
         verdicts=found.verdicts,
     )
     lower, upper = found.cosines
-    exact = len(found.base_sigma)
-    return OneSide(directions, lower, upper, found.similarity, found.spectrum, exact, found.passes)
+    return OneSide(
+        directions=directions,
+        cosines_lower=lower,
+        cosines_upper=upper,
+        similarity=found.similarity,
+        spectrum=found.spectrum,
+        computed_count=len(found.base_sigma),
+        passes=found.passes,
+    )
 
 
 def svd_side(
     base: tuple[Tensor, Tensor, Tensor],
     shape: tuple[int, int],
     tuned: SingularTriplets,
-    side: Side,
+    side: VectorSide,
     *,
     subspace: int,
     epsilon: float = DEFAULT_EPSILON,
@@ -181,7 +188,7 @@ def svd_side(
 
 
 def _directions(
-    side: Side,
+    side: VectorSide,
     tuned: SingularTriplets,
     *,
     matched: Tensor,
@@ -219,10 +226,11 @@ def _within(values: Tensor, errors: Tensor) -> Estimate:
     return values, (values - errors).clamp_min(0.0), (values + errors).clamp_max(1.0)
 
 
-def known_values(tuned: SingularTriplets) -> int:
-    """How many tuned values differ from zero for certain; the vectors of the others may be any."""
-    return int((tuned.sigma > LEAST * tuned.sigma[0]).sum())
+def count_nonzero_values(tuned: SingularTriplets) -> int:
+    """How many tuned values are above zero for certain; vectors of the others are arbitrary."""
+    return int((tuned.sigma > ZERO_THRESHOLD * tuned.sigma[0]).sum())
 
 
 def generator_of(seed: int | None) -> torch.Generator | None:
+    """A generator with this seed; None for None."""
     return None if seed is None else torch.Generator().manual_seed(seed)

@@ -9,11 +9,11 @@ from torch import Tensor
 from bulkedge.triplet import Ritz
 
 TINY = 1e-300
-"""A sum of squares is divided by only where it is above this."""
+"""A divisor is at least this, so that nothing is divided by zero."""
 
 
 def guess_spectrum(
-    ritz: Ritz, known: int, shape: tuple[int, int], k: int, start: int, frobenius: float
+    ritz: Ritz, known: int, shape: tuple[int, int], k: int, start_size: int, frobenius: float
 ) -> Tensor:
     """All singular values: the leading Ritz values, the others where Gauss quadrature puts them.
 
@@ -25,18 +25,18 @@ def guess_spectrum(
         known: How many leading Ritz values are taken as they are.
         shape: ``(m, n)`` of the base.
         k: How many directions the process began with.
-        start: How many vectors it began with in all.
+        start_size: How many vectors it began with in all.
         frobenius: ``‖W0‖_F``: the result has this sum of squares, as far as its order allows.
 
     Returns:
         Shape ``(min(m, n),)``.
     """
     m, p = shape[0], min(shape)
-    share = (m - k) / (start - k) if start > k else 0.0
-    weight = torch.full((start,), share, dtype=torch.float64)
+    share = (m - k) / (start_size - k) if start_size > k else 0.0
+    weight = torch.full((start_size,), share, dtype=torch.float64)
     weight[:k] = 1.0
     # How many singular values each Ritz value stands for.
-    counts = weight @ ritz.left[:start].square()
+    counts = weight @ ritz.left[:start_size].square()
     sigma, counts = ritz.sigma[known : len(counts)].numpy(), counts[known:].numpy()
     if p == known or counts.sum() == 0:
         return ritz.sigma[:p]

@@ -8,7 +8,7 @@ from torch import Tensor
 from bulkedge.triplet import SingularTriplets
 
 MAX_RESIDUAL_OVER_GAP = 0.05
-"""Neighbours are known one by one while the residual of both is at most this part of their gap."""
+"""Neighbours are known one by one while their joint residual is at most this part of their gap."""
 
 
 def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     below = sigma[:-1] - sigma[1:]  # the gap below each value
     following = tuned.near[0][:1].double().cpu() if tuned.near is not None else sigma.new_zeros(1)
     below = torch.cat([below, (sigma[-1:] - following) if len(following) else sigma[-1:]])
-    # The value after the last need not have converged: the solver's own gap allows for that.
+    # The value after the last may not have converged; the solver's own gap allows for that.
     if k == 1 or bool(tuned.gaps[-1] < below[-2]):
         below[-1] = torch.minimum(below[-1], tuned.gaps[-1].double().cpu())
     joined = torch.hypot(rho[:-1], rho[1:]) > MAX_RESIDUAL_OVER_GAP * below[:-1]

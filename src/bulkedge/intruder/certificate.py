@@ -45,13 +45,13 @@ from ._spectrum import guess_spectrum
 from .score import Verdict
 
 ORTHONORMALITY = 1e-3
-"""How far Yᵀ Y may be from the identity; rounding in single precision leaves less."""
+"""YᵀY may differ from the identity by this much; rounding in single precision leaves less."""
 FALSE_NORM = 1.001
-"""A given ‖W0‖_F is refused if the largest singular value exceeds it by this factor."""
+"""A given ‖W0‖_F is refused as false if the largest singular value exceeds it by this factor."""
 DROP_TOLERANCE = 4.0
 """Directions smaller than this are not added to the space, in units of eps ‖W0‖_F."""
-PLANNED_NOISE = 16.0
-"""The error of the recurrences, in the same units, that is assumed until it is measured."""
+ASSUMED_NOISE = 16.0
+"""The recurrences are assumed to err by this, in the same units, until that is measured."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def certify(
             Y,
             drawn,
             frobenius=size,
-            planned_noise=PLANNED_NOISE * unit,
+            assumed_noise=ASSUMED_NOISE * unit,
             max_steps=max_steps,
             generator=random,
         ).run()
@@ -273,11 +273,11 @@ def _certificate(question: Question, found: Assessment, process: Bidiagonalizati
             known,
             evidence.shape,
             t.shape[1],
-            evidence.started,
+            evidence.start_size,
             evidence.frobenius,
         ),
         steps=process.passes // 2,
-        passes=process.passes + process.checks,
+        passes=process.passes + process.check_passes,
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "2"
 MAX_RECORD_BYTES = 2**30
-Side = Literal["base", "tuned"]
+InputSide = Literal["base", "tuned"]
 Fate = Literal["judged", "kept", "lost", "excluded", "apart"]
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
 
@@ -70,14 +70,14 @@ class Skipped(Row):
     name: str = Field(description="Its name in the file that holds it.")
     reason: str
     lost: bool = Field(description="Part of the update of a weight, which went unjudged.")
-    side: Side = Field(default="tuned", description="Which input holds it.")
+    side: InputSide = Field(default="tuned", description="Which input holds it.")
     accepted: bool = Field(default=False, description="A weight that the recipe leaves out.")
 
 
 class Stored(Row):
     """A tensor of two or more dimensions of either side, and what became of it."""
 
-    side: Side = Field(description="Which input holds it.")
+    side: InputSide = Field(description="Which input holds it.")
     name: str = Field(description="Its name in the file that holds it.")
     fate: Fate = Field(
         description="`judged`: read for `rows`; `kept`: a weight of the base that no part of an "

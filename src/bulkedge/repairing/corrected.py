@@ -37,12 +37,12 @@ def corrected(pair: Pair, correction: Correction) -> Pair:
         InputError: If the stored form cannot hold the corrected matrix.
     """
     if pair.factors is None:
-        start = pair.base if correction.anew else pair.start
-        return replace(pair, replaced=_added(start, correction, pair.start.dtype))
+        start = pair.base if correction.anew else pair.dense_part
+        return replace(pair, replaced=_added(start, correction, pair.dense_part.dtype))
     factors = _factors(pair, correction)
     if pair.magnitude is None:
         return replace(pair, factors=factors)
-    norms = row_norms(pair.start, factors, pair.columns)
+    norms = row_norms(pair.dense_part, factors, pair.per_column)
     return replace(pair, factors=factors, magnitude=norms if correction.anew else _D(pair) * norms)
 
 
@@ -73,7 +73,7 @@ def in_factors(pair: Pair, correction: Correction) -> Correction:
     D = _D(pair)
     if not bool((D != 0).all()):
         raise InputError("expected magnitudes that are not zero, got a row that DoRA switched off")
-    return Correction(X, Y / D[:, None]) if pair.columns else Correction(X / D[:, None], Y)
+    return Correction(X, Y / D[:, None]) if pair.per_column else Correction(X / D[:, None], Y)
 
 
 def _factors(pair: Pair, correction: Correction) -> LowRank:
@@ -92,9 +92,9 @@ def _folded(pair: Pair) -> tuple[Tensor, Tensor]:
 
 def _D(pair: Pair) -> Tensor:
     """The diagonal of D of a pair that has one."""
-    if pair.row_factors is None:
+    if pair.magnitude_over_norm is None:
         raise TypeError("expected a pair with a magnitude")
-    return pair.row_factors
+    return pair.magnitude_over_norm
 
 
 def rounding(pair: Pair, after: Pair, correction: Correction) -> float:
@@ -108,8 +108,8 @@ def rounding(pair: Pair, after: Pair, correction: Correction) -> float:
     Returns:
         ``‖stored − meant‖_F``.
     """
-    start = pair.base if correction.anew else pair.start
-    stored = after.start.split(TILE)
+    start = pair.base if correction.anew else pair.dense_part
+    stored = after.dense_part.split(TILE)
     errors = [(W - out).norm() for W, out in zip(_tiles(start, correction), stored, strict=True)]
     return float(torch.stack(errors).norm())
 

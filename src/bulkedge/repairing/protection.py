@@ -86,7 +86,7 @@ class Protection(Work):
         if update is None or pair.replaced is not None:
             after, row.error = self._dense(pair, base, task)
             if output is not None and comparison.tuned is not None:
-                output.write_matrix(comparison.tuned, after.start.cpu())
+                output.write_matrix(comparison.tuned, after.dense_part.cpu())
         else:
             after, row.error = self._factors(pair, comparison, update, base, task)
         now = _update(after)

@@ -216,7 +216,7 @@ class Corrections(Work):
             return
         row.error = rounding(found.pair, found.after, found.correction)
         if output is not None and comparison.tuned is not None:
-            output.write_matrix(comparison.tuned, found.after.start.cpu())
+            output.write_matrix(comparison.tuned, found.after.dense_part.cpu())
 
     @property
     def _even(self) -> bool:

@@ -53,20 +53,20 @@ class Bidiagonalization:
     Args:
         A: Shape ``(m, n)``.
         start: P₁, orthonormal columns, shape ``(m, b)``.
-        noise: Directions smaller than this are dropped: what rounding does to a step, about
-            4 eps ‖A‖_F.  What it has done is measured by :mod:`bulkedge.triplet._rounding`.
+        noise: Directions smaller than this are dropped as rounding: about 4 eps ‖A‖_F.  What
+            rounding really does is measured by :mod:`bulkedge.triplet._rounding`.
 
     Attributes:
         passes: Products with A or Aᵀ so far, two a step.
-        checks: Products that measured rounding.
-        started: b, the vectors of P₁.
+        check_passes: Products that measured rounding.
+        start_size: b, how many vectors P₁ has.
         noise: As given.
     """
 
     def __init__(self, A: LinearMap, start: Tensor, noise: float) -> None:
         self.map, self.noise = A, noise
-        self.passes = self.checks = 0
-        self.started = start.shape[1]
+        self.passes = self.check_passes = 0
+        self.start_size = start.shape[1]
         # Vectors are rows: products with a thin block are several times faster in this layout.
         self._left = start.new_empty(0, A.shape[0])
         self._right = start.new_empty(0, A.shape[1])
@@ -111,8 +111,8 @@ class Bidiagonalization:
         return len(self._next) == 0
 
     @property
-    def least(self) -> float:
-        """The smallest of ``‖A x‖`` for unit x in the span of Q: at least A's smallest value."""
+    def min_sigma_upper_bound(self) -> float:
+        """The smallest ``‖A x‖`` for unit x in the span of Q: A's smallest value is no larger."""
         if self._small.shape[1] == 0:
             return 0.0
         return float(torch.linalg.svdvals(torch.cat([self._small, self.last]))[-1])

@@ -18,16 +18,16 @@ from torch.autograd import forward_ad
 from bulkedge._errors import InputError
 from bulkedge._linmap import Dense
 
-from ._numbers import NEAR, Check, Evidence, flatten, implicit, leading
+from ._numbers import NEAR, Ambiguity, ForwardEvidence, flatten, solve_leading, solve_outside_block
 
 
-def one_by_one(
+def vmap_by_loop(
     function: Callable[..., tuple[Tensor, ...]],
     info: Any,
     in_dims: tuple[int | None, ...],
     *args: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The vmap rule of everything here: apply to each element of the batch, and stack."""
+    """The vmap rule of every function here: apply it to each element of the batch, and stack."""
     results = [
         function(
             *(
@@ -64,7 +64,7 @@ _by_rule = ContextVar("bulkedge_by_rule", default=False)
 
 @contextmanager
 def by_rule() -> Iterator[None]:
-    """Within it the derivative rule calls the operators, and attaches every derivative itself."""
+    """Say that the derivative rule calls the operators: it attaches every derivative itself."""
     before = _by_rule.set(True)
     try:
         yield
@@ -99,7 +99,7 @@ def op_leading(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The k leading triplets of a matrix, see :func:`~bulkedge.triplet._numbers.flatten`."""
     _require_no_tangents()
-    return flatten(leading(Dense(A), k, _STRATEGIES[solver], start, None, strict=strict))
+    return flatten(solve_leading(Dense(A), k, _STRATEGIES[solver], start, None, strict=strict))
 
 
 @op_leading.register_fake
@@ -116,7 +116,7 @@ def _(A: Tensor, start: Tensor | None, k: int, solver: int, strict: bool) -> tup
 
 
 @torch.library.custom_op("bulkedge::implicit_solve", mutates_args=())
-def op_implicit(
+def op_outside_block(
     xi: Tensor | None,
     phi: Tensor | None,
     psi: Tensor | None,
@@ -129,26 +129,35 @@ def op_implicit(
     Z: Tensor,
     A: Tensor,
     adjoint: int,
-    check: str,
+    warn_of: str,
+    tangent: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The system of the derivative, see :func:`~bulkedge.triplet._numbers.implicit`."""
+    """The system of the derivative, see :func:`~bulkedge.triplet._numbers.solve_outside_block`."""
     _require_no_tangents()
-    evidence = Evidence(residuals, gaps, (theta, Z))
+    evidence = ForwardEvidence(residuals, gaps, (theta, Z))
     method, triplets = _STRATEGIES[adjoint], (sigma, u, v)
-    p, q = implicit(
-        Dense(A), method, triplets, (phi, psi), evidence, xi=xi, check=cast("Check", check)
+    ambiguity = cast("Ambiguity", warn_of)
+    p, q = solve_outside_block(
+        Dense(A),
+        method,
+        triplets,
+        (phi, psi),
+        evidence,
+        xi=xi,
+        warn_of=ambiguity,
+        tangent=tangent,
     )
     return p.contiguous(), q.contiguous()  # the layout of the fake tensors below
 
 
-@op_implicit.register_fake
+@op_outside_block.register_fake
 def _(
     xi: object, phi: object, psi: object, sigma: Tensor, u: Tensor, v: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape), v.new_empty(v.shape)
 
 
-op_leading.register_vmap(partial(one_by_one, op_leading))
-op_implicit.register_vmap(partial(one_by_one, op_implicit))
+op_leading.register_vmap(partial(vmap_by_loop, op_leading))
+op_outside_block.register_vmap(partial(vmap_by_loop, op_outside_block))
 op_leading.register_autograd(_no_backward)
-op_implicit.register_autograd(_no_backward)
+op_outside_block.register_autograd(_no_backward)

@@ -1,4 +1,4 @@
-"""Inside the block of k triplets: quotients by σ_i − σ_j, and when the data determine them."""
+"""Quotients by σ_i − σ_j inside the block of k triplets, and whether the data determine them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sums(sigma: Tensor) -> Tensor:
 
 
 def pair_scale(phi: Tensor | None, psi: Tensor | None) -> Tensor | float:
-    """Size of the cotangents of each pair of columns, ``(k, k)``: rounding is relative to it."""
+    """Size of the cotangents of each pair of columns, ``(k, k)``, to which rounding is relative."""
     lengths = [torch.linalg.vector_norm(x, dim=0) for x in (phi, psi) if x is not None]
     return sums(sum(lengths[1:], start=lengths[0])) if lengths else 0.0
 
@@ -91,6 +91,7 @@ def cut_advice(k: int, gap: float) -> str:
 
 
 def _warn(sigma: Tensor, i: int, j: int) -> None:
+    """Warn that a derivative depends on the vectors i and j one by one."""
     gap = float((sigma[i] - sigma[j]).abs() / sigma[0])
     warnings.warn(
         f"singular values {i} and {j} (from 0) differ by {gap:.1e} of the largest: their vectors "
@@ -102,17 +103,21 @@ def _warn(sigma: Tensor, i: int, j: int) -> None:
 
 
 def _tied(sigma: Tensor) -> Tensor:
+    """Which pairs of values agree to half of their digits, shape ``(k, k)``."""
     gap, larger = (sigma - sigma[:, None]).abs(), torch.maximum(sigma, sigma[:, None])
     return gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * larger
 
 
 def _negligible(numerator: Tensor, size: Tensor | float) -> Tensor:
+    """Where a numerator is zero to rounding."""
     return numerator.abs() <= _noise(numerator) * size
 
 
 def _noise(x: Tensor) -> float:
+    """The relative rounding error of a sum of a few products."""
     return 16 * torch.finfo(x.dtype).eps
 
 
 def _resolution(sigma: Tensor) -> Tensor:
+    """The rounding error of a difference of two values."""
     return 8 * torch.finfo(sigma.dtype).eps * sigma[0]

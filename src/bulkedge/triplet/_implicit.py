@@ -12,7 +12,7 @@ diagonal in pairs, and with ``X = UᵀdA V``::
     u_jᵀdu_i = ½(X_ji + X_ij)/(σ_i − σ_j) + ½(X_ji − X_ij)/(σ_i + σ_j)
     v_jᵀdv_i = ½(X_ji + X_ij)/(σ_i − σ_j) − ½(X_ji − X_ij)/(σ_i + σ_j).
 
-*Outside*, p_i ⊥ U and q_i ⊥ V solve K_i [p_i; q_i] = [φ_i; ψ_i] for the projected right-hand
+*OutsideBlock*, p_i ⊥ U and q_i ⊥ V solve K_i [p_i; q_i] = [φ_i; ψ_i] for the projected right-hand
 side; there K_i is positive definite, and this solve is the work of an adjoint solver.  Reverse mode
 is the transpose: for cotangents ξ, Φ, Ψ of σ, U, V, with a = UᵀΦ − ΦᵀU and b = VᵀΨ − ΨᵀV::
 
@@ -30,10 +30,10 @@ gap.
 The solve itself is differentiated as a function of (A, σ, U, V, Φ, Ψ), with the multipliers of its
 constraints λ = UᵀΦ, μ = VᵀΨ; so derivatives of every order are further solves of the same kind.
 
-*Without the inside* (``frames``): where only the spaces spanned by U and V count, as in the best
-rank-k part U S Vᵀ with S = UᵀA V, any smooth choice of bases has the same derivative.  We take the
-one that does not rotate within its span, ``dU = P``, ``dV = Q``, ``dS = UᵀdA V``, where S, diagonal
-at A, leaves the diagonal as A moves::
+*Spaces only* (``spaces_only``): the best rank-k part U S Vᵀ with S = UᵀA V depends only on the
+spaces that U and V span.  There any smooth choice of bases gives the same derivative.  We take the
+bases that do not rotate within their span: ``dU = P``, ``dV = Q``, ``dS = UᵀdA V``.  S is diagonal
+at A, and does not stay so as A moves::
 
     P S − A Q = (I − UUᵀ) dA V,    Q Sᵀ − AᵀP = (I − VVᵀ) dAᵀU.
 
@@ -55,9 +55,16 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge._precision import full_precision
 
-from ._compiled import by_rule, one_by_one, op_implicit, op_leading, strategy, token
+from ._compiled import by_rule, op_leading, op_outside_block, strategy, token, vmap_by_loop
 from ._gauge import over_gap, pair_scale, rotation_gradient, sums
-from ._numbers import Check, Evidence, Outputs, flatten, implicit, leading
+from ._numbers import (
+    Ambiguity,
+    ForwardEvidence,
+    Outputs,
+    flatten,
+    solve_leading,
+    solve_outside_block,
+)
 from ._tracing import functionalized, jvp_levels, numbers_hidden
 from .adjoint import AdjointSolver
 from .solver import Solver
@@ -74,8 +81,8 @@ class Problem:
         adjoint: The backward method.
         generator: Source of the start, None for a fixed seed.
         strict: Raise where the tolerance is not reached.
-        frames: Whether U and V stand for the spaces that they span.  Then σ comes as the diagonal
-            matrix S, and derivatives are defined for what no change of basis can alter.
+        spaces_only: Whether U and V stand only for the spaces that they span.  Then σ is the
+            diagonal matrix S, and only what no change of basis alters has derivatives.
     """
 
     A: LinearMap
@@ -84,17 +91,17 @@ class Problem:
     adjoint: AdjointSolver
     generator: torch.Generator | None
     strict: bool
-    frames: bool = False
+    spaces_only: bool = False
 
     @property
     def plain(self) -> bool:
-        """Whether it is one matrix, that a registered operator can take."""
+        """Whether a registered operator can take it: one matrix, and no generator."""
         return type(self.A) is Dense and self.generator is None
 
     @property
-    def check(self) -> Check:
-        """What a derivative that is no tangent of the vectors themselves has to look for."""
-        return "cut" if self.frames else ""
+    def ambiguity(self) -> Ambiguity:
+        """What to warn of where the choice of a basis within the block does not matter."""
+        return "cut" if self.spaces_only else "nothing"
 
 
 class Triplet(torch.autograd.Function):
@@ -111,10 +118,10 @@ class Triplet(torch.autograd.Function):
         else:
             A, source = problem.A.with_tensors(*tensors), problem.generator
             found = flatten(
-                leading(A, problem.k, problem.solver, start, source, strict=problem.strict)
+                solve_leading(A, problem.k, problem.solver, start, source, strict=problem.strict)
             )
         sigma, *others = found
-        return cast("Outputs", (torch.diag(sigma) if problem.frames else sigma, *others))
+        return cast("Outputs", (torch.diag(sigma) if problem.spaces_only else sigma, *others))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -123,7 +130,7 @@ class Triplet(torch.autograd.Function):
         sigma, u, v, residuals, gaps, counts, theta, Z = output
         ctx.mark_non_differentiable(residuals, gaps, counts, theta, Z)
         ctx.set_materialize_grads(False)
-        _keep(ctx, sigma, u, v, residuals, gaps, theta, Z, *tensors)
+        _save(ctx, sigma, u, v, residuals, gaps, theta, Z, *tensors)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -133,13 +140,15 @@ class Triplet(torch.autograd.Function):
         known = ctx.saved_tensors
         sigma, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            L, R = torch.zeros_like(u) if xi is None else _times(u, xi), v
+            L, R = torch.zeros_like(u) if xi is None else _times_sigma(u, xi), v
             if phi is not None or psi is not None:
-                inside = len(sigma) > 1 and not ctx.problem.frames
+                inside = len(sigma) > 1 and not ctx.problem.spaces_only
                 if inside:
                     L = L + u @ _inside(sigma, u, v, phi, psi)
-                check = "rotations" if inside else ctx.problem.check
-                P, Q = Outside.apply(ctx.problem, check, xi, phi, psi, *_transposed(known))
+                warn_of = "rotations" if inside else ctx.problem.ambiguity
+                P, Q = OutsideBlock.apply(
+                    ctx.problem, warn_of, False, xi, phi, psi, *_transposed(known)
+                )
                 L, R = torch.cat([L + P, u], dim=1), torch.cat([v, Q], dim=1)
             A = ctx.problem.A.with_tensors(*tensors)
             return None, None, *A.pullback(L, R, ctx.needs_input_grad[2:])
@@ -150,61 +159,66 @@ class Triplet(torch.autograd.Function):
         known = ctx.saved_tensors
         sigma, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            dA = ctx.problem.A.with_tensors(*tensors).pushforward(*_filled(tensors, tangents[2:]))
+            dA = ctx.problem.A.with_tensors(*tensors).pushforward(
+                *_zeros_where_absent(tensors, tangents[2:])
+            )
             right, left = dA.matmat(v), dA.rmatmat(u)
             X = u.mT @ right
-            inside = len(sigma) > 1 and not ctx.problem.frames
-            check = "ties" if inside else "cut tangent" if ctx.problem.frames else "tangent"
-            du, dv = Outside.apply(ctx.problem, check, None, right, left, *known)
+            inside = len(sigma) > 1 and not ctx.problem.spaces_only
+            warn_of = "ties" if inside else ctx.problem.ambiguity
+            du, dv = OutsideBlock.apply(ctx.problem, warn_of, True, None, right, left, *known)
             if inside:
                 even = over_gap(sigma, X + X.mT, torch.zeros_like(X)) / 2
                 odd = (X - X.mT) / sums(sigma) / 2
                 du, dv = du + u @ (even + odd), dv + v @ (even - odd)
-            d_sigma = X if ctx.problem.frames else torch.diagonal(X)
+            d_sigma = X if ctx.problem.spaces_only else torch.diagonal(X)
             return d_sigma, du, dv, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         """One matrix after the other."""
-        return one_by_one(Triplet.apply, info, in_dims, *args)
+        return vmap_by_loop(Triplet.apply, info, in_dims, *args)
 
 
-class Outside(torch.autograd.Function):
-    """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` outside the block."""
+class OutsideBlock(torch.autograd.Function):
+    """The part outside the block: P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]``."""
 
     @staticmethod
     def forward(
         problem: Problem,
-        check: Check,
+        warn_of: Ambiguity,
+        tangent: bool,
         xi: Tensor | None,
         phi: Tensor | None,
         psi: Tensor | None,
         *known: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Solve, and check whether the data determine the answer."""
-        if problem.frames:
+        """Solve, and warn where the data do not determine the answer."""
+        if problem.spaces_only:
             xi, known = None, (torch.diagonal(known[0]), *known[1:])
         if numbers_hidden(phi, psi, *known):
             _require_plain(problem)
             with by_rule():
-                return op_implicit(xi, phi, psi, *known, token(problem.adjoint), check)
+                adjoint = token(problem.adjoint)
+                return op_outside_block(xi, phi, psi, *known, adjoint, warn_of, tangent)
         sigma, u, v, residuals, gaps, theta, Z, *tensors = known
-        return implicit(
+        return solve_outside_block(
             problem.A.with_tensors(*tensors),
             problem.adjoint,
             (sigma, u, v),
             (phi, psi),
-            Evidence(residuals, gaps, (theta, Z)),
+            ForwardEvidence(residuals, gaps, (theta, Z)),
             xi=xi,
-            check=check,
+            warn_of=warn_of,
+            tangent=tangent,
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the system and its solution."""
-        ctx.problem, _, _, *system = inputs
+        ctx.problem, _, _, _, *system = inputs
         ctx.set_materialize_grads(False)
-        _keep(ctx, *output, *system)
+        _save(ctx, *output, *system)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -214,18 +228,24 @@ class Outside(torch.autograd.Function):
         P, Q, phi, psi, *known = ctx.saved_tensors
         sigma, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            a, b = Outside.apply(
-                ctx.problem, ctx.problem.check, None, p_bar, q_bar, *_transposed(known)
+            a, b = OutsideBlock.apply(
+                ctx.problem,
+                ctx.problem.ambiguity,
+                False,
+                None,
+                p_bar,
+                q_bar,
+                *_transposed(known),
             )
-            sigma_bar = -(_overlaps(sigma, P, a) + _overlaps(sigma, b, Q))
-            u_bar = -_bordered(u, (a, phi), (P, p_bar))
-            v_bar = -_bordered(v, (b, psi), (Q, q_bar))
+            sigma_bar = -(_sigma_cotangent(sigma, P, a) + _sigma_cotangent(sigma, b, Q))
+            u_bar = -_constraint_gradient(u, (a, phi), (P, p_bar))
+            v_bar = -_constraint_gradient(v, (b, psi), (Q, q_bar))
             A = ctx.problem.A.with_tensors(*tensors)
             L, R = torch.cat([a, P], dim=1), torch.cat([Q, b], dim=1)
             A_bar = A.pullback(L, R, ctx.needs_input_grad[-len(tensors) :])
         phi_bar, psi_bar = (None if x is None else g for x, g in ((phi, a), (psi, b)))
-        evidence = None, None, None, None
-        return None, None, None, phi_bar, psi_bar, sigma_bar, u_bar, v_bar, *evidence, *A_bar
+        settings, evidence = [None] * 4, [None] * 4  # problem, warn_of, tangent, ξ; residuals to Z
+        return *settings, phi_bar, psi_bar, sigma_bar, u_bar, v_bar, *evidence, *A_bar
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -233,23 +253,26 @@ class Outside(torch.autograd.Function):
         P, Q, phi, psi, *known = ctx.saved_tensors
         _, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            moved = _filled((phi, psi, *known), tangents[3:])
+            moved = _zeros_where_absent((phi, psi, *known), tangents[4:])
             d_phi, d_psi, d_sigma, du, dv, _, _, _, _, *d_tensors = cast("list[Tensor]", moved)
             dA = ctx.problem.A.with_tensors(*tensors).pushforward(*d_tensors)
-            right = dA.matmat(Q) - _times(P, d_sigma)
-            left = dA.rmatmat(P) - _times(Q, d_sigma.mT if ctx.problem.frames else d_sigma)
+            right = dA.matmat(Q) - _times_sigma(P, d_sigma)
+            left = dA.rmatmat(P) - _times_sigma(
+                Q, d_sigma.mT if ctx.problem.spaces_only else d_sigma
+            )
             if phi is not None:
                 right = right + d_phi - du @ (u.mT @ phi)
             if psi is not None:
                 left = left + d_psi - dv @ (v.mT @ psi)
-            p, q = Outside.apply(ctx.problem, ctx.problem.check, None, right, left, *known)
+            warn_of = ctx.problem.ambiguity
+            p, q = OutsideBlock.apply(ctx.problem, warn_of, False, None, right, left, *known)
             # P stays orthogonal to U as both move
             return p - u @ (du.mT @ P), q - v @ (dv.mT @ Q)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         """One system after the other."""
-        return one_by_one(Outside.apply, info, in_dims, *args)
+        return vmap_by_loop(OutsideBlock.apply, info, in_dims, *args)
 
 
 def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
@@ -262,7 +285,7 @@ def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs
         return _uncompiled(problem, start, *tensors)
     _allow_node()
     solver, adjoint = token(problem.solver), token(problem.adjoint)
-    return node(tensors[0], start, problem.k, solver, adjoint, problem.strict, problem.frames)
+    return node(tensors[0], start, problem.k, solver, adjoint, problem.strict, problem.spaces_only)
 
 
 def node(
@@ -272,11 +295,11 @@ def node(
     solver: int,
     adjoint: int,
     strict: bool,
-    frames: bool,
+    spaces_only: bool,
 ) -> Outputs:
     """One matrix, as one node of a compiled graph, with all of its derivatives."""
     like = Dense(torch.empty_like(A, device="meta"))
-    problem = Problem(like, k, strategy(solver), strategy(adjoint), None, strict, frames)
+    problem = Problem(like, k, strategy(solver), strategy(adjoint), None, strict, spaces_only)
     return Triplet.apply(problem, start, A)
 
 
@@ -303,6 +326,7 @@ _uncompiled._torchdynamo_disable_msg = (  # pyright: ignore[reportFunctionMember
 
 
 def _require_plain(problem: Problem) -> None:
+    """InputError where a registered operator is needed and cannot take the problem."""
     if not problem.plain:
         raise InputError(
             f"expected a matrix where torch traces, fakes or batches tensors (make_fx, "
@@ -312,16 +336,16 @@ def _require_plain(problem: Problem) -> None:
         )
 
 
-def _keep(ctx: Any, *tensors: Tensor | None) -> None:
-    """Save for either mode."""
+def _save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save tensors for reverse and forward mode."""
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
 
 
-def _filled(
+def _zeros_where_absent(
     values: Sequence[Tensor | None], tangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Zeros where a tangent is absent."""
+    """The tangents, zeros in the place of absent ones."""
     return [
         None if x is None else torch.zeros_like(x) if t is None else t
         for x, t in zip(values, tangents, strict=True)
@@ -352,13 +376,13 @@ def _transposed(known: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (S if S.ndim == 1 else S.mT), *rest
 
 
-def _times(X: Tensor, sigma: Tensor) -> Tensor:
+def _times_sigma(X: Tensor, sigma: Tensor) -> Tensor:
     """``X S``, for S or its diagonal."""
     return X * sigma if sigma.ndim == 1 else X @ sigma
 
 
-def _overlaps(sigma: Tensor, X: Tensor, Y: Tensor) -> Tensor:
-    """``XᵀY``, of the shape of σ: the whole, or its diagonal."""
+def _sigma_cotangent(sigma: Tensor, X: Tensor, Y: Tensor) -> Tensor:
+    """``XᵀY`` where σ is a matrix, its diagonal where σ is a vector."""
     return (X * Y).sum(dim=0) if sigma.ndim == 1 else X.mT @ Y
 
 
@@ -368,7 +392,7 @@ def _inside(sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor | None, psi: Tensor
     return over_gap(sigma, a + b, pair_scale(phi, psi)) / 2 + (a - b) / sums(sigma) / 2
 
 
-def _bordered(basis: Tensor, *pairs: tuple[Tensor, Tensor | None]) -> Tensor:
+def _constraint_gradient(basis: Tensor, *pairs: tuple[Tensor, Tensor | None]) -> Tensor:
     """``Σ x (basisᵀ y)ᵀ``: the derivative of the constraints."""
     terms = [x @ (y.mT @ basis) for x, y in pairs if y is not None]
     return sum(terms, start=torch.zeros_like(basis))

@@ -35,20 +35,18 @@ from .solver._start import generic
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
-FIGURES = ("sigma", "residuals", "gaps")
+SCALE_WITH_MATRIX = ("sigma", "residuals", "gaps")
 """The fields of a result that scale with the matrix."""
-SMALLEST = 2.0**-1000
-"""A matrix is divided by no smaller number, because its reciprocal has to be finite."""
+SMALLEST_DIVISOR = 2.0**-1000
+"""A matrix is divided by no smaller number, because the reciprocal has to be finite."""
 NEAR = 16
-"""How many singular values beyond the k-th are kept to precondition the derivative."""
-Check = Literal["", "tangent", "rotations", "ties", "cut", "cut tangent"]
-"""What :func:`implicit` looks for besides its own accuracy."""
-TANGENTS = ("tangent", "ties", "cut tangent")
-"""The checks of tangents, in forward mode."""
+"""This many singular values beyond the k-th are kept to precondition the derivative."""
+Ambiguity = Literal["nothing", "rotations", "ties", "cut"]
+"""What :func:`solve_outside_block` warns of besides its own accuracy."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ForwardEvidence:
     """What the forward solve knows about its triplets, for the derivative to use.
 
     Attributes:
@@ -62,7 +60,7 @@ class Evidence:
     near: tuple[Tensor, Tensor]
 
 
-def leading(
+def solve_leading(
     A: LinearMap,
     k: int,
     solver: Solver,
@@ -79,7 +77,9 @@ def leading(
         upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
         result = solver.compute(upright, k, start, generator or numpy.random.default_rng(0))
     if size != 1:
-        figures = {name: _times(getattr(result, name), size) for name in FIGURES}
+        figures = {
+            name: _times_power_of_two(getattr(result, name), size) for name in SCALE_WITH_MATRIX
+        }
         result = dataclasses.replace(result, **figures)
     u, v = (result.u, result.v) if _is_upright(A) else (result.v, result.u)
     near = _near(result, size, min(A.shape))
@@ -94,32 +94,33 @@ def leading(
     return result
 
 
-def implicit(
+def solve_outside_block(
     A: LinearMap,
     adjoint: AdjointSolver,
     triplets: tuple[Tensor, Tensor, Tensor],
     cotangents: tuple[Tensor | None, Tensor | None],
-    evidence: Evidence,
+    evidence: ForwardEvidence,
     *,
     xi: Tensor | None,
-    check: Check,
+    warn_of: Ambiguity,
+    tangent: bool,
 ) -> tuple[Tensor, Tensor]:
     """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` on the complement of the block.
 
     float32 is refined: the residual is taken in float64 where values lie close, since its rounding
     error comes back multiplied by σ/gap.
 
-    ``check`` says what else to look for:
+    ``warn_of`` says when a :class:`DegenerateWarning` is given besides:
 
-    * ``"rotations"``: φ and ψ are the cotangents of the vectors themselves and ξ that of σ; a loss
-      that depends on an arbitrary basis is warned of;
-    * ``"ties"``: they are tangents, and near-equal values within the block are warned of;
-    * ``"cut"``, ``"cut tangent"``: only the spaces spanned by U and V count, and a missing gap
-      below the k-th value is warned of;
-    * ``"tangent"``, ``""``: nothing.
+    * ``"rotations"``: where the loss depends on an arbitrary basis within the block.  Then φ and ψ
+      are the cotangents of the vectors themselves, and ξ is that of σ.
+    * ``"ties"``: where values within the block are nearly equal.
+    * ``"cut"``: where there is no gap below the k-th value.  Then only the spaces spanned by U and
+      V count.
+    * ``"nothing"``: nowhere.
 
-    In the three cases of tangents the vectors of a zero σ have the tangent NaN and a warning, not
-    an error, because the tangent of σ itself is defined.
+    ``tangent`` says that φ and ψ are of forward mode.  Vectors of a zero σ then have the tangent
+    NaN, with a warning instead of an error, because the tangent of σ itself is defined.
 
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
@@ -132,7 +133,9 @@ def implicit(
         sigma, u, v = triplets
         if not _is_upright(A):
             swapped = (sigma, v, u), (cotangents[1], cotangents[0])
-            q, p = implicit(A.T, adjoint, *swapped, evidence, xi=xi, check=check)
+            q, p = solve_outside_block(
+                A.T, adjoint, *swapped, evidence, xi=xi, warn_of=warn_of, tangent=tangent
+            )
             return p, q
         scale = _scale(cotangents)
         phi, psi = (None if c is None or not bool(c.any()) else c / scale for c in cotangents)
@@ -140,22 +143,22 @@ def implicit(
             return torch.zeros_like(u), torch.zeros_like(v)
         if math.isnan(scale):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        if not _has_vectors(sigma, A.shape, tangent=check in TANGENTS):
+        if not _has_vectors(sigma, A.shape, tangent=tangent):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        spaces = check in ("cut", "cut tangent")
-        tied_cut = spaces and warn_of_cut(sigma, evidence.near[0])
-        if check == "rotations":
+        spaces_only = warn_of == "cut"
+        warned = spaces_only and warn_of_cut(sigma, evidence.near[0])
+        if warn_of == "rotations":
             xi = None if xi is None else xi / scale
             rotation = rotation_gradient(u, phi) + rotation_gradient(v, psi)
             warn_of_rotations(sigma, rotation, pair_scale(phi, psi), xi)
-        elif check == "ties":
+        elif warn_of == "ties":
             warn_of_ties(sigma)
-        size = max(_power_of_two(float(sigma[0])), SMALLEST)
+        size = max(_power_of_two(float(sigma[0])), SMALLEST_DIVISOR)
         theta, Z = evidence.near
-        near, unit = (_times(theta, 1 / size), Z), Scaled(A, 1 / size)
+        near, unit = (_times_power_of_two(theta, 1 / size), Z), Scaled(A, 1 / size)
         # A subnormal singular value has lost digits, its vectors have not: compute it from them.
         small = float(sigma[-1]) < torch.finfo(sigma.dtype).tiny / torch.finfo(sigma.dtype).eps
-        known = (u * unit.matmat(v)).sum(dim=0) if small else _times(sigma, 1 / size)
+        known = (u * unit.matmat(v)).sum(dim=0) if small else _times_power_of_two(sigma, 1 / size)
         system = System(unit, known, u, v, None, None, near)
         system = dataclasses.replace(
             system,
@@ -164,9 +167,13 @@ def implicit(
         )
         close = float(evidence.gaps.min()) < 0.1 * float(sigma[0])
         p, q = _refined(adjoint, system, close=close)
-        residuals, gaps = (_times(x, 1 / size) for x in (evidence.residuals, evidence.gaps))
-        _require_known(adjoint, system, (p, q), residuals, gaps, spaces=spaces, warned=tied_cut)
-        p, q = _times(p, scale / size), _times(q, scale / size)
+        residuals, gaps = (
+            _times_power_of_two(x, 1 / size) for x in (evidence.residuals, evidence.gaps)
+        )
+        _require_known(
+            adjoint, system, (p, q), residuals, gaps, spaces_only=spaces_only, warned=warned
+        )
+        p, q = _times_power_of_two(p, scale / size), _times_power_of_two(q, scale / size)
         if not all(bool(torch.isfinite(x).all()) for x in (p, q)):
             raise InputError(
                 f"expected a matrix whose vectors have a derivative within the numbers of "
@@ -187,7 +194,7 @@ def flatten(result: SingularTriplets) -> Outputs:
     """Tensors alone: σ, u, v, residuals, gaps, (steps, passes, status), near values and vectors."""
     counts = torch.tensor([result.steps, result.passes, list(Status).index(result.status)])
     if result.near is None:
-        raise TypeError("expected a result of leading(), which fills near")
+        raise TypeError("expected a result of solve_leading(), which fills near")
     figures = (result.sigma, result.u, result.v, result.residuals, result.gaps)
     theta, Z = result.near
     # Contiguous clones, because autograd tracks views.
@@ -237,13 +244,14 @@ def _require_known(
     residuals: Tensor,
     gaps: Tensor,
     *,
-    spaces: bool,
+    spaces_only: bool,
     warned: bool,
 ) -> None:
     """Warn where the vectors, or their derivative, are not known to working accuracy.
 
-    ``λ = xᵀK x / xᵀx`` of the solution x is at least the gap below σ_k, and near it where x has met
-    that gap.  The vectors are known to residual/λ, their derivative in x no better.
+    ``λ = xᵀK x / xᵀx`` of the solution x is at least the gap below σ_k, and close to it where x
+    lies mostly along the vector of σ_{k+1}.  The vectors are known to an error of residual/λ, and
+    their derivative along x no better.
 
     Raises:
         ConvergenceError: If the adjoint stopped short, and no gap is to blame.
@@ -253,10 +261,10 @@ def _require_known(
     lengths = torch.linalg.vector_norm(rhs, dim=0)
     error = torch.linalg.vector_norm(torch.cat(_residual(system, *solution)), dim=0)
     error = error / torch.where(lengths > 0, lengths, 1.0)
-    met = (x * rhs).sum(dim=0) / (x * x).sum(dim=0).clamp_min(torch.finfo(x.dtype).tiny)
-    met = torch.where(lengths > 0, met.abs(), torch.inf)
-    known = residuals + 8 * torch.finfo(torch.float64).eps * system.sigma[0]
-    narrow = ~(known <= 1e-3 * met)
+    gap_met = (x * rhs).sum(dim=0) / (x * x).sum(dim=0).clamp_min(torch.finfo(x.dtype).tiny)
+    gap_met = torch.where(lengths > 0, gap_met.abs(), torch.inf)
+    vector_noise = residuals + 8 * torch.finfo(torch.float64).eps * system.sigma[0]
+    narrow = ~(vector_noise <= 1e-3 * gap_met)
     rounding = (
         8
         * torch.finfo(x.dtype).eps
@@ -264,10 +272,10 @@ def _require_known(
         / lengths.clamp_min(torch.finfo(x.dtype).tiny)
     )
     failed = ~(error <= 10 * root + rounding)
-    # A solve that found nothing has met no gap: then the gaps of the forward solve decide.
-    lost = 64 * torch.finfo(x.dtype).eps * system.sigma[0]
-    narrow |= failed & ~((known <= 1e-3 * gaps.min()) & (gaps.min() > lost))
-    met = torch.where(failed, gaps.min(), met)
+    # The solution of a failed solve says nothing of the gap: the gaps of the forward solve decide.
+    invisible = 64 * torch.finfo(x.dtype).eps * system.sigma[0]
+    narrow |= failed & ~((vector_noise <= 1e-3 * gaps.min()) & (gaps.min() > invisible))
+    gap_met = torch.where(failed, gaps.min(), gap_met)
     if bool((failed & ~narrow).any()):
         raise ConvergenceError(
             f"{type(adjoint).__name__}: the derivative of the singular vectors was not found, "
@@ -278,21 +286,21 @@ def _require_known(
     if not bool(narrow.any()):
         return
     i = int(narrow.nonzero()[0])
-    advice = _advice(system, i, float(met[i]), float(residuals[i]), spaces=spaces)
+    advice = _advice(system, i, float(gap_met[i]), float(residuals[i]), spaces_only=spaces_only)
     if not bool(torch.isfinite(x).all()):
         raise ConvergenceError(advice, solution)
     if not warned:
         warnings.warn(advice, DegenerateWarning, stacklevel=2)
 
 
-def _advice(system: System, i: int, met: float, residual: float, *, spaces: bool) -> str:
+def _advice(system: System, i: int, gap_met: float, residual: float, *, spaces_only: bool) -> str:
     """What to do about a gap below the k-th value that a derivative has met."""
     k, top = len(system.sigma), float(system.sigma[0])
-    if spaces:
-        return cut_advice(k, met / top)
+    if spaces_only:
+        return cut_advice(k, gap_met / top)
     return (
         f"the derivative of singular vector {i} (from 0) meets a relative gap of "
-        f"{met / top:.1e} to a singular value beyond the k={k} "
+        f"{gap_met / top:.1e} to a singular value beyond the k={k} "
         f"leading ones, and the vectors have a relative residual of "
         f"{residual / top:.1e}: ask for more triplets (larger k), a tighter "
         "rtol of the solver, or use a loss of σ alone"
@@ -336,7 +344,7 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
     theta, Z = result.sigma.new_zeros(NEAR), result.v.new_zeros(n, NEAR)
     if result.near is not None:
         count = min(NEAR, len(result.near[0]))
-        theta[:count] = _times(result.near[0][:count], size)
+        theta[:count] = _times_power_of_two(result.near[0][:count], size)
         Z[:, :count] = result.near[1][:, :count]
     return theta, Z
 
@@ -350,7 +358,7 @@ def _size(A: LinearMap) -> float:
     if largest < 2 * torch.finfo(A.dtype).tiny ** 0.5:  # the product itself may have underflowed
         large = lift(A.dtype)
         largest = A.shape[1] ** 0.5 * float(A.matmat(probe * large).abs().max()) / large
-    return 1.0 if 2**-20 < largest < 2**20 else max(_power_of_two(largest), SMALLEST)
+    return 1.0 if 2**-20 < largest < 2**20 else max(_power_of_two(largest), SMALLEST_DIVISOR)
 
 
 def _power_of_two(x: float) -> float:
@@ -358,7 +366,7 @@ def _power_of_two(x: float) -> float:
     return 2.0 ** (math.frexp(x)[1] - 1) if x else 1.0
 
 
-def _times(x: Tensor, power: float) -> Tensor:
+def _times_power_of_two(x: Tensor, power: float) -> Tensor:
     """``power · x`` for a power of two, which alone may be beyond the numbers of the dtype."""
     return times_power(x, math.frexp(power)[1] - 1)
 

@@ -42,8 +42,8 @@ from ._bidiagonal import Bidiagonalization, Ritz
 from ._result import SingularTriplets
 
 UNIT = 2.0**-53
-"""Unit roundoff of float64."""
-CHECKS = 12
+"""This is the unit roundoff of float64."""
+ROUNDING_PROBES = 12
 """This many Gaussian vectors measure the defect; more make the bound sharper and a pass longer."""
 
 
@@ -78,17 +78,17 @@ def measure_rounding(
         ritz: Its Ritz vectors; as many as the process began with are measured one by one.
         drawn: Independent standard normal entries, float64, drawn after the space was grown, shape
             ``(left + right vectors, checks)``.
-        probability: That the result is too small, over ``drawn``.
+        probability: The probability, over ``drawn``, that the result is too small.
         scale: :meth:`LinearMap.rounding_scale` of the matrix.
 
     Returns:
         The bounds.
     """
     A = process.map.to(torch.float64)
-    process.checks += 2
+    process.check_passes += 2
     P, Q, after = (x.double() for x in (process.left, process.right, process.after))
     B, L = process.small, process.last
-    single = min(process.started, len(ritz.residuals))
+    single = min(process.start_size, len(ritz.residuals))
     first, second = drawn.split([P.shape[1], Q.shape[1]])
     X = torch.cat([ritz.left[:, :single], first], dim=1)
     Y = torch.cat([ritz.right[:, :single], second], dim=1)
@@ -129,11 +129,11 @@ def measure_residuals(A: LinearMap, triplets: SingularTriplets) -> Tensor:
 
 
 def norm_above(images: Tensor, probability: float, own: float) -> float:
-    """At least ``‖E‖₂`` of a matrix that is known by its products with Gaussian vectors.
+    """An upper bound on ``‖E‖₂`` of a matrix known by its products with Gaussian vectors.
 
     Args:
         images: ``E ω_j``, one a column.
-        probability: That the result is too small, over the ω.
+        probability: The probability, over the ω, that the result is too small.
         own: Bound on the error of each column.
 
     Returns:

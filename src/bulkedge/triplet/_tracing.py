@@ -11,14 +11,14 @@ from bulkedge._errors import InputError
 
 
 def numbers_hidden(*tensors: Tensor | None) -> bool:
-    """Whether the numbers of the tensors cannot be looked at here, but only inside an operator.
+    """Whether the numbers of the tensors can only be seen inside a registered operator, not here.
 
-    So it is under the tracers (``torch.compile``, ``make_fx``), in ``FakeTensorMode``, on the meta
-    device, and in autograd's own vmap (``is_grads_batched``), which is not torch.func's.  In all
-    other cases operators are passed by, because the first call of one loads the compiler.
+    This is so under the tracers (``torch.compile``, ``make_fx``), in ``FakeTensorMode``, on the
+    meta device, and in autograd's own vmap (``is_grads_batched``), which is not torch.func's.
+    Elsewhere no operator is used, because the first call of one loads the compiler.
 
     Returns:
-        True for a registered operator.
+        True where a registered operator is needed.
     """
     keys, batched = torch._C._TorchDispatchModeKey, _key("Batched")
     modes = (keys.FAKE, keys.PROXY, keys.FUNCTIONAL)

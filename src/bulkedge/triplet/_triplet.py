@@ -94,12 +94,12 @@ def solve_from(
     adjoint: AdjointSolver | None = None,
     generator: torch.Generator | None = None,
     strict: bool = True,
-    frames: bool = False,
+    spaces_only: bool = False,
 ) -> SingularTriplets:
     """The same for one map and a start on its shorter side, shape ``(min(m, n), j)``.
 
-    With ``frames``, σ is the matrix S and only what no change of basis alters has derivatives, see
-    :class:`Problem`.
+    With ``spaces_only``, σ is the matrix S and only what no change of basis alters has
+    derivatives; see :class:`Problem`.
 
     Returns:
         The triplets.
@@ -111,7 +111,7 @@ def solve_from(
         adjoint or DeflatedCG(),
         generator,
         strict,
-        frames,
+        spaces_only,
     )
     with full_precision(A.device):
         sigma, u, v, residuals, gaps, counts, theta, Z = triplet(problem, start, *A.tensors)

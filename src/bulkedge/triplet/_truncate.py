@@ -86,8 +86,8 @@ def _product(
     generator: torch.Generator | None,
     strict: bool,
 ) -> Tensor:
-    """``U S Vᵀ`` of the frames U, V and S = UᵀA V: equal values inside do not matter."""
-    frames = solve_from(
+    """``U S Vᵀ`` with S = UᵀA V, where U and V may be any bases: equal values do not matter."""
+    found = solve_from(
         A,
         k,
         None,
@@ -95,7 +95,7 @@ def _product(
         adjoint=adjoint,
         generator=generator,
         strict=strict,
-        frames=True,
+        spaces_only=True,
     )
     with full_precision(A.device):
-        return frames.u @ frames.sigma @ frames.v.mT
+        return found.u @ found.sigma @ found.v.mT

@@ -32,18 +32,18 @@ from torch import Tensor
 from ._bidiagonal import Bidiagonalization, Ritz
 from ._rounding import UNIT, Rounding
 
-EXTRA = 3
-"""The search for a cut goes this many values beyond the k-th, which may be equal to it."""
+VALUES_BEYOND_K = 3
+"""The search for a cut goes this many values beyond the k-th, as these may be equal to it."""
 CUT_POSITIONS = (0.75, 0.5, 0.25, 0.0)
-"""Where a cut below the k-th Ritz value is tried, in parts of its distance to the next."""
+"""A cut below the k-th Ritz value is tried at these parts of its distance to the next one."""
 MAX_BISECTIONS = 12
-"""Rounds of bisection before nothing is claimed."""
+"""After this many rounds of bisection nothing is claimed."""
 MAX_CELLS = 2048
-"""With more cells than this nothing is claimed: this bounds time and memory."""
+"""With more cells than this nothing is claimed, which bounds time and memory."""
 CELL_GROWTH = 1.03
-"""Beyond the largest Ritz value each cell ends at this multiple of its distance from there."""
+"""Beyond the largest Ritz value s, a cell from ``s + t`` on ends at ``s + CELL_GROWTH t``."""
 FIRST_CELL = 1e-3
-"""The first of those cells begins at this distance, in units of the largest Ritz value."""
+"""The first of those cells begins at ``s + FIRST_CELL s``."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Unseen:
     Attributes:
         ritz: Its Ritz vectors.
         coordinates: T, those of the Gaussian vectors in the left Ritz vectors, shape ``(d, p)``.
-        outside: Norm of what rounding has left of them outside the space.
+        outside: Norm of the part of them that rounding has put outside the space.
         rounding: How far the space is from exact recurrences and orthonormal bases.
         frobenius: ‖A‖_F, or more.
         dimension: m, the number of left singular vectors.
@@ -91,12 +91,12 @@ class Unseen:
         Returns:
             The evidence.
         """
-        start = process.left[:, : process.started].double().cpu()
+        start = process.left[:, : process.start_size].double().cpu()
         inside = start.mT @ probes
         outside = float(torch.linalg.matrix_norm(probes - start @ inside))
         # The start block was orthonormalised from probes that were rounded to the dtype.
         outside += torch.finfo(process.left.dtype).eps * float(torch.linalg.matrix_norm(inside))
-        T = ritz.left[: process.started].mT @ inside
+        T = ritz.left[: process.start_size].mT @ inside
         return cls(ritz, T, outside, rounding, frobenius, len(probes), failure_probability)
 
     def nothing_missed(self, first: int, end: int, low: float, high: float) -> bool:
@@ -119,7 +119,7 @@ class Unseen:
         others[first:end] = 0.0
         centre, radius = self._cells(2 * (end - first) + 3, low, high)
         for _ in range(MAX_BISECTIONS):
-            at_centre, on_cell = self._size(centre, radius, others)
+            at_centre, on_cell = self._norm_bounds(centre, radius, others)
             if bool((at_centre > limit).any()):
                 return False
             centre, radius = centre[on_cell > limit], radius[on_cell > limit] / 2
@@ -145,9 +145,9 @@ class Unseen:
             k: How many have to be above it.
 
         Returns:
-            A cut below the k-th Ritz value, the lowest of a few that can be proved: as many
-            singular values as Ritz values exceed it.  For a matrix of lower rank, one that is
-            above zero beyond rounding.  None where nothing is proved.
+            A cut below the k-th Ritz value that as many singular values as Ritz values exceed: the
+            lowest that can be proved of a few that are tried.  For a matrix of lower rank, a cut
+            that is above zero beyond rounding.  None where nothing is proved.
         """
         values = self.ritz.sigma[: len(self.ritz.residuals)]
         s = torch.cat([values, values.new_zeros(1)])
@@ -159,7 +159,7 @@ class Unseen:
             lowest = [float(s[k - 1] - part * gap) for part in CUT_POSITIONS]
         choices = [*between[: max(rank - 1, 0)], lowest, *between[rank:]]
         end, above = 0, float("inf")
-        for i, cuts in enumerate(choices[: rank + EXTRA]):
+        for i, cuts in enumerate(choices[: rank + VALUES_BEYOND_K]):
             # Where no cut above the next value can be proved, the two are taken as one cluster.
             cut = next((x for x in cuts if self.nothing_missed(end, i + 1, x, above)), None)
             if cut is not None:
@@ -178,13 +178,13 @@ class Unseen:
             return self.frobenius
         centre, radius = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
         everything = torch.ones(len(self.ritz.left), dtype=torch.float64)
-        _, on_cell = self._size(centre, radius, everything)
+        _, on_cell = self._norm_bounds(centre, radius, everything)
         failed = (on_cell > limit).nonzero()
         return float(edges[int(failed[-1]) + 1 if len(failed) else 0])
 
     @property
     def _zero_threshold(self) -> float:
-        """A value that is above zero beyond rounding."""
+        """A singular value above this is not zero, whatever rounding has done."""
         size = float(torch.linalg.matrix_norm(self.coordinates))
         tiny = torch.finfo(torch.float64).tiny
         return 4 * self.rounding.noise * size / max(self._limit(1), tiny)
@@ -193,7 +193,7 @@ class Unseen:
         """What ``max ‖H‖`` must stay below where this many Ritz vectors are known."""
         probes = self.coordinates.shape[1]
         probability = self.failure_probability / (self.dimension * max(probes, 1))
-        smallest = least_square(known + 1, probes, probability)
+        smallest = smallest_eigenvalue_bound(known + 1, probes, probability)
         return math.sqrt(smallest / (known + 1)) / (1 + self.rounding.defect) - self.outside
 
     @cached_property
@@ -203,7 +203,7 @@ class Unseen:
         C = torch.nn.functional.pad(C, (0, len(T) - C.shape[1]))
         return (C.mT @ C) * (T @ T.mT), T.square().sum(dim=1)
 
-    def _size(self, centre: Tensor, radius: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def _norm_bounds(self, centre: Tensor, radius: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds on ‖H‖_F, with what rounding adds, at the centres and on the whole cells."""
         K, T2 = self._weights
         c, r, s = centre[:, None], radius[:, None], self.ritz.sigma[: len(T2)]
@@ -217,7 +217,7 @@ class Unseen:
         contributes = counted & (norms > 0)
         value, slope = (x.masked_fill(~contributes, 0.0) for x in (value, slope))
         curvature = curvature.masked_fill(~contributes, 0.0) @ norms
-        size, steepness = (self._root(K, norms, x) for x in (value, slope))
+        size, steepness = (self._root_of_form(K, norms, x) for x in (value, slope))
         noise_at_centre = self._noise((c - s).abs().masked_fill(~counted, torch.inf))
         noise_on_cell = self._noise(distance.masked_fill(~counted, torch.inf))
         at_centre = size + noise_at_centre
@@ -234,19 +234,19 @@ class Unseen:
         return 2**0.5 * (alone.sum(dim=1) + self.rounding.noise * rest)
 
     @staticmethod
-    def _root(K: Tensor, norms: Tensor, x: Tensor) -> Tensor:
+    def _root_of_form(K: Tensor, norms: Tensor, x: Tensor) -> Tensor:
         """``√(xᵀ K x)`` for each row of x, with what float64 may lose where its terms cancel."""
         lost = 4 * len(norms) * UNIT * (x.abs() @ norms).square()
         return (((x @ K) * x).sum(dim=1).clamp_min(0.0) + lost).sqrt()
 
 
-def least_square(rows: int, columns: int, probability: float) -> float:
-    """What the smallest eigenvalue of ``Z Zᵀ`` exceeds but for a probability; Z is Gaussian.
+def smallest_eigenvalue_bound(rows: int, columns: int, probability: float) -> float:
+    """A number that the smallest eigenvalue of ``Z Zᵀ``, Z Gaussian, very probably exceeds.
 
     Args:
-        rows: Of Z.
-        columns: Of Z; with fewer than rows nothing is exceeded.
-        probability: Of being wrong.
+        rows: Rows of Z.
+        columns: Columns of Z; with fewer columns than rows the bound is 0.
+        probability: The probability that the eigenvalue is smaller.
 
     Returns:
         t with ``P(λ_min ≤ t) ≤ L t^q / q ≤ probability``, ``q = (columns − rows + 1)/2``.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from bulkedge._errors import InputError
 from bulkedge._fields import (
     DEFAULT_EPSILON,
-    EPSILON,
     NOT_NEGATIVE,
+    POSITIVE_SHARE,
     check_values,
     each,
     instance,
@@ -217,7 +217,7 @@ class Monitor:
         modules: str | Sequence[str] = "*",
     ) -> None:
         counts = {"every": every, "per_call": per_call, "top_k": top_k}
-        check_values(self, epsilon=(epsilon, EPSILON), **each(counts, whole(1)))
+        check_values(self, epsilon=(epsilon, POSITIVE_SHARE), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
         self.matrices: list[Watched]
         if isinstance(model, nn.Module):

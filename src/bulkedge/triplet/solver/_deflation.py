@@ -22,10 +22,16 @@ from ._start import Randomness
 from .block_krylov import BlockKrylov
 
 
-class Pair(NamedTuple):
-    """Unit vectors u ``(m, 1)``, v ``(n, 1)`` with Av, Aᵀu, a value σ, and their residual.
+class VectorPair(NamedTuple):
+    """An approximate singular triplet, and the products that judge it.
 
-    The residual is ``‖[Av − σu; Aᵀu − σv]‖₂``, 0-dimensional like σ.
+    Attributes:
+        u: Unit left vector, shape ``(m, 1)``.
+        v: Unit right vector, shape ``(n, 1)``.
+        Av: Shape ``(m, 1)``.
+        Atu: ``Aᵀu``, shape ``(n, 1)``.
+        sigma: σ, 0-dimensional.
+        residual: ``‖[Av − σu; Aᵀu − σv]‖₂``, 0-dimensional.
     """
 
     u: Tensor
@@ -37,7 +43,13 @@ class Pair(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """Where the searches begin, shape ``(n, k)``; the next singular value; passes spent on it."""
+    """Where the searches begin.
+
+    Attributes:
+        v: A guess of each right vector, shape ``(n, k)``.
+        below: The (k+1)-th singular value, shape ``(1,)``, if it is known.
+        passes: Passes that were spent to find these.
+    """
 
     v: Tensor
     below: Tensor | None = None
@@ -47,7 +59,7 @@ class Starts(NamedTuple):
 class Found(NamedTuple):
     """Where a search for one triplet ended, after how many steps and passes."""
 
-    pair: Pair
+    pair: VectorPair
     steps: int
     passes: int
 
@@ -64,12 +76,12 @@ class Goal:
     rtol: float
     scale: Tensor
 
-    def tolerance(self, pair: Pair) -> Tensor:
-        """The residual allowed: half of what is promised, the rest is for the deflation's error."""
+    def tolerance(self, pair: VectorPair) -> Tensor:
+        """The residual allowed: half of what is promised; deflation may add the other half."""
         return 0.5 * self.rtol * torch.maximum(pair.sigma, self.scale)
 
-    def reached(self, pair: Pair) -> bool:
-        """Whether the pair will do."""
+    def reached(self, pair: VectorPair) -> bool:
+        """Whether the pair is good enough."""
         return bool(pair.residual <= self.tolerance(pair))
 
 
@@ -86,36 +98,40 @@ def unit(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def judged(u: Tensor, v: Tensor, Av: Tensor, Atu: Tensor, sigma: Tensor | None = None) -> Pair:
+def vector_pair(
+    u: Tensor, v: Tensor, Av: Tensor, Atu: Tensor, sigma: Tensor | None = None
+) -> VectorPair:
     """The pair with its residual; σ is the Rayleigh quotient ``uᵀAv`` unless it is given."""
     sigma = (u * Av).sum() if sigma is None else sigma
     norm = torch.linalg.vector_norm
-    return Pair(u, v, Av, Atu, sigma, torch.hypot(norm(Av - sigma * u), norm(Atu - sigma * v)))
+    return VectorPair(
+        u, v, Av, Atu, sigma, torch.hypot(norm(Av - sigma * u), norm(Atu - sigma * v))
+    )
 
 
-def measured(A: LinearMap, u: Tensor, v: Tensor, sigma: Tensor | None = None) -> Pair:
-    """Both vectors brought back to their spheres, and judged; two passes."""
+def normalised_pair(A: LinearMap, u: Tensor, v: Tensor, sigma: Tensor | None = None) -> VectorPair:
+    """The pair of the two vectors, brought to unit length; two passes."""
     u, v = unit(u), unit(v)
-    return judged(u, v, A.matmat(v), A.rmatmat(u), sigma)
+    return vector_pair(u, v, A.matmat(v), A.rmatmat(u), sigma)
 
 
-def pair_from(A: LinearMap, v: Tensor) -> Pair:
+def pair_of_right(A: LinearMap, v: Tensor) -> VectorPair:
     """The best u for a given v, ``Av / ‖Av‖``; two passes."""
     v = unit(v)
     Av = A.matmat(v)
     u = unit(Av)
-    return judged(u, v, Av, A.rmatmat(u))
+    return vector_pair(u, v, Av, A.rmatmat(u))
 
 
 def iterate(
     A: LinearMap,
     v: Tensor,
-    step: Callable[[LinearMap, Pair], Pair],
+    step: Callable[[LinearMap, VectorPair], VectorPair],
     goal: Goal,
     max_steps: int,
 ) -> Found:
-    """Repeat ``step``, of two passes, from ``v`` to the goal or the limit; the best pair counts."""
-    best = pair = pair_from(A, v)
+    """Repeat ``step``, of two passes, from ``v`` to the goal or the limit; return the best pair."""
+    best = pair = pair_of_right(A, v)
     steps = 0
     while not goal.reached(best) and steps < max_steps:
         pair = step(A, pair)
@@ -125,7 +141,7 @@ def iterate(
     return Found(best, steps, passes=2 + 2 * steps)
 
 
-def one_by_one(A: LinearMap, starts: Starts, search: Search, rtol: float) -> SingularTriplets:
+def by_deflation(A: LinearMap, starts: Starts, search: Search, rtol: float) -> SingularTriplets:
     """A triplet for each of the starts, by deflation, and Rayleigh-Ritz at the end.
 
     Cost: k searches, and two passes.
@@ -187,9 +203,9 @@ def warmed_up(
     """Block Krylov iteration, no further than a Newton method needs to find the right triplet.
 
     Newton's method and the Rayleigh-quotient iteration converge to the triplet they are nearest
-    to.  An interval of the radius of the residual around a Ritz value holds a singular value; while
-    that radius is a small part of the gap to the next Ritz value, the nearest is the right one.
-    Where singular values coincide there is no gap, and the iteration runs to ``rtol``.
+    to.  Within the residual of a Ritz value there is a singular value.  Once the residual is a
+    small part of the gap to the next Ritz value, the nearest triplet is the right one.  Where
+    singular values coincide there is no gap, and the iteration runs to ``rtol``.
 
     Args:
         A: Shape ``(m, n)``, m ≥ n.
@@ -202,8 +218,8 @@ def warmed_up(
     Returns:
         The rough right vectors, the value below them, and the passes that they took.
     """
-    # A start may be a lower triplet, slightly tilted; only a fine tolerance distinguishes it from
-    # the right one.
+    # A start may be a lower triplet, slightly tilted.  Only a fine tolerance shows that it is not
+    # the leading one.
     rough, passes = (0.1 if start is None else 0.5 * rtol), 0
     while True:
         warm = BlockKrylov(rtol=rough).compute(A, k, start, generator)

@@ -1,4 +1,4 @@
-"""The block of right vectors with which an iteration begins."""
+"""The block of right vectors with which an iteration begins, and the sources of its numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gaussian(rows: int, columns: int, generator: Randomness) -> Tensor:
 
 
 def generic(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Unit columns that no matrix has been made for, without spending anyone's randomness."""
+    """Fixed unit columns that are special for no matrix of practice; draws no random numbers."""
     i = torch.arange(1, rows + 1, dtype=torch.float64).unsqueeze(1)
     j = torch.arange(1, columns + 1, dtype=torch.float64)
     block = (0.618034 * i.square() + j * i + j.square()).sin()

@@ -18,7 +18,7 @@ from bulkedge._linmap import LinearMap
 from bulkedge.triplet._bidiagonal import Bidiagonalization, Ritz
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 from bulkedge.triplet._rounding import (
-    CHECKS,
+    ROUNDING_PROBES,
     Rounding,
     measure_residuals,
     measure_rounding,
@@ -28,8 +28,8 @@ from bulkedge.triplet._unseen import Unseen
 from ._start import Randomness, gaussian, start_parts
 from .block_krylov import BlockKrylov
 
-NOISE = 4.0
-"""The error of the recurrences that is assumed, in units of eps ‖A‖_F."""
+ASSUMED_NOISE = 4.0
+"""The recurrences are assumed to err by this, in units of eps ‖A‖_F."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class GolubKahan:
         guess, drawn = start_parts(A, min(k + self.oversample, n), start, generator)
         V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
         size = A.rounding_scale()
-        process = Bidiagonalization(A.T, V, NOISE * torch.finfo(A.dtype).eps * size)
+        process = Bidiagonalization(A.T, V, ASSUMED_NOISE * torch.finfo(A.dtype).eps * size)
         prover = _Prover(process, drawn.double().cpu(), size, self.failure_probability, generator)
         while True:
             process.extend()
@@ -112,7 +112,7 @@ class GolubKahan:
         """Whether the k triplets have converged, and whether it is proved that they lead."""
         ritz = process.ritz()
         sigma, pairs = ritz.sigma[: len(ritz.residuals)], len(ritz.residuals)
-        residuals = ritz.residuals[:k] + process.noise / NOISE
+        residuals = ritz.residuals[:k] + process.noise / ASSUMED_NOISE
         gaps = _gaps(sigma, ritz.residuals, k, complete=pairs == n)
         converged = process.closed or self._converged(sigma, residuals, gaps, process)
         proved = self.failure_probability is None or pairs == n
@@ -142,9 +142,9 @@ class GolubKahan:
         generator: Randomness,
     ) -> SingularTriplets:
         """Block Krylov iteration from the leading vectors of a space that was not enough."""
-        v = _left_vectors(process, now)[:, : process.started]
+        v = _left_vectors(process, now)[:, : process.start_size]
         rest = BlockKrylov(rtol=self.rtol).compute(A, k, v, generator)
-        steps, spent = process.passes // 2, process.passes + process.checks
+        steps, spent = process.passes // 2, process.passes + process.check_passes
         rest = replace(rest, steps=rest.steps + steps, passes=rest.passes + spent)
         unproved = rest.status is Status.CONVERGED and not now.proved
         return replace(rest, status=Status.UNPROVED) if unproved else rest
@@ -185,7 +185,7 @@ def _triplets(process: Bidiagonalization, now: _State, k: int) -> SingularTriple
         now.residuals.to(right),
         now.gaps.to(right),
         steps=process.passes // 2,
-        passes=process.passes + process.checks,
+        passes=process.passes + process.check_passes,
         status=Status.CONVERGED if now.proved else Status.UNPROVED,
         near=(now.sigma[k:].to(right), v[:, k:]) if len(now.sigma) > k else None,
     )
@@ -209,7 +209,7 @@ class _Prover:
         if self._unseen(ritz, self._least_rounding(ritz)).lowest_cut(k) is None:
             return None
         count = len(ritz.left) + len(ritz.right)
-        drawn = gaussian(count, CHECKS, self.generator)
+        drawn = gaussian(count, ROUNDING_PROBES, self.generator)
         measured = measure_rounding(self.process, ritz, drawn, self.failure_probability, self.size)
         return self._unseen(ritz, measured).lowest_cut(k)
 

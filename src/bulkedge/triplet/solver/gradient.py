@@ -23,7 +23,16 @@ from bulkedge._fields import TOLERANCE, check_fields, number, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets
 
-from ._deflation import Found, Goal, Pair, Starts, iterate, measured, one_by_one, relative_tolerance
+from ._deflation import (
+    Found,
+    Goal,
+    Starts,
+    VectorPair,
+    by_deflation,
+    iterate,
+    normalised_pair,
+    relative_tolerance,
+)
 from ._start import Randomness, start_block
 
 
@@ -71,14 +80,14 @@ class GradientAscent:
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n, from ``start`` completed by a Gaussian block."""
         starts = Starts(start_block(A, k, start, generator))
-        return one_by_one(A, starts, self._search, relative_tolerance(self.rtol, A.dtype))
+        return by_deflation(A, starts, self._search, relative_tolerance(self.rtol, A.dtype))
 
     def _search(self, A: LinearMap, v: Tensor, goal: Goal) -> Found:
         return iterate(A, v, self._ascend, goal, self.max_steps)
 
-    def _ascend(self, A: LinearMap, at: Pair) -> Pair:
+    def _ascend(self, A: LinearMap, at: VectorPair) -> VectorPair:
         # σ > 0 throughout: u begins as Av, so the coordinates of u and v in the singular vectors
         # have equal signs, each pair of them; a step adds to either a positive multiple of the
         # other, so they keep it; and σ = Σ σ_i u_i v_i
         keep, gain = 1 - self.step, self.step / at.sigma
-        return measured(A, keep * at.u + gain * at.Av, keep * at.v + gain * at.Atu)
+        return normalised_pair(A, keep * at.u + gain * at.Av, keep * at.v + gain * at.Atu)

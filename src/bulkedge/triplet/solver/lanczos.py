@@ -23,7 +23,7 @@ from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 from ._start import Randomness, gaussian, start_block
 
 FRESH_STEPS = 12
-"""Steps after a fresh vector before it is concluded that it finds nothing new."""
+"""After this many steps from a fresh vector it is concluded that it finds nothing new."""
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from bulkedge.triplet._result import SingularTriplets
 from ._deflation import (
     Found,
     Goal,
-    Pair,
+    VectorPair,
+    by_deflation,
     iterate,
-    measured,
-    one_by_one,
+    normalised_pair,
     relative_tolerance,
     solve_nearly_singular,
     warmed_up,
@@ -76,7 +76,7 @@ class Newton:
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n; ``start`` and the generator serve the warm-up."""
         rtol = relative_tolerance(self.rtol, A.dtype)
-        return one_by_one(
+        return by_deflation(
             A,
             warmed_up(A, k, start, generator, rtol=rtol, fraction=self.warmup),
             self._search,
@@ -87,7 +87,7 @@ class Newton:
         return iterate(A, v, _newton_step, goal, self.max_steps)
 
 
-def _newton_step(A: LinearMap, at: Pair) -> Pair:
+def _newton_step(A: LinearMap, at: VectorPair) -> VectorPair:
     """Solve ``J d = f`` for A/σ, and subtract."""
     u, v, a, b = at.u, at.v, at.Av / at.sigma, at.Atu / at.sigma
     m = len(u)
@@ -101,4 +101,4 @@ def _newton_step(A: LinearMap, at: Pair) -> Pair:
     d = solve_nearly_singular(J, f)
     # u and v are normalised, σ is Newton's own: with the Rayleigh quotient in its place this would
     # be a Rayleigh-quotient iteration.
-    return measured(A, u - d[1 : m + 1], v - d[m + 1 :], sigma=at.sigma * (1 - d[0, 0]))
+    return normalised_pair(A, u - d[1 : m + 1], v - d[m + 1 :], sigma=at.sigma * (1 - d[0, 0]))

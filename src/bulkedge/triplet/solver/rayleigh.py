@@ -24,13 +24,13 @@ from bulkedge.triplet._result import SingularTriplets
 from ._deflation import (
     Found,
     Goal,
-    Pair,
+    VectorPair,
+    by_deflation,
     iterate,
-    judged,
-    one_by_one,
     relative_tolerance,
     solve_nearly_singular,
     unit,
+    vector_pair,
     warmed_up,
 )
 from ._start import Randomness
@@ -75,7 +75,7 @@ class RayleighQuotient:
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n; ``start`` and the generator serve the warm-up."""
         rtol = relative_tolerance(self.rtol, A.dtype)
-        return one_by_one(
+        return by_deflation(
             A,
             warmed_up(A, k, start, generator, rtol=rtol, fraction=self.warmup),
             self._search,
@@ -86,7 +86,7 @@ class RayleighQuotient:
         return iterate(A, v, _rayleigh_step, goal, self.max_steps)
 
 
-def _rayleigh_step(A: LinearMap, at: Pair) -> Pair:
+def _rayleigh_step(A: LinearMap, at: VectorPair) -> VectorPair:
     """One step, two passes: ``Ay`` serves x and the next judgement."""
     matrix = A.to_dense()
     shifted = matrix.mT @ matrix
@@ -95,4 +95,4 @@ def _rayleigh_step(A: LinearMap, at: Pair) -> Pair:
     v = unit(y)
     Av = A.matmat(v)
     u = unit(Av - at.u / torch.linalg.vector_norm(y))  # σx/‖y‖
-    return judged(u, v, Av, A.rmatmat(u))
+    return vector_pair(u, v, Av, A.rmatmat(u))

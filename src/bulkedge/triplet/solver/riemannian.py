@@ -29,11 +29,11 @@ from bulkedge.triplet._result import SingularTriplets
 from ._deflation import (
     Found,
     Goal,
-    Pair,
     Starts,
-    measured,
-    one_by_one,
-    pair_from,
+    VectorPair,
+    by_deflation,
+    normalised_pair,
+    pair_of_right,
     relative_tolerance,
 )
 from ._start import Randomness, start_block
@@ -81,27 +81,36 @@ class Riemannian:
         v = start_block(A, k, start, generator)
         if start is not None:
             v = v + rtol**0.25 * start_block(A, k, None, generator)
-        return one_by_one(A, Starts(v), self._search, rtol)
+        return by_deflation(A, Starts(v), self._search, rtol)
 
     def _search(self, A: LinearMap, v: Tensor, goal: Goal) -> Found:
-        here, radius = pair_from(A, v), 1.0
+        current, radius = pair_of_right(A, v), 1.0
         steps, passes = 0, 2
-        while not goal.reached(here) and steps < self.max_steps:
-            move = _steihaug(partial(_hessian, A, here), here, radius, 0.1 * goal.tolerance(here))
+        while not goal.reached(current) and steps < self.max_steps:
+            move = _steihaug(
+                partial(_hessian, A, current), current, radius, 0.1 * goal.tolerance(current)
+            )
             m = A.shape[0]
-            there = measured(A, here.u + move.eta[:m], here.v + move.eta[m:])
+            trial = normalised_pair(A, current.u + move.eta[:m], current.v + move.eta[m:])
             steps, passes = steps + 1, passes + 2 * move.products + 2
-            agreement = _agreement(there.sigma - here.sigma, move.gain, here.sigma)
+            agreement = _agreement(trial.sigma - current.sigma, move.gain, current.sigma)
             if agreement < 0.25:
                 radius = 0.25 * float(torch.linalg.vector_norm(move.eta))
             elif agreement > 0.75 and move.cut:
                 radius = min(2 * radius, 4.0)
-            here = there if agreement > 0.1 else here
-        return Found(here, steps, passes)
+            current = trial if agreement > 0.1 else current
+        return Found(current, steps, passes)
 
 
 class _Move(NamedTuple):
-    """A tangent vector ``(p; q)``, the gain by the model, its products, and if the ball cut it."""
+    """A tangent vector ``(p; q)`` and how it was found.
+
+    Attributes:
+        eta: The vector.
+        gain: What the quadratic model gains by it.
+        products: Products with the Hessian that it took.
+        cut: Whether the trust region ended it.
+    """
 
     eta: Tensor
     gain: Tensor
@@ -109,16 +118,17 @@ class _Move(NamedTuple):
     cut: bool
 
 
-def _hessian(A: LinearMap, at: Pair, eta: Tensor) -> Tensor:
+def _hessian(A: LinearMap, at: VectorPair, eta: Tensor) -> Tensor:
+    """H times a tangent vector; two passes."""
     p, q = eta[: len(at.u)], eta[len(at.u) :]
     Aq, Atp = A.matmat(q), A.rmatmat(p)
     return at.sigma * eta - torch.cat([Aq - at.u * (at.u.mT @ Aq), Atp - at.v * (at.v.mT @ Atp)])
 
 
 def _steihaug(
-    hessian: Callable[[Tensor], Tensor], at: Pair, radius: float, target: Tensor
+    hessian: Callable[[Tensor], Tensor], at: VectorPair, radius: float, target: Tensor
 ) -> _Move:
-    """Maximise ``⟨g, η⟩ − ½⟨η, Hη⟩`` over ``‖η‖ ≤ radius``, as well as the next step can use."""
+    """Maximise ``⟨g, η⟩ − ½⟨η, Hη⟩`` over ``‖η‖ ≤ radius``, as exactly as is of use."""
     g = torch.cat([at.Av - at.sigma * at.u, at.Atu - at.sigma * at.v])
     # The residual of the linear system has to shrink as Newton's error does, quadratically.
     norm = torch.linalg.vector_norm(g)
@@ -147,6 +157,6 @@ def _to_boundary(eta: Tensor, d: Tensor, radius: float) -> Tensor:
 
 
 def _agreement(actual: Tensor, promised: Tensor, sigma: Tensor) -> float:
-    """Their ratio; 1 where both are below the rounding error of σ, as they are at the end."""
+    """Actual over promised gain; 1 where both are below the rounding error of σ."""
     noise = 1e3 * torch.finfo(sigma.dtype).eps * sigma
     return float((actual + noise) / (promised + noise))

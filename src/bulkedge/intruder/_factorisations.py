@@ -1,4 +1,4 @@
-"""Proofs about singular values that no number of products can give: by a Cholesky factorisation.
+"""Cholesky factorisations prove about singular values what no number of products can.
 
 A Krylov space finds one vector of a cluster of nearly equal values at once, the one that its start
 block points to, and the others only as far as the random vectors of that block have a part in them.
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet import Bidiagonalization, Ritz
-from bulkedge.triplet._rounding import CHECKS, float64_rounding, norm_above, safety_factor
+from bulkedge.triplet._rounding import ROUNDING_PROBES, float64_rounding, norm_above, safety_factor
 from bulkedge.triplet.solver._start import Randomness, gaussian
 
 
@@ -36,7 +36,7 @@ class Factorisations:
     Args:
         A: The map.
         generator: Source of the vectors that measure the error of a factor.
-        probability: That a statement is wrong, over those vectors.
+        probability: The probability, over those vectors, that a statement is wrong.
 
     Attributes:
         map: The map.
@@ -91,12 +91,12 @@ class Factorisations:
     def _definite(self, matrix: Tensor, error: float = 0.0) -> bool:
         """Whether the matrix that this one stands for is positive definite, for certain."""
         n = len(matrix)
-        drawn = gaussian(n, CHECKS, self.generator).to(matrix)
+        drawn = gaussian(n, ROUNDING_PROBES, self.generator).to(matrix)
         # Rounding of the products with M and with R: ‖M‖_F ≤ tr M, and ‖R‖_F² is tr M to rounding.
         length = float(torch.linalg.vector_norm(drawn, dim=0).max())
         trace = float(matrix.diagonal().clamp_min(0.0).sum())
         own = length * 4 * float64_rounding(2 * n + 4, trace)
-        factor = safety_factor(CHECKS, self.probability)
+        factor = safety_factor(ROUNDING_PROBES, self.probability)
         margin = self.rounding + error + 2 * factor * own
         matrix.diagonal().sub_(margin)
         R, info = torch.linalg.cholesky_ex(matrix, check_errors=False)

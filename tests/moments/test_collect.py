@@ -183,7 +183,7 @@ def test_what_cannot_be_measured_is_an_error_with_its_name(tmp_path):
     with pytest.raises(InputError, match="expected a model with linear layers"):
         Moments(nn.ReLU())
     with pytest.raises(RecipeError, match="'p' matches no layer with a weight"):
-        Moments(model, modules="p")
+        Moments(model, include="p")
     with pytest.raises(InputError, match="q: expected finite inputs"), Moments(model):
         model(draw(1, 2, 6) * float("nan"))
     with pytest.raises(InputError, match="q: no inputs of this layer were seen"):

@@ -16,6 +16,7 @@ from ._file import read_layers, write_layers
 from ._inputs import acting
 from ._layer import Layer, alike, sample
 from ._sketch import Moment, Sketch, mean, output_power, sketch
+from ._stream import EXACT_WIDTH, RANK, from_products, is_stream
 
 
 class Moments:
@@ -25,10 +26,16 @@ class Moments:
 
     Args:
         model: Any module; see :class:`Collector`.
-        modules: Globs over the paths of its layers.
+        include: Globs over the paths of its layers.
+        exclude: Globs over those that are left out.
+        rank: Number of eigenvectors that are kept of a wider input: see :meth:`sketched`.  If None,
+            inputs up to ``exact_width`` are kept as matrices, and 1024 eigenvectors of wider ones.
+        exact_width: The largest width that is summed up as a matrix while the model runs.  Of a
+            wider input there are only sums of thin products, which the sketch is made of.
 
     Raises:
-        InputError: If the model has no layer with inputs.
+        InputError: If the model has no layer with inputs, or the rank is below 1.
+        RecipeError: If a glob matches no layer.
 
     References:
         Jin et al., "Dataless knowledge fusion by merging weights of language models",
@@ -44,14 +51,24 @@ class Moments:
     """
 
     def __init__(
-        self, model: nn.Module | None = None, *, modules: str | Sequence[str] = "*"
+        self,
+        model: nn.Module | None = None,
+        *,
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
+        rank: int | None = None,
+        exact_width: int = EXACT_WIDTH,
     ) -> None:
-        self._collector = None if model is None else Collector(model, modules=modules)
+        self._rank, self._collector = rank, None
+        if model is not None:
+            self._collector = Collector(
+                model, include=include, exclude=exclude, rank=rank, exact_width=exact_width
+            )
         weights = {} if self._collector is None else self._collector.weights
         self._samples = {name: sample(weight) for name, weight in weights.items()}
         self._known: dict[str, Layer] = {}
         self._outputs: dict[str, tuple[int, float]] = {}  # of each layer at its count
-        self._means: dict[int, tuple[Tensor, int, Tensor]] = {}  # of each sum, until it grows
+        self._means: dict[int, tuple[Tensor, int, Moment]] = {}  # of each sum, until it grows
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -70,14 +87,20 @@ class Moments:
         total, count = collector.sums[name]
         if self._outputs.get(name, (0, 0.0))[0] != count:
             weight = acting(collector.layers[name], collector.weights[name])
-            self._outputs[name] = count, output_power(weight, total) / count
+            # a sum need not become a mean, in memory, for this
+            power = (
+                output_power(weight, self._mean(total, count))
+                if is_stream(total)
+                else output_power(weight, total) / count
+            )
+            self._outputs[name] = count, power
         return self._outputs[name][1]
 
-    def _mean(self, total: Tensor, count: int) -> Tensor:
-        """A sum over its count, computed once; layers that share the sum share it."""
+    def _mean(self, total: Tensor, count: int) -> Moment:
+        """The moment of a sum, computed once; layers that share the sum share it."""
         known = self._means.get(id(total))
         if known is None or known[0] is not total or known[1] != count:
-            known = self._means[id(total)] = total, count, total / count
+            known = self._means[id(total)] = total, count, _moment(total / count, self._rank)
         return known[2]
 
     def __getitem__(self, name: str) -> Layer:
@@ -200,6 +223,13 @@ class Moments:
         found = cls()
         found._known = read_layers(Path(path))
         return found
+
+
+def _moment(total: Tensor, rank: int | None) -> Moment:
+    """The moment of what was summed up, over its count."""
+    if is_stream(total):
+        return from_products(total, rank or RANK)
+    return total if rank is None else _thin(total, rank)
 
 
 def _thin(moment: Moment, rank: int) -> Moment:

@@ -21,6 +21,8 @@ PASSES = 4
 """Products of a wide matrix with the subspace before its eigenvectors are taken from it."""
 EXTRA = 16
 """Columns of that subspace beyond the rank that is asked for."""
+TRIES = 4
+"""How often a shift is made ten times larger where rounding has left a negative direction."""
 ROWS = 1024
 """Rows of a weight that are multiplied at a time."""
 
@@ -166,7 +168,7 @@ def sketch(C: Tensor, rank: int) -> Sketch:
     if rank < 1:
         raise InputError(f"expected rank ≥ 1, got {rank}")
     C, rank = C.to(torch.float64), min(rank, len(C))
-    values, vectors = _leading(C, rank)
+    vectors, values = _leading(C, rank)
     left = C - (vectors * values) @ vectors.mT
     rest = left.diagonal().clamp(min=0).clone()
     left.diagonal().zero_()
@@ -177,25 +179,46 @@ def sketch(C: Tensor, rank: int) -> Sketch:
 
 
 def _leading(C: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues, falling, and their vectors; of a wide matrix a Nyström pair."""
+    """Leading eigenvectors and their values, falling; of a wide matrix nearly so."""
     n = len(C)
     if n <= DENSE or 4 * rank > n:
         values, vectors = torch.linalg.eigh(C)
-        return values[-rank:].flip(0).clamp(min=0), vectors[:, -rank:].flip(1).contiguous()
+        return vectors[:, -rank:].flip(1).contiguous(), values[-rank:].flip(0).clamp(min=0)
     generator = torch.Generator().manual_seed(n)
     start = torch.randn(n, rank + EXTRA, generator=generator, dtype=torch.float64).to(C.device)
     for _ in range(PASSES):
         start = C @ torch.linalg.qr(start).Q
     Q = torch.linalg.qr(start).Q
-    Y = C @ Q
-    shift = torch.finfo(C.dtype).eps * torch.linalg.matrix_norm(Y)
-    Y = Y + shift * Q  # keeps a moment of low rank factorable
-    half, failed = torch.linalg.cholesky_ex((Q.mT @ Y + Y.mT @ Q) / 2)
-    if int(failed):
+    return nystrom(C @ Q, Q, rank, torch.finfo(C.dtype).eps)
+
+
+def nystrom(Y: Tensor, Q: Tensor, rank: int, rounding: float) -> tuple[Tensor, Tensor]:
+    """The leading part of ``Y (Qᵀ Y)⁺ Yᵀ``, which is nowhere above C, for ``Y = C Q``.
+
+    Args:
+        Y: Shape ``(n, k)``, float64.
+        Q: Of the same shape, full column rank.
+        rank: Number of eigenvectors.
+        rounding: Relative error of Y.
+
+    Returns:
+        Vectors, shape ``(n, rank)``, and values, falling.
+
+    Raises:
+        InputError: If C is not positive semidefinite.
+    """
+    shift = rounding * float(torch.linalg.matrix_norm(Y))
+    for _ in range(TRIES):
+        shifted = Y + shift * Q  # of C + shift: a moment of low rank has a factor, too
+        half, failed = torch.linalg.cholesky_ex((Q.mT @ shifted + shifted.mT @ Q) / 2)
+        if not int(failed):
+            break
+        shift *= 10
+    else:
         raise InputError("expected a positive semidefinite second moment; measure it again")
-    F = torch.linalg.solve_triangular(half.mT, Y, upper=True, left=False)
+    F = torch.linalg.solve_triangular(half.mT, shifted, upper=True, left=False)
     vectors, values, _ = torch.linalg.svd(F, full_matrices=False)
-    return (values[:rank].square() - shift).clamp(min=0), vectors[:, :rank].contiguous()
+    return vectors[:, :rank].contiguous(), (values[:rank].square() - shift).clamp(min=0)
 
 
 def mean(moments: Sequence[Moment], shares: Sequence[float]) -> Moment:
@@ -239,15 +262,22 @@ def _mean_of_sketches(parts: Sequence[Sketch], shares: Sequence[float], rank: in
     found = Sketch(vectors[:, :rank].contiguous(), values[:rank].square(), rest, 0.0)
     # ‖X Xᵀ − diag‖² = ‖XᵀX‖² − ‖diag‖², not below 0 but for rounding
     off = float((dropped.mT @ dropped).square().sum() - left.square().sum())
-    before = sum(share * _norm(x) * x.loss / max(1 - x.loss, 1e-9) for x, share in both)
+    before = sum(share * norm_of(x) * x.loss / max(1 - x.loss, 1e-9) for x, share in both)
     lost = max(0.0, off) ** 0.5 + before
-    least = _norm(found) - lost  # ‖C‖ is not below it; what is left out of C is no more than C
+    least = norm_of(found) - lost  # ‖C‖ is not below it; what is left out of C is no more than C
     loss = min(1.0, lost / least) if least > 0 else 1.0
     return Sketch(found.vectors, found.values, found.rest, loss)
 
 
-def _norm(moment: Sketch) -> float:
-    """``‖C≈‖_F`` by thin products."""
+def norm_of(moment: Sketch) -> float:
+    """``‖C≈‖_F`` by thin products.
+
+    Args:
+        moment: C≈.
+
+    Returns:
+        The norm.
+    """
     cross = moment.vectors.square().mT @ moment.rest @ moment.values
     return float(moment.values.square().sum() + 2 * cross + moment.rest.square().sum()) ** 0.5
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
 from bulkedge._precision import one_thread
-from bulkedge.checkpoint import Correctable, infer_rule
+from bulkedge.checkpoint import Correctable
 from bulkedge.comparison import Comparison, Pair, Plan, load
 from bulkedge.moments import Layer as LayerMoments
-from bulkedge.moments import Moments, Sketch, alike, sample, to_dense, width
+from bulkedge.moments import Moments, Sketch, alike, match_weights, sample, to_dense, width
 from bulkedge.records import Matrix, Recipe
 
 from .layers import Layer, Stored
@@ -183,20 +183,18 @@ def names_of(moments: Moments, plan: Plan) -> dict[str, LayerMoments]:
         The moments by the names of the base's tensors.
 
     Raises:
-        InputError: If no layer is one of the base's.
+        InputError: If no layer is one of the base's, or several are one.
     """
-    layers = {f"{name}.weight": layer for name, layer in moments.layers.items()}
-    shapes = {name: info.shape for name, info in plan.base.tensors.items()}
-    rule = infer_rule(layers, shapes, lambda name, shape: width(layers[name].moment) in shape)
-    found = {rule.find(name): layer for name, layer in layers.items()}
-    known = {name: layer for name, layer in found.items() if name is not None}
-    if not known:
-        first = next(iter(layers), "nothing")
-        raise InputError(
-            f"{plan.base.path}: none of its weights is in the moments, whose first is {first!r}; "
-            "measure this model"
+    layers = moments.layers
+    try:
+        found = match_weights(
+            {path: width(layer.moment) for path, layer in layers.items()},
+            plan.base.tensors,
+            lambda path: layers[path].sample,
         )
-    return {plan.base.tensors[name].name: layer for name, layer in known.items()}
+    except InputError as error:
+        raise InputError(f"{plan.base.path}: {error}") from None
+    return {plan.base.tensors[name].name: layers[path] for name, path in found.items()}
 
 
 def _on_inputs(update: Tensor, base: Tensor, task: Tensor | None, strength: float) -> Tensor:

@@ -79,7 +79,7 @@ def test_layers_called_without_the_model_do_not_pile_up():
         for seed in range(9):
             x = weights(6, 5, seed=seed)
             model.a(x), model.b(x)
-        assert len(moments._collector._pass.calls["a"]) == 1
+        assert len(moments.collector._pass.calls["a"]) == 1
     layers = moments.layers
     assert layers["a"].count == 54
     assert layers["a"].moment is layers["b"].moment
@@ -189,7 +189,7 @@ def streamed():
 
 def test_a_wide_input_is_sketched_while_the_model_runs(streamed):
     moments, x, model = streamed
-    total, _ = moments._collector.sums["0"]
+    total, _ = moments.collector.sums["0"]
     assert total.shape == (WIDE, 3 * RANK + 33)
     C, found = moment_of(x), moments["0"].moment
     torch.testing.assert_close((found.vectors.square() @ found.values + found.rest), C.diagonal())

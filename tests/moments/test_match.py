@@ -45,7 +45,7 @@ def stored(tmp_path_factory):
 
 def matched(model, tensors, **options):
     with Moments(model, **options) as moments, torch.no_grad():
-        model(weights(4, next(iter(moments._collector.widths.values()))))
+        model(weights(4, next(iter(moments.collector.widths.values()))))
     layers = moments.layers
     widths = {path: width(layer.moment) for path, layer in layers.items()}
     return match_weights(widths, tensors, lambda path: layers[path].sample)

@@ -28,6 +28,23 @@ def test_texts_of_every_form(tmp_path):
     assert read_texts(plain) == read_texts(lines) == read_texts(table, "gloss") == TEXTS
 
 
+def test_endings_in_capitals_lists_and_byte_order_marks(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    objects = [{"gloss": text} for text in TEXTS]
+    files = {
+        "a.TXT": "\n".join(TEXTS),
+        "a.JSONL": "\n".join(map(json.dumps, objects)),
+        "b.ndjson": "\n".join(map(json.dumps, objects)),
+        "a.JSON": json.dumps(objects),
+        "b.json": json.dumps(TEXTS),
+        "c.json": "\n".join(map(json.dumps, objects)),
+    }
+    for name, content in files.items():
+        for start in (b"", mark):
+            (tmp_path / name).write_bytes(start + content.encode())
+            assert read_texts(tmp_path / name, "gloss") == TEXTS
+
+
 BAD = {
     "absent": (None, "cannot be read .No such file"),
     "empty": (b"\n \n", "no text in it"),
@@ -35,6 +52,8 @@ BAD = {
     "broken.jsonl": (b'{"text": 1\n', "line 1: expected an object with a field 'text'"),
     "other.jsonl": (b'{"gloss": "x"}\n', "line 1: expected an object with a field 'text'"),
     "number.jsonl": (b'{"text": 5}\n', "expected text in 'text', got 5"),
+    "item.json": (b'[{"a": "b"}]', "item 1: expected an object with a field 'text'"),
+    "half.jsonl": (b'{"text": "\\ud800"}\n', "text 1 has half of a surrogate pair"),
     "no.parquet": (b"x", "column 'text' cannot be read"),
 }
 

@@ -6,8 +6,8 @@ from ._collect import Collector
 from ._layer import Layer, alike, sample
 from ._match import match_weights
 from ._moments import Moments
+from ._read import read_texts
 from ._sketch import Moment, Sketch, diagonal, output_power, right_times, sketch, to_dense, width
-from ._texts import read_texts
 
 __all__ = [
     "Collector", "Layer", "Moment", "Moments", "Sketch", "alike", "diagonal", "match_weights",

@@ -61,6 +61,8 @@ class Collector:
 
     Attributes:
         widths: n of each layer that is watched, by its path.
+        counted: Number of calls of the model that the sums are of.
+        whole: Whether nothing is just being added to the sums.
 
     Raises:
         InputError: If there is no layer to watch.
@@ -95,6 +97,7 @@ class Collector:
         }
         self._has_encoder = any("encoder" in name.split(".") for name in self.layers)
         self._model, self._handles = model, []
+        self.counted, self.whole = 0, True
         self._shared: dict[str, Sum] = {}
         self._pass = _Pass()
         self._orders: dict[str, bool] = {}
@@ -164,7 +167,8 @@ class Collector:
             return  # a call within a call
         if sys.exc_info()[1] is not self._pass.raised:
             self._pass = _Pass()
-        self._count()
+        else:
+            self._count(calls=1)
 
     @torch.inference_mode(False)  # whatever the model runs in: sums are changed in place
     @torch.no_grad()
@@ -219,10 +223,13 @@ class Collector:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _count(self) -> None:
+    def _count(self, calls: int = 0) -> None:
         """Add what has been seen to the sums."""
-        calls, self._pass.calls, self._pass.seen = self._pass.calls, {}, {}
-        self._shared |= added(self._shared, calls)
+        seen, self._pass.calls, self._pass.seen = self._pass.calls, {}, {}
+        self.whole = False  # until all of it is: an interruption may come at any moment
+        self._shared |= added(self._shared, seen)
+        self.counted += calls
+        self.whole = True
 
 
 def _chosen(

@@ -59,7 +59,8 @@ class Moments:
         rank: int | None = None,
         exact_width: int = EXACT_WIDTH,
     ) -> None:
-        self._rank, self._collector = rank, None
+        self._rank = rank
+        self._collector: Collector | None = None
         if model is not None:
             self._collector = Collector(
                 model, include=include, exclude=exclude, rank=rank, exact_width=exact_width
@@ -69,6 +70,13 @@ class Moments:
         self._known: dict[str, Layer] = {}
         self._outputs: dict[str, tuple[int, float]] = {}  # of each layer at its count
         self._means: dict[int, tuple[Tensor, int, Moment]] = {}  # of each sum, until it grows
+
+    @property
+    def collector(self) -> Collector:
+        """What sums them up; InputError of moments from a file."""
+        if self._collector is None:
+            raise InputError("expected moments of a model to collect, got some from a file")
+        return self._collector
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -112,14 +120,14 @@ class Moments:
             ) from None
 
     def __enter__(self) -> Moments:
-        if self._collector is None:
-            raise InputError("expected moments of a model to collect, got some from a file")
-        self._collector.__enter__()
+        self.collector.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._collector is not None:
             self._collector.__exit__(*error)
+            if error[0] is not None:
+                return
             for name in self._collector.sums:
                 self._output(self._collector, name)  # before the weights change
 

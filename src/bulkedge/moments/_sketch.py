@@ -23,6 +23,8 @@ EXTRA = 16
 """Columns of that subspace beyond the rank that is asked for."""
 TRIES = 4
 """How often a shift is made ten times larger where rounding has left a negative direction."""
+GRAM = 1e-10
+"""Relative rounding of products from which on singular vectors are taken from a Gram matrix."""
 ROWS = 1024
 """Rows of a weight that are multiplied at a time."""
 
@@ -217,8 +219,19 @@ def nystrom(Y: Tensor, Q: Tensor, rank: int, rounding: float) -> tuple[Tensor, T
     else:
         raise InputError("expected a positive semidefinite second moment; measure it again")
     F = torch.linalg.solve_triangular(half.mT, shifted, upper=True, left=False)
-    vectors, values, _ = torch.linalg.svd(F, full_matrices=False)
-    return vectors[:, :rank].contiguous(), (values[:rank].square() - shift).clamp(min=0)
+    vectors, values = _left_vectors(F, rank, rounding)
+    return vectors, (values - shift).clamp(min=0)
+
+
+def _left_vectors(F: Tensor, rank: int, rounding: float) -> tuple[Tensor, Tensor]:
+    """Leading left singular vectors and squared values, by products where those lose nothing."""
+    if rounding < GRAM:
+        vectors, values, _ = torch.linalg.svd(F, full_matrices=False)
+        return vectors[:, :rank].contiguous(), values[:rank].square()
+    # no squared value of F is below its shift, so that the squares keep more than there is to know
+    values, right = torch.linalg.eigh(F.mT @ F)
+    values, right = values[-rank:].flip(0), right[:, -rank:].flip(1)
+    return F @ (right / values.sqrt()), values
 
 
 def mean(moments: Sequence[Moment], shares: Sequence[float]) -> Moment:

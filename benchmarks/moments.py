@@ -6,7 +6,7 @@ python benchmarks/moments.py
 forward pass, of summing up its inputs, and what that adds to the peak of the memory.  4096 and
 11008 are the inputs of a 7B model's layers.  *Ranks*: the moments of MiniLM on the 400 pairs of
 examples/minilm_wordnet that docs/protect.md uses, cut to leading eigenvectors, of matrices and from
-products alone.
+products alone.  *Texts*: how far moments of some of these texts are from those of 400 others.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ LAYERS = ((384, 384, 4096, 64), (4096, 4096, 4096, 512), (11008, 4096, 2048, 512
 """Width, outputs, rows of a batch, rank of the sketch."""
 WAYS = ("alone", "exact", "sketch")
 RANKS = (16, 32, 64)
+NUMBERS = (25, 50, 100, 200, 400)
+"""Of texts."""
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -105,6 +107,29 @@ def ranks() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def how_many() -> list[dict[str, float]]:
+    """How far moments of some texts are from those of as many others of the same kind."""
+    from protect import load_pairs
+
+    texts = [text for pair in load_pairs()["texts"] for text in pair]
+    half = len(texts) // 2
+    layers = ("*.query", "*.intermediate.dense")
+    other = collect_moments(BASE, texts[half:], include=layers)
+    rows = []
+    for number in NUMBERS:
+        some = collect_moments(BASE, texts[:number], include=layers)
+        apart = [
+            float((layer.moment - other[name].moment).norm() / other[name].moment.norm())
+            for name, layer in some.layers.items()
+        ]
+        inputs = max(layer.count for layer in some.layers.values())
+        rows.append(
+            {"texts": number, "inputs": inputs, "median": median(apart), "largest": max(apart)}
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
 def losses(moments: Moments, width: int) -> dict[str, float] | None:
     """Median and largest loss of the sketches of a width; None where there is none."""
     sketches = {
@@ -134,6 +159,7 @@ def main() -> None:
         Path(file).write_text(json.dumps(measure_layer(width, outputs, rows, rank, way)))
         return
     store("moments", {"layers": layers(), "ranks": ranks()})
+    store("moments_texts", {"rows": how_many()})
 
 
 if __name__ == "__main__":

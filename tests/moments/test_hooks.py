@@ -167,6 +167,13 @@ def test_what_hides_the_inputs_is_refused_by_name():
     model.a.weight = nn.Parameter(torch.zeros(5, 5, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(InputError, match="a: its weight is packed; load the model unquantised"):
         Moments(model)
+    assert set(Moments(model, include="b").collector.layers) == {"b"}
+    with pytest.raises(InputError, match="a: its weight is on the meta device; load the model"):
+        Moments(Pair().to("meta"))
+    model = Pair()
+    model.a._is_replica = True  # as in nn.DataParallel on several GPUs
+    with Moments(model), pytest.raises(InputError, match=r"a: runs in a copy by nn.DataParallel"):
+        model(weights(2, 5))
     with pytest.raises(InputError, match=r"expected a model before torch\.compile"):
         Moments(torch.compile(Pair(), backend="eager"))
 

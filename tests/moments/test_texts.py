@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from bulkedge import InputError, MissingExtraError, OutputError
 from bulkedge._moments import collect_moments
 from bulkedge.cli import cli
+from bulkedge.cli import moments as command_of_moments
 from bulkedge.moments import Moments, read_texts
 from bulkedge.moments._texts import batches
 from helpers import EXAMPLE, MINILM, some
@@ -158,3 +159,10 @@ def test_norms_and_biases_of_a_fine_tune_are_put_on_as_well(tmp_path):
     change = (tuned[layer].moment - base[layer].moment).norm() / base[layer].moment.norm()
     assert change > 0.5
     assert torch.equal(tuned[layer].sample, base[layer].sample)
+
+
+def test_every_option_is_on_the_page():
+    page = (EXAMPLE.parents[1] / "docs/moments.md").read_text()
+    for option in some(command_of_moments.params):
+        if option.param_type_name == "option":
+            assert all(f"`{name}`" in page for name in option.opts if name != "-q"), option.name

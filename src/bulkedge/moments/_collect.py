@@ -20,7 +20,7 @@ from bulkedge._precision import full_precision
 from ._inputs import input_rows, input_width, is_time_first, second_moment
 from ._stream import EXACT_WIDTH, products, random_columns, stream_columns
 from ._sums import Part, Sum, added
-from ._watched import watched
+from ._watched import check_weight, watched
 
 DECODER = "decoder"
 """Component of the paths of a decoder's layers; beside an encoder, it has another mask."""
@@ -246,6 +246,8 @@ def _chosen(
     }
     if not chosen:
         raise RecipeError(f"exclude leaves out every layer, of which there are {len(found)}")
+    for name, layer in chosen.items():
+        check_weight(name, layer.weight)
     return chosen
 
 
@@ -257,7 +259,12 @@ def _in_backward() -> bool:
 def _hook(collector: Collector, name: str) -> Any:
     """A hook that passes on the first argument of a layer, however it was given."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if getattr(layer, "_is_replica", False):  # so torch marks them
+            raise InputError(
+                f"{name}: runs in a copy by nn.DataParallel, which splits the mask; run the model "
+                "on one device, or with device_map"
+            )
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is not None:
             collector._called(name, x)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
@@ -15,7 +16,7 @@ from ._collect import Collector
 from ._file import read_layers, write_layers
 from ._inputs import acting
 from ._layer import Layer, alike, sample
-from ._sketch import Moment, Sketch, mean, output_power, sketch
+from ._sketch import ROWS, Moment, Sketch, mean, output_power, sketch
 from ._stream import EXACT_WIDTH, RANK, from_products, is_stream
 
 
@@ -42,7 +43,6 @@ class Moments:
         arXiv:2212.09849, use the same moments.
 
     Example:
-        >>> import torch
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> with Moments(model) as moments, torch.no_grad():
         ...     _ = model(torch.eye(3))
@@ -145,7 +145,6 @@ class Moments:
             InputError: If they are of different layers or models, or a weight is not positive.
 
         Example:
-            >>> import torch
             >>> model = nn.Linear(2, 2)
             >>> with Moments(model) as a, torch.no_grad():
             ...     _ = model(torch.eye(2))
@@ -185,7 +184,6 @@ class Moments:
             InputError: If the rank is below 1.
 
         Example:
-            >>> import torch
             >>> model = nn.Linear(3, 2)
             >>> with Moments(model) as moments, torch.no_grad():
             ...     _ = model(torch.eye(3))
@@ -210,10 +208,24 @@ class Moments:
             InputError: If no layer has run.
             OutputError: If it cannot be written.
         """
-        layers = self.layers
+        layers = self._to_be_stored()
         if not layers:
             raise InputError("expected layers that have run, got none; call the model first")
         write_layers(Path(path), layers)
+
+    def _to_be_stored(self) -> Mapping[str, Layer]:
+        """The layers with means in float32, so that no second copy in float64 is made of a sum."""
+        if (collector := self._collector) is None:
+            return self._known
+        means: dict[int, Moment] = {}
+        found: dict[str, Layer] = {}
+        for name, (total, count) in collector.sums.items():
+            if id(total) not in means:
+                whole = self._rank is None and not is_stream(total)
+                means[id(total)] = _float(total, count) if whole else self._mean(total, count)
+            output = self._output(collector, name)
+            found[name] = Layer(means[id(total)], count, self._samples[name], output)
+        return found
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Moments:
@@ -231,6 +243,11 @@ class Moments:
         found = cls()
         found._known = read_layers(Path(path))
         return found
+
+
+def _float(total: Tensor, count: int) -> Tensor:
+    """A mean in float32, on the processor."""
+    return torch.cat([(rows / count).float().cpu() for rows in total.split(ROWS)])
 
 
 def _moment(total: Tensor, rank: int | None) -> Moment:

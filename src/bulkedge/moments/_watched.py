@@ -42,7 +42,7 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
         Layers by their plain paths; two that would have one keep their full ones.
 
     Raises:
-        InputError: If there is none, a weight is packed, or the model was compiled.
+        InputError: If there is none, or the model was compiled.
 
     Example:
         >>> list(watched(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
@@ -57,14 +57,25 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
     if not full:
         raise InputError("expected a model with linear layers, got one without any")
     shared = Counter(map(plain_name, full))
-    found = {(n if shared[plain_name(n)] > 1 else plain_name(n)): x for n, x in full.items()}
-    for name, layer in found.items():
-        weight = layer.weight
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise InputError(
-                f"{name}: its weight is packed; load the model unquantised to measure it"
-            )
-    return found
+    return {(n if shared[plain_name(n)] > 1 else plain_name(n)): x for n, x in full.items()}
+
+
+def check_weight(name: str, weight: object) -> None:
+    """Raise unless the numbers of a weight are at hand.
+
+    Args:
+        name: Of its layer.
+        weight: It.
+
+    Raises:
+        InputError: If it is packed, or on the meta device.
+    """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise InputError(f"{name}: its weight is packed; load the model unquantised to measure it")
+    if weight.is_meta:
+        raise InputError(
+            f"{name}: its weight is on the meta device; load the model onto devices that hold it"
+        )
 
 
 def _added(model: nn.Module) -> Iterator[str]:

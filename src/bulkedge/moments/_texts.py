@@ -19,7 +19,11 @@ LONGEST = 512
 """Largest number of tokens of a text that are read, unless the model says less."""
 BATCH = 4096
 """Number of tokens of a batch, padding included."""
-HEADS = (("ForCausalLM", "AutoModelForCausalLM"), ("ForMaskedLM", "AutoModelForMaskedLM"))
+HEADS = (
+    ("ForCausalLM", "AutoModelForCausalLM"),
+    ("LMHeadModel", "AutoModelForCausalLM"),  # GPT-2
+    ("ForMaskedLM", "AutoModelForMaskedLM"),
+)
 """Models that are loaded with their output layer, by how the name of their class ends."""
 POOLER = "pooler"
 """A layer on top of encoders whose output no other layer reads; often not stored."""

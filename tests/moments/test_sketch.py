@@ -135,6 +135,8 @@ def test_files_and_merges_keep_output_and_sketches(run, tmp_path):
     assert thin["words"].moment is moments["words"].moment
     assert thin["up"].output == moments["up"].output
     thin.save(tmp_path / "a.moments")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "a.moments").stat().st_mode == (tmp_path / "plain").stat().st_mode
     found = Moments.load(tmp_path / "a.moments")
     for name, layer in some(thin.layers.items()):
         own = found[name]

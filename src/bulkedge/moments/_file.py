@@ -16,6 +16,7 @@ from torch import Tensor
 from bulkedge._errors import CheckpointError, OutputError
 from bulkedge.checkpoint import TensorInfo, read_header
 from bulkedge.checkpoint.elements import read_tensor
+from bulkedge.checkpoint.write import umask
 
 from ._layer import Layer
 from ._sketch import Moment, Sketch, diagonal, width
@@ -56,6 +57,7 @@ def write_layers(path: Path, layers: Mapping[str, Layer]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, building, {"format": FORMAT, "layers": json.dumps(table)})
+        building.chmod(0o666 & ~umask())
         os.replace(building, path)
     except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError, ValueError):

@@ -17,6 +17,7 @@ from bulkedge import __version__
 from bulkedge._errors import CheckpointError, InputError, OutputError
 from bulkedge.checkpoint import read_header
 from bulkedge.checkpoint.elements import read_tensor
+from bulkedge.checkpoint.write import umask
 
 from ._collect import Collector
 from ._layer import sample
@@ -112,6 +113,7 @@ class Partial:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, building, metadata)
+            building.chmod(0o666 & ~umask())
             os.replace(building, path)
         except (OSError, ValueError, SafetensorError) as error:
             with suppress(OSError, ValueError):

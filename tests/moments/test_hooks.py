@@ -126,6 +126,33 @@ def test_square_batches_alone_are_taken_as_batch_first_with_a_warning():
     assert_moment(moments["a"], x[mask.bool()])
 
 
+class Many(nn.Module):
+    """One tensor, of which layers of three kinds make different inputs; and a layer without any."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.three = nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 3)
+        self.strided = nn.Conv1d(4, 4, 3, stride=2)
+        self.line, self.empty = nn.Linear(12, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.one(x), self.three(x), self.strided(x), self.line(x)
+        return self.empty(x[:0].mT)
+
+
+def test_one_tensor_may_be_several_inputs():
+    model, x = Many(), weights(2, 4, 12)
+    with Moments(model) as moments, torch.no_grad():
+        model(x)
+    layers = moments.layers
+    counts = {"one": 24, "three": 20, "strided": 10, "line": 8}
+    assert {name: layer.count for name, layer in layers.items()} == counts
+    for name in counts:
+        with Moments(model, include=name) as alone, torch.no_grad():
+            model(x)
+        assert torch.equal(layers[name].moment, alone[name].moment)
+
+
 class Named(nn.Module):
     """Names that adapters and wrappers have, too."""
 

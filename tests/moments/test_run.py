@@ -156,7 +156,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_moments(
             yield done
 
     monkeypatch.setattr("bulkedge._moments.run_tokens", counted)
-    command(llama, texts, "-o", out, "-q")
+    assert f"going on from {partial}" in command(llama, texts, "-o", out).output
     assert metadata_of(out) == metadata_of(whole)
     expected = load_file(whole)
     for name, tensor in some(load_file(out).items()):

@@ -50,6 +50,8 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
     one_thread()
     found = [text for path in texts for text in read_texts(path, options["column"])]
     partial = output.with_name(f"{output.name}.partial")
+    if partial.exists() and not options["quiet"]:
+        click.echo(f"going on from {partial}", err=True)
     names = ("tuned", "max_tokens", "include", "exclude", "rank", "exact_width", "device")
     given = {name: options[name] for name in names if options[name] not in (None, ())}
     with show_progress(options["quiet"], len(found), "reading") as progress:

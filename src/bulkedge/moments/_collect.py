@@ -17,7 +17,7 @@ from bulkedge._errors import InputError, RecipeError
 from bulkedge._globs import as_globs, check_globs, matches
 from bulkedge._precision import full_precision
 
-from ._inputs import input_rows, input_width, is_time_first, second_moment
+from ._inputs import input_kind, input_rows, input_width, is_time_first, second_moment
 from ._stream import EXACT_WIDTH, products, random_columns, stream_columns
 from ._sums import Part, Sum, added
 from ._watched import check_weight, watched
@@ -35,7 +35,9 @@ class _Pass:
 
     masks: list[Tensor | None] = field(default_factory=list)
     raised: BaseException | None = None
-    seen: dict[int, tuple[weakref.ref[Tensor], int, Part]] = field(default_factory=dict)
+    seen: dict[tuple[object, ...], tuple[weakref.ref[Tensor], int, Part]] = field(
+        default_factory=dict
+    )
     calls: dict[str, list[Part]] = field(default_factory=dict)
 
 
@@ -110,7 +112,8 @@ class Collector:
 
         Of an input wider than ``exact_width`` the products that a sketch is made of.
         """
-        return {name: (own.total, own.count) for name, own in self._shared.items()}
+        known = self._shared.items()  # an expert may have been called with no tokens
+        return {name: (own.total, own.count) for name, own in known if own.count}
 
     def go_on_from(self, sums: Mapping[str, tuple[Tensor, int]]) -> None:
         """Start with sums that were collected before.
@@ -118,8 +121,11 @@ class Collector:
         Args:
             sums: As :attr:`sums` gives them; tensors that are one object stay shared.
         """
-        shared = {id(total): Sum(total, count) for total, count in sums.values()}
-        self._shared = {name: shared[id(total)] for name, (total, _) in sums.items()}
+        shared: dict[int, Sum] = {}
+        for name, (total, count) in sums.items():
+            if id(total) not in shared:
+                shared[id(total)] = Sum(total.to(self.weights[name].device), count)
+            self._shared[name] = shared[id(total)]
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -178,18 +184,20 @@ class Collector:
             return
         if not self._pass.masks and name in self._pass.calls:
             self._count()  # called again without the model: what it had is not kept in memory
-        known = self._pass.seen.get(id(x))
+        # the mask is that of an encoder's text where there is one
+        unmasked = self._has_encoder and DECODER in name.split(".")
+        key = id(x), unmasked, *input_kind(self.layers[name])
+        known = self._pass.seen.get(key)
         version = 0 if x.is_inference() else x._version
         if known is None or known[0]() is not x or known[1] != version:
-            known = self._pass.seen[id(x)] = weakref.ref(x), version, self._part(name, x.detach())
+            keep = self._pass.masks[-1] if self._pass.masks and not unmasked else None
+            part = self._part(name, x.detach(), keep)
+            known = self._pass.seen[key] = weakref.ref(x), version, part
         self._pass.calls.setdefault(name, []).append(known[2])
 
-    def _part(self, name: str, x: Tensor) -> Part:
+    def _part(self, name: str, x: Tensor, keep: Tensor | None) -> Part:
         """What an input adds to the sum of a layer."""
         layer, width = self.layers[name], self.widths[name]
-        # the mask is that of an encoder's text where there is one
-        other = not self._pass.masks or (self._has_encoder and DECODER in name.split("."))
-        keep = None if other else self._pass.masks[-1]
         try:
             rows = input_rows(layer, x, keep, time_first=self._time_first(name, x, keep))
         except InputError as error:

@@ -32,6 +32,26 @@ def input_width(layer: nn.Module) -> int | None:
     return layer.in_features if isinstance(layer, nn.Linear) else None
 
 
+def input_kind(layer: nn.Module) -> tuple[object, ...]:
+    """What a layer makes of a tensor before it multiplies: two of one kind make the same of it.
+
+    Args:
+        layer: A module with an :func:`input_width`.
+
+    Returns:
+        Something to compare.
+
+    Example:
+        >>> input_kind(nn.Linear(2, 3)) == input_kind(nn.Linear(2, 5))
+        True
+    """
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        pads = tuple(layer._reversed_padding_repeated_twice)
+        shape = layer.kernel_size, layer.stride, layer.dilation
+        return "patches", *shape, pads, layer.padding_mode
+    return "indices" if isinstance(layer, nn.Embedding) else "rows", input_width(layer)
+
+
 def acting(layer: nn.Module, weight: Tensor) -> Tensor:
     """The weight of a layer as it acts on its inputs.
 

@@ -1,6 +1,6 @@
 """What moments cost, and what sketches of them lose.
 
-python benchmarks/moments.py
+python benchmarks/moments.py [layers | ranks | texts]
 
 *Layers*: one linear layer of each width, in a process of its own, on random inputs: the time of its
 forward pass, of summing up its inputs, and what that adds to the peak of the memory.  4096 and
@@ -67,7 +67,7 @@ def measure_layer(width: int, outputs: int, rows: int, rank: int, way: str) -> d
     return found
 
 
-def layers() -> list[dict[str, Any]]:
+def layers() -> dict[str, Any]:
     """All widths, each way in a process of its own."""
     found = []
     for width, outputs, rows, rank in LAYERS:
@@ -80,7 +80,7 @@ def layers() -> list[dict[str, Any]]:
                 row[way] = json.loads(file.read_text()) | {"peak_mb": peak / 1e6}
         found.append(row)
         print(row, flush=True)
-    return found
+    return {"rows": found}
 
 
 def ranks() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def ranks() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def how_many() -> list[dict[str, float]]:
+def how_many() -> dict[str, Any]:
     """How far moments of some texts are from those of as many others of the same kind."""
     from protect import load_pairs
 
@@ -127,7 +127,7 @@ def how_many() -> list[dict[str, float]]:
             {"texts": number, "inputs": inputs, "median": median(apart), "largest": max(apart)}
         )
         print(rows[-1], flush=True)
-    return rows
+    return {"rows": rows}
 
 
 def losses(moments: Moments, width: int) -> dict[str, float] | None:
@@ -151,15 +151,16 @@ def file_size(moments: Moments) -> float:
 
 
 def main() -> None:
-    """Measure, store; or, given a layer, measure it for the process that asks."""
+    """Measure, store, all parts or one; or, given a layer, for the process that asks."""
     torch.set_num_threads(1)
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 2:
         *numbers, way, file = sys.argv[1:]
         width, outputs, rows, rank = map(int, numbers)
         Path(file).write_text(json.dumps(measure_layer(width, outputs, rows, rank, way)))
         return
-    store("moments", {"layers": layers(), "ranks": ranks()})
-    store("moments_texts", {"rows": how_many()})
+    parts = {"layers": layers, "ranks": ranks, "texts": how_many}
+    for name in sys.argv[1:] or parts:
+        store(f"moments_{name}", parts[name]())
 
 
 if __name__ == "__main__":

@@ -181,14 +181,14 @@ def protects() -> dict[str, Any]:
 
 def moments() -> dict[str, Any]:
     """Values of docs/moments.md."""
-    found = measured("moments")
+    ranks = measured("moments_ranks")
     return {
-        "layers": render_moments.layer_table(found["layers"]),
-        "ranks": found["ranks"],
-        "rank table": render_moments.rank_table(found["ranks"]),
+        "layers": render_moments.layer_table(measured("moments_layers")["rows"]),
+        "ranks": ranks,
+        "rank table": render_moments.rank_table(ranks),
         "texts": render_moments.text_table(measured("moments_texts")["rows"]),
         "size": render_moments.sizes_7b(),
-        "where": where("moments"),
+        "where": where("moments_layers"),
     }
 
 

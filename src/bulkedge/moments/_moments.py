@@ -247,7 +247,10 @@ class Moments:
 
 def _float(total: Tensor, count: int) -> Tensor:
     """A mean in float32, on the processor."""
-    return torch.cat([(rows / count).float().cpu() for rows in total.split(ROWS)])
+    found = torch.empty(total.shape, dtype=torch.float32)
+    for into, rows in zip(found.split(ROWS), total.split(ROWS), strict=True):
+        into.copy_(rows / count)
+    return found
 
 
 def _moment(total: Tensor, rank: int | None) -> Moment:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROWS = 1024
+"""Rows of a sum that are added at a time."""
+
 
 @dataclass
 class Sum:
@@ -55,10 +58,17 @@ def added(sums: Mapping[str, Sum], calls: Mapping[str, Sequence[Part]]) -> dict[
         parts = list(calls[names[0]])
         own = _own(names, sums) or _first(parts.pop(0), uses)
         for part in parts:
-            own.total += part.total.to(own.total.device)
-            own.count += part.count
+            _add(own, part)
         found |= dict.fromkeys(names, own)
     return found
+
+
+def _add(own: Sum, part: Part) -> None:
+    """Add a part, some rows at a time: their sum in two dtypes makes a copy."""
+    rows = own.total.split(ROWS), part.total.split(ROWS)
+    for total, more in zip(*rows, strict=True):
+        total += more.to(total.device)
+    own.count += part.count
 
 
 def _first(part: Part, uses: Mapping[int, int]) -> Sum:

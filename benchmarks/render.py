@@ -18,6 +18,7 @@ from typing import Any
 
 import render_certified
 import render_finetune
+import render_moments
 import render_protect
 import render_repair
 import render_tables as tables
@@ -178,6 +179,19 @@ def protects() -> dict[str, Any]:
     }
 
 
+def moments() -> dict[str, Any]:
+    """Values of docs/moments.md."""
+    ranks = measured("moments_ranks")
+    return {
+        "layers": render_moments.layer_table(measured("moments_layers")["rows"]),
+        "ranks": ranks,
+        "rank table": render_moments.rank_table(ranks),
+        "texts": render_moments.text_table(measured("moments_texts")["rows"]),
+        "size": render_moments.sizes_7b(),
+        "where": where("moments_layers"),
+    }
+
+
 def finetunes() -> dict[str, Any]:
     """Values of docs/fine-tuning.md."""
     times = measured("finetune_times")["step_ms"]
@@ -256,6 +270,7 @@ FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/certificate.md": hard_certificates,
     "docs/fine-tuning.md": finetunes,
     "docs/how-to-choose.md": choices,
+    "docs/moments.md": moments,
     "docs/protect.md": protects,
     "docs/repair.md": repairs,
     "docs/report.md": report_page,

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from bulkedge import InputError, MissingExtraError, OutputError
 from bulkedge._moments import collect_moments
 from bulkedge.cli import cli
+from bulkedge.cli import moments as command_of_moments
 from bulkedge.moments import Moments, read_texts
 from bulkedge.moments._texts import batches
 from helpers import EXAMPLE, MINILM, some
@@ -28,6 +29,23 @@ def test_texts_of_every_form(tmp_path):
     assert read_texts(plain) == read_texts(lines) == read_texts(table, "gloss") == TEXTS
 
 
+def test_endings_in_capitals_lists_and_byte_order_marks(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    objects = [{"gloss": text} for text in TEXTS]
+    files = {
+        "a.TXT": "\n".join(TEXTS),
+        "a.JSONL": "\n".join(map(json.dumps, objects)),
+        "b.ndjson": "\n".join(map(json.dumps, objects)),
+        "a.JSON": json.dumps(objects),
+        "b.json": json.dumps(TEXTS),
+        "c.json": "\n".join(map(json.dumps, objects)),
+    }
+    for name, content in files.items():
+        for start in (b"", mark):
+            (tmp_path / name).write_bytes(start + content.encode())
+            assert read_texts(tmp_path / name, "gloss") == TEXTS
+
+
 BAD = {
     "absent": (None, "cannot be read .No such file"),
     "empty": (b"\n \n", "no text in it"),
@@ -35,6 +53,8 @@ BAD = {
     "broken.jsonl": (b'{"text": 1\n', "line 1: expected an object with a field 'text'"),
     "other.jsonl": (b'{"gloss": "x"}\n', "line 1: expected an object with a field 'text'"),
     "number.jsonl": (b'{"text": 5}\n', "expected text in 'text', got 5"),
+    "item.json": (b'[{"a": "b"}]', "item 1: expected an object with a field 'text'"),
+    "half.jsonl": (b'{"text": "\\ud800"}\n', "text 1 has half of a surrogate pair"),
     "no.parquet": (b"x", "column 'text' cannot be read"),
 }
 
@@ -139,3 +159,10 @@ def test_norms_and_biases_of_a_fine_tune_are_put_on_as_well(tmp_path):
     change = (tuned[layer].moment - base[layer].moment).norm() / base[layer].moment.norm()
     assert change > 0.5
     assert torch.equal(tuned[layer].sample, base[layer].sample)
+
+
+def test_every_option_is_on_the_page():
+    page = (EXAMPLE.parents[1] / "docs/moments.md").read_text()
+    for option in some(command_of_moments.params):
+        if option.param_type_name == "option":
+            assert all(f"`{name}`" in page for name in option.opts if name != "-q"), option.name

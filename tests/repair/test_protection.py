@@ -141,7 +141,7 @@ def test_moments_of_another_model_are_refused_layer_by_layer(base, tmp_path):
     )
     assert all("the task moments are of" in row.note for row in some(record.matrices))
     other = Protect(moments_of(nn.Sequential(nn.Linear(3, 3)), torch.eye(3)))
-    with pytest.raises(InputError, match="none of its weights is in the moments"):
+    with pytest.raises(InputError, match="no layer of the moments is in the checkpoint"):
         bulkedge.repair(path, tuned, None, method=other)
 
 
@@ -153,7 +153,7 @@ def moments_of(model, x):
 
 def test_a_layer_that_did_not_run_is_refused_by_name(base, tmp_path):
     model, path = base
-    with Moments(model, modules=["up"]) as only, torch.no_grad():
+    with Moments(model, include="up") as only, torch.no_grad():
         model(torch.tensor([[1, 2]]))
     record = bulkedge.repair(path, adapter(tmp_path / "a"), None, method=Protect(only))
     notes = {row.name: row.note for row in some(record.matrices)}

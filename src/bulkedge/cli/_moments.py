@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bulkedge._errors import count
+
 from ._output import check_file, default_to_one_thread, show_progress
+
+if TYPE_CHECKING:
+    from bulkedge.moments import Moments
 
 
 @click.command(short_help="Measure what a model's layers are used on.")
@@ -17,44 +22,78 @@ from ._output import check_file, default_to_one_thread, show_progress
               help="File to be written.")  # fmt: skip
 @click.option("--tuned", type=click.Path(path_type=Path),
               help="Fine-tune whose inputs are wanted: an adapter or a checkpoint.")  # fmt: skip
-@click.option("--column", default="text", show_default=True,
-              help="Field of JSONL, or column of Parquet.")  # fmt: skip
+@click.option("--column", "--field", default="text", show_default=True,
+              help="Field of JSON, or column of Parquet.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Where to stop reading.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Layers that match alone.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No layers that match.")
+@click.option("--rank", type=click.IntRange(min=1),
+              help="Keep so many eigenvectors of each wider input.  [default: all, up to "
+                   "--exact-width; 1024 beyond]")  # fmt: skip
+@click.option("--exact-width", type=click.IntRange(min=0),
+              help="Largest input that is summed up as a matrix.  [default: 4096]")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--force", is_flag=True, help="Replace the output file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
     """Measure what a model's layers are used on, for `repair --method protect`.
 
     MODEL is the folder of a transformers model with its tokenizer.  TEXTS are files of one text a
-    line, JSONL or Parquet: a few hundred texts of the kind that is to be kept.
+    line, JSON, JSONL or Parquet: a few hundred texts of the kind that is to be kept.  A run that
+    was stopped goes on when the command is repeated.
     """
     from bulkedge._moments import collect_moments
-    from bulkedge.auditing import keep_out
     from bulkedge.moments import read_texts
 
     output: Path = options["output"]
+    _check_output(output, model, texts, options)
+    default_to_one_thread()
+    found = [text for path in texts for text in read_texts(path, options["column"])]
+    partial = output.with_name(f"{output.name}.partial")
+    if partial.exists() and not options["quiet"]:
+        click.echo(f"going on from {partial}", err=True)
+    names = ("tuned", "max_tokens", "include", "exclude", "rank", "exact_width", "device")
+    given = {name: options[name] for name in names if options[name] not in (None, ())}
+    with show_progress(options["quiet"], len(found), "reading") as progress:
+        measured = collect_moments(
+            model,
+            found,
+            partial=partial,
+            progress=None if progress is None else lambda done, total: progress("", done, total),
+            **given,
+        )
+    measured.save(output)
+    partial.unlink(missing_ok=True)
+    if not options["quiet"]:
+        for line in _told(measured, len(found), output):
+            click.echo(line, err=True)
+
+
+def _check_output(
+    output: Path, model: Path, texts: tuple[Path, ...], options: dict[str, Any]
+) -> None:
+    """Whether the output may be written, and is none of the inputs."""
+    from bulkedge.auditing import keep_out
+
     check_file(output, options["force"])
     sources = [path for path in (model, options["tuned"], *texts) if path is not None]
     keep_out(
         output, sources, (file for path in sources if path.is_dir() for file in path.iterdir())
     )
-    default_to_one_thread()
-    found = [text for path in texts for text in read_texts(path, options["column"])]
-    with show_progress(options["quiet"], len(found)) as progress:
-        measured = collect_moments(
-            model,
-            found,
-            tuned=options["tuned"],
-            max_tokens=options["max_tokens"],
-            device=options["device"],
-            progress=None if progress is None else lambda done, total: progress("", done, total),
+
+
+def _told(measured: Moments, texts: int, output: Path) -> list[str]:
+    """What was written, and what the sketches in it have lost."""
+    from bulkedge.moments import Sketch
+
+    layers = measured.layers
+    tokens = max(layer.count for layer in layers.values())
+    lines = [f"{texts} texts, {tokens} inputs, {len(layers)} layers: written to {output}"]
+    losses = {n: x.moment.loss for n, x in layers.items() if isinstance(x.moment, Sketch)}
+    if losses:
+        worst = max(losses, key=losses.__getitem__)
+        lines.append(
+            f"{count(len(losses), 'sketch', 'sketches')}: the most is lost of {worst}, "
+            f"{losses[worst]:.1%} of its moment's norm"
         )
-    measured.save(output)
-    if not options["quiet"]:
-        layers = measured.layers.values()
-        tokens = max(layer.count for layer in layers)
-        click.echo(
-            f"{len(found)} texts, {tokens} inputs, {len(layers)} layers: written to {output}",
-            err=True,
-        )
+    return lines

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from ._collect import Collector
-from ._moments import Layer, Moments, alike, sample
-from ._texts import read_texts
+from ._layer import Layer, alike, sample
+from ._match import match_weights
+from ._moments import Moments
+from ._read import read_texts
+from ._sketch import Moment, Sketch, diagonal, output_power, right_times, sketch, to_dense, width
 
-__all__ = ["Collector", "Layer", "Moments", "alike", "read_texts", "sample"]
+__all__ = [
+    "Collector", "Layer", "Moment", "Moments", "Sketch", "alike", "diagonal", "match_weights",
+    "output_power", "read_texts", "right_times", "sample", "sketch", "to_dense", "width",
+]  # fmt: skip

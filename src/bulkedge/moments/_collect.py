@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,51 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bulkedge._errors import InputError
-from bulkedge._globs import as_globs, check_globs, matches, unwrapped
+from bulkedge._errors import InputError, RecipeError
+from bulkedge._globs import as_globs, check_globs, matches
 from bulkedge._precision import full_precision
 
-from ._inputs import input_rows, input_width, second_moment
+from ._inputs import input_kind, input_rows, input_width, is_time_first, second_moment
+from ._stream import EXACT_WIDTH, products, random_columns, stream_columns
+from ._sums import Part, Sum, added
+from ._watched import check_weight, watched
 
 DECODER = "decoder"
 """Component of the paths of a decoder's layers; beside an encoder, it has another mask."""
-OWN = ("lora_", "modules_to_save.", "original_module.")
-"""Parts of names of modules that an adapter has added to a model."""
-
-
-def plain_name(name: str) -> str:
-    """The path of a layer in the model that was wrapped by PEFT or a training library.
-
-    Args:
-        name: Such as ``base_model.model.encoder.0.query.base_layer``.
-
-    Returns:
-        ``encoder.0.query``.
-
-    Example:
-        >>> plain_name("base_model.model.encoder.0.query.base_layer")
-        'encoder.0.query'
-    """
-    name = unwrapped(name).removeprefix("module.").removeprefix("base_model.model.")
-    return name.removesuffix(".base_layer")
-
-
-@dataclass
-class _Sum:
-    """A sum that layers with the same inputs share."""
-
-    total: Tensor
-    count: int = 0
 
 
 @dataclass
 class _Pass:
-    """One call of the model: the distinct inputs, and which layers were called with which."""
+    """What is under way: calls of the model, the distinct inputs, and which layers had which.
 
-    keep: Tensor | None = None
-    seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
-    parts: list[tuple[Tensor, int]] = field(default_factory=list)
-    calls: dict[str, list[int]] = field(default_factory=dict)
+    A call of the model counts when it has ended well: one that failed, out of memory, is run again.
+    """
+
+    masks: list[Tensor | None] = field(default_factory=list)
+    raised: BaseException | None = None
+    seen: dict[tuple[object, ...], tuple[weakref.ref[Tensor], int, Part]] = field(
+        default_factory=dict
+    )
+    calls: dict[str, list[Part]] = field(default_factory=dict)
 
 
 class Collector:
@@ -63,16 +46,25 @@ class Collector:
 
     Padding is left out by the ``attention_mask`` that the model is called with.  Layers that are
     called with the same tensor, such as the three projections of an attention, share one sum.
+    What gradient checkpointing runs again in a backward pass does not count, nor does a call of the
+    model that raises.
 
     Cost: for each distinct input one product with itself, ``rows · n²``, and n² numbers in float64
-    on the device of the layer.
+    on the device of the layer, half as many again while the model runs.  An input wider than
+    ``exact_width`` costs ``2 · rows · n · k`` and n·k numbers, ``k = 3 · rank + 32``.
 
     Args:
         model: Any module, wrapped by PEFT or not.
-        modules: Globs over the paths of layers.
+        include: Globs over the paths of layers.
+        exclude: Globs over those that are left out.
+        rank: Number of eigenvectors that are kept of an input wider than ``exact_width``; 1024 if
+            None.
+        exact_width: The largest width that is summed up as a matrix.
 
     Attributes:
         widths: n of each layer that is watched, by its path.
+        counted: Number of calls of the model that the sums are of.
+        whole: Whether nothing is just being added to the sums.
 
     Raises:
         InputError: If there is no layer to watch.
@@ -87,27 +79,53 @@ class Collector:
         (3, [1.0, 1.0, 1.0])
     """
 
-    def __init__(self, model: nn.Module, *, modules: str | Iterable[str] = "*") -> None:
-        globs = as_globs(modules)
-        found = {
-            plain_name(name): layer
-            for name, layer in model.named_modules()
-            if input_width(layer) is not None and not any(part in f"{name}." for part in OWN)
-        }
-        if not found:
-            raise InputError("expected a model with linear layers, got one without any")
-        check_globs(globs, list(found), "layer with a weight", "see model.named_modules()")
-        self.layers = {n: layer for n, layer in found.items() if matches((n,), globs)}
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        include: str | Iterable[str] = "*",
+        exclude: str | Iterable[str] = (),
+        rank: int | None = None,
+        exact_width: int = EXACT_WIDTH,
+    ) -> None:
+        if rank is not None and rank < 1:
+            raise InputError(f"expected rank ≥ 1, got {rank}")
+        self.layers = _chosen(watched(model), as_globs(include), as_globs(exclude))
         self.widths = {name: input_width(layer) or 0 for name, layer in self.layers.items()}
+        self._columns = {
+            name: stream_columns(self.widths[name], rank, exact_width)
+            for name, layer in self.layers.items()
+            if not isinstance(layer, nn.Embedding)
+        }
         self._has_encoder = any("encoder" in name.split(".") for name in self.layers)
         self._model, self._handles = model, []
-        self._sums: dict[str, _Sum] = {}
+        self.counted, self.whole = 0, True
+        self._shared: dict[str, Sum] = {}
         self._pass = _Pass()
+        self._orders: dict[str, bool] = {}
+        self._guessed: set[str] = set()
+        self._matrices: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     def sums(self) -> dict[str, tuple[Tensor, int]]:
-        """``Σ x xᵀ`` and the number of inputs, of each layer that was called."""
-        return {name: (own.total, own.count) for name, own in self._sums.items()}
+        """``Σ x xᵀ`` and the number of inputs, of each layer that was called.
+
+        Of an input wider than ``exact_width`` the products that a sketch is made of.
+        """
+        known = self._shared.items()  # an expert may have been called with no tokens
+        return {name: (own.total, own.count) for name, own in known if own.count}
+
+    def go_on_from(self, sums: Mapping[str, tuple[Tensor, int]]) -> None:
+        """Start with sums that were collected before.
+
+        Args:
+            sums: As :attr:`sums` gives them; tensors that are one object stay shared.
+        """
+        shared: dict[int, Sum] = {}
+        for name, (total, count) in sums.items():
+            if id(total) not in shared:
+                shared[id(total)] = Sum(total.to(self.weights[name].device), count)
+            self._shared[name] = shared[id(total)]
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -115,9 +133,10 @@ class Collector:
         return {n: w for n, x in self.layers.items() if isinstance(w := x.weight, Tensor)}
 
     def __enter__(self) -> Collector:
+        self._pass = _Pass()
         self._handles = [
             self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self._model.register_forward_hook(lambda *_: self._end()),
+            self._model.register_forward_hook(lambda *_: self._end_call(), always_call=True),
         ]
         for name, layer in self.layers.items():
             hook = _hook(self, name)
@@ -128,60 +147,132 @@ class Collector:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._end()  # of layers that were called without the model
+        if not self._pass.masks:  # else the model was stopped half-way
+            self._count()  # layers that were called without the model
+        self._pass, self._matrices = _Pass(), {}
+        if unsure := sorted(self._guessed - self._orders.keys()):
+            warnings.warn(
+                f"{unsure[0]}: each batch had as many texts as tokens; if this model has the "
+                "length in front of the batch, padding was counted: run batches of another size",
+                stacklevel=3,
+            )
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._end()
-        self._pass.keep = _mask(model, args, kwargs)
+        if _in_backward():
+            return
+        if not self._pass.masks:
+            self._count()
+            self._pass.raised = sys.exc_info()[1]
+        self._pass.masks.append(_mask(model, args, kwargs))
 
+    def _end_call(self) -> None:
+        if _in_backward() or not self._pass.masks:
+            return
+        self._pass.masks.pop()
+        if self._pass.masks:
+            return  # a call within a call
+        if sys.exc_info()[1] is not self._pass.raised:
+            self._pass = _Pass()
+        else:
+            self._count(calls=1)
+
+    @torch.inference_mode(False)  # whatever the model runs in: sums are changed in place
     @torch.no_grad()
     def _called(self, name: str, x: Tensor) -> None:
-        """Add the inputs of one call of a layer, unless another had the same."""
-        known = self._pass.seen.get(id(x))
+        """Note the inputs of one call of a layer, unless another had the same."""
+        if _in_backward():
+            return
+        if not self._pass.masks and name in self._pass.calls:
+            self._count()  # called again without the model: what it had is not kept in memory
+        # the mask is that of an encoder's text where there is one
+        unmasked = self._has_encoder and DECODER in name.split(".")
+        key = id(x), unmasked, *input_kind(self.layers[name])
+        known = self._pass.seen.get(key)
         version = 0 if x.is_inference() else x._version
         if known is None or known[0]() is not x or known[1] != version:
-            # the mask is that of an encoder's text where there is one
-            keep = None if self._has_encoder and DECODER in name.split(".") else self._pass.keep
-            try:
-                rows = input_rows(self.layers[name], x.detach(), keep)
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from None
-            with full_precision(rows.device):
-                part = second_moment(rows, self.widths[name])
-            self._pass.parts.append((part, len(rows)))
-            known = weakref.ref(x), version, len(self._pass.parts) - 1
-            self._pass.seen[id(x)] = known
+            keep = self._pass.masks[-1] if self._pass.masks and not unmasked else None
+            part = self._part(name, x.detach(), keep)
+            known = self._pass.seen[key] = weakref.ref(x), version, part
         self._pass.calls.setdefault(name, []).append(known[2])
 
-    def _end(self) -> None:
-        """Add what one call of the model has seen; layers with one history share a sum."""
-        done, self._pass = self._pass, _Pass()
-        groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
-        for name, calls in done.calls.items():
-            groups.setdefault((id(self._sums.get(name)), tuple(calls)), []).append(name)
-        before = dict(self._sums)
-        for (_, calls), names in groups.items():
-            own = self._sum_of(names, before, done.parts[calls[0]][0])
-            for part, count in (done.parts[i] for i in calls):
-                own.total += part.to(own.total.device)
-                own.count += count
-            self._sums |= dict.fromkeys(names, own)
+    def _part(self, name: str, x: Tensor, keep: Tensor | None) -> Part:
+        """What an input adds to the sum of a layer."""
+        layer, width = self.layers[name], self.widths[name]
+        try:
+            rows = input_rows(layer, x, keep, time_first=self._time_first(name, x, keep))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        with full_precision(rows.device):
+            if columns := self._columns.get(name):
+                return Part(products(rows, self._matrix(width, columns, rows.device)), len(rows))
+            return Part(second_moment(rows, width), len(rows))
 
-    @staticmethod
-    def _sum_of(names: list[str], before: Mapping[str, _Sum], like: Tensor) -> _Sum:
-        """A sum to add to: that of these layers, or a copy where others go on without them."""
-        old = before.get(names[0])
-        if old is None:
-            return _Sum(torch.zeros_like(like))
-        if all(name in names for name, own in before.items() if own is old):
-            return old
-        return _Sum(old.total.clone(), old.count)
+    def _matrix(self, width: int, columns: int, device: torch.device) -> Tensor:
+        """The fixed random matrix of a width, drawn once for each device."""
+        key = width, device
+        if key not in self._matrices:
+            self._matrices[key] = random_columns(width, columns).to(device)
+        return self._matrices[key]
+
+    def _time_first(self, name: str, x: Tensor, keep: Tensor | None) -> bool:
+        """Whether the length is in front of the batch; other calls tell where a shape does not."""
+        shape = (x[..., None] if isinstance(self.layers[name], nn.Embedding) else x).shape
+        order = is_time_first(shape, keep)
+        if order is not None:
+            self._orders[name] = order
+            if order and name in self._guessed:
+                raise InputError(
+                    f"{name}: the length is in front of the batch, and an earlier batch had as "
+                    "many texts as tokens; start again with another batch first"
+                )
+        elif keep is not None and shape[:2] == keep.shape and not torch.equal(keep, keep.mT):
+            self._guessed |= {name} - self._orders.keys()
+        return self._orders.get(name, False)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _count(self, calls: int = 0) -> None:
+        """Add what has been seen to the sums."""
+        seen, self._pass.calls, self._pass.seen = self._pass.calls, {}, {}
+        self.whole = False  # until all of it is: an interruption may come at any moment
+        self._shared |= added(self._shared, seen)
+        self.counted += calls
+        self.whole = True
+
+
+def _chosen(
+    found: Mapping[str, nn.Module], include: list[str], exclude: list[str]
+) -> dict[str, nn.Module]:
+    """The layers of some names."""
+    check_globs(
+        (*include, *exclude), list(found), "layer with a weight", "see model.named_modules()"
+    )
+    chosen = {
+        name: layer
+        for name, layer in found.items()
+        if matches((name,), include) and not matches((name,), exclude)
+    }
+    if not chosen:
+        raise RecipeError(f"exclude leaves out every layer, of which there are {len(found)}")
+    for name, layer in chosen.items():
+        check_weight(name, layer.weight)
+    return chosen
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work: then gradient checkpointing runs layers a second time."""
+    return torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint asks
 
 
 def _hook(collector: Collector, name: str) -> Any:
     """A hook that passes on the first argument of a layer, however it was given."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if getattr(layer, "_is_replica", False):  # so torch marks them
+            raise InputError(
+                f"{name}: runs in a copy by nn.DataParallel, which splits the mask; run the model "
+                "on one device, or with device_map"
+            )
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is not None:
             collector._called(name, x)

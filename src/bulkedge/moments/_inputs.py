@@ -8,6 +8,9 @@ from torch.nn import functional
 
 from bulkedge._errors import InputError
 
+CHUNK = 4096
+"""Rows whose products are summed up in float32."""
+
 
 def input_width(layer: nn.Module) -> int | None:
     """The length n of the inputs of a layer whose weight acts as ``(out, n)``.
@@ -26,16 +29,52 @@ def input_width(layer: nn.Module) -> int | None:
         return None if layer.groups > 1 else weight[0].numel()
     if isinstance(layer, nn.Embedding) or type(layer).__name__ == "Conv1D":
         return weight.shape[0]  # GPT-2's layer of this name stores (in, out)
-    return weight.shape[1] if isinstance(layer, nn.Linear) else None
+    return layer.in_features if isinstance(layer, nn.Linear) else None
 
 
-def input_rows(layer: nn.Module, x: Tensor, keep: Tensor | None) -> Tensor:
+def input_kind(layer: nn.Module) -> tuple[object, ...]:
+    """What a layer makes of a tensor before it multiplies: two of one kind make the same of it.
+
+    Args:
+        layer: A module with an :func:`input_width`.
+
+    Returns:
+        Something to compare.
+
+    Example:
+        >>> input_kind(nn.Linear(2, 3)) == input_kind(nn.Linear(2, 5))
+        True
+    """
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        pads = tuple(layer._reversed_padding_repeated_twice)
+        shape = layer.kernel_size, layer.stride, layer.dilation
+        return "patches", *shape, pads, layer.padding_mode
+    return "indices" if isinstance(layer, nn.Embedding) else "rows", input_width(layer)
+
+
+def acting(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight of a layer as it acts on its inputs.
+
+    Args:
+        layer: A module with an :func:`input_width`.
+        weight: Its weight.
+
+    Returns:
+        Shape ``(m, n)``; of an embedding as it is stored, one row an index.
+    """
+    return weight.mT if type(layer).__name__ == "Conv1D" else weight.flatten(1)
+
+
+def input_rows(
+    layer: nn.Module, x: Tensor, keep: Tensor | None, *, time_first: bool = False
+) -> Tensor:
     """The inputs of one call, one row each.
 
     Args:
         layer: A module with an :func:`input_width`.
         x: What it was called with.
         keep: Which positions are text and not padding, shape ``(batch, length)``; None for all.
+        time_first: Whether the length is in front of the batch in ``x``.
 
     Returns:
         Shape ``(rows, n)``; of an embedding the indices, shape ``(rows,)``.
@@ -46,22 +85,39 @@ def input_rows(layer: nn.Module, x: Tensor, keep: Tensor | None) -> Tensor:
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         rows = _patches(layer, x)
     elif isinstance(layer, nn.Embedding):
-        return _kept(x[..., None], keep)[:, 0]
+        return _kept(x[..., None], keep, time_first)[:, 0]
     else:
-        rows = _kept(x, keep)
+        rows = _kept(x, keep, time_first)
     if not bool(rows.isfinite().all()):
         raise InputError("expected finite inputs, got NaN or infinity; run the model in float32")
     return rows
 
 
-def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+def _kept(x: Tensor, keep: Tensor | None, time_first: bool) -> Tensor:
     """The rows of a block, those of padding left out where its shape says which they are."""
     rows = x.reshape(-1, x.shape[-1])
     if keep is None or keep.numel() != len(rows):
         return rows  # a pooled state, or tokens that a router has chosen
-    if x.ndim == 3 and x.shape[:2] != keep.shape:
-        keep = keep.mT  # some models put the length first
+    keep = keep.mT if time_first else keep
     return rows[keep.reshape(-1).to(rows.device)]
+
+
+def is_time_first(shape: torch.Size, keep: Tensor | None) -> bool | None:
+    """Whether inputs have the length in front of the batch, by the shape of the mask.
+
+    Args:
+        shape: Of the inputs; of an embedding with one more dimension.
+        keep: The mask, shape ``(batch, length)``.
+
+    Returns:
+        None where the shapes do not tell: no mask, one of which every order is the same, or as
+        many texts as tokens.
+    """
+    if keep is None or len(shape) != 3 or shape[0] * shape[1] != keep.numel():
+        return None
+    if keep.shape[0] == keep.shape[1]:
+        return None
+    return shape[:2] != keep.shape
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
@@ -80,19 +136,22 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def second_moment(rows: Tensor, width: int) -> Tensor:
-    """``Σ x xᵀ`` of rows in float64; for indices how often each occurs.
+    """``Σ x xᵀ`` of rows; for indices how often each occurs.
 
     Args:
         rows: From :func:`input_rows`.
         width: n.
 
     Returns:
-        Shape ``(n, n)``, or ``(n,)`` for indices.
+        Shape ``(n, n)``, or ``(n,)`` for indices: float32 of up to 4096 rows, else float64.
     """
     if rows.ndim == 1:
-        return torch.bincount(rows, minlength=width).double()
+        return torch.bincount(rows, minlength=width)
+    if len(rows) <= CHUNK:
+        rows = rows.float()
+        return rows.mT @ rows
     total = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
-    for part in rows.split(4096):
+    for part in rows.split(CHUNK):
         part = part.float()
         total += part.mT @ part
     return total

@@ -1,16 +1,16 @@
-"""Moments of a transformers model on texts from a file."""
+"""A transformers model on texts."""
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bulkedge._errors import InputError, MissingExtraError
+from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(texts so far, texts in all)``."""
@@ -19,78 +19,15 @@ LONGEST = 512
 """Largest number of tokens of a text that are read, unless the model says less."""
 BATCH = 4096
 """Number of tokens of a batch, padding included."""
-
-
-def read_texts(path: Path, column: str = "text") -> list[str]:
-    """The texts of a file.
-
-    Args:
-        path: ``.jsonl`` (one object a line), ``.parquet``, or any other name: one text a line.
-        column: The field of the objects, or the column.
-
-    Returns:
-        The texts that are not empty.
-
-    Raises:
-        InputError: If the file cannot be read, has no such column, or no text in it.
-        MissingExtraError: If Parquet is to be read without pyarrow.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "texts.jsonl"
-        >>> _ = file.write_text('{"text": "to be"}')
-        >>> read_texts(file)
-        ['to be']
-    """
-    try:
-        found = _column(path, column) if path.suffix == ".parquet" else list(_lines(path, column))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a file of texts"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: expected text in UTF-8; convert it first") from None
-    kept = [text for text in found if text is not None]
-    for text in kept:
-        if not isinstance(text, str):
-            raise InputError(f"{path}: expected text in {column!r}, got {text!r:.40}")
-    texts = [text.strip() for text in kept if text.strip()]
-    if not texts:
-        raise InputError(f"{path}: no text in it; give one text a line, or name the --column")
-    return texts
-
-
-def _lines(path: Path, column: str) -> Iterator[Any]:
-    """One text a line, or one of the fields of an object a line."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if path.suffix not in (".jsonl", ".ndjson"):
-                yield line
-                continue
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)[column]
-            except (ValueError, KeyError, TypeError):
-                raise InputError(
-                    f"{path}: line {number}: expected an object with a field {column!r}; name "
-                    "another with --column"
-                ) from None
-
-
-def _column(path: Path, column: str) -> list[Any]:
-    """A column of a Parquet file."""
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise MissingExtraError(
-            "expected pyarrow for Parquet, found none; pip install 'bulkedge[parquet]'"
-        ) from None
-    try:
-        return parquet.read_table(path, columns=[column])[column].to_pylist()
-    except (KeyError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        why = str(error).splitlines()[0]
-        raise InputError(f"{path}: column {column!r} cannot be read ({why:.100})") from None
+HEADS = (
+    ("ForCausalLM", "AutoModelForCausalLM"),
+    ("LMHeadModel", "AutoModelForCausalLM"),  # GPT-2
+    ("ForMaskedLM", "AutoModelForMaskedLM"),
+)
+"""Models that are loaded with their output layer, by how the name of their class ends."""
+POOLER = "pooler"
+"""A layer on top of encoders whose output no other layer reads; often not stored."""
+NAMED = 3  # so many missing tensors are named
 
 
 def batches(lengths: Sequence[int], tokens: int = BATCH) -> list[list[int]]:
@@ -101,7 +38,8 @@ def batches(lengths: Sequence[int], tokens: int = BATCH) -> list[list[int]]:
         tokens: Of a batch, padding included; a longer text is a batch of its own.
 
     Returns:
-        Positions of the texts.
+        Positions of the texts; never as many as the longest has tokens, so that the shape of an
+        input tells which of its dimensions is the batch.
 
     Example:
         >>> batches([5, 1, 4, 1], tokens=8)
@@ -113,37 +51,90 @@ def batches(lengths: Sequence[int], tokens: int = BATCH) -> list[list[int]]:
             found[-1].append(i)
         else:
             found.append([i])
+    squares = (len(batch) > 1 and len(batch) == lengths[batch[-1]] for batch in found)
+    return [
+        part
+        for batch, square in zip(found, squares, strict=True)
+        for part in ((batch[:1], batch[1:]) if square else (batch,))
+    ]
+
+
+def tokens_of(
+    network: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int | None
+) -> list[list[int]]:
+    """The token ids of texts, each cut at the length that a model takes.
+
+    Args:
+        network: The model.
+        tokenizer: Its tokenizer.
+        texts: The texts.
+        max_tokens: Where to stop; texts are taken in their order.
+
+    Returns:
+        The ids of each text that has any.
+
+    Raises:
+        InputError: If the tokenizer fails, or is not that of the model.
+    """
+    positions = getattr(network.config, "max_position_embeddings", None)
+    limit = min(LONGEST, getattr(tokenizer, "model_max_length", LONGEST), positions or LONGEST)
+    found: list[list[int]] = []
+    for text in texts:
+        try:
+            found.append(list(tokenizer(text, truncation=True, max_length=limit)["input_ids"]))
+        except Exception as error:  # a tokenizer is anyone's code and files
+            raise InputError(
+                f"the tokenizer fails at {text!r:.40} ({type(error).__name__}: {error}); give the "
+                "folder one that fits the model"
+            ) from None
+    found = _first_tokens([ids for ids in found if ids], max_tokens)
+    if not found:
+        raise InputError("the tokenizer gives no tokens for any of the texts; mend its files")
+    largest, known = max(map(max, found)), network.get_input_embeddings().num_embeddings
+    if largest >= known:
+        raise InputError(
+            f"the tokenizer gives token {largest}, the model knows {known}: it is of another model"
+        )
     return found
 
 
-def run_texts(
-    network: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    *,
-    max_tokens: int | None = None,
-    progress: Progress | None = None,
-) -> None:
+def run_tokens(
+    network: Any, tokenizer: Any, tokens: Sequence[Sequence[int]], first: int = 0
+) -> Iterator[int]:
     """Run a transformers model on texts, for its hooks alone.
 
     Args:
         network: The model, on its device.
-        tokenizer: Its tokenizer.
-        texts: What to run it on.
-        max_tokens: Where to stop; texts are taken in their order.
-        progress: Called after each batch.
+        tokenizer: Its tokenizer, which knows the token of padding.
+        tokens: The ids of each text.
+        first: Number of batches that were run before.
+
+    Yields:
+        The number of texts so far, after each batch.
     """
-    positions = getattr(network.config, "max_position_embeddings", None)
-    limit = min(LONGEST, getattr(tokenizer, "model_max_length", LONGEST), positions or LONGEST)
-    tokens = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
-    tokens = _first_tokens(tokens, max_tokens)
-    done = 0
-    with torch.no_grad():
-        for batch in batches([len(ids) for ids in tokens]):
-            network(**_padded([tokens[i] for i in batch], tokenizer, network.device))
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(tokens))
+    order = batches([len(ids) for ids in tokens], BATCH)
+    done = sum(map(len, order[:first]))
+    for batch in order[first:]:
+        inputs = _padded([tokens[i] for i in batch], tokenizer, network.device)
+        with torch.no_grad(), _told():
+            network(**inputs)
+        done += len(batch)
+        yield done
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever a model's own code raises, with what to do."""
+    try:
+        yield
+    except BulkedgeError:
+        raise
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(
+            f"the model cannot be run on texts ({type(error).__name__}: {why:.200}); measure it in "
+            "a loop of your own, with Moments(model)"
+        ) from error
 
 
 def _first_tokens(tokens: list[list[int]], limit: int | None) -> list[list[int]]:
@@ -160,11 +151,11 @@ def _first_tokens(tokens: list[list[int]], limit: int | None) -> list[list[int]]
 
 
 def _padded(
-    batch: list[list[int]], tokenizer: Any, device: torch.device
+    batch: Sequence[Sequence[int]], tokenizer: Any, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Token ids of one length, and the mask of what is text."""
     longest, pad = max(map(len, batch)), tokenizer.pad_token_id or 0
-    ids = [row + [pad] * (longest - len(row)) for row in batch]
+    ids = [[*row, *[pad] * (longest - len(row))] for row in batch]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in batch]
     return {
         "input_ids": torch.tensor(ids, device=device),
@@ -179,11 +170,11 @@ def load_network(model: Path) -> tuple[Any, Any]:
         model: Their folder.
 
     Returns:
-        The model, with its output layer where it is a causal one, and the tokenizer.
+        The model, with its output layer where it is a causal or masked one, and the tokenizer.
 
     Raises:
         MissingExtraError: Without transformers.
-        InputError: If they cannot be loaded.
+        InputError: If they cannot be loaded, or weights of the model are not stored.
     """
     try:
         transformers = importlib.import_module("transformers")
@@ -194,23 +185,55 @@ def load_network(model: Path) -> tuple[Any, Any]:
     if not model.is_dir():
         raise InputError(f"{model}: expected the folder of a model and its tokenizer")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            model, local_files_only=True, trust_remote_code=False
+        with _quiet(transformers.utils.logging):
+            network, tokenizer, info = _loaded(transformers, model)
+    except Exception as error:  # damaged files make it raise nearly anything
+        why = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(
+            f"{model}: cannot be loaded by transformers ({type(error).__name__}: {why:.200})"
+        ) from None
+    missing = sorted(info["missing_keys"])
+    if missing and all(name.partition(".")[0] == POOLER for name in missing):
+        network.pooler, missing = None, []
+    if missing:
+        named = ", ".join(map(repr, missing[:NAMED])) + ("" if len(missing) <= NAMED else ", …")
+        raise InputError(
+            f"{model}: {len(missing)} tensors of {type(network).__name__} are not stored and would "
+            f"be random: {named}; save the whole model"
         )
-        config = transformers.AutoConfig.from_pretrained(
-            model, local_files_only=True, trust_remote_code=False
-        )
-        named = (getattr(config, "architectures", None) or [""])[0]
-        causal = named.endswith("ForCausalLM")
-        kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-        network = kind.from_pretrained(
-            model,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise InputError(f"{model}: cannot be loaded by transformers ({why:.200})") from None
     return network.eval(), tokenizer
+
+
+def _loaded(transformers: Any, model: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """The model, its tokenizer, and what was not found in its files."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        model, local_files_only=True, trust_remote_code=False
+    )
+    config = transformers.AutoConfig.from_pretrained(
+        model, local_files_only=True, trust_remote_code=False
+    )
+    named = (getattr(config, "architectures", None) or [""])[0]
+    kinds = [kind for end, kind in HEADS if named.endswith(end)]
+    network, info = getattr(transformers, (*kinds, "AutoModel")[0]).from_pretrained(
+        model,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    return network, tokenizer, info
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Without the bars and reports of transformers: what matters in them is an error here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

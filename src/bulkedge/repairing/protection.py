@@ -13,10 +13,10 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
 from bulkedge._precision import one_thread
-from bulkedge.checkpoint import Correctable, infer_rule
+from bulkedge.checkpoint import Correctable
 from bulkedge.comparison import Comparison, Pair, Plan, load
 from bulkedge.moments import Layer as LayerMoments
-from bulkedge.moments import Moments, alike, sample
+from bulkedge.moments import Moments, Sketch, alike, match_weights, sample, to_dense, width
 from bulkedge.records import Matrix, Recipe
 
 from .layers import Layer, Stored
@@ -162,10 +162,11 @@ class Protection(Work):
                 raise InputError(f"no inputs of this layer in the {what} moments: it did not run")
             if not alike(layer.sample, sample(stored)):
                 raise InputError(f"the {what} moments are of another model; measure this one")
-            fits = layer.moment.ndim == 1 or len(layer.moment) == columns[1]
-            if not fits or (layer.moment.ndim == 1 and len(layer.moment) != len(stored)):
+            moment = to_dense(layer.moment) if isinstance(layer.moment, Sketch) else layer.moment
+            fits = moment.ndim == 1 or len(moment) == columns[1]
+            if not fits or (moment.ndim == 1 and len(moment) != len(stored)):
                 raise InputError(f"the {what} moments have another width than this layer")
-            return layer.moment.to(self.recipe.device)
+            return moment.to(self.recipe.device)
 
         base = found(self._base, "base")
         return base, None if self._task is None else found(self._task, "task")
@@ -182,20 +183,18 @@ def names_of(moments: Moments, plan: Plan) -> dict[str, LayerMoments]:
         The moments by the names of the base's tensors.
 
     Raises:
-        InputError: If no layer is one of the base's.
+        InputError: If no layer is one of the base's, or several are one.
     """
-    layers = {f"{name}.weight": layer for name, layer in moments.layers.items()}
-    shapes = {name: info.shape for name, info in plan.base.tensors.items()}
-    rule = infer_rule(layers, shapes, lambda name, shape: len(layers[name].moment) in shape)
-    found = {rule.find(name): layer for name, layer in layers.items()}
-    known = {name: layer for name, layer in found.items() if name is not None}
-    if not known:
-        first = next(iter(layers), "nothing")
-        raise InputError(
-            f"{plan.base.path}: none of its weights is in the moments, whose first is {first!r}; "
-            "measure this model"
+    layers = moments.layers
+    try:
+        found = match_weights(
+            {path: width(layer.moment) for path, layer in layers.items()},
+            plan.base.tensors,
+            lambda path: layers[path].sample,
         )
-    return {plan.base.tensors[name].name: layer for name, layer in known.items()}
+    except InputError as error:
+        raise InputError(f"{plan.base.path}: {error}") from None
+    return {plan.base.tensors[name].name: layers[path] for name, path in found.items()}
 
 
 def _on_inputs(update: Tensor, base: Tensor, task: Tensor | None, strength: float) -> Tensor:

@@ -1,0 +1,94 @@
+"""Which layers of a model have inputs to be measured, and what they are called without wrappers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from bulkedge._errors import InputError
+from bulkedge._globs import unwrapped
+
+from ._inputs import input_width
+
+
+def plain_name(name: str) -> str:
+    """The path of a layer in the model that was wrapped by PEFT or a training library.
+
+    Args:
+        name: Such as ``base_model.model.encoder.0.query.base_layer``.
+
+    Returns:
+        ``encoder.0.query``.
+
+    Example:
+        >>> plain_name("base_model.model.encoder.0.query.base_layer")
+        'encoder.0.query'
+    """
+    name = unwrapped(name).removeprefix("module.").removeprefix("base_model.model.")
+    while name.endswith(".base_layer"):
+        name = name.removesuffix(".base_layer")
+    return "" if name == "base_layer" else name
+
+
+def watched(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with inputs, those that an adapter has added left out.
+
+    Args:
+        model: Any module, wrapped or not.
+
+    Returns:
+        Layers by their plain paths; two that would have one keep their full ones.
+
+    Raises:
+        InputError: If there is none, or the model was compiled.
+
+    Example:
+        >>> list(watched(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
+        ['0']
+    """
+    added = tuple(_added(model))
+    full = {
+        name: layer
+        for name, layer in model.named_modules()
+        if input_width(layer) is not None and not f"{name}.".startswith(added)
+    }
+    if not full:
+        raise InputError("expected a model with linear layers, got one without any")
+    shared = Counter(map(plain_name, full))
+    return {(n if shared[plain_name(n)] > 1 else plain_name(n)): x for n, x in full.items()}
+
+
+def check_weight(name: str, weight: object) -> None:
+    """Raise unless the numbers of a weight are at hand.
+
+    Args:
+        name: Of its layer.
+        weight: It.
+
+    Raises:
+        InputError: If it is packed, or on the meta device.
+    """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise InputError(f"{name}: its weight is packed; load the model unquantised to measure it")
+    if weight.is_meta:
+        raise InputError(
+            f"{name}: its weight is on the meta device; load the model onto devices that hold it"
+        )
+
+
+def _added(model: nn.Module) -> Iterator[str]:
+    """The prefixes of modules that PEFT has put beside those of the model."""
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule":
+            raise InputError(
+                "expected a model before torch.compile, which drops hooks; give the original one"
+            )
+        below = {child for child, _ in module.named_children()}
+        # by class: a module of one's own may have children of these names
+        if not any(kind.__module__.startswith("peft.") for kind in type(module).__mro__):
+            continue
+        added = below if "modules_to_save" in below else below - {"base_layer"}
+        if "base_layer" in below or "modules_to_save" in below:
+            yield from (f"{name}.{child}." if name else f"{child}." for child in added)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,71 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor.float().cpu().contiguous()
 
 
-def read_layers(path: Path) -> dict[str, Layer]:
+@dataclass(frozen=True)
+class StoredLayer:
+    """The moments of one layer on disk: small, since it travels to worker processes.
+
+    Attributes:
+        file: The file that holds them.
+        name: The path of the layer.
+        width: The length of its inputs.
+        of_indices: Whether it is an embedding, whose moment is a vector of shares.
+        nbytes: Bytes of the moment on disk.
+    """
+
+    file: Path
+    name: str
+    width: int
+    of_indices: bool
+    nbytes: int
+
+    def read(self) -> Layer:
+        """What is known of the layer; of the file no more is read.
+
+        Returns:
+            The layer.
+
+        Raises:
+            CheckpointError: If the file was changed, or is damaged.
+        """
+        return read_layers(self.file, (self.name,))[self.name]
+
+
+def stored_layers(path: Path) -> dict[str, StoredLayer]:
+    """The layers of a file of moments, from its header alone.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Where the moments of each layer lie, by its path.
+
+    Raises:
+        CheckpointError: If it is no such file, of an earlier version, or damaged.
+    """
+    tensors, metadata = _header(path)
+    with _told(path):
+        table = json.loads(metadata["layers"])
+        return {name: _stored_layer(path, tensors, name, row) for name, row in table.items()}
+
+
+def _stored_layer(
+    path: Path, tensors: Mapping[str, TensorInfo], name: str, row: Mapping[str, Any]
+) -> StoredLayer:
+    """Where the moment of one row of the table lies."""
+    key, is_sketch = str(row["moment"]), "loss" in row
+    infos = [tensors[f"{key}.{part}"] for part in PARTS] if is_sketch else [tensors[key]]
+    shape = infos[-1].shape
+    nbytes = sum(info.nbytes for info in infos)
+    return StoredLayer(path, name, shape[0], len(shape) == 1 and not is_sketch, nbytes)
+
+
+def read_layers(path: Path, names: Collection[str] | None = None) -> dict[str, Layer]:
     """Read a file of moments.
 
     Args:
         path: The file.
+        names: The paths of the layers that are wanted; all if None.
 
     Returns:
         What is known of each layer, by its path.
@@ -79,6 +140,15 @@ def read_layers(path: Path) -> dict[str, Layer]:
     Raises:
         CheckpointError: If it is no such file, of an earlier version, or damaged.
     """
+    tensors, metadata = _header(path)
+    with _told(path):
+        table = json.loads(metadata["layers"])
+        wanted = table if names is None else {name: table[name] for name in names}
+        return _layers(path, tensors, wanted)
+
+
+def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The header of a file of moments of this version."""
     tensors, metadata = read_header(path)
     written = metadata.get("format", "")
     if written != FORMAT:
@@ -86,12 +156,18 @@ def read_layers(path: Path) -> dict[str, Layer]:
         raise CheckpointError(
             f"{path}: {why}; collect them again with `bulkedge moments MODEL TEXTS -o FILE`"
         )
+    return tensors, metadata
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of what is not as it was written, as one that names the file."""
     try:
-        return _layers(path, tensors, json.loads(metadata["layers"]))
+        yield
     except CheckpointError:
         raise
     except (
-        KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
+        KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, IndexError,
     ) as error:  # fmt: skip
         raise CheckpointError(
             f"{path}: damaged moments ({type(error).__name__}: {error}); collect them again"

@@ -103,9 +103,7 @@ def audit(
     if not isinstance(moments, Moments) or record.inputs.moments is None:
         return record
     named = record.inputs.moments.model_copy(update={"path": IN_MEMORY})
-    return record.model_copy(
-        update={"inputs": record.inputs.model_copy(update={"moments": named})}
-    )
+    return record.model_copy(update={"inputs": record.inputs.model_copy(update={"moments": named})})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Drift of every kind of update, against the mean squares of outputs that are computed one by one."""
+"""Drift of every kind of update, against the mean squares of the outputs themselves."""
 
 import json
 import os
@@ -9,6 +9,9 @@ from torch import nn
 
 import bulkedge
 from bulkedge import CheckpointError, InputError
+from bulkedge.auditing.engine.ray import audit_on_node, versions
+from bulkedge.auditing.inputs import files_of, stamps
+from bulkedge.comparison import make_plan, with_moments
 from bulkedge.moments import Moments, to_dense
 from helpers import save, save_adapter, some
 
@@ -203,8 +206,8 @@ def test_low_rank_updates_of_every_kind_of_layer(folder, model, moments, inputs)
         sum(getattr(m, name) for m in record.matrices) for name in ("output_change", "output_power")
     )
     assert found.of_sums == pytest.approx(changed / power)
-    new = sum(m.drift_along_new for m in record.matrices)
-    assert found.along_new == pytest.approx(new / sum(drifts))
+    shares = [m.drift_along_new / m.drift for m in record.matrices]
+    assert found.along_new == pytest.approx(sum(shares) / len(shares))
     assert 0 < found.along_new < 1
 
 
@@ -328,11 +331,17 @@ def audited(folder):
     return base, tuned, file, bulkedge.audit(base, tuned, moments=file)
 
 
-def test_other_workers_and_parts_give_the_same_record(audited, tmp_path):
+def test_a_cluster_is_told_of_the_file(audited):
     base, tuned, file, whole = audited
-    two = bulkedge.audit(base, tuned, moments=file, jobs=2)
-    assert two.matrices == whole.matrices
-    assert two.summary == whole.summary
+    plan = with_moments(make_plan(base, tuned, whole.recipe), file)
+    for comparison, row in some(zip(plan.comparisons, whole.matrices, strict=True)):
+        assert file in files_of(comparison)
+        seen = stamps(files_of(comparison))
+        assert audit_on_node(comparison, whole.recipe, versions(), seen) == ("", row.model_dump())
+
+
+def test_parts_give_the_same_record(audited, tmp_path):
+    base, tuned, file, whole = audited
     for i in (1, 2):
         part = bulkedge.audit(base, tuned, moments=file, shard=bulkedge.Shard(i, 2))
         assert part.summary.drift.measured == len(part.matrices)

@@ -20,7 +20,6 @@ from ._output import (
     written_files,
 )
 
-
 if TYPE_CHECKING:
     from bulkedge.records import Record
 

@@ -123,8 +123,8 @@ class DriftSummary(Row):
         description="Their `output_change` in all over their `output_power` in all."
     )
     along_new: Fraction | None = Field(
-        description="The part of the mean along new directions of the outputs (verdict rotated or "
-        "intruder), of the matrices whose outputs' side was judged; null without any."
+        description="The part of a matrix's drift along new directions of its outputs (verdict "
+        "rotated or intruder), the mean over those whose outputs' side was judged."
     )
 
 
@@ -357,12 +357,13 @@ def summarise_drift(matrices: list[Matrix]) -> DriftSummary:
     known = [(m, m.drift) for m in changed if m.drift is not None]
     power = math.fsum(matrix.output_power or 0.0 for matrix, _ in known)
     change = math.fsum(matrix.output_change or 0.0 for matrix, _ in known)
-    new = [(m.drift_along_new, drift) for m, drift in known if m.drift_along_new is not None]
-    whole = math.fsum(drift for _, drift in new)
+    new = [
+        m.drift_along_new / drift for m, drift in known if drift and m.drift_along_new is not None
+    ]
     return DriftSummary(
         measured=len(known),
         unknown=len(changed) - len(known),
         mean=math.fsum(drift for _, drift in known) / len(known) if known else None,
         of_sums=change / power if power else None,
-        along_new=math.fsum(part for part, _ in new) / whole if whole else None,
+        along_new=math.fsum(new) / len(new) if new else None,
     )

@@ -117,7 +117,7 @@ def _how_sure(record: Record) -> str:
 
 def steps(record: Record) -> list[Step]:
     """What to do next, the most pressing first."""
-    return [*_doubts(record), *_remedies(record), *_against_drift(record)] or [
+    return [*_doubts(record), *_against_drift(record), *_remedies(record)] or [
         Step(
             "Nothing to take out. Singular directions are all that this looks at: what the "
             "fine-tune does to your task, and to what the model could do before, is yours to "
@@ -195,9 +195,8 @@ def _against_drift(record: Record) -> Iterator[Step]:
         return
     yield Step(
         f"The update changes {drift.mean or 0.0:.2%} of the mean square of a layer's outputs on "
-        "the inputs of the moments. If abilities were lost there, move the update away from these "
-        "inputs, without training; with --task-moments (`bulkedge moments BASE TEXTS --tuned "
-        "TUNED`) it keeps more of the task:",
+        "the inputs of the moments. If the model has lost abilities, move the update away from "
+        "these inputs, without training; --task-moments keep more of the task:",
         _command(
             record, "repair", ["--method", "protect", "--moments", moments.path, "-o", "protected"]
         ),

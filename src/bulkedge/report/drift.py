@@ -82,7 +82,7 @@ def _along_new(record: Record) -> str:
     found = record.summary.drift
     if found is None or found.along_new is None:
         return ""
-    return f"; {found.along_new:.0%} of it along new directions"
+    return f"; on average {found.along_new:.0%} of a matrix's drift lies along new directions"
 
 
 def _unknown(record: Record) -> Iterator[str]:

@@ -29,7 +29,8 @@
   /** A name that breaks after its dots alone. */
   const broken = (name) => name.split(/(?<=\.)/).flatMap((part, i) => i ? [el("wbr"), part] : [part]);
   /** A drift, which may be of any order. */
-  const brief = (x) => x === null || x === undefined ? "–" : x === 0 ? "0" : String(Number(Number(x).toPrecision(3)));
+  const brief = (x, digits = 3) => x === null || x === undefined ? "–" : String(Number(Number(x).toPrecision(digits)));
+  const percent = (x) => brief(x === null ? null : 100 * x, 2);
   /** A score with as many digits as tell it from the limit. */
   const told = (score) => number(score, score !== null && Math.abs(score - record().epsilon) < 0.01 ? 3 : 2);
 
@@ -106,7 +107,7 @@
       el("td", { colspan: Math.max(kinds.length, 1), class: "lone" }, cell([m])))));
     fill("map", el("thead", {}, el("tr", {}, el("td"), kinds.map((kind) => el("th", { scope: "col" }, kind)))), el("tbody", {}, rows));
     const [from, to] = state.colour === "score" ? [`≥ ${record().epsilon}: in the base`, "0: wholly new"]
-      : state.colour === "drift" ? ["0: no drift", `${brief(mostDrift())}: the most here`] : ["≤ 1: below its threshold θ_c", "far above"];
+      : state.colour === "drift" ? [`≤ ${percent(mostDrift() / DRIFTS)} %`, `${percent(mostDrift())} %: the most here`] : ["≤ 1: below its threshold θ_c", "far above"];
     fill("legend", swatch(0), ` ${from} `, [0.01, 0.33, 0.66, 1].map(swatch), ` ${to}`);
   }
   const channels = (color) => color.match(/[\d.]+/g).slice(0, 3).map(Number);
@@ -125,7 +126,7 @@
   function cell(found) {
     if (!found) return null;
     const worst = found.reduce((a, b) => badness(a) >= badness(b) ? a : b);
-    const value = state.colour === "score" ? told(worst.worst) : state.colour === "drift" ? brief(worst.drift) : number(worst.over);
+    const value = state.colour === "score" ? told(worst.worst) : state.colour === "drift" ? percent(worst.drift) : number(worst.over);
     const what = `${worst.name}: ${counted(worst.intruders, "new direction")}, worst score ${number(worst.worst, 3)}, ΔW/θ_c ${number(worst.over)}`
       + (record().moments ? `, drift ${brief(worst.drift)}` : "") + (found.length > 1 ? ` (the worst of ${found.length})` : "");
     const button = el("button", { type: "button", title: what, "aria-label": what, class: worst.intruders ? "found" : null, onclick: () => go(worst.name) }, value);
@@ -134,10 +135,13 @@
   /** From 0, nothing to see, to 1; null where it is not known. */
   function badness(m) {
     if (state.colour === "score") return m.worst === null ? null : Math.max(0, 1 - m.worst / record().epsilon);
-    if (state.colour === "drift") return m.drift === null ? null : m.drift / (mostDrift() || 1);
+    if (state.colour === "drift") {  // on a logarithmic scale: one matrix may have most of it
+      return m.drift === null ? null : Math.max(0, 1 + Math.log(m.drift / mostDrift() || 0) / Math.log(DRIFTS));
+    }
     return m.over === null ? null : Math.max(0, 1 - 1 / Math.max(m.over, 1e-9));
   }
 
+  const DRIFTS = 1000;  // from the palest to the reddest
   const mostDrift = () => Math.max(0, ...record().matrices.map((m) => m.drift ?? 0));
 
   // ---- the table

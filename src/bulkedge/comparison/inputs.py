@@ -20,7 +20,7 @@ from .plan import Plan
 EXPERTS = "experts: the tokens of each are not measured apart"
 UNSEEN = "no inputs of this layer in the {} moments: it did not run"
 OTHER_MODEL = "the {} moments are of another model; measure this one"
-OTHER_WIDTH = "the {} moments have another width ({}) than this layer ({})"
+OTHER_WIDTH = "the {} moments have another width than this layer"
 Known = TypeVar("Known", Layer, StoredLayer)
 
 
@@ -104,7 +104,7 @@ def find_inputs(
     rows, columns = replace(matrix, rows=None).acts_as
     size, indices = _extent(found)
     if size != (rows if indices else columns):
-        raise InputError(OTHER_WIDTH.format(what, size, rows if indices else columns))
+        raise InputError(OTHER_WIDTH.format(what))
     return found
 
 

@@ -8,9 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge.comparison import Comparison, Pair, check_inputs
+from bulkedge.checkpoint import StoredMatrix
+from bulkedge.comparison import Pair, check_inputs
 from bulkedge.comparison.drift import Parts, change_along, change_of, of_indices, parts_of
-from bulkedge.moments import Layer, output_power
+from bulkedge.moments import Layer, StoredLayer, output_power
 from bulkedge.records import Recipe
 from bulkedge.records.rows import DriftPart
 from bulkedge.triplet import SingularTriplets
@@ -47,15 +48,18 @@ class Drift:
         }
 
 
-def drift_of(comparison: Comparison, pair: Pair, tuned: SingularTriplets, recipe: Recipe) -> Drift:
+def drift_of(
+    stored: StoredLayer, base: StoredMatrix, pair: Pair, tuned: SingularTriplets, recipe: Recipe
+) -> Drift:
     """The drift of a changed matrix on the inputs of its moments, and what carries it.
 
     Cost: of a low-rank update thin products; of a dense one ``m n²``.  The power of the base's
     outputs is stored with the moments; that of a part of a weight is computed here, ``m n²``.
 
     Args:
-        comparison: What is compared, with its inputs.
-        pair: Its tensors.
+        stored: The moments of its inputs.
+        base: The matrix of the base.
+        pair: The tensors of both.
         tuned: The leading triplets of the tuned matrix.
         recipe: How many parts are told.
 
@@ -63,11 +67,10 @@ def drift_of(comparison: Comparison, pair: Pair, tuned: SingularTriplets, recipe
         The drift.
 
     Raises:
-        InputError: If the inputs are not known, or of another model, or leave the base's outputs
-            zero.
+        InputError: If the moments are of another model, or leave the base's outputs zero.
         CheckpointError: If the moments cannot be read.
     """
-    layer, power = _inputs(comparison, pair)
+    layer, power = _inputs(stored, base, pair)
     outputs_right = of_indices(layer.moment)
     found = parts_of(pair, layer.moment, recipe.top_k, recipe.seed)
     along = change_along(pair, layer.moment, tuned.v if outputs_right else tuned.u)
@@ -79,11 +82,8 @@ def drift_of(comparison: Comparison, pair: Pair, tuned: SingularTriplets, recipe
     return Drift(change, power, parts, side, (along / power).tolist())
 
 
-def _inputs(comparison: Comparison, pair: Pair) -> tuple[Layer, float]:
+def _inputs(stored: StoredLayer, base: StoredMatrix, pair: Pair) -> tuple[Layer, float]:
     """The moments of a matrix, checked, and the mean square of the base's outputs."""
-    stored, base = comparison.inputs, comparison.base
-    if stored is None or isinstance(stored, str):
-        raise InputError(stored or "no moments were given")
     layer = stored.read()
     same = check_inputs(layer, base, "base", pair.base)
     power = layer.output if same and base.rows is None else output_power(pair.base, layer.moment)

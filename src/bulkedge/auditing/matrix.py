@@ -85,10 +85,10 @@ def _drift(
     comparison: Comparison, pair: Pair, judged: Judgement, recipe: Recipe
 ) -> Drift | str | None:
     """The drift of a matrix, or why it is not known; None where it was not asked for."""
-    if comparison.inputs is None:
-        return None
+    if isinstance(comparison.inputs, str | None):
+        return comparison.inputs
     try:
-        return drift_of(comparison, pair, judged.tuned, recipe)
+        return drift_of(comparison.inputs, comparison.base, pair, judged.tuned, recipe)
     except (InputError, CheckpointError) as error:
         return str(error)
 

@@ -158,6 +158,8 @@ class Protection(Work):
 
     def _moments(self, comparison: Comparison) -> tuple[Tensor, Tensor | None]:
         """The moments of one layer's inputs, for the base and for the task."""
+        if comparison.base.expert is not None:
+            raise InputError(EXPERTS)
         weight = replace(comparison.base, rows=None).read()
 
         def found(known: Mapping[str, LayerMoments], what: Literal["base", "task"]) -> Tensor:

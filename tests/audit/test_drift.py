@@ -297,8 +297,9 @@ def test_what_cannot_be_measured_is_said(folder, model, tmp_path):
         assert "of another model" in matrix.drift_note
     found = record.summary.drift
     assert (found.measured, found.unknown, found.mean, found.along_new) == (0, 5, None, None)
-    with Moments(nn.Sequential(nn.Linear(3, 3))) as foreign, torch.no_grad():
-        foreign._collector._model(torch.eye(3))
+    small = nn.Sequential(nn.Linear(3, 3))
+    with Moments(small) as foreign, torch.no_grad():
+        small(torch.eye(3))
     with pytest.raises(InputError, match="none of its weights is in the moments"):
         bulkedge.audit(base, tuned, moments=foreign)
     with pytest.raises(CheckpointError, match="no moments; collect them again"):

@@ -9,11 +9,13 @@ from torch import nn
 
 import bulkedge
 from bulkedge import CheckpointError, InputError
+from bulkedge._linmap import LowRank
 from bulkedge.auditing.engine.ray import audit_on_node, versions
 from bulkedge.auditing.inputs import files_of, stamps
-from bulkedge.comparison import make_plan, with_moments
+from bulkedge.comparison import Pair, make_plan, with_moments
+from bulkedge.comparison.drift import update_rows
 from bulkedge.moments import Moments, to_dense
-from helpers import save, save_adapter, some
+from helpers import save, save_adapter, some, weights
 
 
 class Conv1D(nn.Module):
@@ -48,10 +50,6 @@ class Net(nn.Module):
 
 IDS = torch.randint(0, 30, (60, 5), generator=torch.Generator().manual_seed(1)) // 2
 SPLIT = {"split": {"qkv_proj.weight": [12, 12, 12]}}
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +106,14 @@ def powers(x, base, change):
 
 def check(record, inputs, model, changes, rows=None):
     """Each row of a record against the outputs themselves."""
-    weights = model.state_dict()
+    tensors = model.state_dict()
     checked = []
     for matrix in some(record.matrices):
         name = matrix.name.partition(".")[0]
         if name not in changes:
             continue
         part = slice(None) if rows is None else rows.get(matrix.name, slice(None))
-        base, change = acting(name, weights[f"{name}.weight"])[part], changes[name][part]
+        base, change = acting(name, tensors[f"{name}.weight"])[part], changes[name][part]
         moved, power = powers(inputs[name], base, change)
         assert matrix.output_change == pytest.approx(moved, rel=1e-5)
         assert matrix.output_power == pytest.approx(power, rel=1e-5)
@@ -148,13 +146,15 @@ def check_parts(matrix, x, base, change, transposed):
 
 
 def test_dense_updates_of_every_kind_of_layer(folder, model, moments, inputs):
-    weights = dict(model.state_dict())
-    changed = {n: W + 0.1 * draw(*W.shape, seed=len(n)) for n, W in weights.items() if W.ndim > 1}
-    tuned = save(folder / "dense.safetensors", weights | changed)
+    tensors = dict(model.state_dict())
+    changed = {
+        n: W + 0.1 * weights(*W.shape, seed=len(n)) for n, W in tensors.items() if W.ndim > 1
+    }
+    tuned = save(folder / "dense.safetensors", tensors | changed)
     recipe = SPLIT | {"side": "both", "top_k": 5}
     record = bulkedge.audit(folder / "base.safetensors", tuned, recipe=recipe, moments=moments)
     changes = {
-        name: acting(name, changed[f"{name}.weight"]) - acting(name, weights[f"{name}.weight"])
+        name: acting(name, changed[f"{name}.weight"]) - acting(name, tensors[f"{name}.weight"])
         for name in inputs
     }
     blocks = {f"qkv_proj.weight[{i}:{i + 12}]": slice(i, i + 12) for i in (0, 12, 24)}
@@ -172,12 +172,12 @@ def adapter(folder, **config):
     tensors = {}
     shapes = {"qkv_proj": (36, 16), "up": (24, 12), "c_proj": (10, 24)}
     for name, (m, n) in shapes.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = draw(2, n)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = draw(m, 2, seed=1)
-    tensors["base_model.model.conv.lora_A.weight"] = draw(2, 2, 3, 3)
-    tensors["base_model.model.conv.lora_B.weight"] = draw(6, 2, 1, 1, seed=1)
-    tensors["base_model.model.words.lora_embedding_A"] = draw(2, 30)
-    tensors["base_model.model.words.lora_embedding_B"] = draw(16, 2, seed=1)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = weights(2, n)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = weights(m, 2, seed=1)
+    tensors["base_model.model.conv.lora_A.weight"] = weights(2, 2, 3, 3)
+    tensors["base_model.model.conv.lora_B.weight"] = weights(6, 2, 1, 1, seed=1)
+    tensors["base_model.model.words.lora_embedding_A"] = weights(2, 30)
+    tensors["base_model.model.words.lora_embedding_B"] = weights(16, 2, seed=1)
     return tensors, save_adapter(folder, tensors, **config)
 
 
@@ -212,8 +212,8 @@ def test_low_rank_updates_of_every_kind_of_layer(folder, model, moments, inputs)
 
 
 def test_dora_and_a_merged_update_of_low_rank(folder, model, moments, inputs):
-    weights, (B, A) = model.state_dict(), (draw(24, 2), draw(2, 12, seed=1))
-    W0 = weights["up.weight"].double()
+    stored, (B, A) = model.state_dict(), (weights(24, 2), weights(2, 12, seed=1))
+    W0 = stored["up.weight"].double()
     norms = torch.linspace(0.5, 2, 24)
     tensors = {
         "base_model.model.up.lora_A.weight": A,
@@ -227,7 +227,7 @@ def test_dora_and_a_merged_update_of_low_rank(folder, model, moments, inputs):
     assert check(record, inputs, model, {"up": W - W0}) == ["up"]
 
     merged = (W0 + 2 * B.double() @ A.double()).float()
-    tuned = save(folder / "merged.safetensors", dict(weights) | {"up.weight": merged})
+    tuned = save(folder / "merged.safetensors", dict(stored) | {"up.weight": merged})
     record = bulkedge.audit(folder / "base.safetensors", tuned, moments=moments)
     (row,) = [matrix for matrix in record.matrices if matrix.status == "audited"]
     moved, power = powers(inputs["up"], W0, merged.double() - W0)
@@ -235,6 +235,17 @@ def test_dora_and_a_merged_update_of_low_rank(folder, model, moments, inputs):
     assert sum(part.drift for part in row.drift_parts[:2]) == pytest.approx(row.drift, rel=1e-6)
     assert {matrix.drift for matrix in record.matrices if matrix is not row} == {0.0}
     assert (record.summary.drift.measured, record.summary.drift.unknown) == (1, 0)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_rows_of_an_update_are_those_of_its_map(columns, replaced):
+    base, magnitude = weights(1100, 6), weights(6 if columns else 1100, seed=3).abs().double()
+    factors = LowRank(weights(1100, 2, seed=1).double(), weights(2, 6, seed=2).double(), 0.5)
+    pair = Pair(base, base + 1 if replaced else None, factors, magnitude, columns)
+    rows = list(update_rows(pair))
+    assert len(rows) == 2
+    torch.testing.assert_close(torch.cat(rows), pair.update_map().to_dense())
 
 
 def test_a_sketch_and_a_file_give_what_they_stand_for(folder, moments):
@@ -272,7 +283,7 @@ def test_an_output_layer_that_shares_the_embedding_has_inputs_of_its_own(tmp_pat
     W0 = model.embed_tokens.weight.detach()
     base = save(tmp_path / "base/model.safetensors", {"embed_tokens.weight": W0}).parent
     (base / "config.json").write_text('{"tie_word_embeddings": true}')
-    A, B = draw(2, 8), draw(30, 2, seed=1)
+    A, B = weights(2, 8), weights(30, 2, seed=1)
     names = ("base_model.model.lm_head.lora_A.weight", "base_model.model.lm_head.lora_B.weight")
     tuned = save_adapter(tmp_path / "lora", dict(zip(names, (A, B), strict=True)))
     (row,) = bulkedge.audit(base, tuned, moments=moments).matrices
@@ -315,13 +326,13 @@ def test_what_cannot_be_measured_is_said(folder, model, tmp_path):
 
 def test_a_model_that_went_on_training_gives_its_own_power(folder, model, moments, tmp_path):
     """Where the weights that were run are not quite the base's, their outputs are not either."""
-    weights = {n: W * 1.1 + 0.01 * draw(*W.shape) for n, W in model.state_dict().items()}
-    base = save(tmp_path / "base.safetensors", {"up.weight": weights["up.weight"]})
-    A, B = draw(2, 12), draw(24, 2, seed=1)
+    weight = model.up.weight.detach() * 1.1 + 0.01 * weights(24, 12)
+    base = save(tmp_path / "base.safetensors", {"up.weight": weight})
+    A, B = weights(2, 12), weights(24, 2, seed=1)
     names = ("base_model.model.up.lora_A.weight", "base_model.model.up.lora_B.weight")
     tuned = save_adapter(tmp_path / "lora", dict(zip(names, (A, B), strict=True)))
     (row,) = bulkedge.audit(base, tuned, moments=moments).matrices
-    W0, C = weights["up.weight"].double(), moments["up"].moment
+    W0, C = weight.double(), moments["up"].moment
     assert row.output_power == pytest.approx(float((W0 @ C * W0).sum()), rel=1e-5)
 
 

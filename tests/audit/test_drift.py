@@ -311,7 +311,7 @@ def test_what_cannot_be_measured_is_said(folder, model, tmp_path):
     small = nn.Sequential(nn.Linear(3, 3))
     with Moments(small) as foreign, torch.no_grad():
         small(torch.eye(3))
-    with pytest.raises(InputError, match="none of its weights is in the moments"):
+    with pytest.raises(InputError, match="no layer of the moments is in the checkpoint"):
         bulkedge.audit(base, tuned, moments=foreign)
     with pytest.raises(CheckpointError, match="no moments; collect them again"):
         bulkedge.audit(base, tuned, moments=base)
@@ -322,6 +322,27 @@ def test_what_cannot_be_measured_is_said(folder, model, tmp_path):
     notes = {m.name: m.drift_note for m in bulkedge.audit(base, tuned, moments=moments).matrices}
     assert notes["up.weight"].startswith("the base's outputs are zero on the inputs")
     assert "did not run" in notes["conv.weight"]
+
+
+def test_layers_that_cannot_be_told_apart_are_an_error(tmp_path):
+    W = weights(6, 4)
+    pair = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 6)), "b": nn.Sequential(nn.Linear(4, 6))})
+    for module in pair.values():
+        module[0].weight = nn.Parameter(W.clone())
+    with Moments(pair) as both, torch.no_grad():
+        pair["a"](weights(5, 4))
+        pair["b"](weights(5, 4, seed=1))
+    with Moments(pair["a"]) as one, torch.no_grad():
+        pair["a"](weights(5, 4))
+    alone, twice = {"0.weight": W}, {"a.0.weight": W, "b.0.weight": W}
+    for tensors, moments, message in (
+        (alone, both, "'a.0' and 'b.0' are layers of one weight, '0.weight'"),
+        (twice, one, "layer '0' may be any of 'a.0.weight', 'b.0.weight': their weights are alike"),
+    ):
+        base = save(tmp_path / "base.safetensors", tensors)
+        tuned = save(tmp_path / "tuned.safetensors", dict.fromkeys(tensors, 2 * W))
+        with pytest.raises(InputError, match=message):
+            bulkedge.audit(base, tuned, moments=moments)
 
 
 def test_a_model_that_went_on_training_gives_its_own_power(folder, model, moments, tmp_path):

@@ -141,7 +141,7 @@ def test_moments_of_another_model_are_refused_layer_by_layer(base, tmp_path):
     )
     assert all("the task moments are of" in row.note for row in some(record.matrices))
     other = Protect(moments_of(nn.Sequential(nn.Linear(3, 3)), torch.eye(3)))
-    with pytest.raises(InputError, match="none of its weights is in the moments"):
+    with pytest.raises(InputError, match="no layer of the moments is in the checkpoint"):
         bulkedge.repair(path, tuned, None, method=other)
 
 

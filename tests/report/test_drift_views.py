@@ -30,8 +30,8 @@ def files(tmp_path_factory):
     base = save(folder / "base.safetensors", dict(model.state_dict()))
     with Moments(model) as moments, torch.no_grad():
         model(weights(200, 16))
-    with Moments(model, modules="0") as part, torch.no_grad():
-        model(weights(200, 16))
+    with Moments(model) as part, torch.no_grad():
+        model[0](weights(200, 16))
     moments.save(folder / "base.moments")
     part.save(folder / "part.moments")
     for name, alpha in (("weak", 1e-3), ("strong", 4)):

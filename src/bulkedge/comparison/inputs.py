@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,8 +11,17 @@ from typing import TypeVar
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge.checkpoint import StoredMatrix, infer_rule
-from bulkedge.moments import Layer, Moments, StoredLayer, alike, sample, stored_layers, width
+from bulkedge.checkpoint import StoredMatrix
+from bulkedge.moments import (
+    Layer,
+    Moments,
+    StoredLayer,
+    alike,
+    match_weights,
+    sample,
+    stored_layers,
+    width,
+)
 
 from .drift import of_indices
 from .plan import Plan
@@ -35,11 +44,12 @@ def names_of(moments: Moments, plan: Plan) -> dict[str, Layer]:
         The moments by the names of the base's tensors.
 
     Raises:
-        InputError: If no layer is one of the base's.
+        InputError: If no layer is one of the base's, or several are one.
     """
     layers = moments.layers
     widths = {name: width(layer.moment) for name, layer in layers.items()}
-    return {name: layers[path] for name, path in _matched(widths, plan).items()}
+    found = _matched(widths, lambda path: layers[path].sample, plan)
+    return {name: layers[path] for name, path in found.items()}
 
 
 def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
@@ -54,11 +64,12 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
 
     Raises:
         CheckpointError: If the file is none, or damaged.
-        InputError: If no layer is one of the base's.
+        InputError: If no layer is one of the base's, or several are one.
     """
     file = Path(path)
     layers = stored_layers(file)
-    names = _matched({name: layer.width for name, layer in layers.items()}, plan)
+    widths = {name: layer.width for name, layer in layers.items()}
+    names = _matched(widths, lambda name: layers[name].sample(), plan)
     known = {name: layers[path] for name, path in names.items()}
     rest = {name: layer for name, layer in layers.items() if name not in names.values()}
     found = []
@@ -139,17 +150,12 @@ def _extent(known: Layer | StoredLayer) -> tuple[int, bool]:
     return width(known.moment), of_indices(known.moment)
 
 
-def _matched(widths: Mapping[str, int], plan: Plan) -> dict[str, str]:
+def _matched(
+    widths: Mapping[str, int], sample_of: Callable[[str], Tensor], plan: Plan
+) -> dict[str, str]:
     """The layer of each weight of a base, by the weight's name in its file."""
-    layers = {f"{name}.weight": name for name in widths}
-    shapes = {name: info.shape for name, info in plan.base.tensors.items()}
-    rule = infer_rule(layers, shapes, lambda name, shape: widths[layers[name]] in shape)
-    found = {rule.find(name): layer for name, layer in layers.items()}
-    known = {name: layer for name, layer in found.items() if name is not None}
-    if not known:
-        first = next(iter(layers), "nothing")
-        raise InputError(
-            f"{plan.base.path}: none of its weights is in the moments, whose first is {first!r}; "
-            "measure this model"
-        )
-    return {plan.base.tensors[name].name: layer for name, layer in known.items()}
+    try:
+        found = match_weights(widths, plan.base.tensors, sample_of)
+    except InputError as error:
+        raise InputError(f"{plan.base.path}: {error}") from None
+    return {plan.base.tensors[name].name: path for name, path in found.items()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from ._collect import Collector
 from ._file import StoredLayer, stored_layers
 from ._layer import Layer, alike, sample
+from ._match import match_weights
 from ._moments import Moments
 from ._sketch import Moment, Sketch, diagonal, output_power, right_times, sketch, to_dense, width
 from ._texts import read_texts
 
 __all__ = [
     "Collector", "Layer", "Moment", "Moments", "Sketch", "StoredLayer", "alike", "diagonal",
-    "output_power", "read_texts", "right_times", "sample", "sketch", "stored_layers",
-    "to_dense", "width",
+    "match_weights", "output_power", "read_texts", "right_times", "sample", "sketch",
+    "stored_layers", "to_dense", "width",
 ]  # fmt: skip

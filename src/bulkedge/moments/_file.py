@@ -97,6 +97,19 @@ class StoredLayer:
         """
         return read_layers(self.file, (self.name,))[self.name]
 
+    def sample(self) -> Tensor:
+        """Some entries of the layer's weight, see :func:`sample`.
+
+        Returns:
+            At most 64 entries.
+
+        Raises:
+            CheckpointError: If the file was changed, or is damaged.
+        """
+        tensors, _ = _header(self.file)
+        with _told(self.file):
+            return read_tensor(tensors[f"sample.{self.name}"])
+
 
 def stored_layers(path: Path) -> dict[str, StoredLayer]:
     """The layers of a file of moments, from its header alone.

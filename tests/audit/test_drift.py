@@ -415,6 +415,13 @@ def test_a_resumed_audit_takes_no_rows_of_other_moments(audited, tmp_path):
     assert bulkedge.audit(base, tuned, **resume).run.resumed == 0
 
 
+def test_moments_in_memory_are_the_same_file_each_time(audited, moments, tmp_path):
+    base, tuned, *_ = audited
+    journal = {"journal": tmp_path / "journal.jsonl", "resume": True}
+    for taken in (0, 5, 5, 5, 5):  # the library puts metadata in an order of chance
+        assert bulkedge.audit(base, tuned, moments=moments, **journal).run.resumed == taken
+
+
 def test_moments_that_change_meanwhile_end_the_audit(audited, tmp_path):
     base, tuned, file, _ = audited
     own = tmp_path / "own.moments"

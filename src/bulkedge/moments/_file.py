@@ -57,11 +57,24 @@ def write_layers(path: Path, layers: Mapping[str, Layer]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, building, {"format": FORMAT, "layers": json.dumps(table)})
+        _order(building)
         os.replace(building, path)
     except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError, ValueError):
             building.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error})") from None
+
+
+def _order(file: Path) -> None:
+    """Put the metadata of a header in order: the library's differs from one file to the next."""
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            opened.seek(8)
+            opened.write(text.ljust(length))
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
         else:  # the bases of the process, and two Gram matrices of the short side
             made = 4 * (BASIS * (long + short) + 2 * short**2)
         moment = 0 if isinstance(comparison.inputs, str | None) else comparison.inputs.nbytes
-        most = max(most, stored + made + 3 * moment)  # as it is stored, and in float64
+        most = max(most, stored + made + 5 * moment)  # stored, in float64, and checked
     return 300e6 + most
 
 

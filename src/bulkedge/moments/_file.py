@@ -19,7 +19,7 @@ from bulkedge.checkpoint import TensorInfo, read_header
 from bulkedge.checkpoint.elements import read_tensor
 
 from ._layer import Layer
-from ._sketch import Moment, Sketch, diagonal, width
+from ._sketch import ROWS, Moment, Sketch, diagonal, width
 
 FORMAT = "bulkedge moments 2"
 EARLIER = "bulkedge moments "
@@ -241,9 +241,13 @@ def _is_moment(moment: Tensor) -> bool:
         return False
     if moment.ndim == 1:
         return True
-    square = moment.shape[0] == moment.shape[1]
-    scale = float(moment.abs().max()) if moment.numel() else 0.0
-    return square and torch.allclose(moment, moment.mT, rtol=1e-3, atol=1e-6 * scale)
+    if moment.shape[0] != moment.shape[1] or not moment.numel():
+        return False
+    low, high = moment.aminmax()
+    close = {"rtol": 1e-3, "atol": 1e-6 * max(float(high), -float(low))}
+    # some rows at a time: a comparison takes several times their memory
+    pairs = zip(moment.split(ROWS), moment.split(ROWS, dim=1), strict=True)
+    return all(torch.allclose(rows, columns.mT, **close) for rows, columns in pairs)
 
 
 def _is_sketch(moment: Sketch) -> bool:

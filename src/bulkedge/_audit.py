@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from bulkedge.auditing import Engine, Notice, Progress, Shard, run_plan
-from bulkedge.comparison import make_plan
+from bulkedge.comparison import Plan, make_plan, with_moments
+from bulkedge.moments import Moments
 from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
+
+IN_MEMORY = "moments.safetensors"
+"""What a record calls the file of moments that were in memory."""
 
 
 @takes_recipe
@@ -17,6 +24,7 @@ def audit(
     tuned: str | os.PathLike[str],
     *,
     recipe: Recipe | Mapping[str, Any] | None = None,
+    moments: Moments | str | os.PathLike[str] | None = None,
     jobs: int = 1,
     engine: Engine | None = None,
     shard: Shard | None = None,
@@ -35,6 +43,10 @@ def audit(
         base: A ``.safetensors`` file, a model folder, or a sharded one.
         tuned: The same, or a PEFT LoRA adapter folder.
         recipe: What to measure, a ``Recipe`` or its fields; ``Recipe()`` if None.
+        moments: Second moments of the base's inputs, or their file: the record then says how far
+            the update moves the outputs on such inputs, ``drift = tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ)``.
+            Moments in memory are written to a temporary file for the workers, which the record
+            calls ``moments.safetensors``.
         jobs: Worker processes of one thread each.  With more than one, a script needs the usual
             ``if __name__ == "__main__":`` guard.
         engine: Where to compute; ``LocalEngine(jobs)`` if None.  On processors of one kind the
@@ -54,7 +66,8 @@ def audit(
         AdapterError: The same, for an adapter.
         NothingAuditedError: If the two have no matrix to compare.
         RecipeError: If the recipe has an unknown field, a bad value, or an idle glob.
-        InputError: If ``jobs`` or the device is not to be had.
+        InputError: If ``jobs`` or the device is not to be had, or the moments are of none of the
+            base's weights.
         OutputError: If the journal cannot be written.
         BulkedgeError: If a worker process died.
 
@@ -75,14 +88,31 @@ def audit(
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
     plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
-    return run_plan(
-        plan,
-        settled,
-        engine=engine,
-        jobs=jobs,
-        shard=shard,
-        journal=journal,
-        resume=resume,
-        progress=progress,
-        notice=notice,
-    )
+    with _measured(plan, moments) as measured:
+        record = run_plan(
+            measured,
+            settled,
+            engine=engine,
+            jobs=jobs,
+            shard=shard,
+            journal=journal,
+            resume=resume,
+            progress=progress,
+            notice=notice,
+        )
+    if not isinstance(moments, Moments) or record.inputs.moments is None:
+        return record
+    named = record.inputs.moments.model_copy(update={"path": IN_MEMORY})
+    return record.model_copy(update={"inputs": record.inputs.model_copy(update={"moments": named})})
+
+
+@contextmanager
+def _measured(plan: Plan, moments: Moments | str | os.PathLike[str] | None) -> Iterator[Plan]:
+    """A plan with moments, in a file while it is needed."""
+    if not isinstance(moments, Moments):
+        yield plan if moments is None else with_moments(plan, moments)
+        return
+    with tempfile.TemporaryDirectory(prefix="bulkedge-") as folder:
+        file = Path(folder) / IN_MEMORY
+        moments.save(file)
+        yield with_moments(plan, file)

@@ -74,6 +74,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
     assert set(matrix["directions"][0]) == {
         "index", "sigma", "side", "score", "score_lower", "score_upper", "subspace_overlap",
         "overlap_lower", "overlap_upper", "matched_index", "verdict", "method", "residual",
+        "drift_along",
     }  # fmt: skip
 
 

@@ -190,6 +190,12 @@ def test_what_cannot_be_measured_is_an_error_with_its_name(tmp_path):
         Moments(model)["q"]
     with pytest.raises(InputError, match="expected layers that have run, got none"):
         Moments(model).save(tmp_path / "x")
+    with Moments(model) as whole, torch.no_grad():
+        model(draw(1, 2, 6))
+    with Moments(model) as part, torch.no_grad():
+        model.q(draw(2, 6))
+    with pytest.raises(InputError, match="only some of the moments to be merged have this layer"):
+        part.merge(whole)
     assert not list(tmp_path.iterdir())
 
 

@@ -4,8 +4,11 @@ import re
 import shutil
 
 import pytest
+import torch
+from torch import nn
 
 import bulkedge
+from bulkedge.moments import Moments
 from bulkedge.report import to_html
 from helpers import EXAMPLE, MINILM, save, some, weights
 
@@ -262,3 +265,29 @@ def test_a_fine_tune_without_findings_says_so(show, tmp_path):
     assert headline(page) == "No new direction in 1 matrix"
     assert "Nothing to take out" in page.locator("#next").inner_text()
     assert len(names(page)) == 1
+
+
+def test_drift_colours_the_map_and_has_a_chart(show, tmp_path):
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 20))
+    with Moments(model) as moments, torch.no_grad():
+        model(weights(100, 16))
+    tensors = dict(model.state_dict())
+    base = save(tmp_path / "base.safetensors", tensors)
+    moved = tensors | {"2.weight": tensors["2.weight"] + 0.1 * weights(20, 24)}
+    tuned = save(tmp_path / "tuned.safetensors", moved)
+    record = bulkedge.audit(base, tuned, recipe={"top_k": 2}, moments=moments)
+    page = show(to_html([record, bulkedge.audit(base, tuned, recipe={"top_k": 2})]))
+    assert page.locator("#compare-table th").all_inner_texts()[-2] == "mean drift"
+    page.select_option("#colour", "drift")
+    percent = f"{100 * record.matrices[1].drift:.2g}"
+    assert [float(x) for x in page.locator("#map button").all_inner_texts()] == [0, float(percent)]
+    assert f"{float(percent):g} %: the most here" in page.locator("#legend").inner_text()
+    page.locator("#map button").last.click()
+    titles = page.locator(".chart h3").all_inner_texts()
+    assert titles[-1] == "What carries the drift"
+    assert "part of the drift" in page.locator("#directions").inner_text()
+    page.locator("#compare-table button:not([disabled])").click()
+    assert page.locator("#map button").all_inner_texts() == ["–", "–"]
+    assert "drift" not in page.locator("#matrices thead").inner_text()
+    alone = show(to_html(bulkedge.audit(base, tuned, recipe={"top_k": 2})))
+    assert alone.locator("#colour option").count() == 2

@@ -37,11 +37,13 @@ class Watch:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._files = [*plan.base.files, *plan.tuned.files]
+        self._files = plan.files
         self._before = stamps(self._files)
         self.digests = digests(self._files)
         self.inputs = Inputs(
-            base=source(plan.base, self.digests), tuned=source(plan.tuned, self.digests)
+            base=source(plan.base, self.digests),
+            tuned=source(plan.tuned, self.digests),
+            moments=None if plan.moments is None else _of_moments(plan.moments, self.digests),
         )
 
     def check(self) -> None:
@@ -64,7 +66,8 @@ def keep_out_of_inputs(path: str | Path, plan: Plan) -> None:
     Raises:
         OutputError: If it does.
     """
-    keep_out(path, (plan.base.path, plan.tuned.path), {*plan.base.files, *plan.tuned.files})
+    more = () if plan.moments is None else (plan.moments,)
+    keep_out(path, (plan.base.path, plan.tuned.path, *more), set(plan.files))
 
 
 def keep_out(path: str | Path, sources: Iterable[Path], files: Iterable[Path] = ()) -> None:
@@ -120,15 +123,26 @@ def digests(files: Iterable[Path]) -> dict[Path, str]:
 
 def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
     """An input with the digests of its files."""
-    rows = [
-        File(name=as_text(file.name), sha256=known[file], bytes=file.stat().st_size)
-        for file in opened.files
-    ]
+    rows = _rows(opened.files, known)
     named = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
     told = printable(named[:MAX_NAMED]) if isinstance(named, str) and named else None
     return Source.model_validate(
         {"path": as_text(opened.path), "kind": opened.kind, "files": rows, "trained_on": told}
     )
+
+
+def _of_moments(file: Path, known: Mapping[Path, str]) -> Source:
+    """A file of moments with its digest."""
+    rows = _rows((file,), known)
+    return Source(path=as_text(file), kind="file", files=rows, trained_on=None)
+
+
+def _rows(files: Iterable[Path], known: Mapping[Path, str]) -> list[File]:
+    """What the record says of files."""
+    return [
+        File(name=as_text(file.name), sha256=known[file], bytes=file.stat().st_size)
+        for file in files
+    ]
 
 
 def stamps(files: Iterable[Path]) -> Stamps:

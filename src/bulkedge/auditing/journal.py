@@ -54,7 +54,10 @@ def row_keys(
         "bulkedge": __version__,
         "torch": torch.__version__,
         "recipe": recipe.model_dump(mode="json"),
-        "inputs": [[file.sha256 for file in i.files] for i in (inputs.base, inputs.tuned)],
+        "inputs": [
+            None if source is None else [file.sha256 for file in source.files]
+            for source in (inputs.base, inputs.tuned, inputs.moments)
+        ],
     }
     return [_digest(common | {"comparison": plain(c, known)}) for c in comparisons]
 

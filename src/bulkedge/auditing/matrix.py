@@ -11,11 +11,13 @@ from typing import Literal
 
 import torch
 
+from bulkedge._errors import CheckpointError, InputError
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import Judgement
 from bulkedge.records import Matrix, Recipe
 from bulkedge.update import BaseSpectrum, UpdateSVD, measure_base
 
+from .drift import Drift, drift_of
 from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
 
 ZEROS = (
@@ -51,13 +53,16 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         return _row(comparison, "not_finite", note=problem)
     norm_update = pair.update_norm(recipe.seed)
     if norm_update == 0:
-        return _row(comparison, "unchanged")
+        drift = None if comparison.inputs is None else 0.0  # whatever the inputs are
+        return _row(comparison, "unchanged", drift=drift)
     judged = judge_pair(pair, recipe)
     if judged.tuned.rank == 0:
         return _row(comparison, "failed", note=ZEROS)
     shape = (pair.base.shape[0], pair.base.shape[1])
     base, problem = measure_base(judged.spectrum, shape, judged.computed_count)
     notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
+    drift = _drift(comparison, pair, judged, recipe)
+    moved = drift if isinstance(drift, Drift) else None
     return _row(
         comparison,
         "audited",
@@ -65,14 +70,27 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         spectral_norm_base=judged.norm,
         spectral_norm_update=norm_update,
         intruders=sum(direction.score < recipe.epsilon for direction in judged.directions),
-        directions=direction_rows(judged),
+        directions=direction_rows(judged, moved),
         angles=angle_rows(judged),
         spectrum=spectrum_row(judged.spectrum),
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
         spikes=None if pair.spikes is None else pair.spikes.rank,
         **_theory(base, pair.spikes, judged, recipe),
+        **({"drift_note": drift} if moved is None else moved.fields),
     )
+
+
+def _drift(
+    comparison: Comparison, pair: Pair, judged: Judgement, recipe: Recipe
+) -> Drift | str | None:
+    """The drift of a matrix, or why it is not known; None where it was not asked for."""
+    if isinstance(comparison.inputs, str | None):
+        return comparison.inputs
+    try:
+        return drift_of(comparison.inputs, comparison.base, pair, judged.tuned, recipe)
+    except (InputError, CheckpointError) as error:
+        return str(error)
 
 
 def _theory(

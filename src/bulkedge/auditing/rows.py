@@ -13,6 +13,8 @@ from bulkedge.records.rows import Angles, Bulk, Direction, Predicted, Spectrum
 from bulkedge.triplet import SingularTriplets
 from bulkedge.update import BaseSpectrum, Prediction, UpdateSVD, predict_spikes
 
+from .drift import Drift
+
 CARRIED = 0.25
 """Part of a spike's left and right vector that a direction carries at least, to be its outlier.
 
@@ -22,10 +24,15 @@ LEADING = 32
 """Number of leading singular values that an outline of a spectrum lists one by one."""
 
 
-def direction_rows(found: Judgement) -> list[Direction]:
-    """The directions of all sides."""
-    rows = (asdict(direction) for direction in found.directions)
-    return [Direction(**row, method=found.method) for row in rows]
+def direction_rows(found: Judgement, drift: Drift | None = None) -> list[Direction]:
+    """The directions of all sides, with their parts of a drift on the side of the outputs."""
+    rows = []
+    for direction in found.directions:
+        part = None
+        if drift is not None and direction.side == drift.side:
+            part = drift.along[direction.index]
+        rows.append(Direction(**asdict(direction), method=found.method, drift_along=part))
+    return rows
 
 
 def angle_rows(found: Judgement) -> list[Angles]:

@@ -71,13 +71,13 @@ def run_plan(
         taken = work.resume(book, notice) if book and resume else 0
         work.compute(engine, book, progress)
     matrices = [work.rows[i] for i in range(len(positions))]
-    skipped = list(plan.skipped)
+    skipped, tensors = list(plan.skipped), None if shard else list(plan.tensors)
     return Record(
         tool=Tool(version=__version__, torch=torch.__version__),
         inputs=work.watch.inputs,
         recipe=recipe,
         shard=_part(shard, positions, len(plan.comparisons)),
-        summary=summarise(matrices, skipped, None if shard else list(plan.tensors)),
+        summary=summarise(matrices, skipped, tensors, moments=plan.moments is not None),
         skipped=skipped,
         tensors=list(plan.tensors),
         matrices=matrices,

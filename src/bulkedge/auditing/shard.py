@@ -88,7 +88,8 @@ def merge_shards(places: Sequence[str | Path]) -> Record:
         resumed=sum(record.run.resumed for record in records),
     )
     try:
-        summary = summarise(matrices, first.skipped, first.tensors)
+        moments = first.inputs.moments is not None
+        summary = summarise(matrices, first.skipped, first.tensors, moments=moments)
     except IndexError:
         raise CheckpointError(
             "the shards' tensors are of more matrices than there are; was a record.json edited?"
@@ -145,7 +146,8 @@ def _facts(a: Record, b: Record) -> list[tuple[str, Any, Any]]:
 
 def _content(inputs: Inputs) -> list[Any]:
     """The inputs but for where they lie: machines may mount them in different places."""
-    return [(source.kind, source.files) for source in (inputs.base, inputs.tuned)]
+    sources = (inputs.base, inputs.tuned, inputs.moments)
+    return [None if source is None else (source.kind, source.files) for source in sources]
 
 
 def _check_complete(parts: Mapping[str, Record]) -> None:

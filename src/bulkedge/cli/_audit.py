@@ -30,7 +30,7 @@ from ._output import (
 
 if TYPE_CHECKING:
     from bulkedge.auditing import Engine
-    from bulkedge.comparison import Plan
+    from bulkedge.comparison import Comparison, Plan
     from bulkedge.records import Recipe
 
 
@@ -59,6 +59,8 @@ BASIS_VECTORS = 500
     type=click.Choice(["auto", "certified", "dense"]),
     help="Intervals from products, two SVDs, or SVDs where intervals stay open.  [default: auto]",
 )
+@click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
+              help="Measure drift on the inputs of `bulkedge moments BASE`.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
@@ -82,11 +84,13 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     from dataclasses import replace
 
     from bulkedge.auditing import JOURNAL_NAME, Shard, hold, keep_out_of_inputs, run_plan
-    from bulkedge.comparison import make_plan
+    from bulkedge.comparison import make_plan, with_moments
 
     _check_options(options)
     recipe = recipe_of(options)
     plan = make_plan(base, tuned, recipe)
+    if options["moments"] is not None:
+        plan = with_moments(plan, options["moments"])
     engine = _engine(options)
     engine.check(recipe)
     shard = Shard(*options["shard"]) if options["shard"] else None
@@ -119,7 +123,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")
         sys.exit(CLEAN)
-    sys.exit(exit_code(record, options["fail_on"]))
+    sys.exit(exit_code(record, options["fail_on"], options["max_drift"]))
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -127,6 +131,8 @@ def _check_options(options: dict[str, Any]) -> None:
     if options["output"] is None and (options["resume"] or options["shard"]):
         what = "--resume" if options["resume"] else "--shard"
         raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
+    if options["max_drift"] is not None and options["moments"] is None:
+        raise click.UsageError("--max-drift needs the inputs to measure it on (--moments FILE)")
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume goes on with what --force would replace; give one")
     if options["engine"] == "ray" and options["jobs"] != 1:
@@ -174,7 +180,7 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     description = "none"
     if largest is not None:
         description = f"{largest.name} {'×'.join(map(str, largest.shape))} {largest.dtype}"
-    read = sum(file.stat().st_size for file in {*plan.base.files, *plan.tuned.files})
+    read = sum(file.stat().st_size for file in set(plan.files))
     return {
         "matrices": len(bases),
         "skipped": len(plan.skipped),
@@ -182,7 +188,7 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
         "largest": description,
         "gigabytes_to_read": round(read / 1e9, 2),
         "gigabytes_of_memory": round(_peak_bytes(plan, recipe) / 1e9, 2),
-        "teraflop": round(sum(_flop(base.shape, recipe) for base in bases) / 1e12, 2),
+        "teraflop": round(sum(_flop(c, recipe) for c in plan.comparisons) / 1e12, 2),
         "recipe": recipe.model_dump(mode="json"),
     }
 
@@ -197,14 +203,19 @@ def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
             computed = 8 * (4 * long * short + 5 * short**2)
         else:  # the bases of the process, and two Gram matrices of the short side
             computed = 4 * (BASIS_VECTORS * (long + short) + 2 * short**2)
-        peak = max(peak, stored + computed)
+        moment = 0 if isinstance(comparison.inputs, str | None) else comparison.inputs.nbytes
+        peak = max(peak, stored + computed + 5 * moment)  # stored, in float64, and checked
     return 300e6 + peak
 
 
-def _flop(shape: tuple[int, ...], recipe: Recipe) -> float:
-    """Operations on one matrix: two SVDs, or some forty products with a block of 16 vectors."""
-    long, short = max(shape), min(shape)
-    return 12 * long * short**2 if recipe.method == "dense" else 40 * 2 * 16 * long * short
+def _flop(comparison: Comparison, recipe: Recipe) -> float:
+    """Operations on one matrix: two SVDs, or forty products with 16 vectors; and its drift."""
+    long, short = max(comparison.base.shape), min(comparison.base.shape)
+    judged = 12 * long * short**2 if recipe.method == "dense" else 40 * 2 * 16 * long * short
+    if isinstance(comparison.inputs, str | None):
+        return judged
+    rows = comparison.base.acts_as[0]
+    return judged + 2 * (rows if comparison.factors is None else 20) * comparison.inputs.nbytes / 4
 
 
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:

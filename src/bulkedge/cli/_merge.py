@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from bulkedge._errors import InputError
 
 from ._output import (
     check_file,
@@ -17,6 +19,9 @@ from ._output import (
     write_all,
     written_files,
 )
+
+if TYPE_CHECKING:
+    from bulkedge.records import Record
 
 
 @click.command(short_help="Make one record of those of all shards.")
@@ -36,7 +41,18 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     for file in written_files(options):
         check_file(file, options["force"])
     record = merge_shards(parts)
+    if options["max_drift"] is not None:
+        _check_moments(record)
     with hold(output):
         show(record, options)
         write_all(record, options)
-    sys.exit(exit_code(record, options["fail_on"]))
+    sys.exit(exit_code(record, options["fail_on"], options["max_drift"]))
+
+
+def _check_moments(record: Record) -> None:
+    """A limit on drift that was not measured would be no limit."""
+    if record.inputs.moments is None:
+        raise InputError(
+            "--max-drift: the parts were audited without moments; audit them again with "
+            "--moments FILE"
+        )

@@ -78,6 +78,15 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
     return make_recipe(settings | given, str(path or "options"), spelled)
 
 
+def _not_negative(
+    context: click.Context, option: click.Parameter, value: float | None
+) -> float | None:
+    """A limit; NaN, which nothing exceeds, is none."""
+    if value is not None and not value >= 0:
+        raise click.BadParameter(f"expected a number of at least 0, got {value}")
+    return value
+
+
 def verdict_options(command: Command) -> Command:
     """The options of a command that shows a record and judges it."""
     options = (
@@ -102,6 +111,13 @@ def verdict_options(command: Command) -> Command:
             default="rotated",
             show_default=True,
             help="Mildest verdict that makes the exit code 1; rotated is the paper's count.",
+        ),
+        click.option(
+            "--max-drift",
+            type=float,
+            callback=_not_negative,
+            metavar="X",
+            help="Mean drift above which the exit code is 1; needs moments.",
         ),
     )
     for option in reversed(options):
@@ -260,16 +276,20 @@ def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -
     sys.stdout.flush()  # a full disk must be noticed here, not at exit
 
 
-def exit_code(record: Record, fail_on: str) -> int:
-    """A linter's exit code; what could not be judged outranks what was."""
+def exit_code(record: Record, fail_on: str, max_drift: float | None = None) -> int:
+    """A linter's exit code; what could not be judged, or measured, outranks what was."""
     from bulkedge.intruder import Verdict
     from bulkedge.report import findings
 
     if not record.summary.complete:
         return FAILURE
+    if max_drift is not None and not record.summary.drift_known:
+        return FAILURE
     if fail_on != "never" and findings(record, Verdict(fail_on)):
         return FINDINGS
-    return CLEAN
+    drift = record.summary.drift
+    above = max_drift is not None and drift is not None and (drift.mean or 0.0) > max_drift
+    return FINDINGS if above else CLEAN
 
 
 def default_to_one_thread() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bulkedge.checkpoint import StoredMatrix, StoredUpdate
+from bulkedge.moments import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,15 @@ class Comparison:
         tuned: The full matrix that replaces it, if any.
         factors: The stored update on top, if any.
         tuned_name: What the tuned side calls it.
+        inputs: Where the moments of its inputs lie, or why they are not known; None if drift is
+            not asked for.
     """
 
     base: StoredMatrix
     tuned: StoredMatrix | None
     factors: StoredUpdate | None
     tuned_name: str
+    inputs: StoredLayer | str | None = None
 
     @property
     def transposed(self) -> bool:

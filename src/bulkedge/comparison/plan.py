@@ -45,6 +45,7 @@ class Plan:
         comparisons: The matrices to audit, in the base's order.
         skipped: Every other tensor of the tuned side, and of the base where it should have one.
         tensors: Every tensor of two or more dimensions of either side, and what becomes of it.
+        moments: The file of moments that drift is measured with; None without.
     """
 
     base: Checkpoint
@@ -52,6 +53,13 @@ class Plan:
     comparisons: tuple[Comparison, ...]
     skipped: tuple[Skipped, ...]
     tensors: tuple[Stored, ...] = ()
+    moments: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        more = () if self.moments is None else (self.moments,)
+        return [*self.base.files, *self.tuned.files, *more]
 
     @property
     def names(self) -> list[str]:

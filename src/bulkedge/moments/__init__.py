@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._collect import Collector
+from ._file import StoredLayer, stored_layers
 from ._layer import Layer, alike, sample
 from ._match import match_weights
 from ._moments import Moments
@@ -10,6 +11,7 @@ from ._read import read_texts
 from ._sketch import Moment, Sketch, diagonal, output_power, right_times, sketch, to_dense, width
 
 __all__ = [
-    "Collector", "Layer", "Moment", "Moments", "Sketch", "alike", "diagonal", "match_weights",
-    "output_power", "read_texts", "right_times", "sample", "sketch", "to_dense", "width",
+    "Collector", "Layer", "Moment", "Moments", "Sketch", "StoredLayer", "alike", "diagonal",
+    "match_weights", "output_power", "read_texts", "right_times", "sample", "sketch",
+    "stored_layers", "to_dense", "width",
 ]  # fmt: skip

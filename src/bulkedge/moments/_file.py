@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bulkedge.checkpoint.elements import read_tensor
 from bulkedge.checkpoint.write import umask
 
 from ._layer import Layer
-from ._sketch import Moment, Sketch, diagonal, width
+from ._sketch import ROWS, Moment, Sketch, diagonal, width
 
 FORMAT = "bulkedge moments 2"
 EARLIER = "bulkedge moments "
@@ -58,6 +59,7 @@ def write_layers(path: Path, layers: Mapping[str, Layer]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, building, {"format": FORMAT, "layers": json.dumps(table)})
         building.chmod(0o666 & ~umask())
+        _order(building)
         os.replace(building, path)
     except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError, ValueError):
@@ -65,15 +67,100 @@ def write_layers(path: Path, layers: Mapping[str, Layer]) -> None:
         raise OutputError(f"{path}: cannot be written ({error})") from None
 
 
+def _order(file: Path) -> None:
+    """Put the metadata of a header in order: the library's differs from one file to the next."""
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            opened.seek(8)
+            opened.write(text.ljust(length))
+
+
 def _stored(tensor: Tensor) -> Tensor:
     return tensor.float().cpu().contiguous()
 
 
-def read_layers(path: Path) -> dict[str, Layer]:
+@dataclass(frozen=True)
+class StoredLayer:
+    """The moments of one layer on disk: small, since it travels to worker processes.
+
+    Attributes:
+        file: The file that holds them.
+        name: The path of the layer.
+        width: The length of its inputs.
+        of_indices: Whether it is an embedding, whose moment is a vector of shares.
+        nbytes: Bytes of the moment on disk.
+    """
+
+    file: Path
+    name: str
+    width: int
+    of_indices: bool
+    nbytes: int
+
+    def read(self) -> Layer:
+        """What is known of the layer; of the file no more is read.
+
+        Returns:
+            The layer.
+
+        Raises:
+            CheckpointError: If the file was changed, or is damaged.
+        """
+        return read_layers(self.file, (self.name,))[self.name]
+
+    def sample(self) -> Tensor:
+        """Some entries of the layer's weight, see :func:`sample`.
+
+        Returns:
+            At most 64 entries.
+
+        Raises:
+            CheckpointError: If the file was changed, or is damaged.
+        """
+        tensors, _ = _header(self.file)
+        with _told(self.file):
+            return read_tensor(tensors[f"sample.{self.name}"])
+
+
+def stored_layers(path: Path) -> dict[str, StoredLayer]:
+    """The layers of a file of moments, from its header alone.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Where the moments of each layer lie, by its path.
+
+    Raises:
+        CheckpointError: If it is no such file, of an earlier version, or damaged.
+    """
+    tensors, metadata = _header(path)
+    with _told(path):
+        table = json.loads(metadata["layers"])
+        return {name: _stored_layer(path, tensors, name, row) for name, row in table.items()}
+
+
+def _stored_layer(
+    path: Path, tensors: Mapping[str, TensorInfo], name: str, row: Mapping[str, Any]
+) -> StoredLayer:
+    """Where the moment of one row of the table lies."""
+    key, is_sketch = str(row["moment"]), "loss" in row
+    infos = [tensors[f"{key}.{part}"] for part in PARTS] if is_sketch else [tensors[key]]
+    shape = infos[-1].shape
+    nbytes = sum(info.nbytes for info in infos)
+    return StoredLayer(path, name, shape[0], len(shape) == 1 and not is_sketch, nbytes)
+
+
+def read_layers(path: Path, names: Collection[str] | None = None) -> dict[str, Layer]:
     """Read a file of moments.
 
     Args:
         path: The file.
+        names: The paths of the layers that are wanted; all if None.
 
     Returns:
         What is known of each layer, by its path.
@@ -81,6 +168,15 @@ def read_layers(path: Path) -> dict[str, Layer]:
     Raises:
         CheckpointError: If it is no such file, of an earlier version, or damaged.
     """
+    tensors, metadata = _header(path)
+    with _told(path):
+        table = json.loads(metadata["layers"])
+        wanted = table if names is None else {name: table[name] for name in names}
+        return _layers(path, tensors, wanted)
+
+
+def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The header of a file of moments of this version."""
     tensors, metadata = read_header(path)
     written = metadata.get("format", "")
     if written != FORMAT:
@@ -88,12 +184,18 @@ def read_layers(path: Path) -> dict[str, Layer]:
         raise CheckpointError(
             f"{path}: {why}; collect them again with `bulkedge moments MODEL TEXTS -o FILE`"
         )
+    return tensors, metadata
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of what is not as it was written, as one that names the file."""
     try:
-        return _layers(path, tensors, json.loads(metadata["layers"]))
+        yield
     except CheckpointError:
         raise
     except (
-        KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
+        KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, IndexError,
     ) as error:  # fmt: skip
         raise CheckpointError(
             f"{path}: damaged moments ({type(error).__name__}: {error}); collect them again"
@@ -141,9 +243,13 @@ def _is_moment(moment: Tensor) -> bool:
         return False
     if moment.ndim == 1:
         return True
-    square = moment.shape[0] == moment.shape[1]
-    scale = float(moment.abs().max()) if moment.numel() else 0.0
-    return square and torch.allclose(moment, moment.mT, rtol=1e-3, atol=1e-6 * scale)
+    if moment.shape[0] != moment.shape[1] or not moment.numel():
+        return False
+    low, high = moment.aminmax()
+    close = {"rtol": 1e-3, "atol": 1e-6 * max(float(high), -float(low))}
+    # some rows at a time: a comparison takes several times their memory
+    pairs = zip(moment.split(ROWS), moment.split(ROWS, dim=1), strict=True)
+    return all(torch.allclose(rows, columns.mT, **close) for rows, columns in pairs)
 
 
 def _is_sketch(moment: Sketch) -> bool:

@@ -7,6 +7,7 @@ advice, need not expect a score of NaN or a matrix of 10³⁰ rows.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -56,3 +57,35 @@ def check_between(low: float, value: float, high: float, name: str) -> None:
     """
     if not low - ROUNDING <= value <= high + ROUNDING:
         raise ValueError(f"expected the {name} within its interval, got {value} of {low} to {high}")
+
+
+def check_parts(parts: Iterable[float], whole: float, name: str) -> None:
+    """Raise where parts are more than the whole, but for rounding.
+
+    Args:
+        parts: The parts, not negative.
+        whole: The whole.
+        name: What it is called.
+
+    Raises:
+        ValueError: If they are.
+    """
+    total = sum(parts)
+    if total > whole * (1 + ROUNDING):
+        raise ValueError(f"expected parts of the {name} {whole}, got {total} in all")
+
+
+def check_ratio(above: float, below: float, ratio: float, name: str) -> None:
+    """Raise unless a ratio is that of two numbers, but for rounding.
+
+    Args:
+        above: The dividend.
+        below: The divisor.
+        ratio: Their ratio.
+        name: What it is called.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if abs(above - ratio * below) > ROUNDING * above:
+        raise ValueError(f"expected a {name} of {above}/{below}, got {ratio}")

@@ -6,6 +6,7 @@ never change its meaning.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -16,7 +17,7 @@ from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.header import read_regular
 from bulkedge.intruder import Verdict
 
-from .ranges import Bytes, Count, Digest, Moment, Positive, Size
+from .ranges import Bytes, Count, Digest, Fraction, Moment, Positive, Size
 from .recipe import Recipe
 from .rows import Matrix, Row
 
@@ -54,6 +55,9 @@ class Inputs(Row):
 
     base: Source
     tuned: Source
+    moments: Source | None = Field(
+        None, description="The second moments that drift was measured with; null without."
+    )
 
 
 class Tool(Row):
@@ -109,6 +113,21 @@ class Counts(Row):
         return self
 
 
+class DriftSummary(Row):
+    """How far the outputs of the changed matrices have drifted on the inputs of the moments."""
+
+    measured: Count = Field(description="Changed matrices whose drift is known.")
+    unknown: Count = Field(description="Changed matrices whose drift is not: see `drift_note`.")
+    mean: Size | None = Field(description="Mean of `drift` over those that are known.")
+    of_sums: Size | None = Field(
+        description="Their `output_change` in all over their `output_power` in all."
+    )
+    along_new: Fraction | None = Field(
+        description="The part of a matrix's drift along new directions of its outputs (verdict "
+        "rotated or intruder), the mean over those whose outputs' side was judged."
+    )
+
+
 class Summary(Row):
     """The counts."""
 
@@ -125,6 +144,7 @@ class Summary(Row):
     tensors: Counts | None = Field(
         None, description="All tensors of two or more dimensions; null of a part of an audit."
     )
+    drift: DriftSummary | None = Field(None, description="Null without moments.")
 
     @field_validator("verdicts")
     @classmethod
@@ -138,6 +158,11 @@ class Summary(Row):
         undecided = self.verdicts[Verdict.UNDECIDED]
         judged = sum(self.verdicts.values())
         return judged > 0 and not (self.not_audited or self.lost or undecided)
+
+    @property
+    def drift_known(self) -> bool:
+        """Whether the drift of every changed matrix was measured."""
+        return self.drift is not None and self.drift.measured > 0 and not self.drift.unknown
 
 
 class Run(Row):
@@ -239,7 +264,8 @@ class Record(Document):
             raise ValueError("expected tensors of the matrices that are here, got others")
         if self.shard and len(self.shard.positions) != len(self.matrices):
             raise ValueError("matrices and places do not add up; was a record.json edited?")
-        if self.summary != summarise(self.matrices, self.skipped, tensors):
+        moments = self.inputs.moments is not None
+        if self.summary != summarise(self.matrices, self.skipped, tensors, moments=moments):
             raise ValueError("expected the counts of the rows listed, got others")
         for matrix in self.matrices:
             counted = sum(row.score < self.recipe.epsilon for row in matrix.directions)
@@ -279,7 +305,11 @@ def _fate(row: Stored, matrices: list[Matrix]) -> str:
 
 
 def summarise(
-    matrices: list[Matrix], skipped: list[Skipped], tensors: list[Stored] | None = None
+    matrices: list[Matrix],
+    skipped: list[Skipped],
+    tensors: list[Stored] | None = None,
+    *,
+    moments: bool = False,
 ) -> Summary:
     """The counts of a record.
 
@@ -287,6 +317,7 @@ def summarise(
         matrices: Its rows.
         skipped: What was left out.
         tensors: All tensors of two or more dimensions; None where not all rows are here.
+        moments: Whether drift was to be measured.
 
     Returns:
         The counts.
@@ -309,4 +340,30 @@ def summarise(
         spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.supercritical is not None),
         supercritical=sum(matrix.supercritical or 0 for matrix in matrices),
         tensors=None if tensors is None else count_tensors(tensors, matrices),
+        drift=summarise_drift(matrices) if moments else None,
+    )
+
+
+def summarise_drift(matrices: list[Matrix]) -> DriftSummary:
+    """The drift of all changed matrices together.
+
+    Args:
+        matrices: The rows of an audit with moments.
+
+    Returns:
+        Its mean, and how many matrices that is of.
+    """
+    changed = [matrix for matrix in matrices if matrix.status == "audited"]
+    known = [(m, m.drift) for m in changed if m.drift is not None]
+    power = math.fsum(matrix.output_power or 0.0 for matrix, _ in known)
+    change = math.fsum(matrix.output_change or 0.0 for matrix, _ in known)
+    new = [
+        m.drift_along_new / drift for m, drift in known if drift and m.drift_along_new is not None
+    ]
+    return DriftSummary(
+        measured=len(known),
+        unknown=len(changed) - len(known),
+        mean=math.fsum(drift for _, drift in known) / len(known) if known else None,
+        of_sums=change / power if power else None,
+        along_new=math.fsum(new) / len(new) if new else None,
     )

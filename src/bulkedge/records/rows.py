@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bulkedge.intruder import Verdict
+from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.update import Expectation
 
-from .ranges import MOST, Count, Dtype, Fraction, Positive, Real, Size, check_between
+from .ranges import (
+    MOST,
+    Count,
+    Dtype,
+    Fraction,
+    Positive,
+    Real,
+    Size,
+    check_between,
+    check_parts,
+    check_ratio,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,6 +52,11 @@ class Direction(Row):
     verdict: Verdict = Field(description="What holds at both ends of both intervals.")
     method: Literal["certified", "dense"] = Field(description="By products alone, or by SVDs.")
     residual: Size = Field(description="Residual of the triplet over the largest singular value.")
+    drift_along: Size | None = Field(
+        None,
+        description="E⟨y, ΔW x⟩² / E‖W0 x‖²: the part of the matrix's drift along this direction y "
+        "of its outputs; null on the side of its inputs, and where no drift was measured.",
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -122,6 +138,14 @@ class Predicted(Row):
     measured_right_overlap: Fraction | None = Field(None, description="Its |⟨v, v̂⟩|².")
 
 
+class DriftPart(Row):
+    """What one singular direction of an update adds to its drift."""
+
+    index: Count = Field(description="Rank of its singular value in the update, 0 the largest.")
+    sigma: Size = Field(description="Singular value of the update.")
+    drift: Size = Field(description="σ² vᵀCv / tr(W0 C W0ᵀ): the parts of all add up to the drift.")
+
+
 class Matrix(Row):
     """One audited matrix."""
 
@@ -149,3 +173,39 @@ class Matrix(Row):
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
+    drift: Size | None = Field(
+        None,
+        description="tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ) on the inputs that the moments are of; null without "
+        "moments, and where `drift_note` says why.",
+    )
+    drift_note: str | None = Field(
+        None, description="Why the drift of a changed matrix is not known, moments being given."
+    )
+    output_change: Size | None = Field(
+        None, description="tr(ΔW C ΔWᵀ): mean square of the change of the outputs."
+    )
+    output_power: Size | None = Field(
+        None, description="tr(W0 C W0ᵀ): mean square of the base's outputs."
+    )
+    drift_parts: list[DriftPart] = Field(
+        [], description="The directions of the update that carry most of it, at most top_k."
+    )
+
+    @model_validator(mode="after")
+    def _drift_adds_up(self) -> Self:
+        """Parts are no more than the whole, which is the ratio of change and power."""
+        if self.drift is None:
+            return self
+        if self.output_power:
+            check_ratio(self.output_change or 0.0, self.output_power, self.drift, "drift")
+        check_parts((part.drift for part in self.drift_parts), self.drift, "drift")
+        # of one side alone, that of the outputs
+        check_parts((row.drift_along or 0.0 for row in self.directions), self.drift, "drift")
+        return self
+
+    @property
+    def drift_along_new(self) -> float | None:
+        """The part of the drift along new directions of the outputs; None where none are judged."""
+        known = [row for row in self.directions if row.drift_along is not None]
+        new = [row.drift_along or 0.0 for row in known if row.verdict in COUNTED]
+        return sum(new) if known else None

@@ -14,9 +14,17 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
 from bulkedge._precision import one_thread
 from bulkedge.checkpoint import Correctable
-from bulkedge.comparison import Comparison, Pair, Plan, load
+from bulkedge.comparison import (
+    Comparison,
+    Pair,
+    Plan,
+    check_inputs,
+    find_inputs,
+    load,
+    names_of,
+)
 from bulkedge.moments import Layer as LayerMoments
-from bulkedge.moments import Moments, Sketch, alike, match_weights, sample, to_dense, width
+from bulkedge.moments import Sketch, to_dense
 from bulkedge.records import Matrix, Recipe
 
 from .layers import Layer, Stored
@@ -152,49 +160,16 @@ class Protection(Work):
         """The moments of one layer's inputs, for the base and for the task."""
         if comparison.base.expert is not None:
             raise InputError(EXPERTS)
-        name, columns = comparison.base.info.name, comparison.base.acts_as
         weight = replace(comparison.base, rows=None).read()
-        stored = weight.mT if comparison.base.transposed else weight
 
         def found(known: Mapping[str, LayerMoments], what: Literal["base", "task"]) -> Tensor:
-            layer = known.get(name)
-            if layer is None:
-                raise InputError(f"no inputs of this layer in the {what} moments: it did not run")
-            if not alike(layer.sample, sample(stored)):
-                raise InputError(f"the {what} moments are of another model; measure this one")
+            layer = find_inputs(known, comparison.base, what)
+            check_inputs(layer, replace(comparison.base, rows=None), what, weight)
             moment = to_dense(layer.moment) if isinstance(layer.moment, Sketch) else layer.moment
-            fits = moment.ndim == 1 or len(moment) == columns[1]
-            if not fits or (moment.ndim == 1 and len(moment) != len(stored)):
-                raise InputError(f"the {what} moments have another width than this layer")
             return moment.to(self.recipe.device)
 
         base = found(self._base, "base")
         return base, None if self._task is None else found(self._task, "task")
-
-
-def names_of(moments: Moments, plan: Plan) -> dict[str, LayerMoments]:
-    """What is known of the inputs of each weight of a base.
-
-    Args:
-        moments: Of a model, whose layers may have a prefix more or less than the base's weights.
-        plan: What the base is.
-
-    Returns:
-        The moments by the names of the base's tensors.
-
-    Raises:
-        InputError: If no layer is one of the base's, or several are one.
-    """
-    layers = moments.layers
-    try:
-        found = match_weights(
-            {path: width(layer.moment) for path, layer in layers.items()},
-            plan.base.tensors,
-            lambda path: layers[path].sample,
-        )
-    except InputError as error:
-        raise InputError(f"{plan.base.path}: {error}") from None
-    return {plan.base.tensors[name].name: layers[path] for name, path in found.items()}
 
 
 def _on_inputs(update: Tensor, base: Tensor, task: Tensor | None, strength: float) -> Tensor:

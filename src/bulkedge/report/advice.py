@@ -13,6 +13,7 @@ from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import Recipe
 
 from .columns import worst_score
+from .drift import is_notable
 
 NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
@@ -116,7 +117,7 @@ def _how_sure(record: Record) -> str:
 
 def steps(record: Record) -> list[Step]:
     """What to do next, the most pressing first."""
-    return [*_doubts(record), *_remedies(record)] or [
+    return [*_doubts(record), *_against_drift(record), *_remedies(record)] or [
         Step(
             "Nothing to take out. Singular directions are all that this looks at: what the "
             "fine-tune does to your task, and to what the model could do before, is yours to "
@@ -187,6 +188,21 @@ def _remedies(record: Record) -> Iterator[Step]:
         )
 
 
+def _against_drift(record: Record) -> Iterator[Step]:
+    """What to do about outputs that have moved."""
+    moments, drift = record.inputs.moments, record.summary.drift
+    if moments is None or drift is None or not is_notable(record):
+        return
+    yield Step(
+        f"The update changes {drift.mean or 0.0:.2%} of the mean square of a layer's outputs on "
+        "the inputs of the moments. If the model has lost abilities, move the update away from "
+        "these inputs, without training; --task-moments keep more of the task:",
+        _command(
+            record, "repair", ["--method", "protect", "--moments", moments.path, "-o", "protected"]
+        ),
+    )
+
+
 def untrained(record: Record) -> list[Matrix]:
     """Audited matrices whose base is noise by the Marchenko–Pastur law, nothing standing out."""
     return [
@@ -238,6 +254,8 @@ def audit_command(record: Record, *added: str) -> str:
     method = ["--method", record.recipe.method] if record.recipe.method != "auto" else []
     if "--method" in added:
         method = []
+    if record.inputs.moments is not None:
+        method += ["--moments", record.inputs.moments.path]
     return _command(record, "audit", [*method, *added])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from bulkedge._errors import count, printable
@@ -9,7 +10,8 @@ from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
 from .advice import Step, by_worst, steps
-from .columns import MARKDOWN, columns_of
+from .columns import MARKDOWN, Column, columns_of
+from .drift import drift_lines
 from .terminal import verdict_line
 
 MOST_ROWS = 50
@@ -73,12 +75,15 @@ def to_markdown(record: Record) -> str:
         The verdict, and a table of the affected matrices, the worst first.
     """
     affected = by_worst(record)
+    columns = columns_of(MARKDOWN, moments=record.inputs.moments is not None)
     lines = ["### bulkedge audit", "", _plain(verdict_line(record)), ""]
+    for line in drift_lines(record):
+        lines += [_plain(line), ""]
     if affected:
         lines += [
-            _markdown_line("matrix", *(column.heading for column in columns_of(MARKDOWN))),
-            "|---" * (1 + len(columns_of(MARKDOWN))) + "|",
-            *map(_markdown_row, affected[:MOST_ROWS]),
+            _markdown_line("matrix", *(column.heading for column in columns)),
+            "|---" * (1 + len(columns)) + "|",
+            *(_markdown_row(matrix, columns) for matrix in affected[:MOST_ROWS]),
         ]
         if len(affected) > MOST_ROWS:
             lines.append(f"\n… and {len(affected) - MOST_ROWS} more")
@@ -97,9 +102,9 @@ def _case(suite: ElementTree.Element, name: str, kind: str) -> ElementTree.Eleme
     return ElementTree.SubElement(suite, "testcase", name=printable(name), classname=kind)
 
 
-def _markdown_row(matrix: Matrix) -> str:
+def _markdown_row(matrix: Matrix, columns: Sequence[Column]) -> str:
     name = f"`{_plain(matrix.name).replace('`', '')}`"
-    return _markdown_line(name, *(_plain(c.show(matrix)) for c in columns_of(MARKDOWN)))
+    return _markdown_line(name, *(_plain(column.show(matrix)) for column in columns))
 
 
 def _markdown_line(*cells: str) -> str:

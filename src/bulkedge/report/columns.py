@@ -39,6 +39,7 @@ class Column:
         low_first: Whether the low values are the interesting ones, when the page sorts by it.
         wide: Whether a page on a small screen leaves it out.
         if_any: Whether the page leaves it out where every value is zero.
+        of_moments: Whether only an audit with moments has it; other programs always get it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Column:
     low_first: bool = False
     wide: bool = False
     if_any: bool = False
+    of_moments: bool = False
 
 
 def number(
@@ -107,6 +109,16 @@ def over_threshold(matrix: Matrix) -> float | None:
     return ratio(matrix.spectral_norm_update, matrix.threshold)
 
 
+def drift_of(matrix: Matrix) -> float | None:
+    """What part of the mean square of the outputs the update changes."""
+    return matrix.drift
+
+
+def told_drift(drift: float | None) -> str:
+    """A drift in three digits: it may be of any order."""
+    return NOTHING if drift is None else f"{drift:.3g}"
+
+
 def ratio(update: float | None, unit: float | None) -> float | None:
     """A strength in some unit; infinite where that is zero, None where one is unknown."""
     if update is None or unit is None:
@@ -129,14 +141,23 @@ COLUMNS = (
     number("over", "ΔW/θ_c", over_threshold, 2),
     *map(counts, REPORTED),
     number("worst", "worst score", worst_score, 3, short="worst", low_first=True),
+    Column(
+        "drift",
+        "drift",
+        drift_of,
+        lambda matrix: told_drift(matrix.drift),
+        views=EVERYWHERE,
+        of_moments=True,
+    ),
     field("spectral_norm_base"),
     field("spectral_norm_update"),
     field("threshold"),
     field("note"),
+    field("drift_note"),
 )
 """Every column but the name of the matrix, from left to right."""
 
 
-def columns_of(view: str) -> list[Column]:
-    """The columns of one view."""
-    return [column for column in COLUMNS if view in column.views]
+def columns_of(view: str, *, moments: bool = True) -> list[Column]:
+    """The columns of one view; without moments, those that need none."""
+    return [c for c in COLUMNS if view in c.views and (moments or not c.of_moments)]

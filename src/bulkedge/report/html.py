@@ -18,6 +18,7 @@ from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, steps, untrained
 from .columns import PAGE, columns_of, over_base, over_threshold, worst_score
+from .drift import drift_sentences
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
@@ -140,6 +141,7 @@ def _columns() -> list[dict[str, Any]]:
             "lowFirst": column.low_first,
             "wide": column.wide,
             "ifAny": column.if_any,
+            "ofMoments": column.of_moments,
         }
         for column in columns_of(PAGE)
     ]
@@ -177,7 +179,9 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
         "label": label,
         "headline": headline(record),
         "kind": "bad" if bad else "unsure" if summary.verdicts[Verdict.UNDECIDED] else "",
-        "explanation": explanation(record),
+        "explanation": [*explanation(record), *drift_sentences(record)],
+        "drift": None if summary.drift is None else _short(summary.drift.mean),
+        "moments": record.inputs.moments is not None,
         "steps": [[step.text, step.command] for step in steps(record)],
         "relative": is_relative(record),
         "about": _about(record),
@@ -228,6 +232,9 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "ratio": _short(over_base(matrix)),
         "over": _short(over_threshold(matrix)),
         "cells": {c.name: [_key(c.value(matrix)), c.show(matrix)] for c in columns_of(PAGE)},
+        "drift": _short(matrix.drift),
+        "driftNote": None if matrix.drift_note is None else printable(matrix.drift_note),
+        "driftParts": [[row.index, _short(row.drift)] for row in matrix.drift_parts],
         "threshold": _short(matrix.threshold),
         "edge": None if matrix.bulk is None else _short(matrix.bulk.edge),
         "sides": [angles.side for angles in matrix.angles],
@@ -245,6 +252,7 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
                 "match": found.matched_index,
                 "verdict": found.verdict.value,
                 "method": found.method,
+                "along": _short(found.drift_along),
             }
             for found in matrix.directions
         ],

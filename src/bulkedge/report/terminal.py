@@ -20,6 +20,7 @@ from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 
 from .advice import broken, by_worst, doubts_of_the_base, steps
 from .columns import TERMINAL, Column, columns_of
+from .drift import drift_lines
 
 if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
@@ -40,7 +41,8 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
     affected = by_worst(record)
     if not brief:
         if affected:
-            console.print(_table(affected[:MAX_ROWS]))
+            moments = record.inputs.moments is not None
+            console.print(_table(affected[:MAX_ROWS], moments=moments))
             console.print()
         if len(affected) > MAX_ROWS:
             rest = len(affected) - MAX_ROWS
@@ -53,6 +55,8 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         if record.summary.spikes:
             _print(console, spikes_line(record))
     _print(console, verdict_line(record))
+    for line in drift_lines(record):
+        _print(console, line)
     if not brief:
         for doubt in doubts_of_the_base(record):
             _print(console, f"doubt: {doubt}")
@@ -224,11 +228,11 @@ def _by_side(record: Record) -> str:
     return ", ".join(f"{side} {counts[side]}" for side in record.recipe.sides)
 
 
-def _table(matrices: Iterable[Matrix]) -> Table:
+def _table(matrices: Iterable[Matrix], *, moments: bool) -> Table:
     """One row a matrix, its worst direction in view."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    columns = columns_of(TERMINAL)
+    columns = columns_of(TERMINAL, moments=moments)
     for column in columns:
         table.add_column(column.short or column.heading, justify="right", no_wrap=True)
     for matrix in matrices:

@@ -110,6 +110,17 @@ const charts = (() => {
         yaxis: { title: { text: "singular value, tuned" } } } };
   }
 
+  function carriers(m) {
+    const rest = m.drift - m.driftParts.reduce((sum, [, part]) => sum + part, 0);
+    const bars = m.driftParts.map(([i, part]) => [String(i), part / m.drift]);
+    if (rest > 1e-3 * m.drift) bars.push(["others", rest / m.drift]);
+    return { label: bars.map(([name, part]) => `${name}: ${Math.round(100 * part)} %`).join(", "),
+      traces: [{ type: "bar", x: bars.map(([name]) => name), y: bars.map(([, part]) => part),
+        marker: { color: resolved("intruder") }, hovertemplate: "direction %{x}: %{y:.1%}<extra></extra>" }],
+      layout: { xaxis: { type: "category", title: { text: "direction of the update, by singular value" } },
+        yaxis: { title: { text: "part of the drift" }, tickformat: ".0%", rangemode: "tozero" } } };
+  }
+
   /** The charts of a matrix: title, what it shows, and how. */
   function of(m, epsilon) {
     const shown = [];
@@ -132,6 +143,8 @@ const charts = (() => {
       if (m.predicted.some((p) => p.location !== null)) shown.push(["Where spikes should and do stand out",
         "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Apart, they tell that the update leans on the base's own directions.", outliers(m)]);
     }
+    if (m.drift && m.driftParts.length) shown.push(["What carries the drift",
+      "The part of the drift in each singular direction of the update, those with the most first. They need not be its strongest ones: what counts is how much of the inputs lies along them.", carriers(m)]);
     return shown;
   }
   return { draw, of, number, resolved };

@@ -28,6 +28,9 @@
   const counted = (n, one, many) => `${n} ${n === 1 ? one : many ?? `${one}s`}`;
   /** A name that breaks after its dots alone. */
   const broken = (name) => name.split(/(?<=\.)/).flatMap((part, i) => i ? [el("wbr"), part] : [part]);
+  /** A drift, which may be of any order. */
+  const brief = (x, digits = 3) => x === null || x === undefined ? "–" : String(Number(Number(x).toPrecision(digits)));
+  const percent = (x) => brief(x === null ? null : 100 * x, 2);
   /** A score with as many digits as tell it from the limit. */
   const told = (score) => number(score, score !== null && Math.abs(score - record().epsilon) < 0.01 ? 3 : 2);
 
@@ -58,12 +61,13 @@
   function comparison() {
     byId("compare").hidden = !several;
     if (!several) return;
-    const heads = ["record", "matrices", "new", ...counts, "worst score", "strongest ΔW/θ_c", ""];
+    const moved = data.records.some((r) => r.moments) ? ["mean drift"] : [];
+    const heads = ["record", "matrices", "new", ...counts, "worst score", "strongest ΔW/θ_c", ...moved, ""];
     const rows = data.records.map((r, i) => {
       const worst = Math.min(...r.matrices.map((m) => m.worst ?? 1));
       const strongest = Math.max(...r.matrices.map((m) => m.over ?? 0));
       const shown = i === state.record;
-      const cells = [r.label, r.summary.audited, r.summary.intruders, ...counts.map((name) => r.summary[name]), number(worst, 3), number(strongest)];
+      const cells = [r.label, r.summary.audited, r.summary.intruders, ...counts.map((name) => r.summary[name]), number(worst, 3), number(strongest), ...moved.map(() => brief(r.drift))];
       return el("tr", { "aria-selected": String(shown) }, cells.map((x) => el("td", {}, String(x))),
         el("td", {}, el("button", { type: "button", disabled: shown, onclick: () => choose(i) }, shown ? "shown below" : "show")));
     });
@@ -102,8 +106,8 @@
     rows.push(...lone.map(([kind, m]) => el("tr", {}, el("th", { scope: "row" }, kind),
       el("td", { colspan: Math.max(kinds.length, 1), class: "lone" }, cell([m])))));
     fill("map", el("thead", {}, el("tr", {}, el("td"), kinds.map((kind) => el("th", { scope: "col" }, kind)))), el("tbody", {}, rows));
-    const [from, to] = state.colour === "score"
-      ? [`≥ ${record().epsilon}: in the base`, "0: wholly new"] : ["≤ 1: below its threshold θ_c", "far above"];
+    const [from, to] = state.colour === "score" ? [`≥ ${record().epsilon}: in the base`, "0: wholly new"]
+      : state.colour === "drift" ? [`≤ ${percent(mostDrift() / DRIFTS)} %`, `${percent(mostDrift())} %: the most here`] : ["≤ 1: below its threshold θ_c", "far above"];
     fill("legend", swatch(0), ` ${from} `, [0.01, 0.33, 0.66, 1].map(swatch), ` ${to}`);
   }
   const channels = (color) => color.match(/[\d.]+/g).slice(0, 3).map(Number);
@@ -122,24 +126,30 @@
   function cell(found) {
     if (!found) return null;
     const worst = found.reduce((a, b) => badness(a) >= badness(b) ? a : b);
-    const value = state.colour === "score" ? told(worst.worst) : number(worst.over);
+    const value = state.colour === "score" ? told(worst.worst) : state.colour === "drift" ? percent(worst.drift) : number(worst.over);
     const what = `${worst.name}: ${counted(worst.intruders, "new direction")}, worst score ${number(worst.worst, 3)}, ΔW/θ_c ${number(worst.over)}`
-      + (found.length > 1 ? ` (the worst of ${found.length})` : "");
+      + (record().moments ? `, drift ${brief(worst.drift)}` : "") + (found.length > 1 ? ` (the worst of ${found.length})` : "");
     const button = el("button", { type: "button", title: what, "aria-label": what, class: worst.intruders ? "found" : null, onclick: () => go(worst.name) }, value);
     return badness(worst) === null ? button : paint(button, badness(worst));
   }
   /** From 0, nothing to see, to 1; null where it is not known. */
   function badness(m) {
     if (state.colour === "score") return m.worst === null ? null : Math.max(0, 1 - m.worst / record().epsilon);
+    if (state.colour === "drift") {  // on a logarithmic scale: one matrix may have most of it
+      return m.drift === null ? null : Math.max(0, 1 + Math.log(m.drift / mostDrift() || 0) / Math.log(DRIFTS));
+    }
     return m.over === null ? null : Math.max(0, 1 - 1 / Math.max(m.over, 1e-9));
   }
+
+  const DRIFTS = 1000;  // from the palest to the reddest
+  const mostDrift = () => Math.max(0, ...record().matrices.map((m) => m.drift ?? 0));
 
   // ---- the table
 
   // id, head, the key that it is sorted by, what is shown, whether the first click sorts down, class
   const NAME = ["name", "matrix", (m) => m.name, (m) => [link(m.name), m.untrained ? el("span", { class: "tag", title: "Noise by the law of Marchenko and Pastur: everything is new in a matrix that was never pretrained." }, "base looks untrained") : null], false];
   const COLUMNS = data.columns.map((c) => [c.id, c.heading, (m) => m.cells[c.id][0], (m) => m.cells[c.id][1], !c.lowFirst, c.wide ? "wide" : undefined]);
-  const isIdle = (c) => c.ifAny && !record().matrices.some((m) => m.cells[c.id][0]);
+  const isIdle = (c) => (c.ifAny && !record().matrices.some((m) => m.cells[c.id][0])) || (c.ofMoments && !record().moments);
   function columns() {
     const own = COLUMNS.filter((_, i) => !isIdle(data.columns[i]));
     return [NAME, ...own, ...data.records.flatMap((r, i) => {
@@ -198,7 +208,8 @@
     if (m === undefined) return;
     const facts = [`${m.shape.join(" × ")}, ${m.dtype}`,
       m.rank === null ? "dense update" : `LoRA of rank ${m.rank}, scale ${number(m.scale)}`,
-      m.passes ? `${m.passes} passes over the matrix` : null, m.untrained ? "the base looks untrained" : null, m.note].filter(Boolean).join(" · ");
+      m.passes ? `${m.passes} passes over the matrix` : null, m.untrained ? "the base looks untrained" : null,
+      m.drift === null ? null : `drift ${brief(m.drift)}`, m.driftNote === null ? null : `drift not measured: ${m.driftNote}`, m.note].filter(Boolean).join(" · ");
     const at = order.indexOf(m.name);
     const step = (label, i) => el("button", { type: "button", disabled: at < 0 || !(i in order), onclick: () => go(order[i]) }, label);
     fill("detail-head", el("div", { class: "tools" }, step("‹ previous", at - 1), step("next ›", at + 1),
@@ -216,12 +227,14 @@
     byId("details").scrollIntoView({ behavior: "auto", block: "start" });
   }
   function directionTable(m) {
-    const heads = ["direction", "side", "σ", "score", "proved", "nearest in base", "within its leading space", "verdict"];
+    const moved = m.drift && m.directions.some((d) => d.along !== null) ? ["part of the drift"] : [];
+    const heads = ["direction", "side", "σ", "score", "proved", "nearest in base", "within its leading space", ...moved, "verdict"];
     const proved = (d) => d.high - d.low < 5e-4 ? (d.method === "dense" ? "exact, by SVDs" : "to 3 digits")
       : `${number(d.low, 3)} to ${number(d.high, 3)}`;
     fill("directions", el("thead", {}, el("tr", {}, heads.map((h) => el("th", { scope: "col" }, h)))),
       el("tbody", {}, m.directions.map((d) => el("tr", {}, [d.index, d.side, number(d.sigma, 3), number(d.score, 3), proved(d),
         d.match < 0 ? "–" : d.match, `${Math.round(100 * d.overlap ** 2)} %`,
+        ...moved.map(() => d.along === null ? "–" : `${Math.round(100 * d.along / m.drift)} %`),
         el("span", { class: `tag ${d.verdict}` }, d.verdict)].map((x) => el("td", {}, typeof x === "object" ? x : String(x)))))));
   }
 
@@ -258,6 +271,7 @@
     if (before[0] === undefined) delete root.dataset.theme; else root.dataset.theme = before[0];
     byId("words").open = before[1]; draw();
   });
+  if (!data.records.some((r) => r.moments)) byId("colour").querySelector("[value=drift]").remove();
   recall();
   if (!record().matrices.some((m) => m.intruders > 0)) show("all");
   draw();

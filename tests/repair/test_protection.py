@@ -12,7 +12,7 @@ import bulkedge
 from bulkedge import CheckpointError, InputError
 from bulkedge.moments import Moments
 from bulkedge.repairing import Protect
-from bulkedge.repairing.protect import protected
+from bulkedge.repairing.solve import protected
 from helpers import save, save_adapter, some
 
 
@@ -78,7 +78,9 @@ def test_an_adapter_gets_new_factors_on_the_input_side_alone(base, tmp_path, dty
         C_b, C_t = moments[layer].moment, task[layer].moment
         expected = protected(before[name], C_b, C_t, 1.0).to(dtype)
         torch.testing.assert_close(after[name], expected)
-    assert record.method == {"name": "protect", "strength": 1.0, "task_moments": True}
+    assert record.method == {
+        "name": "protect", "strength": 1.0, "target_drift": None, "task_moments": True
+    }  # fmt: skip
     for row in some(record.matrices):
         assert row.status == "repaired"
         assert row.drift_after < row.drift_before
@@ -154,7 +156,7 @@ def moments_of(model, x):
 def test_a_layer_that_did_not_run_is_refused_by_name(base, tmp_path):
     model, path = base
     with Moments(model, modules=["up"]) as only, torch.no_grad():
-        model(torch.tensor([[1, 2]]))
+        model(torch.arange(30)[None])
     record = bulkedge.repair(path, adapter(tmp_path / "a"), None, method=Protect(only))
     notes = {row.name: row.note for row in some(record.matrices)}
     assert notes["up.weight"] is None

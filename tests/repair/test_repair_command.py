@@ -179,7 +179,9 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     assert done.exit_code == 0, done.output
     assert "; mean drift on the base's inputs " in done.stdout
     record = RepairRecord.from_json(tmp_path / "out/repair.json")
-    assert record.method == {"name": "protect", "strength": 2.0, "task_moments": False}
+    assert record.method == {
+        "name": "protect", "strength": 2.0, "target_drift": None, "task_moments": False
+    }  # fmt: skip
     for row in some(record.matrices):
         assert row.drift_after < row.drift_before
     strict = run(base, tuned, "-o", tmp_path / "again", *protect, "--fail-on", "rotated")

@@ -1,0 +1,197 @@
+"""What is known of the inputs of the matrices of a plan, or why it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge.checkpoint import infer_rule
+from bulkedge.comparison import Comparison, Plan
+from bulkedge.moments import Layer, Moment, Moments, alike, sample, width
+
+EXPERTS = "experts: the tokens of each are not measured apart; it is left as it is"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The moments of the inputs of one matrix.
+
+    Attributes:
+        base: ``C_b``, and how many inputs it is of.
+        task: ``C_t`` likewise; None where none was measured.
+    """
+
+    base: Layer
+    task: Layer | None
+
+    @property
+    def moments(self) -> tuple[Moment, Moment | None]:
+        """Both moments alone."""
+        return self.base.moment, None if self.task is None else self.task.moment
+
+    @property
+    def rows(self) -> bool:
+        """Whether they are those of an embedding: indices of the rows of the weight as stored."""
+        return isinstance(self.base.moment, Tensor) and self.base.moment.ndim == 1
+
+    def same(self, other: Inputs) -> bool:
+        """Whether they are the moments of the same inputs."""
+        pairs = zip(self.moments, other.moments, strict=True)
+        return all(one is two or _equal(one, two) for one, two in pairs)
+
+    def doubt(self) -> str | None:
+        """What to know of moments of few inputs; None of enough."""
+        for what, layer in self._each():
+            n = width(layer.moment)
+            if not self.rows and layer.count < n:
+                return (
+                    f"the {what} moments are of {layer.count} inputs for a width of {n}: in the "
+                    "directions that they leave open the ridge decides; measure more texts"
+                )
+        return None
+
+    def check_rank(self, rank: int) -> None:
+        """Raise if they are of fewer inputs than an update has ranks.
+
+        Args:
+            rank: Of the update.
+
+        Raises:
+            InputError: If so.
+        """
+        for what, layer in self._each():
+            if layer.count < rank:
+                raise InputError(
+                    f"the {what} moments are of {layer.count} inputs, fewer than the rank {rank} "
+                    "of the update; measure more texts"
+                )
+
+    def _each(self) -> list[tuple[str, Layer]]:
+        found = [("base", self.base)]
+        return found if self.task is None else [*found, ("task", self.task)]
+
+
+class Known:
+    """The moments of a model by the names of a plan's matrices.
+
+    Args:
+        plan: What the base is.
+        base: Moments of the base.
+        task: Moments of the fine-tune; None without.
+
+    Raises:
+        InputError: If no layer of either is one of the base's.
+    """
+
+    def __init__(self, plan: Plan, base: Moments, task: Moments | None) -> None:
+        self._base, self._task = names_of(base, plan), None
+        if task is not None:
+            self._task = names_of(task, plan)
+        self._tied = _tied(base)
+        self._found: dict[str, Inputs | str] = {}
+
+    def of(self, comparison: Comparison) -> Inputs:
+        """The moments of one matrix's inputs.
+
+        Args:
+            comparison: The matrix.
+
+        Returns:
+            The moments.
+
+        Raises:
+            InputError: If they are not known, not of this model, or of too few inputs.
+        """
+        name = comparison.base.name
+        if name not in self._found:
+            try:
+                self._found[name] = self._look_up(comparison)
+            except InputError as error:
+                self._found[name] = str(error)
+        found = self._found[name]
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+    def _look_up(self, comparison: Comparison) -> Inputs:
+        if comparison.base.expert is not None:
+            raise InputError(EXPERTS)
+        base = _checked(self._base, comparison, "base")
+        task = None if self._task is None else _checked(self._task, comparison, "task")
+        found = Inputs(base, task)
+        if comparison.factors is None and (tied := self._tied.get(_bytes(base))):
+            raise InputError(
+                f"{' and '.join(tied)} share this tensor and have different inputs; it is left as "
+                "it is"
+            )
+        if comparison.factors is not None:
+            found.check_rank(comparison.factors.rank)
+        return found
+
+
+def _checked(known: Mapping[str, Layer], comparison: Comparison, what: str) -> Layer:
+    """The moments of one layer, if they are of this model and of its width."""
+    layer = known.get(comparison.base.info.name)
+    if layer is None:
+        raise InputError(f"no inputs of this layer in the {what} moments: it did not run")
+    weight = replace(comparison.base, rows=None).read()
+    stored = weight.mT if comparison.base.transposed else weight
+    if not alike(layer.sample, sample(stored)):
+        raise InputError(f"the {what} moments are of another model; measure this one")
+    rows = isinstance(layer.moment, Tensor) and layer.moment.ndim == 1
+    if width(layer.moment) != (len(stored) if rows else comparison.base.acts_as[1]):
+        raise InputError(f"the {what} moments have another width than this layer")
+    return layer
+
+
+def names_of(moments: Moments, plan: Plan) -> dict[str, Layer]:
+    """What is known of the inputs of each weight of a base.
+
+    Args:
+        moments: Of a model, whose layers may have a prefix more or less than the base's weights.
+        plan: What the base is.
+
+    Returns:
+        The moments by the names of the base's tensors.
+
+    Raises:
+        InputError: If no layer is one of the base's.
+    """
+    layers = {f"{name}.weight": layer for name, layer in moments.layers.items()}
+    shapes = {name: info.shape for name, info in plan.base.tensors.items()}
+    rule = infer_rule(layers, shapes, lambda name, shape: width(layers[name].moment) in shape)
+    found = {rule.find(name): layer for name, layer in layers.items()}
+    known = {name: layer for name, layer in found.items() if name is not None}
+    if not known:
+        first = next(iter(layers), "nothing")
+        raise InputError(
+            f"{plan.base.path}: none of its weights is in the moments, whose first is {first!r}; "
+            "measure this model"
+        )
+    return {plan.base.tensors[name].name: layer for name, layer in known.items()}
+
+
+def _tied(moments: Moments) -> dict[bytes, list[str]]:
+    """Layers that share a weight and not their inputs, by what the weight is recognised by."""
+    groups: dict[bytes, list[tuple[str, Layer]]] = {}
+    for name, layer in moments.layers.items():
+        if bool((layer.sample != layer.sample[0]).any()):  # weights that are all zero tell nothing
+            groups.setdefault(_bytes(layer), []).append((name, layer))
+    return {
+        key: [name for name, _ in group]
+        for key, group in groups.items()
+        if any(layer.moment is not group[0][1].moment for _, layer in group)
+    }
+
+
+def _bytes(layer: Layer) -> bytes:
+    return layer.sample.numpy().tobytes()
+
+
+def _equal(one: Moment | None, other: Moment | None) -> bool:
+    """Whether two plain moments are the same numbers; of sketches only themselves."""
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)

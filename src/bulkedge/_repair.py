@@ -198,9 +198,7 @@ def _record(
     counts = {row.name: work.counted(row) for row in after.matrices} if after else {}
     chosen = work.options.selection
     rotated = chosen.mildest is Verdict.ROTATED
-    settings = Choice(
-        select="rotated" if rotated else "intruder", significance=chosen.significance
-    )
+    settings = Choice(select="rotated" if rotated else "intruder", significance=chosen.significance)
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
         method=work.settings,

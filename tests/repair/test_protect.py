@@ -209,5 +209,5 @@ def test_the_strength_of_a_drift_is_found_between_the_points_of_the_grid():
         strength = strength_for(share * start, curves, before, factors)
         assert mean_at(strength) == pytest.approx(share * start, rel=2e-3)
     for target in (1.01 * start, 1e-30):
-        with pytest.raises(InputError, match="expected a target drift between .* and .*, got"):
+        with pytest.raises(InputError, match=r"expected a target drift between .* and .*, got"):
             strength_for(target, curves, before, factors)

@@ -23,10 +23,12 @@ class Inputs:
     Attributes:
         base: ``C_b``, and how many inputs it is of.
         task: ``C_t`` likewise; None where none was measured.
+        output: ``tr(W0 C_b W0ᵀ)`` where it was computed when the model ran; else None.
     """
 
     base: Layer
     task: Layer | None
+    output: float | None = None
 
     @property
     def moments(self) -> tuple[Moment, Moment | None]:
@@ -88,10 +90,11 @@ class Known:
     """
 
     def __init__(self, plan: Plan, base: Moments, task: Moments | None) -> None:
-        self._base, self._task = names_of(base, plan), None
-        if task is not None:
-            self._task = names_of(task, plan)
+        self._base = _Side("base", base, plan)
+        self._task = None if task is None else _Side("task", task, plan)
         self._tied = _tied(base)
+        # a fine-tune that stores the output layer apart from the embedding has untied them
+        self._apart = {c.base.info.name for c in plan.comparisons if c.base.alias is not None}
         self._found: dict[str, Inputs | str] = {}
 
     def of(self, comparison: Comparison) -> Inputs:
@@ -120,10 +123,12 @@ class Known:
     def _look_up(self, comparison: Comparison) -> Inputs:
         if comparison.base.expert is not None:
             raise InputError(EXPERTS)
-        base = _checked(self._base, comparison, "base")
-        task = None if self._task is None else _checked(self._task, comparison, "task")
-        found = Inputs(base, task)
-        if comparison.factors is None and (tied := self._tied.get(_bytes(base))):
+        task = None if self._task is None else self._task.of(comparison)[0]
+        base, exact = self._base.of(comparison)
+        whole = exact and comparison.base.rows is None
+        found = Inputs(base, task, base.output if whole else None)
+        tied = self._tied.get(_bytes(found.base))
+        if tied and comparison.factors is None and comparison.base.info.name not in self._apart:
             raise InputError(
                 f"{' and '.join(tied)} share this tensor and have different inputs; it is left as "
                 "it is"
@@ -133,46 +138,48 @@ class Known:
         return found
 
 
-def _checked(known: Mapping[str, Layer], comparison: Comparison, what: str) -> Layer:
-    """The moments of one layer, if they are of this model and of its width."""
-    layer = known.get(comparison.base.info.name)
-    if layer is None:
-        raise InputError(f"no inputs of this layer in the {what} moments: it did not run")
-    weight = replace(comparison.base, rows=None).read()
-    stored = weight.mT if comparison.base.transposed else weight
-    if not alike(layer.sample, sample(stored)):
-        raise InputError(f"the {what} moments are of another model; measure this one")
-    rows = isinstance(layer.moment, Tensor) and layer.moment.ndim == 1
-    if width(layer.moment) != (len(stored) if rows else comparison.base.acts_as[1]):
-        raise InputError(f"the {what} moments have another width than this layer")
-    return layer
+class _Side:
+    """The moments of the base, or of the task, by the names of the base's tensors."""
+
+    def __init__(self, what: str, moments: Moments, plan: Plan) -> None:
+        layers = moments.layers
+        names = _matched(layers, plan)
+        self.what, self.known = what, {name: layers[path] for name, path in names.items()}
+        self.rest = {path: layers[path] for path in layers.keys() - set(names.values())}
+
+    def of(self, comparison: Comparison) -> tuple[Layer, bool]:
+        """The moments of one layer, and whether its weight was the very one that was run."""
+        layer = self.known.get(comparison.base.info.name)
+        if comparison.base.alias is not None:  # an output layer whose tensor is the embedding's
+            end = comparison.base.alias.rpartition(".")[2]
+            ending = [own for name, own in self.rest.items() if name.rpartition(".")[2] == end]
+            layer = ending[0] if len(ending) == 1 else None
+        if layer is None:
+            raise InputError(f"no inputs of this layer in the {self.what} moments: it did not run")
+        weight = replace(comparison.base, rows=None).read()
+        stored = weight.mT if comparison.base.transposed else weight
+        own = sample(stored)
+        if not alike(layer.sample, own):
+            raise InputError(f"the {self.what} moments are of another model; measure this one")
+        rows = isinstance(layer.moment, Tensor) and layer.moment.ndim == 1
+        if width(layer.moment) != (len(stored) if rows else comparison.base.acts_as[1]):
+            raise InputError(f"the {self.what} moments have another width than this layer")
+        return layer, torch.equal(layer.sample, own)
 
 
-def names_of(moments: Moments, plan: Plan) -> dict[str, Layer]:
-    """What is known of the inputs of each weight of a base.
-
-    Args:
-        moments: Of a model, whose layers may have a prefix more or less than the base's weights.
-        plan: What the base is.
-
-    Returns:
-        The moments by the names of the base's tensors.
-
-    Raises:
-        InputError: If no layer is one of the base's.
-    """
-    layers = {f"{name}.weight": layer for name, layer in moments.layers.items()}
+def _matched(layers: Mapping[str, Layer], plan: Plan) -> dict[str, str]:
+    """The path of the layer of each weight of a base, which may have another prefix there."""
+    paths = {f"{path}.weight": path for path in layers}
     shapes = {name: info.shape for name, info in plan.base.tensors.items()}
-    rule = infer_rule(layers, shapes, lambda name, shape: width(layers[name].moment) in shape)
-    found = {rule.find(name): layer for name, layer in layers.items()}
-    known = {name: layer for name, layer in found.items() if name is not None}
+    rule = infer_rule(paths, shapes, lambda name, shape: width(layers[paths[name]].moment) in shape)
+    found = {rule.find(name): path for name, path in paths.items()}
+    known = {plan.base.tensors[name].name: path for name, path in found.items() if name is not None}
     if not known:
-        first = next(iter(layers), "nothing")
         raise InputError(
-            f"{plan.base.path}: none of its weights is in the moments, whose first is {first!r}; "
-            "measure this model"
+            f"{plan.base.path}: none of its weights is in the moments, whose first is "
+            f"{next(iter(paths), 'nothing')!r}; measure this model"
         )
-    return {plan.base.tensors[name].name: layer for name, layer in known.items()}
+    return known
 
 
 def _tied(moments: Moments) -> dict[bytes, list[str]]:

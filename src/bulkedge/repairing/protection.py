@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from .inputs import EXPERTS, Inputs, Known
 from .layers import Layer, Stored
 from .output import Output, module_of
 from .protect import DEFAULT_STRENGTH, Protect
-from .solve import Pairs, drift, moved, pair_of, solver
+from .solve import Pairs, moved, pair_of, solver
 from .work import Options, Row, Work, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
@@ -114,14 +113,13 @@ class Protection(Work):
                 inputs, pair = self._read(row.comparison)
             except InputError:
                 continue  # refused by name when its turn comes
-            W0, update = _base(pair, inputs), _update(pair, inputs)
-            output = moved(W0, inputs.base.moment)
-            if not output > 0:
+            update, power = _update(pair, inputs), _power(pair, inputs)
+            if not power > 0:
                 continue
             base, task = inputs.moments
             basis = self._responses(base, task)
-            curves.append(curve(update, *pair_of(base, task), basis, output))
-            before.append(moved(update, base) / output)
+            curves.append(curve(update, *pair_of(base, task), basis, power))
+            before.append(moved(update, base) / power)
         if not curves:
             return self.strength
         return strength_for(target, curves, before, [1.0] * len(curves))
@@ -164,9 +162,9 @@ class Protection(Work):
     def _protect(self, row: Row, output: Output | None) -> None:
         comparison = row.comparison
         inputs, pair = self._read(comparison)
-        W0, before = _base(pair, inputs), _update(pair, inputs)
+        before, power = _update(pair, inputs), _power(pair, inputs)
         row.update_norm = _norm(before)
-        row.drift = _drift(before, W0, inputs)
+        row.drift = _drift(before, power, inputs)
         if row.update_norm == 0:
             row.status = "left"
             return
@@ -177,7 +175,7 @@ class Protection(Work):
         row.change = _norm(_difference(now, before))
         row.energy = 1 - (_norm(now) / row.update_norm) ** 2
         row.status, row.rounds, row.note = "repaired", 1, inputs.doubt()
-        row.drift_after = _drift(now, W0, inputs)
+        row.drift_after = _drift(now, power, inputs)
 
     def _solve(self, A: Tensor, inputs: Inputs) -> Tensor:
         """``A T``."""
@@ -282,7 +280,12 @@ def _norm(update: Update) -> float:
     return float(torch.linalg.vector_norm(update))
 
 
-def _drift(update: Update, W0: Tensor, inputs: Inputs) -> float | None:
-    """The part of a layer's output on the base's inputs that an update changes; None of zeros."""
-    found = drift(update, W0, inputs.base.moment)
-    return found if math.isfinite(found) else None
+def _power(pair: Pair, inputs: Inputs) -> float:
+    """``tr(W0 C_b W0ᵀ)``: the mean square of the base's outputs."""
+    known = inputs.output
+    return moved(_base(pair, inputs), inputs.base.moment) if known is None else known
+
+
+def _drift(update: Update, power: float, inputs: Inputs) -> float | None:
+    """The part of the base's outputs that an update changes; None of outputs that are zero."""
+    return moved(update, inputs.base.moment) / power if power > 0 else None

@@ -67,7 +67,9 @@ class RepairedMatrix(Row):
     status: Literal["repaired", "left", "refused"] = Field(
         description="Left, if no direction is as significant as asked for, or the method leaves it."
     )
-    note: str | None = Field(description="Why it was refused.")
+    note: str | None = Field(
+        description="Why it was refused; of a repaired one what to know of it."
+    )
     rounds: Count = Field(description="How often it was treated.")
     directions: list[Treated]
     intruders_before: Count = Field(description="Directions to be treated, in the audit before.")

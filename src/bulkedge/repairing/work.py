@@ -83,7 +83,7 @@ class Options:
         max_rank: The largest rank of a repaired update; None for any.
     """
 
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     max_rank: int | None = None
 
 
@@ -144,7 +144,9 @@ class Work(ABC):
 
     def counted(self, row: Matrix) -> int:
         """How many directions of a matrix have a verdict that is to be treated."""
-        return sum(self.options.selection.by_verdict(direction.verdict) for direction in row.directions)
+        return sum(
+            self.options.selection.by_verdict(direction.verdict) for direction in row.directions
+        )
 
     def treat(
         self,

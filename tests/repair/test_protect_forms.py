@@ -49,6 +49,15 @@ def dense(update, base, task, strength=1.0):
     return update.double() @ C_t @ torch.linalg.inv(C_t + strength * C_b)
 
 
+def exchange(W0, base, task):
+    """The price of relative drift in relative loss on the task, from their definition."""
+    outputs = [
+        torch.trace(W0 @ C @ W0.mT) * len(C) / C.trace()
+        for C in (to_dense(base).double(), to_dense(task).double())
+    ]
+    return float(outputs[1] / outputs[0])
+
+
 def llama(**changes):
     torch.manual_seed(0)
     settings = {
@@ -116,7 +125,10 @@ def test_stock_peft_merges_and_serves_what_the_dense_computation_gives(form, tmp
         layer = row.name.removesuffix(".weight")
         update = (state[row.name] - W0[row.name]).flatten(1)
         turned = form == "Conv1D" or base[layer].moment.ndim == 1
-        new = dense(update.mT if turned else update, base[layer].moment, task[layer].moment)
+        start = W0[row.name].flatten(1)
+        rate = exchange(start.mT if turned else start, base[layer].moment, task[layer].moment)
+        assert row.strength == pytest.approx(rate, rel=1e-5)
+        new = dense(update.mT if turned else update, base[layer].moment, task[layer].moment, rate)
         expected = W0[row.name] + (new.mT if turned else new).reshape(W0[row.name].shape)
         found = after.state_dict()[row.name]
         assert (found - expected).norm() <= 1e-6 * (expected - W0[row.name]).norm()
@@ -213,7 +225,7 @@ def test_a_sharded_checkpoint_is_written_shard_by_shard(tmp_path):
     index = {"metadata": {"total_size": 1}, "weight_map": files}
     (tmp_path / "tuned/model.safetensors.index.json").write_text(json.dumps(index))
     base_moments, task = moments_of(model, draw(60, 12)), moments_of(model, draw(60, 12, seed=1))
-    method = Protect(base_moments, task, 2.0)
+    method = Protect(base_moments, task, 2.0, balance="layer")
     bulkedge.repair(base, tmp_path / "tuned", tmp_path / "out", method=method, recipe=RECIPE)
     for name in names:
         W0, W = model.state_dict()[name], weights[name]
@@ -245,7 +257,7 @@ def test_numbers_beyond_half_precision_are_refused(full, tmp_path):
     else:
         tuned = factors(tmp_path, 6e4 * torch.ones(2, 8).half(), 1e-4 * draw(4, 2).half())
         file = tuned / "adapter_model.safetensors"
-    method = Protect(moments, strength=100.0)
+    method = Protect(moments, strength=10.0)
     record = bulkedge.repair(base, tuned, tmp_path / "out", method=method, recipe=RECIPE)
     assert "protected numbers are beyond those of its dtype" in record.matrices[0].note
     assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()

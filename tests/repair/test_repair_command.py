@@ -180,7 +180,8 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     assert "; mean drift on the base's inputs " in done.stdout
     record = RepairRecord.from_json(tmp_path / "out/repair.json")
     assert record.method == {
-        "name": "protect", "strength": 2.0, "target_drift": None, "task_moments": False
+        "name": "protect", "strength": 2.0, "target_drift": None, "balance": "drift",
+        "task_moments": False,
     }  # fmt: skip
     for row in some(record.matrices):
         assert row.drift_after < row.drift_before
@@ -189,7 +190,10 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     for options, message in (
         (["--method", "protect"], "needs --moments FILE"),
         (["--strength", "2"], "--strength is no setting of clip"),
-        ([*protect, "--level", "1"], "settings are --moments, --task-moments, --strength"),
+        (
+            [*protect, "--level", "1"],
+            "settings are --moments, --task-moments, --strength, --target-drift, --balance",
+        ),
     ):
         done = run(base, tuned, "-o", tmp_path / "none", *options)
         assert message in done.output + str(done.exception)

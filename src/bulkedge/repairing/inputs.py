@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge.checkpoint import infer_rule
 from bulkedge.comparison import Comparison, Plan
-from bulkedge.moments import Layer, Moment, Moments, alike, sample, width
+from bulkedge.moments import Layer, Moment, Moments, alike, diagonal, sample, width
 
 EXPERTS = "experts: the tokens of each are not measured apart; it is left as it is"
 
@@ -120,6 +120,26 @@ class Known:
             raise InputError(found)
         return found
 
+    def exchange(self, parts: Sequence[Comparison]) -> float:
+        """``tr(W0 C_t W0ᵀ) / tr(W0 C_b W0ᵀ)``, both moments with mean diagonal 1.
+
+        Args:
+            parts: Matrices whose updates have their factor on the input side in common, or one.
+
+        Returns:
+            The ratio, by the outputs of the models that were run; 1 where one of them is zero.
+        """
+        base = task = 0.0
+        for comparison in {part.base.info.name: part for part in parts}.values():
+            found = self.of(comparison)
+            base += found.base.output / _mean_square(found.base)
+            if found.task is None:
+                weight = replace(comparison.base, rows=None).read()
+                task += float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+            else:
+                task += found.task.output / _mean_square(found.task)
+        return task / base if base > 0 and task > 0 else 1.0
+
     def _look_up(self, comparison: Comparison) -> Inputs:
         if comparison.base.expert is not None:
             raise InputError(EXPERTS)
@@ -193,6 +213,11 @@ def _tied(moments: Moments) -> dict[bytes, list[str]]:
         for key, group in groups.items()
         if any(layer.moment is not group[0][1].moment for _, layer in group)
     }
+
+
+def _mean_square(layer: Layer) -> float:
+    """The mean of the diagonal of a moment; 1 of zeros, which are refused where they are used."""
+    return float(diagonal(layer.moment).double().mean()) or 1.0
 
 
 def _bytes(layer: Layer) -> bytes:

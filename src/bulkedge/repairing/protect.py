@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bulkedge._errors import InputError
-from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_fields, optional
+from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_fields, one_of, optional
 from bulkedge.moments import Moments
 
 DEFAULT_STRENGTH = 1.0
@@ -27,9 +27,13 @@ class Protect:
             1 if neither it nor a drift is given.
         target_drift: The mean over the layers of ``tr(D' C_b D'ᵀ)/tr(W0 C_b W0ᵀ)`` that is wanted;
             λ is then the strength that gives it.
+        balance: What counts alike in every layer.  ``"drift"``: the loss on the task and the drift,
+            each as a part of the layer's outputs, so that a unit of drift costs the same loss in
+            every layer.  ``"layer"``: both moments, each scaled to mean diagonal 1.
 
     Raises:
-        InputError: If the strength is negative, the drift is not positive, or both are given.
+        InputError: If the strength is negative, the drift is not positive, both are given, or the
+            balance is none of the two.
 
     References:
         Jin et al., "Dataless knowledge fusion by merging weights of language models",
@@ -40,9 +44,15 @@ class Protect:
     task_moments: Moments | None = None
     strength: float | None = None
     target_drift: float | None = None
+    balance: str = "drift"
 
     def __post_init__(self) -> None:
-        check_fields(self, strength=optional(NOT_NEGATIVE), target_drift=optional(POSITIVE))
+        check_fields(
+            self,
+            strength=optional(NOT_NEGATIVE),
+            target_drift=optional(POSITIVE),
+            balance=one_of("drift", "layer"),
+        )
         if self.strength is not None and self.target_drift is not None:
             raise InputError(
                 "expected a strength or a target drift, got both: the one follows from the other"

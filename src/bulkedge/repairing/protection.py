@@ -21,7 +21,7 @@ from .inputs import EXPERTS, Inputs, Known
 from .layers import Layer, Stored
 from .output import Output, module_of
 from .protect import DEFAULT_STRENGTH, Protect
-from .solve import Pairs, moved, pair_of, solver
+from .solve import Pairs, Solve, moved, pair_of, solver
 from .work import Options, Row, Work, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
@@ -84,6 +84,7 @@ class Protection(Work):
             "name": "protect",
             "strength": self.strength,
             "target_drift": self.method.target_drift,
+            "balance": self.method.balance,
             "task_moments": self.method.task_moments is not None,
         }
 
@@ -105,7 +106,7 @@ class Protection(Work):
 
     def _strength_for(self, target: float, todo: list[Row]) -> float:
         """The strength that gives a mean drift; what is refused later is left out here."""
-        curves, before = [], []
+        curves, before, factors = [], [], []
         for row in todo:
             if why_not(row.comparison, self.plan.tuned) is not None:
                 continue
@@ -120,9 +121,14 @@ class Protection(Work):
             basis = self._responses(base, task)
             curves.append(curve(update, *pair_of(base, task), basis, power))
             before.append(moved(update, base) / power)
-        if not curves:
-            return self.strength
-        return strength_for(target, curves, before, [1.0] * len(curves))
+            factors.append(self._exchange(row.comparison))
+        return strength_for(target, curves, before, factors) if curves else self.strength
+
+    def _exchange(self, comparison: Comparison) -> float:
+        """What the strength is multiplied with in a layer."""
+        if self.method.balance == "layer":
+            return 1.0
+        return self._known.exchange(self._sharing.get(_first(comparison), [comparison]))
 
     def _treat(self, row: Row, output: Output | None) -> None:
         """Protect one matrix."""
@@ -168,30 +174,28 @@ class Protection(Work):
         if row.update_norm == 0:
             row.status = "left"
             return
+        row.strength = self.strength * self._exchange(comparison)
+        solve = self._solvers(*inputs.moments, row.strength)
         if isinstance(before, LowRank):
-            now, row.error = self._factors(comparison, inputs)
+            now, row.error = self._factors(comparison, inputs, solve)
         else:
-            now, row.error = self._full(comparison, inputs, pair, before, output)
+            now, row.error = self._full(comparison, inputs, pair, solve(before), output)
         row.change = _norm(_difference(now, before))
         row.energy = 1 - (_norm(now) / row.update_norm) ** 2
         row.status, row.rounds, row.note = "repaired", 1, inputs.doubt()
         row.drift_after = _drift(now, power, inputs)
-
-    def _solve(self, A: Tensor, inputs: Inputs) -> Tensor:
-        """``A T``."""
-        return self._solvers(*inputs.moments, self.strength)(A)
 
     def _full(
         self,
         comparison: Comparison,
         inputs: Inputs,
         pair: Pair,
-        before: Tensor,
+        update: Tensor,
         output: Output | None,
     ) -> tuple[Tensor, float]:
         """The protected difference as it is stored, and what its dtype leaves out."""
         W0 = _base(pair, inputs).double()
-        meant = W0 + self._solve(before, inputs)
+        meant = W0 + update
         stored = meant.to(pair.start.dtype)
         if not bool(stored.isfinite().all()):
             raise InputError(BEYOND)
@@ -199,12 +203,14 @@ class Protection(Work):
             output.write_matrix(comparison.tuned, (stored.mT if inputs.rows else stored).cpu())
         return stored.double() - W0, _norm(stored.double() - meant)
 
-    def _factors(self, comparison: Comparison, inputs: Inputs) -> tuple[LowRank, float]:
+    def _factors(
+        self, comparison: Comparison, inputs: Inputs, solve: Solve
+    ) -> tuple[LowRank, float]:
         """The same of factors: the one on the input side alone is new."""
         update = _correctable(comparison)
         done = self._done.get(_first(comparison))
         if done is None:
-            done = self._done[_first(comparison)] = self._whole(comparison, update, inputs)
+            done = self._done[_first(comparison)] = self._whole(comparison, update, inputs, solve)
         rows = slice(None) if update.rows is None else slice(*update.rows)
         meant, held = (
             _on_columns(LowRank(B[rows], A, update.scale), inputs)
@@ -212,14 +218,16 @@ class Protection(Work):
         )
         return held, _norm(_difference(held, meant))
 
-    def _whole(self, comparison: Comparison, update: Correctable, inputs: Inputs) -> Protected:
+    def _whole(
+        self, comparison: Comparison, update: Correctable, inputs: Inputs, solve: Solve
+    ) -> Protected:
         """The factors of a layer, protected once for all matrices that share them."""
         whole = update.whole()
         B, A, _ = whole.read()
         if inputs.rows:
-            B = self._solve(B.mT.to(self.recipe.device), inputs).mT.cpu()
+            B = solve(B.mT.to(self.recipe.device)).mT.cpu()
         else:
-            A = self._solve(A.to(self.recipe.device), inputs).cpu()
+            A = solve(A.to(self.recipe.device)).cpu()
         tensors = whole.stored([(B, A)], None)
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise InputError(BEYOND)

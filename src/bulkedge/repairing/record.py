@@ -85,6 +85,7 @@ class RepairedMatrix(Row):
     loss: Size = Field(
         description="What dtype and rank leave out: ‖stored − meant‖_F / ‖W − W0‖_F."
     )
+    strength: Size | None = Field(None, description="λ in this layer; null of other methods.")
     drift_before: Size | None = Field(
         None,
         description="tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ) on the base's inputs; null where not measured.",

@@ -39,6 +39,7 @@ class Row:
     change: float = 0.0
     energy: float = 0.0
     error: float = 0.0
+    strength: float | None = None
     drift: float | None = None
     drift_after: float | None = None
 
@@ -69,6 +70,7 @@ class Row:
             change=self.change / norm,
             energy_removed=self.energy,
             loss=self.error / norm,
+            strength=self.strength,
             drift_before=self.drift,
             drift_after=self.drift_after,
         )

@@ -1,5 +1,6 @@
 """Protected fine-tunes of every stored form, against the dense computation and stock PEFT."""
 
+import copy
 import io
 import json
 import warnings
@@ -216,7 +217,7 @@ def test_a_sharded_checkpoint_is_written_shard_by_shard(tmp_path):
     layers = OrderedDict(up=nn.Linear(12, 20), act=nn.ReLU(), down=nn.Linear(20, 12))
     model = nn.Sequential(layers)
     base = save(tmp_path / "base.safetensors", model.state_dict())
-    weights = {n: W + 0.1 * draw(*W.shape, seed=3) for n, W in model.state_dict().items()}
+    weights = {n: W + 0.05 * draw(*W.shape, seed=3) for n, W in model.state_dict().items()}
     files = {"up.weight": "a.safetensors", "down.weight": "b.safetensors"}
     for name, file in files.items():
         bias = name.replace("weight", "bias")
@@ -224,13 +225,16 @@ def test_a_sharded_checkpoint_is_written_shard_by_shard(tmp_path):
         files = files | {bias: file}
     index = {"metadata": {"total_size": 1}, "weight_map": files}
     (tmp_path / "tuned/model.safetensors.index.json").write_text(json.dumps(index))
-    base_moments, task = moments_of(model, draw(60, 12)), moments_of(model, draw(60, 12, seed=1))
-    method = Protect(base_moments, task, 2.0, balance="layer")
+    base_moments = moments_of(model, draw(60, 12))
+    changed = copy.deepcopy(model)
+    changed.load_state_dict(weights)
+    task = moments_of(changed, draw(60, 12, seed=1))
+    method = Protect(base_moments, task, 2.0, balance="drift")
     bulkedge.repair(base, tmp_path / "tuned", tmp_path / "out", method=method, recipe=RECIPE)
     for name in names:
-        W0, W = model.state_dict()[name], weights[name]
-        moment, of_task = (m[name.removesuffix(".weight")].moment for m in (base_moments, task))
-        expected = W0 + dense(W.double() - W0, moment, of_task, 2.0)
+        W0, W = (state[name].double() for state in (model.state_dict(), weights))
+        both = [m[name.removesuffix(".weight")].moment for m in (base_moments, task)]
+        expected = W0 + dense(W - W0, *both, 2.0 * exchange(W0, *both))
         found = load_file(tmp_path / "out" / files[name])[name]
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
 

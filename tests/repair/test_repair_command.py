@@ -185,11 +185,19 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     }  # fmt: skip
     for row in some(record.matrices):
         assert row.drift_after < row.drift_before
+    aimed = (*protect[:-2], "--target-drift", "0.01", "--balance", "layer")
+    done = run(base, tuned, "-o", tmp_path / "aimed", *aimed)
+    found = RepairRecord.from_json(tmp_path / "aimed/repair.json")
+    assert found.method["target_drift"] == 0.01
+    assert found.method["balance"] == "layer"
+    drifts = [row.drift_after for row in some(found.matrices)]
+    assert sum(drifts) / len(drifts) == pytest.approx(0.01, rel=1e-2)
     strict = run(base, tuned, "-o", tmp_path / "again", *protect, "--fail-on", "rotated")
     assert strict.exit_code == (1 if record.after.summary.intruders else 0)
     for options, message in (
         (["--method", "protect"], "needs --moments FILE"),
         (["--strength", "2"], "--strength is no setting of clip"),
+        ([*protect, "--target-drift", "1"], "a strength or a target drift, got both"),
         (
             [*protect, "--level", "1"],
             "settings are --moments, --task-moments, --strength, --target-drift, --balance",

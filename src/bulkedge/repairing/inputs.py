@@ -13,6 +13,8 @@ from bulkedge.checkpoint import infer_rule
 from bulkedge.comparison import Comparison, Plan
 from bulkedge.moments import Layer, Moment, Moments, alike, diagonal, sample, width
 
+from .solve import moved
+
 EXPERTS = "experts: the tokens of each are not measured apart; it is left as it is"
 
 
@@ -123,21 +125,24 @@ class Known:
     def exchange(self, parts: Sequence[Comparison]) -> float:
         """``tr(W0 C_t W0ᵀ) / tr(W0 C_b W0ᵀ)``, both moments with mean diagonal 1.
 
+        Cost: one product ``W0 C_t``.
+
         Args:
             parts: Matrices whose updates have their factor on the input side in common, or one.
 
         Returns:
-            The ratio, by the outputs of the models that were run; 1 where one of them is zero.
+            The ratio; 1 where one of them is zero.
         """
         base = task = 0.0
         for comparison in {part.base.info.name: part for part in parts}.values():
             found = self.of(comparison)
+            W0 = replace(comparison.base, rows=None).read()
+            W0 = (W0.mT if found.rows else W0).double()
             base += found.base.output / _mean_square(found.base)
             if found.task is None:
-                weight = replace(comparison.base, rows=None).read()
-                task += float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+                task += float(W0.square().sum())
             else:
-                task += found.task.output / _mean_square(found.task)
+                task += moved(W0, found.task.moment) / _mean_square(found.task)
         return task / base if base > 0 and task > 0 else 1.0
 
     def _look_up(self, comparison: Comparison) -> Inputs:
@@ -153,7 +158,7 @@ class Known:
                 f"{' and '.join(tied)} share this tensor and have different inputs; it is left as "
                 "it is"
             )
-        if comparison.factors is not None:
+        if comparison.factors is not None and comparison.factors.rank is not None:
             found.check_rank(comparison.factors.rank)
         return found
 

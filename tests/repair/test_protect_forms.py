@@ -114,7 +114,7 @@ def test_stock_peft_merges_and_serves_what_the_dense_computation_gives(form, tmp
     base, task = moments_of(plain, inputs(1)), moments_of(tuned.eval(), inputs(2))
     record = bulkedge.repair(
         tmp_path / "base", tmp_path / "tuned", tmp_path / "out",
-        method=Protect(base, task, 1.0), recipe=RECIPE,
+        method=Protect(base, task, 1.0, balance="drift"), recipe=RECIPE,
     )  # fmt: skip
     assert {row.status for row in some(record.matrices)} == {"repaired"}
     before, after = (
@@ -229,12 +229,14 @@ def test_a_sharded_checkpoint_is_written_shard_by_shard(tmp_path):
     changed = copy.deepcopy(model)
     changed.load_state_dict(weights)
     task = moments_of(changed, draw(60, 12, seed=1))
-    method = Protect(base_moments, task, 2.0, balance="drift")
+    method = Protect(base_moments, task, 2.0)  # one λ for moments as they are, not scaled
     bulkedge.repair(base, tmp_path / "tuned", tmp_path / "out", method=method, recipe=RECIPE)
     for name in names:
         W0, W = (state[name].double() for state in (model.state_dict(), weights))
-        both = [m[name.removesuffix(".weight")].moment for m in (base_moments, task)]
-        expected = W0 + dense(W - W0, *both, 2.0 * exchange(W0, *both))
+        layers = [m[name.removesuffix(".weight")] for m in (base_moments, task)]
+        C_b, C_t = (x.moment + RIDGE * torch.eye(len(x.moment)) * x.moment.trace() / len(x.moment)
+                    for x in layers)  # fmt: skip
+        expected = W0 + (W - W0) @ C_t @ torch.linalg.inv(C_t + 2.0 * C_b)
         found = load_file(tmp_path / "out" / files[name])[name]
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
 

@@ -180,7 +180,7 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     assert "; mean drift on the base's inputs " in done.stdout
     record = RepairRecord.from_json(tmp_path / "out/repair.json")
     assert record.method == {
-        "name": "protect", "strength": 2.0, "target_drift": None, "balance": "drift",
+        "name": "protect", "strength": 2.0, "target_drift": None, "balance": "output",
         "task_moments": False,
     }  # fmt: skip
     for row in some(record.matrices):

@@ -55,8 +55,8 @@ SETTINGS = (
 @click.option("--strength", type=float, help="protect: how much what is kept counts.  [default: 1]")
 @click.option("--target-drift", type=float, metavar="X",
               help="protect: the mean drift wanted, in place of --strength.")  # fmt: skip
-@click.option("--balance", type=click.Choice(["drift", "layer"]),
-              help="protect: what counts alike in every layer.  [default: drift]")  # fmt: skip
+@click.option("--balance", type=click.Choice(["output", "drift", "layer"]),
+              help="protect: unit that is the same in every layer.  [default: output]")  # fmt: skip
 @click.option("--rounds", type=int, help="How often a matrix is treated at most.")
 @click.option("--select", type=click.Choice(["rotated", "intruder"]), default="rotated",
               show_default=True, help="Mildest verdict that is treated.")  # fmt: skip

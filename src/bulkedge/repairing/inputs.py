@@ -145,6 +145,20 @@ class Known:
                 task += moved(W0, found.task.moment) / _mean_square(found.task)
         return task / base if base > 0 and task > 0 else 1.0
 
+    def scales(self, comparison: Comparison) -> float:
+        """The mean square of the base's inputs over that of the task's; 1 without a task's.
+
+        Args:
+            comparison: A matrix.
+
+        Returns:
+            What undoes the scaling of both moments to mean diagonal 1.
+        """
+        found = self.of(comparison)
+        if found.task is None:
+            return 1.0
+        return _mean_square(found.base) / _mean_square(found.task)
+
     def _look_up(self, comparison: Comparison) -> Inputs:
         if comparison.base.expert is not None:
             raise InputError(EXPERTS)

@@ -27,13 +27,14 @@ class Protect:
             1 if neither it nor a drift is given.
         target_drift: The mean over the layers of ``tr(D' C_b D'ᵀ)/tr(W0 C_b W0ᵀ)`` that is wanted;
             λ is then the strength that gives it.
-        balance: What counts alike in every layer.  ``"drift"``: the loss on the task and the drift,
-            each as a part of the layer's outputs, so that a unit of drift costs the same loss in
-            every layer.  ``"layer"``: both moments, each scaled to mean diagonal 1.
+        balance: In which unit the loss on the task and the drift are the same in every layer, so
+            that one costs λ of the other wherever it is.  ``"output"``: mean squares of the layers'
+            outputs.  ``"drift"``: parts of what the base's weight puts out.  ``"layer"``: both
+            moments scaled to mean diagonal 1, each layer for itself.
 
     Raises:
         InputError: If the strength is negative, the drift is not positive, both are given, or the
-            balance is none of the two.
+            balance is none of the three.
 
     References:
         Jin et al., "Dataless knowledge fusion by merging weights of language models",
@@ -44,14 +45,14 @@ class Protect:
     task_moments: Moments | None = None
     strength: float | None = None
     target_drift: float | None = None
-    balance: str = "drift"
+    balance: str = "output"
 
     def __post_init__(self) -> None:
         check_fields(
             self,
             strength=optional(NOT_NEGATIVE),
             target_drift=optional(POSITIVE),
-            balance=one_of("drift", "layer"),
+            balance=one_of("output", "drift", "layer"),
         )
         if self.strength is not None and self.target_drift is not None:
             raise InputError(

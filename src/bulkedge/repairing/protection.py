@@ -117,8 +117,8 @@ class Protection(Work):
             update, power = _update(pair, inputs), _power(pair, inputs)
             if not power > 0:
                 continue
-            base, task = inputs.moments
-            basis = self._responses(base, task)
+            basis = self._responses(*inputs.moments)
+            base, task = (x if x is None else x.to(self.recipe.device) for x in inputs.moments)
             curves.append(curve(update, *pair_of(base, task), basis, power))
             before.append(moved(update, base) / power)
             factors.append(self._exchange(row.comparison))
@@ -128,6 +128,8 @@ class Protection(Work):
         """What the strength is multiplied with in a layer."""
         if self.method.balance == "layer":
             return 1.0
+        if self.method.balance == "output":
+            return self._known.scales(comparison)
         return self._known.exchange(self._sharing.get(_first(comparison), [comparison]))
 
     def _treat(self, row: Row, output: Output | None) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import warnings
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -298,6 +299,24 @@ def test_a_drift_can_be_aimed_for(dtype, tmp_path):
         with pytest.raises(InputError, match="expected a target drift between"):
             bulkedge.repair(base, tuned, tmp_path / "out", method=method, recipe=RECIPE)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_is_refused_does_not_stop_the_search_for_a_drift(tmp_path):
+    model = nn.Sequential(OrderedDict(up=nn.Linear(8, 8, bias=False), down=nn.Linear(8, 8)))
+    base = save(tmp_path / "base.safetensors", model.state_dict())
+    tensors = {
+        "up.lora_A.weight": draw(2, 8), "up.lora_B.weight": draw(8, 2, seed=1),
+        "down.lora_A.weight": draw(2, 8), "down.lora_B.weight": draw(8, 2, seed=1),
+    }  # fmt: skip
+    tuned = save_adapter(tmp_path / "a", tensors)
+    found = moments_of(model, draw(40, 8))
+    moments = Moments()
+    moments._known = {"up": found["up"], "down": replace(found["down"], moment=torch.zeros(8, 8))}
+    method = Protect(moments, target_drift=0.01)
+    record = bulkedge.repair(base, tuned, None, method=method, recipe=RECIPE)
+    rows = {row.name: row for row in record.matrices}
+    assert rows["up.weight"].drift_after == pytest.approx(0.01, rel=1e-2)
+    assert "expected inputs that are not all zero" in rows["down.weight"].note
 
 
 def mean_drift(base, tuned, method, which):

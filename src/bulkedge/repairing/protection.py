@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,23 +107,26 @@ class Protection(Work):
 
     def _strength_for(self, target: float, todo: list[Row]) -> float:
         """The strength that gives a mean drift; what is refused later is left out here."""
-        curves, before, factors = [], [], []
+        found = []
         for row in todo:
-            if why_not(row.comparison, self.plan.tuned) is not None:
-                continue
-            try:
-                inputs, pair = self._read(row.comparison)
-            except InputError:
-                continue  # refused by name when its turn comes
-            update, power = _update(pair, inputs), _power(pair, inputs)
-            if not power > 0:
-                continue
-            basis = self._responses(*inputs.moments)
-            base, task = (x if x is None else x.to(self.recipe.device) for x in inputs.moments)
-            curves.append(curve(update, *pair_of(base, task), basis, power))
-            before.append(moved(update, base) / power)
-            factors.append(self._exchange(row.comparison))
-        return strength_for(target, curves, before, factors) if curves else self.strength
+            if why_not(row.comparison, self.plan.tuned) is None:
+                with suppress(InputError):  # refused by name when its turn comes
+                    found += self._curve(row.comparison)
+        if not found:
+            return self.strength
+        return strength_for(target, *zip(*found, strict=True))
+
+    def _curve(self, comparison: Comparison) -> list[tuple[Tensor, float, float]]:
+        """The drift of a layer at every strength and before, and its factor; none without drift."""
+        inputs, pair = self._read(comparison)
+        update, power = _update(pair, inputs), _power(pair, inputs)
+        if not power > 0 or _norm(update) == 0:
+            return []
+        basis = self._responses(*inputs.moments)
+        base, task = inputs.moments
+        base, task = base.to(pair.base.device), None if task is None else task.to(pair.base.device)
+        drifts = curve(update, *pair_of(base, task), basis, power)
+        return [(drifts, moved(update, base) / power, self._exchange(comparison))]
 
     def _exchange(self, comparison: Comparison) -> float:
         """What the strength is multiplied with in a layer."""
@@ -210,9 +214,10 @@ class Protection(Work):
     ) -> tuple[LowRank, float]:
         """The same of factors: the one on the input side alone is new."""
         update = _correctable(comparison)
-        done = self._done.get(_first(comparison))
-        if done is None:
-            done = self._done[_first(comparison)] = self._whole(comparison, update, inputs, solve)
+        first = _first(comparison)
+        done = self._done.get(first) or self._whole(comparison, update, inputs, solve)
+        if len(self._sharing[first]) > 1:
+            self._done[first] = done
         rows = slice(None) if update.rows is None else slice(*update.rows)
         meant, held = (
             _on_columns(LowRank(B[rows], A, update.scale), inputs)

@@ -20,16 +20,12 @@ from bulkedge.comparison import Plan, make_plan
 from bulkedge.intruder import Verdict
 from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
 from bulkedge.records.record import Tool
+from bulkedge.repairing.choose import Remedy, work_for
 from bulkedge.repairing.matrix import Selection
-from bulkedge.repairing.method import (
-    Clip,
-    Method,
-)
+from bulkedge.repairing.method import Clip
 from bulkedge.repairing.output import Output
-from bulkedge.repairing.protect import Protect
-from bulkedge.repairing.protection import Protection
 from bulkedge.repairing.record import Choice, RepairRecord
-from bulkedge.repairing.work import Corrections, Work
+from bulkedge.repairing.work import Options, Work
 
 Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(phase, what was finished, how many so far, how many in all)``."""
@@ -42,7 +38,7 @@ def repair(
     tuned: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
     *,
-    method: Method | Protect | None = None,
+    method: Remedy | None = None,
     select: str = "rotated",
     significance: float | None = None,
     only: Iterable[str] = (),
@@ -66,7 +62,8 @@ def repair(
         tuned: The fine-tune: an adapter or a checkpoint.
         out: The folder to be, with the repaired files and ``repair.json``; nothing is written if
             None.
-        method: What to do: ``Scale``, ``Clip``, ``Shrink`` or ``Project``; ``Clip()`` if None.
+        method: What to do: ``Scale``, ``Clip``, ``Shrink``, ``Project`` or ``Protect``; ``Clip()``
+            if None.
         select: The mildest verdict that is treated: ``"rotated"``, the paper's count, or
             ``"intruder"``.
         significance: Treat only directions whose singular value noise like the base's bulk reaches
@@ -108,30 +105,15 @@ def repair(
         ['repair.json', 'tuned.safetensors']
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
-    selection, method = _selection(select, significance), method or Clip()
-    if not isinstance(method, Method | Protect):
-        raise InputError(f"expected a method such as Clip(), got {method!r:.60}")
-    if isinstance(method, Protect) and (select, significance, max_rank) != ("rotated", None, None):
-        raise InputError(
-            "expected no select, significance or max_rank beside Protect, which changes every "
-            "update and no rank; leave them out"
-        )
-    if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
-        raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
+    options = _options(select, significance, max_rank)
     plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
-    if max_rank is not None and not isinstance(plan.tuned, Adapter):
-        raise InputError("expected an adapter for max_rank, got a checkpoint, which has no ranks")
+    work = work_for(plan, settled, method or Clip(), options)
     only = tuple(only)
     check_globs(only, plan.names)
     if out is not None:
         check_output(Path(out), plan)
     engine = LocalEngine(jobs)
     before = run_plan(plan, settled, engine=engine, progress=_phase(progress, "auditing"))
-    work = (
-        Protection(plan, settled, method)
-        if isinstance(method, Protect)
-        else Corrections(plan, settled, method, selection, max_rank)
-    )
     todo = work.affected(before, only)
     if out is None:
         work.treat(todo, None, _phase(progress, "repairing"))
@@ -170,12 +152,14 @@ def check_output(out: Path, plan: Plan) -> None:
         raise OutputError(f"{out}: {free} bytes free, the copy needs about {needed}; make room")
 
 
-def _selection(select: str, significance: float | None) -> Selection:
-    """Which directions are treated."""
+def _options(select: str, significance: float | None, max_rank: int | None) -> Options:
+    """What is asked for beside the method."""
     if select not in ("rotated", "intruder"):
         raise InputError(f"expected select 'rotated' or 'intruder', got {select!r}")
     check_values("repair", significance=(significance, optional(POSITIVE_SHARE)))
-    return Selection(Verdict(select), significance)
+    if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
+        raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
+    return Options(Selection(Verdict(select), significance), max_rank)
 
 
 def _phase(progress: Progress | None, phase: str) -> Callable[[str, int, int], None] | None:
@@ -212,15 +196,14 @@ def _record(
     import torch
 
     counts = {row.name: work.counted(row) for row in after.matrices} if after else {}
-    rotated = work.selection.mildest is Verdict.ROTATED
-    settings = Choice(
-        select="rotated" if rotated else "intruder", significance=work.selection.significance
-    )
+    chosen = work.options.selection
+    rotated = chosen.mildest is Verdict.ROTATED
+    settings = Choice(select="rotated" if rotated else "intruder", significance=chosen.significance)
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
         method=work.settings,
         selection=settings,
-        max_rank=work.max_rank,
+        max_rank=work.options.max_rank,
         output=None if out is None else as_text(out),
         left_behind=[as_text(name) for name in left_behind],
         before=before,

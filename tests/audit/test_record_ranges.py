@@ -62,7 +62,8 @@ def documents(tmp_path_factory):
         ),
     }
     found = {name: json.loads(record.to_json()) for name, record in found.items()}
-    found["repair"]["matrices"][0] |= {"drift_before": 0.5, "drift_after": 0.25}  # of Protect alone
+    of_protect = {"strength": 1.0, "drift_before": 0.5, "drift_after": 0.25}
+    found["repair"]["matrices"][0] |= of_protect
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import bulkedge
 from bulkedge import CheckpointError, InputError
 from bulkedge.moments import Moments
 from bulkedge.repairing import Protect
-from bulkedge.repairing.protect import protected
+from bulkedge.repairing.solve import protected
 from helpers import save, save_adapter, some
+
+LAYER = partial(Protect, balance="layer")
 
 
 class Net(nn.Module):
@@ -64,7 +67,7 @@ def test_an_adapter_gets_new_factors_on_the_input_side_alone(base, tmp_path, dty
     model, path = base
     tuned, out = adapter(tmp_path / "a", dtype), tmp_path / "out"
     moments, task = measured(model, 1), measured(model, 2)
-    record = bulkedge.repair(path, tuned, out, method=Protect(moments, task, strength=1.0))
+    record = bulkedge.repair(path, tuned, out, method=LAYER(moments, task, strength=1.0))
     before = load_file(tuned / "adapter_model.safetensors")
     after = load_file(out / "adapter_model.safetensors")
     assert (out / "adapter_config.json").read_bytes() == (
@@ -78,7 +81,10 @@ def test_an_adapter_gets_new_factors_on_the_input_side_alone(base, tmp_path, dty
         C_b, C_t = moments[layer].moment, task[layer].moment
         expected = protected(before[name], C_b, C_t, 1.0).to(dtype)
         torch.testing.assert_close(after[name], expected)
-    assert record.method == {"name": "protect", "strength": 1.0, "task_moments": True}
+    assert record.method == {
+        "name": "protect", "strength": 1.0, "target_drift": None, "balance": "layer",
+        "task_moments": True,
+    }  # fmt: skip
     for row in some(record.matrices):
         assert row.status == "repaired"
         assert row.drift_after < row.drift_before
@@ -91,7 +97,7 @@ def test_a_full_fine_tune_is_streamed(base, tmp_path):
     changed = {n: W + 0.1 * draw(*W.shape, seed=7) for n, W in weights.items() if W.ndim == 2}
     tuned = save(tmp_path / "tuned.safetensors", weights | changed)
     moments, task = measured(model, 1), measured(model, 2)
-    bulkedge.repair(path, tuned, tmp_path / "out", method=Protect(moments, task, strength=2.0))
+    bulkedge.repair(path, tuned, tmp_path / "out", method=LAYER(moments, task, strength=2.0))
     after = load_file(tmp_path / "out/tuned.safetensors")
     for name, layer in (("up.weight", "up"), ("down.weight", "down")):
         difference = (changed[name] - weights[name]).double()
@@ -154,7 +160,7 @@ def moments_of(model, x):
 def test_a_layer_that_did_not_run_is_refused_by_name(base, tmp_path):
     model, path = base
     with Moments(model, include="up") as only, torch.no_grad():
-        model(torch.tensor([[1, 2]]))
+        model(torch.arange(30)[None])
     record = bulkedge.repair(path, adapter(tmp_path / "a"), None, method=Protect(only))
     notes = {row.name: row.note for row in some(record.matrices)}
     assert notes["up.weight"] is None
@@ -204,7 +210,7 @@ def test_what_a_dtype_leaves_out_is_in_the_record(base, tmp_path):
     path = save(tmp_path / "half.safetensors", weights)
     update = {"up.weight": (weights["up.weight"].float() + 1e-2 * draw(24, 16)).bfloat16()}
     tuned = save(tmp_path / "tuned.safetensors", weights | update)
-    method = Protect(measured(model, 1), strength=1.0)
+    method = LAYER(measured(model, 1), strength=1.0)
     (row,) = bulkedge.repair(path, tuned, tmp_path / "out", method=method).matrices
     W0 = weights["up.weight"].double()
     difference = update["up.weight"].double() - W0

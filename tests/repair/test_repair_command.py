@@ -179,15 +179,29 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     assert done.exit_code == 0, done.output
     assert "; mean drift on the base's inputs " in done.stdout
     record = RepairRecord.from_json(tmp_path / "out/repair.json")
-    assert record.method == {"name": "protect", "strength": 2.0, "task_moments": False}
+    assert record.method == {
+        "name": "protect", "strength": 2.0, "target_drift": None, "balance": "output",
+        "task_moments": False,
+    }  # fmt: skip
     for row in some(record.matrices):
         assert row.drift_after < row.drift_before
+    aimed = (*protect[:-2], "--target-drift", "0.01", "--balance", "layer")
+    done = run(base, tuned, "-o", tmp_path / "aimed", *aimed)
+    found = RepairRecord.from_json(tmp_path / "aimed/repair.json")
+    assert found.method["target_drift"] == 0.01
+    assert found.method["balance"] == "layer"
+    drifts = [row.drift_after for row in some(found.matrices)]
+    assert sum(drifts) / len(drifts) == pytest.approx(0.01, rel=1e-2)
     strict = run(base, tuned, "-o", tmp_path / "again", *protect, "--fail-on", "rotated")
     assert strict.exit_code == (1 if record.after.summary.intruders else 0)
     for options, message in (
         (["--method", "protect"], "needs --moments FILE"),
         (["--strength", "2"], "--strength is no setting of clip"),
-        ([*protect, "--level", "1"], "settings are --moments, --task-moments, --strength"),
+        ([*protect, "--target-drift", "1"], "a strength or a target drift, got both"),
+        (
+            [*protect, "--level", "1"],
+            "settings are --moments, --task-moments, --strength, --target-drift, --balance",
+        ),
     ):
         done = run(base, tuned, "-o", tmp_path / "none", *options)
         assert message in done.output + str(done.exception)

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from bulkedge.repairing import Method, Protect
 
 NAMES = ("clip", "project", "scale", "shrink", "protect")
-SETTINGS = ("keep", "level", "rounds", "strength", "moments", "task_moments")
+SETTINGS = (
+    "keep",
+    "level",
+    "rounds",
+    "strength",
+    "target_drift",
+    "balance",
+    "moments",
+    "task_moments",
+)
 
 
 @click.command(short_help="Take the intruder dimensions out of a fine-tune.")
@@ -44,6 +53,10 @@ SETTINGS = ("keep", "level", "rounds", "strength", "moments", "task_moments")
 @click.option("--task-moments", type=click.Path(path_type=Path), metavar="FILE",
               help="protect: of the task, by `bulkedge moments BASE --tuned TUNED`.")  # fmt: skip
 @click.option("--strength", type=float, help="protect: how much what is kept counts.  [default: 1]")
+@click.option("--target-drift", type=float, metavar="X",
+              help="protect: the mean drift wanted, in place of --strength.")  # fmt: skip
+@click.option("--balance", type=click.Choice(["output", "drift", "layer"]),
+              help="protect: unit that is the same in every layer.  [default: output]")  # fmt: skip
 @click.option("--rounds", type=int, help="How often a matrix is treated at most.")
 @click.option("--select", type=click.Choice(["rotated", "intruder"]), default="rotated",
               show_default=True, help="Mildest verdict that is treated.")  # fmt: skip

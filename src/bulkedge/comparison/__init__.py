@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from .comparison import Comparison
-from .inputs import check_inputs, find_inputs, names_of, with_moments
+from .inputs import EXPERTS, by_weight, check_inputs, find_inputs, with_moments
 from .pair import Pair, judge_pair, load
 from .plan import Plan, make_plan
 
 __all__ = [
+    "EXPERTS",
     "Comparison",
     "Pair",
     "Plan",
+    "by_weight",
     "check_inputs",
     "find_inputs",
     "judge_pair",
     "load",
     "make_plan",
-    "names_of",
     "with_moments",
 ]

@@ -138,10 +138,7 @@ def update_rows(pair: Pair) -> Iterator[Tensor]:
         rows = pair.dense_part[part].double()
         if pair.factors is not None:
             rows = rows + pair.factors.scale * pair.factors.B[part] @ pair.factors.A
-        if pair.magnitude_over_norm is not None:
-            rows = rows * (
-                pair.magnitude_over_norm
-                if pair.per_column
-                else pair.magnitude_over_norm[part, None]
-            )
+        factor = pair.magnitude_over_norm
+        if factor is not None:
+            rows = rows * (factor if pair.per_column else factor[part, None])
         yield rows - pair.base[part].double()

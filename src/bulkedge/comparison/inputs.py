@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,6 @@ from bulkedge._errors import InputError
 from bulkedge.checkpoint import StoredMatrix
 from bulkedge.moments import (
     Layer,
-    Moments,
     StoredLayer,
     alike,
     match_weights,
@@ -33,23 +32,27 @@ OTHER_WIDTH = "the {} moments have another width than this layer"
 Known = TypeVar("Known", Layer, StoredLayer)
 
 
-def names_of(moments: Moments, plan: Plan) -> dict[str, Layer]:
+def by_weight(layers: Mapping[str, Known], plan: Plan) -> tuple[dict[str, Known], dict[str, Known]]:
     """What is known of the inputs of each weight of a base.
 
     Args:
-        moments: Of a model, whose layers may have a prefix more or less than the base's weights.
+        layers: Of a model, whose paths may have a prefix more or less than the base's weights.
         plan: What the base is.
 
     Returns:
-        The moments by the names of the base's tensors.
+        The layers by the names of the base's tensors; and those that are no tensor of the base, by
+        their paths.
 
     Raises:
         InputError: If no layer is one of the base's, or several are one.
     """
-    layers = moments.layers
-    widths = {name: width(layer.moment) for name, layer in layers.items()}
-    found = _matched(widths, lambda path: layers[path].sample, plan)
-    return {name: layers[path] for name, path in found.items()}
+    widths = {path: _extent(layer)[0] for path, layer in layers.items()}
+    try:
+        names = match_weights(widths, plan.base.tensors, lambda path: _sample(layers[path]))
+    except InputError as error:
+        raise InputError(f"{plan.base.path}: {error}") from None
+    known = {plan.base.tensors[name].name: layers[path] for name, path in names.items()}
+    return known, {path: layers[path] for path in layers.keys() - set(names.values())}
 
 
 def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
@@ -67,11 +70,7 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
         InputError: If no layer is one of the base's, or several are one.
     """
     file = Path(path)
-    layers = stored_layers(file)
-    widths = {name: layer.width for name, layer in layers.items()}
-    names = _matched(widths, lambda name: layers[name].sample(), plan)
-    known = {name: layers[path] for name, path in names.items()}
-    rest = {name: layer for name, layer in layers.items() if name not in names.values()}
+    known, rest = by_weight(stored_layers(file), plan)
     found = []
     for comparison in plan.comparisons:
         try:
@@ -150,12 +149,6 @@ def _extent(known: Layer | StoredLayer) -> tuple[int, bool]:
     return width(known.moment), of_indices(known.moment)
 
 
-def _matched(
-    widths: Mapping[str, int], sample_of: Callable[[str], Tensor], plan: Plan
-) -> dict[str, str]:
-    """The layer of each weight of a base, by the weight's name in its file."""
-    try:
-        found = match_weights(widths, plan.base.tensors, sample_of)
-    except InputError as error:
-        raise InputError(f"{plan.base.path}: {error}") from None
-    return {plan.base.tensors[name].name: path for name, path in found.items()}
+def _sample(known: Layer | StoredLayer) -> Tensor:
+    """The entries of its weight that are kept to recognise it by."""
+    return known.sample() if isinstance(known, StoredLayer) else known.sample

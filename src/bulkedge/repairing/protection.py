@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,27 +14,36 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
 from bulkedge._precision import one_thread
 from bulkedge.checkpoint import Correctable
-from bulkedge.comparison import (
-    Comparison,
-    Pair,
-    Plan,
-    check_inputs,
-    find_inputs,
-    load,
-    names_of,
-)
-from bulkedge.moments import Layer as LayerMoments
-from bulkedge.moments import Sketch, to_dense
+from bulkedge.comparison import EXPERTS, Comparison, Pair, Plan, load
 from bulkedge.records import Matrix, Recipe
 
+from .curve import curve, response, strength_for
+from .inputs import Inputs, Known
 from .layers import Layer, Stored
-from .matrix import Selection, norm_of_update
 from .output import Output, module_of
-from .protect import Protect, drift, protected
-from .work import Row, Work
+from .protect import DEFAULT_STRENGTH, Protect
+from .solve import Pairs, Solve, moved, pair_of, solver
+from .work import Options, Row, Work, why_not
 
-EXPERTS = "experts: the tokens of each are not measured apart; it is left as it is"
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
+BOTH = "expected a full matrix or factors, got both; merge them first"
+BEYOND = "the protected numbers are beyond those of its dtype; scale the update down first"
+
+Update = Tensor | LowRank
+"""ΔW so that its inputs are its columns: full, or as factors."""
+
+
+@dataclass(frozen=True)
+class Protected:
+    """The protected factors ``(B, A)`` of a layer as ``(out, in)``, s divided out, in float64.
+
+    Attributes:
+        meant: As they were computed.
+        held: As their dtype holds them.
+    """
+
+    meant: tuple[Tensor, Tensor]
+    held: tuple[Tensor, Tensor]
 
 
 class Protection(Work):
@@ -44,34 +53,92 @@ class Protection(Work):
         plan: Both inputs.
         recipe: Of the audits.
         method: The moments, and how strongly they count.
+        options: What else was asked for.
+
+    Raises:
+        InputError: If the moments know no layer of the base, or the options are for others.
     """
 
-    def __init__(self, plan: Plan, recipe: Recipe, method: Protect) -> None:
-        super().__init__(plan, recipe, Selection())
-        self.protect = method
-        self._base = names_of(method.moments, plan)
-        task = method.task_moments
-        self._task = None if task is None else names_of(task, plan)
+    def __init__(self, plan: Plan, recipe: Recipe, method: Protect, options: Options) -> None:
+        super().__init__(plan, recipe, options)
+        if options != Options():
+            raise InputError(
+                "expected no select, significance or max_rank beside Protect, which changes every "
+                "update and no rank; leave them out"
+            )
+        self.method = method
+        self.strength = DEFAULT_STRENGTH if method.strength is None else method.strength
+        self._known = Known(plan, method.moments, method.task_moments)
+        device = torch.device(recipe.device)
+        self._solvers, self._responses = Pairs(solver, device), Pairs(response, device)
+        self._done: dict[str, Protected] = {}  # by the first tensor of the factors
         self._layers: dict[str, tuple[Layer, Stored]] = {}
-        self._sharing: dict[str, list[Comparison]] = {}  # by the first tensor of their factors
+        self._sharing: dict[str, list[Comparison]] = {}  # likewise
         for comparison in plan.comparisons:
             if comparison.factors is not None:
-                first, *_ = comparison.factors.infos
-                self._sharing.setdefault(first.name, []).append(comparison)
+                self._sharing.setdefault(_first(comparison), []).append(comparison)
 
     @property
     def settings(self) -> dict[str, Any]:
         """See :attr:`Work.settings`."""
-        task = self.protect.task_moments is not None
-        return {"name": "protect", "strength": self.protect.strength, "task_moments": task}
+        return {
+            "name": "protect",
+            "strength": self.strength,
+            "target_drift": self.method.target_drift,
+            "balance": self.method.balance,
+            "task_moments": self.method.task_moments is not None,
+        }
 
     def _concerns(self, row: Matrix) -> bool:
         """See :meth:`Work._concerns`: every matrix that the fine-tune has changed."""
         return row.status == "audited"
 
+    def treat(
+        self,
+        todo: list[Row],
+        output: Output | None,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        """See :meth:`Work.treat`; the strength is found first, if a drift is asked for."""
+        if self.method.target_drift is not None:
+            with one_thread():
+                self.strength = self._strength_for(self.method.target_drift, todo)
+        super().treat(todo, output, progress)
+
+    def _strength_for(self, target: float, todo: list[Row]) -> float:
+        """The strength that gives a mean drift; what is refused later is left out here."""
+        found = []
+        for row in todo:
+            if why_not(row.comparison, self.plan.tuned) is None:
+                with suppress(InputError):  # refused by name when its turn comes
+                    found += self._curve(row.comparison)
+        if not found:
+            return self.strength
+        return strength_for(target, *zip(*found, strict=True))
+
+    def _curve(self, comparison: Comparison) -> list[tuple[Tensor, float, float]]:
+        """The drift of a layer at every strength and before, and its factor; none without drift."""
+        inputs, pair = self._read(comparison)
+        update, power = _update(pair, inputs), _power(pair, inputs)
+        if not power > 0 or _norm(update) == 0:
+            return []
+        basis = self._responses(*inputs.moments)
+        base, task = inputs.moments
+        base, task = base.to(pair.base.device), None if task is None else task.to(pair.base.device)
+        drifts = curve(update, *pair_of(base, task), basis, power)
+        return [(drifts, moved(update, base) / power, self._exchange(comparison))]
+
+    def _exchange(self, comparison: Comparison) -> float:
+        """What the strength is multiplied with in a layer."""
+        if self.method.balance == "layer":
+            return 1.0
+        if self.method.balance == "output":
+            return self._known.scales(comparison)
+        return self._known.exchange(self._sharing.get(_first(comparison), [comparison]))
+
     def _treat(self, row: Row, output: Output | None) -> None:
         """Protect one matrix."""
-        if self.protect.strength == 0:
+        if self.strength == 0:
             row.status = "left"
             return
         try:
@@ -80,114 +147,160 @@ class Protection(Work):
         except InputError as error:
             row.note = str(error)
 
-    def _protect(self, row: Row, output: Output | None) -> None:
-        comparison = row.comparison
-        base, task = self._moments(comparison)
+    def _read(self, comparison: Comparison) -> tuple[Inputs, Pair]:
+        """A matrix and the moments of its inputs, or why it cannot be protected."""
+        inputs = self._known.of(comparison)
         pair = load(comparison, torch.device(self.recipe.device))
         if pair.magnitude is not None:
             raise InputError(DORA)
-        before = _update(pair)
-        row.update_norm, row.drift = norm_of_update(pair), _drift(before, pair.base, base)
-        update = None if comparison.factors is None else comparison.factors.correctable()
-        if isinstance(update, str):
-            raise InputError(update)
-        if update is None or pair.replaced is not None:
-            after, row.error = self._dense(pair, base, task)
-            if output is not None and comparison.tuned is not None:
-                output.write_matrix(comparison.tuned, after.dense_part.cpu())
-        else:
-            after, row.error = self._factors(pair, comparison, update, base, task)
-        now = _update(after)
-        row.change = float(torch.linalg.vector_norm(now - before))
-        row.energy = 1 - (norm_of_update(after) / row.update_norm) ** 2
-        row.status, row.rounds, row.drift_after = "repaired", 1, _drift(now, pair.base, base)
-
-    def _dense(self, pair: Pair, base: Tensor, task: Tensor | None) -> tuple[Pair, float]:
-        """A full matrix with its difference protected, and what its dtype leaves out."""
-        if pair.replaced is None or pair.factors is not None:
-            raise InputError("expected a full matrix or factors, got both; merge them first")
-        difference = pair.replaced.double() - pair.base.double()
-        found = _on_inputs(difference, base, task, self.protect.strength)
-        meant = pair.base.double() + found
-        stored = meant.to(pair.replaced.dtype)
-        return replace(pair, replaced=stored), float((stored.double() - meant).norm())
-
-    def _factors(
-        self,
-        pair: Pair,
-        comparison: Comparison,
-        update: Correctable,
-        base: Tensor,
-        task: Tensor | None,
-    ) -> tuple[Pair, float]:
-        """The same of stored factors: the one on the input side alone is new."""
-        if update.experts > 1:
+        if pair.replaced is not None and pair.factors is not None:
+            raise InputError(BOTH)
+        if comparison.factors is None:
+            return inputs, pair
+        if _correctable(comparison).experts > 1:
             raise InputError(EXPERTS)
-        for other in self._sharing[update.infos[0].name]:
+        for other in self._sharing[_first(comparison)]:
             if other.base.name not in self.chosen:
                 raise InputError(
                     f"shares its factor with {other.base.name}, which is not chosen; choose all"
                 )
-            if other is not comparison:
-                self._moments(other)
-        whole = update.whole()
-        B, A, scale = whole.read()
-        if base.ndim == 1:
-            B = _on_inputs(B, base, task, self.protect.strength)
+            if other is not comparison and not self._known.of(other).same(inputs):
+                raise InputError(
+                    f"shares its factor with {other.base.name}, whose inputs are others; measure "
+                    "both on the same"
+                )
+        return inputs, pair
+
+    def _protect(self, row: Row, output: Output | None) -> None:
+        comparison = row.comparison
+        inputs, pair = self._read(comparison)
+        before, power = _update(pair, inputs), _power(pair, inputs)
+        row.update_norm = _norm(before)
+        row.drift = _drift(before, power, inputs)
+        if row.update_norm == 0:
+            row.status = "left"
+            return
+        row.strength = self.strength * self._exchange(comparison)
+        solve = self._solvers(*inputs.moments, row.strength)
+        if isinstance(before, LowRank):
+            now, row.error = self._factors(comparison, inputs, solve)
         else:
-            A = _on_inputs(A, base, task, self.protect.strength)
-        stored = whole.stored([(B, A)], None)
-        if not all(bool(tensor.isfinite().all()) for tensor in stored.values()):
-            raise InputError("the protected factor is beyond the numbers of its dtype; scale it")
-        self._layers[module_of(comparison.tuned_name)] = (
-            Layer(whole, []),
-            Stored(stored, whole.rank, []),
-        )
+            now, row.error = self._full(comparison, inputs, pair, solve(before), output)
+        row.change = _norm(_difference(now, before))
+        row.energy = 1 - (_norm(now) / row.update_norm) ** 2
+        row.status, row.rounds, row.note = "repaired", 1, inputs.doubt()
+        row.drift_after = _drift(now, power, inputs)
+
+    def _full(
+        self,
+        comparison: Comparison,
+        inputs: Inputs,
+        pair: Pair,
+        update: Tensor,
+        output: Output | None,
+    ) -> tuple[Tensor, float]:
+        """The protected difference as it is stored, and what its dtype leaves out."""
+        W0 = _base(pair, inputs).double()
+        meant = W0 + update
+        stored = meant.to(pair.dense_part.dtype)
+        if not bool(stored.isfinite().all()):
+            raise InputError(BEYOND)
+        if output is not None and comparison.tuned is not None:
+            output.write_matrix(comparison.tuned, (stored.mT if inputs.rows else stored).cpu())
+        return stored.double() - W0, _norm(stored.double() - meant)
+
+    def _factors(
+        self, comparison: Comparison, inputs: Inputs, solve: Solve
+    ) -> tuple[LowRank, float]:
+        """The same of factors: the one on the input side alone is new."""
+        update = _correctable(comparison)
+        first = _first(comparison)
+        done = self._done.get(first) or self._whole(comparison, update, inputs, solve)
+        if len(self._sharing[first]) > 1:
+            self._done[first] = done
         rows = slice(None) if update.rows is None else slice(*update.rows)
-        meant = LowRank(B[rows], A, scale).to_dense()
-        B, A, _ = whole.rounded(B, A, None)
-        held = LowRank(B[rows].double(), A.double(), scale)
-        device = pair.base.device
-        after = replace(pair, factors=LowRank(held.B.to(device), held.A.to(device), scale))
-        return after, float((held.to_dense() - meant).norm())
+        meant, held = (
+            _on_columns(LowRank(B[rows], A, update.scale), inputs)
+            for B, A in (done.meant, done.held)
+        )
+        return held, _norm(_difference(held, meant))
+
+    def _whole(
+        self, comparison: Comparison, update: Correctable, inputs: Inputs, solve: Solve
+    ) -> Protected:
+        """The factors of a layer, protected once for all matrices that share them."""
+        whole = update.whole()
+        B, A, _ = whole.read()
+        if inputs.rows:
+            B = solve(B.mT.to(self.recipe.device)).mT.cpu()
+        else:
+            A = solve(A.to(self.recipe.device)).cpu()
+        tensors = whole.stored([(B, A)], None)
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise InputError(BEYOND)
+        stored = Stored(tensors, whole.rank, [])
+        self._layers[module_of(comparison.tuned_name)] = Layer(whole, []), stored
+        held = whole.rounded(B, A, None)
+        return Protected((B, A), (held[0].double(), held[1].double()))
 
     def _store(self, output: Output | None) -> None:
         """Write the factors of all layers."""
         if output is not None and self._layers:
             output.write_factors(self._layers)
 
-    def _moments(self, comparison: Comparison) -> tuple[Tensor, Tensor | None]:
-        """The moments of one layer's inputs, for the base and for the task."""
-        if comparison.base.expert is not None:
-            raise InputError(EXPERTS)
-        weight = replace(comparison.base, rows=None).read()
 
-        def found(known: Mapping[str, LayerMoments], what: Literal["base", "task"]) -> Tensor:
-            layer = find_inputs(known, comparison.base, what)
-            check_inputs(layer, replace(comparison.base, rows=None), what, weight)
-            moment = to_dense(layer.moment) if isinstance(layer.moment, Sketch) else layer.moment
-            return moment.to(self.recipe.device)
-
-        base = found(self._base, "base")
-        return base, None if self._task is None else found(self._task, "task")
+def _first(comparison: Comparison) -> str:
+    """The first tensor of the factors of a matrix: others that have it share the factors."""
+    return comparison.factors.infos[0].name if comparison.factors is not None else ""
 
 
-def _on_inputs(update: Tensor, base: Tensor, task: Tensor | None, strength: float) -> Tensor:
-    """An update, or its factor on the input side, protected; an embedding's inputs are its rows."""
-    if base.ndim == 1:
-        return protected(update.mT, base, task, strength).mT
-    return protected(update, base, task, strength)
+def _correctable(comparison: Comparison) -> Correctable:
+    """The stored factors of a matrix whose factors can be written."""
+    update = None if comparison.factors is None else comparison.factors.correctable()
+    if update is None or isinstance(update, str):
+        raise InputError(update or "expected factors, got none")
+    return update
 
 
-def _update(pair: Pair) -> Tensor:
-    """``W − W0`` in float64; zeros without a difference."""
-    update = pair.update_map()
-    return torch.zeros_like(pair.base, dtype=torch.float64) if update is None else update.to_dense()
+def _base(pair: Pair, inputs: Inputs) -> Tensor:
+    """W0 so that its inputs are its columns: an embedding's are its rows."""
+    return pair.base.mT if inputs.rows else pair.base
 
 
-def _drift(update: Tensor, W0: Tensor, moment: Tensor) -> float | None:
-    """The part of a layer's output on the base's inputs that an update changes; None of zeros."""
-    if moment.ndim == 1:
-        update, W0 = update.mT, W0.mT
-    found = drift(update, W0, moment)
-    return found if math.isfinite(found) else None
+def _update(pair: Pair, inputs: Inputs) -> Update:
+    """``W − W0`` in float64, likewise."""
+    if pair.factors is not None:
+        return _on_columns(pair.factors, inputs)
+    difference = pair.dense_part.double() - pair.base.double()
+    return difference.mT if inputs.rows else difference
+
+
+def _on_columns(update: LowRank, inputs: Inputs) -> LowRank:
+    return LowRank(update.A.mT, update.B.mT, update.scale) if inputs.rows else update
+
+
+def _difference(now: Update, before: Update) -> Update:
+    """``now − before``; of factors that have B in common."""
+    if isinstance(now, LowRank) and isinstance(before, LowRank):
+        return LowRank(now.B, now.A - before.A.to(now.A), now.scale)
+    if isinstance(now, Tensor) and isinstance(before, Tensor):
+        return now - before
+    raise TypeError("expected two updates of one form")
+
+
+def _norm(update: Update) -> float:
+    """``‖ΔW‖_F``."""
+    if isinstance(update, LowRank):
+        return update.norm_bound()
+    return float(torch.linalg.vector_norm(update))
+
+
+def _power(pair: Pair, inputs: Inputs) -> float:
+    """``tr(W0 C_b W0ᵀ)``: the mean square of the base's outputs."""
+    known = inputs.output
+    return moved(_base(pair, inputs), inputs.base.moment) if known is None else known
+
+
+def _drift(update: Update, power: float, inputs: Inputs) -> float | None:
+    """The part of the base's outputs that an update changes; None of outputs that are zero."""
+    return moved(update, inputs.base.moment) / power if power > 0 else None

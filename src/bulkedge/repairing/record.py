@@ -67,7 +67,9 @@ class RepairedMatrix(Row):
     status: Literal["repaired", "left", "refused"] = Field(
         description="Left, if no direction is as significant as asked for, or the method leaves it."
     )
-    note: str | None = Field(description="Why it was refused.")
+    note: str | None = Field(
+        description="Why it was refused; of a repaired one what to know of it."
+    )
     rounds: Count = Field(description="How often it was treated.")
     directions: list[Treated]
     intruders_before: Count = Field(description="Directions to be treated, in the audit before.")
@@ -83,6 +85,7 @@ class RepairedMatrix(Row):
     loss: Size = Field(
         description="What dtype and rank leave out: ‖stored − meant‖_F / ‖W − W0‖_F."
     )
+    strength: Size | None = Field(None, description="λ in this layer; null of other methods.")
     drift_before: Size | None = Field(
         None,
         description="tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ) on the base's inputs; null where not measured.",

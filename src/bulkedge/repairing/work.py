@@ -39,6 +39,7 @@ class Row:
     change: float = 0.0
     energy: float = 0.0
     error: float = 0.0
+    strength: float | None = None
     drift: float | None = None
     drift_after: float | None = None
 
@@ -69,29 +70,40 @@ class Row:
             change=self.change / norm,
             energy_removed=self.energy,
             loss=self.error / norm,
+            strength=self.strength,
             drift_before=self.drift,
             drift_after=self.drift_after,
         )
 
 
+@dataclass(frozen=True)
+class Options:
+    """What may be asked for beside a method.
+
+    Attributes:
+        selection: Which directions are treated.
+        max_rank: The largest rank of a repaired update; None for any.
+    """
+
+    selection: Selection = field(default_factory=Selection)
+    max_rank: int | None = None
+
+
 class Work(ABC):
-    """The matrices to be treated.
+    """The matrices to be treated by a method of one kind.
 
     Args:
         plan: Both inputs.
         recipe: Of the audits.
-        selection: Which directions count.
+        options: What is asked for beside the method.
 
     Attributes:
-        max_rank: The largest rank of a repaired update; None for any.
         rows: What came of each matrix.
         chosen: Names of the matrices that may be touched.
     """
 
-    max_rank: int | None = None
-
-    def __init__(self, plan: Plan, recipe: Recipe, selection: Selection) -> None:
-        self.plan, self.recipe, self.selection = plan, recipe, selection
+    def __init__(self, plan: Plan, recipe: Recipe, options: Options) -> None:
+        self.plan, self.recipe, self.options = plan, recipe, options
         self.rows: list[Row] = []
         self.chosen: set[str] = set()
 
@@ -134,7 +146,9 @@ class Work(ABC):
 
     def counted(self, row: Matrix) -> int:
         """How many directions of a matrix have a verdict that is to be treated."""
-        return sum(self.selection.by_verdict(direction.verdict) for direction in row.directions)
+        return sum(
+            self.options.selection.by_verdict(direction.verdict) for direction in row.directions
+        )
 
     def treat(
         self,
@@ -166,20 +180,19 @@ class Corrections(Work):
         plan: Both inputs.
         recipe: Of the audits.
         method: What to do.
-        selection: Which directions to treat.
-        max_rank: The largest rank of a repaired update; None for any.
+        options: Which directions to treat, and the largest rank.
+
+    Raises:
+        InputError: If a rank is asked for of a checkpoint.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        recipe: Recipe,
-        method: Method,
-        selection: Selection,
-        max_rank: int | None,
-    ) -> None:
-        super().__init__(plan, recipe, selection)
-        self.method, self.max_rank = method, max_rank
+    def __init__(self, plan: Plan, recipe: Recipe, method: Method, options: Options) -> None:
+        super().__init__(plan, recipe, options)
+        if options.max_rank is not None and not isinstance(plan.tuned, Adapter):
+            raise InputError(
+                "expected an adapter for max_rank, got a checkpoint, which has no ranks"
+            )
+        self.method = method
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -199,7 +212,7 @@ class Corrections(Work):
         comparison = row.comparison
         try:
             with one_thread():
-                found = treat(comparison, self.method, self.selection, self.recipe)
+                found = treat(comparison, self.method, self.options.selection, self.recipe)
         except InputError as error:
             row.note = str(error)
             return
@@ -229,7 +242,7 @@ class Corrections(Work):
         owners = {id(row.part): row for row in self.rows if row.part is not None}
         layers: dict[str, tuple[Layer, Stored]] = {}
         for layer in grouped(row.part for row in owners.values() if row.part is not None):
-            stored = layer.store(self.max_rank, even=self._even)
+            stored = layer.store(self.options.max_rank, even=self._even)
             mine = [owners[id(part)] for part in layer.parts]
             for row, error in zip(mine, stored.errors, strict=True):
                 row.rank, row.error = stored.rank, error

@@ -137,9 +137,23 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
             if row.status != "repaired":
                 why = row.note or "nothing as significant as asked for, or nothing to take"
                 _print(console, f"NOT repaired: {row.name}: {why}")
+        for line in _doubts(done):
+            _print(console, line)
         for name in record.left_behind:
             _print(console, f"not carried over: {name}")
     _print(console, repair_line(record))
+
+
+def _doubts(rows: Iterable[RepairedMatrix]) -> list[str]:
+    """One line for each note on repaired matrices, with the first as example."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note is not None:
+            groups.setdefault(row.note, []).append(row.name)
+    return [
+        f"in doubt: {f'{len(names)}, such as ' if len(names) > 1 else ''}{names[0]}: {note}"
+        for note, names in groups.items()
+    ]
 
 
 def _drift(rows: list[RepairedMatrix]) -> str:

@@ -1,0 +1,213 @@
+"""What is known of the inputs of the matrices of a plan, or why it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge.comparison import Comparison, Plan, by_weight, check_inputs, find_inputs
+from bulkedge.moments import Layer, Moment, Moments, diagonal, width
+
+from .solve import moved
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The moments of the inputs of one matrix.
+
+    Attributes:
+        base: ``C_b``, and how many inputs it is of.
+        task: ``C_t`` likewise; None where none was measured.
+        output: ``tr(W0 C_b W0ᵀ)`` where it was computed when the model ran; else None.
+    """
+
+    base: Layer
+    task: Layer | None
+    output: float | None = None
+
+    @property
+    def moments(self) -> tuple[Moment, Moment | None]:
+        """Both moments alone."""
+        return self.base.moment, None if self.task is None else self.task.moment
+
+    @property
+    def rows(self) -> bool:
+        """Whether they are those of an embedding: indices of the rows of the weight as stored."""
+        return isinstance(self.base.moment, Tensor) and self.base.moment.ndim == 1
+
+    def same(self, other: Inputs) -> bool:
+        """Whether they are the moments of the same inputs."""
+        pairs = zip(self.moments, other.moments, strict=True)
+        return all(one is two or _equal(one, two) for one, two in pairs)
+
+    def doubt(self) -> str | None:
+        """What to know of moments of few inputs; None of enough."""
+        for what, layer in self._each():
+            n = width(layer.moment)
+            if not self.rows and layer.count < n:
+                return (
+                    f"the {what} moments are of {layer.count} inputs for a width of {n}: in the "
+                    "directions that they leave open the ridge decides; measure more texts"
+                )
+        return None
+
+    def check_rank(self, rank: int) -> None:
+        """Raise if they are of fewer inputs than an update has ranks.
+
+        Args:
+            rank: Of the update.
+
+        Raises:
+            InputError: If so.
+        """
+        for what, layer in self._each():
+            if layer.count < rank:
+                raise InputError(
+                    f"the {what} moments are of {layer.count} inputs, fewer than the rank {rank} "
+                    "of the update; measure more texts"
+                )
+
+    def _each(self) -> list[tuple[str, Layer]]:
+        found = [("base", self.base)]
+        return found if self.task is None else [*found, ("task", self.task)]
+
+
+class Known:
+    """The moments of a model by the names of a plan's matrices.
+
+    Args:
+        plan: What the base is.
+        base: Moments of the base.
+        task: Moments of the fine-tune; None without.
+
+    Raises:
+        InputError: If no layer of either is one of the base's.
+    """
+
+    def __init__(self, plan: Plan, base: Moments, task: Moments | None) -> None:
+        self._base = _Measured("base", base, plan)
+        self._task = None if task is None else _Measured("task", task, plan)
+        self._tied = _tied(base)
+        # a fine-tune that stores the output layer apart from the embedding has untied them
+        self._apart = {c.base.info.name for c in plan.comparisons if c.base.alias is not None}
+        self._found: dict[str, Inputs | str] = {}
+
+    def of(self, comparison: Comparison) -> Inputs:
+        """The moments of one matrix's inputs.
+
+        Args:
+            comparison: The matrix.
+
+        Returns:
+            The moments.
+
+        Raises:
+            InputError: If they are not known, not of this model, or of too few inputs.
+        """
+        name = comparison.base.name
+        if name not in self._found:
+            try:
+                self._found[name] = self._look_up(comparison)
+            except InputError as error:
+                self._found[name] = str(error)
+        found = self._found[name]
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+    def exchange(self, parts: Sequence[Comparison]) -> float:
+        """``tr(W0 C_t W0ᵀ) / tr(W0 C_b W0ᵀ)``, both moments with mean diagonal 1.
+
+        Cost: one product ``W0 C_t``.
+
+        Args:
+            parts: Matrices whose updates have their factor on the input side in common, or one.
+
+        Returns:
+            The ratio; 1 where one of them is zero.
+        """
+        base = task = 0.0
+        for comparison in {part.base.info.name: part for part in parts}.values():
+            found = self.of(comparison)
+            W0 = replace(comparison.base, rows=None).read()
+            W0 = (W0.mT if found.rows else W0).double()
+            base += found.base.output / _mean_square(found.base)
+            if found.task is None:
+                task += float(W0.square().sum())
+            else:
+                task += moved(W0, found.task.moment) / _mean_square(found.task)
+        return task / base if base > 0 and task > 0 else 1.0
+
+    def scales(self, comparison: Comparison) -> float:
+        """The mean square of the base's inputs over that of the task's; 1 without a task's.
+
+        Args:
+            comparison: A matrix.
+
+        Returns:
+            What undoes the scaling of both moments to mean diagonal 1.
+        """
+        found = self.of(comparison)
+        if found.task is None:
+            return 1.0
+        return _mean_square(found.base) / _mean_square(found.task)
+
+    def _look_up(self, comparison: Comparison) -> Inputs:
+        task = None if self._task is None else self._task.of(comparison)[0]
+        base, exact = self._base.of(comparison)
+        whole = exact and comparison.base.rows is None
+        found = Inputs(base, task, base.output if whole else None)
+        tied = self._tied.get(_bytes(found.base))
+        if tied and comparison.factors is None and comparison.base.info.name not in self._apart:
+            raise InputError(
+                f"{' and '.join(tied)} share this tensor and have different inputs; it is left as "
+                "it is"
+            )
+        if comparison.factors is not None and comparison.factors.rank is not None:
+            found.check_rank(comparison.factors.rank)
+        return found
+
+
+class _Measured:
+    """The moments of the base, or of the task, by the names of the base's tensors."""
+
+    def __init__(self, what: str, moments: Moments, plan: Plan) -> None:
+        self.what = what
+        self.known, self.rest = by_weight(moments.layers, plan)
+
+    def of(self, comparison: Comparison) -> tuple[Layer, bool]:
+        """The moments of one layer, and whether its weight was the very one that was run."""
+        matrix = replace(comparison.base, rows=None)
+        layer = find_inputs(self.known, matrix, self.what, self.rest)
+        return layer, check_inputs(layer, matrix, self.what, matrix.read())
+
+
+def _tied(moments: Moments) -> dict[bytes, list[str]]:
+    """Layers that share a weight and not their inputs, by what the weight is recognised by."""
+    groups: dict[bytes, list[tuple[str, Layer]]] = {}
+    for name, layer in moments.layers.items():
+        if bool((layer.sample != layer.sample[0]).any()):  # weights that are all zero tell nothing
+            groups.setdefault(_bytes(layer), []).append((name, layer))
+    return {
+        key: [name for name, _ in group]
+        for key, group in groups.items()
+        if any(layer.moment is not group[0][1].moment for _, layer in group)
+    }
+
+
+def _mean_square(layer: Layer) -> float:
+    """The mean of the diagonal of a moment; 1 of zeros, which are refused where they are used."""
+    return float(diagonal(layer.moment).double().mean()) or 1.0
+
+
+def _bytes(layer: Layer) -> bytes:
+    return layer.sample.numpy().tobytes()
+
+
+def _equal(one: Moment | None, other: Moment | None) -> bool:
+    """Whether two plain moments are the same numbers; of sketches only themselves."""
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)

@@ -153,6 +153,14 @@ def test_one_tensor_may_be_several_inputs():
         assert torch.equal(layers[name].moment, alone[name].moment)
 
 
+def test_weights_in_parametrized_layers_are_measured():
+    model = Pair()
+    nn.utils.parametrizations.weight_norm(model.a)
+    assert Moments(model).collector.unmeasured == []
+    model.loose = nn.Parameter(torch.zeros(2, 2))
+    assert Moments(model).collector.unmeasured == ["loose"]
+
+
 class Named(nn.Module):
     """Names that adapters and wrappers have, too."""
 

@@ -304,6 +304,19 @@ def test_experts_see_the_tokens_that_are_routed_to_them():
         torch.testing.assert_close(layer.moment, own.mT @ own / len(own), rtol=1e-5, atol=1e-6)
 
 
+def test_stacked_experts_are_said_not_to_be_measured(texts, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=42, hidden_size=16, intermediate_size=20, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=3,
+    )  # fmt: skip
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "m")
+    tokenizer_of(WORDS).save_pretrained(tmp_path / "m")
+    result = command(tmp_path / "m", texts, "-o", tmp_path / "x.moments")
+    assert "3 weights of no layer with inputs: model.layers.0.mlp.gate.weight" in result.output
+    assert ", model.layers.0.mlp.experts.down_proj\n" in result.output
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers by an old name
 def test_a_tuned_causal_model_is_the_one_that_peft_runs(llama, tmp_path):
     """Two adapters on one model, of which the active one is run; and from its folder."""

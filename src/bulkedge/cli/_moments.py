@@ -14,6 +14,8 @@ from ._output import check_file, default_to_one_thread, show_progress
 if TYPE_CHECKING:
     from bulkedge.moments import Moments
 
+NAMED = 3  # so many layers are named
+
 
 @click.command(short_help="Measure what a model's layers are used on.")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -83,12 +85,17 @@ def _check_output(
 
 
 def _told(measured: Moments, texts: int, output: Path) -> list[str]:
-    """What was written, and what the sketches in it have lost."""
+    """What was written, what is not in it, and what its sketches have lost."""
     from bulkedge.moments import Sketch
 
     layers = measured.layers
     tokens = max(layer.count for layer in layers.values())
     lines = [f"{texts} texts, {tokens} inputs, {len(layers)} layers: written to {output}"]
+    collector = measured.collector
+    if idle := [name for name in collector.layers if name not in layers]:
+        lines.append(f"{count(len(idle), 'layer')} did not run: {_named(idle)}")
+    if odd := collector.unmeasured:
+        lines.append(f"{count(len(odd), 'weight')} of no layer with inputs: {_named(odd)}")
     losses = {n: x.moment.loss for n, x in layers.items() if isinstance(x.moment, Sketch)}
     if losses:
         worst = max(losses, key=losses.__getitem__)
@@ -97,3 +104,8 @@ def _told(measured: Moments, texts: int, output: Path) -> list[str]:
             f"{losses[worst]:.1%} of its moment's norm"
         )
     return lines
+
+
+def _named(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

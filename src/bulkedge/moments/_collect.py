@@ -20,7 +20,7 @@ from bulkedge._precision import full_precision
 from ._inputs import input_kind, input_rows, input_width, is_time_first, second_moment
 from ._stream import EXACT_WIDTH, products, random_columns, stream_columns
 from ._sums import Part, Sum, added
-from ._watched import check_weight, watched
+from ._watched import check_weight, unmeasured, watched
 
 DECODER = "decoder"
 """Component of the paths of a decoder's layers; beside an encoder, it has another mask."""
@@ -65,6 +65,7 @@ class Collector:
         widths: n of each layer that is watched, by its path.
         counted: Number of calls of the model that the sums are of.
         whole: Whether nothing is just being added to the sums.
+        unmeasured: Names of weights that are of no layer with inputs, such as stacked experts.
 
     Raises:
         InputError: If there is no layer to watch.
@@ -90,6 +91,7 @@ class Collector:
     ) -> None:
         if rank is not None and rank < 1:
             raise InputError(f"expected rank ≥ 1, got {rank}")
+        self.unmeasured = unmeasured(model)
         self.layers = _chosen(watched(model), as_globs(include), as_globs(exclude))
         self.widths = {name: input_width(layer) or 0 for name, layer in self.layers.items()}
         self._columns = {

@@ -60,6 +60,26 @@ def watched(model: nn.Module) -> dict[str, nn.Module]:
     return {(n if shared[plain_name(n)] > 1 else plain_name(n)): x for n, x in full.items()}
 
 
+def unmeasured(model: nn.Module) -> list[str]:
+    """The weights that no layer of a model applies to inputs which could be measured.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Names of parameters of two or more dimensions: stacked experts, the fused projection of
+        ``nn.MultiheadAttention``, convolutions in groups.
+
+    Example:
+        >>> unmeasured(nn.MultiheadAttention(2, 1))
+        ['in_proj_weight']
+    """
+    layers = (name for name, layer in model.named_modules() if input_width(layer) is not None)
+    known = (*_added(model), *(f"{name}." if name else "" for name in layers))
+    weights = model.named_parameters()
+    return [name for name, weight in weights if weight.ndim > 1 and not name.startswith(known)]
+
+
 def check_weight(name: str, weight: object) -> None:
     """Raise unless the numbers of a weight are at hand.
 

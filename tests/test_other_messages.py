@@ -154,7 +154,7 @@ def test_two_callbacks_of_holders(tmp_path):
 
 def test_a_resumed_full_run_needs_the_base_it_began_with(tmp_path):
     def watch(model):
-        return full_matrices(model, modules="*query.weight")
+        return full_matrices(model, include="*query.weight")
 
     first = bert(lora=False)
     monitor = IntruderMonitor(watch=watch, every=1, top_k=3)

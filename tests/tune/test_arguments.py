@@ -41,7 +41,7 @@ NUMBERS = [
     if any(kind in str(given.annotation).split(" | ") for kind in ("int", "float", "Schedule"))
     and name not in ("LayerFigures", "LayerState")  # results
 ]
-GLOBS = [name for name, x in CALLABLES.items() if "modules" in inspect.signature(x).parameters]
+GLOBS = [name for name, x in CALLABLES.items() if "include" in inspect.signature(x).parameters]
 
 
 def test_the_signatures_were_read():
@@ -66,8 +66,8 @@ def test_numbers_that_mean_nothing_are_refused(name, parameter):
 def test_a_glob_that_matches_nothing_is_an_error(name):
     """The error of an audit: one misspelt pattern among others would leave layers unheld."""
     known = "0.weight" if name == "full_matrices" else "some.*"
-    CALLABLES[name](FIRST.get(name, adapted)(), modules=[known])
+    CALLABLES[name](FIRST.get(name, adapted)(), include=[known])
     message = r"'\*typo\*' matches no layer that can be held or watched; the nearest name is '"
     for globs in ("*typo*", [known, "*typo*"]):
         with pytest.raises(RecipeError, match=message):
-            CALLABLES[name](FIRST.get(name, adapted)(), modules=globs)
+            CALLABLES[name](FIRST.get(name, adapted)(), include=globs)

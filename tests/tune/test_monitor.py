@@ -157,7 +157,7 @@ def test_the_worst_layer_has_a_name_and_patterns_choose():
     monitor.check()
     assert monitor.worst_layer == "layer1"
     known = {"layer0": 1.0, "layer2": 1.0}
-    chosen = Monitor(matrices, modules=["*0", "layer2"], thresholds=known)
+    chosen = Monitor(matrices, include=["*0", "layer2"], thresholds=known)
     assert [matrix.name for matrix in chosen.matrices] == ["layer0", "layer2"]
     chosen.check(0)
     assert chosen.metrics() == {}

@@ -110,7 +110,7 @@ def measure_thresholds(
         if not theta > 0:
             raise InputError(
                 f"{matrix.name}: expected a positive threshold, got {theta}: the bulk of the base "
-                "ends in a step, and any spike makes an outlier of it; leave it out with modules="
+                "ends in a step, and any spike makes an outlier of it; leave it out with exclude="
             )
         found[matrix.name] = float(theta)
     return found

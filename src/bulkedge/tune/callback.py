@@ -62,7 +62,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
         thresholds: θ_c by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
         stop_at: Stop training when there are so many intruders (not counting ``rotated``) in all
             layers together; never before every layer was checked.
         save_at: Save a checkpoint when there are so many for the first time.
@@ -93,7 +94,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         epsilon: float = DEFAULT_EPSILON,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
         stop_at: int | None = None,
         save_at: int | None = None,
         watch: Watch | None = None,
@@ -108,7 +110,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             "epsilon": epsilon,
             "thresholds": None if thresholds is None else known_thresholds(thresholds),
             "adapter": adapter,
-            "modules": modules if isinstance(modules, str) else as_globs(modules),
+            "include": as_globs(include),
+            "exclude": as_globs(exclude),
         }
         self.monitor: Monitor | None = None
         self.history: list[tuple[int, dict[str, float]]] = []

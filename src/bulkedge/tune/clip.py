@@ -30,7 +30,8 @@ class SpikeClip(ThresholdHolder):
         level: Where to hold the spikes, in units of θ_c.
         thresholds: θ_c by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         thresholds: θ_c by name.
@@ -64,10 +65,11 @@ class SpikeClip(ThresholdHolder):
         level: float = LEVEL,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         super().__init__(
-            model, level=level, thresholds=thresholds, adapter=adapter, modules=modules
+            model, level=level, thresholds=thresholds, adapter=adapter, include=include, exclude=exclude
         )
         self.strongest: dict[str, float] = {}
         self.clipped = 0

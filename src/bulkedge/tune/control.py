@@ -60,7 +60,8 @@ class RankController(ThresholdHolder):
         every: Steps between changes of rank.
         thresholds: θ_c by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         state: A :class:`LayerState` by name.
@@ -96,12 +97,13 @@ class RankController(ThresholdHolder):
         every: int = 20,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         counts = each({"grow": grow, "every": every}, whole(1))
         check_values(self, start=(start, optional(whole(1))), **counts)
         super().__init__(
-            model, level=level, thresholds=thresholds, adapter=adapter, modules=modules
+            model, level=level, thresholds=thresholds, adapter=adapter, include=include, exclude=exclude
         )
         self.grow, self.every = grow, every
         self.steps = 0

@@ -51,7 +51,8 @@ class AdapterHolder(ABC):
     Args:
         model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         matrices: The adapted matrices that are held.
@@ -75,9 +76,14 @@ class AdapterHolder(ABC):
     """
 
     def __init__(
-        self, model: Adapted, *, adapter: str | None = None, modules: str | Sequence[str] = "*"
+        self,
+        model: Adapted,
+        *,
+        adapter: str | None = None,
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
-        self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
+        self.matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
 
     @abstractmethod
     def step(self) -> object:
@@ -119,7 +125,8 @@ class ThresholdHolder(AdapterHolder):
         level: Where to hold the spikes, in units of θ_c.
         thresholds: θ_c by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         level: The level.
@@ -138,10 +145,11 @@ class ThresholdHolder(AdapterHolder):
         level: float = LEVEL,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         check_level(self, level)
-        super().__init__(model, adapter=adapter, modules=modules)
+        super().__init__(model, adapter=adapter, include=include, exclude=exclude)
         self.level = level
         self.thresholds = measure_thresholds(self.matrices, thresholds)
 

@@ -69,7 +69,8 @@ class Watched(Protocol):
 
 def full_matrices(
     model: nn.Module,
-    modules: str | Sequence[str] = "*",
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
     *,
     base: Mapping[str, Tensor] | None = None,
 ) -> list[FullMatrix]:
@@ -80,7 +81,8 @@ def full_matrices(
 
     Args:
         model: The model, before it is trained.
-        modules: Patterns of parameter names.
+        include: Patterns of parameter names.
+        exclude: Patterns of the names of those that are left out.
         base: The weights before training, by name, if the model has been trained already (a run
             that is resumed): the ``state_dict()`` of the model from which the run began.
 
@@ -108,7 +110,7 @@ def full_matrices(
         and min(parameter.shape) >= MIN_VALUES
         and id(parameter) not in embeddings
     ]
-    used = select(modules, names, str)
+    used = select(names, str, include, exclude)
     return [NamedWeight(model, name, _base_of(model, name, base)) for name in used]
 
 
@@ -183,7 +185,8 @@ class Monitor:
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
         thresholds: θ_c by name, for matrices whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of the names of modules, or of matrices.
+        include: Patterns of the names of modules, or of matrices.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         steps: The number of steps so far.
@@ -214,16 +217,19 @@ class Monitor:
         epsilon: float = DEFAULT_EPSILON,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         counts = {"every": every, "per_call": per_call, "top_k": top_k}
         check_values(self, epsilon=(epsilon, EPSILON), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
         self.matrices: list[Watched]
         if isinstance(model, nn.Module):
-            self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
+            self.matrices = list(adapted_matrices(model, adapter=adapter, include=include, exclude=exclude))
         else:
-            self.matrices = select(modules, members(model, "tuned_map"), lambda x: x.name)
+            self.matrices = select(
+                members(model, "tuned_map"), lambda x: x.name, include, exclude
+            )
         _require_names([matrix.name for matrix in self.matrices])
         self.thresholds = measure_thresholds(self.matrices, thresholds)
         self.steps = self._next = 0

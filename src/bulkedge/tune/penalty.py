@@ -76,7 +76,8 @@ class IntruderPenalty:
         k: How many leading triplets.
         per_call: The number of layers a call; None for all.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         calls: The number of calls so far.
@@ -106,13 +107,14 @@ class IntruderPenalty:
         k: int = 8,
         per_call: int | None = 4,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         check_values(self, k=(k, whole(1)), per_call=(per_call, optional(whole(1))))
         if not callable(weight):
             check_values(self, weight=(weight, NOT_NEGATIVE))
         self.weight, self.k = weight, k
-        matrices = adapted_matrices(model, adapter=adapter, modules=modules)
+        matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
         self.layers = [_prepare(matrix, k) for matrix in matrices]
         self.per_call = min(per_call or len(self.layers), len(self.layers))
         self.calls = 0
@@ -156,7 +158,7 @@ class IntruderPenalty:
         if torch.is_grad_enabled() and not any(matrix.trained):
             raise InputError(
                 f"{matrix.name}: expected a factor that is trained, got two that are frozen, on "
-                "which a penalty has no effect; leave it out with modules="
+                "which a penalty has no effect; leave it out with exclude="
             )
         device = require_in_memory(matrix.name, matrix.parameters[0]).device
         with full_precision(device):

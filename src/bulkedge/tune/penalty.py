@@ -18,7 +18,7 @@ from bulkedge.triplet import GolubKahan, singular_triplet
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
 from ._matrix import like, require_in_memory
 from ._saved import entries
-from ._thresholds import base_spectrum
+from ._thresholds import NoBulkError, base_spectrum, note_without_bulk
 
 Schedule = Union[float, Callable[[int], float]]  # noqa: UP007 — Python 3.10
 """A weight, or a function from the number of calls so far to one."""
@@ -83,7 +83,8 @@ class IntruderPenalty:
         calls: The number of calls so far.
 
     Raises:
-        InputError: If k or ``per_call`` is not positive, or a base has no bulk; at a call, if a
+        InputError: If k or ``per_call`` is not positive, or no base has a bulk (a layer without is left
+            alone with a note); at a call, if a
             layer is gone or replaced, both its factors are frozen, or its values are not finite.
 
     Example:
@@ -115,7 +116,8 @@ class IntruderPenalty:
             check_values(self, weight=(weight, NOT_NEGATIVE))
         self.weight, self.k = weight, k
         matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
-        self.layers = [_prepare(matrix, k) for matrix in matrices]
+        self.layers = [found for x in matrices if (found := _prepare(x, k)) is not None]
+        note_without_bulk(matrices, self.matrices)
         self.per_call = min(per_call or len(self.layers), len(self.layers))
         self.calls = 0
 
@@ -196,11 +198,14 @@ def _averaging(sigma: Tensor) -> Tensor:
     return same / same.sum(dim=1, keepdim=True)
 
 
-def _prepare(matrix: AdaptedMatrix, k: int) -> _Layer:
-    """A layer with the edge of its base, and the leading space of its base on both sides."""
+def _prepare(matrix: AdaptedMatrix, k: int) -> _Layer | None:
+    """A layer with edge and leading space of its base on both sides; None without a bulk."""
     base = matrix.base_map()
+    try:
+        edge = base_spectrum(matrix.name, base).fit.edge
+    except NoBulkError:
+        return None
     size = min(2 * k, *base.shape)
     with torch.no_grad():
         space = singular_triplet(base, size, solver=GolubKahan(vector_tol=BASE_ANGLE), strict=False)
-    edge = base_spectrum(matrix.name, base).fit.edge
     return _Layer(matrix, edge, space.u, space.v)

@@ -198,7 +198,7 @@ def test_a_file_that_is_no_moments_is_refused(tmp_path):
 
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match="no moments of this version"):
+    with pytest.raises(CheckpointError, match="no moments; collect them again"):
         Moments.load(path)
     model = nn.Linear(3, 2)
     with Moments(model) as moments, torch.no_grad():
@@ -210,7 +210,7 @@ def test_a_file_that_is_no_moments_is_refused(tmp_path):
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(tensors | {"moment.0": -torch.eye(3)}, path, metadata)
-    with pytest.raises(CheckpointError, match="not a second moment of 4 inputs"):
+    with pytest.raises(CheckpointError, match="not a second moment of inputs"):
         Moments.load(path)
     save_file(tensors, path, metadata | {"layers": "[[1]]"})
     with pytest.raises(CheckpointError, match=r"damaged moments \(.*; collect them again"):

@@ -29,6 +29,19 @@ def input_width(layer: nn.Module) -> int | None:
     return weight.shape[1] if isinstance(layer, nn.Linear) else None
 
 
+def acting(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight of a layer as it acts on its inputs.
+
+    Args:
+        layer: A module with an :func:`input_width`.
+        weight: Its weight.
+
+    Returns:
+        Shape ``(m, n)``; of an embedding as it is stored, one row an index.
+    """
+    return weight.mT if type(layer).__name__ == "Conv1D" else weight.flatten(1)
+
+
 def input_rows(layer: nn.Module, x: Tensor, keep: Tensor | None) -> Tensor:
     """The inputs of one call, one row each.
 

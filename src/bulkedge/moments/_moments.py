@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from bulkedge._errors import CheckpointError, InputError, OutputError
-from bulkedge.checkpoint import read_header
-from bulkedge.checkpoint.elements import read_tensor
+from bulkedge._errors import InputError
 
 from ._collect import Collector
-
-FORMAT = "bulkedge moments 1"
-SAMPLE = 64
-"""Number of entries of each weight that are kept to tell one model from another."""
-ALIKE = 0.9
-"""Cosine of two samples from which on they are of one model, fine-tuned or not."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What is known of the inputs of one layer.
-
-    Attributes:
-        moment: ``E[x xᵀ]``, shape ``(n, n)``; of an embedding the share of each index, ``(n,)``.
-        count: Number of inputs.
-        sample: Some entries of the layer's weight, to recognise the model by.
-    """
-
-    moment: Tensor
-    count: int
-    sample: Tensor
+from ._file import read_layers, write_layers
+from ._inputs import acting
+from ._layer import Layer, alike, sample
+from ._sketch import Moment, Sketch, mean, output_power, sketch
 
 
 class Moments:
@@ -57,6 +35,7 @@ class Moments:
         arXiv:2212.09849, use the same moments.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> with Moments(model) as moments, torch.no_grad():
         ...     _ = model(torch.eye(3))
@@ -71,17 +50,28 @@ class Moments:
         weights = {} if self._collector is None else self._collector.weights
         self._samples = {name: sample(weight) for name, weight in weights.items()}
         self._known: dict[str, Layer] = {}
+        self._outputs: dict[str, tuple[int, float]] = {}  # of each layer at its count
         self._means: dict[int, tuple[Tensor, int, Tensor]] = {}  # of each sum, until it grows
 
     @property
     def layers(self) -> Mapping[str, Layer]:
         """What is known of each layer that has run, by its path."""
-        if self._collector is None:
+        if (collector := self._collector) is None:
             return self._known
         return {
-            name: Layer(self._mean(total, count), count, self._samples[name])
-            for name, (total, count) in self._collector.sums.items()
+            name: Layer(
+                self._mean(total, count), count, self._samples[name], self._output(collector, name)
+            )
+            for name, (total, count) in collector.sums.items()
         }
+
+    def _output(self, collector: Collector, name: str) -> float:
+        """The output of a layer, computed once at each count."""
+        total, count = collector.sums[name]
+        if self._outputs.get(name, (0, 0.0))[0] != count:
+            weight = acting(collector.layers[name], collector.weights[name])
+            self._outputs[name] = count, output_power(weight, total) / count
+        return self._outputs[name][1]
 
     def _mean(self, total: Tensor, count: int) -> Tensor:
         """A sum over its count, computed once; layers that share the sum share it."""
@@ -107,6 +97,8 @@ class Moments:
     def __exit__(self, *error: object) -> None:
         if self._collector is not None:
             self._collector.__exit__(*error)
+            for name in self._collector.sums:
+                self._output(self._collector, name)  # before the weights change
 
     def merge(self, *others: Moments, weights: Sequence[float] | None = None) -> Moments:
         """The moments of several texts together.
@@ -122,6 +114,7 @@ class Moments:
             InputError: If they are of different layers or models, or a weight is not positive.
 
         Example:
+            >>> import torch
             >>> model = nn.Linear(2, 2)
             >>> with Moments(model) as a, torch.no_grad():
             ...     _ = model(torch.eye(2))
@@ -142,11 +135,42 @@ class Moments:
             parts = [table[name] for table in (first, *tables)]
             if not all(alike(parts[0].sample, part.sample) for part in parts):
                 raise InputError(f"{name}: the moments to be merged are of different models")
-            found._known[name] = _mean(parts, factors)
+            try:
+                found._known[name] = _mean(parts, factors)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+        return found
+
+    def sketched(self, rank: int) -> Moments:
+        """The same with a sketch of every moment that is wider than a rank.
+
+        Args:
+            rank: Number of eigenvectors that are kept of each.
+
+        Returns:
+            New moments; matrices of up to ``rank`` columns, diagonals and sketches as they are.
+
+        Raises:
+            InputError: If the rank is below 1.
+
+        Example:
+            >>> import torch
+            >>> model = nn.Linear(3, 2)
+            >>> with Moments(model) as moments, torch.no_grad():
+            ...     _ = model(torch.eye(3))
+            >>> len(moments.sketched(rank=1)[""].moment.values)
+            1
+        """
+        found, done = Moments(), {}
+        for name, layer in self.layers.items():
+            key = id(layer.moment)
+            if key not in done:
+                done[key] = _thin(layer.moment, rank)
+            found._known[name] = replace(layer, moment=done[key])
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file; sums in float32, each once.
+        """Write a safetensors file; moments in float32, each once.
 
         Args:
             path: The file; one that exists is replaced once the new one is whole.
@@ -155,30 +179,10 @@ class Moments:
             InputError: If no layer has run.
             OutputError: If it cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         layers = self.layers
         if not layers:
             raise InputError("expected layers that have run, got none; call the model first")
-        names: dict[int, str] = {}
-        tensors: dict[str, Tensor] = {}
-        table = {}
-        for name, layer in layers.items():
-            key = names.setdefault(id(layer.moment), f"moment.{len(names)}")
-            tensors[key] = layer.moment.float().cpu().contiguous()
-            tensors[f"sample.{name}"] = layer.sample.cpu()
-            table[name] = {"moment": key, "count": layer.count}
-        target = Path(path)
-        building = target.with_name(f".{target.name}.part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, building, {"format": FORMAT, "layers": json.dumps(table)})
-            os.replace(building, target)
-        except (OSError, ValueError, SafetensorError) as error:
-            with suppress(OSError, ValueError):
-                building.unlink(missing_ok=True)
-            raise OutputError(f"{path}: cannot be written ({error})") from None
+        write_layers(Path(path), layers)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Moments:
@@ -193,68 +197,25 @@ class Moments:
         Raises:
             CheckpointError: If it is none, or damaged.
         """
-        file = Path(path)
-        tensors, metadata = read_header(file)
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{file}: no moments of this version; make some with `bulkedge moments`"
-            )
-        found, moments = cls(), {}
-        try:
-            table = json.loads(metadata["layers"])
-            for name, row in table.items():
-                key, count = str(row["moment"]), int(row["count"])
-                if key not in moments:
-                    moments[key] = read_tensor(tensors[key]).double()
-                    _check(file, name, moments[key], count)
-                own = read_tensor(tensors[f"sample.{name}"])
-                found._known[name] = Layer(moments[key], count, own)
-        except (
-            KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
-        ) as error:  # fmt: skip
-            raise CheckpointError(
-                f"{path}: damaged moments ({type(error).__name__}: {error}); collect them again"
-            ) from None
+        found = cls()
+        found._known = read_layers(Path(path))
         return found
 
 
-def _check(file: Path, name: str, moment: Tensor, count: int) -> None:
-    """Raise unless a tensor can be a second moment."""
-    square = moment.ndim == 1 or (moment.ndim == 2 and moment.shape[0] == moment.shape[1])
-    diagonal = moment if moment.ndim == 1 else moment.diagonal()
-    if square and moment.ndim == 2:
-        square = torch.allclose(moment, moment.mT, rtol=1e-3, atol=1e-6 * float(moment.abs().max()))
-    if not square or count < 1 or not bool(moment.isfinite().all()) or bool((diagonal < 0).any()):
-        raise CheckpointError(
-            f"{file}: layer {name!r}: not a second moment of {count} inputs; collect them again"
-        )
+def _thin(moment: Moment, rank: int) -> Moment:
+    """A sketch of a matrix that is wider than the rank."""
+    if isinstance(moment, Sketch) or moment.ndim == 1 or len(moment) <= rank:
+        return moment
+    return sketch(moment, rank)
 
 
 def _mean(parts: Sequence[Layer], weights: Sequence[float]) -> Layer:
     """The moments of one layer together, each input with the weight of its texts."""
     counts = [w * part.count for w, part in zip(weights, parts, strict=True)]
-    moment = torch.zeros_like(parts[0].moment, device="cpu", dtype=torch.float64)
-    for count, part in zip(counts, parts, strict=True):
-        moment += count / sum(counts) * part.moment.cpu()
-    return Layer(moment, sum(part.count for part in parts), parts[0].sample)
-
-
-def sample(weight: Tensor) -> Tensor:
-    """Some entries of a weight, spread over it, to recognise it by.
-
-    Args:
-        weight: As the model, or its file, stores it.
-
-    Returns:
-        At most 64 entries, float32.
-    """
-    flat = weight.detach().reshape(-1)
-    step = max(1, len(flat) // SAMPLE)
-    return flat[::step][:SAMPLE].float().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two samples are of one weight, before or after some training."""
-    if one.shape != other.shape or torch.equal(one, other):
-        return one.shape == other.shape
-    return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)) > ALIKE
+    shares = [count / sum(counts) for count in counts]
+    return Layer(
+        mean([part.moment for part in parts], shares),
+        sum(part.count for part in parts),
+        parts[0].sample,
+        sum(share * part.output for share, part in zip(shares, parts, strict=True)),
+    )

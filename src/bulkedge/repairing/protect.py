@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import NOT_NEGATIVE, check_fields
-from bulkedge.moments import Moments
+from bulkedge.moments import Moments, Sketch, to_dense
 
 RIDGE = 1e-3
 """Part of the mean diagonal that is added to both moments, for directions that no text has used."""
@@ -136,6 +136,8 @@ def _times(W: Tensor, moment: Tensor) -> Tensor:
 def _moment(moments: Moments, name: str, width: int) -> Tensor:
     """The moment of a layer, checked."""
     found = moments[name].moment
+    if isinstance(found, Sketch):
+        found = to_dense(found)
     if len(found) != width:
         raise InputError(
             f"{name}: expected moments of {width} inputs, got {len(found)}; they are of another "

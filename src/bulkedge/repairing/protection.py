@@ -16,7 +16,7 @@ from bulkedge._precision import one_thread
 from bulkedge.checkpoint import Correctable, infer_rule
 from bulkedge.comparison import Comparison, Pair, Plan, load
 from bulkedge.moments import Layer as LayerMoments
-from bulkedge.moments import Moments, alike, sample
+from bulkedge.moments import Moments, Sketch, alike, sample, to_dense, width
 from bulkedge.records import Matrix, Recipe
 
 from .layers import Layer, Stored
@@ -162,10 +162,11 @@ class Protection(Work):
                 raise InputError(f"no inputs of this layer in the {what} moments: it did not run")
             if not alike(layer.sample, sample(stored)):
                 raise InputError(f"the {what} moments are of another model; measure this one")
-            fits = layer.moment.ndim == 1 or len(layer.moment) == columns[1]
-            if not fits or (layer.moment.ndim == 1 and len(layer.moment) != len(stored)):
+            moment = to_dense(layer.moment) if isinstance(layer.moment, Sketch) else layer.moment
+            fits = moment.ndim == 1 or len(moment) == columns[1]
+            if not fits or (moment.ndim == 1 and len(moment) != len(stored)):
                 raise InputError(f"the {what} moments have another width than this layer")
-            return layer.moment.to(self.recipe.device)
+            return moment.to(self.recipe.device)
 
         base = found(self._base, "base")
         return base, None if self._task is None else found(self._task, "task")
@@ -186,7 +187,7 @@ def names_of(moments: Moments, plan: Plan) -> dict[str, LayerMoments]:
     """
     layers = {f"{name}.weight": layer for name, layer in moments.layers.items()}
     shapes = {name: info.shape for name, info in plan.base.tensors.items()}
-    rule = infer_rule(layers, shapes, lambda name, shape: len(layers[name].moment) in shape)
+    rule = infer_rule(layers, shapes, lambda name, shape: width(layers[name].moment) in shape)
     found = {rule.find(name): layer for name, layer in layers.items()}
     known = {name: layer for name, layer in found.items() if name is not None}
     if not known:

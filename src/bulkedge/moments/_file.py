@@ -1,0 +1,155 @@
+"""The file of moments: safetensors, each moment once, and a table of the layers in its header."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import CheckpointError, OutputError
+from bulkedge.checkpoint import TensorInfo, read_header
+from bulkedge.checkpoint.elements import read_tensor
+
+from ._layer import Layer
+from ._sketch import Moment, Sketch, diagonal, width
+
+FORMAT = "bulkedge moments 2"
+EARLIER = "bulkedge moments "
+PARTS = ("vectors", "values", "rest")
+"""What a sketch is stored as: tensors of these names below that of the moment."""
+
+
+def write_layers(path: Path, layers: Mapping[str, Layer]) -> None:
+    """Write a file of moments, in float32.
+
+    Args:
+        path: The file; one that exists is replaced once the new one is whole.
+        layers: What is known of each, by its path; moments that are one object are stored once.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    names: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    table: dict[str, dict[str, Any]] = {}
+    for name, layer in layers.items():
+        moment, row = layer.moment, {"count": layer.count, "output": layer.output}
+        key = names.setdefault(id(moment), f"moment.{len(names)}")
+        if isinstance(moment, Sketch):
+            tensors |= {f"{key}.{part}": _stored(getattr(moment, part)) for part in PARTS}
+            row["loss"] = moment.loss
+        else:
+            tensors[key] = _stored(moment)
+        tensors[f"sample.{name}"] = layer.sample.cpu()
+        table[name] = row | {"moment": key}
+    building = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, building, {"format": FORMAT, "layers": json.dumps(table)})
+        os.replace(building, path)
+    except (OSError, ValueError, SafetensorError) as error:
+        with suppress(OSError, ValueError):
+            building.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error})") from None
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.float().cpu().contiguous()
+
+
+def read_layers(path: Path) -> dict[str, Layer]:
+    """Read a file of moments.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What is known of each layer, by its path.
+
+    Raises:
+        CheckpointError: If it is no such file, of an earlier version, or damaged.
+    """
+    tensors, metadata = read_header(path)
+    written = metadata.get("format", "")
+    if written != FORMAT:
+        why = "moments of another version" if written.startswith(EARLIER) else "no moments"
+        raise CheckpointError(
+            f"{path}: {why}; collect them again with `bulkedge moments MODEL TEXTS -o FILE`"
+        )
+    try:
+        return _layers(path, tensors, json.loads(metadata["layers"]))
+    except CheckpointError:
+        raise
+    except (
+        KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
+    ) as error:  # fmt: skip
+        raise CheckpointError(
+            f"{path}: damaged moments ({type(error).__name__}: {error}); collect them again"
+        ) from None
+
+
+def _layers(
+    path: Path, tensors: Mapping[str, TensorInfo], table: Mapping[str, Any]
+) -> dict[str, Layer]:
+    """The layers of a table; anything may be in it."""
+    found: dict[str, Layer] = {}
+    moments: dict[str, Moment] = {}
+    for name, row in table.items():
+        key, count, output = str(row["moment"]), int(row["count"]), float(row["output"])
+        if key not in moments:
+            moments[key] = _read(tensors, key, row)
+            _check(path, name, moments[key])
+        if count < 1 or not 0 <= output < math.inf:
+            raise ValueError(f"layer {name!r}: {count} inputs, output {output}")
+        sample = read_tensor(tensors[f"sample.{name}"])
+        found[name] = Layer(moments[key], count, sample, output)
+    return found
+
+
+def _read(tensors: Mapping[str, TensorInfo], key: str, row: Mapping[str, Any]) -> Moment:
+    """A moment in the form that it was stored in, in float64."""
+    if "loss" not in row:
+        return read_tensor(tensors[key]).double()
+    vectors, values, rest = (read_tensor(tensors[f"{key}.{part}"]).double() for part in PARTS)
+    return Sketch(vectors, values, rest, float(row["loss"]))
+
+
+def _check(path: Path, name: str, moment: Moment) -> None:
+    """Raise unless a moment can be one."""
+    good = _is_sketch(moment) if isinstance(moment, Sketch) else _is_moment(moment)
+    if not good or not width(moment) or not bool((diagonal(moment) >= 0).all()):
+        raise CheckpointError(
+            f"{path}: layer {name!r}: not a second moment of inputs; collect them again"
+        )
+
+
+def _is_moment(moment: Tensor) -> bool:
+    """Whether it is a finite vector or symmetric matrix."""
+    if not bool(moment.isfinite().all()) or moment.ndim not in (1, 2):
+        return False
+    if moment.ndim == 1:
+        return True
+    square = moment.shape[0] == moment.shape[1]
+    scale = float(moment.abs().max()) if moment.numel() else 0.0
+    return square and torch.allclose(moment, moment.mT, rtol=1e-3, atol=1e-6 * scale)
+
+
+def _is_sketch(moment: Sketch) -> bool:
+    """Whether its vectors are orthonormal, and what belongs to them is not negative."""
+    V, values, rest = moment.vectors, moment.values, moment.rest
+    if (V.ndim, values.ndim, rest.ndim) != (2, 1, 1) or V.shape != (len(rest), len(values)):
+        return False
+    unit = torch.eye(len(values), dtype=V.dtype)
+    signs = bool((values >= 0).all()) and bool((rest >= 0).all())  # of NaN neither
+    finite = bool(values.isfinite().all()) and bool(rest.isfinite().all())
+    return signs and finite and 0 <= moment.loss <= 1 and torch.allclose(V.mT @ V, unit, atol=1e-4)

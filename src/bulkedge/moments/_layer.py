@@ -1,0 +1,55 @@
+"""What is known of the inputs of one layer, and how its weight is recognised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._sketch import Moment
+
+SAMPLE = 64
+"""Number of entries of each weight that are kept to tell one model from another."""
+ALIKE = 0.9
+"""Cosine of two samples from which on they are of one model, fine-tuned or not."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of the inputs of one layer.
+
+    Attributes:
+        moment: ``E[x xᵀ]``, shape ``(n, n)``; of an embedding the share of each index, ``(n,)``;
+            or a :class:`Sketch`.
+        count: Number of inputs.
+        sample: Some entries of the layer's weight, to recognise the model by.
+        output: ``tr(W C Wᵀ) = E‖W x‖²`` for the weight W that was run: of a layer that an adapter
+            wraps the layer's own.  Of an embedding ``Σ pᵢ ‖Wᵢ‖²``.
+    """
+
+    moment: Moment
+    count: int
+    sample: Tensor
+    output: float
+
+
+def sample(weight: Tensor) -> Tensor:
+    """Some entries of a weight, spread over it, to recognise it by.
+
+    Args:
+        weight: As the model, or its file, stores it.
+
+    Returns:
+        At most 64 entries, float32.
+    """
+    flat = weight.detach().reshape(-1)
+    step = max(1, len(flat) // SAMPLE)
+    return flat[::step][:SAMPLE].float().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two samples are of one weight, before or after some training."""
+    if one.shape != other.shape or torch.equal(one, other):
+        return one.shape == other.shape
+    return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)) > ALIKE

@@ -20,8 +20,9 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers
 
-from bulkedge.tune import SpikeClip, adapted_matrices, full_matrices  # noqa: E402
 from bulkedge.tune.callback import IntruderMonitor  # noqa: E402
+
+from bulkedge.tune import SpikeClip, adapted_matrices, full_matrices  # noqa: E402
 from bulkedge.tune.trainer import AfterStep  # noqa: E402
 
 

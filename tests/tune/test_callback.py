@@ -11,8 +11,9 @@ from bulkedge import InputError
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from bulkedge.tune import full_matrices  # noqa: E402
 from bulkedge.tune.callback import IntruderMonitor  # noqa: E402
+
+from bulkedge.tune import full_matrices  # noqa: E402
 from helpers import some  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
@@ -62,7 +63,7 @@ def test_figures_reach_the_log_and_losses_stay_in_it(tmp_path):
     assert ["bulkedge/intruders" in entry for entry in logged] == [False, True, True, True]
     assert logged[-1]["bulkedge/intruders"] == monitor.history[-1][1]["bulkedge/intruders"]
     assert set(logged[0]) >= {
-        "bulkedge/worst_score", "bulkedge/strongest_spike", "bulkedge/effective_rank",
+        "bulkedge/lowest_score", "bulkedge/strongest_spike", "bulkedge/effective_rank",
         "bulkedge/overhead",
     }  # fmt: skip
 
@@ -123,7 +124,7 @@ def test_a_number_that_stops_is_one_of_all_layers(tmp_path):
             torch.nn.init.normal_(module.lora_B["default"].weight, std=2.0)
     trainer.train()
     first = monitor.history[0][1]
-    assert first["bulkedge/intruders_per_layer"] >= 1
+    assert first["bulkedge/new_directions_per_layer"] >= 1
     assert "bulkedge/intruders" not in first
     assert trainer.state.global_step == 2
     assert not (tmp_path / "checkpoint-1").exists()

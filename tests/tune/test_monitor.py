@@ -67,7 +67,7 @@ def test_figures_are_those_of_the_audit(tmp_path):
     counted = metrics["bulkedge/intruders"] + metrics["bulkedge/rotated"]
     assert counted == sum(row.intruders or 0 for row in record.matrices)
     assert metrics["bulkedge/rotated"] >= 1
-    assert metrics["bulkedge/worst_score"] == min(x.worst for x in monitor.figures.values())
+    assert metrics["bulkedge/lowest_score"] == min(x.worst for x in monitor.figures.values())
 
 
 def test_layers_take_turns():
@@ -207,7 +207,7 @@ def test_a_model_that_does_not_change_has_figures_that_do_not(per_call):
         names = ("bulkedge/intruders", "bulkedge/rotated", "bulkedge/undecided")
         assert [name in metrics for name in names] == [seen == 5] * 3
         mean = sum(x.intruders for x in monitor.figures.values()) / seen
-        assert metrics["bulkedge/intruders_per_layer"] == mean
+        assert metrics["bulkedge/new_directions_per_layer"] == mean
         if seen == 5:
             counts.append(tuple(metrics[name] for name in names))
     assert len(set(counts)) == 1

@@ -60,7 +60,9 @@ def adapted_matrices(
     else:
         with_it = [named for named in lora_layers(model) if has_adapter(named[1], adapter)]
         found = [
-            LoraMatrix(model, name, adapter_of(name, layer, adapter), is_explicit=adapter is not None)
+            LoraMatrix(
+                model, name, adapter_of(name, layer, adapter), is_explicit=adapter is not None
+            )
             for name, layer in select(with_it, lambda named: named[0], include, exclude)
         ]
     if not found:

@@ -86,7 +86,9 @@ def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
             values, exact = found.spectrum, len(found.base_sigma)
     spectrum, problem = measure_base(values, (shape[0], shape[1]), exact)
     if spectrum is None:
-        raise NoBulkError(f"{name}: expected a base with a bulk, got none ({problem}); leave it out")
+        raise NoBulkError(
+            f"{name}: expected a base with a bulk, got none ({problem}); leave it out"
+        )
     return spectrum
 
 
@@ -168,11 +170,14 @@ def with_threshold(
 
 
 def note_without_bulk(matrices: Sequence[HasBase], kept: Sequence[HasBase]) -> None:
-    """One note about the matrices that are left alone; InputError if all of them are.
+    """One note about the matrices that are left alone.
 
     Args:
         matrices: All.
         kept: Those whose base has a bulk.
+
+    Raises:
+        InputError: If none is kept.
     """
     names = {matrix.name for matrix in kept}
     left = [matrix.name for matrix in matrices if matrix.name not in names]

@@ -73,7 +73,13 @@ class SpikeClip(ThresholdHolder):
         exclude: str | Sequence[str] = (),
     ) -> None:
         super().__init__(
-            model, level=level, of=of, thresholds=thresholds, adapter=adapter, include=include, exclude=exclude
+            model,
+            level=level,
+            of=of,
+            thresholds=thresholds,
+            adapter=adapter,
+            include=include,
+            exclude=exclude,
         )
         self.strongest: dict[str, float] = {}
         self.clipped = 0

@@ -105,7 +105,13 @@ class RankController(ThresholdHolder):
         counts = each({"grow": grow, "every": every}, whole(1))
         check_values(self, start=(start, optional(whole(1))), **counts)
         super().__init__(
-            model, level=level, of=of, thresholds=thresholds, adapter=adapter, include=include, exclude=exclude
+            model,
+            level=level,
+            of=of,
+            thresholds=thresholds,
+            adapter=adapter,
+            include=include,
+            exclude=exclude,
         )
         self.grow, self.every = grow, every
         self.steps = 0

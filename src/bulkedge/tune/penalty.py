@@ -83,9 +83,9 @@ class IntruderPenalty:
         calls: The number of calls so far.
 
     Raises:
-        InputError: If k or ``per_call`` is not positive, or no base has a bulk (a layer without is left
-            alone with a note); at a call, if a
-            layer is gone or replaced, both its factors are frozen, or its values are not finite.
+        InputError: If k or ``per_call`` is not positive, or no base has a bulk (one layer without
+            is left alone with a note); at a call, if a layer is gone or replaced, both its factors
+            are frozen, or its values are not finite.
 
     Example:
         >>> from bulkedge.tune import AdaptedMatrix

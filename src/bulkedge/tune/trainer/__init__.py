@@ -13,8 +13,9 @@ except ImportError as error:
         "bulkedge.tune.trainer needs transformers: pip install 'bulkedge[hf]'"
     ) from error
 
+from ._figures import write_figures
 from ._hold import Hold
-from ._monitor import IntruderMonitor, write_figures
+from ._monitor import IntruderMonitor
 from ._penalty import PenaltyMixin
 
 __all__ = ["Hold", "IntruderMonitor", "PenaltyMixin", "write_figures"]

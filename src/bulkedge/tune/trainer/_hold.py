@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Union
 
@@ -18,21 +17,21 @@ from transformers.training_args import TrainingArguments
 
 from bulkedge._errors import InputError
 from bulkedge._globs import as_globs
-from bulkedge.moments import Moments
+from bulkedge.tune._after_step import require_trained
+from bulkedge.tune._thresholds import check_level
+from bulkedge.tune.clip import SpikeClip
+from bulkedge.tune.drift import DriftClip, check_limit
+from bulkedge.tune.holder import LEVEL, Holder
 
-from .._after_step import require_trained
-from ..clip import SpikeClip
-from ..drift import DriftClip, check_limit
-from ..holder import LEVEL, Holder
-from .._thresholds import check_level
+from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
 from ._penalty import adapted_of
 from ._report import handler_of
 
 LINES = ("leading", "edge")
 """The names of what spikes are held below."""
-MomentsOrPath = Union[Moments, str, "os.PathLike[str]"]
-"""Moments, or the file in which they are."""
-What = Union[str, Holder, Callable[[nn.Module], Holder]]
+DEFAULTS = {"include": ["*"], "exclude": []}
+"""The patterns that choose all layers."""
+What = Union[str, Holder, Callable[[nn.Module], Holder]]  # noqa: UP007 — Python 3.10
 """A name, a holder, or a function from the model to one."""
 
 
@@ -123,8 +122,7 @@ class Hold(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """The entry of this callback in ``trainer_state.json``."""
         what = self.what if isinstance(self.what, str) else None
-        moments = None if isinstance(self.moments, Moments) else self.moments
-        given = {"what": what, "limit": self.limit, "moments": moments and os.fspath(moments)}
+        given = {"what": what, "limit": self.limit, "moments": saved_path(self.moments)}
         holder = self.holder
         state = holder.state_dict() if hasattr(holder, "state_dict") else None  # pyright: ignore
         saved = {"holder": type(holder).__name__, "state": state}
@@ -134,10 +132,8 @@ class Hold(TrainerCallback, ExportableState):
         """The holder of a model."""
         what, options = self.what, self.options
         if what == "drift":
-            limit, moments = self.limit, self.moments
-            assert limit is not None and moments is not None  # noqa: S101 — checked when given
-            known = moments if isinstance(moments, Moments) else Moments.load(moments)
-            return DriftClip(model, known, limit, **options)
+            moments, limit = self.moments, self.limit  # which were checked when they were given
+            return DriftClip(model, read_moments(moments), limit, **options)  # pyright: ignore
         if isinstance(what, str):
             level = LEVEL if self.limit is None else self.limit
             return SpikeClip(model, level=level, of=what, **options)  # pyright: ignore
@@ -176,11 +172,7 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
     """InputError unless the arguments say what is to be held."""
     if what == "drift":
         check_limit(Hold, limit)
-        if not isinstance(moments, (Moments, str, os.PathLike)):
-            raise InputError(
-                f"expected moments= to be Moments or their file, got {moments!r:.60}; make some "
-                "with `bulkedge moments`"
-            )
+        check_moments(moments, is_needed=True)
         return
     names = isinstance(what, str) and what in LINES
     if not names and (isinstance(what, str) or not (_is_holder(what) or callable(what))):
@@ -190,7 +182,7 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
             "restore_callback_states_from_checkpoint off: Hold resumes by itself"
         )
     chosen = {"limit": limit, "adapter": options["adapter"]}
-    chosen |= {"include": options["include"] != ["*"] or None, "exclude": options["exclude"] or None}
+    chosen |= {name: options[name] for name, all_ in DEFAULTS.items() if options[name] != all_}
     unused = {"moments": moments} | ({} if names else chosen)
     if odd := [name for name, given in unused.items() if given is not None]:
         raise InputError(f"expected no {odd[0]}= with {what!r:.60}, which has its own settings")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._after_step import require_in_model
-from .._matrix import AdaptedMatrix
+from bulkedge.tune._after_step import require_in_model
+from bulkedge.tune._matrix import AdaptedMatrix
 
 
 class PenaltyMixin:

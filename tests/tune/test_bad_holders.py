@@ -400,7 +400,7 @@ def test_patterns_are_texts(kind, include):
 
 
 def test_a_callback_refuses_the_same():
-    Callback = pytest.importorskip("bulkedge.tune.callback").IntruderMonitor
+    Callback = pytest.importorskip("bulkedge.tune.trainer").IntruderMonitor
     with pytest.raises(RecipeError, match="expected a glob such as"):
         Callback(include=3)
     with pytest.raises(InputError, match="expected thresholds by name, got list"):

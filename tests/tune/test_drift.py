@@ -281,7 +281,7 @@ def test_what_has_diverged_is_named(network, moments):
         clip.step()
     with torch.no_grad():
         matrix.B[0, 0] = torch.nan
-    with pytest.raises(InputError, match=r"q: expected a finite update, got NaN"):
+    with pytest.raises(InputError, match=r"q: expected finite factors, got NaN"):
         clip.step()
 
 
@@ -317,7 +317,7 @@ def test_moments_that_do_not_fit(network, moments):
     missing = AdaptedMatrix("unseen", draw(20, 24), draw(2, 24), draw(20, 2))
     with pytest.raises(InputError, match="unseen: expected moments of its inputs, got none"):
         DriftPenalty([missing], moments)
-    with pytest.raises(InputError, match="expected moments to be Moments, got 'base.moments'"):
+    with pytest.raises(InputError, match=r"expected moments to be Moments, got 'base\.moments'"):
         DriftPenalty([adapted(network, "q")], "base.moments")
 
 
@@ -328,7 +328,7 @@ def test_matrices_of_another_kind(moments):
         def tuned_map(self):
             """What a monitor asks for."""
 
-    with pytest.raises(InputError, match="q: expected an AdaptedMatrix or a FullMatrix, .* Mine"):
+    with pytest.raises(InputError, match=r"q: expected an AdaptedMatrix or a FullMatrix, .* Mine"):
         DriftPenalty([Mine()], moments)
 
 

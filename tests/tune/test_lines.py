@@ -45,7 +45,7 @@ def test_a_base_without_strong_values_has_one_line():
 
 
 def test_a_line_has_a_name():
-    with pytest.raises(InputError, match='expected of to be "edge" or "leading", got .middle'):
+    with pytest.raises(InputError, match=r'expected of to be "edge" or "leading", got .middle'):
         SpikeClip([layer(base())], of="middle")
 
 

@@ -129,9 +129,10 @@ def measure(layers: Sequence[LayerDrift]) -> list[float]:
         found = torch.stack([x.to(values[0].device) for x in values]).tolist() if values else []
     for layer, drift in zip(layers, found, strict=True):
         if not math.isfinite(drift):
+            what = "entries" if isinstance(layer.matrix, FullMatrix) else "factors"
             raise InputError(
-                f"{layer.matrix.name}: expected a finite update, got NaN or infinity; training "
-                "has diverged: lower the learning rate, or go back to a checkpoint"
+                f"{layer.matrix.name}: expected finite {what}, got NaN or infinity; training has "
+                "diverged: lower the learning rate, or go back to a checkpoint"
             )
     return found
 

@@ -140,7 +140,7 @@ def ran(tmp_path):
 
 def test_a_resumed_run_with_another_holder(ran):
     again = trainer(ran, bert(), [Hold(RankController)])
-    with pytest.raises(InputError, match="expected the holder of the run that is resumed, SpikeCl"):
+    with pytest.raises(InputError, match="got a RankController in the place of a SpikeClip"):
         again.train(resume_from_checkpoint=str(ran / "checkpoint-2"))
 
 

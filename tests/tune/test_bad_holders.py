@@ -1,7 +1,6 @@
 """What holders are given by mistake: each is refused, by name, and none is held by nothing."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -354,18 +353,6 @@ def test_a_state_of_its_own_is_taken(make):
     thing = make()
     thing.load_state_dict(json.loads(json.dumps(make().state_dict())))
     assert thing.state_dict() == make().state_dict()
-
-
-def test_holders_that_resume_in_another_order_are_refused():
-    """The ranks of a controller went nowhere, without a word."""
-    AfterStep = pytest.importorskip("bulkedge.tune.trainer").AfterStep
-    saved = AfterStep(SpikeClip([layer()]), RankController([layer()])).state()
-    resumed = SimpleNamespace(global_step=3, stateful_callbacks={"AfterStep": saved})
-    again = AfterStep(RankController([layer()]), SpikeClip([layer()]))
-    with pytest.raises(InputError, match="in their order, got a RankController in the place of"):
-        again.on_train_begin(None, resumed, None)
-    with pytest.raises(InputError, match="in their order, got a SpikeClip in the place of"):
-        AfterStep(SpikeClip([layer()]), SpikeClip([layer()])).on_train_begin(None, resumed, None)
 
 
 # -- what is no model, no pattern, no generator and no name ---------------------------------------

@@ -180,6 +180,24 @@ def test_two_holders_of_one_kind_resume_with_their_own_states(tmp_path):
         assert all("value" in name for name in some(holds[1].holder.state))
 
 
+ODD = {
+    "order": (lambda: [Hold("edge"), Hold(RankController)], "in their order, got a SpikeClip"),
+    "kind": (lambda: [Hold("edge"), Hold("edge")], "got a SpikeClip in the place of a RankContr"),
+    "count": (lambda: [Hold(RankController)], "expected the 2 holders of the run .*, got 1; give"),
+}
+
+
+def test_a_resumed_run_has_the_same_holders(tmp_path):
+    """The ranks of a controller would go nowhere, without a word."""
+    options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 3}
+    wrapping(tmp_path, [Hold(RankController), Hold("edge")], **options).train()
+    for make, message in ODD.values():
+        with pytest.raises(InputError, match=message):
+            wrapping(tmp_path, make(), **options).train(
+                resume_from_checkpoint=str(tmp_path / "checkpoint-3")
+            )
+
+
 def test_a_model_without_adapters_has_nothing_to_hold(tmp_path):
     trainer = make_trainer(tmp_path, make_base(), callbacks=[Hold("edge")])
     with pytest.raises(InputError, match=r"expected adapted layers, found none .*get_peft_model"):
@@ -354,7 +372,7 @@ REFUSED = {
         "expected 'leading', 'edge', 'drift', .* got 'trailing'",
     ),
     "no holder": ((3,), {}, "a holder with a step.. or a function from the model to one, got 3"),
-    "no level": (("edge", -1.0), {}, "expected level to be positive and finite, got -1.0"),
+    "no level": (("edge", -1.0), {}, "expected limit to be positive and finite, got -1.0"),
     "no limit": (("drift",), {"moments": "m"}, "expected limit to be positive .* got None"),
     "no moments": (("drift", 0.1), {}, "expected moments= to be Moments or their file, got None"),
     "moments for spikes": (("edge",), {"moments": "m"}, "expected no moments= with 'edge', which"),

@@ -182,8 +182,8 @@ def _placed(moment: Moment, like: Tensor) -> Moment:
     """A moment in the dtype and on the device of a factor."""
     if isinstance(moment, Tensor):
         return moment.to(like)
-    parts = (x.to(like) for x in (moment.vectors, moment.values, moment.rest))
-    return Sketch(*parts, moment.loss)
+    vectors, values, rest = (x.to(like) for x in (moment.vectors, moment.values, moment.rest))
+    return Sketch(vectors, values, rest, moment.loss)
 
 
 def _weight_name(name: str) -> str:

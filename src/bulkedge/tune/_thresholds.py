@@ -195,16 +195,17 @@ def note_without_bulk(matrices: Sequence[HasBase], kept: Sequence[HasBase]) -> N
         )
 
 
-def check_level(owner: object, level: float) -> None:
+def check_level(owner: object, level: float, name: str = "level") -> None:
     """InputError unless a level is positive, and not so high that nothing would be held.
 
     Args:
         owner: What it is given to: an object, or the name of a function.
-        level: Where to hold spikes, in units of θ_c.
+        level: Where to hold spikes, in units of their threshold.
+        name: What it is called there.
     """
     most = number(f"≤ {HIGHEST_LEVEL:g}", lambda x: x <= HIGHEST_LEVEL)
-    check_values(owner, level=(level, POSITIVE))
-    check_values(owner, level=(level, most))
+    check_values(owner, **{name: (level, POSITIVE)})
+    check_values(owner, **{name: (level, most)})
 
 
 def known_thresholds(known: object) -> dict[str, float]:

@@ -105,8 +105,7 @@ class Hold(TrainerCallback, ExportableState):
         """Build the holder; load the state of a resumed run, or hold for the first time."""
         self._require_alone()
         self.holder = self._build(kwargs["model"])
-        saved = _saved_of(state, self.holder) if state.global_step else None
-        if saved is None:
+        if not self._resume(state):
             self._step(kwargs.get("optimizer"))
 
     def on_optimizer_step(
@@ -125,7 +124,8 @@ class Hold(TrainerCallback, ExportableState):
         given = {"what": what, "limit": self.limit, "moments": saved_path(self.moments)}
         holder = self.holder
         state = holder.state_dict() if hasattr(holder, "state_dict") else None  # pyright: ignore
-        saved = {"holder": type(holder).__name__, "state": state}
+        kind = None if holder is None else type(holder).__name__
+        saved = {"holder": kind, "state": state}
         return {"args": given | self.options, "attributes": {"saved": saved}}
 
     def _build(self, model: nn.Module) -> Holder:
@@ -137,13 +137,36 @@ class Hold(TrainerCallback, ExportableState):
         if isinstance(what, str):
             level = LEVEL if self.limit is None else self.limit
             return SpikeClip(model, level=level, of=what, **options)  # pyright: ignore
-        built = what if _is_holder(what) else what(model)  # pyright: ignore
+        built: Any = what if _is_holder(what) else what(model)  # pyright: ignore
         if not _is_holder(built):
             raise InputError(
                 f"expected a function from the model to a holder with a step(), got one to "
                 f"{type(built).__name__}"
             )
         return built
+
+    def _resume(self, state: TrainerState) -> bool:
+        """Load what the holder in this place had saved; whether the run that is resumed had any."""
+        saved = _saved_entries(state) if state.global_step else []
+        if not saved:
+            return False
+        known = getattr(handler_of(self), "callbacks", [self])
+        holds = [callback for callback in known if isinstance(callback, Hold)]
+        if len(holds) != len(saved):
+            raise InputError(
+                f"expected the {len(saved)} holders of the run that is resumed, got {len(holds)}; "
+                "give the callbacks of that run"
+            )
+        own: Any = saved[next(i for i, callback in enumerate(holds) if callback is self)]
+        kind = type(self.holder).__name__
+        if own["holder"] != kind:
+            raise InputError(
+                "expected the holders of the run that is resumed, in their order, got a "
+                f"{kind} in the place of a {own['holder']}"
+            )
+        if own["state"] is not None:
+            self.holder.load_state_dict(own["state"])  # pyright: ignore
+        return True
 
     def _require_alone(self) -> None:
         """InputError if another callback holds with the same holder."""
@@ -171,7 +194,7 @@ def _is_holder(what: object) -> bool:
 def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -> None:
     """InputError unless the arguments say what is to be held."""
     if what == "drift":
-        check_limit(Hold, limit)
+        check_limit(Hold.__name__, limit)
         check_moments(moments, is_needed=True)
         return
     names = isinstance(what, str) and what in LINES
@@ -187,40 +210,23 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
     if odd := [name for name, given in unused.items() if given is not None]:
         raise InputError(f"expected no {odd[0]}= with {what!r:.60}, which has its own settings")
     if limit is not None:
-        check_level(Hold, limit)
+        check_level(Hold.__name__, limit, "limit")
 
 
-def _saved_of(state: TrainerState, holder: Holder) -> Any:
-    """Load the saved state of a holder; its entry, or None in a run that had no ``Hold``."""
+def _saved_entries(state: TrainerState) -> list[dict[str, Any]]:
+    """What the holders of the run that is resumed have saved, in their order; may be empty.
+
+    A trainer that has several callbacks of a kind lists their entries, first those from before the
+    run, in which no holder was built, and then those of every checkpoint.
+
+    Args:
+        state: Of the trainer, as it was read from the checkpoint.
+
+    Returns:
+        One entry a holder, the latest.
+    """
     callbacks: Any = state.stateful_callbacks or {}
-    known = callbacks.get(Hold.__name__)
-    entries = known if isinstance(known, list) else [] if known is None else [known]
-    if not entries:
-        return None
-    kind = type(holder).__name__
-    # the latest ones are last: a trainer appends those of each checkpoint
-    saved = [x["attributes"]["saved"] for x in reversed(entries)]
-    fitting = [x for x in saved if x["holder"] == kind]
-    if not fitting:
-        raise InputError(
-            f"expected the holder of the run that is resumed, {saved[0]['holder']}, got {kind}; "
-            "give the callbacks of that run"
-        )
-    _load(holder, fitting)
-    return fitting
-
-
-def _load(holder: Any, saved: Sequence[dict[str, Any]]) -> None:
-    """Give a holder the latest state that is of its layers."""
-    if not hasattr(holder, "load_state_dict"):
-        return
-    problem: InputError | None = None
-    for one in saved:
-        try:
-            holder.load_state_dict(one["state"])
-        except InputError as error:
-            problem = problem or error
-        else:
-            return
-    if problem is not None:
-        raise problem
+    known = callbacks.get(Hold.__name__, [])
+    saved = [x["attributes"]["saved"] for x in (known if isinstance(known, list) else [known])]
+    count = sum(x["holder"] is None for x in saved) or len(saved)
+    return saved[-count:] if saved else []

@@ -18,7 +18,7 @@ from transformers.trainer_callback import (
 from transformers.training_args import TrainingArguments
 
 from bulkedge._errors import InputError
-from bulkedge._fields import DEFAULT_EPSILON, FLAG, check_values, each, optional, whole
+from bulkedge._fields import DEFAULT_EPSILON, EPSILON, FLAG, check_values, each, optional, whole
 from bulkedge._globs import as_globs
 from bulkedge.tune._matrix import is_distributed
 from bulkedge.tune._thresholds import known_thresholds
@@ -98,8 +98,10 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         save_at: int | None = None,
         watch: Watch | None = None,
     ) -> None:
-        counts = {"every": every, "stop_at": stop_at, "save_at": save_at}
-        check_values(self, full_passes=(full_passes, FLAG), **each(counts, optional(whole(1))))
+        counts = {"every": every, "per_call": per_call, "top_k": top_k}
+        limits = {"stop_at": stop_at, "save_at": save_at}
+        check_values(self, epsilon=(epsilon, EPSILON), full_passes=(full_passes, FLAG))
+        check_values(self, **each(counts, whole(1)), **each(limits, optional(whole(1))))
         check_moments(moments, is_needed=False)
         self.every, self.stop_at, self.save_at, self.watch = every, stop_at, save_at, watch
         self.full_passes, self.moments = full_passes, moments
@@ -217,7 +219,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         """The monitor of a model, with the figures of the run that is resumed."""
         watched: Model = self.watch(model) if callable(self.watch) else self.watch or model
         known = None if self.moments is None else read_moments(self.moments)
-        options = self.options | {"moments": known}
+        options: dict[str, Any] = self.options | {"moments": known}
         if not figures:
             return Monitor(watched, **options)
         thresholds: Any = figures.get("thresholds")

@@ -13,6 +13,7 @@ from bulkedge import InputError
 from bulkedge.tune import AdaptedMatrix, FullMatrix, Monitor, full_matrices
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
+from helpers import oracle_scores
 
 
 def draw(*shape, seed=0):
@@ -308,3 +309,28 @@ def test_a_weight_that_is_gone_is_missed(change, message):
 def test_a_weight_of_another_shape_than_its_base_is_refused():
     with pytest.raises(InputError, match="w: expected a weight of the shape of its base"):
         FullMatrix("w", torch.zeros(3, 4), torch.zeros(4, 3))
+
+
+def test_an_open_verdict_is_counted_once():
+    """ε is set beside the very score: the certificate cannot tell them apart."""
+    W0 = base().double()
+    W = W0 + 6 * orthonormal(90, 1, 5).double() @ orthonormal(70, 1, 6).double().mT
+    score = float(oracle_scores(W0, W, 1)[0])
+    monitor = Monitor([FullMatrix("w", W0, W)], top_k=1, epsilon=score + 1e-5)
+    monitor.check()
+    seen = monitor.figures["w"]
+    assert (seen.intruders, seen.rotated, seen.undecided) == (0, 0, 1)
+    assert seen.energy == monitor.metrics()["bulkedge/new_directions"] == 0
+
+
+def test_the_energy_share_is_that_of_the_new_directions():
+    W0 = base().double()
+    W = W0 + 6 * orthonormal(90, 1, 5).double() @ orthonormal(70, 1, 6).double().mT
+    monitor = Monitor([FullMatrix("w", W0, W)], top_k=4)
+    monitor.check()
+    squares = torch.linalg.svdvals(W)[:4].square()
+    new = oracle_scores(W0, W, 4) < 0.5
+    assert 0 < int(new.sum()) < 4
+    assert int(new.sum()) == monitor.figures["w"].new_directions
+    share = float(squares[new].sum() / squares.sum())
+    assert monitor.metrics()["bulkedge/energy_share"] == pytest.approx(share, rel=1e-4)

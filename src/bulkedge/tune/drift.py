@@ -71,13 +71,14 @@ class DriftPenalty:
     Example:
         >>> from torch import nn
         >>> from bulkedge.tune import AdaptedMatrix
-        >>> base = nn.Linear(3, 2, bias=False)
+        >>> base = nn.Linear(3, 2, bias=False).requires_grad_(False)
         >>> with Moments(base) as moments, torch.no_grad():
         ...     _ = base(torch.eye(3))
-        >>> matrix = AdaptedMatrix("", base.weight, torch.ones(1, 3), base.weight[:, :1].detach())
-        >>> penalty = DriftPenalty([matrix], moments, weight=0.1)
-        >>> bool(penalty() > 0)
-        True
+        >>> A, B = torch.ones(1, 3), torch.ones(2, 1, requires_grad=True)
+        >>> penalty = DriftPenalty([AdaptedMatrix("", base.weight, A, B)], moments, weight=0.1)
+        >>> penalty().backward()
+        >>> B.grad.shape
+        torch.Size([2, 1])
     """
 
     def __init__(
@@ -164,10 +165,10 @@ class DriftClip(AdapterHolder):
     Example:
         >>> from torch import nn
         >>> from bulkedge.tune import AdaptedMatrix
-        >>> base = nn.Linear(3, 2, bias=False)
+        >>> base = nn.Linear(3, 2, bias=False).requires_grad_(False)
         >>> with Moments(base) as moments, torch.no_grad():
         ...     _ = base(torch.eye(3))
-        >>> A, B = torch.ones(1, 3), 10 * base.weight[:, :1].detach()
+        >>> A, B = torch.ones(1, 3), 10 * base.weight[:, :1]
         >>> clip = DriftClip([AdaptedMatrix("", base.weight, A, B)], moments, limit=0.01)
         >>> clip.step()
         1

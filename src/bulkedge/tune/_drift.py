@@ -9,7 +9,8 @@ with ``C = E[x xᵀ]`` the second moment of the layer's inputs in the base.  Of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +71,13 @@ class LayerDrift:
             A scalar.
         """
         matrix = self.matrix
-        with full_precision(_device(matrix)):
-            if isinstance(matrix, FullMatrix):
-                update = matrix.difference()
-                return _FullDrift.apply(update, self.moment, self.output)  # pyright: ignore
-            matrix.prepare_factors()
-            update = matrix.update_map()
-            factor = update.scale**2 / self.output
-            return _LowRankDrift.apply(update.B, update.A, self.moment, factor)  # pyright: ignore
+        if isinstance(matrix, FullMatrix):
+            update = matrix.difference()
+            return _FullDrift.apply(update, self.moment, self.output)  # pyright: ignore
+        matrix.prepare_factors()
+        update = matrix.update_map()
+        factor = update.scale**2 / self.output
+        return _LowRankDrift.apply(update.B, update.A, self.moment, factor)  # pyright: ignore
 
 
 def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
@@ -112,6 +112,28 @@ def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
     return found
 
 
+def values(layers: Sequence[LayerDrift]) -> list[Tensor]:
+    """The present drift of each layer, in full precision even under autocast.
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        Scalars that are differentiable in the trained weights, in the same order.
+    """
+    with precise(layers):
+        return [layer.value() for layer in layers]
+
+
+@contextmanager
+def precise(layers: Sequence[LayerDrift]) -> Iterator[None]:
+    """Products in full precision on all devices on which these layers lie."""
+    with ExitStack() as stack:
+        for kind in {_device(layer.matrix).type for layer in layers}:
+            stack.enter_context(full_precision(kind))
+        yield
+
+
 def measure(layers: Sequence[LayerDrift]) -> list[float]:
     """The present drift of each layer; devices are waited for once.
 
@@ -125,8 +147,8 @@ def measure(layers: Sequence[LayerDrift]) -> list[float]:
         InputError: If one is not finite.
     """
     with torch.no_grad():
-        values = [layer.value().double() for layer in layers]
-        found = torch.stack([x.to(values[0].device) for x in values]).tolist() if values else []
+        own = [x.double() for x in values(layers)]
+        found = torch.stack([x.to(own[0].device) for x in own]).tolist() if own else []
     for layer, drift in zip(layers, found, strict=True):
         if not math.isfinite(drift):
             what = "entries" if isinstance(layer.matrix, FullMatrix) else "factors"
@@ -153,7 +175,8 @@ class _LowRankDrift(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
         B, AC, K, G = ctx.saved_tensors
         slope = 2 * ctx.factor * g
-        return slope * (B @ G), slope * (K @ AC), None, None
+        with full_precision(g.device):
+            return slope * (B @ G), slope * (K @ AC), None, None
 
 
 class _FullDrift(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from bulkedge._errors import InputError
 
 from ._clip_spikes import FARTHEST, MARGIN_GROWTH, PASSES, Changeable
 from ._core_svd import RANK_TOLERANCE
-from ._drift import LayerDrift, measure
+from ._drift import LayerDrift, measure, precise
 
 MARGIN = 1e-6
 """Drift is lowered to this fraction below its limit: the rounding of products in float32."""
@@ -19,44 +21,72 @@ NEWTON_STEPS = 60
 """How many steps find λ at most; about six do."""
 
 
-def lower(layer: LayerDrift, limit: float, changeable: Changeable, *, scale: bool) -> None:
-    """Write the nearest factors whose drift is at the limit, measured after they are rounded.
+@dataclass(frozen=True)
+class Target:
+    """A layer whose drift exceeds the limit.
 
-    Args:
-        layer: A layer whose drift exceeds the limit.
-        limit: The limit.
+    Attributes:
+        layer: The layer.
+        drift: Its drift.
         changeable: Whether B and A may be changed.
         scale: Whether the update is scaled as a whole: its factors are those of other layers, too,
             and a change of shape for one might raise the drift of another.
+    """
+
+    layer: LayerDrift
+    drift: float
+    changeable: Changeable
+    scale: bool
+
+
+def lower(targets: Sequence[Target], limit: float) -> None:
+    """Write the nearest factors whose drift is at the limit, measured after they are rounded.
+
+    Args:
+        targets: Layers of which no two share both factors.
+        limit: The limit.
 
     Raises:
-        InputError: If neither factor may be changed, or the drift cannot be lowered.
+        InputError: If neither factor of one may be changed, or its drift cannot be lowered.
     """
-    matrix: Any = layer.matrix  # adapted: a holder has no others
-    (before,) = measure([layer])
-    if before <= limit:  # lowered already, with a layer of the same factors
-        return
-    if not any(changeable):
-        raise InputError(
-            f"{matrix.name}: expected a factor that is trained and its own, got two that are "
-            f"frozen or shared with other layers, and a drift {before / limit:.3g} times its "
-            "limit; train one of them, or leave the layer out with exclude="
-        )
-    B, A = (x.double().clone() for x in matrix.factors)
-    directions = _Directions(B, A, layer, before)
-    margin, excess = MARGIN, before / limit - 1
-    for _ in range(PASSES if before <= FARTHEST * limit else 0):
-        part = max(0.0, limit * (1 - margin)) / before
-        matrix.write(*directions.lowered(part, changeable, scale=scale))
-        (now,) = measure([layer])
-        if now <= limit:
+    for target in targets:
+        _require_possible(target, limit)
+    with precise([target.layer for target in targets]):
+        directions = [_Directions(target) for target in targets]
+    margins, left = [MARGIN] * len(targets), list(range(len(targets)))
+    for _ in range(PASSES):
+        for i in left:
+            aim = max(0.0, limit * (1 - margins[i]))
+            matrix: Any = targets[i].layer.matrix  # adapted: a holder has no others
+            matrix.write(*directions[i].lowered(aim))
+        now = dict(zip(left, measure([targets[i].layer for i in left]), strict=True))
+        left = [i for i in left if now[i] > limit]
+        if not left:
             return
-        excess = now / limit - 1
-        margin = MARGIN_GROWTH * (margin + excess)
-    raise InputError(
-        f"{matrix.name}: expected a drift that can be lowered to its limit, got one "
-        f"{before / limit:.3g} times as large; training has diverged: lower the learning rate, or "
-        "go back to a checkpoint"
+        for i in left:
+            margins[i] = MARGIN_GROWTH * (margins[i] + now[i] / limit - 1)
+    problem = _diverged(targets[left[0]], limit)
+    raise problem
+
+
+def _require_possible(target: Target, limit: float) -> None:
+    """InputError unless a factor may be changed, and is still a number after it was."""
+    if not any(target.changeable):
+        raise InputError(
+            f"{target.layer.matrix.name}: expected a factor that is trained and its own, got two "
+            f"that are frozen or shared with other layers, and a drift {target.drift / limit:.3g} "
+            "times its limit; train one of them, or leave the layer out with exclude="
+        )
+    if not target.drift <= FARTHEST * limit:
+        raise _diverged(target, limit)
+
+
+def _diverged(target: Target, limit: float) -> InputError:
+    """The error for factors that cannot be brought back to the limit."""
+    return InputError(
+        f"{target.layer.matrix.name}: expected a drift that can be lowered to its limit, got one "
+        f"{target.drift / limit:.3g} times as large; training has diverged: lower the learning "
+        "rate, or go back to a checkpoint"
     )
 
 
@@ -66,16 +96,14 @@ class _Directions:
     ``S = T Tᵀ`` and ``G = T diag(g) Tᵀ``, so that ``S (S + λG)⁻¹ = T diag(1/(1 + λg)) T⁺``.
 
     Args:
-        B: The left factor, shape ``(m, r)``, float64.
-        A: The right factor, shape ``(r, n)``, float64.
-        layer: The layer, for the product with C.
-        drift: Its present drift.
+        target: The layer, with its present factors.
     """
 
-    def __init__(self, B: Tensor, A: Tensor, layer: LayerDrift, drift: float) -> None:
-        self.B, self.A = B, A
-        matrix: Any = layer.matrix
-        AC = layer.moment.times(A.to(matrix.dtype)).double()
+    def __init__(self, target: Target) -> None:
+        matrix: Any = target.layer.matrix
+        B, A = (x.double().clone() for x in matrix.factors)
+        self.B, self.A, self.target = B, A, target
+        AC = target.layer.moment.times(A.to(matrix.dtype)).double()
         values, vectors = torch.linalg.eigh(A @ A.mT)
         counted = values > RANK_TOLERANCE * values[-1]
         root = vectors[:, counted] * values[counted].sqrt()
@@ -87,20 +115,18 @@ class _Directions:
         # the drift of each direction, as shares of the whole
         self.shares = (B @ self.T).square().sum(dim=0) * self.g
         self.shares = self.shares / self.shares.sum()
-        self.drift = drift
 
-    def lowered(self, part: float, changeable: Changeable, *, scale: bool) -> tuple[Tensor, Tensor]:
-        """The factors with a part of the drift; each takes half of the change if both may.
+    def lowered(self, aim: float) -> tuple[Tensor, Tensor]:
+        """The factors with a lower drift; each takes half of the change if both may be changed.
 
         Args:
-            part: The drift that is to be left, over the present one.
-            changeable: Whether B and A may be changed.
-            scale: Whether all directions shrink alike.
+            aim: The drift.
 
         Returns:
             B and A.
         """
-        if scale or part == 0:
+        part, changeable = aim / self.target.drift, self.target.changeable
+        if self.target.scale or part == 0:
             weight = torch.full_like(self.g, part**0.5)
         else:
             weight = 1 / (1 + _multiplier(self.g, self.shares, part) * self.g)
@@ -111,7 +137,7 @@ class _Directions:
         return B, A
 
 
-def _multiplier(g: Tensor, shares: Tensor, part: float) -> Tensor:
+def _multiplier(g: Tensor, shares: Tensor, part: float) -> float:
     """λ with ``Σ sharesᵢ/(1 + λ gᵢ)² = part``.
 
     Newton's method on the inverse root of the sum, which is increasing and concave in λ: from 0
@@ -125,14 +151,14 @@ def _multiplier(g: Tensor, shares: Tensor, part: float) -> Tensor:
     Returns:
         λ.
     """
-    scaled = g / g.max()
-    found = torch.zeros((), dtype=g.dtype, device=g.device)
+    largest = float(g.max())
+    pairs = list(zip((g / largest).tolist(), shares.tolist(), strict=True))  # a few plain numbers
+    found = 0.0
     for _ in range(NEWTON_STEPS):
-        left = 1 / (1 + found * scaled)
-        total = (shares * left**2).sum()
-        slope = (shares * left**3 * scaled).sum() * total**-1.5
+        total = sum(share / (1 + found * x) ** 2 for x, share in pairs)
+        slope = sum(share * x / (1 + found * x) ** 3 for x, share in pairs) * total**-1.5
         step = (part**-0.5 - total**-0.5) / slope
-        found = found + step
-        if float(step) <= 1e-15 * float(found):
+        found += step
+        if step <= 1e-15 * found:
             break
-    return found / g.max()
+    return found / largest

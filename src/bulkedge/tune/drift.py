@@ -13,10 +13,10 @@ from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_values, whole
 from bulkedge.moments import Moments
 
 from ._clip_spikes import changeable_factors, first_of_tied
-from ._drift import LayerDrift, layer_drifts, measure
+from ._drift import LayerDrift, layer_drifts, measure, values
 from ._layers import Adapted, AdaptedMatrix, require_same_layers
 from ._saved import BY_NAME, entries
-from ._shrink import lower
+from ._shrink import Target, lower
 from .holder import AdapterHolder
 from .monitor import Model, watched_matrices
 from .penalty import Schedule
@@ -104,7 +104,7 @@ class DriftPenalty:
         self.calls += 1
         for layer in self._layers:
             _require_trained(layer)
-        terms = [layer.value() for layer in self._layers]
+        terms = values(self._layers)
         return weight * torch.stack([term.to(terms[0]) for term in terms]).sum()
 
     def values(self) -> dict[str, float]:
@@ -143,8 +143,8 @@ class DriftClip(AdapterHolder):
 
     Drift is measured again after the factors are rounded to their dtype: the stored ones obey.
 
-    Cost: one product of A with C for each layer, r·n², and as much again for one that exceeds its
-    limit, whatever the form of C; n² numbers for each distinct input.
+    Cost: one product of A with C for each layer, r·n², and two more for one that exceeds its limit,
+    whatever the form of C; n² numbers for each distinct input.
 
     Args:
         model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
@@ -205,11 +205,22 @@ class DriftClip(AdapterHolder):
         beyond = [i for i, drift in enumerate(found) if drift > self.limit]
         self.clipped = len(beyond)
         if beyond:
-            changeable, first = changeable_factors(self.matrices), first_of_tied(self.matrices)
-            for i in beyond:
-                alone = first.count(first[i]) == 1
-                lower(self._layers[i], self.limit, changeable[i], scale=not alone)
+            self._lower(beyond, found)
         return self.clipped
+
+    def _lower(self, beyond: Sequence[int], found: Sequence[float]) -> None:
+        """Lower the layers beyond the limit: those with factors of their own together."""
+        with torch.no_grad():
+            changeable, first = changeable_factors(self.matrices), first_of_tied(self.matrices)
+            tied = [i for i in beyond if first.count(first[i]) > 1]
+            alone = [i for i in beyond if i not in tied]
+            own = [Target(self._layers[i], found[i], changeable[i], scale=False) for i in alone]
+            lower(own, self.limit)
+            for i in tied:
+                (drift,) = measure([self._layers[i]])  # it may have been lowered with another one
+                if drift > self.limit:
+                    both = Target(self._layers[i], drift, changeable[i], scale=True)
+                    lower([both], self.limit)
 
     def state_dict(self) -> dict[str, Any]:
         """The drift of each layer at the last step, as JSON."""

@@ -66,15 +66,15 @@ def test_the_update_is_what_peft_adds(target):
 def test_patterns_and_adapters():
     model = wrap(["linear", "kernel"])
     assert len(adapted_matrices(model)) == 2
-    assert [m.name for m in adapted_matrices(model, modules="*linear")] == [
+    assert [m.name for m in adapted_matrices(model, include="*linear")] == [
         "base_model.model.linear"
     ]
     model.add_adapter("other", peft.LoraConfig(r=1, target_modules=["linear"]))
     assert adapted_matrices(model, adapter="other")[0].rank == 1
     with pytest.raises(RecipeError, match=r"'\*attention\*' matches no layer .* nearest name is"):
-        adapted_matrices(model, modules="*attention*")
+        adapted_matrices(model, include="*attention*")
     with pytest.raises(RecipeError, match=r"'\*kernel' matches no layer"):  # not of this adapter
-        adapted_matrices(model, modules=["*linear", "*kernel"], adapter="other")
+        adapted_matrices(model, include=["*linear", "*kernel"], adapter="other")
     with pytest.raises(InputError, match=r"found none that match \* with adapter 'third'"):
         adapted_matrices(model, adapter="third")
 

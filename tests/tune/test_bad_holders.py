@@ -1,7 +1,6 @@
 """What holders are given by mistake: each is refused, by name, and none is held by nothing."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,7 +119,7 @@ def test_two_matrices_of_one_name_are_refused(kind):
 
 
 def test_of_two_of_one_name_patterns_may_choose_neither():
-    assert len(SpikeClip([layer(), layer(), layer("other")], modules="other").matrices) == 1
+    assert len(SpikeClip([layer(), layer(), layer("other")], include="other").matrices) == 1
 
 
 # -- thresholds and levels ------------------------------------------------------------------------
@@ -186,7 +185,7 @@ def test_an_optimiser_of_some_layers_is_refused(kind):
     """The other optimiser steps, and what it trains is not held."""
     first, second, third = (trained(name) for name in ("first", "second", "third"))
     holder = ATTACHED[kind]([first, second, third])
-    message = r"got SGD, which does not train second, third: .* for each optimiser with modules="
+    message = r"got SGD, which does not train second, third: .* for each optimiser with include="
     with pytest.raises(InputError, match=message):
         holder.attach(torch.optim.SGD(of(first), lr=1.0))
     holder.attach(torch.optim.SGD(of(first, second, third), lr=1.0))
@@ -205,7 +204,7 @@ def test_also_when_it_loses_them_later():
 def test_a_holder_for_each_optimiser(kind):
     matrices = [trained("first"), trained("second")]
     for matrix in some(matrices):
-        holder = ATTACHED[kind](matrices, modules=matrix.name)
+        holder = ATTACHED[kind](matrices, include=matrix.name)
         handle = holder.attach(torch.optim.SGD(of(matrix), lr=1.0))
         assert holder.matrices == [matrix]
         handle.remove()
@@ -356,18 +355,6 @@ def test_a_state_of_its_own_is_taken(make):
     assert thing.state_dict() == make().state_dict()
 
 
-def test_holders_that_resume_in_another_order_are_refused():
-    """The ranks of a controller went nowhere, without a word."""
-    AfterStep = pytest.importorskip("bulkedge.tune.trainer").AfterStep
-    saved = AfterStep(SpikeClip([layer()]), RankController([layer()])).state()
-    resumed = SimpleNamespace(global_step=3, stateful_callbacks={"AfterStep": saved})
-    again = AfterStep(RankController([layer()]), SpikeClip([layer()]))
-    with pytest.raises(InputError, match="in their order, got a RankController in the place of"):
-        again.on_train_begin(None, resumed, None)
-    with pytest.raises(InputError, match="in their order, got a SpikeClip in the place of"):
-        AfterStep(SpikeClip([layer()]), SpikeClip([layer()])).on_train_begin(None, resumed, None)
-
-
 # -- what is no model, no pattern, no generator and no name ---------------------------------------
 
 
@@ -392,17 +379,17 @@ def test_full_matrices_are_those_of_a_module(given):
         full_matrices(given)
 
 
-@pytest.mark.parametrize("modules", [None, 3, [None], ["*", 3]])
+@pytest.mark.parametrize("include", [None, 3, [None], ["*", 3]])
 @pytest.mark.parametrize("kind", ADAPTED)
-def test_patterns_are_texts(kind, modules):
+def test_patterns_are_texts(kind, include):
     with pytest.raises(RecipeError, match=r"expected a glob such as 'layers\.\*', or several, got"):
-        ADAPTED[kind]([layer()], modules=modules)
+        ADAPTED[kind]([layer()], include=include)
 
 
 def test_a_callback_refuses_the_same():
-    Callback = pytest.importorskip("bulkedge.tune.callback").IntruderMonitor
+    Callback = pytest.importorskip("bulkedge.tune.trainer").IntruderMonitor
     with pytest.raises(RecipeError, match="expected a glob such as"):
-        Callback(modules=3)
+        Callback(include=3)
     with pytest.raises(InputError, match="expected thresholds by name, got list"):
         Callback(thresholds=[1, 2])
 

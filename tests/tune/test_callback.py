@@ -11,8 +11,9 @@ from bulkedge import InputError
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+from bulkedge.moments import Moments  # noqa: E402
 from bulkedge.tune import full_matrices  # noqa: E402
-from bulkedge.tune.callback import IntruderMonitor  # noqa: E402
+from bulkedge.tune.trainer import IntruderMonitor  # noqa: E402
 from helpers import some  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
@@ -32,7 +33,7 @@ def make_model(*, lora=True):
     return peft.get_peft_model(model, peft.LoraConfig(**settings))
 
 
-def make_trainer(folder, model, monitor, *, bind=True, **options):
+def make_trainer(folder, model, *callbacks, **options):
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 60, (64, 8), generator=generator)
     data = [{"input_ids": row, "labels": int(row[0]) % 3} for row in tokens]
@@ -42,55 +43,154 @@ def make_trainer(folder, model, monitor, *, bind=True, **options):
         "logging_steps": 1, "lr_scheduler_type": "constant",
     }  # fmt: skip
     arguments = transformers.TrainingArguments(str(folder), **(settings | options))
-    trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[monitor])
-    if bind:
-        monitor.bind(trainer)
-    return trainer
+    return transformers.Trainer(
+        model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=list(callbacks)
+    )
 
 
-def test_figures_reach_the_log_and_losses_stay_in_it(tmp_path):
-    model = make_model()
-    monitor = IntruderMonitor(every=2, per_call=1, top_k=5)
-    trainer = make_trainer(tmp_path, model, monitor)
+@pytest.fixture
+def sent(monkeypatch):
+    """The log of a run with ``report_to="reporter"``, as ``(step, logs)``."""
+    from transformers.integrations import integration_utils
+
+    found = []
+
+    class Reporter(transformers.TrainerCallback):
+        """Called before the callbacks of the user, as those that report_to names are."""
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            found.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "reporter", Reporter)
+    return found
+
+
+def with_figures(entries):
+    return [entry for entry in entries if "bulkedge/coverage" in entry]
+
+
+def test_figures_reach_the_log_and_what_report_to_names(tmp_path, sent):
+    monitor = IntruderMonitor(every=2, per_call=1, top_k=5, full_passes=False)
+    trainer = make_trainer(tmp_path, make_model(), monitor, report_to="reporter")
     trainer.train()
     history = trainer.state.log_history
-    assert sum("loss" in entry for entry in history) == 8
-    logged = [entry for entry in history if "bulkedge/coverage" in entry]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
+    logged = with_figures(history)
     assert [entry["step"] for entry in logged] == [2, 4, 6, 8]
     # a total is told once both layers were looked at
     assert [entry["bulkedge/coverage"] for entry in logged] == [0.5, 1.0, 1.0, 1.0]
-    assert ["bulkedge/intruders" in entry for entry in logged] == [False, True, True, True]
-    assert logged[-1]["bulkedge/intruders"] == monitor.history[-1][1]["bulkedge/intruders"]
+    assert ["bulkedge/new_directions" in entry for entry in logged] == [False, True, True, True]
     assert set(logged[0]) >= {
-        "bulkedge/worst_score", "bulkedge/strongest_spike", "bulkedge/effective_rank",
-        "bulkedge/overhead",
+        "bulkedge/lowest_score", "bulkedge/strongest_spike", "bulkedge/effective_rank",
+        "bulkedge/energy_share", "bulkedge/new_directions_per_layer", "bulkedge/overhead", "epoch",
     }  # fmt: skip
+    assert [step for step, logs in sent if "loss" in logs] == list(range(1, 9))
+    assert with_figures(logs | {"step": step} for step, logs in sent) == logged
+    assert [(step, figures) for step, figures in monitor.history] == [
+        (entry["step"], {k: v for k, v in entry.items() if k.startswith("bulkedge/")})
+        for entry in logged
+    ]
+
+
+def test_all_layers_are_checked_when_training_begins_and_ends(tmp_path, sent):
+    monitor = IntruderMonitor(every=100, per_call=1, top_k=5)
+    trainer = make_trainer(tmp_path, make_model(), monitor, report_to="reporter")
+    trainer.train()
+    logged = with_figures(trainer.state.log_history)
+    assert [(entry["step"], entry["bulkedge/coverage"]) for entry in logged] == [(0, 1), (8, 1)]
+    assert logged[0]["bulkedge/new_directions"] == logged[0]["bulkedge/strongest_spike"] == 0
+    assert logged[1]["bulkedge/new_directions"] > 0
+    assert [step for step, logs in sent if "bulkedge/coverage" in logs] == [0, 8]
+
+
+def test_a_run_that_ends_early_is_checked_at_its_end(tmp_path, sent):
+    """Stopped by an evaluation, which comes after the last event of a step."""
+
+    class Stop(transformers.TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    monitor = IntruderMonitor(every=100, top_k=5)
+    options = {"eval_strategy": "steps", "eval_steps": 3, "report_to": "reporter"}
+    make_trainer(tmp_path, make_model(), monitor, Stop(), **options).train()
+    assert [step for step, _ in monitor.history] == [0, 3]
+    assert [step for step, logs in sent if "bulkedge/coverage" in logs] == [0, 3]
+
+
+def test_the_best_checkpoint_is_checked_once_it_is_loaded(tmp_path):
+    monitor = IntruderMonitor(every=100, top_k=5)
+    options = {
+        "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 1.0,
+    }  # fmt: skip
+    model = make_model()
+    trainer = make_trainer(tmp_path, model, monitor, **options)
+    trainer.train()
+    assert [step for step, _ in monitor.history] == [0, 8, 8]
+    assert trainer.state.best_global_step != 8
+    fresh = type(monitor.monitor)(model, top_k=5)
+    fresh.check()
+    assert monitor.history[-1][1]["bulkedge/lowest_score"] == pytest.approx(
+        fresh.metrics()["bulkedge/lowest_score"], abs=1e-2
+    )
+    last = with_figures(trainer.state.log_history)[-1]
+    assert last["bulkedge/strongest_spike"] == pytest.approx(
+        fresh.metrics()["bulkedge/strongest_spike"], rel=1e-5
+    )
+
+
+def base_moments(model):
+    with Moments(model) as moments, torch.no_grad():
+        model(input_ids=torch.arange(56).reshape(7, 8))
+    return moments
 
 
 def test_the_last_figures_are_those_of_an_audit_of_what_was_saved(tmp_path):
-    make_model(lora=False).save_pretrained(tmp_path / "base")
+    base = make_model(lora=False)
+    base.save_pretrained(tmp_path / "base")
+    base_moments(base).save(tmp_path / "base.moments")
     model = make_model()
-    monitor = IntruderMonitor(every=8, per_call=2, top_k=5)
-    make_trainer(tmp_path, model, monitor).train()
+    monitor = IntruderMonitor(every=5, per_call=1, top_k=5, moments=tmp_path / "base.moments")
+    trainer = make_trainer(tmp_path, model, monitor)
+    trainer.train()
     model.save_pretrained(tmp_path / "tuned")
     record = bulkedge.audit(tmp_path / "base", tmp_path / "tuned", recipe={"top_k": 5})
     audited = {row.name: row for row in record.matrices if "query" in row.name}
     assert len(audited) == len(monitor.monitor.figures) == 2
     for name, seen in some(monitor.monitor.figures.items()):
         row = audited[f"{name.removeprefix('base_model.model.')}.weight"]
-        assert seen.intruders + seen.rotated == row.intruders
+        verdicts = [direction.verdict.value for direction in row.directions]
+        assert (seen.intruders, seen.rotated, seen.undecided) == tuple(
+            map(verdicts.count, ("intruder", "rotated", "undecided"))
+        )
         assert seen.worst == pytest.approx(min(d.score for d in row.directions), abs=1e-2)
-    assert sum(row.intruders for row in audited.values()) > 0
+        assert seen.drift > 0
+    last = with_figures(trainer.state.log_history)[-1]
+    assert last["bulkedge/new_directions"] == sum(row.intruders for row in audited.values()) > 0
+
+
+def test_the_same_of_weights_that_are_trained_in_full(tmp_path):
+    model = make_model(lora=False)
+    model.save_pretrained(tmp_path / "base")
+    watch = lambda model: full_matrices(model, "*query.weight")  # noqa: E731
+    monitor = IntruderMonitor(every=100, top_k=5, watch=watch)
+    trainer = make_trainer(tmp_path, model, monitor, learning_rate=0.02)
+    trainer.train()
+    model.save_pretrained(tmp_path / "tuned")
+    recipe = {"top_k": 5, "include": ["*query.weight"]}
+    record = bulkedge.audit(tmp_path / "base", tmp_path / "tuned", recipe=recipe)
+    last = with_figures(trainer.state.log_history)[-1]
+    assert last["bulkedge/new_directions"] == record.summary.intruders > 0
 
 
 def test_checkpoints_have_the_figures_and_a_resumed_run_goes_on(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 4}
-    monitor = IntruderMonitor(every=2, per_call=1, top_k=5)
+    monitor = IntruderMonitor(every=2, per_call=1, top_k=5, full_passes=False)
     make_trainer(tmp_path, make_model(), monitor, **options).train()
     told = json.loads((tmp_path / "checkpoint-4" / "bulkedge.json").read_text())
     assert told["steps"] == 4
     assert len(told["layers"]) == 2
-    resumed = IntruderMonitor(every=2, per_call=1, top_k=5)
+    resumed = IntruderMonitor(every=2, per_call=1, top_k=5, full_passes=False)
     trainer = make_trainer(tmp_path, make_model(), resumed, **options)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert [step for step, _ in resumed.history] == [6, 8]
@@ -98,6 +198,7 @@ def test_checkpoints_have_the_figures_and_a_resumed_run_goes_on(tmp_path):
     assert again["thresholds"] == whole["thresholds"]
     assert again["layers"].keys() == whole["layers"].keys()
     for name, seen in some(whole["layers"].items()):
+        assert again["layers"][name].pop("drift") is seen.pop("drift") is None
         assert again["layers"][name] == pytest.approx(seen, rel=1e-4)
 
 
@@ -115,7 +216,7 @@ def test_it_saves_once_and_stops(tmp_path):
 
 def test_a_number_that_stops_is_one_of_all_layers(tmp_path):
     """A look at one layer of two finds enough, and yet nothing is stopped before the second."""
-    monitor = IntruderMonitor(every=1, per_call=1, top_k=5, save_at=1, stop_at=1)
+    monitor = IntruderMonitor(every=1, per_call=1, top_k=5, save_at=1, stop_at=1, full_passes=False)
     model = make_model()
     trainer = make_trainer(tmp_path, model, monitor, max_steps=6, learning_rate=1e-4)
     for module in model.modules():
@@ -123,27 +224,21 @@ def test_a_number_that_stops_is_one_of_all_layers(tmp_path):
             torch.nn.init.normal_(module.lora_B["default"].weight, std=2.0)
     trainer.train()
     first = monitor.history[0][1]
-    assert first["bulkedge/intruders_per_layer"] >= 1
+    assert first["bulkedge/new_directions_per_layer"] >= 1
     assert "bulkedge/intruders" not in first
     assert trainer.state.global_step == 2
     assert not (tmp_path / "checkpoint-1").exists()
 
 
-def test_unbound_it_says_so_and_keeps_its_history(tmp_path):
-    monitor = IntruderMonitor(every=4, top_k=5)
-    trainer = make_trainer(tmp_path, make_model(), monitor, bind=False)
-    with pytest.warns(UserWarning, match=r"logs nothing before monitor\.bind"):
-        trainer.train()
-    assert [step for step, _ in monitor.history] == [4, 8]
-    assert not any("bulkedge/coverage" in entry for entry in trainer.state.log_history)
-
-
-def test_a_full_fine_tune_is_watched(tmp_path):
-    model = make_model(lora=False)
-    monitor = IntruderMonitor(every=8, per_call=9, top_k=5, watch=full_matrices(model, "*query*"))
-    make_trainer(tmp_path, model, monitor, learning_rate=1e-3).train()
-    assert len(monitor.monitor.figures) == 2
-    assert all(seen.strongest > 0 for seen in monitor.monitor.figures.values())
+def test_a_trainer_of_another_kind_is_told(tmp_path):
+    """One that calls the events itself: the figures are in the history."""
+    monitor = IntruderMonitor(every=1, top_k=5)
+    arguments = type("Arguments", (), {"process_index": 0})()
+    state, control = transformers.TrainerState(), transformers.TrainerControl()
+    with pytest.warns(UserWarning, match="was not called by the callback handler .* logs nothing"):
+        monitor.on_train_begin(arguments, state, control, model=make_model())
+    assert [step for step, _ in monitor.history] == [0]
+    assert [entry["step"] for entry in with_figures(state.log_history)] == [0]
 
 
 def test_what_is_refused():
@@ -155,11 +250,11 @@ def test_what_is_refused():
 def test_only_process_0_looks_where_all_have_the_same(index):
     """Under DDP; where parameters are spread, all take part (test_sharded.py)."""
     monitor = IntruderMonitor(every=1, top_k=5)
-    monitor.bind(type("Trainer", (), {"log": print})())
     arguments = type("Arguments", (), {"process_index": index})()
     state = transformers.TrainerState()
     control = transformers.TrainerControl()
-    monitor.on_train_begin(arguments, state, control, model=make_model())
+    with pytest.warns(UserWarning, match="logs nothing"):
+        monitor.on_train_begin(arguments, state, control, model=make_model())
     assert (monitor.monitor is None) is (index == 1)
     if index == 1:
         monitor.on_step_end(arguments, state, control)

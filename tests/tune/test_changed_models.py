@@ -13,7 +13,15 @@ import torch.distributed as dist
 from torch import nn
 
 from bulkedge import InputError
-from bulkedge.tune import IntruderPenalty, Monitor, OrthonormalFactors, RankController, SpikeClip
+from bulkedge.moments import Moments
+from bulkedge.tune import (
+    DriftClip,
+    IntruderPenalty,
+    Monitor,
+    OrthonormalFactors,
+    RankController,
+    SpikeClip,
+)
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
 from helpers import some
@@ -212,7 +220,29 @@ HOLDERS = {
     "SpikeClip": lambda model: SpikeClip(model, level=LEVEL, thresholds=LIMITS),
     "RankController": lambda model: RankController(model, level=LEVEL, start=3, thresholds=LIMITS),
     "OrthonormalFactors": OrthonormalFactors,
+    "DriftClip": lambda model: DriftClip(model, moments_of(model), DRIFT),
 }
+INPUTS = {
+    "linear": torch.randn(64, 30, generator=torch.Generator().manual_seed(3)),
+    "kernel": torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(4)),
+}
+DRIFT = 0.01
+
+
+def moments_of(model):
+    with Moments(model) as found, torch.no_grad():
+        for name, layer in layers(model):
+            layer(INPUTS[name.removeprefix(PREFIX)])
+    return found
+
+
+def drifts(holder, layer, name):
+    """``E‖ΔW x‖²`` over the output at first, from the inputs themselves."""
+    x = INPUTS[name.removeprefix(PREFIX)].double()
+    if x.ndim == 4:
+        x = nn.functional.unfold(x, 3).mT.flatten(0, 1)
+    (output,) = (own.output for own in holder._layers if own.matrix.name == name)
+    return float((x @ update(layer).mT).square().sum(dim=1).mean()) / output
 
 
 STEPS = [event for event in LOST if event is not on_meta]  # torch itself takes no step from there
@@ -228,6 +258,9 @@ def obeys(holder, model):
     """Whether all updates of a model are what a holder promises, from dense SVDs."""
     for name, layer in some(layers(model)):
         name = name.replace("._checkpoint_wrapped_module", "")
+        if isinstance(holder, DriftClip):
+            assert 0.98 * DRIFT <= drifts(holder, layer, name) <= DRIFT * (1 + 1e-6)
+            continue
         values = torch.linalg.svdvals(update(layer))
         if not isinstance(holder, OrthonormalFactors):
             assert float(values[0]) <= LEVEL * LIMITS[name]

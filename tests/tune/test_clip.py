@@ -106,7 +106,7 @@ def test_thresholds_are_those_of_the_fitted_bulk():
 def test_a_base_without_a_threshold_is_refused():
     step = torch.eye(40, dtype=WIDE)
     with pytest.raises(
-        InputError, match=r"layer: expected a (positive threshold|base with a bulk)"
+        InputError, match=r"expected a layer with a bulk, and so a threshold, got none of 1: layer"
     ):
         SpikeClip([AdaptedMatrix("layer", step, draw(1, 40), draw(40, 1))])
     with pytest.raises(InputError, match=r"expected level to be positive and finite, got 0\.0"):

@@ -13,6 +13,7 @@ from bulkedge import InputError
 from bulkedge.tune import AdaptedMatrix, FullMatrix, Monitor, full_matrices
 from bulkedge.update import BaseSpectrum
 from cases import orthonormal
+from helpers import oracle_scores
 
 
 def draw(*shape, seed=0):
@@ -67,7 +68,7 @@ def test_figures_are_those_of_the_audit(tmp_path):
     counted = metrics["bulkedge/intruders"] + metrics["bulkedge/rotated"]
     assert counted == sum(row.intruders or 0 for row in record.matrices)
     assert metrics["bulkedge/rotated"] >= 1
-    assert metrics["bulkedge/worst_score"] == min(x.worst for x in monitor.figures.values())
+    assert metrics["bulkedge/lowest_score"] == min(x.worst for x in monitor.figures.values())
 
 
 def test_layers_take_turns():
@@ -157,7 +158,7 @@ def test_the_worst_layer_has_a_name_and_patterns_choose():
     monitor.check()
     assert monitor.worst_layer == "layer1"
     known = {"layer0": 1.0, "layer2": 1.0}
-    chosen = Monitor(matrices, modules=["*0", "layer2"], thresholds=known)
+    chosen = Monitor(matrices, include=["*0", "layer2"], thresholds=known)
     assert [matrix.name for matrix in chosen.matrices] == ["layer0", "layer2"]
     chosen.check(0)
     assert chosen.metrics() == {}
@@ -207,7 +208,7 @@ def test_a_model_that_does_not_change_has_figures_that_do_not(per_call):
         names = ("bulkedge/intruders", "bulkedge/rotated", "bulkedge/undecided")
         assert [name in metrics for name in names] == [seen == 5] * 3
         mean = sum(x.intruders for x in monitor.figures.values()) / seen
-        assert metrics["bulkedge/intruders_per_layer"] == mean
+        assert metrics["bulkedge/new_directions_per_layer"] == mean
         if seen == 5:
             counts.append(tuple(metrics[name] for name in names))
     assert len(set(counts)) == 1
@@ -308,3 +309,28 @@ def test_a_weight_that_is_gone_is_missed(change, message):
 def test_a_weight_of_another_shape_than_its_base_is_refused():
     with pytest.raises(InputError, match="w: expected a weight of the shape of its base"):
         FullMatrix("w", torch.zeros(3, 4), torch.zeros(4, 3))
+
+
+def test_an_open_verdict_is_counted_once():
+    """ε is set beside the very score: the certificate cannot tell them apart."""
+    W0 = base().double()
+    W = W0 + 6 * orthonormal(90, 1, 5).double() @ orthonormal(70, 1, 6).double().mT
+    score = float(oracle_scores(W0, W, 1)[0])
+    monitor = Monitor([FullMatrix("w", W0, W)], top_k=1, epsilon=score + 1e-5)
+    monitor.check()
+    seen = monitor.figures["w"]
+    assert (seen.intruders, seen.rotated, seen.undecided) == (0, 0, 1)
+    assert seen.energy == monitor.metrics()["bulkedge/new_directions"] == 0
+
+
+def test_the_energy_share_is_that_of_the_new_directions():
+    W0 = base().double()
+    W = W0 + 6 * orthonormal(90, 1, 5).double() @ orthonormal(70, 1, 6).double().mT
+    monitor = Monitor([FullMatrix("w", W0, W)], top_k=4)
+    monitor.check()
+    squares = torch.linalg.svdvals(W)[:4].square()
+    new = oracle_scores(W0, W, 4) < 0.5
+    assert 0 < int(new.sum()) < 4
+    assert int(new.sum()) == monitor.figures["w"].new_directions
+    share = float(squares[new].sum() / squares.sum())
+    assert monitor.metrics()["bulkedge/energy_share"] == pytest.approx(share, rel=1e-4)

@@ -1,32 +1,49 @@
-"""Fine-tuning whose updates stay below their thresholds, and instruments that watch it.
+"""Fine-tuning whose updates stay below their limits, and instruments that watch it.
 
 Everything here works on plain torch parameters and on PEFT's LoRA layers.  What needs a library of
-the extra ``[hf]`` has a module of its own: :mod:`bulkedge.tune.peft`,
-:mod:`bulkedge.tune.trainer`, :mod:`bulkedge.tune.callback`.
+the extra ``[hf]`` has a module of its own, :mod:`bulkedge.tune.peft` and
+:mod:`bulkedge.tune.trainer`, and is loaded when it is first used.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from ._core_svd import effective_rank
+from ._full import FullMatrix, full_matrices
 from ._layers import AdaptedMatrix, adapted_matrices
 from .clip import SpikeClip
 from .control import LayerState, RankController
+from .drift import DriftClip, DriftPenalty
 from .holder import AdapterHolder, Holder, ThresholdHolder
-from .monitor import FullMatrix, LayerFigures, Monitor, Watched, full_matrices
+from .monitor import LayerFigures, Monitor, Watched
 from .orthonormal import OrthonormalFactors
 from .penalty import IntruderPenalty
 from .triplets import LeadingTriplets
 from .update_cap import hold_update
 
+if TYPE_CHECKING:
+    from .trainer import Hold as Hold
+    from .trainer import IntruderMonitor as IntruderMonitor
+    from .trainer import PenaltyMixin as PenaltyMixin
+
+_IN_TRAINER = ("Hold", "IntruderMonitor", "PenaltyMixin")
+
 __all__ = [
     "AdaptedMatrix",
     "AdapterHolder",
+    "DriftClip",
+    "DriftPenalty",
     "FullMatrix",
+    "Hold",
     "Holder",
+    "IntruderMonitor",
     "IntruderPenalty",
     "LayerFigures",
     "LayerState",
     "LeadingTriplets",
     "Monitor",
     "OrthonormalFactors",
+    "PenaltyMixin",
     "RankController",
     "SpikeClip",
     "ThresholdHolder",
@@ -36,3 +53,9 @@ __all__ = [
     "full_matrices",
     "hold_update",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _IN_TRAINER:
+        return getattr(importlib.import_module(".trainer", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -99,7 +99,7 @@ def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
         raise InputError(
             f"expected one optimiser of all that is held, got {type(inner).__name__}, which does "
             f"not train {', '.join(by_another[:SHOWN])}{more}: those would not be held after the "
-            "steps of another one; build a holder for each optimiser with modules=, or call step() "
+            "steps of another one; build a holder for each optimiser with include=, or call step() "
             "after the last of them"
         )
 

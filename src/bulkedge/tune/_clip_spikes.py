@@ -159,7 +159,7 @@ def _require_changeable(target: _Target) -> None:
         raise InputError(
             f"{target.matrix.name}: expected a factor that is trained and its own, got two that "
             f"are frozen or shared with other layers, and a spike {target.strength:.3g} times its "
-            "limit; train one of them, or leave the layer out with modules="
+            "limit; train one of them, or leave the layer out with exclude="
         )
 
 

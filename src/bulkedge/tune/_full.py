@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
+from bulkedge._fields import check_values, instance
 from bulkedge._linmap import Difference, LinearMap
+from bulkedge.rmt.empirical_bulk import MIN_VALUES
 from bulkedge.triplet import GolubKahan, singular_triplet
 
-from ._matrix import distribute_like, frozen_map, is_distributed, product_dtype, require_in_memory
+from ._matrix import (
+    distribute_like,
+    frozen_map,
+    gathered,
+    is_distributed,
+    product_dtype,
+    require_in_memory,
+)
+from ._select import select
 
 LEADING = 16
 """How many singular values of a dense update are computed."""
+PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original$")
+"""The name of a parameter from which a parametrization computes a weight."""
 
 
 class FullMatrix:
@@ -64,6 +79,12 @@ class FullMatrix:
         )
         return found.sigma.double()
 
+    def difference(self) -> Tensor:
+        """``W − W0``, differentiable in W, in the dtype of products; for whole weights."""
+        weight = self._in_memory()
+        dtype = product_dtype(weight.dtype)
+        return gathered(weight).to(dtype) - gathered(self._base_beside(weight)).to(dtype)
+
     def base_map(self) -> LinearMap:
         """W0 as a map, with products in float32, or in float64 if the weight is in float64."""
         weight = self._in_memory()
@@ -110,6 +131,70 @@ class NamedWeight(FullMatrix):
         return found
 
 
+def full_matrices(
+    model: nn.Module,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+    *,
+    base: Mapping[str, Tensor] | None = None,
+) -> list[FullMatrix]:
+    """The weights of a model that are trained in full, each with a copy of its present value.
+
+    A weight is found by its name at every use.  One that :func:`hold_update` holds is watched as
+    the model uses it, which is the held weight.
+
+    Args:
+        model: The model, before it is trained.
+        include: Patterns of parameter names.
+        exclude: Patterns of the names of those that are left out.
+        base: The weights before training, by name, if the model has been trained already (a run
+            that is resumed): the ``state_dict()`` of the model from which the run began.
+
+    Returns:
+        One entry for each trainable matrix, but for embeddings and for matrices with fewer than
+        twelve rows or columns (small heads), which have no bulk.
+
+    Raises:
+        InputError: If a weight is missing in ``base``, or has another shape there; at a later use,
+            if a weight is gone or has another shape.
+        RecipeError: If a pattern matches no weight.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2))
+        >>> [(matrix.name, matrix.shape) for matrix in full_matrices(model)]
+        [('0.weight', (30, 40))]
+    """
+    check_values("full_matrices", model=(model, instance(nn.Module, "a module")))
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    names = [
+        PARAMETRIZED.sub(r"\1", name)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and parameter.ndim == 2
+        and min(parameter.shape) >= MIN_VALUES
+        and id(parameter) not in embeddings
+    ]
+    used = select(names, str, include, exclude)
+    return [NamedWeight(model, name, _base_of(model, name, base)) for name in used]
+
+
+def _base_of(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
+    """The base of a weight: a copy of it, or what the caller gives, spread as the weight is."""
+    with torch.no_grad():
+        weight = find_weight(model, name)
+    if base is None and weight is not None:
+        return require_in_memory(name, weight).detach().clone()
+    known = (base or {}).get(name)
+    if weight is None or known is None or known.shape != weight.shape:
+        found = "nothing" if known is None else tuple(known.shape)
+        expected = None if weight is None else tuple(weight.shape)
+        raise InputError(
+            f"{name}: expected its base of shape {expected} in base=, got {found}; give the "
+            "state_dict() of the model that training began with"
+        )
+    return distribute_like(known.detach(), weight)
+
+
 def find_weight(model: nn.Module, name: str) -> Tensor | None:
     """A parameter by its name, as a parametrization computes it; None if there is none."""
     path, _, last = name.rpartition(".")
@@ -128,8 +213,3 @@ def _require_shape(matrix: FullMatrix, weight: Tensor) -> None:
             f"{tuple(matrix.base.shape)}, got {tuple(weight.shape)}; build this again after the "
             "model is changed"
         )
-
-
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which products with a weight are computed."""
-    return torch.float64 if weight.dtype is torch.float64 else torch.float32

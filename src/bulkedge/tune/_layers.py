@@ -14,7 +14,7 @@ from torch import nn
 from bulkedge._errors import InputError
 from bulkedge._globs import as_globs
 
-from ._lora import LoraMatrix, adapter_of, lora_layers
+from ._lora import LoraMatrix, adapter_of, has_adapter, lora_layers
 from ._matrix import AdaptedMatrix
 from ._select import members, select
 
@@ -23,7 +23,11 @@ Adapted = Union[nn.Module, Sequence[AdaptedMatrix]]  # noqa: UP007 — Python 3.
 
 
 def adapted_matrices(
-    model: Adapted, *, adapter: str | None = None, modules: str | Sequence[str] = "*"
+    model: Adapted,
+    *,
+    adapter: str | None = None,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
 ) -> list[AdaptedMatrix]:
     """The adapted matrices of a model.
 
@@ -33,7 +37,8 @@ def adapted_matrices(
     Args:
         model: A model that PEFT has wrapped; or a sequence of matrices, which is filtered.
         adapter: Which adapter; the active one if None.
-        modules: Patterns (``*``, ``?``) of module names, of which one must match.
+        include: Patterns (``*``, ``?``) of module names, of which one must match.
+        exclude: Patterns of the names of those that are left out.
 
     Returns:
         One entry a layer, in the order of the model.
@@ -51,22 +56,23 @@ def adapted_matrices(
     """
     found: list[AdaptedMatrix]
     if not isinstance(model, nn.Module):
-        found = members(model, "write")
+        found = select(members(model, "write"), lambda matrix: matrix.name, include, exclude)
     else:
+        with_it = [named for named in lora_layers(model) if has_adapter(named[1], adapter)]
         found = [
-            LoraMatrix(model, name, one, is_explicit=adapter is not None)
-            for name, layer in select(modules, lora_layers(model), lambda named: named[0])
-            if (one := adapter_of(name, layer, adapter)) is not None
+            LoraMatrix(
+                model, name, adapter_of(name, layer, adapter), is_explicit=adapter is not None
+            )
+            for name, layer in select(with_it, lambda named: named[0], include, exclude)
         ]
     if not found:
         raise InputError(
-            f"expected adapted layers, found none that match {', '.join(as_globs(modules))}"
+            f"expected adapted layers, found none that match {', '.join(as_globs(include))}"
             + (f" with adapter {adapter!r}" if adapter else "")
             + "; wrap the model with peft.get_peft_model first"
         )
-    chosen = select(modules, found, lambda matrix: matrix.name)
-    _require_distinct([matrix.name for matrix in chosen])
-    return chosen
+    _require_distinct([matrix.name for matrix in found])
+    return found
 
 
 def _require_distinct(names: Sequence[str]) -> None:

@@ -146,7 +146,7 @@ class LoraMatrix(AdaptedMatrix):
             )
         if what := _unsupported(layer, self._adapter):
             raise InputError(
-                f"{self.name}: expected W0 + s·B·A, got {what}; leave it out with modules="
+                f"{self.name}: expected W0 + s·B·A, got {what}; leave it out with exclude="
             )
 
     def _changed(self, found: str) -> InputError:
@@ -162,14 +162,19 @@ def lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [(name, layer) for name, layer in model.named_modules() if _is_lora(layer)]  # pyright: ignore
 
 
-def adapter_of(name: str, layer: Any, adapter: str | None) -> str | None:
-    """The adapter of a layer that is to be used; None if the layer does not have it."""
+def has_adapter(layer: Any, adapter: str | None) -> bool:
+    """Whether a layer has an adapter; any active one if None."""
+    return adapter in layer.scaling if adapter is not None else bool(_active(layer))
+
+
+def adapter_of(name: str, layer: Any, adapter: str | None) -> str:
+    """The adapter of a layer that is to be used: the one that is named, or the one active one."""
     if adapter is not None:
-        return adapter if adapter in layer.scaling else None
+        return adapter
     active = _active(layer)
     if len(active) > 1:
         raise InputError(f"{name}: {len(active)} adapters are active; name one with adapter=")
-    return active[0] if active else None
+    return active[0]
 
 
 @functools.cache
@@ -223,7 +228,7 @@ def _config_of(model: nn.Module, name: str, adapter: str) -> Any:
         raise InputError(
             f"{name}: expected the configuration of the adapter {adapter!r}, which says how its "
             "factors began, got none; give the model that PEFT wrapped, not a part of it, and "
-            "choose layers with modules="
+            "choose layers with exclude="
         )
     return found
 
@@ -234,7 +239,7 @@ def _require_pretrained_base(name: str, config: Any) -> None:
     if init.lower().startswith(CHANGE_BASE):
         raise InputError(
             f"{name}: expected W0 + s·B·A, got init_lora_weights={init!r}, which moved the base; "
-            "leave it out with modules="
+            "leave it out with exclude="
         )
 
 

@@ -44,14 +44,18 @@ def _has(x: object, method: str) -> bool:
 
 
 def select(
-    patterns: str | Sequence[str], candidates: Iterable[T], name: Callable[[T], str]
+    candidates: Iterable[T],
+    name: Callable[[T], str],
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
 ) -> list[T]:
-    """The candidates whose name matches a pattern.
+    """The candidates whose name matches a pattern, without those that another one leaves out.
 
     Args:
-        patterns: One or several.
         candidates: What may be selected; if there are none, none are selected, without an error.
         name: Gives the name of a candidate.
+        include: One pattern or several.
+        exclude: One pattern or several, of what is left out again.
 
     Returns:
         The selected candidates, in their order.
@@ -59,7 +63,11 @@ def select(
     Raises:
         RecipeError: If a pattern matches no candidate.
     """
-    globs, known = as_globs(patterns), list(candidates)
+    wanted, unwanted, known = as_globs(include), as_globs(exclude), list(candidates)
     if known:
-        check_globs(globs, [name(one) for one in known], *LAYERS)
-    return [one for one in known if matches((name(one),), globs)]
+        check_globs((*wanted, *unwanted), [name(one) for one in known], *LAYERS)
+    return [
+        one
+        for one in known
+        if matches((name(one),), wanted) and not matches((name(one),), unwanted)
+    ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 
 from bulkedge._errors import InputError, RecipeError
-from bulkedge._fields import POSITIVE, as_real, check_values, number
+from bulkedge._fields import POSITIVE, as_real, check_values, number, one_of
 from bulkedge._linmap import LinearMap
 from bulkedge.intruder import certify
 from bulkedge.triplet.solver._start import generic
@@ -23,6 +24,21 @@ QUADRATURE_STEPS = 24
 HIGHEST_LEVEL = 10.0
 """The largest level, in units of θ_c: from 1 on generic spikes make outliers, and far beyond that
 nothing is held."""
+
+LEADING = 10
+"""How many leading directions the leading line is about: as many as an audit judges."""
+SHOWN = 5
+"""How many names a note lists."""
+
+Line = Literal["edge", "leading"]
+"""The strength at which a generic spike makes an outlier of the base (θ_c), or at which its value
+reaches the k-th of the base, and it enters the leading k (θ_k)."""
+LINE = one_of("edge", "leading")
+"""The rule for a line."""
+
+
+class NoBulkError(InputError):
+    """A base has no bulk, and so no threshold."""
 
 
 class HasBase(Protocol):
@@ -38,6 +54,9 @@ class HasBase(Protocol):
         ...
 
 
+Based = TypeVar("Based", bound=HasBase)
+
+
 def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
     """The singular values of a base, and the bulk fitted to them.
 
@@ -51,7 +70,8 @@ def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
         The spectrum.
 
     Raises:
-        InputError: If the base has no bulk, is not finite, or is not in memory.
+        NoBulkError: If the base has no bulk.
+        InputError: If it is not finite, or is not in memory.
     """
     _require_numbers(name, base)
     shape, exact = base.shape, min(base.shape)
@@ -66,7 +86,9 @@ def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
             values, exact = found.spectrum, len(found.base_sigma)
     spectrum, problem = measure_base(values, (shape[0], shape[1]), exact)
     if spectrum is None:
-        raise InputError(f"{name}: expected a base with a bulk, got none ({problem}); leave it out")
+        raise NoBulkError(
+            f"{name}: expected a base with a bulk, got none ({problem}); leave it out"
+        )
     return spectrum
 
 
@@ -84,20 +106,20 @@ def _require_numbers(name: str, base: LinearMap) -> None:
 
 
 def measure_thresholds(
-    matrices: Sequence[HasBase], known: Mapping[str, float] | None = None
+    matrices: Sequence[HasBase], known: Mapping[str, float] | None = None, of: Line = "edge"
 ) -> dict[str, float]:
-    """The threshold θ_c of every matrix by its name.
+    """The threshold of every matrix by its name; a matrix whose base has none is left out.
 
     Args:
         matrices: The matrices.
         known: Thresholds by name that are not measured again; each name is that of a matrix.
+        of: Which line.
 
     Returns:
-        ``{name: θ_c}``.
+        ``{name: θ_c}``, or θ_k.
 
     Raises:
-        InputError: If a known threshold is not positive and finite; or a base has no bulk, or one
-            that ends in a step, where any spike makes an outlier.
+        InputError: If a known threshold is not positive and finite, or a base is not finite.
         RecipeError: If a known threshold has the name of no matrix.
     """
     given = known_thresholds(known)
@@ -106,26 +128,84 @@ def measure_thresholds(
     for matrix in matrices:
         theta = given.get(matrix.name)
         if theta is None:
-            theta = base_spectrum(matrix.name, matrix.base_map()).fit.threshold
-        if not theta > 0:
-            raise InputError(
-                f"{matrix.name}: expected a positive threshold, got {theta}: the bulk of the base "
-                "ends in a step, and any spike makes an outlier of it; leave it out with modules="
-            )
-        found[matrix.name] = float(theta)
+            theta = _threshold(matrix, of)
+        if theta > 0:  # a bulk that ends in a step has none: any spike makes an outlier of it
+            found[matrix.name] = float(theta)
     return found
 
 
-def check_level(owner: object, level: float) -> None:
+def _threshold(matrix: HasBase, of: Line) -> float:
+    """The strength at which a spike reaches a line; 0 without one."""
+    try:
+        spectrum = base_spectrum(matrix.name, matrix.base_map())
+    except NoBulkError:
+        return 0.0
+    edge = spectrum.fit.threshold
+    if of == "edge" or len(spectrum.values) < LEADING:
+        return edge
+    value = float(spectrum.values[LEADING - 1])
+    return max(edge, float(spectrum.fit.bulk.strength(max(value, spectrum.fit.edge))))
+
+
+def with_threshold(
+    matrices: Sequence[Based], known: Mapping[str, float] | None = None, of: Line = "edge"
+) -> tuple[list[Based], dict[str, float]]:
+    """The matrices that can be held, and their thresholds; one note names those that cannot.
+
+    Args:
+        matrices: The matrices.
+        known: Thresholds by name, as in :func:`measure_thresholds`.
+        of: Which line.
+
+    Returns:
+        The matrices whose base has a threshold, and the thresholds by name.
+
+    Raises:
+        InputError: If none has; or as in :func:`measure_thresholds`.
+    """
+    found = measure_thresholds(matrices, known, of)
+    kept = [matrix for matrix in matrices if matrix.name in found]
+    note_without_bulk(matrices, kept)
+    return kept, found
+
+
+def note_without_bulk(matrices: Sequence[HasBase], kept: Sequence[HasBase]) -> None:
+    """One note about the matrices that are left alone.
+
+    Args:
+        matrices: All.
+        kept: Those whose base has a bulk.
+
+    Raises:
+        InputError: If none is kept.
+    """
+    names = {matrix.name for matrix in kept}
+    left = [matrix.name for matrix in matrices if matrix.name not in names]
+    listed = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if left[SHOWN:] else "")
+    if not kept:
+        raise InputError(
+            f"expected a layer with a bulk, and so a threshold, got none of {len(left)}: {listed}; "
+            "small or flat weights have none: adapt larger layers, or give thresholds="
+        )
+    if left:
+        warnings.warn(
+            f"{len(left)} layers have no bulk that a spike could leave, and are left alone: "
+            f"{listed}",
+            stacklevel=4,
+        )
+
+
+def check_level(owner: object, level: float, name: str = "level") -> None:
     """InputError unless a level is positive, and not so high that nothing would be held.
 
     Args:
         owner: What it is given to: an object, or the name of a function.
-        level: Where to hold spikes, in units of θ_c.
+        level: Where to hold spikes, in units of their threshold.
+        name: What it is called there.
     """
     most = number(f"≤ {HIGHEST_LEVEL:g}", lambda x: x <= HIGHEST_LEVEL)
-    check_values(owner, level=(level, POSITIVE))
-    check_values(owner, level=(level, most))
+    check_values(owner, **{name: (level, POSITIVE)})
+    check_values(owner, **{name: (level, most)})
 
 
 def known_thresholds(known: object) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ._layers import Adapted
+from ._thresholds import Line
 from .holder import LEVEL, ThresholdHolder
 
 
@@ -27,18 +28,21 @@ class SpikeClip(ThresholdHolder):
 
     Args:
         model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
-        level: Where to hold the spikes, in units of θ_c.
-        thresholds: θ_c by name, for layers whose threshold is known already.
+        level: Where to hold the spikes, in units of their threshold.
+        of: Which threshold: ``"edge"`` is θ_c; ``"leading"`` is θ_k, beyond which a generic spike
+            is one of the ten leading directions.
+        thresholds: Thresholds by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
-        thresholds: θ_c by name.
-        strongest: The strongest spike of each layer over θ_c, before the last step clipped it.
+        thresholds: The threshold of each layer that is held, by name.
+        strongest: The strongest spike of each layer over it, before the last step clipped it.
         clipped: How many layers the last step changed.
 
     Raises:
-        InputError: If ``level`` is not positive, or a base has no threshold; later, if a layer is
+        InputError: If ``level`` is not positive, or no base has a threshold; later, if a layer is
             gone or another one, its adapter is merged or not the active one, or its numbers are not
             finite.
 
@@ -62,12 +66,20 @@ class SpikeClip(ThresholdHolder):
         model: Adapted,
         *,
         level: float = LEVEL,
+        of: Line = "edge",
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         super().__init__(
-            model, level=level, thresholds=thresholds, adapter=adapter, modules=modules
+            model,
+            level=level,
+            of=of,
+            thresholds=thresholds,
+            adapter=adapter,
+            include=include,
+            exclude=exclude,
         )
         self.strongest: dict[str, float] = {}
         self.clipped = 0

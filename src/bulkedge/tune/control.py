@@ -15,7 +15,7 @@ from ._clip_spikes import changeable_factors, first_of_tied
 from ._core_svd import effective_rank
 from ._layers import Adapted, AdaptedMatrix, require_same_layers
 from ._saved import BY_NAME, entries
-from ._thresholds import known_thresholds
+from ._thresholds import Line, known_thresholds
 from .holder import LEVEL, ThresholdHolder
 
 AT_LIMIT = 0.9
@@ -54,20 +54,22 @@ class RankController(ThresholdHolder):
 
     Args:
         model: A model wrapped by PEFT with the largest rank that may be used; or adapted matrices.
-        level: Where to hold the strongest spike, in units of θ_c.
+        level: Where to hold the strongest spike, in units of its threshold.
+        of: Which threshold, as in :class:`~bulkedge.tune.SpikeClip`.
         start: With how many directions each layer begins; a quarter of its rank if None.
         grow: How many directions are added or taken away at a time.
         every: Steps between changes of rank.
-        thresholds: θ_c by name, for layers whose threshold is known already.
+        thresholds: Thresholds by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         state: A :class:`LayerState` by name.
         steps: How many steps there were.
 
     Raises:
-        InputError: If an argument is not positive, or a base has no threshold; and, at each step,
+        InputError: If an argument is not positive, or no base has a threshold; and, at each step,
             if a factor is frozen, not finite, or shared with another layer that has a different
             partner, or a layer is gone.
 
@@ -91,17 +93,25 @@ class RankController(ThresholdHolder):
         model: Adapted,
         *,
         level: float = LEVEL,
+        of: Line = "edge",
         start: int | None = None,
         grow: int = 1,
         every: int = 20,
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         counts = each({"grow": grow, "every": every}, whole(1))
         check_values(self, start=(start, optional(whole(1))), **counts)
         super().__init__(
-            model, level=level, thresholds=thresholds, adapter=adapter, modules=modules
+            model,
+            level=level,
+            of=of,
+            thresholds=thresholds,
+            adapter=adapter,
+            include=include,
+            exclude=exclude,
         )
         self.grow, self.every = grow, every
         self.steps = 0

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from bulkedge._fields import check_values
+
 from ._after_step import after_step
 from ._clip_spikes import clip_spikes
 from ._layers import Adapted, adapted_matrices
-from ._thresholds import check_level, measure_thresholds
+from ._thresholds import LINE, Line, check_level, with_threshold
 
 LEVEL = 0.9
-"""The level at which spikes are held by default, in units of θ_c."""
+"""The level at which spikes are held by default, in units of their threshold."""
 
 
 @runtime_checkable
@@ -51,7 +53,8 @@ class AdapterHolder(ABC):
     Args:
         model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         matrices: The adapted matrices that are held.
@@ -75,9 +78,14 @@ class AdapterHolder(ABC):
     """
 
     def __init__(
-        self, model: Adapted, *, adapter: str | None = None, modules: str | Sequence[str] = "*"
+        self,
+        model: Adapted,
+        *,
+        adapter: str | None = None,
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
-        self.matrices = adapted_matrices(model, adapter=adapter, modules=modules)
+        self.matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
 
     @abstractmethod
     def step(self) -> object:
@@ -112,22 +120,27 @@ class AdapterHolder(ABC):
 
 
 class ThresholdHolder(AdapterHolder):
-    """A base class for holders that keep every spike at or below ``level·θ_c`` of its layer.
+    """A base class for holders that keep every spike at or below ``level·θ`` of its layer.
+
+    Layers whose bases have no bulk, and so no threshold, are left alone with one note.
 
     Args:
         model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
-        level: Where to hold the spikes, in units of θ_c.
-        thresholds: θ_c by name, for layers whose threshold is known already.
+        level: Where to hold the spikes, in units of their threshold.
+        of: Which threshold: ``"edge"`` is θ_c, beyond which a generic spike makes an outlier;
+            ``"leading"`` is θ_k ≥ θ_c, beyond which it is one of the ten leading directions.
+        thresholds: Thresholds by name, for layers whose threshold is known already.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         level: The level.
-        thresholds: θ_c by name.
+        thresholds: The threshold of each layer that is held, by name.
 
     Raises:
         InputError: If ``level`` is not positive or beyond 10, a known threshold is not positive and
-            finite, or a base has no threshold.
+            finite, or no base has a threshold.
         RecipeError: If a known threshold has the name of no layer that is held.
     """
 
@@ -136,18 +149,21 @@ class ThresholdHolder(AdapterHolder):
         model: Adapted,
         *,
         level: float = LEVEL,
+        of: Line = "edge",
         thresholds: Mapping[str, float] | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         check_level(self, level)
-        super().__init__(model, adapter=adapter, modules=modules)
+        check_values(self, of=(of, LINE))
+        super().__init__(model, adapter=adapter, include=include, exclude=exclude)
         self.level = level
-        self.thresholds = measure_thresholds(self.matrices, thresholds)
+        self.matrices, self.thresholds = with_threshold(self.matrices, thresholds, of)
 
     @property
     def limits(self) -> list[float]:
-        """The strength that no spike may exceed, ``level·θ_c``, for each matrix."""
+        """The strength that no spike may exceed, ``level·θ``, for each matrix."""
         return [self.level * self.thresholds[matrix.name] for matrix in self.matrices]
 
     def clip(self) -> tuple[list[Tensor], list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,28 +15,27 @@ from bulkedge._fields import (
     DEFAULT_EPSILON,
     NOT_NEGATIVE,
     POSITIVE_SHARE,
+    SHARE,
     check_values,
     each,
-    instance,
+    optional,
     whole,
 )
 from bulkedge._linmap import LinearMap
-from bulkedge.intruder import Verdict, judge_vectors
-from bulkedge.rmt.empirical_bulk import MIN_VALUES
+from bulkedge.intruder import COUNTED, Verdict, judge_vectors
+from bulkedge.moments import Moments
 from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._core_svd import effective_rank
-from ._full import FullMatrix, NamedWeight, find_weight
+from ._drift import layer_drifts, measure
 from ._layers import adapted_matrices, require_same_layers
-from ._matrix import distribute_like, like, require_in_memory
+from ._matrix import like
 from ._saved import BY_NAME, entries
 from ._select import members, select
 from ._thresholds import known_thresholds, measure_thresholds
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
-PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original$")
-"""The name of a parameter from which a parametrization computes a weight."""
 
 
 class Watched(Protocol):
@@ -67,81 +65,22 @@ class Watched(Protocol):
         ...
 
 
-def full_matrices(
-    model: nn.Module,
-    modules: str | Sequence[str] = "*",
-    *,
-    base: Mapping[str, Tensor] | None = None,
-) -> list[FullMatrix]:
-    """The weights of a model that are trained in full, each with a copy of its present value.
-
-    A weight is found by its name at every use.  One that :func:`hold_update` holds is watched as
-    the model uses it, which is the held weight.
-
-    Args:
-        model: The model, before it is trained.
-        modules: Patterns of parameter names.
-        base: The weights before training, by name, if the model has been trained already (a run
-            that is resumed): the ``state_dict()`` of the model from which the run began.
-
-    Returns:
-        One entry for each trainable matrix, but for embeddings and for matrices with fewer than
-        twelve rows or columns (small heads), which have no bulk.
-
-    Raises:
-        InputError: If a weight is missing in ``base``, or has another shape there; at a later use,
-            if a weight is gone or has another shape.
-        RecipeError: If a pattern matches no weight.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2))
-        >>> [(matrix.name, matrix.shape) for matrix in full_matrices(model)]
-        [('0.weight', (30, 40))]
-    """
-    check_values("full_matrices", model=(model, instance(nn.Module, "a module")))
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    names = [
-        PARAMETRIZED.sub(r"\1", name)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        and parameter.ndim == 2
-        and min(parameter.shape) >= MIN_VALUES
-        and id(parameter) not in embeddings
-    ]
-    used = select(modules, names, str)
-    return [NamedWeight(model, name, _base_of(model, name, base)) for name in used]
-
-
-def _base_of(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
-    """The base of a weight: a copy of it, or what the caller gives, spread as the weight is."""
-    with torch.no_grad():
-        weight = find_weight(model, name)
-    if base is None and weight is not None:
-        return require_in_memory(name, weight).detach().clone()
-    known = (base or {}).get(name)
-    if weight is None or known is None or known.shape != weight.shape:
-        found = "nothing" if known is None else tuple(known.shape)
-        expected = None if weight is None else tuple(weight.shape)
-        raise InputError(
-            f"{name}: expected its base of shape {expected} in base=, got {found}; give the "
-            "state_dict() of the model that training began with"
-        )
-    return distribute_like(known.detach(), weight)
-
-
 @dataclass
 class LayerFigures:
     """The figures of a layer at its latest check.
 
     Attributes:
         step: The step of the check.
-        intruders: How many leading directions score below ε, without those that are ``rotated``.
-        rotated: How many score below ε but lie mostly inside the base's leading space.  The paper's
-            count, ``intruders`` in an audit's record, is the sum of both.
-        undecided: How many verdicts the certificate left open.
+        intruders: How many leading directions score below ε, and lie mostly outside the base's
+            leading space.
+        rotated: How many score below ε but lie mostly inside that space.
+        undecided: How many verdicts the certificate left open; these are in no other count.
         worst: The lowest score.
-        strongest: The strongest spike of the update over θ_c.
+        energy: The share of the leading directions' energy, ``Σ σ²``, that those have which score
+            below ε.
+        strongest: The strongest spike of the update over θ_c; None if the base has no bulk.
         effective_rank: The effective rank of the update's spikes.
+        drift: ``tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ)``; None without moments.
     """
 
     step: int
@@ -149,19 +88,50 @@ class LayerFigures:
     rotated: int
     undecided: int
     worst: float
-    strongest: float
+    energy: float
+    strongest: float | None
     effective_rank: float
+    drift: float | None = None
+
+    @property
+    def new_directions(self) -> int:
+        """The paper's count: intruders and rotated directions."""
+        return self.intruders + self.rotated
 
 
 def _read_figures(name: str, saved: object) -> LayerFigures:
     """The saved figures of a layer; InputError if they are none."""
     counts = dict.fromkeys(("step", "intruders", "rotated", "undecided"), whole(0))
-    numbers = dict.fromkeys(("worst", "strongest", "effective_rank"), NOT_NEGATIVE)
-    return LayerFigures(**entries(name, saved, **counts, **numbers))
+    numbers = dict.fromkeys(("worst", "effective_rank"), NOT_NEGATIVE)
+    unknown = dict.fromkeys(("strongest", "drift"), optional(NOT_NEGATIVE))
+    return LayerFigures(**entries(name, saved, energy=SHARE, **counts, **numbers, **unknown))
 
 
 Model = Union[nn.Module, Sequence[Watched]]  # noqa: UP007 — Python 3.10
 """A model that PEFT has wrapped, or matrices to be watched."""
+
+
+def watched_matrices(
+    model: Model, adapter: str | None, include: str | Sequence[str], exclude: str | Sequence[str]
+) -> list[Watched]:
+    """The matrices that are watched, each with a name of its own.
+
+    Args:
+        model: A model that PEFT has wrapped, or matrices, which are filtered.
+        adapter: Which adapter; the active one if None.
+        include: Patterns of names.
+        exclude: Patterns of the names of those that are left out.
+
+    Returns:
+        At least one.
+    """
+    found: list[Watched]
+    if isinstance(model, nn.Module):
+        found = list(adapted_matrices(model, adapter=adapter, include=include, exclude=exclude))
+    else:
+        found = select(members(model, "tuned_map"), lambda x: x.name, include, exclude)
+    _require_names([matrix.name for matrix in found])
+    return found
 
 
 class Monitor:
@@ -182,8 +152,10 @@ class Monitor:
         top_k: How many leading directions are judged.
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
         thresholds: θ_c by name, for matrices whose threshold is known already.
+        moments: Second moments of the base's inputs, for the drift of each layer.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of the names of modules, or of matrices.
+        include: Patterns of the names of modules, or of matrices.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         steps: The number of steps so far.
@@ -191,7 +163,7 @@ class Monitor:
 
     Raises:
         InputError: If a number is not positive, there is nothing to watch, two matrices have the
-            same name, or a base has no threshold.
+            same name, or the moments are of another model or lack a layer.
 
     Example:
         >>> from bulkedge.tune import AdaptedMatrix
@@ -213,19 +185,18 @@ class Monitor:
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
         thresholds: Mapping[str, float] | None = None,
+        moments: Moments | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         counts = {"every": every, "per_call": per_call, "top_k": top_k}
         check_values(self, epsilon=(epsilon, POSITIVE_SHARE), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
-        self.matrices: list[Watched]
-        if isinstance(model, nn.Module):
-            self.matrices = list(adapted_matrices(model, adapter=adapter, modules=modules))
-        else:
-            self.matrices = select(modules, members(model, "tuned_map"), lambda x: x.name)
-        _require_names([matrix.name for matrix in self.matrices])
+        self.matrices = watched_matrices(model, adapter, include, exclude)
         self.thresholds = measure_thresholds(self.matrices, thresholds)
+        drifts = [] if moments is None else layer_drifts(self.matrices, moments)
+        self._drifts = {drift.matrix.name: drift for drift in drifts}
         self.steps = self._next = 0
         self.figures: dict[str, LayerFigures] = {}
         self._last: dict[str, tuple[Tensor, Tensor]] = {}
@@ -279,11 +250,13 @@ class Monitor:
 
         Returns:
             ``bulkedge/coverage``, the fraction of layers that were checked so far; over these
-            layers ``worst_score`` (lowest), ``strongest_spike`` (highest), ``effective_rank`` and
-            ``intruders_per_layer`` (means); and ``overhead``, the monitor's fraction of the time.
-            The counts ``intruders``, ``rotated`` and ``undecided`` are totals over all layers, and
-            absent until every layer has been checked: a total over some layers would grow with the
-            coverage.
+            layers ``lowest_score``, ``strongest_spike`` (the highest over θ_c), ``energy_share``,
+            ``effective_rank`` and ``new_directions_per_layer`` (means), with moments ``drift``
+            (of all of them, ``Σ tr(ΔW C ΔWᵀ)/Σ tr(W0 C W0ᵀ)``) and ``highest_drift``; and
+            ``overhead``, the monitor's fraction of the time.  The counts ``new_directions``,
+            which is ``intruders`` and ``rotated``, and ``undecided`` are totals over all layers,
+            and absent until every layer has been checked: a total over some layers would grow with
+            the coverage.
         """
         if not self.figures:
             return {}
@@ -291,16 +264,31 @@ class Monitor:
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         found = {
             "coverage": len(seen) / len(self.matrices),
-            "intruders_per_layer": sum(layer.intruders for layer in seen) / len(seen),
-            "worst_score": min(layer.worst for layer in seen),
-            "strongest_spike": max(layer.strongest for layer in seen),
-            "effective_rank": sum(layer.effective_rank for layer in seen) / len(seen),
+            "new_directions_per_layer": _mean([layer.new_directions for layer in seen]),
+            "lowest_score": min(layer.worst for layer in seen),
+            "energy_share": _mean([layer.energy for layer in seen]),
+            "effective_rank": _mean([layer.effective_rank for layer in seen]),
             "overhead": self._seconds / elapsed,
         }
+        if known := [layer.strongest for layer in seen if layer.strongest is not None]:
+            found["strongest_spike"] = max(known)
+        if self._drifts:
+            found |= self._drift_in_all()
         if self.complete:
-            for count in ("intruders", "rotated", "undecided"):
+            for count in ("new_directions", "intruders", "rotated", "undecided"):
                 found[count] = float(sum(getattr(layer, count) for layer in seen))
         return {f"bulkedge/{name}": value for name, value in found.items()}
+
+    def _drift_in_all(self) -> dict[str, float]:
+        """The drift of the layers that were checked, together and at most."""
+        pairs = [
+            (self._drifts[name].output, layer.drift or 0.0) for name, layer in self.figures.items()
+        ]
+        moved = sum(output * drift for output, drift in pairs)
+        return {
+            "drift": moved / sum(output for output, _ in pairs),
+            "highest_drift": max(drift for _, drift in pairs),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as JSON."""
@@ -320,8 +308,8 @@ class Monitor:
         """
         rules = {"steps": whole(0), "next": whole(0), "thresholds": BY_NAME, "layers": BY_NAME}
         saved = entries(type(self).__name__, state, **rules)
-        thresholds, names = known_thresholds(saved["thresholds"]), list(self.thresholds)
-        require_same_layers(names, thresholds)
+        thresholds, names = known_thresholds(saved["thresholds"]), [x.name for x in self.matrices]
+        require_same_layers(self.thresholds, thresholds)
         require_same_layers(names, [*names, *saved["layers"]])  # some may not be checked yet
         figures = {name: _read_figures(name, x) for name, x in saved["layers"].items()}
         self.steps, self._next = saved["steps"], saved["next"]
@@ -342,19 +330,32 @@ class Monitor:
             matrix.base_map(), tuned, "left", subspace=2 * self.top_k, epsilon=self.epsilon
         )
         verdicts = [direction.verdict for direction in found]
-        scores = [direction.score for direction in found]
-        rotated = verdicts.count(Verdict.ROTATED)
-        gamma = matrix.strengths
+        drift = self._drifts.get(matrix.name)
+        gamma, theta = matrix.strengths, self.thresholds.get(matrix.name)
         strongest = float(gamma[0]) if len(gamma) else 0.0
         return LayerFigures(
             step=self.steps,
-            intruders=sum(score < self.epsilon for score in scores) - rotated,
-            rotated=rotated,
+            intruders=verdicts.count(Verdict.INTRUDER),
+            rotated=verdicts.count(Verdict.ROTATED),
             undecided=verdicts.count(Verdict.UNDECIDED),
-            worst=min(scores, default=1.0),  # a weight of zeros has no directions
-            strongest=strongest / self.thresholds[matrix.name],
+            # a weight of zeros has no directions
+            worst=min((direction.score for direction in found), default=1.0),
+            energy=_energy_share(tuned.sigma, verdicts),
+            strongest=None if theta is None else strongest / theta,
             effective_rank=effective_rank(gamma),
+            drift=None if drift is None else measure([drift])[0],
         )
+
+
+def _energy_share(sigma: Tensor, verdicts: Sequence[Verdict]) -> float:
+    """The share of ``Σ σ²`` that new directions have; of as many values as there are verdicts."""
+    squares = sigma[: len(verdicts)].double().square().tolist()
+    new = sum(x for x, verdict in zip(squares, verdicts, strict=True) if verdict in COUNTED)
+    return new / sum(squares) if any(squares) else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _require_names(names: Sequence[str]) -> None:

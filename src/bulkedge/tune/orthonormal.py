@@ -38,7 +38,8 @@ class OrthonormalFactors(AdapterHolder):
         method: ``"qr"`` orthonormalises column by column; ``"polar"`` takes the nearest
             orthonormal factor, ``U Vᵀ`` of ``U Σ Vᵀ``, which disturbs an optimiser least.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
         generator: Source of the first factors.
 
     Raises:
@@ -62,12 +63,13 @@ class OrthonormalFactors(AdapterHolder):
         *,
         method: Retraction = "polar",
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
         generator: torch.Generator | None = None,
     ) -> None:
         source = optional(instance(torch.Generator, "a torch.Generator"))
         check_values(self, method=(method, one_of("qr", "polar")), generator=(generator, source))
-        super().__init__(model, adapter=adapter, modules=modules)
+        super().__init__(model, adapter=adapter, include=include, exclude=exclude)
         self.method: Retraction = method
         for matrix in self.matrices:
             if matrix.rank > min(matrix.shape):

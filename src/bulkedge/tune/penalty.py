@@ -18,7 +18,7 @@ from bulkedge.triplet import GolubKahan, singular_triplet
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
 from ._matrix import like, require_in_memory
 from ._saved import entries
-from ._thresholds import base_spectrum
+from ._thresholds import NoBulkError, base_spectrum, note_without_bulk
 
 Schedule = Union[float, Callable[[int], float]]  # noqa: UP007 — Python 3.10
 """A weight, or a function from the number of calls so far to one."""
@@ -76,14 +76,16 @@ class IntruderPenalty:
         k: How many leading triplets.
         per_call: The number of layers a call; None for all.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
 
     Attributes:
         calls: The number of calls so far.
 
     Raises:
-        InputError: If k or ``per_call`` is not positive, or a base has no bulk; at a call, if a
-            layer is gone or replaced, both its factors are frozen, or its values are not finite.
+        InputError: If k or ``per_call`` is not positive, or no base has a bulk (one layer without
+            is left alone with a note); at a call, if a layer is gone or replaced, both its factors
+            are frozen, or its values are not finite.
 
     Example:
         >>> from bulkedge.tune import AdaptedMatrix
@@ -106,14 +108,16 @@ class IntruderPenalty:
         k: int = 8,
         per_call: int | None = 4,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> None:
         check_values(self, k=(k, whole(1)), per_call=(per_call, optional(whole(1))))
         if not callable(weight):
             check_values(self, weight=(weight, NOT_NEGATIVE))
         self.weight, self.k = weight, k
-        matrices = adapted_matrices(model, adapter=adapter, modules=modules)
-        self.layers = [_prepare(matrix, k) for matrix in matrices]
+        matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
+        self.layers = [found for x in matrices if (found := _prepare(x, k)) is not None]
+        note_without_bulk(matrices, self.matrices)
         self.per_call = min(per_call or len(self.layers), len(self.layers))
         self.calls = 0
 
@@ -156,7 +160,7 @@ class IntruderPenalty:
         if torch.is_grad_enabled() and not any(matrix.trained):
             raise InputError(
                 f"{matrix.name}: expected a factor that is trained, got two that are frozen, on "
-                "which a penalty has no effect; leave it out with modules="
+                "which a penalty has no effect; leave it out with exclude="
             )
         device = require_in_memory(matrix.name, matrix.parameters[0]).device
         with full_precision(device):
@@ -194,11 +198,14 @@ def _averaging(sigma: Tensor) -> Tensor:
     return same / same.sum(dim=1, keepdim=True)
 
 
-def _prepare(matrix: AdaptedMatrix, k: int) -> _Layer:
-    """A layer with the edge of its base, and the leading space of its base on both sides."""
+def _prepare(matrix: AdaptedMatrix, k: int) -> _Layer | None:
+    """A layer with edge and leading space of its base on both sides; None without a bulk."""
     base = matrix.base_map()
+    try:
+        edge = base_spectrum(matrix.name, base).fit.edge
+    except NoBulkError:
+        return None
     size = min(2 * k, *base.shape)
     with torch.no_grad():
         space = singular_triplet(base, size, solver=GolubKahan(vector_tol=BASE_ANGLE), strict=False)
-    edge = base_spectrum(matrix.name, base).fit.edge
     return _Layer(matrix, edge, space.u, space.v)

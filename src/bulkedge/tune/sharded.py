@@ -116,7 +116,7 @@ def sharded_map(matrix: DTensor, dtype: torch.dtype | None = None) -> LinearMap:
     if matrix.ndim != 2 or len(spread) > 1 or not plain:
         raise InputError(
             "expected a matrix sharded by rows or columns over one dimension of its mesh, got "
-            f"shape {tuple(matrix.shape)} with {matrix.placements}; leave it out with modules="
+            f"shape {tuple(matrix.shape)} with {matrix.placements}; leave it out with exclude="
         )
     local = matrix.to_local().detach()
     part = Dense(local).to(dtype or local.dtype)

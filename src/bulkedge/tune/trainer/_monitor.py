@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Union
 
 import torch
 from torch import distributed, nn
+from transformers.trainer_callback import (
+    ExportableState,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.training_args import TrainingArguments
 
-from bulkedge._errors import InputError, MissingExtraError, OutputError
-from bulkedge._fields import DEFAULT_EPSILON, check_values, each, optional, whole
+from bulkedge._errors import InputError
+from bulkedge._fields import DEFAULT_EPSILON, EPSILON, FLAG, check_values, each, optional, whole
 from bulkedge._globs import as_globs
+from bulkedge.tune._matrix import is_distributed
+from bulkedge.tune._thresholds import known_thresholds
+from bulkedge.tune.monitor import Model, Monitor, Watched
 
-from ._matrix import is_distributed
-from ._thresholds import known_thresholds
-from .monitor import Model, Monitor, Watched
-
-try:
-    from transformers.trainer_callback import (
-        ExportableState,
-        TrainerCallback,
-        TrainerControl,
-        TrainerState,
-    )
-    from transformers.training_args import TrainingArguments
-except ImportError as error:
-    raise MissingExtraError(
-        "bulkedge.tune.callback needs transformers: pip install 'bulkedge[hf]'"
-    ) from error
+from ._figures import write_figures
+from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
+from ._report import handler_of, report
 
 FILE = "bulkedge.json"
 """The file of a checkpoint with the figures of all layers."""
+SUMMARY = "train_runtime"
+"""The figure by which a trainer's last log is known: after it a run is summed up and ends."""
 Watch = Union[Sequence[Watched], Callable[[nn.Module], Sequence[Watched]]]  # noqa: UP007 — 3.10
 """Matrices to be watched, or a function from the model to them."""
-_bound: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The trainers to which a monitor was bound."""
 
 
 class IntruderMonitor(TrainerCallback, ExportableState):
-    """Log ``bulkedge/intruders`` and the other figures of a monitor to what ``report_to`` names.
+    """Log new directions and the other figures of a monitor to what ``report_to`` names.
 
-    The figures are those of :class:`bulkedge.tune.Monitor`.  They are written into every checkpoint
-    as ``bulkedge.json``, layer by layer, and resumed from ``trainer_state.json``.  A callback does
-    not know its trainer, so logging needs :meth:`bind`; without it the figures are in ``history``
-    alone.
+    The figures are those of :class:`bulkedge.tune.Monitor`, which is built when training begins, on
+    the model that the trainer then has.  They are logged when layers were checked, also to the
+    history of the run; written into every checkpoint as ``bulkedge.json``, layer by layer; and
+    resumed from ``trainer_state.json``.
 
     Under DDP, where the factors are the same in all processes, process 0 checks them; if parameters
     are spread over processes (FSDP2), all processes check together, and process 0 logs.  All
@@ -60,9 +53,14 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         per_call: How many layers are checked at a time.
         top_k: How many leading directions are judged.
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
+        full_passes: Check all layers when training begins and when it ends, so that the last
+            figures are those of the adapter that is saved.  With ``load_best_model_at_end`` the
+            best checkpoint is checked once it is loaded; its figures are in the history alone.
         thresholds: θ_c by name, for layers whose threshold is known already.
+        moments: :class:`bulkedge.Moments` of the base, or their file: the drift is logged, too.
         adapter: Which adapter; the active one if None.
-        modules: Patterns of module names.
+        include: Patterns of module names.
+        exclude: Patterns of the names of those that are left out.
         stop_at: Stop training when there are so many intruders (not counting ``rotated``) in all
             layers together; never before every layer was checked.
         save_at: Save a checkpoint when there are so many for the first time.
@@ -76,12 +74,11 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         history: ``(step, figures)`` of every check.
 
     Raises:
-        InputError: If a number is not positive.
+        InputError: If a number is not positive; when training begins, if there is nothing to watch.
 
     Example:
         >>> monitor = IntruderMonitor(every=100, stop_at=20)
         >>> trainer = Trainer(model, args, callbacks=[monitor])  # doctest: +SKIP
-        >>> monitor.bind(trainer)  # doctest: +SKIP
     """
 
     def __init__(
@@ -91,16 +88,23 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         per_call: int = 2,
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
+        full_passes: bool = True,
         thresholds: Mapping[str, float] | None = None,
+        moments: MomentsOrPath | None = None,
         adapter: str | None = None,
-        modules: str | Sequence[str] = "*",
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
         stop_at: int | None = None,
         save_at: int | None = None,
         watch: Watch | None = None,
     ) -> None:
-        counts = {"every": every, "stop_at": stop_at, "save_at": save_at}
-        check_values(self, **each(counts, optional(whole(1))))
+        counts = {"every": every, "per_call": per_call, "top_k": top_k}
+        limits = {"stop_at": stop_at, "save_at": save_at}
+        check_values(self, epsilon=(epsilon, EPSILON), full_passes=(full_passes, FLAG))
+        check_values(self, **each(counts, whole(1)), **each(limits, optional(whole(1))))
+        check_moments(moments, is_needed=False)
         self.every, self.stop_at, self.save_at, self.watch = every, stop_at, save_at, watch
+        self.full_passes, self.moments = full_passes, moments
         self.options: dict[str, Any] = {
             "every": every,
             "per_call": per_call,
@@ -108,26 +112,14 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             "epsilon": epsilon,
             "thresholds": None if thresholds is None else known_thresholds(thresholds),
             "adapter": adapter,
-            "modules": modules if isinstance(modules, str) else as_globs(modules),
+            "include": as_globs(include),
+            "exclude": as_globs(exclude),
         }
         self.monitor: Monitor | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
         self.saved: dict[str, Any] = {}  # set by a trainer that restores a callback
         self._has_saved = False
-        self._trainer: Any = None
-
-    def bind(self, trainer: Any) -> IntruderMonitor:
-        """Log through a trainer.
-
-        Args:
-            trainer: The trainer that has this callback.
-
-        Returns:
-            The callback.
-        """
-        self._trainer = trainer
-        _bound.add(trainer)
-        return self
+        self._handler: Any = None
 
     def on_train_begin(
         self,
@@ -137,7 +129,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Measure the thresholds, or load them in a run that is resumed."""
-        self._find_trainer()
+        self._find_handler()
         if self.watch is None and self.saved.get("watch"):
             raise InputError(
                 "expected watch=, got none: restore_callback_states_from_checkpoint makes "
@@ -148,6 +140,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         self.monitor = None
         if _takes_part(kwargs["model"], args):
             self.monitor = self._begin(kwargs["model"], figures)
+        if self.full_passes and not figures:
+            self._check(args, state, control, None)
 
     def on_step_end(
         self,
@@ -156,10 +150,12 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Check layers when it is time; log, save or stop as asked."""
-        if state.global_step % self.every:
+        """Check layers when it is time, and all at the last step; log, save or stop as asked."""
+        is_last = self.full_passes and state.global_step >= state.max_steps > 0
+        if not is_last and state.global_step % self.every:
             return
-        intruders = self._check(state, control)
+        count = None if is_last or self.monitor is None else self.monitor.per_call
+        intruders = self._check(args, state, control, count)
         if self.save_at is None and self.stop_at is None:
             return
         # the same number in all processes: if one stopped alone, the others would wait for it
@@ -168,6 +164,30 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             control.should_save = self._has_saved = True
         if self.stop_at is not None and intruders >= self.stop_at:
             control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check all layers when the trainer sums up a run that has ended before its last step."""
+        if self.full_passes and SUMMARY in (logs or {}) and not self._is_current(state):
+            self._check(args, state, control, None)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Check the best checkpoint, if the trainer has loaded it; reporters are closed by now."""
+        if self.full_passes and args.load_best_model_at_end:
+            self._handler = None
+            self._check(args, state, control, None)
 
     def on_save(
         self,
@@ -192,44 +212,55 @@ class IntruderMonitor(TrainerCallback, ExportableState):
 
     def _arguments(self) -> dict[str, Any]:
         """The arguments of the constructor that JSON can hold."""
-        return self.options | {"stop_at": self.stop_at, "save_at": self.save_at}
+        own = {"stop_at": self.stop_at, "save_at": self.save_at, "full_passes": self.full_passes}
+        return self.options | own | {"moments": saved_path(self.moments)}
 
     def _begin(self, model: nn.Module, figures: Mapping[str, Any] | None) -> Monitor:
         """The monitor of a model, with the figures of the run that is resumed."""
         watched: Model = self.watch(model) if callable(self.watch) else self.watch or model
+        known = None if self.moments is None else read_moments(self.moments)
+        options: dict[str, Any] = self.options | {"moments": known}
         if not figures:
-            return Monitor(watched, **self.options)
+            return Monitor(watched, **options)
         thresholds: Any = figures.get("thresholds")
-        monitor = Monitor(watched, **(self.options | {"thresholds": thresholds}))
+        monitor = Monitor(watched, **(options | {"thresholds": thresholds}))
         monitor.load_state_dict(figures)
         if callable(self.watch):
             _require_its_base(monitor)
         return monitor
 
-    def _check(self, state: TrainerState, control: TrainerControl) -> int:
+    def _check(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        count: int | None,
+    ) -> int:
         """Check layers and log; the number of intruders, 0 before all layers were checked."""
         if self.monitor is None:
             return 0
         self.monitor.steps = state.global_step
-        self.monitor.check(self.monitor.per_call)
+        self.monitor.check(count)
         figures = self.monitor.metrics()
         self.history.append((state.global_step, figures))
-        if self._trainer is not None and state.is_world_process_zero:
-            # logging clears the flag by which the trainer would log its own loss
-            should_log = control.should_log
-            self._trainer.log(dict(figures))
-            control.should_log = should_log
+        if state.is_world_process_zero:
+            report(self._handler, figures, args, state, control)
         return int(figures.get("bulkedge/intruders", 0))
 
-    def _find_trainer(self) -> None:
-        """Find the bound trainer with this callback, which a checkpoint may have restored."""
-        if self._trainer is None:
-            with_self = (t for t in _bound if any(c is self for c in t.callback_handler.callbacks))
-            self._trainer = next(with_self, None)
-        if self._trainer is None:
+    def _is_current(self, state: TrainerState) -> bool:
+        """Whether all figures are of the present step; so where this process checks nothing."""
+        layers = {} if self.monitor is None else self.monitor.figures
+        return self.monitor is None or (
+            self.monitor.complete and all(x.step == state.global_step for x in layers.values())
+        )
+
+    def _find_handler(self) -> None:
+        """Find what sends logs to the reporters."""
+        self._handler = handler_of(self)
+        if self._handler is None:
             warnings.warn(
-                "IntruderMonitor logs nothing before monitor.bind(trainer); its figures are in "
-                "monitor.history",
+                "IntruderMonitor was not called by the callback handler of a transformers Trainer, "
+                "and logs nothing; its figures are in monitor.history",
                 stacklevel=3,
             )
 
@@ -269,7 +300,7 @@ def _require_its_base(monitor: Monitor) -> None:
     with torch.no_grad():
         for matrix in monitor.matrices:
             known = monitor.figures.get(matrix.name)
-            if known is None or known.strongest == 0:
+            if known is None or not known.strongest:
                 continue
             if float(matrix.strengths[0]) == 0:
                 raise InputError(
@@ -277,33 +308,3 @@ def _require_its_base(monitor: Monitor) -> None:
                     "checkpoint; give watch=lambda model: full_matrices(model, base=...)"
                 )
             return
-
-
-def write_figures(path: Path, monitor: Monitor) -> None:
-    """Write the figures of a monitor as JSON; the file is replaced at once, or left as it is.
-
-    Args:
-        path: The file.
-        monitor: The monitor.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    figures = {
-        "steps": monitor.steps,
-        "top_k": monitor.top_k,
-        "epsilon": monitor.epsilon,
-        "metrics": monitor.metrics(),
-        "worst_layer": monitor.worst_layer,
-        "layers": {
-            name: asdict(layer) | {"threshold": monitor.thresholds[name]}
-            for name, layer in monitor.figures.items()
-        },
-    }
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        building.write_text(json.dumps(figures, indent=1) + "\n")
-        building.replace(path)
-    except OSError as error:
-        building.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None

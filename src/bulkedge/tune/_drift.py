@@ -1,0 +1,249 @@
+"""The drift of a layer: how far its outputs on known texts are from those of the base.
+
+    drift = tr(ΔW C ΔWᵀ) / tr(W0 C W0ᵀ) = E‖ΔW x‖² / E‖W0 x‖²
+
+with ``C = E[x xᵀ]`` the second moment of the layer's inputs in the base.  Of ``ΔW = s·B·A`` it is
+``s² tr(BᵀB · A C Aᵀ)`` over the same: one product of the r×n factor A with C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._precision import full_precision
+from bulkedge.checkpoint.names import infer_rule
+from bulkedge.moments import Layer, Moment, Moments, Sketch, alike, sample, width
+from bulkedge.moments._collect import plain_name
+
+from ._full import FullMatrix
+from ._matrix import AdaptedMatrix, is_distributed
+
+REMEDY = "collect moments of the base that is trained with `bulkedge moments`, or with Moments"
+"""What to do where moments do not fit a model."""
+
+
+class Shared:
+    """A moment in the dtype and on the device of those that use it; layers share it.
+
+    Args:
+        moment: C, as it was measured.
+    """
+
+    def __init__(self, moment: Moment) -> None:
+        self._moment = moment
+
+    def times(self, A: Tensor) -> Tensor:
+        """``A C`` in the dtype of A, shape ``(r, n)``; a sketch takes two thin products."""
+        now = self._moment = _placed(self._moment, A)
+        if isinstance(now, Sketch):
+            return (A @ now.vectors * now.values) @ now.vectors.mT + A * now.rest
+        return A * now if now.ndim == 1 else A @ now
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """What the drift of a matrix is computed from.
+
+    Attributes:
+        matrix: The matrix.
+        moment: C of its inputs.
+        output: ``tr(W0 C W0ᵀ)``.
+    """
+
+    matrix: AdaptedMatrix | FullMatrix
+    moment: Shared
+    output: float
+
+    def value(self) -> Tensor:
+        """The present drift, a scalar that is differentiable in the trained weights.
+
+        Cost: one product of A with C, forward and backward together, and O((m + n) r²).
+
+        Returns:
+            A scalar.
+        """
+        matrix = self.matrix
+        if isinstance(matrix, FullMatrix):
+            update = matrix.difference()
+            return _FullDrift.apply(update, self.moment, self.output)  # pyright: ignore
+        matrix.prepare_factors()
+        update = matrix.update_map()
+        factor = update.scale**2 / self.output
+        return _LowRankDrift.apply(update.B, update.A, self.moment, factor)  # pyright: ignore
+
+
+def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
+    """The moments of each matrix, found by name.
+
+    Args:
+        matrices: Adapted or full matrices.
+        moments: Of the base; its layers may have a prefix more or less than the model's.
+
+    Returns:
+        One entry a matrix, in the same order.
+
+    Raises:
+        InputError: If a matrix is of another kind, a layer was not measured, or the moments are of
+            another model.
+    """
+    if not isinstance(moments, Moments):
+        raise InputError(f"expected moments to be Moments, got {moments!r:.60}; {REMEDY}")
+    for matrix in matrices:
+        if not isinstance(matrix, (AdaptedMatrix, FullMatrix)):
+            raise InputError(
+                f"{matrix.name}: expected an AdaptedMatrix or a FullMatrix, whose drift is known, "
+                f"got {type(matrix).__name__}; leave out moments="
+            )
+    known = _by_weight(moments, {_weight_name(x.name): x.shape for x in matrices})
+    shared: dict[int, Shared] = {}
+    found = []
+    for matrix in matrices:
+        layer = _checked(matrix, known.get(_weight_name(matrix.name)))
+        moment = shared.setdefault(id(layer.moment), Shared(layer.moment))
+        found.append(LayerDrift(matrix, moment, layer.output))
+    return found
+
+
+def values(layers: Sequence[LayerDrift]) -> list[Tensor]:
+    """The present drift of each layer, in full precision even under autocast.
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        Scalars that are differentiable in the trained weights, in the same order.
+    """
+    with precise(layers):
+        return [layer.value() for layer in layers]
+
+
+@contextmanager
+def precise(layers: Sequence[LayerDrift]) -> Iterator[None]:
+    """Products in full precision on all devices on which these layers lie."""
+    with ExitStack() as stack:
+        for kind in {_device(layer.matrix).type for layer in layers}:
+            stack.enter_context(full_precision(kind))
+        yield
+
+
+def measure(layers: Sequence[LayerDrift]) -> list[float]:
+    """The present drift of each layer; devices are waited for once.
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        Drifts, in the same order.
+
+    Raises:
+        InputError: If one is not finite.
+    """
+    with torch.no_grad():
+        own = [x.double() for x in values(layers)]
+        found = torch.stack([x.to(own[0].device) for x in own]).tolist() if own else []
+    for layer, drift in zip(layers, found, strict=True):
+        if not math.isfinite(drift):
+            what = "entries" if isinstance(layer.matrix, FullMatrix) else "factors"
+            raise InputError(
+                f"{layer.matrix.name}: expected finite {what}, got NaN or infinity; training has "
+                "diverged: lower the learning rate, or go back to a checkpoint"
+            )
+    return found
+
+
+class _LowRankDrift(torch.autograd.Function):
+    """``c tr(BᵀB · A C Aᵀ)``; the gradients ``2c B G`` and ``2c K A C`` reuse the one product."""
+
+    @staticmethod
+    def forward(ctx: Any, B: Tensor, A: Tensor, moment: Shared, factor: float) -> Tensor:
+        AC = moment.times(A)
+        K, G = B.mT @ B, AC @ A.mT
+        ctx.factor = factor
+        ctx.save_for_backward(B, AC, K, G)
+        return factor * (K.double() * G.double()).sum().to(K.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
+        B, AC, K, G = ctx.saved_tensors
+        slope = 2 * ctx.factor * g
+        with full_precision(g.device):
+            return slope * (B @ G), slope * (K @ AC), None, None
+
+
+class _FullDrift(torch.autograd.Function):
+    """``tr(D C Dᵀ)`` over the output; its gradient reuses the product D C."""
+
+    @staticmethod
+    def forward(ctx: Any, D: Tensor, moment: Shared, output: float) -> Tensor:
+        DC = moment.times(D)
+        ctx.output = output
+        ctx.save_for_backward(DC)
+        return (DC * D).sum() / output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        (DC,) = ctx.saved_tensors
+        return 2 * g / ctx.output * DC, None, None
+
+
+def _device(matrix: AdaptedMatrix | FullMatrix) -> torch.device:
+    own = matrix.weight if isinstance(matrix, FullMatrix) else matrix.in_memory()[0]
+    return own.device
+
+
+def _placed(moment: Moment, like: Tensor) -> Moment:
+    """A moment in the dtype and on the device of a factor."""
+    if isinstance(moment, Tensor):
+        return moment.to(like)
+    vectors, values, rest = (x.to(like) for x in (moment.vectors, moment.values, moment.rest))
+    return Sketch(vectors, values, rest, moment.loss)
+
+
+def _weight_name(name: str) -> str:
+    """The name of the weight of a matrix in the model that was wrapped."""
+    return f"{plain_name(name.removesuffix('.weight'))}.weight"
+
+
+def _by_weight(moments: Moments, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Layer]:
+    """The measured layers by the names of the model's weights."""
+    layers = {f"{name}.weight": layer for name, layer in moments.layers.items()}
+    rule = infer_rule(layers, shapes, lambda name, shape: width(layers[name].moment) == shape[1])
+    found = {rule.find(name): layer for name, layer in layers.items()}
+    return {name: layer for name, layer in found.items() if name is not None}
+
+
+def _checked(matrix: AdaptedMatrix | FullMatrix, layer: Layer | None) -> Layer:
+    """What was measured of a matrix; InputError if nothing was, or of another model."""
+    name = matrix.name
+    if layer is None:
+        raise InputError(
+            f"{name}: expected moments of its inputs, got none; measure this layer, too, or leave "
+            "it out with exclude="
+        )
+    n = matrix.shape[1]
+    if width(layer.moment) != n:
+        raise InputError(
+            f"{name}: expected moments of {n} inputs, got {width(layer.moment)}; {REMEDY}"
+        )
+    base = matrix.base
+    # one that is spread over processes is not gathered for this
+    if not is_distributed(base) and not any(
+        alike(layer.sample, sample(stored)) for stored in (base, base.mT)
+    ):
+        raise InputError(f"{name}: expected moments of this model, got another one's; {REMEDY}")
+    if not layer.output > 0:
+        raise InputError(
+            f"{name}: expected a base with an output on the texts of the moments, got zeros; leave "
+            "it out with exclude="
+        )
+    return layer

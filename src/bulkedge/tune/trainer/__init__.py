@@ -1,0 +1,21 @@
+"""Holders, the monitor and penalties in a ``Trainer`` of transformers, or one that is built on it.
+
+>>> from bulkedge.tune import Hold, IntruderMonitor
+>>> callbacks = [Hold("leading"), IntruderMonitor()]
+"""
+
+from bulkedge._errors import MissingExtraError
+
+try:
+    import transformers.trainer_callback  # noqa: F401 — asked for before the others need it
+except ImportError as error:
+    raise MissingExtraError(
+        "bulkedge.tune.trainer needs transformers: pip install 'bulkedge[hf]'"
+    ) from error
+
+from ._figures import write_figures
+from ._hold import Hold
+from ._monitor import IntruderMonitor
+from ._penalty import PenaltyMixin
+
+__all__ = ["Hold", "IntruderMonitor", "PenaltyMixin", "write_figures"]

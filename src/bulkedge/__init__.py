@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .auditing import RayEngine as RayEngine
     from .auditing import Shard as Shard
     from .auditing import merge_shards as merge_shards
+    from .budgeting import BudgetRecord as BudgetRecord
+    from .budgeting import budget as budget
+    from .budgeting import lora_config as lora_config
     from .moments import Moments as Moments
     from .records import Recipe as Recipe
     from .records import Record as Record
@@ -56,6 +59,9 @@ _HOME = {
     "Record": ".records",
     "Shard": ".auditing",
     "merge_shards": ".auditing",
+    "budget": ".budgeting",
+    "lora_config": ".budgeting",
+    "BudgetRecord": ".budgeting",
     "collect_moments": "._moments",
     "Moments": ".moments",
     "Protect": ".repairing",
@@ -83,6 +89,7 @@ _HOME = {
 }
 _MODULES = (
     "auditing",
+    "budgeting",
     "checkpoint",
     "comparison",
     "intruder",

@@ -38,6 +38,7 @@ from ._side import (
     known_values,
     svd_side,
 )
+from ._spectrum import all_values
 from .score import Verdict
 
 Means = Literal["certified", "dense"]
@@ -46,8 +47,6 @@ SMALL = 384
 """Shorter side up to which two dense SVDs cost less than the passes."""
 VALUES = 512
 """Shorter side up to which all singular values of the base are computed, for its bulk."""
-TILE = 2048
-"""Rows or columns that are converted at a time."""
 VECTOR_TOL = 5e-3
 """Sine of the angle to which the tuned vectors are computed; it widens every interval."""
 STEPS = 40
@@ -215,7 +214,7 @@ def by_products(
     first = judged[sides[0]]
     spectrum, exact = first.spectrum, first.exact
     if min(W.shape) <= VALUES:
-        spectrum = _singular_values(W0).cpu()
+        spectrum = all_values(W0).cpu()
         exact = len(spectrum)
     passes = tuned.passes + sum(side.passes for side in judged.values())
     return Judgement(_in_double(tuned), judged, "certified", spectrum, exact, passes), passes
@@ -289,15 +288,3 @@ def _first(tuned: SingularTriplets, count: int) -> SingularTriplets:
 def _in_double(tuned: SingularTriplets) -> SingularTriplets:
     """The same triplets in float64."""
     return replace(tuned, sigma=tuned.sigma.double(), u=tuned.u.double(), v=tuned.v.double())
-
-
-def _singular_values(W0: LinearMap) -> Tensor:
-    """All singular values in float64, without a copy of a matrix in float64."""
-    # R of [R of the rows so far; the next rows] is R of them all, as stable as one QR of the whole
-    # (Demmel et al., arXiv:0808.2664)
-    matrix = W0.matrix if isinstance(W0, Dense) else W0.to_dense()
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
-    R = tall.new_zeros(0, tall.shape[1], dtype=torch.float64)
-    for rows in tall.split(TILE):
-        R = torch.linalg.qr(torch.cat([R, rows.double()]), mode="r").R
-    return torch.linalg.svdvals(R)

@@ -63,11 +63,11 @@ def measure_matrix(wanted: Wanted, settings: BudgetSettings) -> MatrixBudget:
     )
 
 
-def spike_of(update: Comparison, factors: StoredUpdate) -> float | str:
+def spike_of(comparison: Comparison, factors: StoredUpdate) -> float | str:
     """The strongest spike of an adapter's update, ``‖ΔW‖₂``; or why no α holds it.
 
     Args:
-        update: A matrix and what the adapter makes of it.
+        comparison: A matrix and what the adapter makes of it.
         factors: Its low-rank part.
 
     Returns:
@@ -75,10 +75,12 @@ def spike_of(update: Comparison, factors: StoredUpdate) -> float | str:
     """
     if factors.read_magnitude() is not None:
         return DORA
-    if update.tuned is not None and load(update, torch.device("cpu")).replaced is not None:
+    if comparison.tuned is not None and load(comparison, torch.device("cpu")).replaced is not None:
         return REPLACED
-    norm = float(LowRank(*factors.read()).singular_values()[0])
-    return norm if norm < float("inf") else "the adapter's factors are not finite; train it again"
+    update = LowRank(*factors.read())
+    if not (update.A.isfinite().all() and update.B.isfinite().all()):
+        return "the adapter's factors hold NaN or Inf; save it again"
+    return float(update.singular_values()[0])
 
 
 def allowed_like(

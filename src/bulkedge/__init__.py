@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .repairing import Project as Project
     from .repairing import Protect as Protect
     from .repairing import RepairRecord as RepairRecord
+    from .repairing import Rescale as Rescale
     from .repairing import Scale as Scale
     from .repairing import Shrink as Shrink
     from .spectral import project_spectral_ball as project_spectral_ball
@@ -68,6 +69,7 @@ _HOME = {
     "repair": "._repair",
     "Project": ".repairing",
     "RepairRecord": ".repairing",
+    "Rescale": ".repairing",
     "Scale": ".repairing",
     "Shrink": ".repairing",
     "Clip": ".repairing",

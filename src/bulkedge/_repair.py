@@ -29,6 +29,8 @@ from bulkedge.repairing.output import Output
 from bulkedge.repairing.protect import Protect
 from bulkedge.repairing.protection import Protection
 from bulkedge.repairing.record import Choice, RepairRecord
+from bulkedge.repairing.rescale import Rescale
+from bulkedge.repairing.rescaling import Rescaling
 from bulkedge.repairing.work import Corrections, Work
 
 Progress = Callable[[str, str, int, int], None]
@@ -42,7 +44,7 @@ def repair(
     tuned: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
     *,
-    method: Method | Protect | None = None,
+    method: Method | Protect | Rescale | None = None,
     select: str = "rotated",
     significance: float | None = None,
     only: Iterable[str] = (),
@@ -109,12 +111,13 @@ def repair(
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
     selection, method = _selection(select, significance), method or Clip()
-    if not isinstance(method, Method | Protect):
+    if not isinstance(method, Method | Protect | Rescale):
         raise InputError(f"expected a method such as Clip(), got {method!r:.60}")
-    if isinstance(method, Protect) and (select, significance, max_rank) != ("rotated", None, None):
+    whole = isinstance(method, Protect | Rescale)
+    if whole and (select, significance, max_rank) != ("rotated", None, None):
         raise InputError(
-            "expected no select, significance or max_rank beside Protect, which changes every "
-            "update and no rank; leave them out"
+            f"expected no select, significance or max_rank beside {type(method).__name__}, which "
+            "changes every update and no rank; leave them out"
         )
     if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
         raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
@@ -127,11 +130,12 @@ def repair(
         check_output(Path(out), plan)
     engine = LocalEngine(jobs)
     before = run_plan(plan, settled, engine=engine, progress=_phase(progress, "auditing"))
-    work = (
-        Protection(plan, settled, method)
-        if isinstance(method, Protect)
-        else Corrections(plan, settled, method, selection, max_rank)
-    )
+    if isinstance(method, Protect):
+        work = Protection(plan, settled, method)
+    elif isinstance(method, Rescale):
+        work = Rescaling(plan, settled, method)
+    else:
+        work = Corrections(plan, settled, method, selection, max_rank)
     todo = work.affected(before, only)
     if out is None:
         work.treat(todo, None, _phase(progress, "repairing"))

@@ -32,6 +32,7 @@ NOT_RUN = (
     ".venv/bin/",
     "pip install",
     "bulkedge audit BASE",
+    "bulkedge budget BASE",
     "bulkedge repair BASE",
     "bulkedge moments BASE",
 )

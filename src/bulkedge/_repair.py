@@ -28,7 +28,7 @@ from bulkedge.repairing.method import (
 from bulkedge.repairing.output import Output
 from bulkedge.repairing.protect import Protect
 from bulkedge.repairing.protection import Protection
-from bulkedge.repairing.record import Choice, RepairRecord
+from bulkedge.repairing.record import Choice, RepairRecord, cost_of
 from bulkedge.repairing.rescale import Rescale
 from bulkedge.repairing.rescaling import Rescaling
 from bulkedge.repairing.work import Corrections, Work
@@ -220,6 +220,7 @@ def _record(
     settings = Choice(
         select="rotated" if rotated else "intruder", significance=work.selection.significance
     )
+    matrices = [row.for_record(counts.get(row.comparison.base.name)) for row in work.rows]
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
         method=work.settings,
@@ -228,6 +229,7 @@ def _record(
         output=None if out is None else as_text(out),
         left_behind=[as_text(name) for name in left_behind],
         before=before,
-        matrices=[row.for_record(counts.get(row.comparison.base.name)) for row in work.rows],
+        matrices=matrices,
+        cost=cost_of(matrices),
         after=after,
     )

@@ -196,18 +196,20 @@ def test_a_record_is_checked_when_it_is_read(base, tmp_path):
     path = tmp_path / "budget.json"
     path.write_text(record.to_json())
     assert BudgetRecord.from_json(path) == record
-    for change in (
-        lambda content: content["matrices"][0].update(leading=1e-9),
-        lambda content: content["matrices"][0].update(leading=None),
-        lambda content: content["matrices"][0]["allowed"].update(largest=1e9),
-        lambda content: content.update(schema_version="2"),
-        lambda content: content["settings"].update(level=-1),
+    (first, *_) = json.loads(record.to_json())["matrices"]
+    for part, changed, words in (
+        ("matrices", {"leading": 1e-9}, "expected θ_c ≤ θ_k and σ_k ≤ σ_1"),
+        ("matrices", {"leading": None}, "expected a limit of 'down.weight' if it was measured"),
+        ("matrices", {"allowed": first["allowed"] | {"largest": 1e9}}, "expected the largest"),
+        ("settings", {"level": -1}, "greater than 0"),
     ):
         content = json.loads(record.to_json())
-        change(content)
+        found = content[part]
+        (found[0] if isinstance(found, list) else found).update(changed)
         path.write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match="not a budget of schema 1"):
+        with pytest.raises(CheckpointError, match="not a budget of schema 1") as caught:
             BudgetRecord.from_json(path)
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

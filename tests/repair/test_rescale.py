@@ -72,7 +72,11 @@ def only_configuration_differs(before, after):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"use_rslora": True}, {"alpha_pattern": {"up": 3, "do.*": 200}, "rank_pattern": {"up": 5}}],
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"up": 3, "do.*": 200}, "rank_pattern": {"up": 5}},
+    ],
 )
 def test_stock_peft_merges_what_is_meant(base, tmp_path, settings):
     before = adapter(tmp_path / "a", **settings)
@@ -135,6 +139,8 @@ def test_a_checkpoint_is_between_base_and_fine_tune(tmp_path, dtype):
     (row,) = record.matrices
     error = torch.linalg.vector_norm(found["a.weight"].double() - meant)
     size = torch.linalg.vector_norm(W["a.weight"].double() - W0["a.weight"].double())
+    assert record.cost.mean == record.cost.most == row.change
+    assert record.cost.heavy == "mean"
     assert row.change == pytest.approx(0.75)
     assert row.loss == pytest.approx(float(error / size))
 
@@ -150,7 +156,7 @@ def factors(seed=0):
 
 def test_what_alpha_does_not_scale_is_refused_by_name(base, tmp_path):
     dora = factors() | {"up.lora_magnitude_vector": weights(40).abs()}
-    full = factors() | {"other.weight": weights(30, 30, seed=7)}
+    full = factors() | {"other.weight": weights(30, 30, seed=99)}
     for name, tensors, config, words in (
         ("d", dora, {"use_dora": True}, "DoRA"),
         ("f", full, {}, "stored in full"),
@@ -163,20 +169,24 @@ def test_what_alpha_does_not_scale_is_refused_by_name(base, tmp_path):
 
 
 def test_layers_that_share_an_alpha_are_scaled_together_or_not_at_all(tmp_path):
-    base = save(tmp_path / "base.safetensors", {"a.experts.w": weights(2, 30, 40)})
-    tensors = {"a.experts.lora_A.weight": weights(4, 40), "a.experts.lora_B.weight": weights(30, 4)}
-    before = lora(tmp_path / "a", tensors, target_parameters=["a.experts.w"])
+    parts = {f"h.{n}_proj.weight": weights(20, 30, seed=i) for i, n in enumerate("qkv")}
+    base = save(tmp_path / "base.safetensors", parts)
+    tensors = {"h.qkv_proj.lora_A.weight": weights(2, 30)}
+    tensors["h.qkv_proj.lora_B.weight"] = weights(60, 2, seed=1)
+    before = lora(tmp_path / "a", tensors)
     one = bulkedge.repair(base, before, None, method=Rescale(uniform=0.5), recipe=RECIPE,
-                          only=("a.experts.w?0?",))  # fmt: skip
+                          only=["*q_proj*"])  # fmt: skip
     (row,) = one.matrices
     assert row.status == "refused"
     assert "shares its α" in row.note
-    both = bulkedge.repair(base, before, tmp_path / "out", method=Rescale(0.5), recipe=RECIPE)
-    assert len({row.change for row in both.matrices}) == 1
-    assert len(both.matrices) == 2
-    limit = [budget(BaseSpectrum.of(W), 1, top_k=2).leading for W in load_file(base)["a.experts.w"]]
+    all_ = bulkedge.repair(base, before, tmp_path / "out", method=Rescale(0.5), recipe=RECIPE)
+    assert len({row.change for row in all_.matrices}) == 1
+    assert len(all_.matrices) == 3
     after = bulkedge.audit(base, tmp_path / "out", recipe=RECIPE)
-    shares = [r.spectral_norm_update / x for r, x in zip(after.matrices, limit, strict=True)]
+    shares = [
+        row.spectral_norm_update / budget(BaseSpectrum.of(parts[row.name]), 1, top_k=2).leading
+        for row in some(after.matrices)
+    ]
     assert max(shares) == pytest.approx(0.5, rel=1e-4)
 
 
@@ -217,6 +227,11 @@ def test_the_command(base, tmp_path):
     done = CliRunner().invoke(cli, [*command, "-o", str(tmp_path / "o"), "--uniform", "0.7"])
     assert done.exit_code in (0, 1), done.output
     assert "rescale:" in done.output
+    assert "30% was taken or moved on average, at most 30%" in done.output
+    assert "evaluate before you ship" in done.output
+    assert "WARNING" not in done.output
+    strong = CliRunner().invoke(cli, [*command, "--dry-run", "--uniform", "0.4"])
+    assert "WARNING: more than half of the update is gone" in strong.output
     only_configuration_differs(before, tmp_path / "o")
     done = CliRunner().invoke(cli, [*command, "--dry-run", "--level", "1", "--of", "edge"])
     assert done.exit_code in (0, 1), done.output

@@ -8,6 +8,7 @@ from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
 from ._measure import MOMENTS, measure_base, moment_misfit
 from ._products import Measured, measure
 from ._update_svd import UpdateSVD, update_svd
+from .critical import critical_scale
 from .perturbation import (
     EigenPerturbation,
     SingularPerturbation,
@@ -43,6 +44,7 @@ __all__ = [
     "SystemSolver",
     "UpdateSVD",
     "budget",
+    "critical_scale",
     "eigen_perturbation",
     "eigenvalue_perturbation",
     "measure",

@@ -136,7 +136,7 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
         for name in record.left_behind:
             _print(console, f"not carried over: {name}")
     _print(console, repair_line(record))
-    for line in cost_lines(record):
+    for line in cost_lines(record)[brief:]:  # of the verdict alone a warning is a part
         _print(console, line)
 
 

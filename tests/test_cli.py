@@ -555,7 +555,7 @@ def test_what_can_be_chosen_is_what_there_is():
     assert choices(audit, "fail_on") == choices(repair, "fail_on") == [*counted, "never"]
     assert choices(repair, "select") == counted
     assert choices(report, "kind") == list(FORMATS)
-    assert sorted(choices(repair, "method")) == sorted([*METHODS, "protect"])
+    assert sorted(choices(repair, "method")) == sorted([*METHODS, "protect", "rescale"])
 
 
 def test_help_and_inspect_load_neither_torch_nor_rich(inputs):

@@ -8,12 +8,14 @@ import sys
 import bulkedge
 
 PUBLIC = {
-    "AdapterError", "BulkedgeError", "CheckpointError", "Clip", "ConvergenceError",
+    "AdapterError", "BudgetRecord", "BulkedgeError", "CheckpointError", "Clip", "ConvergenceError",
     "DegenerateWarning", "InputError", "LocalEngine", "MissingExtraError", "Moments",
     "NothingAuditedError", "OutputError", "Project", "Protect", "RayEngine", "Recipe",
-    "RecipeError", "Record", "RepairRecord", "Scale", "Shard", "Shrink", "__version__", "audit",
-    "auditing", "checkpoint", "collect_moments", "comparison", "intruder", "merge_shards",
-    "moments", "project_spectral_ball", "records", "repair", "repairing", "report", "rmt",
+    "RecipeError", "Record", "RepairRecord", "Rescale", "Scale", "Shard", "Shrink", "__version__",
+    "audit", "auditing", "budget", "budgeting", "checkpoint", "collect_moments", "comparison",
+    "intruder",
+    "lora_config", "merge_shards", "moments", "project_spectral_ball", "records", "repair",
+    "repairing", "report", "rmt",
     "simulate", "singular_triplet", "spectral", "spectral_cap", "spectral_norm", "triplet",
     "truncate", "tune", "update",
 }  # fmt: skip

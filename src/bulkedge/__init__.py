@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .auditing import RayEngine as RayEngine
     from .auditing import Shard as Shard
     from .auditing import merge_shards as merge_shards
+    from .budgeting import BudgetRecord as BudgetRecord
+    from .budgeting import budget as budget
+    from .budgeting import lora_config as lora_config
     from .moments import Moments as Moments
     from .records import Recipe as Recipe
     from .records import Record as Record
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from .repairing import Project as Project
     from .repairing import Protect as Protect
     from .repairing import RepairRecord as RepairRecord
+    from .repairing import Rescale as Rescale
     from .repairing import Scale as Scale
     from .repairing import Shrink as Shrink
     from .spectral import project_spectral_ball as project_spectral_ball
@@ -56,12 +60,16 @@ _HOME = {
     "Record": ".records",
     "Shard": ".auditing",
     "merge_shards": ".auditing",
+    "budget": ".budgeting",
+    "lora_config": ".budgeting",
+    "BudgetRecord": ".budgeting",
     "collect_moments": "._moments",
     "Moments": ".moments",
     "Protect": ".repairing",
     "repair": "._repair",
     "Project": ".repairing",
     "RepairRecord": ".repairing",
+    "Rescale": ".repairing",
     "Scale": ".repairing",
     "Shrink": ".repairing",
     "Clip": ".repairing",
@@ -83,6 +91,7 @@ _HOME = {
 }
 _MODULES = (
     "auditing",
+    "budgeting",
     "checkpoint",
     "comparison",
     "intruder",

@@ -24,7 +24,7 @@ from bulkedge.repairing.choose import Remedy, work_for
 from bulkedge.repairing.matrix import Selection
 from bulkedge.repairing.method import Clip
 from bulkedge.repairing.output import Output
-from bulkedge.repairing.record import Choice, RepairRecord
+from bulkedge.repairing.record import Choice, RepairRecord, cost_of
 from bulkedge.repairing.work import Options, Work
 
 Progress = Callable[[str, str, int, int], None]
@@ -199,6 +199,7 @@ def _record(
     chosen = work.options.selection
     rotated = chosen.mildest is Verdict.ROTATED
     settings = Choice(select="rotated" if rotated else "intruder", significance=chosen.significance)
+    matrices = [row.for_record(counts.get(row.comparison.base.name)) for row in work.rows]
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
         method=work.settings,
@@ -207,6 +208,7 @@ def _record(
         output=None if out is None else as_text(out),
         left_behind=[as_text(name) for name in left_behind],
         before=before,
-        matrices=[row.for_record(counts.get(row.comparison.base.name)) for row in work.rows],
+        matrices=matrices,
+        cost=cost_of(matrices),
         after=after,
     )

@@ -61,7 +61,7 @@ def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
 
 
 def test_the_command_names_every_method():
-    assert (*METHODS, "protect") == NAMES
+    assert (*METHODS, "protect", "rescale") == NAMES
 
 
 def test_what_remains_is_a_finding(pair, tmp_path):

@@ -1,4 +1,4 @@
-"""The journal of an audit: each row as soon as it is finished, one line of JSON.
+"""The journal of an audit or a budget: each row as soon as it is finished, one line of JSON.
 
 A line is one write to a file that is only appended to, and it is on disk before the next matrix
 begins: a kill at any moment loses the matrices in hand, no more.  Each line carries a key, a digest
@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from pydantic import ValidationError
+from typing_extensions import TypeVar
 
 from bulkedge import __version__
 from bulkedge._errors import OutputError
@@ -28,6 +29,30 @@ from bulkedge.records.rows import Matrix
 
 from .inputs import plain
 from .lock import lock
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Row(Protocol):
+    """What a journal keeps: a row of a record, which is tried again if its status is ``failed``."""
+
+    @property
+    def status(self) -> str:
+        """Of the computation."""
+        ...
+
+    def model_dump_json(self) -> str:
+        """The row as JSON on one line."""
+        ...
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self:
+        """The row of some JSON values."""
+        ...
+
+
+R = TypeVar("R", bound=Row, default=Matrix)
 
 
 def row_keys(
@@ -59,7 +84,7 @@ def row_keys(
             for source in (inputs.base, inputs.tuned, inputs.moments)
         ],
     }
-    return [_digest(common | {"comparison": plain(c, known)}) for c in comparisons]
+    return [digest(common | {"comparison": plain(c, known)}) for c in comparisons]
 
 
 @contextmanager
@@ -72,12 +97,13 @@ def open_journal(path: str | os.PathLike[str] | None, *, resume: bool) -> Iterat
         yield journal
 
 
-class Journal:
+class Journal(Generic[R]):
     """Rows on disk; a context manager that holds the file, and its lock, until it is left.
 
     Args:
         path: The file; its folder is made.
         resume: Whether to go on with what is there; else a new file takes its place.
+        kind: The class of the rows.
 
     Attributes:
         path: The file.
@@ -88,8 +114,14 @@ class Journal:
             or another audit writes it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        kind: type[R] = Matrix,  # pyright: ignore[reportArgumentType]
+    ) -> None:
+        self.path, self.kind = Path(path), kind
         self.notes: list[str] = []
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +136,7 @@ class Journal:
             os.close(self._file)
             raise
 
-    def take(self, keys: Sequence[str]) -> dict[int, Matrix]:
+    def take(self, keys: Sequence[str]) -> dict[int, R]:
         """The rows that are there, by the position of their key; failed ones are tried again.
 
         Args:
@@ -114,10 +146,10 @@ class Journal:
             ``{position: row}``.
         """
         positions = {key: i for i, key in enumerate(keys)}
-        rows: dict[int, Matrix] = {}
+        rows: dict[int, R] = {}
         others = damaged = 0
         for line in self._lines:
-            key, row = _parse(line)
+            key, row = _parse(line, self.kind)
             if key is not None and key not in positions:
                 others += 1
             elif key is None or row is None:
@@ -131,7 +163,7 @@ class Journal:
         self.notes.append(f"{len(rows)} of {len(keys)} matrices taken from it")
         return rows
 
-    def append(self, key: str, row: Matrix) -> None:
+    def append(self, key: str, row: R) -> None:
         """Write one row: one line, one write, on disk when this returns.
 
         Args:
@@ -150,7 +182,7 @@ class Journal:
         if written != len(line):
             raise OutputError(f"{self.path}: cannot be written (the disk is full)")
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Journal[R]:
         return self
 
     def __exit__(
@@ -215,7 +247,7 @@ def _in_use(path: Path) -> OutputError:
     return OutputError(f"{path}: another audit is writing it; give another folder")
 
 
-def _parse(line: bytes) -> tuple[str | None, Matrix | None]:
+def _parse(line: bytes, kind: type[R]) -> tuple[str | None, R | None]:
     """Key and row of a line, None for what is no such thing."""
     try:
         content = json.loads(line)
@@ -225,11 +257,12 @@ def _parse(line: bytes) -> tuple[str | None, Matrix | None]:
     if not isinstance(key, str):
         return None, None
     try:
-        return key, Matrix.model_validate(content.get("row"))
+        return key, kind.model_validate(content.get("row"))
     except ValidationError:
         return key, None
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest(content: dict[str, Any]) -> str:
+    """A digest of plain values, 64 hexadecimal digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

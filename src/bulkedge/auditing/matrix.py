@@ -15,7 +15,7 @@ from bulkedge._errors import CheckpointError, InputError
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import Judgement
 from bulkedge.records import Matrix, Recipe
-from bulkedge.update import BaseSpectrum, UpdateSVD, measure_base
+from bulkedge.update import BaseSpectrum, UpdateSVD, budget, critical_scale, measure_base
 
 from .drift import Drift, drift_of
 from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
@@ -76,7 +76,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
         spikes=None if pair.spikes is None else pair.spikes.rank,
-        **_theory(base, pair.spikes, judged, recipe),
+        **_theory(base, pair.spikes, judged, recipe, norm_update),
         **({"drift_note": drift} if moved is None else moved.fields),
     )
 
@@ -98,12 +98,19 @@ def _theory(
     update: UpdateSVD | None,
     judged: Judgement,
     recipe: Recipe,
+    strongest: float,
 ) -> dict[str, object]:
     """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""
     if base is None:
         return {}
     exact = judged.computed_count == len(judged.spectrum)
-    found = {"bulk": bulk_row(base, exact=exact), "threshold": base.fit.threshold}
+    critical = critical_scale(base, strongest, top_k=recipe.top_k)
+    found = {
+        "bulk": bulk_row(base, exact=exact),
+        "threshold": base.fit.threshold,
+        "leading": budget(base, 1, top_k=recipe.top_k).leading,
+        "critical_scale": None if critical is None else {"expected": critical},
+    }
     if update is None:
         return found
     return found | {

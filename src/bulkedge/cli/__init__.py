@@ -16,6 +16,7 @@ from bulkedge import __version__
 from bulkedge._errors import BulkedgeError, printable
 
 from ._audit import audit
+from ._budget import budget
 from ._inspect import inspect
 from ._merge import merge
 from ._moments import moments
@@ -24,7 +25,18 @@ from ._repair import repair
 from ._report import report
 from ._simulate import simulate
 
-__all__ = ["audit", "cli", "inspect", "main", "merge", "moments", "repair", "report", "simulate"]
+__all__ = [
+    "audit",
+    "budget",
+    "cli",
+    "inspect",
+    "main",
+    "merge",
+    "moments",
+    "repair",
+    "report",
+    "simulate",
+]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,7 +45,7 @@ def cli() -> None:
     """Spectral instruments for neural-network weights."""
 
 
-for command in (audit, inspect, merge, moments, repair, report, simulate):
+for command in (audit, budget, inspect, merge, moments, repair, report, simulate):
     cli.add_command(command)
 
 

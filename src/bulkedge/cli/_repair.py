@@ -25,9 +25,9 @@ from ._output import (
 )
 
 if TYPE_CHECKING:
-    from bulkedge.repairing import Method, Protect
+    from bulkedge.repairing import Method, Protect, Rescale
 
-NAMES = ("clip", "project", "scale", "shrink", "protect")
+NAMES = ("clip", "project", "scale", "shrink", "protect", "rescale")
 SETTINGS = (
     "keep",
     "level",
@@ -37,6 +37,8 @@ SETTINGS = (
     "balance",
     "moments",
     "task_moments",
+    "of",
+    "uniform",
 )
 
 
@@ -47,7 +49,10 @@ SETTINGS = (
 @click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
               help="What to do.")  # fmt: skip
 @click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
-@click.option("--level", type=float, help="clip: in units of the threshold.  [default: 1]")
+@click.option("--level", type=float, help="clip, rescale: part of the threshold.  [clip: 1]")
+@click.option("--of", type=click.Choice(["leading", "edge"]),
+              help="rescale: level of θ_k or of θ_c.  [default: leading]")  # fmt: skip
+@click.option("--uniform", type=float, metavar="S", help="rescale: one factor for all layers.")
 @click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
               help="protect: of text to be kept, by `bulkedge moments BASE`.")  # fmt: skip
 @click.option("--task-moments", type=click.Path(path_type=Path), metavar="FILE",
@@ -140,14 +145,14 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _method(options: dict[str, Any]) -> Method | Protect:
+def _method(options: dict[str, Any]) -> Method | Protect | Rescale:
     """The method and its settings; those of another are an error."""
     from dataclasses import fields
 
     from bulkedge.moments import Moments
-    from bulkedge.repairing import METHODS, Protect
+    from bulkedge.repairing import METHODS, Protect, Rescale
 
-    method = (METHODS | {"protect": Protect})[options["method"]]
+    method = (METHODS | {"protect": Protect, "rescale": Rescale})[options["method"]]
     settings = [field.name for field in fields(method)]
     given = {field: options[field] for field in SETTINGS}
     given = {field: value for field, value in given.items() if value is not None}

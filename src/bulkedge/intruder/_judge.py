@@ -38,6 +38,7 @@ from ._side import (
     generator_of,
     svd_side,
 )
+from ._spectrum import all_values
 from .score import Verdict
 
 DecidingMethod = Literal["certified", "dense"]
@@ -46,8 +47,6 @@ DENSE_UP_TO = 384
 """Two dense SVDs cost less than a certificate up to this length of the shorter side."""
 ALL_VALUES_UP_TO = 512
 """All singular values of the base are computed up to this length of the shorter side."""
-TILE = 2048
-"""This many rows or columns are converted to float64 at a time."""
 VECTOR_TOL = 5e-3
 """The tuned vectors are computed to this sine of the angle, which widens every interval."""
 MAX_STEPS = 40
@@ -217,7 +216,7 @@ def by_products(
     first = judged[sides[0]]
     spectrum, computed_count = first.spectrum, first.computed_count
     if min(W.shape) <= ALL_VALUES_UP_TO:
-        spectrum = _singular_values(W0).cpu()
+        spectrum = all_values(W0).cpu()
         computed_count = len(spectrum)
     passes = tuned.passes + sum(side.passes for side in judged.values())
     judgement = Judgement(_in_double(tuned), judged, "certified", spectrum, computed_count, passes)
@@ -292,15 +291,3 @@ def _first(tuned: SingularTriplets, count: int) -> SingularTriplets:
 def _in_double(tuned: SingularTriplets) -> SingularTriplets:
     """The same triplets in float64."""
     return replace(tuned, sigma=tuned.sigma.double(), u=tuned.u.double(), v=tuned.v.double())
-
-
-def _singular_values(W0: LinearMap) -> Tensor:
-    """All singular values in float64, without a copy of a matrix in float64."""
-    # R of [R of the rows so far; the next rows] is R of them all, as stable as one QR of the whole
-    # (Demmel et al., arXiv:0808.2664)
-    matrix = W0.matrix if isinstance(W0, Dense) else W0.to_dense()
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
-    R = tall.new_zeros(0, tall.shape[1], dtype=torch.float64)
-    for rows in tall.split(TILE):
-        R = torch.linalg.qr(torch.cat([R, rows.double()]), mode="r").R
-    return torch.linalg.svdvals(R)

@@ -1,4 +1,4 @@
-"""All singular values of the base: the converged ones, the others from a quadrature."""
+"""All singular values of the base: computed, or the leading ones and a quadrature of the others."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from bulkedge._linmap import Dense, LinearMap
 from bulkedge.triplet import Ritz
 
+TILE = 2048
+"""Rows or columns that are converted at a time."""
 TINY = 1e-300
 """A divisor is at least this, so that nothing is divided by zero."""
 
@@ -51,3 +54,22 @@ def guess_spectrum(
     left = frobenius**2 - float(ritz.sigma[:known].square().sum())
     rest *= (max(left, 0.0) / max(float(rest.square().sum()), TINY)) ** 0.5
     return torch.cat([ritz.sigma[:known], rest.clamp_max(float(ritz.sigma[max(known - 1, 0)]))])
+
+
+def all_values(W0: LinearMap) -> Tensor:
+    """All singular values in float64, without a copy of a matrix in float64.
+
+    Args:
+        W0: Shape ``(m, n)``.
+
+    Returns:
+        Descending, shape ``(min(m, n),)``.
+    """
+    # R of [R of the rows so far; the next rows] is R of them all, as stable as one QR of the whole
+    # (Demmel et al., arXiv:0808.2664)
+    matrix = W0.matrix if isinstance(W0, Dense) else W0.to_dense()
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    R = tall.new_zeros(0, tall.shape[1], dtype=torch.float64)
+    for rows in tall.split(TILE):
+        R = torch.linalg.qr(torch.cat([R, rows.double()]), mode="r").R
+    return torch.linalg.svdvals(R)

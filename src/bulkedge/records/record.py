@@ -230,7 +230,7 @@ class Document(Row):
         except ValidationError as error:
             first = error.errors()[0]
             raise CheckpointError(
-                f"{path}: not a {cls.kind} of schema {SCHEMA_VERSION} "
+                f"{path}: not a {cls.kind} of schema {cls.model_fields['schema_version'].default} "
                 f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
             ) from None
 

@@ -118,6 +118,12 @@ class Bulk(Row):
     p_value: Fraction = Field(description="Of the last of them; of the largest value without any.")
 
 
+class CriticalScale(Row):
+    """The factor on an update at which the first of the leading directions falls below ε."""
+
+    expected: Size = Field(description="Of a generic update of its strength: θ_k / ‖ΔW‖₂.")
+
+
 class Predicted(Row):
     """One spike (singular value of a low-rank update): expected, and measured."""
 
@@ -170,6 +176,10 @@ class Matrix(Row):
     threshold: Size | None = Field(
         None, description="Strength beyond which a generic spike makes an outlier."
     )
+    leading: Size | None = Field(
+        None, description="Strength beyond which it stands among the top_k directions, too."
+    )
+    critical_scale: CriticalScale | None = None
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")

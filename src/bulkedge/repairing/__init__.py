@@ -10,6 +10,7 @@ from .matrix import Selection
 from .method import METHODS, Case, Clip, Correction, Method, Project, Scale, Shrink
 from .protect import Protect
 from .record import RepairedMatrix, RepairRecord, Treated
+from .rescale import Rescale
 
 __all__ = [
     "METHODS",
@@ -21,6 +22,7 @@ __all__ = [
     "Protect",
     "RepairRecord",
     "RepairedMatrix",
+    "Rescale",
     "Scale",
     "Selection",
     "Shrink",

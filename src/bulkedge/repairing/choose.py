@@ -11,9 +11,11 @@ from bulkedge.records import Recipe
 from .method import Method
 from .protect import Protect
 from .protection import Protection
+from .rescale import Rescale
+from .rescaling import Rescaling
 from .work import Corrections, Options, Work
 
-Remedy: TypeAlias = Method | Protect
+Remedy: TypeAlias = Method | Protect | Rescale
 """What :func:`bulkedge.repair` takes."""
 
 
@@ -34,6 +36,8 @@ def work_for(plan: Plan, recipe: Recipe, method: Remedy, options: Options) -> Wo
     """
     if isinstance(method, Protect):
         return Protection(plan, recipe, method, options)
+    if isinstance(method, Rescale):
+        return Rescaling(plan, recipe, method, options)
     if isinstance(method, Method):
         return Corrections(plan, recipe, method, options)
     raise InputError(f"expected a method such as Clip(), got {method!r:.60}")

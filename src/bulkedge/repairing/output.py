@@ -105,13 +105,13 @@ def _write_ranks(
 ) -> None:
     """Put the new ranks into PEFT's patterns, in front: the first that matches counts."""
     config = read_json(path)
-    ranks = {_pattern(key): rank for key, (_, rank) in grown.items()}
+    ranks = {pattern_of(key): rank for key, (_, rank) in grown.items()}
     alphas = {
-        _pattern(key): _plain(alpha_of(layer.whole.scale, rank, rslora=settings.use_rslora))
+        pattern_of(key): _plain(alpha_of(layer.whole.scale, rank, rslora=settings.use_rslora))
         for key, (layer, rank) in grown.items()
     }
     for field, new in zip(PATTERNS, (ranks, alphas), strict=True):
-        config[field] = _in_front(new, config.get(field))
+        config[field] = in_front(new, config.get(field))
     stacks = [key for key, (layer, _) in grown.items() if layer.whole.experts > 1]
     stated = any(settings.layouts(key.rpartition(".")[2]) for key in stacks)
     if stacks and settings.by_unsloth and not stated:  # for rank one both layouts coincide
@@ -133,18 +133,33 @@ def _metadata_with_ranks(file: Path, grown: Mapping[str, tuple[Layer, int]]) -> 
         values = (rank, _plain(alpha_of(layer.whole.scale, rank, rslora=rslora)))
         for field, value in zip(PATTERNS, values, strict=True):
             name = f"{component}.{field}"
-            own = _pattern(key.removeprefix(f"{component}."))
-            settings[name] = _in_front({own: value}, settings.get(name))
+            own = pattern_of(key.removeprefix(f"{component}."))
+            settings[name] = in_front({own: value}, settings.get(name))
     return metadata | {METADATA: json.dumps(settings)}
 
 
-def _pattern(module: str) -> str:
-    """A pattern that the whole path of one module matches, and nothing else."""
+def pattern_of(module: str) -> str:
+    """A pattern that the whole path of one module matches, and nothing else.
+
+    Args:
+        module: The path.
+
+    Returns:
+        A key of ``rank_pattern`` and ``alpha_pattern``.
+    """
     return LITERAL + re.escape(module)
 
 
-def _in_front(new: Mapping[str, float], old: Mapping[str, float] | None) -> dict[str, float]:
-    """New patterns before the old ones; what an old one said of the same key is replaced."""
+def in_front(new: Mapping[str, float], old: Mapping[str, float] | None) -> dict[str, float]:
+    """New patterns before the old ones; what an old one said of the same key is replaced.
+
+    Args:
+        new: The new ones.
+        old: Those that are there, if any.
+
+    Returns:
+        Both.
+    """
     return {**new, **{key: value for key, value in (old or {}).items() if key not in new}}
 
 

@@ -61,11 +61,7 @@ class Protection(Work):
 
     def __init__(self, plan: Plan, recipe: Recipe, method: Protect, options: Options) -> None:
         super().__init__(plan, recipe, options)
-        if options != Options():
-            raise InputError(
-                "expected no select, significance or max_rank beside Protect, which changes every "
-                "update and no rank; leave them out"
-            )
+        options.refuse_beside(method)
         self.method = method
         self.strength = DEFAULT_STRENGTH if method.strength is None else method.strength
         self._known = Known(plan, method.moments, method.task_moments)

@@ -15,6 +15,9 @@ from bulkedge.records.rows import Row
 
 from .method import METHODS
 
+HALF = 0.5
+"""A share of the update whose loss deserves a warning."""
+
 
 def _settings(method: dict[str, Any]) -> dict[str, Any]:
     """A method's name, and settings that it takes; those of a method of others may be any."""
@@ -93,6 +96,38 @@ class RepairedMatrix(Row):
     drift_after: Size | None = Field(None, description="The same of the repaired update.")
 
 
+class Cost(Row):
+    """What a repair took from the updates that it changed: ‖W' − W‖_F / ‖W − W0‖_F."""
+
+    mean: Size = Field(description="Over the repaired matrices.")
+    most: Size = Field(description="Of the matrix that lost most.")
+    matrix: str = Field(description="Which that is.")
+
+    @property
+    def heavy(self) -> Literal["mean", "most"] | None:
+        """What exceeds one half: the mean, or else the most; None if neither does."""
+        if self.mean > HALF:
+            return "mean"
+        return "most" if self.most > HALF else None
+
+
+def cost_of(matrices: list[RepairedMatrix]) -> Cost | None:
+    """What a repair took.
+
+    Args:
+        matrices: All of them.
+
+    Returns:
+        The cost; None where nothing was changed.
+    """
+    done = [row for row in matrices if row.status == "repaired"]
+    if not done:
+        return None
+    worst = max(done, key=lambda row: row.change)
+    mean = sum(row.change for row in done) / len(done)
+    return Cost(mean=mean, most=worst.change, matrix=worst.name)
+
+
 class RepairRecord(Document):
     """The result of :func:`bulkedge.repair`."""
 
@@ -110,4 +145,5 @@ class RepairRecord(Document):
     left_behind: list[str] = Field(description="Files of the input that were not carried over.")
     before: Record
     matrices: list[RepairedMatrix]
+    cost: Cost | None = Field(None, description="What was taken; null where nothing was changed.")
     after: Record | None = Field(description="The audit of what was written; null of a dry run.")

@@ -88,6 +88,21 @@ class Options:
     selection: Selection = field(default_factory=Selection)
     max_rank: int | None = None
 
+    def refuse_beside(self, method: object) -> None:
+        """Raise if anything is asked for beside a method that changes every update and no rank.
+
+        Args:
+            method: That method.
+
+        Raises:
+            InputError: If so.
+        """
+        if self != Options():
+            raise InputError(
+                f"expected no select, significance or max_rank beside {type(method).__name__}, "
+                "which changes every update and no rank; leave them out"
+            )
+
 
 class Work(ABC):
     """The matrices to be treated by a method of one kind.

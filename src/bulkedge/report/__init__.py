@@ -1,5 +1,6 @@
 """A record as people and other programs want it: views of what was found, nothing is computed."""
 
+from .budget import budget_csv, print_budget
 from .checks import to_junit, to_markdown
 from .formats import FORMATS, format_of, read, render
 from .html import to_html
@@ -8,8 +9,10 @@ from .terminal import findings, print_record, print_repair, verdict_line
 
 __all__ = [
     "FORMATS",
+    "budget_csv",
     "findings",
     "format_of",
+    "print_budget",
     "print_record",
     "print_repair",
     "read",

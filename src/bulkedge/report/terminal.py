@@ -142,6 +142,8 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
         for name in record.left_behind:
             _print(console, f"not carried over: {name}")
     _print(console, repair_line(record))
+    for line in cost_lines(record)[brief:]:  # of the verdict alone a warning is a part
+        _print(console, line)
 
 
 def _doubts(rows: Iterable[RepairedMatrix]) -> list[str]:
@@ -185,6 +187,20 @@ def repair_line(record: RepairRecord) -> str:
     if not after.complete:
         line += "; the audit of the output is NOT complete, see bulkedge audit"
     return line
+
+
+def cost_lines(record: RepairRecord) -> list[str]:
+    """What the repair costs, in one sentence, and a warning if that is much."""
+    if (cost := record.cost) is None:
+        return []
+    line = (
+        f"of the update {cost.mean:.0%} was taken or moved on average, at most {cost.most:.0%} "
+        f"({cost.matrix.removesuffix('.weight')}): evaluate before you ship"
+    )
+    if not cost.heavy:
+        return [line]
+    gone = "the update" if cost.heavy == "mean" else "one matrix's update"
+    return [line, f"WARNING: more than half of {gone} is gone; what it had learned may be, too"]
 
 
 def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:

@@ -5,8 +5,10 @@ from singular values alone (:func:`predict`, :func:`budget`).
 """
 
 from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
-from ._measure import measure_base
+from ._measure import MOMENTS, measure_base, moment_misfit
+from ._products import Measured, measure
 from ._update_svd import UpdateSVD, update_svd
+from .critical import critical_scale
 from .perturbation import (
     EigenPerturbation,
     SingularPerturbation,
@@ -27,12 +29,14 @@ from .resolvent import resolvent_update, resolvent_update_low_rank, secular_func
 from .secular import Outliers, Secular
 
 __all__ = [
+    "MOMENTS",
     "BaseSpectrum",
     "Budget",
     "Cholesky",
     "ConjugateGradients",
     "EigenPerturbation",
     "Expectation",
+    "Measured",
     "Outliers",
     "Prediction",
     "Secular",
@@ -40,9 +44,12 @@ __all__ = [
     "SystemSolver",
     "UpdateSVD",
     "budget",
+    "critical_scale",
     "eigen_perturbation",
     "eigenvalue_perturbation",
+    "measure",
     "measure_base",
+    "moment_misfit",
     "predict",
     "predict_spikes",
     "resolvent_update",

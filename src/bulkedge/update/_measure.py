@@ -40,15 +40,12 @@ def measure_base(
 
 def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
     """The bulk of a base whose leading values stand too close to converge: noise, or none."""
-    # what a quadrature knows well are moments: of noise p Σσ⁴ = (1 + p/max(m, n)) (Σσ²)²
-    p = len(values)
-    squares = values.square()
-    misfit = abs(float(p * squares.square().sum() / squares.sum() ** 2) / (1 + p / max(shape)) - 1)
+    misfit = moment_misfit(values, shape)
     if misfit > MOMENTS:
         raise InputError(
             "too few leading singular values of the base converged; method 'dense' finds them all"
         )
-    sigma = math.sqrt(float(squares.sum()) / (shape[0] * shape[1]))
+    sigma = float(values.norm()) / math.sqrt(shape[0] * shape[1])
     bulk = WhiteBulk(shape, sigma)
     fit = BulkFit(
         shape=shape,
@@ -62,3 +59,17 @@ def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
         bulk=bulk,
     )
     return BaseSpectrum(values, fit)
+
+
+def moment_misfit(values: Tensor, shape: tuple[int, int]) -> float:
+    """How far the fourth moment of singular values is from that of noise, relatively.
+
+    Args:
+        values: All of them, computed or from a quadrature, which knows moments well.
+        shape: Of the matrix.
+
+    Returns:
+        ``|p Σσ⁴ / ((1 + p/max(m, n)) (Σσ²)²) − 1|``, p their number.
+    """
+    p, squares = len(values), values.square()
+    return abs(float(p * squares.square().sum() / squares.sum() ** 2) / (1 + p / max(shape)) - 1)

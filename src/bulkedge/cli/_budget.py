@@ -1,0 +1,118 @@
+"""``bulkedge budget``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bulkedge._errors import RecipeError, printable
+
+from ._output import CLEAN, FAILURE, check_file, check_folder, show_as, show_progress, write
+
+if TYPE_CHECKING:
+    from bulkedge.records.budget import BudgetRecord
+
+
+@click.command(short_help="How strong an update may be, before any training.")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.option("-r", "--rank", type=int, help="Of the LoRA that is planned.")
+@click.option("--alpha", type=float, help="Its α.")
+@click.option("--rslora", is_flag=True, help="Its scale is α/√r, not α/r.")
+@click.option("--like", type=click.Path(path_type=Path), metavar="ADAPTER",
+              help="Find the α of this adapter's layers instead.")  # fmt: skip
+@click.option("--level", type=float, default=1.0, show_default=True,
+              help="What part of θ_k an update may reach.")  # fmt: skip
+@click.option("--target", multiple=True, metavar="GLOB",
+              help="Only matrices that match; repeatable.  [default: all but embeddings, heads]",
+              )  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="GLOB",
+              help="No matrices that match; repeatable.")  # fmt: skip
+@click.option("-k", "--top-k", type=int, default=10, show_default=True,
+              help="Leading directions that an audit will judge.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random vectors.")
+@click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write settings for LoraConfig(**…), as JSON.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for budget.json.")
+@click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Matrices at a time, one thread each.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a row a matrix, for spreadsheets.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print the last line alone, no progress.")
+def budget(base: Path, **options: Any) -> None:
+    """How strong an update of each matrix may be, before any training.
+
+    BASE is a .safetensors file or a model folder.  θ_c is the strength at which an update makes an
+    outlier, θ_k that at which the outlier stands among the k leading directions.  Exit code 2 if a
+    matrix that was asked for has no limit.
+    """
+    from bulkedge.auditing import JOURNAL_NAME, hold, keep_out
+    from bulkedge.budgeting import budget as run
+    from bulkedge.report import print_budget
+
+    _check_options(options)
+    output: Path | None = options["output"]
+    if output is not None:
+        check_folder(output, options["force"], resume=options["resume"])
+    inputs = [path for path in (base, options["like"]) if path is not None]
+    for file in filter(None, (output, options["csv"], options["peft"])):
+        keep_out(file, inputs)
+        if file != output:
+            check_file(file, options["force"])
+    settings = ("rank", "alpha", "rslora", "like", "level", "target", "exclude", "top_k", "seed")
+    with hold(output):
+        with show_progress(options["quiet"], 0, "measuring") as progress:
+            record = run(
+                base,
+                **{name: options[name] for name in settings},
+                jobs=options["jobs"],
+                journal=output / JOURNAL_NAME if output else None,
+                resume=options["resume"],
+                progress=progress,
+                notice=None if options["quiet"] else _notice,
+            )
+        show_as(record, print_budget, options)
+        _write_all(record, options)
+    sys.exit(CLEAN if record.complete else FAILURE)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """What does not go together."""
+    if options["resume"] and options["output"] is None:
+        raise click.UsageError("--resume needs the folder of the journal (--output DIR)")
+    if options["resume"] and options["force"]:
+        raise click.UsageError("--resume goes on with what --force would replace; give one")
+    if options["peft"] and options["like"] is None and None in (options["rank"], options["alpha"]):
+        raise RecipeError("--peft needs --rank and --alpha of the LoRA, or --like an adapter")
+
+
+def _write_all(record: BudgetRecord, options: dict[str, Any]) -> None:
+    """Record, table and settings, where they were asked for."""
+    from bulkedge.budgeting import lora_config
+    from bulkedge.budgeting.patterns import without_pattern
+    from bulkedge.report import budget_csv
+
+    written = {}
+    if options["output"] is not None:
+        written[options["output"] / record.file_name] = record.to_json()
+    if options["csv"] is not None:
+        written[options["csv"]] = budget_csv(record)
+    if options["peft"] is not None:
+        written[options["peft"]] = json.dumps(lora_config(record), indent=2) + "\n"
+        for name in without_pattern(record):
+            _notice(f"{name}: NOT in {options['peft']}: a bare parameter has no α of its own there")
+    for file, text in written.items():
+        write(file, text)
+        if not options["quiet"]:
+            _notice(f"written to {file}")
+
+
+def _notice(line: str) -> None:
+    """A word on stderr."""
+    click.echo(printable(line), err=True)

@@ -1,0 +1,216 @@
+"""Updates made weaker: α in the configuration of an adapter, numbers in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import LowRank
+from bulkedge._precision import one_thread
+from bulkedge.checkpoint import Adapter, StoredUpdate
+from bulkedge.checkpoint.adapter_config import CONFIG
+from bulkedge.checkpoint.lora import alpha_of
+from bulkedge.checkpoint.read import read_json
+from bulkedge.comparison import Comparison, Plan
+from bulkedge.comparison.pair import TILE
+from bulkedge.records import Matrix, Recipe, Record
+from bulkedge.update import measure
+
+from .output import Output, in_front, module_of, pattern_of
+from .rescale import Rescale
+from .work import Options, Row, Work
+
+ADAPTERS = (
+    "expected a PEFT adapter with its adapter_config.json, or a checkpoint, to rescale; this one "
+    "keeps its scale in other places"
+)
+DORA = "DoRA: s·B·A is not all of its update; merge it into the model first"
+FULL = "stored in full beside the adapter's factors: no α scales it"
+
+
+class Rescaling(Work):
+    """The updates that are made weaker.
+
+    Args:
+        plan: Both inputs.
+        recipe: Of the audits.
+        method: By how much.
+        options: None are taken.
+
+    Raises:
+        InputError: If the fine-tune is an adapter without a configuration of PEFT.
+    """
+
+    def __init__(self, plan: Plan, recipe: Recipe, method: Rescale, options: Options) -> None:
+        options.refuse_beside(method)
+        super().__init__(plan, recipe, options)
+        self.method = method
+        self.factors: dict[str, float] = {}  # by the name of the base matrix
+        self.norms: dict[str, float] = {}  # ‖ΔW‖₂ by the audit, likewise
+        adapter = isinstance(plan.tuned, Adapter)
+        if adapter and all(file.name != CONFIG for file in plan.tuned.files):
+            raise InputError(ADAPTERS)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See :attr:`Work.settings`."""
+        if self.method.uniform is not None:
+            return {"name": "rescale", "uniform": self.method.uniform}
+        return {"name": "rescale", "level": self.method.level, "of": self.method.of}
+
+    def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
+        """See :meth:`Work.affected`."""
+        self.norms = {row.name: row.spectral_norm_update or 0.0 for row in before.matrices}
+        return super().affected(before, only)
+
+    def _concerns(self, row: Matrix) -> bool:
+        """See :meth:`Work._concerns`: every matrix that the fine-tune has changed."""
+        return row.status == "audited"
+
+    def _treat(self, row: Row, output: Output | None) -> None:
+        """Find the factor of one matrix, and write it where it is stored in full."""
+        try:
+            with one_thread():
+                if isinstance(self.plan.tuned, Adapter):
+                    self._of_adapter(row)
+                else:
+                    self._of_checkpoint(row, output)
+        except InputError as error:
+            row.note = str(error)
+
+    def _of_adapter(self, row: Row) -> None:
+        """The factor alone: it is written for all layers at once."""
+        comparison = row.comparison
+        if (factors := comparison.factors) is None:
+            raise InputError(FULL)
+        if factors.read_magnitude() is not None:
+            raise InputError(DORA)
+        update = LowRank(*factors.read())
+        row.update_norm = update.norm_bound()
+        self._found(row, self._factor(comparison, float(update.singular_values()[0])))
+
+    def _of_checkpoint(self, row: Row, output: Output | None) -> None:
+        """The scaled matrix, over the one in the copy."""
+        comparison = row.comparison
+        if (stored := comparison.tuned) is None:
+            raise InputError(FULL)
+        base, tuned = comparison.base.read(), stored.read()
+        row.update_norm = _norm(t.double() - b.double() for b, t in _tiles(base, tuned))
+        s = self._factor(comparison, self.norms[comparison.base.name], base)
+        self._found(row, s)
+        if s == 1:
+            return
+        scaled = torch.cat([_between(b, t, s).to(tuned.dtype) for b, t in _tiles(base, tuned)])
+        tiles = _tiles(base, tuned, scaled)
+        row.error = _norm(x.double() - _between(b, t, s) for b, t, x in tiles)
+        if output is not None:
+            output.write_matrix(stored, scaled)
+
+    def _factor(self, comparison: Comparison, spike: float, base: Tensor | None = None) -> float:
+        """S of one matrix."""
+        if self.method.uniform is not None:
+            return self.method.uniform
+        W0 = comparison.base.read() if base is None else base
+        found = measure(W0, top_k=self.recipe.top_k, seed=self.recipe.seed)
+        return self.method.factor(spike, found.spectrum, self.recipe.top_k)
+
+    def _found(self, row: Row, s: float) -> None:
+        """What is known of a row once its factor is."""
+        self.factors[row.comparison.base.name] = s
+        row.status, row.rounds = ("left", 0) if s == 1 else ("repaired", 1)
+        row.change, row.energy = (1 - s) * row.update_norm, 1 - s**2
+
+    def _store(self, output: Output | None) -> None:
+        """Write α of all layers into the configuration of an adapter."""
+        if not isinstance(self.plan.tuned, Adapter):
+            return
+        layers = self._layers()
+        weaker = {key: (s, update) for key, (s, update) in layers.items() if s != 1}
+        if output is None or not weaker:
+            return
+        if self.method.uniform is not None and self._every:
+            _scale_all(output.folder / CONFIG, self.method.uniform)
+        else:
+            _scale_each(output.folder / CONFIG, weaker, rslora=self.plan.tuned.config.use_rslora)
+
+    @property
+    def _every(self) -> bool:
+        """Whether each update of the adapter is scaled."""
+        refused = {row.comparison.base.name for row in self.rows if row.status == "refused"}
+        updates = [c.base.name for c in self.plan.comparisons if c.factors is not None]
+        return self.chosen.issuperset(updates) and refused.isdisjoint(updates)
+
+    def _layers(self) -> dict[str, tuple[float, StoredUpdate]]:
+        """The factor of each layer that PEFT has an α for: the least of those of its matrices."""
+        found: dict[str, tuple[float, StoredUpdate]] = {}
+        rows = {row.comparison.base.name: row for row in self.rows}
+        for key, comparisons in self._by_module().items():
+            mine = [rows.get(comparison.base.name) for comparison in comparisons]
+            done = [row for row in mine if row is not None and row.status != "refused"]
+            if len(done) < len(mine):
+                for row in done:
+                    row.status, row.change, row.energy = "refused", 0.0, 0.0
+                    row.note = "shares its α with a matrix that is not chosen; choose all of them"
+                continue
+            s = min(self.factors[row.comparison.base.name] for row in done)
+            for row in done:
+                self._found(row, s)
+                if (update := row.comparison.factors) is not None:
+                    found[key] = s, update
+        return found
+
+    def _by_module(self) -> dict[str, list[Comparison]]:
+        """The comparisons that share an α, where at least one is treated."""
+        groups: dict[str, list[Comparison]] = {}
+        for comparison in self.plan.comparisons:
+            if comparison.factors is not None:
+                groups.setdefault(module_of(comparison.tuned_name), []).append(comparison)
+        treated = {module_of(row.comparison.tuned_name) for row in self.rows}
+        return {key: group for key, group in groups.items() if key in treated}
+
+
+def _scale_all(path: Path, s: float) -> None:
+    """Every α of a configuration, those of patterns as well."""
+    config = read_json(path)
+    config["lora_alpha"] = s * config.get("lora_alpha", 8)
+    if patterns := config.get("alpha_pattern"):
+        config["alpha_pattern"] = {key: s * alpha for key, alpha in patterns.items()}
+    _write(path, config)
+
+
+def _scale_each(
+    path: Path, layers: Mapping[str, tuple[float, StoredUpdate]], *, rslora: bool
+) -> None:
+    """The α of some layers, in front of the patterns that are there: the first match counts."""
+    config = read_json(path)
+    alphas = {
+        pattern_of(key): alpha_of(s * (update.scale or 0.0), update.rank or 1, rslora=rslora)
+        for key, (s, update) in layers.items()
+    }
+    config["alpha_pattern"] = in_front(alphas, config.get("alpha_pattern"))
+    _write(path, config)
+
+
+def _write(path: Path, config: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _between(base: Tensor, tuned: Tensor, s: float) -> Tensor:
+    """``W0 + s (W − W0)`` of some rows, in float64."""
+    return base.double() + s * (tuned.double() - base.double())
+
+
+def _tiles(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of several matrices, a tile at a time."""
+    return zip(*(matrix.split(TILE) for matrix in matrices), strict=True)
+
+
+def _norm(tiles: Iterable[Tensor]) -> float:
+    """Frobenius norm of a matrix that comes in tiles."""
+    return sum(float(tile.square().sum()) for tile in tiles) ** 0.5

@@ -1,0 +1,70 @@
+"""``bulkedge budget``."""
+
+import csv
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import bulkedge
+from bulkedge.cli import cli
+from bulkedge.records.budget import BudgetRecord
+from helpers import save, weights
+
+
+@pytest.fixture
+def base(tmp_path):
+    tensors = {"up.weight": weights(60, 40), "down.weight": 3 * weights(40, 60, seed=1)}
+    return save(tmp_path / "base" / "model.safetensors", tensors)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["budget", *map(str, arguments)])
+
+
+def test_table_record_csv_and_settings(base, tmp_path):
+    out, sheet, peft = tmp_path / "out", tmp_path / "b.csv", tmp_path / "peft.json"
+    result = run(base, "-r", 4, "--alpha", 8, "-o", out, "--csv", sheet, "--peft", peft)
+    assert result.exit_code == 0, result.output
+    for word in ("θ_c", "θ_k", "noise", "max ‖BA‖", "2 of 2 matrices have a limit"):
+        assert word in result.output
+    record = BudgetRecord.from_json(out / "budget.json")
+    expected = bulkedge.budget(base, rank=4, alpha=8)
+    assert record.matrices == expected.matrices
+    assert json.loads(peft.read_text()) == bulkedge.lora_config(expected)
+    rows = list(csv.DictReader(sheet.read_text().splitlines()))
+    assert [float(row["leading"]) for row in rows] == [row.leading for row in record.matrices]
+    assert run(base, "-o", out).exit_code != 0  # it exists
+    again = run(base, "-o", out, "--resume", "--json", "-q")
+    assert json.loads(again.output)["run"]["resumed"] == 2
+
+
+def test_a_matrix_without_a_limit_is_said_loudly(base, tmp_path):
+    bad = save(
+        tmp_path / "bad.safetensors",
+        {"up.weight": weights(60, 40) / 0, "b.weight": weights(40, 40)},
+    )
+    result = run(bad, "--quiet")
+    assert result.exit_code == 2
+    assert "NO LIMIT: up.weight" in result.output
+    assert "1 of 2 matrices" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--peft", "p.json"], "--peft needs --rank and --alpha"),
+        (["--resume"], "--resume needs the folder of the journal"),
+        (["--resume", "-o", "x", "--force"], "--resume goes on with what --force would replace"),
+    ],
+)
+def test_what_does_not_go_together(base, options, words):
+    result = run(base, *options)
+    assert result.exit_code != 0
+    assert words in f"{result.output}{result.exception}"
+
+
+def test_nothing_is_written_into_the_base(base):
+    result = run(base.parent, "-o", base.parent / "out")
+    assert result.exit_code != 0
+    assert "lies inside the input" in str(result.exception)

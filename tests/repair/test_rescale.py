@@ -1,0 +1,252 @@
+"""Updates made weaker as a whole, from files to files; stock PEFT is the judge of adapters."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from torch import nn
+
+import bulkedge
+from bulkedge import InputError, RecipeError
+from bulkedge.cli import cli
+from bulkedge.repairing import Rescale
+from bulkedge.update import BaseSpectrum, budget
+from helpers import EXAMPLE, MINILM, save, save_adapter, some, weights
+
+peft = pytest.importorskip("peft")
+RECIPE = {"top_k": 2}
+UPDATED = ("up", "down", "words", "conv")
+
+
+class Net(nn.Module):
+    """A layer of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(30, 40), nn.Linear(40, 30)
+        self.words, self.conv = nn.Embedding(50, 30), nn.Conv2d(5, 40, 3)
+        self.other = nn.Linear(30, 30)
+
+    def forward(self, x):
+        return x
+
+
+def net():
+    model = Net()
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(weights(*parameter.shape, seed=i))
+    return model
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save(tmp_path / "base.safetensors", dict(net().state_dict()))
+
+
+def adapter(folder, **settings):
+    config = peft.LoraConfig(r=2, lora_alpha=64, target_modules=list(UPDATED),
+                             init_lora_weights=False, **settings)  # fmt: skip
+    tuned = peft.get_peft_model(net(), config)
+    for i, (name, parameter) in enumerate(tuned.named_parameters()):
+        if "lora_" in name:
+            parameter.data = 0.2 * weights(*parameter.shape, seed=100 + i)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def merged(folder):
+    """The weights as stock PEFT merges them."""
+    found = peft.PeftModel.from_pretrained(net(), folder).merge_and_unload().state_dict()
+    return {name: tensor.double() for name, tensor in found.items()}
+
+
+def only_configuration_differs(before, after):
+    names = {path.name for path in before.iterdir()}
+    assert {path.name for path in after.iterdir()} == names | {"repair.json"}
+    changed = {n for n in names if (before / n).read_bytes() != (after / n).read_bytes()}
+    assert changed == {"adapter_config.json"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"up": 3, "do.*": 200}, "rank_pattern": {"up": 5}},
+    ],
+)
+def test_stock_peft_merges_what_is_meant(base, tmp_path, settings):
+    before = adapter(tmp_path / "a", **settings)
+    W0 = {name: tensor.double() for name, tensor in net().state_dict().items()}
+    W = merged(before)
+    for only in ((), ("up", "words")):
+        out = tmp_path / f"out{len(only)}"
+        record = bulkedge.repair(base, before, out, method=Rescale(uniform=0.7), only=only,
+                                 recipe=RECIPE)  # fmt: skip
+        only_configuration_differs(before, out)
+        found = merged(out)
+        for name in some(W0):
+            scaled = name.removesuffix(".weight") in (only or UPDATED) and "bias" not in name
+            meant = W0[name] + (0.7 if scaled else 1.0) * (W[name] - W0[name])
+            torch.testing.assert_close(found[name], meant, rtol=1e-6, atol=1e-5)
+        rows = record.matrices
+        assert {row.status for row in rows} == {"repaired"}
+        assert len(rows) == len(only or UPDATED)
+        assert [row.change for row in rows] == pytest.approx([0.3] * len(rows))
+        assert [row.energy_removed for row in rows] == pytest.approx([0.51] * len(rows))
+    whole = json.loads((tmp_path / "out0/adapter_config.json").read_text())
+    assert whole["lora_alpha"] == pytest.approx(0.7 * 64)  # what any server reads
+
+
+@pytest.mark.parametrize("of", ["leading", "edge"])
+def test_no_spike_is_left_above_the_level(base, tmp_path, of):
+    before, out = adapter(tmp_path / "a"), tmp_path / "out"
+    record = bulkedge.repair(base, before, out, method=Rescale(0.8, of=of), recipe=RECIPE)
+    only_configuration_differs(before, out)
+    assert record.method == {"name": "rescale", "level": 0.8, "of": of}
+    W0, W = load_file(base), merged(out)
+    reached = 0
+    for row in some(record.matrices):
+        base_matrix = W0[row.name].double().flatten(1)
+        found = budget(BaseSpectrum.of(base_matrix), 1, top_k=2)
+        limit = 0.8 * (found.leading if of == "leading" else found.threshold)
+        spike = float(torch.linalg.matrix_norm(W[row.name].flatten(1) - base_matrix, 2))
+        assert spike < limit * (1 + 1e-5)
+        if row.status == "repaired":
+            reached += 1
+            assert spike == pytest.approx(limit, rel=1e-4)
+    assert reached
+    again = bulkedge.repair(base, out, None, method=Rescale(0.8, of=of), recipe=RECIPE)
+    assert {row.status for row in some(again.matrices)} == {"left"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_is_between_base_and_fine_tune(tmp_path, dtype):
+    first = {"a.weight": weights(40, 30), "a.bias": weights(40), "b.weight": weights(30, 30)}
+    tuned = first | {"a.weight": first["a.weight"] + weights(40, 30, seed=3), "a.bias": weights(40)}
+    base = save(tmp_path / "base.safetensors", {n: t.to(dtype) for n, t in first.items()})
+    fine = save(tmp_path / "fine.safetensors", {n: t.to(dtype) for n, t in tuned.items()})
+    record = bulkedge.repair(base, fine, tmp_path / "out", method=Rescale(uniform=0.25),
+                             recipe=RECIPE)  # fmt: skip
+    W0, W, found = (load_file(f) for f in (base, fine, tmp_path / "out/fine.safetensors"))
+    meant = W0["a.weight"].double() + 0.25 * (W["a.weight"].double() - W0["a.weight"].double())
+    assert torch.equal(found["a.weight"], meant.to(dtype))
+    for name in ("a.bias", "b.weight"):
+        assert torch.equal(found[name], W[name])
+    (row,) = record.matrices
+    error = torch.linalg.vector_norm(found["a.weight"].double() - meant)
+    size = torch.linalg.vector_norm(W["a.weight"].double() - W0["a.weight"].double())
+    assert record.cost.mean == record.cost.most == row.change
+    assert record.cost.heavy == "mean"
+    assert row.change == pytest.approx(0.75)
+    assert row.loss == pytest.approx(float(error / size))
+
+
+def lora(folder, tensors, **config):
+    prefixed = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    return save_adapter(folder, prefixed, **{"r": 2, "lora_alpha": 64} | config)
+
+
+def factors(seed=0):
+    return {"up.lora_A.weight": weights(2, 30, seed=seed), "up.lora_B.weight": weights(40, 2)}
+
+
+def test_what_alpha_does_not_scale_is_refused_by_name(base, tmp_path):
+    dora = factors() | {"up.lora_magnitude_vector": weights(40).abs()}
+    full = factors() | {"other.weight": weights(30, 30, seed=99)}
+    for name, tensors, config, words in (
+        ("d", dora, {"use_dora": True}, "DoRA"),
+        ("f", full, {}, "stored in full"),
+    ):
+        before = lora(tmp_path / name, tensors, **config)
+        record = bulkedge.repair(base, before, tmp_path / f"out{name}",
+                                 method=Rescale(uniform=0.5), recipe=RECIPE)  # fmt: skip
+        (row,) = [row for row in record.matrices if row.status == "refused"]
+        assert words in row.note
+
+
+def test_layers_that_share_an_alpha_are_scaled_together_or_not_at_all(tmp_path):
+    parts = {f"h.{n}_proj.weight": weights(20, 30, seed=i) for i, n in enumerate("qkv")}
+    base = save(tmp_path / "base.safetensors", parts)
+    tensors = {"h.qkv_proj.lora_A.weight": weights(2, 30)}
+    tensors["h.qkv_proj.lora_B.weight"] = weights(60, 2, seed=1)
+    before = lora(tmp_path / "a", tensors)
+    one = bulkedge.repair(base, before, None, method=Rescale(uniform=0.5), recipe=RECIPE,
+                          only=["*q_proj*"])  # fmt: skip
+    (row,) = one.matrices
+    assert row.status == "refused"
+    assert "shares its α" in row.note
+    all_ = bulkedge.repair(base, before, tmp_path / "out", method=Rescale(0.5), recipe=RECIPE)
+    assert len({row.change for row in all_.matrices}) == 1
+    assert len(all_.matrices) == 3
+    after = bulkedge.audit(base, tmp_path / "out", recipe=RECIPE)
+    shares = [
+        row.spectral_norm_update / budget(BaseSpectrum.of(parts[row.name]), 1, top_k=2).leading
+        for row in some(after.matrices)
+    ]
+    assert max(shares) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_base_without_a_limit_is_refused(tmp_path):
+    base = save(tmp_path / "base.safetensors", {"up.weight": weights(6, 8)})
+    fine = save(tmp_path / "fine.safetensors", {"up.weight": weights(6, 8, seed=1)})
+    record = bulkedge.repair(base, fine, None, method=Rescale(level=1), recipe=RECIPE)
+    assert "no limit; use uniform instead" in record.matrices[0].note
+
+
+def test_an_adapter_without_a_configuration_is_refused(tmp_path):
+    base = save(tmp_path / "base.safetensors", {"unet.up.weight": weights(30, 40)})
+    tensors = {"lora_unet_up.lora_down.weight": weights(2, 40), "lora_unet_up.alpha": weights(1)[0]}
+    tensors["lora_unet_up.lora_up.weight"] = weights(30, 2)
+    fine = save(tmp_path / "kohya.safetensors", tensors)
+    with pytest.raises(InputError, match="expected a PEFT adapter with its adapter_config"):
+        bulkedge.repair(base, fine, None, method=Rescale(uniform=0.5), recipe=RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "expected level or uniform of Rescale"),
+        ({"level": 1, "uniform": 0.5}, "expected level or uniform of Rescale"),
+        ({"uniform": 1.5}, "expected uniform between 0, excluded, and 1"),
+        ({"level": 0}, "expected level to be positive"),
+        ({"level": 1, "of": "middle"}, "expected of to be"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, words):
+    with pytest.raises(InputError, match=words):
+        Rescale(**settings)
+
+
+def test_the_command(base, tmp_path):
+    before = adapter(tmp_path / "a")
+    command = ["repair", str(base), str(before), "-k", "2", "--method", "rescale"]
+    done = CliRunner().invoke(cli, [*command, "-o", str(tmp_path / "o"), "--uniform", "0.7"])
+    assert done.exit_code in (0, 1), done.output
+    assert "rescale:" in done.output
+    assert "30% was taken or moved on average, at most 30%" in done.output
+    assert "evaluate before you ship" in done.output
+    assert "WARNING" not in done.output
+    strong = CliRunner().invoke(cli, [*command, "--dry-run", "--uniform", "0.4"])
+    assert "WARNING: more than half of the update is gone" in strong.output
+    only_configuration_differs(before, tmp_path / "o")
+    done = CliRunner().invoke(cli, [*command, "--dry-run", "--level", "1", "--of", "edge"])
+    assert done.exit_code in (0, 1), done.output
+    wrong = CliRunner().invoke(cli, [*command, "--dry-run", "--keep", "0.5"])
+    assert isinstance(wrong.exception, RecipeError)
+    assert "--keep is no setting" in str(wrong.exception)
+    with pytest.raises(InputError, match="beside Rescale"):
+        bulkedge.repair(base, before, None, method=Rescale(uniform=0.5), max_rank=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora-r1", "lora-r8"])
+def test_of_the_shipped_adapters_only_the_configuration_changes(name, tmp_path):
+    before = EXAMPLE / name
+    for i, method in enumerate((Rescale(uniform=0.7), Rescale(level=1.0))):
+        record = bulkedge.repair(MINILM, before, tmp_path / str(i), method=method)
+        only_configuration_differs(before, tmp_path / str(i))
+        assert record.after.summary.intruders <= record.before.summary.intruders

@@ -17,7 +17,7 @@ from bulkedge.auditing.inputs import as_text
 from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.write import new_folder
 from bulkedge.comparison import Plan, make_plan
-from bulkedge.intruder import Verdict
+from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
 from bulkedge.records.record import Tool
 from bulkedge.repairing.matrix import Selection
@@ -43,7 +43,7 @@ def repair(
     out: str | os.PathLike[str] | None,
     *,
     method: Method | Protect | None = None,
-    select: str = "rotated",
+    select: str = COUNTED[0].value,
     significance: float | None = None,
     only: Iterable[str] = (),
     max_rank: int | None = None,
@@ -111,7 +111,7 @@ def repair(
     selection, method = _selection(select, significance), method or Clip()
     if not isinstance(method, Method | Protect):
         raise InputError(f"expected a method such as Clip(), got {method!r:.60}")
-    if isinstance(method, Protect) and (select, significance, max_rank) != ("rotated", None, None):
+    if isinstance(method, Protect) and (select, significance, max_rank) != (COUNTED[0], None, None):
         raise InputError(
             "expected no select, significance or max_rank beside Protect, which changes every "
             "update and no rank; leave them out"
@@ -172,8 +172,9 @@ def check_output(out: Path, plan: Plan) -> None:
 
 def _selection(select: str, significance: float | None) -> Selection:
     """Which directions are treated."""
-    if select not in ("rotated", "intruder"):
-        raise InputError(f"expected select 'rotated' or 'intruder', got {select!r}")
+    words = [verdict.value for verdict in COUNTED]
+    if select not in words:
+        raise InputError(f"expected select {' or '.join(map(repr, words))}, got {select!r}")
     check_values("repair", significance=(significance, optional(EPSILON)))
     return Selection(Verdict(select), significance)
 
@@ -212,10 +213,7 @@ def _record(
     import torch
 
     counts = {row.name: work.counted(row) for row in after.matrices} if after else {}
-    rotated = work.selection.mildest is Verdict.ROTATED
-    settings = Choice(
-        select="rotated" if rotated else "intruder", significance=work.selection.significance
-    )
+    settings = Choice(select=work.selection.mildest.value, significance=work.selection.significance)
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),
         method=work.settings,

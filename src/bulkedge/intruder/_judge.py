@@ -19,6 +19,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._fields import DEFAULT_EPSILON, EPSILON, check_values, whole
 from bulkedge._linmap import Dense, LinearMap, MatrixLike, as_map
+from bulkedge._verdict import Verdict
 from bulkedge.triplet import (
     DenseSVD,
     GolubKahan,
@@ -38,7 +39,6 @@ from ._side import (
     known_values,
     svd_side,
 )
-from .score import Verdict
 
 Means = Literal["certified", "dense"]
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._linmap import LinearMap
+from bulkedge._verdict import Verdict, verdict
 from bulkedge.triplet import SingularTriplets
 
 from ._ties import ties
 from .certificate import certify
-from .score import Verdict, base_vectors, scores, verdict
+from .score import base_vectors, scores
 
 Side = Literal["left", "right"]
 Estimate = tuple[Tensor, Tensor, Tensor]

@@ -34,6 +34,7 @@ from bulkedge._fields import (
 )
 from bulkedge._linmap import MatrixLike, as_map
 from bulkedge._precision import full_precision
+from bulkedge._verdict import Verdict
 from bulkedge.triplet import Bidiagonalization
 from bulkedge.triplet.solver._start import gaussian
 
@@ -42,7 +43,6 @@ from ._evidence import Question
 from ._intervals import Interval, cosine_interval
 from ._search import Assessment, Search
 from ._spectrum import guess_spectrum
-from .score import Verdict
 
 ORTHONORMALITY = 1e-3
 """How far Yᵀ Y may be from the identity; rounding in single precision leaves less."""

@@ -22,7 +22,7 @@ from bulkedge._fields import (
     whole,
 )
 from bulkedge._linmap import LinearMap
-from bulkedge.intruder import Verdict, judge_vectors
+from bulkedge.intruder import COUNTED, Verdict, judge_vectors
 from bulkedge.rmt.empirical_bulk import MIN_VALUES
 from bulkedge.triplet import GolubKahan, singular_triplet
 
@@ -343,7 +343,7 @@ class Monitor:
         )
         verdicts = [direction.verdict for direction in found]
         scores = [direction.score for direction in found]
-        rotated = verdicts.count(Verdict.ROTATED)
+        rotated = sum(map(verdicts.count, COUNTED[:-1]))  # milder than intruders
         gamma = matrix.strengths
         strongest = float(gamma[0]) if len(gamma) else 0.0
         return LayerFigures(

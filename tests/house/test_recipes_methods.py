@@ -1,11 +1,7 @@
 """The recipes for an engine, a repair method, a simulation and a holder, followed in a copy."""
 
-import re
-
 import pytest
-from test_recipes import Copy, is_named
-
-from helpers import some
+from recipe import Copy, follow
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -179,19 +175,6 @@ def copy(tmp_path):
     return Copy(tmp_path)
 
 
-def follow(copy, title, edits, *commands):
-    """Every edit in a file that the recipe names, three of code; then what it says to run."""
-    for edit in edits:
-        (copy.write if len(edit) == 2 else copy.put)(*edit)
-    assert [path for path in copy.touched if not is_named(path, title)] == []
-    assert len([path for path in copy.touched if path.startswith("src/")]) <= 3
-    for command in some(commands):
-        passed = copy.run(
-            "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *command
-        )
-        assert re.search(r"[1-9]\d* passed", passed)
-
-
 @pytest.mark.slow
 def test_an_engine(copy):
     place = "src/bulkedge/auditing"
@@ -205,9 +188,9 @@ def test_an_engine(copy):
             "from bulkedge.auditing import Backwards\n"
         )),
         ("tests/audit/test_engines_agree.py", '    "local": L', '    "backwards": Backwards(),\n'),
+        ("docs/architecture.md", "`local` processes", "`backwards`, "),
     ]  # fmt: skip
-    tests = ("tests/audit/test_engines_agree.py", "-k", "backwards")
-    follow(copy, "Add an engine", edits, tests)
+    follow(copy, "Add an engine", edits, ("tests/audit/test_engines_agree.py",), "backwards")
 
 
 @pytest.mark.slow
@@ -226,9 +209,9 @@ def test_a_repair_method(copy):
         ("tests/repair/test_method.py", "Method\n", "Halve, "),
         ("tests/repair/test_method.py", "\n\ndef test_corrections_compose", METHOD_TEST),
     ]
-    tests = ("tests/repair/test_method.py", "-k", "halve")
-    names = ("tests/repair/test_repair_command.py::test_the_command_names_every_method",)
-    follow(copy, "Add a repair method", edits, tests, names)
+    tests = ("tests/repair/test_method.py", "tests/repair/test_repair_command.py")
+    new = "halve or the_command_names_every_method"
+    follow(copy, "Add a repair method", edits, tests, new)
 
 
 @pytest.mark.slow
@@ -241,11 +224,10 @@ def test_a_simulation(copy):
         (listed, '    "Progress",\n', '    "NormOfNoise",\n'),
         ("docs/simulate.md", "| `rank` |", "| `norm_of_noise` | Where is the edge? | the norm |\n"),
         ("tests/simulate/test_claims.py", "\n\ndef test_noise_crosses", CLAIM_TEST),
+        ("docs/architecture.md", "`full_vs_lora`", "`norm_of_noise`, "),
     ]
-    tests = ("experiments.py", "claims.py", "page.py")
-    command = (f"tests/simulate/test_{name}" for name in tests)
-    selected = "norm_of_noise or every_experiment_is"
-    follow(copy, "Add a simulation", edits, (*command, "-k", selected))
+    tests = [f"tests/simulate/test_{name}.py" for name in ("experiments", "claims", "page")]
+    follow(copy, "Add a simulation", edits, tests, "norm_of_noise or every_experiment_is")
 
 
 @pytest.mark.slow
@@ -257,5 +239,6 @@ def test_a_holder(copy):
         (listed, '    "FullMatrix",\n', '    "BoundedNorm",\n'),
         (tests, "    OrthonormalFactors,\n", "    BoundedNorm,\n"),
         (tests, '    "OrthonormalFactors": O', '    "BoundedNorm": BoundedNorm,\n'),
+        ("docs/architecture.md", "`clip`, `control`", "`bounded_norm`, "),
     ]
-    follow(copy, "Add a holder", edits, (tests, "-k", "BoundedNorm or every_holder"))
+    follow(copy, "Add a holder", edits, (tests,), "BoundedNorm or every_holder")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bulkedge.intruder import Verdict
 from bulkedge.update import Expectation
 
-from .ranges import MOST, Count, Dtype, Fraction, Positive, Real, Size, check_between
+from .ranges import MOST, Count, Dtype, Fraction, Kind, Positive, Real, Size, check_between
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -130,7 +130,7 @@ class Matrix(Row):
     shape: tuple[Positive, Positive] = Field(description="As the base stores it.")
     transposed: bool = Field(description="The base stores (in, out): sides are those of (out, in).")
     dtype: Dtype = Field(description="Of the base, as safetensors spells it.")
-    update: str = Field(pattern=r"^[a-z]\w{2,30}$", description="`dense`, or a kind: `lora`.")
+    update: Kind = Field(description="`dense`, or a kind: `lora`.")
     rank: Count | None = Field(description="Rank of the factors; null for a dense update.")
     scale: Real | None = Field(description="The number in front of B·A; null for a dense update.")
     status: Literal["audited", "unchanged", "not_finite", "failed"]

@@ -13,13 +13,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
+from bulkedge.checkpoint.format import PREFIX
 from bulkedge.checkpoint.write import new_folder
 
 from .config import SpectralConfig
 from .layer import SpectralLayer
-
-PREFIX = "base_model.model."
-"""The prefix of the names of modules in an adapter that PEFT saved."""
 
 
 def lora_factors(

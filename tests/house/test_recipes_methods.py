@@ -1,4 +1,4 @@
-"""The recipes for an engine, a repair method, a simulation and a holder, followed in a copy."""
+"""The recipes for engines, repairs, simulations, holders and PEFT methods, followed in a copy."""
 
 import pytest
 from recipe import Copy, follow
@@ -170,6 +170,57 @@ class BoundedNorm(AdapterHolder):
 '''
 
 
+PEFT_METHOD = '''"""Updates of orthonormal factors with a gain for each direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .config import FactoredConfig, register
+from .layer import FactoredLayer
+from .model import FactoredModel
+
+
+@dataclass
+class GainsConfig(FactoredConfig):
+    """Configuration of the method."""
+
+    method: ClassVar[str] = "gains"
+
+
+class GainsLayer(FactoredLayer):
+    """``ΔW = Q_X diag(g) Q_Yᵀ``, both Q from a QR decomposition."""
+
+    method = GainsConfig.method
+    adapter_layer_names = ("gains_left", "gains_right", "gains_of")
+
+    def _allocate(self, adapter_name: str, config: Any) -> None:
+        m, n = self._weight.shape
+        for held, size in ((self.gains_left, m), (self.gains_right, n)):
+            held[adapter_name] = nn.Parameter(torch.randn(size, config.r))
+        self.gains_of[adapter_name] = nn.Parameter(torch.zeros(config.r))
+
+    def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """The first with the gains in it."""
+        sides = (self.gains_left, self.gains_right)
+        X, Y = (torch.linalg.qr(side[adapter_name]).Q for side in sides)
+        return X * self.gains_of[adapter_name], Y
+
+
+class GainsModel(FactoredModel):
+    """A model with such layers."""
+
+    tuner_layer_cls = GainsLayer
+
+
+register(GainsConfig, GainsModel)
+'''
+
+
 @pytest.fixture
 def copy(tmp_path):
     return Copy(tmp_path)
@@ -242,3 +293,19 @@ def test_a_holder(copy):
         ("docs/architecture.md", "`clip`, `control`", "`bounded_norm`, "),
     ]
     follow(copy, "Add a holder", edits, (tests,), "BoundedNorm or every_holder")
+
+
+@pytest.mark.slow
+def test_a_peft_method(copy):
+    names = "".join(f'    "Gains{part}",\n' for part in ("Config", "Layer", "Model"))
+    listed, tests = "src/bulkedge/tune/peft/__init__.py", "tests/tune/test_peft_methods.py"
+    edits = [
+        ("src/bulkedge/tune/peft/gains.py", PEFT_METHOD),
+        (listed, "from .layer import", "from .gains import GainsConfig, GainsLayer, GainsModel\n"),
+        (listed, '    "SpectralConfig",
+', names),
+        (tests, "    SpectralConfig,\n", "    GainsConfig,\n"),
+        (tests, '    "rotational": S', '    "gains": GainsConfig(r=3, target_modules=TARGETS),\n'),
+        ("docs/architecture.md", "`spectral`; what they", "`gains`, "),
+    ]
+    follow(copy, "Add a PEFT method", edits, (tests,), "gains or every_method")

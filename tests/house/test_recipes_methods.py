@@ -302,8 +302,7 @@ def test_a_peft_method(copy):
     edits = [
         ("src/bulkedge/tune/peft/gains.py", PEFT_METHOD),
         (listed, "from .layer import", "from .gains import GainsConfig, GainsLayer, GainsModel\n"),
-        (listed, '    "SpectralConfig",
-', names),
+        (listed, '    "SpectralConfig",\n', names),
         (tests, "    SpectralConfig,\n", "    GainsConfig,\n"),
         (tests, '    "rotational": S', '    "gains": GainsConfig(r=3, target_modules=TARGETS),\n'),
         ("docs/architecture.md", "`spectral`; what they", "`gains`, "),

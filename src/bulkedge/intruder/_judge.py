@@ -19,6 +19,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._fields import DEFAULT_EPSILON, EPSILON, check_values, whole
 from bulkedge._linmap import Dense, LinearMap, MatrixLike, as_map
+from bulkedge._precision import exact
 from bulkedge._verdict import Verdict
 from bulkedge.triplet import (
     DenseSVD,
@@ -151,7 +152,7 @@ def judge(
             "expected method 'auto', 'certified' or 'dense' and sides of 'left' and 'right', got "
             f"{method!r:.40} and {sides!r:.40}"
         )
-    W0, W = as_map(W0).to(torch.float64), as_map(W).to(torch.float64)
+    W0, W = as_map(W0), as_map(W)
     if W.shape != W0.shape:
         raise InputError(f"expected two matrices of one shape, got {W0.shape} and {W.shape}")
     if method == "dense" or (method == "auto" and svd_is_cheap(W0.shape, k)):
@@ -196,11 +197,12 @@ def by_products(
         oversample=PROBES,
         failure_probability=FAILURE_PROBABILITY,
     )
+    begun = None if start is None else _like(start, W)
     tuned = singular_triplet(
         W,
         min(k, *W.shape),
         solver=solver,
-        init=None if start is None else (start[0].to(dtype), start[1].to(dtype)),
+        init=begun,
         generator=generator_of(seed),
         strict=False,
     )
@@ -215,7 +217,7 @@ def by_products(
     first = judged[sides[0]]
     spectrum, exact = first.spectrum, first.exact
     if min(W.shape) <= VALUES:
-        spectrum = _singular_values(W0).cpu()
+        spectrum = _singular_values(W0.to(torch.float64)).cpu()
         exact = len(spectrum)
     passes = tuned.passes + sum(side.passes for side in judged.values())
     return Judgement(_in_double(tuned), judged, "certified", spectrum, exact, passes), passes
@@ -230,6 +232,7 @@ def by_svds(
     sides: Sequence[Side] = ("left",),
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
+    W0, W = W0.to(torch.float64), W.to(torch.float64)
     tuned = singular_triplet(W, min(k, *W.shape), solver=DenseSVD())
     vectors = thin_svd(W0.to_dense())
     judged: dict[Side, OneSide] = {
@@ -267,7 +270,7 @@ def judge_vectors(
     if (count := known_values(tuned)) == 0:
         return []
     if min(W0.shape) <= SMALL and isinstance(W0, Dense):
-        base, known = thin_svd(W0.to_dense().double()), _first(tuned, count)
+        base, known = thin_svd(exact(W0.to_dense())), _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:
         found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)
@@ -286,9 +289,15 @@ def _first(tuned: SingularTriplets, count: int) -> SingularTriplets:
     )
 
 
+def _like(start: tuple[Tensor, Tensor], W: LinearMap) -> tuple[Tensor, Tensor]:
+    """Vectors in the dtype and on the device of the products of a map."""
+    u, v = start
+    return u.to(W.device, W.dtype), v.to(W.device, W.dtype)
+
+
 def _in_double(tuned: SingularTriplets) -> SingularTriplets:
     """The same triplets in float64."""
-    return replace(tuned, sigma=tuned.sigma.double(), u=tuned.u.double(), v=tuned.v.double())
+    return replace(tuned, sigma=exact(tuned.sigma), u=exact(tuned.u), v=exact(tuned.v))
 
 
 def _singular_values(W0: LinearMap) -> Tensor:
@@ -297,7 +306,7 @@ def _singular_values(W0: LinearMap) -> Tensor:
     # (Demmel et al., arXiv:0808.2664)
     matrix = W0.matrix if isinstance(W0, Dense) else W0.to_dense()
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
-    R = tall.new_zeros(0, tall.shape[1], dtype=torch.float64)
+    R = exact(tall.new_zeros(0, tall.shape[1]))
     for rows in tall.split(TILE):
-        R = torch.linalg.qr(torch.cat([R, rows.double()]), mode="r").R
+        R = torch.linalg.qr(torch.cat([R, exact(rows)]), mode="r").R
     return torch.linalg.svdvals(R)

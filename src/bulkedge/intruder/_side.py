@@ -157,7 +157,7 @@ def svd_side(
     """
     U, sigma, V = base
     vectors, Y = (U, tuned.u) if side == "left" else (V, tuned.v)
-    Y = Y[:, : tuned.rank].to(vectors.dtype)
+    Y = Y[:, : tuned.rank].to(vectors)
     known = base_vectors(vectors, sigma, shape)
     found = scores(Y, known, subspace)
     errors = tuned.vector_errors[: tuned.rank].to(Y)

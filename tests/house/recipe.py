@@ -76,7 +76,7 @@ class Copy:
         return ended.stdout
 
 
-def follow(copy, title, edits, tests, new, always=ALWAYS):
+def follow_and_check(copy, title, edits, tests, new, always=ALWAYS):
     """Make the edits, in files that the recipe names; then one run of tests, each with its words.
 
     Args:
@@ -93,19 +93,9 @@ def follow(copy, title, edits, tests, new, always=ALWAYS):
     code = [path for path in copy.touched if path.startswith("src/")]
     assert 1 <= len(code) <= MOST_FILES, code
     chosen = " or ".join([f"({new})", *(name for names in always.values() for name in names)])
-    options = (
-        "-o",
-        "addopts=",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        "-k",
-        chosen,
-        "-v",
-        "--durations=5",
-    )
-    ended = copy.run("-m", "pytest", *options, *tests, *always)
+    options = ["-o", "addopts=", "-p", "no:cacheprovider", "-v"]
+    selected = ("-m", "not slow", "-k", chosen)
+    ended = copy.run("-m", "pytest", *options, *selected, *tests, *always)
     ran = [line for line in ended.splitlines() if " PASSED " in line]
     houses = [line for line in ran if line.startswith(tuple(always))]
     assert len(houses) >= sum(map(len, always.values()))

@@ -1,7 +1,7 @@
 """The recipes of CONTRIBUTING.md, followed to the letter in a copy of the tree, end green."""
 
 import pytest
-from recipe import ALWAYS, Copy, follow
+from recipe import ALWAYS, Copy, follow_and_check
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -159,7 +159,7 @@ def test_a_solver(copy):
     }
     tests = ("tests/triplet/test_solvers.py", "tests/triplet/test_derivative.py")
     new = "by_columns and (leading or pseudo or explicit)"
-    follow(copy, "Add a solver", edits, tests, new, always=ALWAYS | names)
+    follow_and_check(copy, "Add a solver", edits, tests, new, always=ALWAYS | names)
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_an_adjoint(copy):
         (HOUSE, "`minres`", "`pseudo`, "),
     ]
     tests = ("tests/triplet/test_derivative.py",)
-    follow(copy, "Add an adjoint", edits, tests, "pseudo and dense")
+    follow_and_check(copy, "Add an adjoint", edits, tests, "pseudo and dense")
 
 
 @pytest.mark.slow
@@ -197,4 +197,4 @@ def test_a_law(copy):
         ("tests/rmt/test_laws.py", "    Semicircle(0.7),\n", "    HalfDisc(1.4),\n"),
         (HOUSE, "`semicircle`", "`half_disc`, "),
     ]
-    follow(copy, "Add a law", edits, ("tests/rmt/test_laws.py",), "HalfDisc")
+    follow_and_check(copy, "Add a law", edits, ("tests/rmt/test_laws.py",), "HalfDisc")

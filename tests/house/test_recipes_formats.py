@@ -1,7 +1,7 @@
 """The recipes of CONTRIBUTING.md for codecs and adapter formats, followed in a copy of the tree."""
 
 import pytest
-from recipe import Copy, follow
+from recipe import Copy, follow_and_check
 
 pytestmark = pytest.mark.timeout(300)  # each runs some tens of tests
 
@@ -251,7 +251,7 @@ def test_a_codec(copy):
         (CODEC_TESTS, '    "nibbles"', '    "row_steps": row_steps,\n'),
         (HOUSE, "`block_fp8`", "`row_steps`, "),
     ]
-    follow(copy, "Add a codec", edits, (CODEC_TESTS,), "row_steps")
+    follow_and_check(copy, "Add a codec", edits, (CODEC_TESTS,), "row_steps")
 
 
 @pytest.mark.slow
@@ -263,4 +263,6 @@ def test_an_adapter_format(copy):
         (HOUSE, "`kohya`", "`loha`, "),
         ("tests/checkpoint/test_loha.py", FORMAT_TESTS),
     ]
-    follow(copy, "Add an adapter format", edits, ("tests/checkpoint/test_loha.py",), "loha")
+    follow_and_check(
+        copy, "Add an adapter format", edits, ("tests/checkpoint/test_loha.py",), "loha"
+    )

@@ -1,7 +1,7 @@
 """The recipes for engines, repairs, simulations, holders and PEFT methods, followed in a copy."""
 
 import pytest
-from recipe import Copy, follow
+from recipe import Copy, follow_and_check
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -241,7 +241,9 @@ def test_an_engine(copy):
         ("tests/audit/test_engines_agree.py", '    "local": L', '    "backwards": Backwards(),\n'),
         ("docs/architecture.md", "`local` processes", "`backwards`, "),
     ]  # fmt: skip
-    follow(copy, "Add an engine", edits, ("tests/audit/test_engines_agree.py",), "backwards")
+    follow_and_check(
+        copy, "Add an engine", edits, ("tests/audit/test_engines_agree.py",), "backwards"
+    )
 
 
 @pytest.mark.slow
@@ -262,7 +264,7 @@ def test_a_repair_method(copy):
     ]
     tests = ("tests/repair/test_method.py", "tests/repair/test_repair_command.py")
     new = "halve or the_command_names_every_method"
-    follow(copy, "Add a repair method", edits, tests, new)
+    follow_and_check(copy, "Add a repair method", edits, tests, new)
 
 
 @pytest.mark.slow
@@ -278,7 +280,7 @@ def test_a_simulation(copy):
         ("docs/architecture.md", "`full_vs_lora`", "`norm_of_noise`, "),
     ]
     tests = [f"tests/simulate/test_{name}.py" for name in ("experiments", "claims", "page")]
-    follow(copy, "Add a simulation", edits, tests, "norm_of_noise or every_experiment_is")
+    follow_and_check(copy, "Add a simulation", edits, tests, "norm_of_noise or every_experiment_is")
 
 
 @pytest.mark.slow
@@ -292,7 +294,7 @@ def test_a_holder(copy):
         (tests, '    "OrthonormalFactors": O', '    "BoundedNorm": BoundedNorm,\n'),
         ("docs/architecture.md", "`clip`, `control`", "`bounded_norm`, "),
     ]
-    follow(copy, "Add a holder", edits, (tests,), "BoundedNorm or every_holder")
+    follow_and_check(copy, "Add a holder", edits, (tests,), "BoundedNorm or every_holder")
 
 
 @pytest.mark.slow
@@ -307,4 +309,4 @@ def test_a_peft_method(copy):
         (tests, '    "rotational": S', '    "gains": GainsConfig(r=3, target_modules=TARGETS),\n'),
         ("docs/architecture.md", "`spectral`; what they", "`gains`, "),
     ]
-    follow(copy, "Add a PEFT method", edits, (tests,), "gains or every_method")
+    follow_and_check(copy, "Add a PEFT method", edits, (tests,), "gains or every_method")

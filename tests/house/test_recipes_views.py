@@ -1,7 +1,7 @@
 """The recipes of CONTRIBUTING.md for a verdict and a report column, followed in a copy."""
 
 import pytest
-from recipe import Copy, follow
+from recipe import Copy, follow_and_check
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -112,7 +112,7 @@ def test_a_verdict(copy):
     copy.check("tests/report/test_near.py", VERDICT_VIEWS)
     tests = (SCORE_TESTS, REPORT_TESTS, "tests/report/test_near.py", "tests/test_cli.py")
     new = "near_score or near_in or near_can or every_verdict_has or what_can_be_chosen"
-    follow(copy, "Add a verdict", edits, tests, new)
+    follow_and_check(copy, "Add a verdict", edits, tests, new)
 
 
 @pytest.mark.slow
@@ -129,4 +129,4 @@ def test_a_report_column(copy):
     ]
     copy.check("tests/report/test_products.py", COLUMN_VIEWS)
     tests = (REPORT_TESTS, "tests/report/test_products.py")
-    follow(copy, "Add a report column", edits, tests, "test_products")
+    follow_and_check(copy, "Add a report column", edits, tests, "test_products")

@@ -7,6 +7,54 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""The kinds of device that have no float64: what is exact of their matrices is on the CPU."""
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 numbers of a device are: there, or on the CPU if it has none.
+
+    Args:
+        device: Of the matrix.
+
+    Returns:
+        The device.
+
+    Example:
+        >>> exact_device(torch.device("cuda:1")), exact_device(torch.device("mps"))
+        (device(type='cuda', index=1), device(type='cpu'))
+    """
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype, on its own device if that has the dtype.
+
+    Args:
+        x: The tensor.
+        dtype: The dtype.
+
+    Returns:
+        The tensor itself if nothing changes.
+    """
+    return x.to(exact_device(x.device), dtype) if dtype is torch.float64 else x.to(dtype)
+
+
+def exact(x: Tensor) -> Tensor:
+    """A tensor in float64, on its own device if that has float64.
+
+    Every float64 number that comes from a matrix is made here; what is computed of it goes back by
+    ``y.to(x)``.
+
+    Args:
+        x: The tensor.
+
+    Returns:
+        The tensor itself if it is in float64.
+    """
+    return converted(x, torch.float64)
 
 
 @contextmanager
@@ -35,8 +83,8 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
     # a compiler cannot trace the switches; the solve that it does not trace comes here itself
     switches = nullcontext() if torch.compiler.is_compiling() else full_float32()
     kind = torch.device(device).type
-    # nothing is computed on the meta device, and torch has no autocast for it
-    plain = nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+    has_autocast = torch.amp.is_autocast_available(kind)
+    plain = torch.autocast(kind, enabled=False) if has_autocast else nullcontext()
     with switches, plain:
         yield
 

@@ -17,7 +17,7 @@ from bulkedge.auditing.inputs import as_text
 from bulkedge.checkpoint import Adapter
 from bulkedge.checkpoint.write import new_folder
 from bulkedge.comparison import Plan, make_plan
-from bulkedge.intruder import Verdict
+from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
 from bulkedge.records.record import Tool
 from bulkedge.repairing.choose import Remedy, work_for
@@ -39,7 +39,7 @@ def repair(
     out: str | os.PathLike[str] | None,
     *,
     method: Remedy | None = None,
-    select: str = "rotated",
+    select: str = COUNTED[0].value,
     significance: float | None = None,
     only: Iterable[str] = (),
     max_rank: int | None = None,
@@ -154,8 +154,9 @@ def check_output(out: Path, plan: Plan) -> None:
 
 def _options(select: str, significance: float | None, max_rank: int | None) -> Options:
     """What is asked for beside the method."""
-    if select not in ("rotated", "intruder"):
-        raise InputError(f"expected select 'rotated' or 'intruder', got {select!r}")
+    words = [verdict.value for verdict in COUNTED]
+    if select not in words:
+        raise InputError(f"expected select {' or '.join(map(repr, words))}, got {select!r}")
     check_values("repair", significance=(significance, optional(POSITIVE_SHARE)))
     if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
         raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
@@ -197,8 +198,7 @@ def _record(
 
     counts = {row.name: work.counted(row) for row in after.matrices} if after else {}
     chosen = work.options.selection
-    rotated = chosen.mildest is Verdict.ROTATED
-    settings = Choice(select="rotated" if rotated else "intruder", significance=chosen.significance)
+    settings = Choice(select=chosen.mildest.value, significance=chosen.significance)
     matrices = [row.for_record(counts.get(row.comparison.base.name)) for row in work.rows]
     return RepairRecord(
         tool=Tool(version=__version__, torch=torch.__version__),

@@ -176,10 +176,10 @@ def test_the_default_of_epsilon_has_one_place():
     for place in some(places):
         assert inspect.signature(place).parameters["epsilon"].default is DEFAULT_EPSILON
     assert Recipe().epsilon is DEFAULT_EPSILON
-    typed = re.compile(r"epsilon[^\n]*= *0\.5\b", re.IGNORECASE)
+    typed = re.compile(r"epsilon[^\n]*= *0\.5\b|(?:score|below|ε) *<? *0\.5\b", re.IGNORECASE)
     source = Path(bulkedge.__file__).parent
     found = {path.name for path in source.rglob("*.py") if typed.search(path.read_text("utf-8"))}
-    assert found == {"_fields.py", "score.py"}  # its home, and an example
+    assert found == {"_fields.py", "_verdict.py"}  # its home, and an example
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,7 @@ def test_the_default_of_epsilon_has_one_place():
         ("docs/audit.md", "| `aligned` | score ≥ ε ({}) |"),
         ("docs/audit.md", "epsilon: {}\n"),
         ("docs/faq.md", "\nε = {} are the paper's"),
+        ("docs/simulate.md", "What counts as new is a score below {}\n"),
         ("README.md", "**aligned**: score ≥ {}."),
     ],
 )

@@ -1,36 +1,15 @@
 """The recipes of CONTRIBUTING.md, followed to the letter in a copy of the tree, end green."""
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from recipe import ALWAYS, Copy, follow_and_check
 
-pytestmark = pytest.mark.timeout(900)  # each runs some hundred tests
+pytestmark = pytest.mark.timeout(300)
 
-ROOT = Path(__file__).parents[2]
-COPIED = (
-    "src", "tests", "docs", "examples", "benchmarks", "CONTRIBUTING.md", "README.md",
-    "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "NOTICE", "constraints.txt",
-    "pyproject.toml",
-)  # fmt: skip
-NAMED = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|md))?)`")
 SOLVERS, ADJOINTS, TRIPLET, RMT = (
     f"src/bulkedge/{place}/__init__.py"
     for place in ("triplet/solver", "triplet/adjoint", "triplet", "rmt")
 )
-# a name in the row of each folder in docs/architecture.md, before which another goes
-ROWS = {"solver": "lanczos", "adjoint": "minres", "rmt": "semicircle"}
-# what every recipe must leave green, whichever part of the package it adds to
-ALWAYS = (
-    "tests/test_public.py", "tests/house/test_imports.py", "tests/house/test_sizes.py",
-    "tests/house/test_references.py",
-    "tests/test_docs.py::test_every_source_file_is_in_the_picture_of_the_house",
-    "tests/test_docs.py::test_every_public_module_is_in_the_reference",
-)  # fmt: skip
+HOUSE = "docs/architecture.md"
 
 SOLVER = '''"""A full SVD of the matrix that its products with the unit vectors are."""
 
@@ -157,64 +136,6 @@ class HalfDisc(AffineLaw):
 '''
 
 
-def section(title):
-    """A recipe, as it is written."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
-
-
-class Copy:
-    """A copy of the tree that notes which files a recipe made it touch."""
-
-    def __init__(self, top):
-        self.top, self.touched = top, set()
-        skip = shutil.ignore_patterns("__pycache__")
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, top / name, **({"ignore": skip} if (ROOT / name).is_dir() else {}))
-        (top / "build").symlink_to(ROOT / "build")
-
-    def write(self, name, text):
-        assert not (self.top / name).exists()
-        (self.top / name).write_text(text, encoding="utf-8")
-        self.touched.add(name)
-
-    def put(self, name, before, added):
-        """Add text before the first place where another stands."""
-        text = (self.top / name).read_text(encoding="utf-8")
-        head, found, tail = text.partition(before)
-        assert found, (name, before)
-        (self.top / name).write_text(head + added + found + tail, encoding="utf-8")
-        self.touched.add(name)
-
-    def run(self, *command):
-        ended = subprocess.run(
-            [sys.executable, *command], cwd=self.top, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(self.top / "src")}, timeout=800,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
-        return ended.stdout
-
-
-def is_named(path, title):
-    """Whether a recipe names a file, or the folder that it goes to."""
-    text = section(title) + section("Whatever you add")
-    return any(path.endswith(name) or path.startswith(name) for name in NAMED.findall(text))
-
-
-def follow(copy, title, edits, tests, new):
-    """Every edit in a file that the recipe names; then tests of what is new, and of all parts."""
-    for edit in edits:
-        (copy.write if len(edit) == 2 else copy.put)(*edit)
-    (place,) = (edit[0] for edit in edits if len(edit) == 2)
-    folder, name = Path(place).parent.name, Path(place).stem
-    copy.put("docs/architecture.md", f"`{ROWS[folder]}`", f"`{name}`, ")
-    assert [path for path in copy.touched if not is_named(path, title)] == []
-    passed = copy.run("-m", "pytest", "-o", "addopts=", "-m", "not slow", tests, "-k", new)
-    assert re.search(r"[1-9]\d* passed", passed)
-    copy.run("-m", "pytest", "-q", *ALWAYS)
-
-
 @pytest.fixture
 def copy(tmp_path):
     return Copy(tmp_path)
@@ -229,14 +150,16 @@ def test_a_solver(copy):
         (TRIPLET, '    "DenseSVD",\n', '    "ByColumns",\n'),
         ("tests/triplet/test_solvers.py", "    DenseSVD,\n", "    ByColumns,\n"),
         ("tests/triplet/test_solvers.py", '    "dense": D', '    "by_columns": ByColumns(),\n'),
+        (HOUSE, "`lanczos`", "`by_columns`, "),
     ]
-    follow(
-        copy,
-        "Add a solver",
-        edits,
-        "tests/triplet",
-        "by_columns and (leading or pseudo or explicit)",
-    )
+    names = {
+        "tests/house/test_references.py": ("what_a_text_names", "code_that_the_pages"),
+        "tests/test_docs.py": ("every_source_file_is_in", "every_public_module_is_in"),
+        "tests/test_public.py": ("public_names",),
+    }
+    tests = ("tests/triplet/test_solvers.py", "tests/triplet/test_derivative.py")
+    new = "by_columns and (leading or pseudo or explicit)"
+    follow_and_check(copy, "Add a solver", edits, tests, new, always=ALWAYS | names)
 
 
 @pytest.mark.slow
@@ -249,8 +172,10 @@ def test_an_adjoint(copy):
         (TRIPLET, '    "PushThrough",\n', '    "PseudoInverse",\n'),
         ("tests/triplet/test_derivative.py", "    PushThrough,\n", "    PseudoInverse,\n"),
         ("tests/triplet/test_derivative.py", '    "kkt": K', '    "pseudo": PseudoInverse(),\n'),
+        (HOUSE, "`minres`", "`pseudo`, "),
     ]
-    follow(copy, "Add an adjoint", edits, "tests/triplet", "pseudo and dense")
+    tests = ("tests/triplet/test_derivative.py",)
+    follow_and_check(copy, "Add an adjoint", edits, tests, "pseudo and dense")
 
 
 @pytest.mark.slow
@@ -270,5 +195,6 @@ def test_a_law(copy):
             ),
         ),
         ("tests/rmt/test_laws.py", "    Semicircle(0.7),\n", "    HalfDisc(1.4),\n"),
+        (HOUSE, "`semicircle`", "`half_disc`, "),
     ]
-    follow(copy, "Add a law", edits, "tests/rmt/test_laws.py", "HalfDisc")
+    follow_and_check(copy, "Add a law", edits, ("tests/rmt/test_laws.py",), "HalfDisc")

@@ -1,11 +1,7 @@
-"""The recipes for an engine, a repair method, a simulation and a holder, followed in a copy."""
-
-import re
+"""The recipes for engines, repairs, simulations, holders and PEFT methods, followed in a copy."""
 
 import pytest
-from test_recipes import Copy, is_named
-
-from helpers import some
+from recipe import Copy, follow_and_check
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -174,22 +170,60 @@ class BoundedNorm(AdapterHolder):
 '''
 
 
+PEFT_METHOD = '''"""Updates of orthonormal factors with a gain for each direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .config import FactoredConfig, register
+from .layer import FactoredLayer
+from .model import FactoredModel
+
+
+@dataclass
+class GainsConfig(FactoredConfig):
+    """Configuration of the method."""
+
+    method: ClassVar[str] = "gains"
+
+
+class GainsLayer(FactoredLayer):
+    """``ΔW = Q_X diag(g) Q_Yᵀ``, both Q from a QR decomposition."""
+
+    method = GainsConfig.method
+    adapter_layer_names = ("gains_left", "gains_right", "gains_of")
+
+    def _allocate(self, adapter_name: str, config: Any) -> None:
+        m, n = self._weight.shape
+        for held, size in ((self.gains_left, m), (self.gains_right, n)):
+            held[adapter_name] = nn.Parameter(torch.randn(size, config.r))
+        self.gains_of[adapter_name] = nn.Parameter(torch.zeros(config.r))
+
+    def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """The first with the gains in it."""
+        sides = (self.gains_left, self.gains_right)
+        X, Y = (torch.linalg.qr(side[adapter_name]).Q for side in sides)
+        return X * self.gains_of[adapter_name], Y
+
+
+class GainsModel(FactoredModel):
+    """A model with such layers."""
+
+    tuner_layer_cls = GainsLayer
+
+
+register(GainsConfig, GainsModel)
+'''
+
+
 @pytest.fixture
 def copy(tmp_path):
     return Copy(tmp_path)
-
-
-def follow(copy, title, edits, *commands):
-    """Every edit in a file that the recipe names, three of code; then what it says to run."""
-    for edit in edits:
-        (copy.write if len(edit) == 2 else copy.put)(*edit)
-    assert [path for path in copy.touched if not is_named(path, title)] == []
-    assert len([path for path in copy.touched if path.startswith("src/")]) <= 3
-    for command in some(commands):
-        passed = copy.run(
-            "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *command
-        )
-        assert re.search(r"[1-9]\d* passed", passed)
 
 
 @pytest.mark.slow
@@ -205,9 +239,11 @@ def test_an_engine(copy):
             "from bulkedge.auditing import Backwards\n"
         )),
         ("tests/audit/test_engines_agree.py", '    "local": L', '    "backwards": Backwards(),\n'),
+        ("docs/architecture.md", "`local` processes", "`backwards`, "),
     ]  # fmt: skip
-    tests = ("tests/audit/test_engines_agree.py", "-k", "backwards")
-    follow(copy, "Add an engine", edits, tests)
+    follow_and_check(
+        copy, "Add an engine", edits, ("tests/audit/test_engines_agree.py",), "backwards"
+    )
 
 
 @pytest.mark.slow
@@ -226,9 +262,9 @@ def test_a_repair_method(copy):
         ("tests/repair/test_method.py", "Method\n", "Halve, "),
         ("tests/repair/test_method.py", "\n\ndef test_corrections_compose", METHOD_TEST),
     ]
-    tests = ("tests/repair/test_method.py", "-k", "halve")
-    names = ("tests/repair/test_repair_command.py::test_the_command_names_every_method",)
-    follow(copy, "Add a repair method", edits, tests, names)
+    tests = ("tests/repair/test_method.py", "tests/repair/test_repair_command.py")
+    new = "halve or the_command_names_every_method"
+    follow_and_check(copy, "Add a repair method", edits, tests, new)
 
 
 @pytest.mark.slow
@@ -241,11 +277,10 @@ def test_a_simulation(copy):
         (listed, '    "Progress",\n', '    "NormOfNoise",\n'),
         ("docs/simulate.md", "| `rank` |", "| `norm_of_noise` | Where is the edge? | the norm |\n"),
         ("tests/simulate/test_claims.py", "\n\ndef test_noise_crosses", CLAIM_TEST),
+        ("docs/architecture.md", "`full_vs_lora`", "`norm_of_noise`, "),
     ]
-    tests = ("experiments.py", "claims.py", "page.py")
-    command = (f"tests/simulate/test_{name}" for name in tests)
-    selected = "norm_of_noise or every_experiment_is"
-    follow(copy, "Add a simulation", edits, (*command, "-k", selected))
+    tests = [f"tests/simulate/test_{name}.py" for name in ("experiments", "claims", "page")]
+    follow_and_check(copy, "Add a simulation", edits, tests, "norm_of_noise or every_experiment_is")
 
 
 @pytest.mark.slow
@@ -257,5 +292,21 @@ def test_a_holder(copy):
         (listed, '    "FullMatrix",\n', '    "BoundedNorm",\n'),
         (tests, "    OrthonormalFactors,\n", "    BoundedNorm,\n"),
         (tests, '    "OrthonormalFactors": O', '    "BoundedNorm": BoundedNorm,\n'),
+        ("docs/architecture.md", "`clip`, `control`", "`bounded_norm`, "),
     ]
-    follow(copy, "Add a holder", edits, (tests, "-k", "BoundedNorm or every_holder"))
+    follow_and_check(copy, "Add a holder", edits, (tests,), "BoundedNorm or every_holder")
+
+
+@pytest.mark.slow
+def test_a_peft_method(copy):
+    names = "".join(f'    "Gains{part}",\n' for part in ("Config", "Layer", "Model"))
+    listed, tests = "src/bulkedge/tune/peft/__init__.py", "tests/tune/test_peft_methods.py"
+    edits = [
+        ("src/bulkedge/tune/peft/gains.py", PEFT_METHOD),
+        (listed, "from .layer import", "from .gains import GainsConfig, GainsLayer, GainsModel\n"),
+        (listed, '    "SpectralConfig",\n', names),
+        (tests, "    SpectralConfig,\n", "    GainsConfig,\n"),
+        (tests, '    "rotational": S', '    "gains": GainsConfig(r=3, target_modules=TARGETS),\n'),
+        ("docs/architecture.md", "`spectral`; what they", "`gains`, "),
+    ]
+    follow_and_check(copy, "Add a PEFT method", edits, (tests,), "gains or every_method")

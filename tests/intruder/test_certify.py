@@ -5,10 +5,10 @@ import torch
 
 from bulkedge import InputError
 from bulkedge._linmap import Dense, LinearMap
+from bulkedge._verdict import certain_verdict
 from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties
 from bulkedge.intruder._clusters import Clusters, find_clusters, presumed_complete, sine_bound
 from bulkedge.intruder._factorisations import Factorisations
-from bulkedge.intruder._intervals import certain_verdict
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
 from bulkedge.triplet._rounding import Rounding
 from cases import gaussian, orthonormal

@@ -314,7 +314,7 @@ def test_only_the_significant(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "aligned"}, r"select 'rotated' or 'intruder', got 'aligned'"),
+        ({"select": "aligned"}, r"expected select 'rotated' or 'intruder', got 'aligned'"),
         ({"significance": 0.0}, r"expected significance between 0, excluded, and 1, got 0.0"),
         ({"level": 0.01}, r"repair\(\): expected significance=, got level=, which is its old name"),
         ({"max_rank": 0}, r"max_rank ≥ 1, got 0"),

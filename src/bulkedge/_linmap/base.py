@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real
+from bulkedge._precision import converted
 
 Gradients = tuple[Union[Tensor, None], ...]  # noqa: UP007 — evaluated on Python 3.10
 
@@ -81,6 +82,7 @@ class LinearMap(ABC):
         """The same map with products in another dtype.
 
         A matrix in memory is not copied: it is converted in each product, a tile at a time.
+        Float64 products of a map on a device without float64 are on the CPU.
 
         Args:
             dtype: Of the products.
@@ -88,7 +90,20 @@ class LinearMap(ABC):
         Returns:
             A map of the same shape.
         """
-        return self.with_tensors(*(tensor.to(dtype) for tensor in self.tensors))
+        return self.with_tensors(*(converted(tensor, dtype) for tensor in self.tensors))
+
+    def on(self, device: torch.device) -> LinearMap:
+        """The same map with its products on a device.
+
+        Args:
+            device: Of the products.
+
+        Returns:
+            The map itself if they are there.
+        """
+        if self.device == device:
+            return self
+        return self.with_tensors(*(tensor.to(device) for tensor in self.tensors))
 
     def gram(self) -> Tensor:
         """``WᵀW``, shape ``(n, n)``; two products with all n unit vectors, a block at a time."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._precision import converted, exact_device
 
 from .base import Gradients, LinearMap, frobenius, made_by_arithmetic
 
@@ -93,12 +94,13 @@ class Upcast(Dense):
     def __init__(self, matrix: Tensor, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(matrix)
         self.dtype = dtype
+        self.device = exact_device(matrix.device) if dtype is torch.float64 else matrix.device
 
     def _tiles(self) -> Iterator[Tensor]:
         """Blocks of rows in the wider dtype, each valid until the next: they share one buffer."""
         rows = self.matrix.detach().split(self.rows)
         # a fresh one each would cost more
-        buffer = torch.empty_like(rows[0], dtype=self.dtype)
+        buffer = torch.empty_like(rows[0], dtype=self.dtype, device=self.device)
         for tile in rows:
             yield buffer[: len(tile)].copy_(tile)
 
@@ -127,7 +129,7 @@ class Upcast(Dense):
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
-        return self.matrix.to(self.dtype)
+        return converted(self.matrix, self.dtype)
 
     def with_tensors(self, *tensors: Tensor) -> Upcast:
         """See :meth:`LinearMap.with_tensors`."""
@@ -149,11 +151,11 @@ class Difference(Upcast):
 
     def _tiles(self) -> Iterator[Tensor]:
         for tile, other in zip(super()._tiles(), self.other.split(self.rows), strict=True):
-            yield tile.sub_(other)
+            yield tile.sub_(other.to(tile))
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
-        return super().to_dense() - self.other
+        return (found := super().to_dense()) - self.other.to(found)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

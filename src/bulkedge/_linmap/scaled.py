@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real
+from bulkedge._precision import converted
 
 from .base import Gradients, LinearMap, as_map, made_by_arithmetic
 
@@ -173,4 +174,5 @@ class RowScaled(LinearMap):
 
     def to(self, dtype: torch.dtype) -> RowScaled:
         """See :meth:`LinearMap.to`."""
-        return RowScaled(self.inner.to(dtype), self.factors.to(dtype))
+        inner = self.inner.to(dtype)
+        return RowScaled(inner, converted(self.factors, dtype).to(inner.device))

@@ -90,7 +90,9 @@ class Sum(LinearMap):
 
     def to(self, dtype: torch.dtype) -> Sum:
         """See :meth:`LinearMap.to`."""
-        return Sum([term.to(dtype) for term in self.terms])
+        terms = [term.to(dtype) for term in self.terms]
+        # float64 terms of a device without float64 are on the CPU: narrowed, they follow the first
+        return Sum([term.on(terms[0].device) for term in terms])
 
 
 @made_by_arithmetic

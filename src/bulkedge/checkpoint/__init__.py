@@ -6,19 +6,20 @@ from .adapter import Adapter, Unhandled
 from .adapter_config import AdapterConfig
 from .codec import CODECS, BlockFp8, Codec, Plain
 from .elements import read_tensor
-from .formats import AdapterFormat, open_base, open_path
+from .format import AdapterFormat, Place
+from .formats import FORMATS, is_adapter, open_adapter, open_base, open_path
 from .header import TensorInfo, read_header
 from .kohya import is_lora_file, open_lora_file, unflatten
 from .layout import Layout, Part
 from .lora import LoraFactors
 from .matrix import StoredMatrix
 from .names import NameRule, Resolver, infer_rule
-from .peft import is_adapter, open_adapter
 from .read import Checkpoint, open_checkpoint
 from .update import Correctable, StoredUpdate
 
 __all__ = [
     "CODECS",
+    "FORMATS",
     "Adapter",
     "AdapterConfig",
     "AdapterFormat",
@@ -30,6 +31,7 @@ __all__ = [
     "LoraFactors",
     "NameRule",
     "Part",
+    "Place",
     "Plain",
     "Resolver",
     "StoredMatrix",

@@ -49,6 +49,7 @@ class Adapter:
             parameter is meant, the base does.
         flattened: Whether the names have underscores for dots, as kohya's scripts write them.
         beside: Weights files and indexes in the same folder that are no part of it.
+        method: The name of its method; a record has it in lower case.
     """
 
     path: Path
@@ -60,4 +61,9 @@ class Adapter:
     wrapped: tuple[Wrapped, ...] = ()
     flattened: bool = False
     beside: tuple[str, ...] = ()
-    kind = "lora"
+    method: str = "LoRA"
+
+    @property
+    def kind(self) -> str:
+        """What a record calls it: the method, in lower case."""
+        return self.method.lower()

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+
+from bulkedge._errors import AdapterError, CheckpointError
 
 from .adapter import Adapter
-from .kohya import is_lora_file, open_lora_file
-from .peft import is_adapter, open_adapter
-from .read import Checkpoint, open_checkpoint
+from .format import AdapterFormat, Place
+from .kohya import LORA_FILE
+from .peft import PEFT_LORA
+from .read import Checkpoint
 
-Place = TypeVar("Place")
+FORMATS = (PEFT_LORA, LORA_FILE)
+"""All formats.  The first that claims a place reads it; a new one stands before these two, of which
+PEFT's claims every folder with a configuration, and kohya's every file with its prefixes."""
 
 
-@dataclass(frozen=True)
-class AdapterFormat(Generic[Place]):
-    """A format of adapters.
+def format_of(place: Place) -> AdapterFormat | None:
+    """The format of an adapter.
 
-    Attributes:
-        recognises: Whether what lies there is an adapter of this format, sound or damaged.
-        open: Reads its headers.
+    Args:
+        place: Where it lies.
+
+    Returns:
+        The format; None of a full model.
+
+    Raises:
+        CheckpointError: If what lies there cannot be read, and is no damaged adapter.
     """
-
-    recognises: Callable[[Place], bool]
-    open: Callable[[Place], Adapter]
+    return next((format for format in FORMATS if _claims(format, place)), None)
 
 
-FOLDERS: tuple[AdapterFormat[Path], ...] = (AdapterFormat(is_adapter, open_adapter),)
-"""Formats that are known by a file beside the weights, from the path alone."""
-
-FILES: tuple[AdapterFormat[Checkpoint], ...] = (AdapterFormat(is_lora_file, open_lora_file),)
-"""Formats that are known by the names of the tensors, from the opened file."""
+def _claims(format: AdapterFormat, place: Place) -> bool:
+    """Whether a format claims a place; a damaged adapter is left to the format that says so."""
+    try:
+        return format.claims(place)
+    except CheckpointError:
+        if place.configured:
+            return False
+        raise
 
 
 def open_path(path: str | Path) -> Checkpoint | Adapter:
@@ -47,12 +54,27 @@ def open_path(path: str | Path) -> Checkpoint | Adapter:
     Raises:
         CheckpointError: If it cannot be read, or is none of them.
     """
-    for folder in FOLDERS:
-        if folder.recognises(Path(path)):
-            return folder.open(Path(path))
-    opened = open_checkpoint(path)
-    file = next((format for format in FILES if format.recognises(opened)), None)
-    return opened if file is None else file.open(opened)
+    found = format_of(place := Place(path))
+    return place.checkpoint if found is None else found.open(place)
+
+
+def open_adapter(path: str | Path) -> Adapter:
+    """Read the headers of an adapter, in whichever format it is.
+
+    Args:
+        path: The adapter's folder, the weights in it, or a file without a configuration.
+
+    Returns:
+        The adapter; no tensor has been read.
+
+    Raises:
+        AdapterError: If what lies there is no adapter.
+        CheckpointError: If it cannot be read.
+    """
+    opened = open_path(path)
+    if not isinstance(opened, Adapter):
+        raise AdapterError(f"{path}: a full model, expected an adapter; open_checkpoint() reads it")
+    return opened
 
 
 def open_base(path: str | Path) -> Checkpoint | None:
@@ -67,7 +89,17 @@ def open_base(path: str | Path) -> Checkpoint | None:
     Raises:
         CheckpointError: If it cannot be read.
     """
-    if any(folder.recognises(Path(path)) for folder in FOLDERS):
-        return None
-    opened = open_checkpoint(path)
-    return None if any(file.recognises(opened) for file in FILES) else opened
+    place = Place(path)
+    return place.checkpoint if format_of(place) is None else None
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether ``path`` is a folder with an ``adapter_config.json``, or the weights in one.
+
+    Args:
+        path: The folder or the file.
+
+    Returns:
+        Whether it is; a file without a configuration is asked for by :func:`open_path`.
+    """
+    return Place(path).configured

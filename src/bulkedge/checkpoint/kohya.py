@@ -24,6 +24,7 @@ from bulkedge._errors import AdapterError, CheckpointError, problems
 from .adapter import Adapter, Unhandled
 from .adapter_config import AdapterConfig, checked_config
 from .elements import read_elements
+from .format import AdapterFormat
 from .header import FLOATING, TensorInfo, parse_json, read_header
 from .lora import LoraFactors
 from .peft import MAGNITUDE, plain_factors
@@ -113,6 +114,13 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
         flattened=True,
         beside=checkpoint.beside,
     )
+
+
+LORA_FILE = AdapterFormat(
+    claims=lambda place: not place.configured and is_lora_file(place.checkpoint),
+    open=lambda place: open_lora_file(place.checkpoint),
+)
+"""The format of one file without a configuration, which claims every file with its prefixes."""
 
 
 def _by_layer(

@@ -8,25 +8,20 @@ holds in a way that cannot be added to the base as a matrix, is listed with the 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from bulkedge._errors import AdapterError
-from bulkedge._globs import unwrapped
 
 from .adapter import Adapter, Unhandled
 from .adapter_config import CONFIG, AdapterConfig, checked_config
 from .experts import Wrapped
-from .header import FLOATING, TensorInfo, read_header
+from .format import WEIGHTS, AdapterFormat, Place, plain_name
+from .header import FLOATING, TensorInfo
 from .lora import LoraFactors
-from .read import PICKLES, confined, convert, read_json, weights_beside
 
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
@@ -44,17 +39,11 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-def is_adapter(path: str | Path) -> bool:
-    """Whether ``path`` is an adapter folder, or the weights in one."""
-    # lexists: a pipe or a dangling link is an adapter that cannot be read, not a missing one
-    return os.path.lexists(_folder(Path(path)) / CONFIG)
-
-
-def open_adapter(path: str | Path) -> Adapter:
+def open_peft(place: Place) -> Adapter:
     """Read the configuration and the header of a PEFT LoRA adapter.
 
     Args:
-        path: The adapter folder, or the ``adapter_model.safetensors`` in it.
+        place: The adapter folder, or the ``adapter_model.safetensors`` in it.
 
     Returns:
         The adapter; no tensor has been read.
@@ -63,28 +52,13 @@ def open_adapter(path: str | Path) -> Adapter:
         AdapterError: If it is not a LoRA adapter, its base is not the model on disk, or a file is
             missing or bad.
     """
-    folder = _folder(Path(path))
-    config = checked_config(read_json(confined(folder / CONFIG, folder)), folder / CONFIG)
-    file = folder / WEIGHTS
-    if not os.path.lexists(file):
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        advice = f"found {pickles[0]!r}: {convert(WEIGHTS)}" if pickles else "save it again"
-        raise AdapterError(f"{file}: no such file; {advice}")
-    tensors, _ = read_header(confined(file, folder))
-    adapter = _sort(folder, file, config, tensors)
-    return replace(adapter, beside=weights_beside(folder, (file,)))
+    config = checked_config(place.settings, place.folder / CONFIG)
+    return _sort(place, config)
 
 
-def _folder(path: Path) -> Path:
-    """The adapter's folder, for the folder itself or the weights in it."""
-    return path.parent if path.name == WEIGHTS else path
-
-
-def _sort(
-    folder: Path, file: Path, config: AdapterConfig, stored: Mapping[str, TensorInfo]
-) -> Adapter:
+def _sort(place: Place, config: AdapterConfig) -> Adapter:
     """Sort the stored tensors into updates, replacements and what is not handled."""
-    modules, tensors, unhandled = _by_kind(stored)
+    modules, tensors, unhandled = _by_kind(place.tensors)
     factors: dict[str, LoraFactors] = {}
     nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for path, parts in modules.items():
@@ -102,8 +76,18 @@ def _sort(
         Wrapped(module, tuple(layers[i] for i in sorted(layers)), _parameters(module, config))
         for module, layers in nested.items()
     )
-    files = (file, folder / CONFIG)
-    return Adapter(folder, files, factors, config, tensors, tuple(unhandled), wrapped)
+    return place.adapter(
+        factors=factors,
+        config=config,
+        tensors=tensors,
+        unhandled=tuple(unhandled),
+        wrapped=wrapped,
+    )
+
+
+PEFT_LORA = AdapterFormat(claims=lambda place: place.configured, open=open_peft)
+"""The format of PEFT's LoRA.  It claims every ``adapter_config.json``, and refuses other methods by
+name."""
 
 
 def _by_kind(
@@ -114,7 +98,7 @@ def _by_kind(
     tensors: dict[str, TensorInfo] = {}
     unhandled: list[Unhandled] = []
     for key, info in stored.items():
-        name = unwrapped(key).removeprefix(PREFIX)
+        name = plain_name(key)
         lora = LORA_KEY.fullmatch(name)
         if lora and lora["leaf"] != ".bias":
             _add(modules.setdefault(lora["module"], {}), lora["part"], info)

@@ -27,11 +27,11 @@ def inspect(path: Path, as_json: bool) -> None:
     """
     from bulkedge.checkpoint import is_adapter, open_adapter, open_checkpoint
 
-    summary = None
+    summary, kind = None, ""
     if is_adapter(path):
         adapter = open_adapter(path)
         rows = _adapter_rows(adapter)
-        summary = _summary(adapter)
+        summary, kind = _summary(adapter), adapter.kind
     else:
         tensors = open_checkpoint(path).tensors
         rows = [_tensor(name, info) | {"file": info.file.name} for name, info in tensors.items()]
@@ -39,7 +39,7 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(_line(row))
+        click.echo(_line(row, kind))
     if summary is not None:
         click.echo(summary)
 
@@ -87,15 +87,17 @@ def _summary(adapter: Adapter) -> str:
         parts += f", {count(len(unusable), 'layer')} NOT usable"
     base = adapter.config.base_model_name_or_path
     trained = f"; trained on {printable(base)}" if isinstance(base, str) and base else ""
-    return f"LoRA adapter: {parts}{trained}"
+    return f"{adapter.method} adapter: {parts}{trained}"
 
 
-def _line(row: Row) -> str:
-    """One tensor on one line."""
+def _line(row: Row, kind: str = "") -> str:
+    """One tensor on one line; ``kind`` is that of the adapter."""
     name = printable(row["name"])
     if "not_usable" in row:
         return f"{name}  NOT usable: {printable(row['not_usable'])}"
     if "not_handled" in row:
         return f"{name}  ({printable(row['not_handled'])})"
     line = f"{name}  {row['dtype']}  {'×'.join(map(str, row['shape'])) or 'scalar'}"
-    return line + (f"  lora r={row['rank']} scale={row['scale']:g}" if "rank" in row else "")
+    known = [f"r={row['rank']}"] if row.get("rank") is not None else []
+    known += [f"scale={row['scale']:g}"] if row.get("scale") is not None else []
+    return f"{line}  {' '.join([kind, *known])}" if "rank" in row else line

@@ -15,12 +15,16 @@ import click
 
 from bulkedge._errors import InputError, OutputError
 from bulkedge._fields import DEFAULT_EPSILON
+from bulkedge._verdict import COUNTED
 
 if TYPE_CHECKING:
     from bulkedge.records import Recipe, Record
     from bulkedge.repairing import RepairRecord
 
 CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
+
+COUNTED_NAMES = [verdict.value for verdict in COUNTED]
+"""The verdicts that an option may name, the mildest first."""
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -107,10 +111,11 @@ def verdict_options(command: Command) -> Command:
         click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress."),
         click.option(
             "--fail-on",
-            type=click.Choice(["rotated", "intruder", "never"]),
-            default="rotated",
+            type=click.Choice([*COUNTED_NAMES, "never"]),
+            default=COUNTED_NAMES[0],
             show_default=True,
-            help="Mildest verdict that makes the exit code 1; rotated is the paper's count.",
+            help="Mildest verdict that makes the exit code 1; "
+            f"{COUNTED_NAMES[0]} is the paper's count.",
         ),
         click.option(
             "--max-drift",
@@ -278,7 +283,7 @@ def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -
 
 def exit_code(record: Record, fail_on: str, max_drift: float | None = None) -> int:
     """A linter's exit code; what could not be judged, or measured, outranks what was."""
-    from bulkedge.intruder import Verdict
+    from bulkedge._verdict import Verdict
     from bulkedge.report import findings
 
     if not record.summary.complete:

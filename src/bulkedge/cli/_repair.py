@@ -12,6 +12,7 @@ import click
 from bulkedge._errors import OutputError, RecipeError, printable
 
 from ._output import (
+    COUNTED_NAMES,
     FAILURE,
     check_file,
     exit_code,
@@ -63,7 +64,7 @@ SETTINGS = (
 @click.option("--balance", type=click.Choice(["output", "drift", "layer"]),
               help="protect: unit that is the same in every layer.  [default: output]")  # fmt: skip
 @click.option("--rounds", type=int, help="How often a matrix is treated at most.")
-@click.option("--select", type=click.Choice(["rotated", "intruder"]), default="rotated",
+@click.option("--select", type=click.Choice(COUNTED_NAMES), default=COUNTED_NAMES[0],
               show_default=True, help="Mildest verdict that is treated.")  # fmt: skip
 @click.option("--significance", type=float, metavar="P",
               help="Only values that the base's noise reaches with probability P.")  # fmt: skip
@@ -79,9 +80,9 @@ SETTINGS = (
 @click.option("--force", is_flag=True, help="Replace the files of --record and --report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
-@click.option("--fail-on", type=click.Choice(["rotated", "intruder", "never"]),
+@click.option("--fail-on", type=click.Choice([*COUNTED_NAMES, "never"]),
               help="Mildest verdict left that makes the code 1.  "
-              "[default: rotated; of protect never]")  # fmt: skip
+              f"[default: {COUNTED_NAMES[0]}; of protect never]")  # fmt: skip
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -128,7 +129,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     write_report(record, options)
     if options["method"] == "protect" and all(row.status == "refused" for row in record.matrices):
         sys.exit(FAILURE)  # nothing was protected
-    default = "never" if options["method"] == "protect" else "rotated"
+    default = "never" if options["method"] == "protect" else COUNTED_NAMES[0]
     sys.exit(exit_code(record.after or record.before, options["fail_on"] or default))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._precision import exact
 from bulkedge.moments import Moment, right_times
 from bulkedge.triplet import GolubKahan, singular_triplet
 
@@ -135,10 +136,10 @@ def update_rows(pair: Pair) -> Iterator[Tensor]:
     """
     for at in range(0, len(pair.base), TILE):
         part = slice(at, at + TILE)
-        rows = pair.dense_part[part].double()
+        rows = exact(pair.dense_part[part])
         if pair.factors is not None:
             rows = rows + pair.factors.scale * pair.factors.B[part] @ pair.factors.A
         factor = pair.magnitude_over_norm
         if factor is not None:
             rows = rows * (factor if pair.per_column else factor[part, None])
-        yield rows - pair.base[part].double()
+        yield rows - exact(pair.base[part])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum
+from bulkedge._precision import exact, exact_device
 from bulkedge.intruder import Judgement, judge
 from bulkedge.records import Recipe
 from bulkedge.triplet import GolubKahan, singular_triplet
@@ -156,7 +157,7 @@ class Pair:
         """``diag(factors) W``, or ``W diag(factors)`` for an embedding; W itself for None."""
         if factors is None:
             return inner
-        factors = factors.to(inner.dtype)
+        factors = factors.to(inner.device, inner.dtype)
         return RowScaled(inner.T, factors).T if self.per_column else RowScaled(inner, factors)
 
 
@@ -185,8 +186,8 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
     return Pair(
         base,
         replaced,
-        LowRank(B.to(device), A.to(device), scale),
-        None if magnitude is None else magnitude.to(device),
+        LowRank(B.to(exact_device(device)), A.to(exact_device(device)), scale),
+        None if magnitude is None else magnitude.to(exact_device(device)),
         stored.embedding,
     )
 
@@ -231,4 +232,4 @@ def row_norms(matrix: Tensor, update: LowRank, per_column: bool) -> Tensor:
     if per_column:
         matrix, B, A = matrix.mT, A.mT, B.mT
     tiles = zip(matrix.split(TILE), B.split(TILE), strict=True)
-    return torch.cat([torch.linalg.vector_norm(W.double() + b @ A, dim=1) for W, b in tiles])
+    return torch.cat([torch.linalg.vector_norm(exact(W) + b @ A, dim=1) for W, b in tiles])

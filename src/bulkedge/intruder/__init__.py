@@ -1,21 +1,13 @@
 """The intruder score of a tuned singular vector, the certificate of it, and the verdict."""
 
 from bulkedge._fields import DEFAULT_EPSILON
+from bulkedge._verdict import COUNTED, HALF_THE_ENERGY, Verdict, verdict
 
 from ._judge import Judgement, judge, judge_vectors
 from ._side import Direction, OneSide
 from ._ties import ties
 from .certificate import Certificate, certify
-from .score import (
-    COUNTED,
-    HALF_THE_ENERGY,
-    BaseVectors,
-    Scores,
-    Verdict,
-    base_vectors,
-    scores,
-    verdict,
-)
+from .score import BaseVectors, Scores, base_vectors, scores
 
 __all__ = [
     "COUNTED",

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bulkedge._precision import exact
 from bulkedge.triplet import Ritz
 from bulkedge.triplet._rounding import UNIT
 
@@ -157,7 +158,7 @@ def maximize(
     Returns:
         The maximum of each group, shape ``(groups,)``, and where it exceeds the limit.
     """
-    members = torch.nn.functional.one_hot(groups, len(limits)).double()
+    members = exact(torch.nn.functional.one_hot(groups, len(limits)))
     squared, exceeded_at = torch.zeros_like(limits), torch.zeros_like(limits)
     centre, radius = _cells(2 * len(bound.ritz.sigma) + 2, *span)
     for bisections in range(MAX_BISECTIONS):
@@ -185,5 +186,5 @@ def _cells(count: int, low: float, high: float, furthest: float) -> tuple[Tensor
     """Centres and radii of equal cells from low to high, and of growing ones on to furthest."""
     edges = torch.linspace(low, high, count, dtype=torch.float64)
     beyond = torch.arange(1, 2 + max(0.0, math.log(furthest / high) / math.log(CELL_GROWTH)))
-    edges = torch.cat([edges, high * CELL_GROWTH ** beyond.double()])
+    edges = torch.cat([edges, high * CELL_GROWTH ** exact(beyond)])
     return (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2

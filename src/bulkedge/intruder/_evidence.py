@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from bulkedge._precision import exact
 from bulkedge.triplet import Bidiagonalization, Ritz, Unseen
 from bulkedge.triplet._rounding import Rounding
 
@@ -170,7 +171,7 @@ def collect(
     """
     ritz = process.ritz()
     unseen = Unseen.of(process, ritz, probes, frobenius, failure_probability, rounding)
-    coordinates = ritz.left.mT @ (process.left.mT.double() @ Y.double()).cpu()
+    coordinates = ritz.left.mT @ (exact(process.left.mT) @ exact(Y)).cpu()
     shape = process.map.shape
     exhausted = process.closed and min(shape) == len(ritz.residuals)
     return Evidence(unseen, coordinates, shape, process.start_size, exhausted, proofs)

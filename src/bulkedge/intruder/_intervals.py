@@ -15,7 +15,6 @@ from torch import Tensor
 from ._clusters import Clusters
 from ._component_bound import Maximum, maximize
 from ._evidence import Evidence, Question
-from .score import HALF_THE_ENERGY, Verdict
 
 
 class Interval(NamedTuple):
@@ -137,19 +136,6 @@ def cosine_interval(question: Question, evidence: Evidence, clusters: Clusters) 
         squares = torch.linalg.eigvalsh(inside.mT @ inside + space.rest).flip(0).clamp_min(0.0)
         upper = torch.minimum(upper, squares.sqrt() + space.error + own)
     return Interval(lower.clamp(0.0, 1.0), upper.clamp(0.0, 1.0))
-
-
-def certain_verdict(
-    epsilon: float, lower: float, upper: float, overlap_lower: float, overlap_upper: float
-) -> Verdict:
-    """The verdict that holds in the whole of both intervals; ``UNDECIDED`` if there is none."""
-    if lower >= epsilon:
-        return Verdict.ALIGNED
-    if upper < epsilon and overlap_lower >= HALF_THE_ENERGY:
-        return Verdict.ROTATED
-    if upper < epsilon and overlap_upper < HALF_THE_ENERGY:
-        return Verdict.INTRUDER
-    return Verdict.UNDECIDED
 
 
 def extreme_norms(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

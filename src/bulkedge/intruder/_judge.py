@@ -19,6 +19,8 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._fields import DEFAULT_EPSILON, POSITIVE_SHARE, check_values, whole
 from bulkedge._linmap import Dense, LinearMap, MatrixLike, as_map
+from bulkedge._precision import exact
+from bulkedge._verdict import Verdict
 from bulkedge.triplet import (
     DenseSVD,
     GolubKahan,
@@ -39,7 +41,6 @@ from ._side import (
     svd_side,
 )
 from ._spectrum import all_values
-from .score import Verdict
 
 DecidingMethod = Literal["certified", "dense"]
 
@@ -150,7 +151,7 @@ def judge(
             "expected method 'auto', 'certified' or 'dense' and sides of 'left' and 'right', got "
             f"{method!r:.40} and {sides!r:.40}"
         )
-    W0, W = as_map(W0).to(torch.float64), as_map(W).to(torch.float64)
+    W0, W = as_map(W0), as_map(W)
     if W.shape != W0.shape:
         raise InputError(f"expected two matrices of one shape, got {W0.shape} and {W.shape}")
     if method == "dense" or (method == "auto" and svd_is_cheap(W0.shape, k)):
@@ -195,11 +196,12 @@ def by_products(
         oversample=PROBES,
         failure_probability=FAILURE_PROBABILITY,
     )
+    begun = None if start is None else _like(start, W)
     tuned = singular_triplet(
         W,
         min(k, *W.shape),
         solver=solver,
-        init=None if start is None else (start[0].to(dtype), start[1].to(dtype)),
+        init=begun,
         generator=generator_of(seed),
         strict=False,
     )
@@ -232,6 +234,7 @@ def by_svds(
     sides: Sequence[VectorSide] = ("left",),
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
+    W0, W = W0.to(torch.float64), W.to(torch.float64)
     tuned = singular_triplet(W, min(k, *W.shape), solver=DenseSVD())
     vectors = thin_svd(W0.to_dense())
     judged: dict[VectorSide, OneSide] = {
@@ -269,7 +272,7 @@ def judge_vectors(
     if (count := count_nonzero_values(tuned)) == 0:
         return []
     if min(W0.shape) <= DENSE_UP_TO and isinstance(W0, Dense):
-        base, known = thin_svd(W0.to_dense().double()), _first(tuned, count)
+        base, known = thin_svd(exact(W0.to_dense())), _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:
         found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)
@@ -288,6 +291,12 @@ def _first(tuned: SingularTriplets, count: int) -> SingularTriplets:
     )
 
 
+def _like(start: tuple[Tensor, Tensor], W: LinearMap) -> tuple[Tensor, Tensor]:
+    """Vectors in the dtype and on the device of the products of a map."""
+    u, v = start
+    return u.to(W.device, W.dtype), v.to(W.device, W.dtype)
+
+
 def _in_double(tuned: SingularTriplets) -> SingularTriplets:
     """The same triplets in float64."""
-    return replace(tuned, sigma=tuned.sigma.double(), u=tuned.u.double(), v=tuned.v.double())
+    return replace(tuned, sigma=exact(tuned.sigma), u=exact(tuned.u), v=exact(tuned.v))

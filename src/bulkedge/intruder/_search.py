@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from bulkedge._verdict import Verdict, certain_verdict
 from bulkedge.triplet import Bidiagonalization
 from bulkedge.triplet._rounding import ROUNDING_PROBES, Rounding, measure_rounding
 from bulkedge.triplet.solver._start import Randomness, gaussian
@@ -16,12 +17,10 @@ from ._factorisations import Factorisations
 from ._intervals import (
     Interval,
     ScoreInterval,
-    certain_verdict,
     helpful_min_sigma,
     overlap_interval,
     score_interval,
 )
-from .score import Verdict
 
 CHECK_STEPS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
 """After these steps the evidence is evaluated, which costs about as much as a step."""

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._linmap import LinearMap
+from bulkedge._verdict import Verdict, verdict
 from bulkedge.triplet import SingularTriplets
 
 from ._ties import ties
 from .certificate import certify
-from .score import Verdict, base_vectors, scores, verdict
+from .score import base_vectors, scores
 
 VectorSide = Literal["left", "right"]
 Estimate = tuple[Tensor, Tensor, Tensor]
@@ -163,7 +164,7 @@ def svd_side(
     """
     U, sigma, V = base
     vectors, Y = (U, tuned.u) if side == "left" else (V, tuned.v)
-    Y = Y[:, : tuned.rank].to(vectors.dtype)
+    Y = Y[:, : tuned.rank].to(vectors)
     known = base_vectors(vectors, sigma, shape)
     found = scores(Y, known, subspace)
     errors = tuned.vector_errors[: tuned.rank].to(Y)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, LinearMap
+from bulkedge._precision import exact
 from bulkedge.triplet import Ritz
 
 TILE = 2048
@@ -69,7 +70,7 @@ def all_values(W0: LinearMap) -> Tensor:
     # (Demmel et al., arXiv:0808.2664)
     matrix = W0.matrix if isinstance(W0, Dense) else W0.to_dense()
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
-    R = tall.new_zeros(0, tall.shape[1], dtype=torch.float64)
+    R = exact(tall.new_zeros(0, tall.shape[1]))
     for rows in tall.split(TILE):
-        R = torch.linalg.qr(torch.cat([R, rows.double()]), mode="r").R
+        R = torch.linalg.qr(torch.cat([R, exact(rows)]), mode="r").R
     return torch.linalg.svdvals(R)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bulkedge._precision import exact
 from bulkedge.triplet import SingularTriplets
 
 MAX_RESIDUAL_OVER_GAP = 0.05
@@ -31,14 +32,14 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
         >>> groups.tolist(), bool((errors < 1e-12).all())
         ([0, 1], True)
     """
-    sigma, rho = tuned.sigma.double().cpu(), tuned.residuals.double().cpu()
+    sigma, rho = exact(tuned.sigma).cpu(), exact(tuned.residuals).cpu()
     k = len(sigma)
     below = sigma[:-1] - sigma[1:]  # the gap below each value
-    following = tuned.near[0][:1].double().cpu() if tuned.near is not None else sigma.new_zeros(1)
+    following = exact(tuned.near[0][:1]).cpu() if tuned.near is not None else sigma.new_zeros(1)
     below = torch.cat([below, (sigma[-1:] - following) if len(following) else sigma[-1:]])
     # The value after the last may not have converged; the solver's own gap allows for that.
     if k == 1 or bool(tuned.gaps[-1] < below[-2]):
-        below[-1] = torch.minimum(below[-1], tuned.gaps[-1].double().cpu())
+        below[-1] = torch.minimum(below[-1], exact(tuned.gaps[-1]).cpu())
     joined = torch.hypot(rho[:-1], rho[1:]) > MAX_RESIDUAL_OVER_GAP * below[:-1]
     groups = torch.cat([torch.zeros(1, dtype=torch.long), (~joined).long().cumsum(0)])
     errors = torch.ones(k, dtype=torch.float64)

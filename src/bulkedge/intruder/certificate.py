@@ -33,7 +33,8 @@ from bulkedge._fields import (
     whole,
 )
 from bulkedge._linmap import MatrixLike, as_map
-from bulkedge._precision import full_precision
+from bulkedge._precision import exact, full_precision
+from bulkedge._verdict import Verdict
 from bulkedge.triplet import Bidiagonalization
 from bulkedge.triplet.solver._start import gaussian
 
@@ -42,7 +43,6 @@ from ._evidence import Question
 from ._intervals import Interval, cosine_interval
 from ._search import Assessment, Search
 from ._spectrum import guess_spectrum
-from .score import Verdict
 
 ORTHONORMALITY = 1e-3
 """YᵀY may differ from the identity by this much; rounding in single precision leaves less."""
@@ -169,7 +169,7 @@ def certify(
     random = generator or numpy.random.default_rng(0)
     drawn = gaussian(m, max(min(probes, min(A.shape) - k), 0), random)
     block = torch.cat([Y.to(A.device, A.dtype), drawn.to(A.device, A.dtype)], dim=1)
-    known = torch.zeros(k, dtype=torch.float64) if errors is None else errors.double().cpu()
+    known = torch.zeros(k, dtype=torch.float64) if errors is None else exact(errors).cpu()
     with torch.no_grad(), full_precision(A.device):
         process = Bidiagonalization(A, torch.linalg.qr(block).Q, DROP_TOLERANCE * unit)
         question = Question(
@@ -204,8 +204,9 @@ def _require_orthonormal(Y: Tensor, rows: int) -> float:
         raise InputError(f"expected Y as a tensor of real vectors, got {got}; convert it first")
     if Y.ndim != 2 or Y.shape[0] != rows or Y.shape[1] == 0:
         raise InputError(f"expected vectors of shape ({rows}, k ≥ 1), got {tuple(Y.shape)}")
-    eye = torch.eye(Y.shape[1]).to(Y).double()
-    defect = float(torch.linalg.matrix_norm(Y.mT.double() @ Y.double() - eye))
+    wide = exact(Y)
+    eye = torch.eye(Y.shape[1]).to(wide)
+    defect = float(torch.linalg.matrix_norm(wide.mT @ wide - eye))
     if not defect < ORTHONORMALITY:
         raise InputError(
             f"expected orthonormal columns, got ‖YᵀY − I‖ = {defect:.2g}; give torch.linalg.qr(Y).Q"
@@ -246,7 +247,7 @@ def _require_scale(size: float, dtype: torch.dtype) -> None:
 
 def _outside(Y: Tensor, block: Tensor) -> Tensor:
     """How far each column is from the span of a block with orthonormal columns."""
-    Y, block = Y.to(block.device).double(), block.double()
+    Y, block = exact(Y.to(block.device)), exact(block)
     return torch.linalg.vector_norm(Y - block @ (block.mT @ Y), dim=0).cpu()
 
 

@@ -18,7 +18,6 @@ space, the only meaning it has there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -26,26 +25,6 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._guard import finite, matrix, precise
 from bulkedge.triplet import resolution
-
-
-class Verdict(str, Enum):
-    """What a tuned singular vector is, seen from the base."""
-
-    ALIGNED = "aligned"
-    """Its score reaches ε: a base vector, kept."""
-    ROTATED = "rotated"
-    """Its score is below ε, but at least half its energy lies in the base's leading 2k-space."""
-    INTRUDER = "intruder"
-    """Its score is below ε, and most of it lies outside that space."""
-    UNDECIDED = "undecided"
-    """The vector itself is not known well enough to say."""
-
-
-COUNTED = (Verdict.ROTATED, Verdict.INTRUDER)
-"""The verdicts that make up the paper's count, the milder first."""
-
-HALF_THE_ENERGY = 0.5**0.5
-"""The overlap at which half of a vector's square lies in the base's leading space."""
 
 
 @dataclass(frozen=True)
@@ -162,30 +141,3 @@ def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
         matched_index=inside.argmax(dim=0),
         subspace_overlap=energy[:subspace].sum(dim=0).sqrt().clamp_max(1.0),
     )
-
-
-def verdict(
-    score: float, subspace_overlap: float, *, epsilon: float, vector_error: float = 0.0
-) -> Verdict:
-    """The verdict on one direction.
-
-    Args:
-        score: Its score.
-        subspace_overlap: Its overlap with the base's leading 2k-space.
-        epsilon: The threshold; the paper's is ``DEFAULT_EPSILON``.
-        vector_error: Bound on the error of the tuned vector, hence of both figures.
-
-    Returns:
-        The verdict; ``UNDECIDED`` when a threshold lies within the error of what it is set for.
-
-    Example:
-        >>> verdict(0.3, 0.9, epsilon=0.5).value, verdict(0.3, 0.4, epsilon=0.5).value
-        ('rotated', 'intruder')
-    """
-    if abs(score - epsilon) < vector_error:
-        return Verdict.UNDECIDED
-    if score >= epsilon:
-        return Verdict.ALIGNED
-    if abs(subspace_overlap - HALF_THE_ENERGY) < vector_error:
-        return Verdict.UNDECIDED
-    return Verdict.ROTATED if subspace_overlap >= HALF_THE_ENERGY else Verdict.INTRUDER

@@ -40,6 +40,8 @@ def _moment(text: str) -> str:
 
 
 Dtype = Annotated[str, AfterValidator(_known_dtype)]
+Kind = Annotated[str, Field(pattern=r"^[a-z]\w{2,30}$")]
+"""What an adapter, or the form that an update is stored in, is called."""
 Moment = Annotated[str, AfterValidator(_moment)]
 
 

@@ -17,7 +17,7 @@ from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.header import read_regular
 from bulkedge.intruder import Verdict
 
-from .ranges import Bytes, Count, Digest, Fraction, Moment, Positive, Size
+from .ranges import Bytes, Count, Digest, Fraction, Kind, Moment, Positive, Size
 from .recipe import Recipe
 from .rows import Matrix, Row
 
@@ -43,7 +43,9 @@ class Source(Row):
     """One of the two inputs."""
 
     path: str = Field(description="As the caller gave it.")
-    kind: Literal["file", "folder", "sharded", "lora"] = Field(description="What lay there.")
+    kind: Kind = Field(
+        description="`file`, `folder` or `sharded`; of an adapter its method: `lora`."
+    )
     files: list[File] = Field(description="The files that were read.")
     trained_on: str | None = Field(
         None, description="What an adapter names as its base; not checked."

@@ -14,6 +14,7 @@ from .ranges import (
     Count,
     Dtype,
     Fraction,
+    Kind,
     Positive,
     Real,
     Size,
@@ -160,7 +161,7 @@ class Matrix(Row):
     shape: tuple[Positive, Positive] = Field(description="As the base stores it.")
     transposed: bool = Field(description="The base stores (in, out): sides are those of (out, in).")
     dtype: Dtype = Field(description="Of the base, as safetensors spells it.")
-    update: str = Field(pattern=r"^[a-z]\w{2,30}$", description="`dense`, or a kind: `lora`.")
+    update: Kind = Field(description="`dense`, or a kind: `lora`.")
     rank: Count | None = Field(description="Rank of the factors; null for a dense update.")
     scale: Real | None = Field(description="The number in front of B·A; null for a dense update.")
     status: Literal["audited", "unchanged", "not_finite", "failed"]

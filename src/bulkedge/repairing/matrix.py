@@ -28,12 +28,12 @@ class Selection:
     """Which directions are treated.
 
     Attributes:
-        mildest: The mildest verdict: ``rotated``, the paper's count, or ``intruder``.
+        mildest: The mildest verdict, one of ``COUNTED``; the first is the paper's count.
         significance: Only those whose value noise like the base's bulk reaches with no more than
             this probability; None for any.
     """
 
-    mildest: Verdict = Verdict.ROTATED
+    mildest: Verdict = COUNTED[0]
     significance: float | None = None
 
     def by_verdict(self, verdict: Verdict) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from bulkedge.intruder import Verdict
+from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Record
 from bulkedge.records.ranges import MOST, ROUNDING, Count, Fraction, Positive, Real, Size
 from bulkedge.records.record import SCHEMA_VERSION, Document, Tool
@@ -37,12 +37,20 @@ def _settings(method: dict[str, Any]) -> dict[str, Any]:
     return method
 
 
+def _counted(word: str) -> str:
+    """The word of a verdict of the paper's count."""
+    words = [verdict.value for verdict in COUNTED]
+    if word not in words:
+        raise ValueError(f"expected one of {', '.join(words)}, got {word!r:.40}")
+    return word
+
+
 class Choice(TypedDict):
     """Which directions are treated."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportGeneralTypeIssues]
 
-    select: Literal["rotated", "intruder"]
+    select: Annotated[str, AfterValidator(_counted)]
     significance: Fraction | None
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bulkedge._errors import count, printable
-from bulkedge.intruder import Verdict
+from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import Recipe
 
 from .columns import worst_score
 from .drift import is_notable
+from .verdicts import APPEARANCE
 
 NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
@@ -65,15 +66,13 @@ def _found(record: Record) -> str:
 def explanation(record: Record) -> list[str]:
     """How many, how far, how sure: sentences."""
     summary, epsilon = record.summary, f"{record.recipe.epsilon:g}"
-    judged, verdicts = sum(summary.verdicts.values()), summary.verdicts
+    judged = sum(summary.verdicts.values())
     if not judged:
         return []
     sentences = [
         f"Of the {count(judged, 'leading singular direction')} of the tuned matrices "
         f"{count(summary.intruders, 'has', 'have')} no counterpart in the base (score below "
-        f"{epsilon}): {count(verdicts[Verdict.ROTATED], 'lies', 'lie')} mostly within the base's "
-        f"leading space (rotated), {count(verdicts[Verdict.INTRUDER], 'does', 'do')} not "
-        "(intruder)."
+        f"{epsilon}): {', '.join(_clause(record, verdict) for verdict in COUNTED)}."
     ]
     noise = sum(matrix.intruders for matrix in untrained(record))
     if noise:
@@ -92,6 +91,12 @@ def explanation(record: Record) -> list[str]:
         )
     sentences.append(_how_sure(record))
     return sentences
+
+
+def _clause(record: Record, verdict: Verdict) -> str:
+    """How many of the counted directions have a verdict, in words."""
+    found = count(record.summary.verdicts[verdict], *APPEARANCE[verdict].clauses)
+    return f"{found} ({verdict.value})"
 
 
 def _how_sure(record: Record) -> str:

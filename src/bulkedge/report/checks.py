@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from bulkedge._errors import count, printable
-from bulkedge.intruder import COUNTED, Verdict
+from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
 from .advice import Step, by_worst, steps

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bulkedge.intruder import COUNTED, Verdict
+from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix
 
 from .verdicts import APPEARANCE, REPORTED

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bulkedge._errors import count, printable
-from bulkedge.intruder import COUNTED, Verdict
+from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 
 from .advice import broken, by_worst, doubts_of_the_base, steps

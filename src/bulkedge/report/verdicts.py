@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bulkedge.intruder import COUNTED, Verdict
+from bulkedge._verdict import COUNTED, Verdict
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Appearance:
         light: Colour on a light page.
         dark: Colour on a dark page.
         style: Style of its count in a terminal, as rich names it; empty for none.
+        clauses: What a sentence on the paper's count says of one such direction, and of several;
+            empty of a verdict that is not in it.
     """
 
     several: str
@@ -31,6 +33,7 @@ class Appearance:
     light: str
     dark: str
     style: str = ""
+    clauses: tuple[str, str] = ("", "")
 
 
 # The colours are distinguishable without colour vision; those of figures are Okabe and Ito's.
@@ -46,11 +49,16 @@ APPEARANCE = {
         "space of the base's leading directions, twice as many as are judged: what was there has "
         "turned.",
         ink="#E69F00", mark="s", light="#b35c00", dark="#e69f00",
+        clauses=(
+            "lies mostly within the base's leading space",
+            "lie mostly within the base's leading space",
+        ),
     ),
     Verdict.INTRUDER: Appearance(
         several="intruders",
         meaning="New, and mostly outside that space.",
         ink="#D55E00", mark="D", light="#c0271d", dark="#ff7b6b", style="red",
+        clauses=("does not", "do not"),
     ),
     Verdict.UNDECIDED: Appearance(
         several="undecided",

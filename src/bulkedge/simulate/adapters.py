@@ -13,7 +13,7 @@ from bulkedge.intruder import Verdict
 
 from . import _draw
 from ._experiment import Experiment, Row, Strengths
-from ._model import Base, gaussian, gaussian_factors, noise_with_signals
+from ._model import EPSILON, Base, gaussian, gaussian_factors, noise_with_signals
 from ._table import Table
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Adapters(Experiment):
         "value_change": "largest change of a singular value, over the largest of the base",
         "score": "mean score of the r leading tuned directions",
         "overlap": "mean ‖U₁ᵀû‖ of the same",
-        "counted": "how many of them have a score < 0.5",
+        "counted": f"how many of them have a score < {EPSILON:g}",
         "rotated": "of these, mostly inside the 2r leading base directions",
         "intruders": "of these, mostly outside",
     }
@@ -97,7 +97,7 @@ class Adapters(Experiment):
             "value_change": r"$\max_i|\Delta s_i|/s_1$",
             "score": r"mean score $\max_i|\langle u_i, û\rangle|$",
             "overlap": r"mean overlap $\|U_1^\top û\|$",
-            "counted": "score < 0.5 (the paper's count)",
+            "counted": f"score < {EPSILON:g} (the paper's count)",
             "rotated": "of these rotated",
             "intruders": "of these intruders",
         }

@@ -39,7 +39,7 @@ class FullVsLora(Experiment):
         "update_norm": "‖ΔW‖₂/θ_c",
         "above": "singular values of a low-rank update above θ_c; 0 for a dense one",
         "outliers": "singular values beyond what noise reaches once in 20 times, less the base's",
-        "counted": "leading tuned directions with score < 0.5",
+        "counted": f"leading tuned directions with score < {EPSILON:g}",
         "score": "mean score of the leading tuned directions",
     }
     quick: ClassVar = {"size": 60, "repeats": 2, "norms": [2.0, 8.0], "top_k": 4, "signals": 4}
@@ -96,7 +96,7 @@ class FullVsLora(Experiment):
         measures = {
             "update_norm": r"$\|\Delta W\|_2/\theta_c$",
             "outliers": "new outliers",
-            "counted": f"score < {EPSILON} among the top {self.top_k}",
+            "counted": f"score < {EPSILON:g} among the top {self.top_k}",
             "score": f"mean score of the top {self.top_k}",
         }
         for row, base in enumerate(("noise", "signals")):

@@ -42,7 +42,7 @@ class Rank(Experiment):
         "effective_rank": "‖ΔW‖_F⁴/Σθ⁴, r for equal spikes",
         "above": "spikes above θ_c",
         "outliers": "singular values beyond what noise reaches once in 20 times",
-        "intruders": "of these, those with score < 0.5",
+        "intruders": f"of these, those with score < {EPSILON:g}",
     }
     predicted: ClassVar = {
         "theory_strongest": "F/√r for equal spikes",

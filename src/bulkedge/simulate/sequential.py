@@ -13,7 +13,7 @@ from bulkedge.spectral import project_spectral_ball
 
 from . import _draw
 from ._experiment import Experiment, Row
-from ._model import Base, dense_update, gaussian_factors, noise_with_signals
+from ._model import EPSILON, Base, dense_update, gaussian_factors, noise_with_signals
 from ._table import Table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Sequential(Experiment):
     }
     measured: ClassVar = {
         "norm": "‖W − W0‖_F/θ_c",
-        "counted": "leading tuned directions with score < 0.5",
+        "counted": f"leading tuned directions with score < {EPSILON:g}",
         "score": "mean score of the leading tuned directions",
         "subspace": "‖U_kᵀ Û_k‖_F²/k: share of the base's k leading left directions that stayed",
         "weakest": "least ‖Û_kᵀu_i‖² among them: the base direction that stayed least",
@@ -89,7 +89,7 @@ class Sequential(Experiment):
         )
         figure, axes = _draw.panels(2, 2, note=note)
         measures = {
-            "counted": f"score < 0.5 among the top {self.top_k}",
+            "counted": f"score < {EPSILON:g} among the top {self.top_k}",
             "subspace": r"$\|U_k^\top Û_k\|_F^2/k$",
             "weakest": r"$\min_i\|Û_k^\top u_i\|^2$",
             "norm": r"$\|W - W_0\|_F/\theta_c$",

@@ -33,9 +33,9 @@ class Transition(Experiment):
         "left_overlap": "|⟨u, û⟩|² of the spike's and the leading left vector",
         "right_overlap": "|⟨v, v̂⟩|², likewise",
         "score": "intruder score of û",
-        "new": "whether it is below 0.5",
+        "new": f"whether it is below {EPSILON:g}",
         "predicted_score": "median score predicted from the base's singular values; none below θ_c",
-        "predicted_new": "predicted chance of a score below 0.5; none below θ_c",
+        "predicted_new": f"predicted chance of a score below {EPSILON:g}; none below θ_c",
     }
     predicted: ClassVar = {
         "theory_location": "√((θ² + τ²m)(θ² + τ²n))/θ, the edge below θ_c",
@@ -106,7 +106,7 @@ class Transition(Experiment):
             ("right_overlap", "theory_right_overlap", r"right overlap $\beta_v$"),
             ("score", "predicted_score", r"score $\max_i|\langle u_i, û\rangle|$"),
             ("location_sd", "theory_sd", r"standard deviation of $s_1/\theta_c$"),
-            ("new", "predicted_new", "share with score < 0.5"),
+            ("new", "predicted_new", f"share with score < {EPSILON:g}"),
         ]
         for panel, (simulated, theory, title) in zip(axes, measures, strict=True):
             for series, name in enumerate(self.shapes):

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap
+from bulkedge._precision import exact
 from bulkedge.triplet.solver._start import generic
 
 from ._track import as_matrix, fresh_start, track, valid_start, working
@@ -203,6 +204,6 @@ def _rounding(weight: Tensor, upper: float) -> float:
         The bound for the weight before it is scaled, an absolute amount.
     """
     working = torch.promote_types(weight.dtype, torch.float32)
-    frobenius = float(torch.linalg.vector_norm(weight.detach().double()))
+    frobenius = float(torch.linalg.vector_norm(exact(weight.detach())))
     entries = 0.51 * (torch.finfo(weight.dtype).eps + torch.finfo(working).eps) * frobenius
     return entries + 3 * torch.finfo(working).eps * upper

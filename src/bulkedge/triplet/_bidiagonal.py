@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,14 @@ class Bidiagonalization:
         more = rest @ basis.mT
         rest = rest - more @ basis
         X, R = torch.linalg.qr(rest.mT)  # (m, b), (b, b)
-        U, S, _ = torch.linalg.svd(R.double())
+        U, S, _ = torch.linalg.svd(exact(R))
         kept = self.noise / 2 < S  # half, because S is computed with rounding, too
         added = X @ U[:, kept].to(X)
         if len(basis):  # a small direction has lost orthogonality to the rounding of large ones
             added = added - basis.mT @ (basis @ added)
             added = torch.linalg.qr(added).Q
-        factor = rest.double() @ added.double()
-        return (known + more).double().cpu(), added.mT.contiguous(), factor.cpu()
+        factor = exact(rest) @ exact(added)
+        return exact(known + more).cpu(), added.mT.contiguous(), factor.cpu()
 
     def ritz(self) -> Ritz:
         """The SVD of B."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
 from bulkedge._linmap import LinearMap, Scaled, lift, times_power
-from bulkedge._precision import full_precision
+from bulkedge._precision import exact, full_precision
 
 from ._gauge import (
     cut_advice,
@@ -208,13 +208,13 @@ def _refined(adjoint: AdjointSolver, system: System, *, close: bool) -> tuple[Te
     p, q = adjoint.solve(system)
     if p.dtype is torch.float64:
         return p, q
-    exact = _in_float64(system) if close else system
-    p, q = p.to(exact.U), q.to(exact.U)
+    wide = _in_float64(system) if close else system
+    p, q = p.to(wide.U), q.to(wide.U)
     for _ in range(4):
-        r_u, r_v = (r.to(system.U) for r in _residual(exact, p, q))
+        r_u, r_v = (r.to(system.U) for r in _residual(wide, p, q))
         d_p, d_q = adjoint.solve(dataclasses.replace(system, Phi=r_u, Psi=r_v))
-        p, q = p + d_p, q + d_q
-        if bool((_norms(d_p, d_q) <= 1e-3 * _norms(p, q)).all()):
+        p, q = p + d_p.to(p), q + d_q.to(q)
+        if bool((_norms(d_p, d_q).to(p.device) <= 1e-3 * _norms(p, q)).all()):
             break
     return p.to(system.U), q.to(system.U)
 
@@ -222,10 +222,10 @@ def _refined(adjoint: AdjointSolver, system: System, *, close: bool) -> tuple[Te
 def _in_float64(system: System) -> System:
     """The same system in float64, with σ from its Rayleigh quotient: its error counts most."""
     A = system.A.to(torch.float64)
-    U, V = system.U.double(), system.V.double()
+    U, V = exact(system.U), exact(system.V)
     lengths = U.square().sum(dim=0).sqrt() * V.square().sum(dim=0).sqrt()
     sigma = (U * A.matmat(V)).sum(dim=0) / lengths
-    Phi, Psi = (None if c is None else c.double() for c in (system.Phi, system.Psi))
+    Phi, Psi = (None if c is None else exact(c) for c in (system.Phi, system.Psi))
     return System(A, sigma, U, V, Phi, Psi, system.near)
 
 

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 
 from ._bidiagonal import Bidiagonalization, Ritz
 from ._result import SingularTriplets
@@ -86,7 +87,7 @@ def measure_rounding(
     """
     A = process.map.to(torch.float64)
     process.check_passes += 2
-    P, Q, after = (x.double() for x in (process.left, process.right, process.after))
+    P, Q, after = (exact(x) for x in (process.left, process.right, process.after))
     B, L = process.small, process.last
     single = min(process.start_size, len(ritz.residuals))
     first, second = drawn.split([P.shape[1], Q.shape[1]])
@@ -120,7 +121,7 @@ def measure_residuals(A: LinearMap, triplets: SingularTriplets) -> Tensor:
     Returns:
         Bounds for vectors of unit length, float64, shape ``(k,)``.
     """
-    sigma, u, v = (x.double() for x in triplets)
+    sigma, u, v = (exact(x) for x in triplets)
     wide = A.to(torch.float64)
     left, right = wide.matmat(v) - u * sigma, wide.rmatmat(u) - v * sigma
     computed = torch.hypot(*(torch.linalg.vector_norm(x, dim=0) for x in (left, right)))

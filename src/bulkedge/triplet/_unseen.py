@@ -29,6 +29,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bulkedge._precision import exact
+
 from ._bidiagonal import Bidiagonalization, Ritz
 from ._rounding import UNIT, Rounding
 
@@ -91,7 +93,7 @@ class Unseen:
         Returns:
             The evidence.
         """
-        start = process.left[:, : process.start_size].double().cpu()
+        start = exact(process.left[:, : process.start_size]).cpu()
         inside = start.mT @ probes
         outside = float(torch.linalg.matrix_norm(probes - start @ inside))
         # The start block was orthonormalised from probes that were rounded to the dtype.

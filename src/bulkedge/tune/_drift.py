@@ -21,7 +21,7 @@ from bulkedge._errors import InputError
 from bulkedge._precision import full_precision
 from bulkedge.checkpoint.names import infer_rule
 from bulkedge.moments import Layer, Moment, Moments, Sketch, alike, sample, width
-from bulkedge.moments._collect import plain_name
+from bulkedge.moments._watched import plain_name
 
 from ._full import FullMatrix
 from ._matrix import AdaptedMatrix, is_distributed

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bulkedge._precision import full_precision
+from bulkedge._precision import exact, full_precision
 from bulkedge.triplet import singular_triplet
 
 from ._matrix import product_dtype
@@ -99,12 +99,11 @@ def rotational(
         X, Y of shapes ``(m, r)`` and ``(n, r)`` with ``ΔW = X Yᵀ``.
     """
     # the core is a small difference near the identity: float64 avoids its cancellation, and is not
-    # subject to TF32 or autocast; MPS has no float64
-    working = K_U.dtype if K_U.device.type == "mps" else torch.float64
-    S = basis.S.to(working)
-    R_U, R_V = (rotation_of(K.to(working), len(S), rotation) for K in (K_U, K_V))
+    # subject to TF32 or autocast
+    S = exact(basis.S)
+    R_U, R_V = (rotation_of(exact(K), len(S), rotation) for K in (K_U, K_V))
     core = R_U * S @ R_V.mT - torch.diag(S)
-    return basis.U @ core.to(basis.U.dtype), basis.V
+    return basis.U @ core.to(basis.U), basis.V
 
 
 def rotation_of(entries: Tensor, r: int, rotation: Rotation = "cayley") -> Tensor:

@@ -336,7 +336,7 @@ class Monitor:
         return LayerFigures(
             step=self.steps,
             intruders=verdicts.count(Verdict.INTRUDER),
-            rotated=verdicts.count(Verdict.ROTATED),
+            rotated=sum(map(verdicts.count, COUNTED[:-1])),
             undecided=verdicts.count(Verdict.UNDECIDED),
             # a weight of zeros has no directions
             worst=min((direction.score for direction in found), default=1.0),

@@ -155,7 +155,7 @@ def _settled(
     """What the process has found, once the values that count have converged."""
     ritz, p = process.ritz(), min(shape)
     exact = _converged(ritz)
-    values = guess_spectrum(ritz, exact, (p, max(shape)), 0, process.started, size)
+    values = guess_spectrum(ritz, exact, (p, max(shape)), 0, process.start_size, size)
     if p - exact < MIN_VALUES or exact < top_k:
         return None
     # the edge of an empirical bulk is fitted to the values that follow the outliers

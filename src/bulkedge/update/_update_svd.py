@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._guard import finite
+from bulkedge._precision import exact
 
 ROUNDING = 4.0
 """The rounding error of a product of factors, in √max(m, n)·eps of their norms."""
@@ -111,7 +112,7 @@ def require_real(name: str, x: Tensor) -> Tensor:
     """``x`` in float64, without its history; InputError unless it is real and finite."""
     if not isinstance(x, Tensor) or x.is_complex():
         raise InputError(f"expected {name} to be a real torch tensor, got {_kind(x)}; convert it")
-    return finite(name, x.detach().double())
+    return finite(name, exact(x.detach()))
 
 
 def power_of_two(x: float) -> float:

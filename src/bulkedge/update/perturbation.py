@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import DegenerateWarning, InputError
+from bulkedge._precision import exact
 from bulkedge.triplet import thin_svd
 
 EPS = torch.finfo(torch.float64).eps
@@ -287,7 +288,7 @@ def _matrices(A: Tensor, D: Tensor, order: int) -> tuple[Tensor, Tensor]:
         )
     if order not in (1, 2):
         raise InputError(f"expected order 1 or 2, got {order!r}")
-    return A.detach().double(), D.detach().double()
+    return exact(A.detach()), exact(D.detach())
 
 
 def _check_index(k: int, size: int) -> None:

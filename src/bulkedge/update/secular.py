@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
+from bulkedge._precision import exact
 from bulkedge.intruder import Scores
 from bulkedge.triplet import resolution
 
@@ -352,4 +353,4 @@ def _check_svd(U: Tensor, S: Tensor, V: Tensor) -> None:
 
 def _float64(W0: LinearMap) -> LinearMap:
     """Products in float64 and without history."""
-    return W0.with_tensors(*(tensor.detach().double() for tensor in W0.tensors))
+    return W0.with_tensors(*(exact(tensor.detach()) for tensor in W0.tensors))

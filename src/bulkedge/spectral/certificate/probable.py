@@ -122,7 +122,7 @@ class Probable:
                 )
             W = A.to(torch.float64)
             W = W.T if A.shape[0] < A.shape[1] else W
-            start = gaussian_start(W.shape[1], generator).to(A.device)
+            start = gaussian_start(W.shape[1], generator).to(W.device)
             exponent = binary_exponent(float(W.matmat(start).abs().max()))
             if exponent is None:
                 return NormBound(0.0, 0.0, self.failure, 1)

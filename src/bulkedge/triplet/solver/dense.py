@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 from bulkedge.triplet._thin_svd import thin_svd
 
@@ -25,7 +26,7 @@ class DenseSVD:
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
     ) -> SingularTriplets:
         """The k leading triplets; a start helps nothing here, and nothing is drawn."""
-        matrix = A.to_dense().double()
+        matrix = exact(A.to_dense())
         U, S, V = thin_svd(matrix)
         u, sigma, v = U[:, :k], S[:k], V[:, :k]
         residuals = torch.hypot(
@@ -33,11 +34,11 @@ class DenseSVD:
             torch.linalg.vector_norm(matrix.mT @ u - v * sigma, dim=0),
         )
         gaps = neighbour_gaps(S, k, complete=True)
-        figures = (x.to(A.dtype) for x in (sigma, u, v, residuals, gaps))
+        figures = (x.to(A.device, A.dtype) for x in (sigma, u, v, residuals, gaps))
         return SingularTriplets(
             *figures,
             steps=1,
             passes=2,
             status=Status.CONVERGED,
-            near=(S[k:].to(A.dtype), V[:, k:].to(A.dtype)),
+            near=(S[k:].to(A.device, A.dtype), V[:, k:].to(A.device, A.dtype)),
         )

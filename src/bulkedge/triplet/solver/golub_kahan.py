@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bulkedge._fields import NOT_NEGATIVE, TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 from bulkedge.triplet._bidiagonal import Bidiagonalization, Ritz
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 from bulkedge.triplet._rounding import (
@@ -97,7 +98,7 @@ class GolubKahan:
         V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
         size = A.rounding_scale()
         process = Bidiagonalization(A.T, V, ASSUMED_NOISE * torch.finfo(A.dtype).eps * size)
-        prover = _Prover(process, drawn.double().cpu(), size, self.failure_probability, generator)
+        prover = _Prover(process, exact(drawn).cpu(), size, self.failure_probability, generator)
         while True:
             process.extend()
             now = self._state(process, prover, k, n)

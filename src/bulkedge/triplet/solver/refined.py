@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bulkedge._fields import POSITIVE, check_fields, method, whole
 from bulkedge._linmap import Counted, LinearMap
+from bulkedge._precision import exact
 from bulkedge.triplet._result import SingularTriplets, neighbour_gaps
 from bulkedge.triplet._thin_svd import thin_svd
 from bulkedge.triplet.adjoint import DeflatedCG, System
@@ -72,9 +73,9 @@ class Refined:
     def _refine(
         self, A: LinearMap, coarse: SingularTriplets, near: tuple[Tensor, Tensor], gap: float
     ) -> SingularTriplets | None:
-        A, dtype, k = Counted(A), A.dtype, len(coarse.sigma)
+        A, k = Counted(A), len(coarse.sigma)
         wide, correction = A.to(torch.float64), DeflatedCG(rtol=1e-3, max_steps=200)
-        basis = coarse.v.double()
+        basis = exact(coarse.v)
         for step in range(1, self.max_steps + 1):
             basis = torch.linalg.qr(basis).Q
             U, S, Y = thin_svd(wide.matmat(basis))
@@ -83,9 +84,9 @@ class Refined:
             residuals = torch.linalg.vector_norm(r, dim=0)
             gap = min(gap, float(sigma[-1] - S[k])) if len(S) > k else gap
             if bool((residuals <= self.error * gap).all()):
-                gaps = neighbour_gaps(S, k, complete=False) if len(S) > k else coarse.gaps.double()
-                gaps = torch.minimum(coarse.gaps.double(), gaps)
-                figures = (x.to(dtype) for x in (sigma, u, v, residuals, gaps))
+                gaps = neighbour_gaps(S, k, complete=False) if len(S) > k else exact(coarse.gaps)
+                gaps = torch.minimum(exact(coarse.gaps), gaps)
+                figures = (x.to(coarse.v) for x in (sigma, u, v, residuals, gaps))
                 return SingularTriplets(
                     *figures,
                     steps=coarse.steps + step,
@@ -93,10 +94,11 @@ class Refined:
                     status=coarse.status,
                     near=near,
                 )
-            right = (r - v @ (v.mT @ r)).to(dtype)
-            system = System(A, sigma.to(dtype), u.to(dtype), v.to(dtype), None, right, near)
+            right = (r - v @ (v.mT @ r)).to(coarse.v)
+            sigma, u, v32 = (x.to(coarse.v) for x in (sigma, u, v))
+            system = System(A, sigma, u, v32, None, right, near)
             _, q = correction.solve(system)
-            basis = torch.cat([v, q.double()], dim=1)
+            basis = torch.cat([v, exact(q)], dim=1)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Spectral adapters as a method of PEFT: importing this module registers it.
+"""Methods of PEFT of our own: importing this module registers them.
 
     import bulkedge.tune.peft
     model = get_peft_model(model, bulkedge.tune.peft.SpectralConfig(r=8, variant="additive"))
@@ -10,23 +10,22 @@ alone, :func:`export_lora` writes the same update as a LoRA, exactly.
 from bulkedge._errors import MissingExtraError
 
 try:
-    import peft
-    from peft.utils.peft_types import PeftType, register_peft_method
+    from peft.utils.peft_types import register_peft_method  # noqa: F401 — not in every version
 except ImportError as error:
     raise MissingExtraError("bulkedge.tune.peft needs PEFT: pip install 'bulkedge[hf]'") from error
 
-from .config import NAME, SpectralConfig
+from .config import FactoredConfig
 from .export import export_lora, lora_factors
-from .layer import SpectralLayer, SpectralLinear
-from .model import SpectralModel
-
-if PeftType[NAME] not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
-    register_peft_method(name=NAME.lower(), config_cls=SpectralConfig, model_cls=SpectralModel)
+from .layer import FactoredLayer
+from .model import FactoredModel
+from .spectral import SpectralConfig, SpectralLayer, SpectralModel
 
 __all__ = [
+    "FactoredConfig",
+    "FactoredLayer",
+    "FactoredModel",
     "SpectralConfig",
     "SpectralLayer",
-    "SpectralLinear",
     "SpectralModel",
     "export_lora",
     "lora_factors",

@@ -1,4 +1,4 @@
-"""A spectral adapter written as a LoRA: exactly, and without an SVD."""
+"""An adapter of our methods written as a LoRA: exactly, and without an SVD."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
+from bulkedge.checkpoint.format import PREFIX
 from bulkedge.checkpoint.write import new_folder
 
-from .config import SpectralConfig
-from .layer import SpectralLayer
-
-PREFIX = "base_model.model."
-"""The prefix of the names of modules in an adapter that PEFT saved."""
+from .config import METHODS, FactoredConfig
+from .layer import FactoredLayer
 
 
 def lora_factors(
@@ -33,7 +31,8 @@ def lora_factors(
 
     Returns:
         B, A by module name in the model as it was before: ``ΔW = B A`` of shape ``(out, in)``,
-        with 2r columns in B (additive) or r (rotational), in float32 or float64.
+        with as many columns in B as the method has (spectral adapters 2r if additive, r if
+        rotational), in float32 or float64.
 
     Raises:
         InputError: If the model has no such adapter of this kind.
@@ -41,6 +40,7 @@ def lora_factors(
     Example:
         >>> from torch import nn
         >>> from peft import get_peft_model
+        >>> from bulkedge.tune.peft import SpectralConfig
         >>> model = nn.Sequential(nn.Linear(6, 5))
         >>> model = get_peft_model(model, SpectralConfig(r=2, target_modules=["0"]))
         >>> B, A = lora_factors(model)["0"]
@@ -61,8 +61,9 @@ def export_lora(
 ) -> Path:
     """Write an adapter as a plain LoRA, which stock PEFT and programs that serve LoRA load.
 
-    Exact, without an SVD: the factors of ΔW are thin already, of rank 2r (additive) or r
-    (rotational), with a scale of 1.  Modules that were trained in full are written, too.
+    Exact, without an SVD: the factors of ΔW are thin already (a spectral adapter's of rank 2r if
+    additive, r if rotational), with a scale of 1.  Modules that were trained in full are written,
+    too.
 
     Args:
         model: A model wrapped by PEFT, or one that an adapter was injected into.
@@ -80,7 +81,8 @@ def export_lora(
 
     config = _config(model, adapter_name)
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name)
-    tensors = {_with_prefix(name): x for name, x in state.items() if ".spectral_" not in name}
+    own = f".{config.method}_"
+    tensors = {_with_prefix(name): x for name, x in state.items() if own not in name}
     for name, (B, A) in lora_factors(model, adapter_name).items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = A
         tensors[f"{PREFIX}{name}.lora_B.weight"] = B
@@ -92,25 +94,25 @@ def export_lora(
     return Path(path)
 
 
-def _config(model: Any, adapter_name: str) -> SpectralConfig:
-    """The configuration of an adapter; InputError if it is not a spectral one."""
+def _config(model: Any, adapter_name: str) -> FactoredConfig:
+    """The configuration of an adapter; InputError if it is of another method."""
     config = getattr(model, "peft_config", {}).get(adapter_name)
-    if not isinstance(config, SpectralConfig):
-        raise InputError(f"expected a model with a spectral adapter {adapter_name!r}, got none")
+    if not isinstance(config, FactoredConfig):
+        kinds = " or ".join(METHODS)
+        raise InputError(f"expected a model with a {kinds} adapter {adapter_name!r}, got none")
     return config
 
 
-def _lora_config(model: nn.Module, config: SpectralConfig, adapter_name: str) -> peft.LoraConfig:
+def _lora_config(model: nn.Module, config: FactoredConfig, adapter_name: str) -> peft.LoraConfig:
     """The configuration of the LoRA that an adapter is written as; its scale α/r is 1."""
-    r = 2 * config.r if config.variant == "additive" else config.r
     return peft.LoraConfig(
         # PEFT trains and saves the heads of a wrapped model by its task
         task_type=config.task_type if isinstance(model, peft.PeftModel) else None,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
         inference_mode=True,
-        r=r,
-        lora_alpha=r,
+        r=config.columns,
+        lora_alpha=config.columns,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
         layers_to_transform=config.layers_to_transform,
@@ -121,12 +123,12 @@ def _lora_config(model: nn.Module, config: SpectralConfig, adapter_name: str) ->
     )
 
 
-def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, SpectralLayer]]:
+def _layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, FactoredLayer]]:
     """The layers of an adapter, by their names in the model without PEFT."""
     if isinstance(model, BaseTuner):
         model = model.model
     for name, layer in model.named_modules():
-        if isinstance(layer, SpectralLayer) and adapter_name in layer.spectral_settings:
+        if isinstance(layer, FactoredLayer) and adapter_name in layer.settings:
             yield name.removeprefix(PREFIX), layer
 
 

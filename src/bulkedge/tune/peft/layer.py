@@ -1,9 +1,10 @@
-"""A linear layer with spectral adapters."""
+"""What the layers of our methods of PEFT share: a linear layer with updates ``ΔW = X Yᵀ``."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from abc import abstractmethod
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -12,42 +13,54 @@ from torch import Tensor, nn
 
 from bulkedge._errors import InputError
 from bulkedge._precision import full_precision
-from bulkedge.tune._matrix import is_distributed, product_dtype
-from bulkedge.tune._spectral import Basis, Rotation, additive, rotational
 
-from .config import SpectralConfig
-
-TOLERANCE = 0.01
-"""The largest relative residual of a stored basis.  Rounding a weight to bfloat16 causes 2e-3; the
-weight of another model has some tenths."""
+from .config import FactoredConfig
 
 
-class SpectralLayer(BaseTunerLayer):
-    """The base class of layers with spectral adapters; tensors are keyed by the adapter's name.
+class FactoredLayer(nn.Module, BaseTunerLayer):
+    """A linear layer, or a ``Conv1D`` of transformers, with adapters of one method.
 
-    Trained parameters and basis are kept in float32, or in float64 if the base is in float64,
-    however the adapter was made or loaded.
+    A method names its tensors, which are keyed by the adapter's name, and defines ``_allocate`` and
+    ``factors``.  The names of trained parameters begin with that of the method.
+
+    Args:
+        base_layer: The layer.
+        adapter_name: The first adapter.
+        config: Its configuration.
+
+    Raises:
+        InputError: As ``update_layer``.
     """
 
-    adapter_layer_names = ("spectral_left", "spectral_right")
-    other_param_names = (
-        "spectral_U", "spectral_S", "spectral_V", "spectral_dropout", "spectral_settings",
-    )  # fmt: skip
+    method: ClassVar[str]
+    """The name of the method, in lower case."""
+    adapter_layer_names: tuple[str, ...]
+    """Trained parameters."""
+    buffer_names: ClassVar[tuple[str, ...]] = ()
+    """Tensors that are stored and not trained."""
+    other_param_names: tuple[str, ...]
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.other_param_names = (*cls.buffer_names, "dropouts", "settings")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: FactoredConfig) -> None:
+        super().__init__()
         self.base_layer = base_layer
-        self.spectral_left = nn.ParameterDict({})
-        self.spectral_right = nn.ParameterDict({})
-        self.spectral_U = BufferDict(persistent=True)
-        self.spectral_S = BufferDict(persistent=True)
-        self.spectral_V = BufferDict(persistent=True)
-        self.spectral_dropout = nn.ModuleDict({})
-        self.spectral_settings: dict[str, SpectralConfig] = {}
-        self.spectral_name = ""
-        self._unverified: set[str] = set()
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict({}))
+        for name in self.buffer_names:
+            setattr(self, name, BufferDict(persistent=True))
+        self.dropouts = nn.ModuleDict({})
+        self.settings: dict[str, FactoredConfig] = {}
+        self.layer_name = ""
+        self._unsettled: set[str] = set()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+        self.register_load_state_dict_post_hook(settle_what_was_loaded)
 
     @property
     def in_features(self) -> int:
@@ -59,8 +72,8 @@ class SpectralLayer(BaseTunerLayer):
         """The number of outputs of the layer."""
         return self._weight.shape[0]
 
-    def update_layer(self, adapter_name: str, config: SpectralConfig) -> None:
-        """Add an adapter: the leading triplets of the base, and parameters that begin at zero.
+    def update_layer(self, adapter_name: str, config: FactoredConfig) -> None:
+        """Add an adapter, of which the update is zero.
 
         Raises:
             InputError: If the rank exceeds a side of the weight, or another adapter is merged
@@ -68,14 +81,14 @@ class SpectralLayer(BaseTunerLayer):
         """
         self._require_fit(config.r)
         self._allocate(adapter_name, config)
-        dropout = config.spectral_dropout
-        self.spectral_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.spectral_settings[adapter_name] = config
-        self._unverified.add(adapter_name)
+        dropout = config.dropout
+        self.dropouts[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.settings[adapter_name] = config
+        self._unsettled.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        # PEFT registers parameters on "meta" before it loads a file: no basis to check yet
-        if self.spectral_left[adapter_name].device.type != "meta":
-            self._verify_or_solve(adapter_name)
+        # PEFT registers parameters on "meta" before it loads a file: nothing to settle yet
+        if getattr(self, self.adapter_layer_names[0])[adapter_name].device.type != "meta":
+            self._settle(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _require_fit(self, r: int) -> None:
@@ -91,38 +104,21 @@ class SpectralLayer(BaseTunerLayer):
         if r > min(m, n):
             raise InputError(f"expected r ≤ {min(m, n)} for a weight of {m} × {n}, got {r}")
 
-    def _allocate(self, adapter_name: str, config: SpectralConfig) -> None:
-        """Add parameters and a basis of zeros."""
-        (m, n), r, dtype = self._weight.shape, config.r, product_dtype(self._weight.dtype)
-        sizes = [(m, r), (n, r)] if config.variant == "additive" else [(r * (r - 1) // 2,)] * 2
-        sides = (self.spectral_left, self.spectral_right)
-        for side, size in zip(sides, sizes, strict=True):
-            side[adapter_name] = nn.Parameter(torch.zeros(size, dtype=dtype))
-        zeros = (torch.zeros(size, dtype=dtype) for size in ((m, r), (r,), (n, r)))
-        self._store_basis(adapter_name, Basis(*zeros))
+    @abstractmethod
+    def _allocate(self, adapter_name: str, config: Any) -> None:
+        """Add parameters that make an update of zero, and buffers."""
 
+    @abstractmethod
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """The update of an adapter as thin factors, in float32 or float64.
 
         Returns:
             X, Y with ``ΔW = X Yᵀ`` of shape ``(out, in)``.
-
-        Raises:
-            InputError: If the stored basis does not belong to this base.
         """
-        if adapter_name in self._unverified and not torch.compiler.is_compiling():
-            self._verify_or_solve(adapter_name)
-        config, basis = self.spectral_settings[adapter_name], self._basis(adapter_name)
-        dtype = product_dtype(basis.U.dtype)
-        basis = Basis(*(x.to(dtype) for x in (basis.U, basis.S, basis.V)))
-        left, right = (
-            side[adapter_name].to(dtype) for side in (self.spectral_left, self.spectral_right)
-        )
-        with torch.autocast(left.device.type, enabled=False):
-            if config.variant == "additive":
-                return additive(basis, left, right)
-            rotation: Rotation = "exp" if config.rotation == "exp" else "cayley"
-            return rotational(basis, left, right, rotation)
+
+    def _settle(self, name: str) -> None:
+        """Complete or check what was allocated or loaded, or leave it for a later call."""
+        self._unsettled.discard(name)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The update in the layout of the base weight, in float32 or float64."""
@@ -135,12 +131,12 @@ class SpectralLayer(BaseTunerLayer):
         return True
 
     def scale_layer(self, scale: float) -> None:
-        """Required by PEFT; a spectral adapter has no scale."""
+        """Required by PEFT; an update of such a method has no scale."""
         if scale != 1:
-            warnings.warn("a spectral adapter has no scale: left as it is", stacklevel=2)
+            warnings.warn(f"a {self.method} adapter has no scale: left as it is", stacklevel=2)
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Required by PEFT; a spectral adapter has no scale."""
+        """Required by PEFT; an update of such a method has no scale."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weight; each sum is rounded to the dtype of the base once.
@@ -153,7 +149,7 @@ class SpectralLayer(BaseTunerLayer):
             InputError: If ``safe_merge`` finds any.
         """
         for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.spectral_settings:
+            if name not in self.settings:
                 continue
             merged = self._merged_weight(name, 1)
             if safe_merge and not bool(torch.isfinite(merged).all()):
@@ -177,9 +173,9 @@ class SpectralLayer(BaseTunerLayer):
     ) -> None:
         """Move an adapter to the device of the base, but not, as PEFT would, to its dtype."""
         device = device or self._parameter.device
-        if device.type == "meta" or adapter_name not in self.spectral_settings:
+        if device.type == "meta" or adapter_name not in self.settings:
             return
-        for name in (*self.adapter_layer_names, "spectral_U", "spectral_S", "spectral_V"):
+        for name in (*self.adapter_layer_names, *self.buffer_names):
             held = getattr(self, name)
             tensor = held[adapter_name]
             if tensor.device in (device, torch.device("meta")):
@@ -205,65 +201,6 @@ class SpectralLayer(BaseTunerLayer):
         weight = self._parameter.data
         return weight.T if self._transposed else weight
 
-    def _basis(self, name: str) -> Basis:
-        held = (self.spectral_U[name], self.spectral_S[name], self.spectral_V[name])
-        return Basis(*(cast("Tensor", x) for x in held))
-
-    def _store_basis(self, name: str, basis: Basis) -> None:
-        self.spectral_U[name], self.spectral_S[name] = basis.U, basis.S
-        self.spectral_V[name] = basis.V
-
-    def _verify_or_solve(self, name: str) -> None:
-        """Check a stored basis against the base; compute the basis if none was loaded.
-
-        If the base is not available (offloaded, spread over processes, merged), this is left for a
-        later call.
-
-        Raises:
-            InputError: If the stored basis does not belong to this base.
-        """
-        W0, basis = self._weight, self._basis(name)
-        if self.merged or W0.device.type == "meta" or is_distributed(W0) or not W0.numel():
-            return
-        if not bool(basis.S.any()):
-            self._store_basis(name, Basis.of(W0, self.spectral_settings[name].r))
-        elif not (residual := basis.relative_residual(W0)) < TOLERANCE:
-            raise InputError(
-                f"{self.spectral_name or type(self).__name__}: the stored basis of adapter "
-                f"{name!r} is not that of this weight (off by {residual:.2g} of its singular "
-                f"values, expected below {TOLERANCE}): load the adapter beside the base that it "
-                "was trained on"
-            )
-        self._unverified.discard(name)
-
-
-def verify_loaded_bases(layer: SpectralLayer, _: object) -> None:
-    """The hook after ``load_state_dict``: check every basis against the base."""
-    layer._unverified = set(layer.spectral_settings)
-    for name in layer.spectral_settings:
-        layer._verify_or_solve(name)
-
-
-def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
-    """InputError if each row of a batch is to have an adapter of its own."""
-    if arguments.pop("adapter_names", None) is not None:
-        raise InputError(
-            "expected one adapter for a whole batch, got adapter_names: spectral adapters do not "
-            "mix within a batch; call the model once for each with set_adapter(), or export_lora() "
-            "them and mix the LoRAs"
-        )
-
-
-class SpectralLinear(nn.Module, SpectralLayer):
-    """A linear layer, or a ``Conv1D`` of transformers, with spectral adapters."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: SpectralConfig) -> None:
-        super().__init__()
-        SpectralLayer.__init__(self, base_layer)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
-        self.register_load_state_dict_post_hook(verify_loaded_bases)
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer and the active updates; an update is two thin products."""
         refuse_mixed_batch(kwargs)
@@ -276,12 +213,29 @@ class SpectralLinear(nn.Module, SpectralLayer):
             return result
         dtype = result.dtype
         for name in self.active_adapters:
-            if name not in self.spectral_settings:
+            if name not in self.settings:
                 continue
             X, Y = self.factors(name)
-            inner = self.spectral_dropout[name](self._cast_input_dtype(x, X.dtype))
+            inner = self.dropouts[name](self._cast_input_dtype(x, X.dtype))
             result = result + inner @ Y @ X.mT
         return result.to(dtype)
 
     def __repr__(self) -> str:
-        return "spectral." + super().__repr__()
+        return f"{self.method}." + super().__repr__()
+
+
+def settle_what_was_loaded(layer: FactoredLayer, _: object) -> None:
+    """The hook after ``load_state_dict``: settle every adapter."""
+    layer._unsettled = set(layer.settings)
+    for name in layer.settings:
+        layer._settle(name)
+
+
+def refuse_mixed_batch(arguments: dict[str, Any]) -> None:
+    """InputError if each row of a batch is to have an adapter of its own."""
+    if arguments.pop("adapter_names", None) is not None:
+        raise InputError(
+            "expected one adapter for a whole batch, got adapter_names: adapters of this kind do "
+            "not mix within a batch; call the model once for each with set_adapter(), or "
+            "export_lora() them and mix the LoRAs"
+        )

@@ -1,4 +1,4 @@
-"""A model with spectral adapters."""
+"""What the models of our methods of PEFT share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from torch import Tensor, nn
 
 from bulkedge._errors import InputError
 
-from .config import SpectralConfig
-from .layer import SpectralLayer, SpectralLinear, refuse_mixed_batch
+from .config import FactoredConfig
+from .layer import FactoredLayer, refuse_mixed_batch
 
 
-class SpectralModel(BaseTuner):
-    """A model with spectral adapters, as ``get_peft_model`` makes it of a ``SpectralConfig``."""
+class FactoredModel(BaseTuner):
+    """A model with adapters of one method, of which it names the layer."""
 
-    prefix = "spectral_"
-    tuner_layer_cls = SpectralLayer
+    tuner_layer_cls: type[FactoredLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
     target_module_mapping = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.prefix = f"{cls.tuner_layer_cls.method}_"
 
     def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        peft_config: SpectralConfig,
+        peft_config: FactoredConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -35,13 +38,13 @@ class SpectralModel(BaseTuner):
     ) -> None:
         """Replace a target by a layer with the adapter, or add the adapter to such a layer."""
         try:
-            if isinstance(target, SpectralLayer):
+            if isinstance(target, self.tuner_layer_cls):
                 target.update_layer(adapter_name, peft_config)
                 return
             layer = self._new_layer(peft_config, adapter_name, target)
         except InputError as error:
             raise InputError(f"{current_key}: {error}") from None
-        layer.spectral_name = current_key
+        layer.layer_name = current_key
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter trains when it is chosen
         self._replace_module(parent, target_name, layer, target)
@@ -53,18 +56,18 @@ class SpectralModel(BaseTuner):
         yield
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: a weighted sum of spectral updates is no spectral update.
+        """Refused: a weighted sum of such updates is none of the same method.
 
         Raises:
             InputError: Always.
         """
         raise InputError(
-            "expected adapters that can be added with weights, got spectral ones: export_lora() "
-            "turns each into a LoRA, exactly, and add_weighted_adapter of LoRAs combines those"
+            f"expected adapters that can be added with weights, got {self.tuner_layer_cls.method} "
+            "ones: export_lora() turns each into a LoRA, exactly, and add_weighted_adapter of "
+            "LoRAs combines those"
         )
 
-    @staticmethod
-    def _new_layer(config: SpectralConfig, name: str, target: nn.Module) -> SpectralLinear:
+    def _new_layer(self, config: FactoredConfig, name: str, target: nn.Module) -> FactoredLayer:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         weight = getattr(base, "weight", None)
         known = isinstance(base, nn.Linear) or type(base).__name__ == "Conv1D"
@@ -73,4 +76,4 @@ class SpectralModel(BaseTuner):
                 f"expected a Linear or Conv1D layer with a floating-point weight, got "
                 f"{type(base).__name__}; name others in target_modules"
             )
-        return SpectralLinear(target, name, config)
+        return self.tuner_layer_cls(target, name, config)

@@ -18,7 +18,15 @@ from transformers.trainer_callback import (
 from transformers.training_args import TrainingArguments
 
 from bulkedge._errors import InputError
-from bulkedge._fields import DEFAULT_EPSILON, EPSILON, FLAG, check_values, each, optional, whole
+from bulkedge._fields import (
+    DEFAULT_EPSILON,
+    FLAG,
+    POSITIVE_SHARE,
+    check_values,
+    each,
+    optional,
+    whole,
+)
 from bulkedge._globs import as_globs
 from bulkedge.tune._matrix import is_distributed
 from bulkedge.tune._thresholds import known_thresholds
@@ -100,7 +108,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
     ) -> None:
         counts = {"every": every, "per_call": per_call, "top_k": top_k}
         limits = {"stop_at": stop_at, "save_at": save_at}
-        check_values(self, epsilon=(epsilon, EPSILON), full_passes=(full_passes, FLAG))
+        check_values(self, epsilon=(epsilon, POSITIVE_SHARE), full_passes=(full_passes, FLAG))
         check_values(self, **each(counts, whole(1)), **each(limits, optional(whole(1))))
         check_moments(moments, is_needed=False)
         self.every, self.stop_at, self.save_at, self.watch = every, stop_at, save_at, watch

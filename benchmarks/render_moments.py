@@ -12,21 +12,18 @@ LAYERS_7B = 32
 def layer_table(rows: list[dict[str, Any]]) -> str:
     """Time and memory of one layer."""
     lines = [
-        "| inputs | forward, 1,000 tokens | exact sum | sketch | memory: exact | sketch | file: exact | sketch |",
-        "|---|---|---|---|---|---|---|---|",
+        "| inputs | r | forward | exact sum | sketch | at the end: exact | sketch | memory: exact | sketch | file: exact | sketch |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        exact, thin = row["exact"], row["sketch"]
-        times = [
-            1e6 * (way["both_s"] - way["forward_s"]) / row["rows"] for way in (exact, thin)
-        ]  # ms for 1,000
-        forward = 1e6 * row["alone"]["forward_s"] / row["rows"]
-        memory = [way["peak_mb"] - row["alone"]["peak_mb"] for way in (exact, thin)]
-        lines.append(
-            f"| {row['width']:,} | {forward:,.0f} ms | {times[0]:,.0f} ms | {times[1]:,.0f} ms (r = "
-            f"{row['rank']}) | {memory[0]:,.0f} MB | {memory[1]:,.0f} MB | {exact['file_mb']:,.1f} MB | "
-            f"{thin['file_mb']:,.1f} MB |"
-        )
+        alone, ways = row["alone"], (row["exact"], row["sketch"])
+        cells = [f"{row['width']:,}", f"{row['rank']}"]
+        cells.append(f"{1e6 * alone['forward_s'] / row['rows']:,.0f} ms")  # of 1,000 tokens
+        cells += [f"{1e6 * (w['both_s'] - w['forward_s']) / row['rows']:,.0f} ms" for w in ways]
+        cells += [f"{way['save_s']:.2f} s" for way in ways]
+        cells += [f"{way['peak_mb'] - alone['peak_mb']:,.0f} MB" for way in ways]
+        cells += [f"{way['file_mb']:,.1f} MB" for way in ways]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -445,6 +445,8 @@ def test_a_record_with_drift_survives_the_disk_and_must_add_up(audited, tmp_path
         (set_first(drift=0.5), "expected a drift of"),
         (set_first(output_power=1e-3), "expected a drift of"),
         (set_first(drift_parts=[part] * 3), "expected parts of the drift"),
+        (set_first(drift_note="why"), "or why it is not known, where there are moments"),
+        (set_first(drift=None), "expected no parts of a drift that is not known"),
         (lambda other: other["summary"]["drift"].update(unknown=1), "counts of the rows"),
         (lambda other: other["inputs"].update(moments=None), "counts of the rows"),
     ):

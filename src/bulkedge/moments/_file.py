@@ -246,10 +246,10 @@ def _is_moment(moment: Tensor) -> bool:
     if moment.shape[0] != moment.shape[1] or not moment.numel():
         return False
     low, high = moment.aminmax()
-    atol = 1e-6 * max(float(high), -float(low))
+    slack = 1e-6 * max(float(high), -float(low))
     # some rows at a time: a comparison takes several times their memory
     pairs = zip(moment.split(ROWS), moment.split(ROWS, dim=1), strict=True)
-    return all(torch.allclose(rows, columns.mT, 1e-3, atol) for rows, columns in pairs)
+    return all(torch.allclose(a, b.mT, rtol=1e-3, atol=slack) for a, b in pairs)
 
 
 def _is_sketch(moment: Sketch) -> bool:

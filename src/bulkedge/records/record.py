@@ -273,6 +273,12 @@ class Record(Document):
             counted = sum(row.score < self.recipe.epsilon for row in matrix.directions)
             if matrix.intruders != counted:
                 raise ValueError(f"expected {counted} intruders of {matrix.name!r:.60}")
+            told = (matrix.drift is not None) + (matrix.drift_note is not None)
+            if told != (moments and matrix.status in ("audited", "unchanged")):
+                raise ValueError(
+                    f"expected the drift of {matrix.name!r:.60}, or why it is not known, where "
+                    "there are moments"
+                )
         return self
 
 

@@ -205,13 +205,16 @@ class Matrix(Row):
     @model_validator(mode="after")
     def _drift_adds_up(self) -> Self:
         """Parts are no more than the whole, which is the ratio of change and power."""
+        along = [row.drift_along for row in self.directions if row.drift_along is not None]
         if self.drift is None:
+            if self.drift_parts or along or (self.output_change, self.output_power) != (None, None):
+                raise ValueError("expected no parts of a drift that is not known")
             return self
         if self.output_power:
             check_ratio(self.output_change or 0.0, self.output_power, self.drift, "drift")
         check_parts((part.drift for part in self.drift_parts), self.drift, "drift")
         # of one side alone, that of the outputs
-        check_parts((row.drift_along or 0.0 for row in self.directions), self.drift, "drift")
+        check_parts(along, self.drift, "drift")
         return self
 
     @property

@@ -128,6 +128,19 @@ def test_one_line_before_the_model_is_wrapped(tmp_path, moments):
     assert max(DriftPenalty(free.model, Moments.load(moments)).values().values()) > 0.02
 
 
+@pytest.mark.parametrize(
+    ("what", "given", "odd"),
+    [
+        ("leading", {"moments": "base.moments"}, r"expected no moments= with 'leading'"),
+        (SpikeClip, {"limit": 0.5}, r"expected no limit= with <class .*, which makes no use of it"),
+        (SpikeClip, {"include": "a*"}, r"expected no include= with <class"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(what, given, odd):
+    with pytest.raises(InputError, match=odd):
+        Hold(what, **given)
+
+
 @pytest.mark.parametrize("what", ["leading", "drift"])
 def test_a_resumed_run_is_that_without_a_break(tmp_path, moments, what):
     """By names alone: the same factors, bit for bit."""

@@ -208,7 +208,7 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
     chosen |= {name: options[name] for name, all_ in DEFAULTS.items() if options[name] != all_}
     unused = {"moments": moments} | ({} if names else chosen)
     if odd := [name for name, given in unused.items() if given is not None]:
-        raise InputError(f"expected no {odd[0]}= with {what!r:.60}, which has its own settings")
+        raise InputError(f"expected no {odd[0]}= with {what!r:.60}, which makes no use of it")
     if limit is not None:
         check_level(Hold.__name__, limit, "limit")
 

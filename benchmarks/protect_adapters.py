@@ -68,9 +68,9 @@ ADAPTERS = (
     Adapter(2, steps=300),
     Adapter(8, part="verb", steps=300),
     Adapter(64, steps=300),
-    Adapter(8, seed=1),
-    Adapter(8, seed=2),
     Adapter(2, part="verb", steps=300),
+    Adapter(2, seed=1, steps=300),
+    Adapter(2, seed=2, steps=300),
 )
 DATA = {
     "verbs.tsv.gz": ["make_data.py", "--part", "verb"],

@@ -37,6 +37,7 @@ SHIPPED = [adapter for adapter in ADAPTERS if adapter.shipped]
 TRAINED = [adapter for adapter in ADAPTERS if not adapter.shipped]
 SCALES = {True: (0.5, 0.3, 0.7, 0.4, 0.9, 0.2, 0.6), False: (0.5, 0.3, 0.7)}
 STRENGTHS = (1.0, 3.0, 0.3, 0.1)
+SKETCHES = (8, 32, 128)
 KEPT, GLOSSES = 800, 600
 """Texts for C_b, and for C_t."""
 OTHERS: tuple[tuple[str, Arm, tuple[float, ...]], ...] = (
@@ -144,18 +145,16 @@ def treated(adapter: Adapter, arm: Arm, setting: float, texts: str = "") -> dict
     task = moments(f"task of {adapter.name}", adapter)
     updates, weights = tuned(adapter).updates, bench(adapter.part).base
     return {
-        name: arm(Layer(name, weights[name], update, base, task), setting)
+        name: arm(Layer(name, weights[name], update, base[name].moment, task[name].moment), setting)
         for name, update in updates.items()
     }
 
 
 def drift(adapter: Adapter, updates: Mapping[str, Tensor]) -> float:
     """Mean over the layers of ``tr(D C_b Dᵀ)/tr(W0 C_b W0ᵀ)``."""
-    from bulkedge.repairing.protect import drift as of
-
     base = moments("verb" if adapter.part == "verb" else str(KEPT))
     weights = bench(adapter.part).base
-    found = [of(D, weights[name], base[name].moment) for name, D in updates.items()]
+    found = [arms.drift(D, weights[name], base[name].moment) for name, D in updates.items()]
     return sum(found) / len(found)
 
 
@@ -234,6 +233,9 @@ class Plans:
             if name != str(KEPT):
                 found = partial(treated, VARIED, arms.protected, 1.0, name)
                 self.add(VARIED, "protect", 1.0, found, name)
+        for rank in SKETCHES:
+            found = partial(treated, VARIED, partial(arms.by_sketches, rank=rank), 1.0)
+            self.add(VARIED, f"protect by sketches of rank {rank}", 1.0, found)
         for strength in (0.1, 0.3):
             found = partial(treated, VARIED, arms.without_task_moments, strength)
             self.add(VARIED, "protect without task moments", strength, found)

@@ -31,13 +31,13 @@ REPLAY_STEPS = 50
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer: its name, base weight, update, and the moments of both texts."""
+    """A layer: its name, base weight, update, and the moments of both texts, ``E[x xᵀ]``."""
 
     name: str
     W0: Tensor
     update: Update
-    moments: bulkedge.Moments
-    task_moments: bulkedge.Moments
+    base_moment: Tensor
+    task_moment: Tensor
 
     @cached_property
     def spikes(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,20 +61,47 @@ def scaled(layer: Layer, scale: float) -> Tensor:
 
 
 def protected(layer: Layer, strength: float) -> Tensor:
-    """``bulkedge.Protect``."""
-    return _protected(layer, strength, layer.task_moments)
+    """``ΔW C_t (C_t + λ C_b)⁻¹`` as in docs/protect.md, densely.
+
+    Written anew here, so that the figures do not depend on the code that they judge; the cells of
+    the plan ``files`` say how far what ``bulkedge.repair`` writes is from it.
+    """
+    return _protected(layer, strength, layer.base_moment, layer.task_moment)
 
 
 def without_task_moments(layer: Layer, strength: float) -> Tensor:
     """The same where every direction counts alike for the task."""
-    return _protected(layer, strength, None)
+    return _protected(layer, strength, layer.base_moment, torch.eye(layer.W0.shape[1]))
 
 
-def _protected(layer: Layer, strength: float, task: bulkedge.Moments | None) -> Tensor:
-    update = layer.update
-    method = bulkedge.Protect(layer.moments, task, strength)
-    A = method.factor(update.A, layer.name).float()  # as it is stored
-    return Update(update.B, A, update.scale).dense
+def by_sketches(layer: Layer, strength: float, rank: int) -> Tensor:
+    """The same of both moments' leading eigenvectors and the diagonal of the rest."""
+    moments = (_sketched(C, rank) for C in (layer.base_moment, layer.task_moment))
+    return _protected(layer, strength, *moments)
+
+
+def _sketched(C: Tensor, rank: int) -> Tensor:
+    """What a sketch of a rank keeps of a moment."""
+    values, Q = torch.linalg.eigh(C.double())
+    kept = Q[:, -rank:] * values[-rank:] @ Q[:, -rank:].mT
+    return kept + torch.diag((C.double() - kept).diagonal())
+
+
+def _protected(layer: Layer, strength: float, base: Tensor, task: Tensor) -> Tensor:
+    C_b, C_t = (_with_ridge(C) for C in (base, task))
+    A = torch.linalg.solve(C_t + strength * C_b, C_t @ layer.update.A.double().mT).mT
+    return Update(layer.update.B, A.float(), layer.update.scale).dense  # as it is stored
+
+
+def _with_ridge(C: Tensor) -> Tensor:
+    """Mean diagonal 1, and the documented ridge."""
+    return C.double() / C.double().diagonal().mean() + 1e-3 * torch.eye(len(C)).double()
+
+
+def drift(D: Tensor, W0: Tensor, C: Tensor) -> float:
+    """``tr(D C Dᵀ)/tr(W0 C W0ᵀ)``."""
+    moved, there = (float((W.double() @ C.double() * W.double()).sum()) for W in (D, W0))
+    return moved / there
 
 
 def budget(layer: Layer, level: float) -> Tensor:
@@ -119,7 +146,7 @@ def on_null_space(layer: Layer, k: float) -> Tensor:
 
     That is the space of LoRA-Null (arXiv:2503.02659), applied after training.
     """
-    C_b = layer.moments[layer.name].moment.double()
+    C_b = layer.base_moment.double()
     Q, D = torch.linalg.eigh(C_b).eigenvectors[:, -int(k) :], layer.update.dense
     return D - (D @ Q) @ Q.mT
 

@@ -3,10 +3,10 @@
 python benchmarks/protect_causal.py
 
 The base is a small Llama that learns documentation: the docstrings of Python's standard library,
-numpy, torch and transformers.  The fine-tunes learn dictionary: WordNet's noun glosses, from the example.  What
-is measured is the perplexity of each kind on held-out text; everything goes through files, by
-``bulkedge.collect_moments``, ``bulkedge.repair`` and stock PEFT.  Five minutes on one core; each
-cell is stored once it is measured.
+numpy, torch and transformers.  The fine-tunes learn dictionary: WordNet's noun glosses, from the
+example.  What is measured is the perplexity of each kind on held-out text; everything goes through
+files, by ``bulkedge.collect_moments``, ``bulkedge.repair`` and stock PEFT.  Five minutes on one
+core; each cell is stored once it is measured.
 """
 
 from __future__ import annotations

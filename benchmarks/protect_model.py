@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import get_pattern_key
 from protect_adapters import BASE, BUILD, EXAMPLE, example, glosses
 from safetensors.torch import load_file
 from torch import Tensor
@@ -41,7 +42,6 @@ class Tuned:
     def __init__(self, folder: Path) -> None:
         tensors = load_file(folder / "adapter_model.safetensors")
         config = json.loads((folder / "adapter_config.json").read_text())
-        scale = config["lora_alpha"] / config["r"]
         self.head = {
             name.removeprefix("base_model.model."): value
             for name, value in tensors.items()
@@ -50,9 +50,9 @@ class Tuned:
         found: dict[str, Update] = {}
         for name, A in tensors.items():
             if name.endswith(".lora_A.weight"):
-                layer = name.removesuffix(".lora_A.weight")
-                B = tensors[f"{layer}.lora_B.weight"]
-                found[layer.removeprefix(STORED)] = Update(B, A, scale)
+                B = tensors[name.replace("lora_A", "lora_B")]
+                layer = name.removesuffix(".lora_A.weight").removeprefix(STORED)
+                found[layer] = Update(B, A, _alpha(config, layer) / len(A))
         self.pooler = found.pop("pooler.dense")
         self.updates = found
 
@@ -60,6 +60,12 @@ class Tuned:
     def dense(self) -> dict[str, Tensor]:
         """ΔW of every layer of the encoder."""
         return {name: update.dense for name, update in self.updates.items()}
+
+
+def _alpha(config: dict[str, Any], layer: str) -> float:
+    """α of a layer, which a repair that changed its rank has stored by name."""
+    known = config["alpha_pattern"]
+    return known.get(get_pattern_key(known, f"bert.{layer}"), config["lora_alpha"])
 
 
 class Batches:

@@ -144,11 +144,10 @@ def adapters_table(results: Results) -> str:
 
 def methods_table(results: Results) -> str:
     """Other methods on the shipped adapters."""
-    plain = ("as trained", "protect", "scaled", "files", "protect without task moments")
     rows = []
     for label, adapter in SHIPPED.items():
         for cell in (c for c in results.cells if c["adapter"] == adapter):
-            if cell["method"] in plain or "texts" in cell:
+            if cell["method"] in ("as trained", "scaled", "files") or "protect" in cell["method"]:
                 continue
             protect = between(results.curve(adapter, "protect", "recall"), cell["recall"])
             scaled = between(results.curve(adapter, "scaled", "recall"), cell["recall"])
@@ -177,10 +176,11 @@ def texts_table(results: Results) -> str:
          _points(results.gain(adapter, c, "structure"))]
         for c in [*counted, *(c for c in cells if not c["texts"].isdigit())]
     ]  # fmt: skip
+    others = [c for c in results.cells if c["method"].startswith("protect ")]
     rows += [
-        ["800, no task moments", f"{c['setting']:g}", _percent(c["task"]), _percent(c["recall"]),
+        [f"800, {c['method'].removeprefix('protect ')}", f"{c['setting']:g}", _percent(c["task"]), _percent(c["recall"]),
          _points(results.gain(adapter, c)), _points(results.gain(adapter, c, "structure"))]
-        for c in results.of(adapter, "protect without task moments")
+        for c in others
     ]  # fmt: skip
     return _table(
         "| texts for C_b | λ | task | retrieval | task against scaling to that retrieval "

@@ -141,7 +141,7 @@ def moments(key: str, adapter: Adapter | None = None) -> bulkedge.Moments:
 
 def treated(adapter: Adapter, arm: Arm, setting: float, texts: str = "") -> dict[str, Tensor]:
     """An arm on every layer of the encoder."""
-    base = moments(texts or ("verb" if adapter.part == "verb" else str(KEPT)))
+    base = moments(texts) if texts else base_moments(adapter.part)
     task = moments(f"task of {adapter.name}", adapter)
     updates, weights = tuned(adapter).updates, bench(adapter.part).base
     return {
@@ -152,10 +152,29 @@ def treated(adapter: Adapter, arm: Arm, setting: float, texts: str = "") -> dict
 
 def drift(adapter: Adapter, updates: Mapping[str, Tensor]) -> float:
     """Mean over the layers of ``tr(D C_b Dᵀ)/tr(W0 C_b W0ᵀ)``."""
-    base = moments("verb" if adapter.part == "verb" else str(KEPT))
-    weights = bench(adapter.part).base
-    found = [arms.drift(D, weights[name], base[name].moment) for name, D in updates.items()]
+    base, there = base_moments(adapter.part), outputs(adapter.part)
+    found = [_moved(D, base[name].moment) / there[name] for name, D in updates.items()]
     return sum(found) / len(found)
+
+
+def base_moments(part: str) -> bulkedge.Moments:
+    """C_b on the texts that are kept from adapters of a part of speech."""
+    return moments("verb" if part == "verb" else str(KEPT))
+
+
+@cache
+def outputs(part: str) -> dict[str, float]:
+    """``tr(W0 C_b W0ᵀ)`` of each layer."""
+    base = base_moments(part)
+    return {
+        name: _moved(W0, base[name].moment)
+        for name, W0 in bench(part).base.items()
+        if name in base.layers
+    }
+
+
+def _moved(W: Tensor, C: Tensor) -> float:
+    return float((W.float() @ C.float() * W.float()).sum())
 
 
 class Plans:
@@ -223,9 +242,8 @@ class Plans:
             known = bench(adapter.part)
             found = partial(arms.by_peft, adapter, known, 0.0)
             self.add(adapter, "PEFT's reduce_intruder_dimension", 0.0, found)
-            for weight in (1.0, 10.0):
-                found = partial(arms.replayed, adapter, known, kept(adapter.part), weight)
-                self.add(adapter, "a tenth of the training with replay", weight, found)
+            found = partial(arms.replayed, adapter, known, kept(adapter.part), 10.0)
+            self.add(adapter, "a tenth of the training with replay", 10.0, found)
 
     def texts(self) -> None:
         """Other texts, more or fewer of them, and no task moments."""

@@ -5,7 +5,7 @@ python benchmarks/protect_adapters.py [--wordnet /usr/share/wordnet]
 Each lands in ``build/protect/NAME``, once; each is deterministic from its seed on one machine.
 Verbs, and more than 800 texts, are drawn from WordNet 3.0: Debian's ``wordnet-base``, which
 ``apt-get download wordnet-base && dpkg -x wordnet-base*.deb FOLDER`` unpacks without installing.
-Two to three minutes each on one core.
+One to two minutes each on one core.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ ADAPTERS = (
     Adapter(8, shipped=True),
     Adapter(2, steps=300),
     Adapter(8, part="verb", steps=300),
-    Adapter(64, steps=300),
-    Adapter(2, part="verb", steps=300),
-    Adapter(2, seed=1, steps=300),
-    Adapter(2, seed=2, steps=300),
+    Adapter(64, steps=200),
+    Adapter(2, part="verb", steps=200),
+    Adapter(2, part="verb", seed=1, steps=200),
+    Adapter(2, part="verb", seed=2, steps=200),
 )
 DATA = {
     "verbs.tsv.gz": ["make_data.py", "--part", "verb"],

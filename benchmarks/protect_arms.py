@@ -98,12 +98,6 @@ def _with_ridge(C: Tensor) -> Tensor:
     return C.double() / C.double().diagonal().mean() + 1e-3 * torch.eye(len(C)).double()
 
 
-def drift(D: Tensor, W0: Tensor, C: Tensor) -> float:
-    """``tr(D C Dᵀ)/tr(W0 C W0ᵀ)``."""
-    moved, there = (float((W.double() @ C.double() * W.double()).sum()) for W in (D, W0))
-    return moved / there
-
-
 def budget(layer: Layer, level: float) -> Tensor:
     """The layer's update scaled down until its norm is ``level · θ_c``."""
     _, S, _ = layer.spikes

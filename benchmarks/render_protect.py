@@ -215,8 +215,8 @@ def gains(results: Results) -> dict[str, Any]:
 
 
 def seeds(results: Results) -> dict[str, str]:
-    """Gains at the retention of scaling by 0.5, over the seeds of rank 2, with 95 % intervals."""
-    names = [name for name in results.adapters if name.startswith("nouns, r = 2,")]
+    """Gains at the retention of scaling by 0.5 over seeds, with 95 % intervals."""
+    names = [name for name in results.adapters if name.startswith("verbs, r = 2,")]
     found = {"count": str(len(names))}
     for ability in ABILITIES:
         values = [results.gain_at_half(name, ability) for name in names]

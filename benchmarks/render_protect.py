@@ -29,7 +29,7 @@ class Results:
     def adapters(self) -> list[str]:
         """Those with a grid that is whole."""
         names = dict.fromkeys(c["adapter"] for c in self.cells if c["method"] == "scaled")
-        return [name for name in names if len(self.of(name, "protect")) > 2]
+        return [name for name in names if len(self.of(name, "protect")) > 1]
 
     def of(self, adapter: str, *methods: str, texts: str | None = None) -> list[Cell]:
         """The cells of some methods, by their settings."""
@@ -104,7 +104,8 @@ def grid_table(results: Results) -> str:
     """Both shipped adapters, every strength."""
     rows = []
     for label, adapter in SHIPPED.items():
-        for cell in results.of(adapter, "as trained", "protect") + results.of(adapter, "scaled"):
+        arms = ("as trained", "protect", "scaled")
+        for cell in (cell for arm in arms for cell in results.of(adapter, arm)):
             protect = cell["method"] == "protect"
             gains = [
                 _points(results.gain(adapter, cell, ability)) if protect else ""
@@ -132,14 +133,19 @@ def adapters_table(results: Results) -> str:
              f"{_percent(trained['task'])}, {_percent(trained['recall'])}",
              f"{_percent(half['task'])}, {_percent(half['recall'])}",
              *(_points(results.gain_at_half(adapter, ability)) for ability in ABILITIES),
-             *(_points(results.gain(adapter, results.one(adapter, "protect", strength)))
-               for strength in (0.3, 1.0, 3.0))]
+             *(", ".join(_points(results.gain(adapter, cell)) for cell in cells)
+               for cells in _by_strength(results.of(adapter, "protect")))]
         )  # fmt: skip
     return _table(
         "| adapter | the base's retrieval | as trained: task, retrieval | scaled by 0.5 "
         "| protect at that retrieval | at those likenesses | λ = 0.3 | λ = 1 | λ = 3 |",
         rows,
     )
+
+
+def _by_strength(cells: list[Cell]) -> list[list[Cell]]:
+    """The cell of each strength of the table, if it was measured."""
+    return [[c for c in cells if c["setting"] == strength] for strength in (0.3, 1.0, 3.0)]
 
 
 def methods_table(results: Results) -> str:
@@ -199,6 +205,8 @@ def gains(results: Results) -> dict[str, Any]:
         lost = results.base(adapter)["recall"] - trained["recall"]
         found[f"{label}_gain"] = results.gain(adapter, cell)
         found[f"{label}_half"] = results.gain_at_half(adapter)
+        half = results.one(adapter, "scaled", 0.5)
+        found[f"{label}_room"] = 100 * (trained["task"] - half["task"])
         found[f"{label}_back"] = 100 * (cell["recall"] - trained["recall"]) / lost
         found[f"{label}_cost"] = 100 * (trained["task"] - cell["task"])
     for ability in ABILITIES:

@@ -271,7 +271,7 @@ class Plans:
 
     def files(self) -> None:
         """λ = 1 through files: new directions before and after, and the update that was written."""
-        for adapter in SHIPPED:
+        for adapter in self.chosen(SHIPPED):
             of = {"adapter": adapter.name, "method": "files", "setting": 1.0}
             self.cells.measure(of, partial(through_files, adapter))
 

@@ -37,6 +37,7 @@ SHIPPED = [adapter for adapter in ADAPTERS if adapter.shipped]
 TRAINED = [adapter for adapter in ADAPTERS if not adapter.shipped]
 SCALES = (0.5, 0.3, 0.7, 0.4, 0.9, 0.2, 0.6, 0.8)
 STRENGTHS = (1.0, 3.0, 0.3, 0.1)
+STRONGEST = 10.0
 SKETCHES = (8, 32, 128)
 KEPT, GLOSSES = 800, 600
 """Texts for C_b, and for C_t."""

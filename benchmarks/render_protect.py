@@ -14,7 +14,8 @@ from typing import Any
 
 Cell = dict[str, Any]
 SHIPPED = {"lora_r1": "nouns, r = 1, seed 0", "lora_r8": "nouns, r = 8, seed 0"}
-ABILITIES = {"recall": "retrieval", "structure": "likenesses"}
+ABILITIES = ("recall", "mrr", "structure")
+"""Retrieval by the share of first places and by mean reciprocal rank; likenesses."""
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t for a 95 % interval of a mean, by the number of values."""
 
@@ -55,10 +56,20 @@ class Results:
         (cell,) = self.of(f"none, {adapter.split(',')[0]}", "base")
         return cell
 
-    def gain(self, adapter: str, cell: Cell, ability: str = "recall") -> float | None:
-        """How much more of the task a cell keeps than scaling to the same retention; in points."""
-        known = between(self.curve(adapter, "scaled", ability), cell[ability])
+    def gain(
+        self, adapter: str, cell: Cell, ability: str = "recall", than: str = "scaled"
+    ) -> float | None:
+        """How much more of the task a cell keeps than a method at the same retention; in points."""
+        known = between(self.curve(adapter, than, ability), cell[ability])
         return None if known is None else 100 * (cell["task"] - known)
+
+    def told(self, adapter: str, cell: Cell, ability: str, than: str = "scaled") -> str:
+        """The same in words; at least the gain over the last setting that was tried, beyond it."""
+        gain, (kept, task) = (
+            self.gain(adapter, cell, ability, than), self.curve(adapter, than, ability)[-1]
+        )  # fmt: skip
+        beyond = gain is None and cell[ability] > kept
+        return f"≥ {100 * (cell['task'] - task):+.1f}" if beyond else _points(gain)
 
     def gain_at_half(self, adapter: str, ability: str = "recall") -> float | None:
         """The task of protect at the retention of scaling by 0.5, less scaling's; in points."""
@@ -108,17 +119,16 @@ def grid_table(results: Results) -> str:
         for cell in (cell for arm in arms for cell in results.of(adapter, arm)):
             protect = cell["method"] == "protect"
             gains = [
-                _points(results.gain(adapter, cell, ability)) if protect else ""
-                for ability in ABILITIES
+                results.told(adapter, cell, ability) if protect else "" for ability in ABILITIES
             ]
             rows.append(
                 [label.replace("_", "-"), _arm(cell), _percent(cell["task"]),
-                 _percent(cell["recall"]), f"{cell['structure']:.2f}", *gains,
+                 _percent(cell["recall"]), f"{cell['mrr']:.3f}", f"{cell['structure']:.2f}", *gains,
                  f"{cell['drift']:.4f}"]
             )  # fmt: skip
     return _table(
-        "| adapter | arm | task | retrieval | likenesses | task against scaling to that retrieval "
-        "| to those likenesses | drift |",
+        "| adapter | arm | task | retrieval | reciprocal rank | likenesses "
+        "| against scaling to that retrieval | to that rank | to those likenesses | drift |",
         rows,
     )
 
@@ -133,38 +143,38 @@ def adapters_table(results: Results) -> str:
              f"{_percent(trained['task'])}, {_percent(trained['recall'])}",
              f"{_percent(half['task'])}, {_percent(half['recall'])}",
              *(_points(results.gain_at_half(adapter, ability)) for ability in ABILITIES),
-             *(", ".join(_points(results.gain(adapter, cell)) for cell in cells)
-               for cells in _by_strength(results.of(adapter, "protect")))]
+             *(_gains(results, adapter, strength) for strength in (0.3, 1.0, 3.0))]
         )  # fmt: skip
     return _table(
         "| adapter | the base's retrieval | as trained: task, retrieval | scaled by 0.5 "
-        "| protect at that retrieval | at those likenesses | λ = 0.3 | λ = 1 | λ = 3 |",
+        "| protect at that retrieval | at that reciprocal rank | at those likenesses "
+        "| λ = 0.3 | λ = 1 | λ = 3 |",
         rows,
     )
 
 
-def _by_strength(cells: list[Cell]) -> list[list[Cell]]:
-    """The cell of each strength of the table, if it was measured."""
-    return [[c for c in cells if c["setting"] == strength] for strength in (0.3, 1.0, 3.0)]
+def _gains(results: Results, adapter: str, strength: float) -> str:
+    """What protecting keeps more than scaling, for each ability; nothing if it was not measured."""
+    cells = [c for c in results.of(adapter, "protect") if c["setting"] == strength]
+    return ", ".join(results.told(adapter, c, a) for c in cells for a in ABILITIES)
 
 
 def methods_table(results: Results) -> str:
-    """Other methods on the shipped adapters."""
+    """Other methods on the shipped adapters, against scaling and protecting to the same retention."""
     rows = []
     for label, adapter in SHIPPED.items():
         for cell in (c for c in results.cells if c["adapter"] == adapter):
             if cell["method"] in ("as trained", "scaled", "files") or "protect" in cell["method"]:
                 continue
-            protect = between(results.curve(adapter, "protect", "recall"), cell["recall"])
-            scaled = between(results.curve(adapter, "scaled", "recall"), cell["recall"])
             rows.append(
                 [label.replace("_", "-"), cell["method"], str(cell["setting"]),
-                 _percent(cell["task"]), _percent(cell["recall"]), _percent(scaled),
-                 _percent(protect)]
+                 _percent(cell["task"]), _percent(cell["recall"]), f"{cell['structure']:.2f}",
+                 *(", ".join(results.told(adapter, cell, a, than) for a in ABILITIES)
+                   for than in ("scaled", "protect"))]
             )  # fmt: skip
     return _table(
-        "| adapter | method | setting | task | retrieval | scaled to that retrieval "
-        "| protected to it |",
+        "| adapter | method | setting | task | retrieval | likenesses | against scaling "
+        "| against protect |",
         rows,
     )
 
@@ -172,27 +182,23 @@ def methods_table(results: Results) -> str:
 def texts_table(results: Results) -> str:
     """Other texts for C_b."""
     adapter = SHIPPED["lora_r8"]
-    names = dict.fromkeys(c.get("texts") for c in results.cells if c["adapter"] == adapter)
-    cells = [c for texts in names for c in results.of(adapter, "protect", texts=texts)]
-    cells = [c | {"texts": c.get("texts", "800")} for c in cells if c["setting"] == 1.0]
+    cells = [c for c in results.cells if c["adapter"] == adapter and c["setting"] == 1.0]
+    cells = [c | {"texts": c.get("texts", "800")} for c in cells if c["method"] == "protect"]
     counted = sorted((c for c in cells if c["texts"].isdigit()), key=lambda c: int(c["texts"]))
-    rows = [
-        [f"{int(c['texts']):,} of the kind to be kept" if c["texts"].isdigit() else c["texts"],
-         "1", _percent(c["task"]), _percent(c["recall"]), _points(results.gain(adapter, c)),
-         _points(results.gain(adapter, c, "structure"))]
-        for c in [*counted, *(c for c in cells if not c["texts"].isdigit())]
-    ]  # fmt: skip
+    rows = [(f"{int(c['texts']):,} of the kind to be kept", c) for c in counted]
+    rows += [(c["texts"], c) for c in cells if not c["texts"].isdigit()]
     others = [c for c in results.cells if c["method"].startswith("protect ")]
-    rows += [
-        [f"800, {c['method'].removeprefix('protect ')}", f"{c['setting']:g}", _percent(c["task"]), _percent(c["recall"]),
-         _points(results.gain(adapter, c)), _points(results.gain(adapter, c, "structure"))]
-        for c in others
-    ]  # fmt: skip
+    rows += [(f"800, {c['method'].removeprefix('protect ')}", c) for c in others]
     return _table(
-        "| texts for C_b | λ | task | retrieval | task against scaling to that retrieval "
-        "| to those likenesses |",
-        rows,
-    )
+        "| texts for C_b | λ | task | retrieval | likenesses | against scaling to that retrieval "
+        "| to that reciprocal rank | to those likenesses |",
+        (
+            [texts, f"{c['setting']:g}", _percent(c["task"]), _percent(c["recall"]),
+             f"{c['structure']:.2f}",
+             *(results.told(adapter, c, ability) for ability in ABILITIES)]
+            for texts, c in rows
+        ),
+    )  # fmt: skip
 
 
 def gains(results: Results) -> dict[str, Any]:

@@ -89,11 +89,15 @@ def where() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of the working tree, if git knows."""
+    """The commit of the working tree, if git knows; results may change, they are what is made."""
     git = shutil.which("git")
-    command = [git or "git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False) if git else None
-    return (found.stdout.strip() if found else "") or "unknown"
+    if git is None:
+        return "unknown"
+    command = [git, "describe", "--always"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    changed = [git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results"]
+    dirty = subprocess.run(changed, check=False, stderr=subprocess.DEVNULL).returncode == 1
+    return (found + "-dirty" * dirty) or "unknown"
 
 
 def _processor() -> str:

@@ -218,7 +218,10 @@ def gains(results: Results) -> dict[str, Any]:
     for ability in ABILITIES:
         halves = [results.gain_at_half(adapter, ability) for adapter in results.adapters]
         known = [half for half in halves if half is not None]
-        found[f"{ability}_half"] = {"low": min(known), "high": max(known), "count": len(known)}
+        found[f"{ability}_half"] = {
+            "low": min(known), "high": max(known), "count": len(known),
+            "better": sum(half > 0 for half in known),
+        }  # fmt: skip
         cells = [(a, c) for a in results.adapters for c in results.of(a, "protect")]
         points = [gain for a, c in cells if (gain := results.gain(a, c, ability)) is not None]
         found[f"{ability}_points"] = {

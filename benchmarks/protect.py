@@ -39,6 +39,7 @@ SCALES = (0.5, 0.3, 0.7, 0.4, 0.9, 0.2, 0.6, 0.8)
 STRENGTHS = (1.0, 3.0, 0.3, 0.1)
 STRONGEST = 10.0
 SKETCHES = (8, 32, 128)
+OF_SEEDS = [adapter for adapter in TRAINED if (adapter.part, adapter.rank) == ("verb", 2)]
 KEPT, GLOSSES = 800, 600
 """Texts for C_b, and for C_t."""
 OTHERS: tuple[tuple[str, Arm, tuple[float, ...]], ...] = (
@@ -116,11 +117,11 @@ def shuffled() -> list[str]:
 
 
 TEXTS: dict[str, Callable[[], list[str]]] = {
-    **{str(count): partial(kept, "noun", count) for count in (200, 50, 800)},
+    **{str(count): partial(kept, "noun", count) for count in (200, 800)},
     "sentences with nouns": lambda: [sentence for _, sentence in load_pairs("verb")["texts"]][:800],
     "shuffled words": shuffled,
     "Python's docstrings": docstrings,
-    **{str(count): partial(kept, "noun", count) for count in (3_000, 400)},
+    **{str(count): partial(kept, "noun", count) for count in (50, 3_000, 400)},
 }
 """Texts for C_b of the adapters of nouns."""
 

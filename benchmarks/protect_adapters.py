@@ -68,9 +68,9 @@ ADAPTERS = (
     Adapter(2, steps=300),
     Adapter(8, part="verb", steps=300),
     Adapter(64, steps=200),
-    Adapter(2, part="verb", steps=200),
-    Adapter(2, part="verb", seed=1, steps=200),
-    Adapter(2, part="verb", seed=2, steps=200),
+    Adapter(2, part="verb", steps=150),
+    Adapter(2, part="verb", seed=1, steps=150),
+    Adapter(2, part="verb", seed=2, steps=150),
 )
 DATA = {
     "verbs.tsv.gz": ["make_data.py", "--part", "verb"],

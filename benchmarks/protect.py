@@ -101,7 +101,8 @@ def docstrings(count: int = KEPT) -> list[str]:
     for module in modules:
         for thing in vars(module).values():
             for each in (thing, *(vars(thing).values() if inspect.isclass(thing) else ())):
-                text = (getattr(each, "__doc__", None) or "").strip().split("\n")[0]
+                known = getattr(each, "__doc__", None)
+                text = known.strip().split("\n")[0] if isinstance(known, str) else ""
                 if text.count(" ") > 2:
                     found.add(text)
     return random.Random(0).sample(sorted(found), min(count, len(found)))

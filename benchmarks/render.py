@@ -187,7 +187,7 @@ def repairs() -> dict[str, Any]:
 def protects() -> dict[str, Any]:
     """Values of docs/protect.md."""
     found, causal = protect_results(), cells("protect_causal")
-    files = {label: found.one(name, "files", 1.0) for label, name in render_protect.SHIPPED.items()}
+    files = found.one(render_protect.SHIPPED["lora_r8"], "files", 1.0)
     return {
         "grid": render_protect.grid_table(found),
         "adapters": render_protect.adapters_table(found),
@@ -195,8 +195,9 @@ def protects() -> dict[str, Any]:
         "texts": render_protect.texts_table(found),
         "causal": render_protect.causal_table(causal),
         "gains": render_protect.gains(found),
+        "others": render_protect.others(found),
         "seeds": render_protect.seeds(found),
-        "files": files | {"error": max(cell["error"] for cell in files.values())},
+        "files": files,
         "causals": render_protect.causal_figures(causal),
         "where": where_of_cells("protect"),
         "causal where": where_of_cells("protect_causal"),

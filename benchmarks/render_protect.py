@@ -41,6 +41,12 @@ class Results:
         ]
         return sorted(found, key=lambda c: c["setting"])
 
+    def others(self, adapter: str) -> list[Cell]:
+        """Methods that are neither scaling nor protecting, in the order of their measurement."""
+        plain = ("as trained", "scaled", "files")
+        cells = [c for c in self.cells if c["adapter"] == adapter and c["method"] not in plain]
+        return [c for c in cells if "protect" not in c["method"]]
+
     def one(self, adapter: str, method: str, setting: float) -> Cell:
         """The cell of a setting."""
         (cell,) = (c for c in self.of(adapter, method) if c["setting"] == setting)
@@ -64,12 +70,12 @@ class Results:
         return None if known is None else 100 * (cell["task"] - known)
 
     def told(self, adapter: str, cell: Cell, ability: str, than: str = "scaled") -> str:
-        """The same in words; at least the gain over the last setting that was tried, beyond it."""
-        gain, (kept, task) = (
-            self.gain(adapter, cell, ability, than), self.curve(adapter, than, ability)[-1]
-        )  # fmt: skip
-        beyond = gain is None and cell[ability] > kept
-        return f"≥ {100 * (cell['task'] - task):+.1f}" if beyond else _points(gain)
+        """The same in words; of one that keeps more than any setting, the gain over the last."""
+        gain = self.gain(adapter, cell, ability, than)
+        kept, task = self.curve(adapter, than, ability)[-1]
+        if gain is None and cell[ability] > kept and cell["task"] > task:
+            return f"≥ {100 * (cell['task'] - task):+.1f}"
+        return _points(gain)
 
     def gain_at_half(self, adapter: str, ability: str = "recall") -> float | None:
         """The task of protect at the retention of scaling by 0.5, less scaling's; in points."""
@@ -163,9 +169,7 @@ def methods_table(results: Results) -> str:
     """Other methods on the shipped adapters, against scaling and protecting to the same retention."""
     rows = []
     for label, adapter in SHIPPED.items():
-        for cell in (c for c in results.cells if c["adapter"] == adapter):
-            if cell["method"] in ("as trained", "scaled", "files") or "protect" in cell["method"]:
-                continue
+        for cell in results.others(adapter):
             rows.append(
                 [label.replace("_", "-"), cell["method"], str(cell["setting"]),
                  _percent(cell["task"]), _percent(cell["recall"]), f"{cell['structure']:.2f}",
@@ -231,14 +235,31 @@ def gains(results: Results) -> dict[str, Any]:
     return found
 
 
-def seeds(results: Results) -> dict[str, str]:
-    """Gains at the retention of scaling by 0.5 over seeds, with 95 % intervals."""
+def others(results: Results) -> dict[str, Any]:
+    """Other methods on the shipped adapters against protect, where they can be compared."""
+    found = [
+        gain
+        for adapter in SHIPPED.values()
+        for cell in results.others(adapter)
+        if "replay" not in cell["method"]
+        for ability in ABILITIES
+        if (gain := results.gain(adapter, cell, ability, "protect")) is not None
+    ]
+    return {"count": len(found), "better": sum(gain > 0 for gain in found), "high": max(found)}
+
+
+def seeds(results: Results) -> str:
+    """Gains at the retention of scaling by 0.5 over seeds, with 95 % intervals, in a sentence."""
     names = [name for name in results.adapters if name.startswith("verbs, r = 2,")]
-    found = {"count": str(len(names))}
-    for ability in ABILITIES:
+    found = []
+    for ability, by in zip(ABILITIES, ("retrieval", "reciprocal rank", "likenesses"), strict=True):
         values = [results.gain_at_half(name, ability) for name in names]
-        found[ability] = interval([value for value in values if value is not None])
-    return found
+        known = [value for value in values if value is not None]
+        if len(known) > 2:
+            found.append(f"{interval(known)} points by {by}")
+    if not found:
+        return "There is one seed of each: how much seeds differ is not measured."
+    return f"Over {len(names)} seeds of rank 2 on verbs (95 % intervals): {', '.join(found)}."
 
 
 def causal_table(cells: Iterable[Cell]) -> str:

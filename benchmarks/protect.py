@@ -40,7 +40,7 @@ STRENGTHS = (1.0, 3.0, 0.3, 0.1)
 STRONGEST = 10.0
 """Tried on verbs, too, of which scaling by 0.5 already keeps nearly all that the base could do."""
 SKETCHES = (8, 32, 128)
-OF_SEEDS = [adapter for adapter in TRAINED if (adapter.part, adapter.rank) == ("verb", 2)]
+OF_SEEDS = [a for a in TRAINED if a.seed or (a.part, a.rank) == ("verb", 2)]
 KEPT, GLOSSES = 800, 600
 """Texts for C_b, and for C_t."""
 OTHERS: tuple[tuple[str, Arm, tuple[float, ...]], ...] = (

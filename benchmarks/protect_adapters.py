@@ -71,6 +71,8 @@ ADAPTERS = (
     Adapter(2, part="verb", steps=150),
     Adapter(2, part="verb", seed=1, steps=150),
     Adapter(2, part="verb", seed=2, steps=150),
+    Adapter(2, seed=1, steps=300),
+    Adapter(2, seed=2, steps=300),
 )
 DATA = {
     "verbs.tsv.gz": ["make_data.py", "--part", "verb"],

@@ -207,7 +207,7 @@ def texts_table(results: Results) -> str:
 
 def gains(results: Results) -> dict[str, Any]:
     """The figures of the prose."""
-    found: dict[str, Any] = {"adapters": len(results.adapters)}
+    found: dict[str, Any] = {}
     for label, adapter in SHIPPED.items():
         cell, trained = (
             results.one(adapter, "protect", 1.0), results.one(adapter, "as trained", 1.0)
@@ -265,6 +265,8 @@ def seeds(results: Results) -> str:
 def causal_table(cells: Iterable[Cell]) -> str:
     """Perplexities of the causal model, and of scaling to the same perplexity of documentation."""
     known = [cell["of"] | cell["figures"] for cell in cells]
+    arms = ["base", "as trained", "protect", "scaled"]
+    known.sort(key=lambda c: (c["adapter"], arms.index(c["method"]), c["setting"]))
     rows = []
     for cell in known:
         curve = _perplexities(known, cell["adapter"])

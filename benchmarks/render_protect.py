@@ -207,7 +207,7 @@ def texts_table(results: Results) -> str:
 
 def gains(results: Results) -> dict[str, Any]:
     """The figures of the prose."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"more": len(results.adapters) - len(SHIPPED)}
     for label, adapter in SHIPPED.items():
         cell, trained = (
             results.one(adapter, "protect", 1.0), results.one(adapter, "as trained", 1.0)
@@ -249,17 +249,21 @@ def others(results: Results) -> dict[str, Any]:
 
 
 def seeds(results: Results) -> str:
-    """Gains at the retention of scaling by 0.5 over seeds, with 95 % intervals, in a sentence."""
-    names = [name for name in results.adapters if name.startswith("verbs, r = 2,")]
+    """Gains at the retention of scaling by 0.5 over seeds, with 95 % intervals, in sentences."""
+    return " ".join(filter(None, (_over_seeds(results, part) for part in ("nouns", "verbs"))))
+
+
+def _over_seeds(results: Results, part: str) -> str:
+    names = [name for name in results.adapters if name.startswith(f"{part}, r = 2,")]
     found = []
     for ability, by in zip(ABILITIES, ("retrieval", "reciprocal rank", "likenesses"), strict=True):
         values = [results.gain_at_half(name, ability) for name in names]
         known = [value for value in values if value is not None]
-        if len(known) > 2:
+        if len(known) == len(names) > 2:  # an interval over some of them would be of a choice
             found.append(f"{interval(known)} points by {by}")
     if not found:
-        return "There is one seed of each: how much seeds differ is not measured."
-    return f"Over {len(names)} seeds of rank 2 on verbs (95 % intervals): {', '.join(found)}."
+        return ""
+    return f"Over {len(names)} seeds of rank 2 on {part} (95 % intervals): {', '.join(found)}."
 
 
 def causal_table(cells: Iterable[Cell]) -> str:

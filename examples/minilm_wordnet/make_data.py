@@ -1,6 +1,6 @@
 """Draw the gloss classification set from WordNet 3.0 (Debian package ``wordnet-base``).
 
-    python examples/minilm_wordnet/make_data.py [--part verb --out FILE] [--source /usr/share/wordnet]
+    python examples/minilm_wordnet/make_data.py [--part verb --out FILE] [--source FOLDER]
 
 Each noun synset gives one example: its first definition, and the lexicographer file it was filed
 under (animal, artifact, food, ...: 25 categories; the 51 "unique beginners" are left out).  Verbs
@@ -16,15 +16,50 @@ import random
 from pathlib import Path
 
 CATEGORIES = {
-    "noun": (
-        "act animal artifact attribute body cognition communication event feeling food group "
-        "location motive object person phenomenon plant possession process quantity relation shape "
-        "state substance time"
-    ).split(),
-    "verb": (
-        "body change cognition communication competition consumption contact creation emotion "
-        "motion perception possession social stative weather"
-    ).split(),
+    "noun": [
+        "act",
+        "animal",
+        "artifact",
+        "attribute",
+        "body",
+        "cognition",
+        "communication",
+        "event",
+        "feeling",
+        "food",
+        "group",
+        "location",
+        "motive",
+        "object",
+        "person",
+        "phenomenon",
+        "plant",
+        "possession",
+        "process",
+        "quantity",
+        "relation",
+        "shape",
+        "state",
+        "substance",
+        "time",
+    ],
+    "verb": [
+        "body",
+        "change",
+        "cognition",
+        "communication",
+        "competition",
+        "consumption",
+        "contact",
+        "creation",
+        "emotion",
+        "motion",
+        "perception",
+        "possession",
+        "social",
+        "stative",
+        "weather",
+    ],
 }
 # lexnames(5WN): 04 is noun.act and 29 verb.body, then in the orders above
 FIRST_FILE_NUMBER = {"noun": 4, "verb": 29}

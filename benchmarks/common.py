@@ -8,6 +8,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,40 @@ RESULTS = Path(__file__).parent / "results"
 
 def store(name: str, measured: dict[str, Any]) -> None:
     """Write ``results/NAME.json`` with the commit and the machine, and print it."""
-    text = json.dumps({"measured": measured, "where": _where()}, indent=2) + "\n"
+    text = json.dumps({"measured": measured, "where": where()}, indent=2) + "\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text)
     print(text)
+
+
+class Cells:
+    """Results that are stored one by one, so that a run that was ended goes on where it was.
+
+    Args:
+        name: Of the file ``results/NAME.jsonl``: one object a line, with what it is of, its figures
+            and where they were measured.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = RESULTS / f"{name}.jsonl"
+        self.known: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                cell = json.loads(line)
+                self.known[json.dumps(cell["of"])] = cell
+
+    def measure(self, of: dict[str, Any], figures: Callable[[], dict[str, Any]]) -> None:
+        """Store the figures of a cell, unless they are known."""
+        if json.dumps(of) in self.known:
+            return
+        started = time.process_time()
+        found = figures()
+        cell = {"of": of, "figures": found, "seconds": round(time.process_time() - started, 1)}
+        cell["where"] = where()
+        with self.path.open("a") as file:
+            file.write(json.dumps(cell) + "\n")
+        self.known[json.dumps(of)] = cell
+        print(json.dumps(of | found), flush=True)
 
 
 def peak_of(command: list[str]) -> int:
@@ -42,8 +75,9 @@ def peak_of(command: list[str]) -> int:
     return int(peak)
 
 
-def _where() -> dict[str, Any]:
-    """The machine, as far as it matters to a figure."""
+@cache
+def where() -> dict[str, Any]:
+    """The commit and the machine, as far as they matter to a figure."""
     return {
         "commit": _commit(),
         "processor": _processor(),
@@ -55,11 +89,15 @@ def _where() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of the working tree, if git knows."""
+    """The commit of the working tree, if git knows; results may change, they are what is made."""
     git = shutil.which("git")
-    command = [git or "git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False) if git else None
-    return (found.stdout.strip() if found else "") or "unknown"
+    if git is None:
+        return "unknown"
+    command = [git, "describe", "--always"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    changed = [git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results"]
+    dirty = subprocess.run(changed, check=False, stderr=subprocess.DEVNULL).returncode == 1
+    return (found + "-dirty" * dirty) or "unknown"
 
 
 def _processor() -> str:

@@ -53,9 +53,25 @@ def measured(name: str) -> dict[str, Any]:
     return result(name)["measured"]
 
 
+def cells(name: str) -> list[dict[str, Any]]:
+    """The results that are stored one a line."""
+    lines = (HERE / "results" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def where(name: str) -> str:
     """The machine of a stored result on one line."""
-    place = result(name)["where"]
+    return _where(result(name)["where"])
+
+
+def where_of_cells(name: str) -> str:
+    """The same of cells, which commits may have measured one after another."""
+    found = [cell["where"] for cell in cells(name)]
+    commits = dict.fromkeys(place["commit"] for place in found)
+    return _where(found[-1] | {"commit": ", ".join(commits)})
+
+
+def _where(place: dict[str, Any]) -> str:
     return (
         f"*Commit {place['commit']}; {place['processor']}, {place['cores']} cores, "
         f"{place['threads']} thread; Python {place['python']}, torch {place['torch']}.*"
@@ -171,11 +187,21 @@ def repairs() -> dict[str, Any]:
 
 def protects() -> dict[str, Any]:
     """Values of docs/protect.md."""
-    found = measured("protect")
+    found, causal = protect_results(), cells("protect_causal")
+    files = found.one(render_protect.SHIPPED["lora_r8"], "files", 1.0)
     return {
-        "protect": render_protect.protect_table(found),
+        "grid": render_protect.grid_table(found),
+        "adapters": render_protect.adapters_table(found),
+        "methods": render_protect.methods_table(found),
+        "texts": render_protect.texts_table(found),
+        "causal": render_protect.causal_table(causal),
         "gains": render_protect.gains(found),
-        "where": where("protect"),
+        "others": render_protect.others(found),
+        "seeds": render_protect.seeds(found),
+        "files": files,
+        "causals": render_protect.causal_figures(causal),
+        "where": where_of_cells("protect"),
+        "causal where": where_of_cells("protect_causal"),
     }
 
 
@@ -190,6 +216,11 @@ def moments() -> dict[str, Any]:
         "size": render_moments.sizes_7b(),
         "where": where("moments_layers"),
     }
+
+
+def protect_results() -> render_protect.Results:
+    """What protecting was measured to do."""
+    return render_protect.Results(cells("protect"))
 
 
 def finetunes() -> dict[str, Any]:
@@ -247,7 +278,7 @@ def readme() -> dict[str, Any]:
         "predicted": predicted | {"others": others},
         "alarms": {"lowest": min(alarms), "highest": max(alarms)},
         "repair": {f"lora-r{rank}": _repaired(f"lora-r{rank}") for rank in (1, 8)},
-        "protect": render_protect.gains(measured("protect")),
+        "protect": render_protect.gains(protect_results()),
         "finetune": render_finetune.by_method(measured("finetune")["rows"]),
     }  # fmt: skip
 

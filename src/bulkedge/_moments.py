@@ -75,6 +75,7 @@ def collect_moments(
     settings = {"include": include, "exclude": exclude, "rank": rank, "exact_width": exact_width}
     # before the fine-tune: moments are recognised by the base's weights
     moments = Moments(network, **settings)
+    moments.tuned = tuned is not None
     if tuned is not None:
         _put_on(network, os.fspath(model), os.fspath(tuned))
     tokens = tokens_of(network, tokenizer, kept, max_tokens)

@@ -103,7 +103,7 @@ def test_the_command(tmp_path):
     command = ["moments", str(MINILM), str(texts), "-o", str(out)]
     result = CliRunner().invoke(cli, [*command, "--max-tokens", "12"])
     assert result.exit_code == 0, result.output
-    assert "4 texts, 12 inputs" in result.output
+    assert "4 texts, 12 tokens" in result.output
     found = Moments.load(out)
     assert found["encoder.layer.0.attention.self.query"].count == 12
     query, key = (found[f"encoder.layer.0.attention.self.{x}"] for x in ("query", "key"))

@@ -199,9 +199,7 @@ def test_experts_and_moments_of_another_width_are_refused(base, tmp_path):
     record = bulkedge.repair(path, tuned, None, method=Protect(short))
     notes = {row.name: row.note for row in some(record.matrices)}
     assert notes.pop("up.weight") == "the base moments have another width than this layer"
-    assert set(notes.values()) == {
-        "experts: the tokens of each are not measured apart; it is left as it is"
-    }
+    assert set(notes.values()) == {"experts: the tokens of each are not measured apart"}
 
 
 def test_what_a_dtype_leaves_out_is_in_the_record(base, tmp_path):
@@ -246,3 +244,25 @@ def test_a_factor_that_layers_share_is_protected_for_all_or_none(tmp_path):
     rows = bulkedge.repair(base, tuned, None, method=method, only=["*q_proj*"]).matrices
     for row in some(rows):
         assert "shares its factor with h.k_proj.weight, which is not chosen; choose all" in row.note
+
+
+def test_swapped_moments_are_refused(base, tmp_path):
+    model, path = base
+    moments = {}
+    for name, tuned in (("base", False), ("task", True)):
+        with Moments(model) as found, torch.no_grad():
+            model(torch.arange(30)[None])
+        found.tuned = tuned
+        found.save(tmp_path / name)
+        moments[name] = Moments.load(tmp_path / name)
+        assert moments[name].tuned is tuned
+        assert moments[name].sketched(2).tuned is tuned
+        assert moments[name].merge(moments[name]).tuned is tuned
+    assert moments["base"].merge(moments["task"]).tuned is None
+    Protect(moments["base"], moments["task"])
+    with pytest.raises(InputError, match=r"got those of a fine-tune .* were the two files swapped"):
+        Protect(moments["task"], moments["base"])
+    with pytest.raises(InputError, match="task moments of the fine-tune's inputs, got those of th"):
+        Protect(moments["base"], moments["base"])
+    with pytest.raises(InputError, match="moments of a fine-tune's inputs; drift is on the base's"):
+        bulkedge.audit(path, adapter(tmp_path / "a"), moments=tmp_path / "task")

@@ -27,8 +27,12 @@ NAMED = 3  # so many layers are named
 @click.option("--column", "--field", default="text", show_default=True,
               help="Field of JSON, or column of Parquet.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Where to stop reading.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Layers that match alone.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="No layers that match.")
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Only layers that match; repeatable."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Without layers that match; repeatable."
+)
 @click.option("--rank", type=click.IntRange(min=1),
               help="Keep so many eigenvectors of each wider input.  [default: all, up to "
                    "--exact-width; 1024 beyond]")  # fmt: skip
@@ -90,7 +94,7 @@ def _told(measured: Moments, texts: int, output: Path) -> list[str]:
 
     layers = measured.layers
     tokens = max(layer.count for layer in layers.values())
-    lines = [f"{texts} texts, {tokens} inputs, {len(layers)} layers: written to {output}"]
+    lines = [f"{texts} texts, {tokens} tokens, {len(layers)} layers: written to {output}"]
     collector = measured.collector
     if idle := [name for name in collector.layers if name not in layers]:
         lines.append(f"{count(len(idle), 'layer')} did not run: {_named(idle)}")

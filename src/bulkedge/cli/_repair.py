@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,11 @@ SETTINGS = (
 @click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
               help="What to do.")  # fmt: skip
 @click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
-@click.option("--level", type=float, help="clip, rescale: part of the threshold.  [clip: 1]")
+@click.option(
+    "--level",
+    type=float,
+    help="clip, rescale: fraction of the threshold, such as 0.9.  [default: 1]",
+)
 @click.option("--of", type=click.Choice(["leading", "edge"]),
               help="rescale: level of θ_k or of θ_c.  [default: leading]")  # fmt: skip
 @click.option("--uniform", type=float, metavar="S", help="rescale: one factor for all layers.")
@@ -58,9 +63,14 @@ SETTINGS = (
               help="protect: of text to be kept, by `bulkedge moments BASE`.")  # fmt: skip
 @click.option("--task-moments", type=click.Path(path_type=Path), metavar="FILE",
               help="protect: of the task, by `bulkedge moments BASE --tuned TUNED`.")  # fmt: skip
-@click.option("--strength", type=float, help="protect: how much what is kept counts.  [default: 1]")
+@click.option(
+    "--strength",
+    type=float,
+    help="protect: λ; larger keeps more of the base and less of the task.  [default: 1]",
+)
 @click.option("--target-drift", type=float, metavar="X",
-              help="protect: the mean drift wanted, in place of --strength.")  # fmt: skip
+              help="protect: mean drift to be left, below what `audit --moments` reports; in "
+                   "place of --strength.")  # fmt: skip
 @click.option("--balance", type=click.Choice(["output", "drift", "layer"]),
               help="protect: unit that is the same in every layer.  [default: output]")  # fmt: skip
 @click.option("--rounds", type=int, help="How often a matrix is treated at most.")
@@ -123,7 +133,9 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         )
     show_as(record, print_repair, options)
     if record.output is not None and not options["quiet"]:
-        click.echo(f"repaired copy written to {printable(record.output)}", err=True)
+        copy = printable(record.output)
+        click.echo(f"repaired copy written to {copy}", err=True)
+        click.echo(f"next: bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)
@@ -160,12 +172,14 @@ def _method(options: dict[str, Any]) -> Method | Protect | Rescale:
     if strange := sorted(set(given) - set(settings)):
         raise RecipeError(
             f"{_option(strange[0])} is no setting of {options['method']}, whose settings are "
-            f"{', '.join(map(_option, settings))}"
+            f"{', '.join(map(_option, settings))}; see --method"
         )
     if method is Protect and "moments" not in given:
         raise RecipeError(
             "--method protect needs --moments FILE; make one with `bulkedge moments BASE TEXTS`"
         )
+    if method is Rescale and not {"level", "uniform"} & set(given):
+        given["level"] = 1.0
     for field in ("moments", "task_moments"):
         if field in given:
             given[field] = Moments.load(given[field])

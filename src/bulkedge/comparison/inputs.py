@@ -16,6 +16,7 @@ from bulkedge.moments import (
     Layer,
     StoredLayer,
     alike,
+    is_of_tuned,
     match_weights,
     sample,
     stored_layers,
@@ -70,6 +71,11 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
         InputError: If no layer is one of the base's, or several are one.
     """
     file = Path(path)
+    if is_of_tuned(file):
+        raise InputError(
+            f"{file}: moments of a fine-tune's inputs; drift is on the base's: measure the base, "
+            "without --tuned"
+        )
     known, rest = by_weight(stored_layers(file), plan)
     found = []
     for comparison in plan.comparisons:

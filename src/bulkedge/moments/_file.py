@@ -24,16 +24,18 @@ from ._sketch import ROWS, Moment, Sketch, diagonal, width
 
 FORMAT = "bulkedge moments 2"
 EARLIER = "bulkedge moments "
+BASE, TUNED = "base", "tuned"
 PARTS = ("vectors", "values", "rest")
 """What a sketch is stored as: tensors of these names below that of the moment."""
 
 
-def write_layers(path: Path, layers: Mapping[str, Layer]) -> None:
+def write_layers(path: Path, layers: Mapping[str, Layer], tuned: bool | None = None) -> None:
     """Write a file of moments, in float32.
 
     Args:
         path: The file; one that exists is replaced once the new one is whole.
         layers: What is known of each, by its path; moments that are one object are stored once.
+        tuned: Whether they are of a fine-tune's inputs; None if that is not known.
 
     Raises:
         OutputError: If it cannot be written.
@@ -54,10 +56,13 @@ def write_layers(path: Path, layers: Mapping[str, Layer]) -> None:
             tensors[key] = _stored(moment)
         tensors[f"sample.{name}"] = layer.sample.cpu()
         table[name] = row | {"moment": key}
+    metadata = {"format": FORMAT, "layers": json.dumps(table)}
+    if tuned is not None:
+        metadata["model"] = TUNED if tuned else BASE
     building = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, building, {"format": FORMAT, "layers": json.dumps(table)})
+        save_file(tensors, building, metadata)
         building.chmod(0o666 & ~umask())
         _order(building)
         os.replace(building, path)
@@ -153,6 +158,22 @@ def _stored_layer(
     shape = infos[-1].shape
     nbytes = sum(info.nbytes for info in infos)
     return StoredLayer(path, name, shape[0], len(shape) == 1 and not is_sketch, nbytes)
+
+
+def is_of_tuned(path: Path) -> bool | None:
+    """Whether a file of moments is of a fine-tune's inputs.
+
+    Args:
+        path: The file.
+
+    Returns:
+        None if the file does not say.
+
+    Raises:
+        CheckpointError: If it is no such file, or of an earlier version.
+    """
+    _, metadata = _header(path)
+    return {TUNED: True, BASE: False}.get(metadata.get("model", ""))
 
 
 def read_layers(path: Path, names: Collection[str] | None = None) -> dict[str, Layer]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bulkedge._errors import InputError
 
 from ._collect import Collector
-from ._file import read_layers, write_layers
+from ._file import is_of_tuned, read_layers, write_layers
 from ._inputs import acting
 from ._layer import Layer, alike, sample
 from ._sketch import ROWS, Moment, Sketch, mean, output_power, sketch
@@ -33,6 +33,10 @@ class Moments:
             inputs up to ``exact_width`` are kept as matrices, and 1024 eigenvectors of wider ones.
         exact_width: The largest width that is summed up as a matrix while the model runs.  Of a
             wider input there are only sums of thin products, which the sketch is made of.
+
+    Attributes:
+        tuned: Whether they are of a fine-tune's inputs, as ``collect_moments`` says; None if
+            that is not known.
 
     Raises:
         InputError: If the model has no layer with inputs, or the rank is below 1.
@@ -60,6 +64,7 @@ class Moments:
         exact_width: int = EXACT_WIDTH,
     ) -> None:
         self._rank = rank
+        self.tuned: bool | None = None
         self._collector: Collector | None = None
         if model is not None:
             self._collector = Collector(
@@ -158,6 +163,7 @@ class Moments:
                 f"expected {len(together)} positive weights, one for each, got {weights!r:.60}"
             )
         found, (first, *tables) = Moments(), [each.layers for each in together]
+        found.tuned = self.tuned if len({each.tuned for each in together}) == 1 else None
         for table in tables:
             if odd := sorted(set(table) ^ set(first)):
                 raise InputError(f"{odd[0]}: only some of the moments to be merged have this layer")
@@ -191,6 +197,7 @@ class Moments:
             1
         """
         found, done = Moments(), {}
+        found.tuned = self.tuned
         for name, layer in self.layers.items():
             key = id(layer.moment)
             if key not in done:
@@ -211,7 +218,7 @@ class Moments:
         layers = self._to_be_stored()
         if not layers:
             raise InputError("expected layers that have run, got none; call the model first")
-        write_layers(Path(path), layers)
+        write_layers(Path(path), layers, self.tuned)
 
     def _to_be_stored(self) -> Mapping[str, Layer]:
         """The layers with means in float32, so that no second copy in float64 is made of a sum."""
@@ -241,7 +248,7 @@ class Moments:
             CheckpointError: If it is none, or damaged.
         """
         found = cls()
-        found._known = read_layers(Path(path))
+        found._known, found.tuned = read_layers(Path(path)), is_of_tuned(Path(path))
         return found
 
 

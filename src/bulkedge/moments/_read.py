@@ -11,6 +11,7 @@ from typing import Any
 from bulkedge._errors import InputError, MissingExtraError
 
 LINES_OF_JSON = (".jsonl", ".ndjson")
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def read_texts(path: Path, column: str = "text") -> list[str]:
@@ -48,6 +49,10 @@ def read_texts(path: Path, column: str = "text") -> list[str]:
             f"{path}: cannot be read ({error.strerror}); give a file of texts"
         ) from None
     except UnicodeDecodeError:
+        if ending in PACKED:
+            raise InputError(
+                f"{path}: compressed; unpack it first, such as `zcat FILE > texts.txt`"
+            ) from None
         raise InputError(f"{path}: expected text in UTF-8; convert it first") from None
     texts = list(checked_texts((text for text in found if text is not None), str(path), column))
     if not texts:

@@ -58,3 +58,13 @@ class Protect:
             raise InputError(
                 "expected a strength or a target drift, got both: the one follows from the other"
             )
+        if self.moments.tuned:
+            raise InputError(
+                "expected moments of the base's inputs for what is to be kept, got those of a "
+                "fine-tune (--tuned); were the two files swapped?"
+            )
+        if self.task_moments is not None and self.task_moments.tuned is False:
+            raise InputError(
+                "expected task moments of the fine-tune's inputs, got those of the base; measure "
+                "them with `bulkedge moments BASE TEXTS --tuned TUNED`"
+            )

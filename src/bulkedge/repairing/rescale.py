@@ -55,8 +55,8 @@ class Rescale:
         )
         if (self.level is None) == (self.uniform is None):
             raise InputError(
-                f"expected level or uniform of Rescale, got {self.level} and {self.uniform}; give "
-                "one, such as Rescale(uniform=0.7)"
+                f"expected a level or one factor for all of Rescale, got level {self.level} and "
+                f"uniform {self.uniform}; give one of them, such as level 0.9 or uniform 0.7"
             )
 
     def factor(self, spike: float, spectrum: BaseSpectrum | None, top_k: int = 10) -> float:

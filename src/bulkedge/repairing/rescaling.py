@@ -31,6 +31,7 @@ ADAPTERS = (
     "keeps its scale in other places"
 )
 DORA = "DoRA: s·B·A is not all of its update; merge it into the model first"
+BELOW = "below the limit already"
 FULL = "stored in full beside the adapter's factors: no α scales it"
 
 
@@ -124,6 +125,7 @@ class Rescaling(Work):
         """What is known of a row once its factor is."""
         self.factors[row.comparison.base.name] = s
         row.status, row.rounds = ("left", 0) if s == 1 else ("repaired", 1)
+        row.note = BELOW if s == 1 else None
         row.change, row.energy = (1 - s) * row.update_norm, 1 - s**2
 
     def _store(self, output: Output | None) -> None:

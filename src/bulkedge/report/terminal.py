@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
+LEFT = "nothing as significant as asked for, or nothing to take"
 NOTABLE_LOSS = 1e-3
 """A table of repairs has a column of losses if one exceeds this: what dtype or rank left out."""
 
@@ -134,10 +135,10 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
             more = count(len(done) - MAX_ROWS, "more matrix", "more matrices")
             console.print(f"… and {more}: see the record")
         for row in record.matrices:
-            if row.status != "repaired":
-                why = row.note or "nothing as significant as asked for, or nothing to take"
-                _print(console, f"NOT repaired: {row.name}: {why}")
-        for line in _doubts(done):
+            if row.status == "refused":
+                _print(console, f"NOT repaired: {row.name}: {row.note}")
+        left = [row for row in record.matrices if row.status == "left"]
+        for line in (*_grouped(left, "left as it was", LEFT), *_grouped(done, "in doubt")):
             _print(console, line)
         for name in record.left_behind:
             _print(console, f"not carried over: {name}")
@@ -146,14 +147,14 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
         _print(console, line)
 
 
-def _doubts(rows: Iterable[RepairedMatrix]) -> list[str]:
-    """One line for each note on repaired matrices, with the first as example."""
+def _grouped(rows: Iterable[RepairedMatrix], what: str, otherwise: str = "") -> list[str]:
+    """One line for each note on some matrices, with the first as example."""
     groups: dict[str, list[str]] = {}
     for row in rows:
-        if row.note is not None:
-            groups.setdefault(row.note, []).append(row.name)
+        if note := row.note or otherwise:
+            groups.setdefault(note, []).append(row.name)
     return [
-        f"in doubt: {f'{len(names)}, such as ' if len(names) > 1 else ''}{names[0]}: {note}"
+        f"{what}: {f'{len(names)}, such as ' if len(names) > 1 else ''}{names[0]}: {note}"
         for note, names in groups.items()
     ]
 
@@ -193,6 +194,11 @@ def cost_lines(record: RepairRecord) -> list[str]:
     """What the repair costs, in one sentence, and a warning if that is much."""
     if (cost := record.cost) is None:
         return []
+    if record.method["name"] == "protect":  # which may well move more than there was
+        return [
+            f"the update was redirected, by {cost.mean:.0%} of its own norm on average; that does "
+            "not say what the task lost: measure the task, and what you wanted to keep"
+        ]
     line = (
         f"of the update {cost.mean:.0%} was taken or moved on average, at most {cost.most:.0%} "
         f"({cost.matrix.removesuffix('.weight')}): evaluate before you ship"
@@ -208,7 +214,7 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
     lossy = any(row.loss > NOTABLE_LOSS for row in rows)
-    for header in ("before", "after", "rank", "changed", *(["lost"] if lossy else [])):
+    for header in ("new before", "new after", "rank", "changed", *(["lost"] if lossy else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         after = "–" if row.intruders_after is None else str(row.intruders_after)

@@ -286,7 +286,7 @@ def through_files(adapter: Adapter) -> dict[str, Any]:
     import tempfile
 
     task = moments(f"task of {adapter.name}", adapter)
-    method = bulkedge.Protect(moments(str(KEPT)), task, 1.0)
+    method = bulkedge.Protect(moments(str(KEPT)), task, 1.0, balance="layer")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         record = bulkedge.repair(arms.BASE, adapter.folder, out, method=method, only=["encoder.*"])

@@ -185,7 +185,10 @@ def moments(kind: str, adapter: Path | None = None) -> bulkedge.Moments:
 def protected(adapter: Path, strength: float) -> dict[str, float]:
     """Perplexities of the repaired adapter."""
     method = bulkedge.Protect(
-        moments("documentation"), moments("dictionary", adapter), strength=strength
+        moments("documentation"),
+        moments("dictionary", adapter),
+        strength=strength,
+        balance="layer",
     )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"

@@ -99,7 +99,7 @@ class Command:
         log.parent.mkdir(exist_ok=True)
         with out.open("wb") as stdout, err.open("wb") as stderr:
             try:
-                ended = subprocess.run(
+                ended = subprocess.run(  # noqa: S603 — the caller's own command, no shell
                     self._for(model), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
                 )
             except (OSError, ValueError) as error:

@@ -108,7 +108,7 @@ def frontier(
     files = _files(base, tuned, moments, task_moments, balance, partial)
     recipe = make_recipe({"device": device, "partial": partial})
     plan = make_plan(os.fspath(base), os.fspath(tuned), recipe)
-    keep_out(out, (plan.base.path, plan.tuned.path, *files.measured), set(plan.files))
+    keep_out(Path(out), (plan.base.path, plan.tuned.path, *files.measured), set(plan.files))
     folder = Folder(Path(out))
     copies = Copies(plan, recipe, files, folder, jobs, _phase(progress, "auditing"))
     copies.check(points)
@@ -126,6 +126,7 @@ def frontier(
         took = Run(
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - clock, 3),
+            engine="local",
             jobs=jobs,
             resumed=resumed,
         )

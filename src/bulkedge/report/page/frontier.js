@@ -8,11 +8,11 @@
   function el(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) if (value !== null) node.setAttribute(name, value);
-    node.append(...children.flat().filter((x) => x !== null));
+    node.append(...children.flat(Infinity).filter((x) => x !== null));
     return node;
   }
   const byId = (id) => document.getElementById(id);
-  const fill = (id, ...children) => byId(id).replaceChildren(...children.flat());
+  const fill = (id, ...children) => byId(id).replaceChildren(...children.flat(Infinity));
   /** Text for plotly, which takes some markup. */
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 

@@ -15,6 +15,7 @@ from bulkedge.moments import Moments
 from bulkedge.records import Recipe, Record
 from bulkedge.repairing import RepairRecord
 from bulkedge.repairing.choose import work_for
+from bulkedge.repairing.inputs import Known
 from bulkedge.repairing.output import Output
 from bulkedge.repairing.work import Options, Work
 
@@ -63,6 +64,17 @@ class Copies:
         """
         for arm in ("scaled", "protected"):
             self._work(next(point for point in points if point.arm == arm))
+        known = Known(self.plan, self.moments, self.task_moments)
+        errors = []
+        for comparison in self.plan.comparisons:
+            try:
+                known.of(comparison)
+            except InputError as error:
+                errors.append(error)
+            else:
+                return  # the others that are not known are refused by name, and listed
+        if errors:
+            raise errors[0]
 
     def check_room(self, points: list[Point]) -> None:
         """Raise where the copies that are still to be written would not fit.

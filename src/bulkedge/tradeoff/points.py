@@ -117,7 +117,9 @@ def _checked(name: str, given: Sequence[float], limits: str, high: float) -> lis
     found = [as_real(x) for x in given]
     kept = [x for x in found if x is not None and 0 < x < high]
     if not found or len(kept) < len(found):
-        raise InputError(f"expected {name} {limits}, got {list(given)!r:.80}; give some")
+        raise InputError(
+            f"expected {name} {limits}, got {list(given)!r:.80}; give one or more such"
+        )
     if len(set(kept)) < len(kept):
         raise InputError(f"expected {name} that differ, got {list(given)!r:.80}; give each once")
     return kept

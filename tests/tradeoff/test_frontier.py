@@ -332,6 +332,24 @@ def test_other_numbers_than_before_are_an_error_that_keeps_what_is_finished(inpu
     assert len((tmp_path / "out/points.jsonl").read_text().splitlines()) == 1
 
 
+def test_what_a_function_raises_is_its_own(inputs, tmp_path):
+    def evaluate(path):
+        raise OutputError("of the function")
+
+    with pytest.raises(OutputError, match=r"^of the function$"):
+        run(inputs, tmp_path / "out", evaluate)
+
+
+def test_a_wrong_name_costs_no_evaluation(inputs, tmp_path):
+    evaluate, asked = stopping(99)
+    with pytest.raises(InputError, match="the evaluation gives no number 'tusk', but task, kept"):
+        run(inputs, tmp_path / "out", evaluate, task="tusk")
+    with pytest.raises(InputError, match="the evaluation gives no number 'tusk', but task, kept"):
+        run(inputs, tmp_path / "out", evaluate, task="tusk")
+    assert asked == ["adapter"]
+    assert len(run(inputs, tmp_path / "out", evaluate, task="task").points) == len(asked) == 5
+
+
 @pytest.fixture
 def command(inputs, tmp_path):
     """The command line, in a folder whose name a shell would act on."""

@@ -29,6 +29,10 @@ Evaluate: TypeAlias = str | Callable[[Path], Mapping[str, float]]
 """A command with ``{model}`` in it, or a function of the path of a model."""
 
 
+class Failed(InputError):
+    """The evaluation of one model did not give its numbers."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command, run without a shell.
@@ -92,8 +96,8 @@ class Command:
             The numbers by name.
 
         Raises:
-            InputError: If it cannot be started, fails, or prints no numbers; what it printed to
-                stderr last is part of the message.
+            Failed: If it cannot be started, fails, or prints no numbers; what it printed to stderr
+                last is part of the message.
         """
         out, err = (log.with_name(f"{log.name}.{ending}") for ending in ("out", "err"))
         log.parent.mkdir(exist_ok=True)
@@ -103,15 +107,15 @@ class Command:
                     self._for(model), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
                 )
             except (OSError, ValueError) as error:
-                raise InputError(
+                raise Failed(
                     f"{self.told(model)}: cannot be started ({error}); name a program that there is"
                 ) from None
         if ended.returncode != 0:
-            raise InputError(f"{self.told(model)}: {_ending(ended.returncode)}; {_last(err)}")
+            raise Failed(f"{self.told(model)}: {_ending(ended.returncode)}; {_last(err)}")
         try:
             return _parsed(_tail(out))
         except InputError as error:
-            raise InputError(f"{self.told(model)}: exit code 0, {error}; {_last(err)}") from None
+            raise Failed(f"{self.told(model)}: exit code 0, {error}; {_last(err)}") from None
 
     def _for(self, model: Path) -> list[str]:
         """The words with a path that is right from everywhere, and no option."""
@@ -148,7 +152,7 @@ class Function:
         try:
             return _numbers(found)
         except InputError as error:
-            raise InputError(f"{self.told(model)}: {error}") from None
+            raise Failed(f"{self.told(model)}: {error}") from None
 
 
 def evaluator(given: Evaluate) -> Command | Function:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bulkedge._errors import BulkedgeError, InputError
+from bulkedge._errors import InputError
 from bulkedge.auditing import Notice
 from bulkedge.auditing.inputs import Watch
 from bulkedge.auditing.journal import Journal, digest
@@ -15,7 +15,7 @@ from bulkedge.records.frontier import FRONTIER_VERSION, Axes, Measured
 from bulkedge.repairing import RepairRecord
 
 from .copies import Copies
-from .evaluation import Command, Function
+from .evaluation import Command, Failed, Function
 from .points import Point
 
 
@@ -121,6 +121,7 @@ class Evaluations:
         }
         if self.done:
             self._check_names(self.rows)
+            self.wanted.axes(self.rows[0].values)
         return len(self.done)
 
     def go(
@@ -144,6 +145,7 @@ class Evaluations:
                 self.watch.check()  # numbers of what was changed meanwhile must not be kept
                 book.append(self.keys[i], row)
                 self.done[i] = row
+                self.wanted.axes(row.values)  # a wrong name costs no evaluation
                 if notice is not None:
                     notice(f"{len(self.done)} of {total}: {_line(row)}")
             if progress is not None:
@@ -155,7 +157,7 @@ class Evaluations:
         model, clock = self.copies.model(point), time.perf_counter()
         try:
             values = self.evaluation.run(model, self.copies.folder.log(point.name))
-        except BulkedgeError as error:
+        except Failed as error:
             raise InputError(f"the evaluation of {point.name}: {error}. {self._left()}") from None
         return Measured(
             name=point.name,
@@ -170,7 +172,7 @@ class Evaluations:
         )
 
     def _check_names(self, rows: list[Measured]) -> None:
-        """Raise unless all points have the numbers of the first, and the axes among them."""
+        """Raise unless all points have the numbers of the first."""
         first, *others = rows
         for row in others:
             if set(row.values) != set(first.values):
@@ -179,7 +181,6 @@ class Evaluations:
                     f"the evaluation of {row.name}: expected the numbers that {first.name} has, "
                     f"only one of the two has {odd!r:.60}: {row.evaluated}. {self._left()}"
                 )
-        self.wanted.axes(first.values)
 
     def _left(self) -> str:
         return (

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import bulkedge
-from bulkedge.cli import audit, budget, repair
+from bulkedge.cli import audit, budget, frontier, repair
 from bulkedge.records import make_recipe, read_recipe
 from helpers import EXAMPLE, MINILM, some
 
@@ -36,6 +36,7 @@ NOT_RUN = (
     "bulkedge budget BASE",
     "bulkedge repair BASE",
     "bulkedge moments BASE",
+    "bulkedge frontier BASE",
 )
 
 
@@ -218,8 +219,9 @@ def test_the_certificate_quotes_its_figure():
         ("audit.md", audit, bulkedge.Record),
         ("repair.md", repair, bulkedge.RepairRecord),
         ("before-you-train.md", budget, bulkedge.BudgetRecord),
+        ("frontier.md", frontier, bulkedge.FrontierRecord),
     ],
-    ids=["audit", "repair", "budget"],
+    ids=["audit", "repair", "budget", "frontier"],
 )
 def test_every_option_and_record_field_is_documented(page, command, record):
     page = (ROOT / "docs" / page).read_text()

@@ -136,6 +136,8 @@ NETWORK |= {
 PROCESSES = {"subprocess", "pty", "ctypes"}
 # what an engine is, and what loads its own modules late
 MAY = {"auditing/engine/ray.py": {"socket", "urllib"}}
+# a command that the caller gives, to evaluate a model
+MAY |= {"tradeoff/evaluation.py": {"subprocess"}}
 # their classes, for a model that the caller has built already
 MAY |= {f"tune/{name}.py": {"peft", "transformers"} for name in (
     "_layers", "_lora", "callback", "trainer",

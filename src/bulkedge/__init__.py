@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from .spectral import project_spectral_ball as project_spectral_ball
     from .spectral import spectral_cap as spectral_cap
     from .spectral import spectral_norm as spectral_norm
+    from .tradeoff import FrontierRecord as FrontierRecord
+    from .tradeoff import frontier as frontier
     from .triplet import singular_triplet as singular_triplet
     from .triplet import truncate as truncate
 
@@ -73,6 +75,8 @@ _HOME = {
     "Scale": ".repairing",
     "Shrink": ".repairing",
     "Clip": ".repairing",
+    "FrontierRecord": ".tradeoff",
+    "frontier": ".tradeoff",
     "singular_triplet": ".triplet",
     "truncate": ".triplet",
     "spectral_norm": ".spectral",
@@ -102,6 +106,7 @@ _MODULES = (
     "rmt",
     "simulate",
     "spectral",
+    "tradeoff",
     "triplet",
     "tune",
     "update",

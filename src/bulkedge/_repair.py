@@ -117,13 +117,13 @@ def repair(
     todo = work.affected(before, only)
     if out is None:
         work.treat(todo, None, _phase(progress, "repairing"))
-        return _record(work, before, None, None, ())
+        return record_of(work, before, None, None, ())
     with new_folder(Path(out)) as folder:
         output = Output.copy(plan.tuned, folder)
         (folder / RepairRecord.file_name).unlink(missing_ok=True)  # of an earlier repair
         work.treat(todo, output, _phase(progress, "repairing"))
         after = _audit_again(base, output, Path(out), settled, engine, progress)
-        record = _record(work, before, after, Path(out), output.left_behind)
+        record = record_of(work, before, after, Path(out), output.left_behind)
         (folder / RepairRecord.file_name).write_text(record.to_json(), encoding="utf-8")
     return record
 
@@ -186,14 +186,25 @@ def _audit_again(
     return found.model_copy(update={"inputs": found.inputs.model_copy(update={"tuned": tuned})})
 
 
-def _record(
+def record_of(
     work: Work,
     before: Record,
     after: Record | None,
     out: Path | None,
     left_behind: tuple[str, ...],
 ) -> RepairRecord:
-    """The record of a repair."""
+    """The record of a repair.
+
+    Args:
+        work: What was done.
+        before: The audit of the input.
+        after: That of the copy, or None.
+        out: The folder of the copy, or None.
+        left_behind: Files of the input that are not in it.
+
+    Returns:
+        The record.
+    """
     import torch
 
     counts = {row.name: work.counted(row) for row in after.matrices} if after else {}

@@ -31,7 +31,7 @@ def views(folder, epsilon):
     after = save(folder / "t.safetensors", {"a.weight": turned, "b.weight": 1.01 * base})
     record = bulkedge.audit(before, after, recipe={"epsilon": epsilon})
     shown = {name: report.render(record, name) for name in ("markdown", "csv", "html", "junit")}
-    shown["html"] = shown["html"].replace(report.html._page("plotly-cartesian.min.js"), "")
+    shown["html"] = shown["html"].replace(report.parts.part("plotly-cartesian.min.js"), "")
     report.print_record(record, Console(file=(terminal := io.StringIO()), width=160))
     return record, shown | {"terminal": terminal.getvalue()}
 

@@ -11,7 +11,7 @@ import pytest
 import bulkedge
 from bulkedge import InputError
 from bulkedge.report import to_html
-from bulkedge.report.html import PLOTLY
+from bulkedge.report.parts import PLOTLY
 from helpers import EXAMPLE, MINILM, save, some, weights
 
 PAGE = Path(bulkedge.__file__).parent / "report" / "page"

@@ -17,6 +17,7 @@ from bulkedge._errors import BulkedgeError, printable
 
 from ._audit import audit
 from ._budget import budget
+from ._frontier import frontier
 from ._inspect import inspect
 from ._merge import merge
 from ._moments import moments
@@ -29,6 +30,7 @@ __all__ = [
     "audit",
     "budget",
     "cli",
+    "frontier",
     "inspect",
     "main",
     "merge",
@@ -45,7 +47,7 @@ def cli() -> None:
     """Spectral instruments for neural-network weights."""
 
 
-for command in (audit, budget, inspect, merge, moments, repair, report, simulate):
+for command in (audit, budget, frontier, inspect, merge, moments, repair, report, simulate):
     cli.add_command(command)
 
 

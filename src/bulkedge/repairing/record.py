@@ -154,4 +154,6 @@ class RepairRecord(Document):
     before: Record
     matrices: list[RepairedMatrix]
     cost: Cost | None = Field(None, description="What was taken; null where nothing was changed.")
-    after: Record | None = Field(description="The audit of what was written; null of a dry run.")
+    after: Record | None = Field(
+        description="The audit of what was written; null of a dry run, and in a frontier."
+    )

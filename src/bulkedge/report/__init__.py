@@ -3,6 +3,7 @@
 from .budget import budget_csv, print_budget
 from .checks import to_junit, to_markdown
 from .formats import FORMATS, format_of, read, render
+from .frontier import frontier_csv, frontier_page, print_frontier
 from .html import to_html
 from .table import to_csv, to_parquet
 from .terminal import findings, print_record, print_repair, verdict_line
@@ -12,7 +13,10 @@ __all__ = [
     "budget_csv",
     "findings",
     "format_of",
+    "frontier_csv",
+    "frontier_page",
     "print_budget",
+    "print_frontier",
     "print_record",
     "print_repair",
     "read",

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Union
 
@@ -19,11 +15,10 @@ from bulkedge.repairing import RepairRecord
 from .advice import explanation, headline, is_relative, steps, untrained
 from .columns import PAGE, columns_of, over_base, over_threshold, worst_score
 from .drift import drift_sentences
+from .parts import as_data, filled, part, plotly, policy
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
-PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
-"""The SHA-256 digest of plotly.js-cartesian-dist-min 4.1.1, as published."""
 
 
 def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = None) -> str:
@@ -50,58 +45,26 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
         raise InputError(f"expected {len(audits)} labels, one for each audit, got {len(labels)}")
     chosen = [audit for _, audit in audits]
     names = list(labels) if labels is not None else _numbered([name for name, _ in audits])
-    parts = [_condensed(record, name) for record, name in zip(chosen, names, strict=True)]
-    plotly = _page("plotly-cartesian.min.js")
-    own = {"charts": _page("charts.js"), "script": _page("report.js")}
-    if hashlib.sha256(plotly.encode()).hexdigest() != PLOTLY:
-        raise InputError("plotly-cartesian.min.js is not the file that was published; reinstall")
-    # a colon of a name must not end the data: no character of it is markup
     shown = {
-        "records": parts,
+        "records": [_condensed(record, name) for record, name in zip(chosen, names, strict=True)],
         "comparison": _compared(chosen, names),
         "columns": _columns(),
         "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
     }
-    data = json.dumps(shown, separators=(",", ":"), allow_nan=False)
-    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    scripts = {"plotly": plotly(), "charts": part("charts.js"), "script": part("report.js")}
     slots = {
-        "policy": _policy(plotly, *own.values()),
+        "policy": policy(*scripts.values()),
         "title": html.escape(f"bulkedge audit: {names[0]}"),
         "subtitle": html.escape(" / ".join(names)),
-        "css": _colours() + _page("report.css"),
+        "css": _colours() + part("report.css"),
         "epsilon": f"{DEFAULT_EPSILON:g}",
         "counted": ", ".join(verdict.value for verdict in REPORTED if is_counted(verdict)),
         "meanings": "\n".join(map(_meaning, REPORTED)),
         "choices": "".join(map(_choice, _gravest_first())),
-        "data": data,
-        "plotly": plotly,
-        **own,
+        "data": as_data(shown),
+        **scripts,
     }
-    page = _page("report.html")
-    head, *rest = page.split("{{")
-    filled = [head]
-    for piece in rest:
-        name, _, text = piece.partition("}}")
-        filled += [slots[name], text]
-    return "".join(filled)
-
-
-def _page(name: str) -> str:
-    """A part of the page that comes with the package."""
-    package = resources.files(__name__.rpartition(".")[0])
-    return (package / "page" / name).read_text(encoding="utf-8")
-
-
-def _policy(*scripts: str) -> str:
-    """Own scripts by their digests, inline styles and data images; nothing else."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-        for script in scripts
-    )
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "connect-src 'none'; form-action 'none'; base-uri 'none'"
-    )
+    return filled(part("report.html"), slots)
 
 
 def _gravest_first() -> list[Verdict]:

@@ -38,7 +38,7 @@ def to_csv(record: Record) -> str:
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(_names())
     for row in _rows(record):
-        writer.writerow([_cell(row.get(name)) for name in _names()])
+        writer.writerow([cell(row.get(name)) for name in _names()])
     return text.getvalue()
 
 
@@ -92,8 +92,15 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Enum) else value
 
 
-def _cell(value: object) -> object:
-    """A number as it is; text that no program takes for anything else."""
+def cell(value: object) -> object:
+    """A number as it is; text that no program takes for anything else.
+
+    Args:
+        value: What a cell is to hold.
+
+    Returns:
+        The same for a table that other programs read.
+    """
     value = _plain(value)
     if not isinstance(value, str):
         return "" if value is None else value

@@ -126,8 +126,13 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
     rows = _rows(opened.files, known)
     named = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
     told = printable(named[:MAX_NAMED]) if isinstance(named, str) and named else None
-    return Source.model_validate(
-        {"path": as_text(opened.path), "kind": opened.kind, "files": rows, "trained_on": told}
+    rounded = opened.quantised if isinstance(opened, Checkpoint) else None
+    return Source(
+        path=as_text(opened.path),
+        kind=opened.kind,
+        files=rows,
+        trained_on=told,
+        quantised=rounded,
     )
 
 

@@ -362,7 +362,8 @@ def _rows_if_it_fits(
 def _acts_transposed(factors: StoredUpdate, target: str, base_layout: Layout) -> bool:
     """Whether the base stores ``(in, out)`` what the factors update as ``(out, in)``."""
     shape, model = base_layout.shapes[target], base_layout.model
-    if factors.embedding or shape != factors.shape[::-1]:
+    stored = base_layout.weights.get(target)
+    if factors.embedding or shape != factors.shape[::-1] or (stored and stored.upright):
         return False
     conv1d = target.endswith(CONV1D_LAYERS)
     if shape != factors.shape:

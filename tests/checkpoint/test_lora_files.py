@@ -1,4 +1,4 @@
-"""LoRA files of ComfyUI, ai-toolkit, SimpleTuner and LyCORIS: known by their tensors, not by names."""
+"""LoRA files of ComfyUI, ai-toolkit, SimpleTuner and LyCORIS, known by their tensors."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_another_methods_tensors_taint_their_layer_alone(tmp_path):
     more |= {f"diffusion_model.{others[0]}.lora_mid.weight": weights(2, 2)}
     file = save(tmp_path / "lora.safetensors", lora("down_up", "diffusion_model.") | more)
     plan = make_plan(base_file(tmp_path), file, Recipe())
-    assert [c.base.name for c in plan.comparisons] == [f"{name}.weight" for name in others[1:]]
+    assert {c.base.name for c in plan.comparisons} == {f"{name}.weight" for name in others[1:]}
     reasons = {row.name: row.reason for row in plan.skipped if row.lost}
     assert "DoRA as kohya's scripts" in reasons[f"diffusion_model.{first}.dora_scale"]
     assert "Tucker" in reasons[f"diffusion_model.{others[0]}.lora_mid.weight"]
@@ -152,7 +152,7 @@ def test_a_model_with_factors_beside_its_weights_is_no_adapter(tmp_path):
 
 def test_pefts_own_file_wants_its_configuration(tmp_path):
     file = save(tmp_path / "a" / "adapter_model.safetensors", lora("ab", "base_model.model."))
-    with pytest.raises(AdapterError, match="no adapter_config.json beside them"):
+    with pytest.raises(AdapterError, match=r"no adapter_config\.json beside them"):
         make_plan(base_file(tmp_path), file, Recipe())
 
 

@@ -277,7 +277,8 @@ def _pair_shared(
         if codec.info.name in matched:
             continue
         stored = tuned_layout.weights
-        fitting = [n for n in sharing(name, stored, model) if stored[n].shape == codec.shape]
+        width = codec.shape[1:]  # the rows may differ: a vocabulary may be resized
+        fitting = [n for n in sharing(name, stored, model) if stored[n].shape[1:] == width]
         if len(fitting) == 1:  # one tensor, and no doubt which, stands for this one
             (part,) = base_layout.parts(name)
             (tuned,) = tuned_layout.parts(fitting[0])

@@ -121,6 +121,7 @@ DAMAGE = {
     "no_block": ({"blocksize": None}, None, "settings with blocksize None"),
     "other_dtype": ({"dtype": "int8"}, None, "settings with dtype 'int8'"),
     "nested_nan": ({"nested_blocksize": 4, "nested_offset": float("nan")}, None, "offset nan"),
+    "nested_huge": ({"nested_blocksize": 4, "nested_offset": 10**400}, None, "nested_offset 1000"),
     "nested_alone": ({"nested_blocksize": 4, "nested_offset": 1}, None, "absmax is F32"),
 }
 

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.elements import read_bytes, read_elements, torch_dtypes
@@ -58,6 +58,9 @@ MAX_BLOCK = 4096
 
 TABLE_TOLERANCE = 1e-4
 """The stored table may differ from the published one by no more: versions round fp4 otherwise."""
+
+LARGE = 1e30
+"""No offset of largest values comes near it."""
 
 STRIP = 2**20
 """How many numbers are unpacked at once."""
@@ -251,7 +254,8 @@ def _settings(info: TensorInfo, method: str) -> _State:
     if not any(key.startswith("nested_") for key in content):
         return _State(*found)
     offset = content.get("nested_offset")
-    if type(offset) not in (int, float) or not abs(offset) < math.inf:
+    # bounded before it is a float: JSON has integers that none can hold
+    if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) < LARGE:
         raise _UnfitError(f"settings with nested_offset {offset!r:.60}")
     return _State(*found, _block(content, "nested_blocksize"), float(offset))
 
@@ -264,7 +268,7 @@ def _block(content: Mapping[str, Any], key: str) -> int:
     return size
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     """Whether a value is a positive integer; JSON's true is none."""
     return type(value) is int and 0 < value < 2**48
 

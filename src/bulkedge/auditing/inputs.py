@@ -139,7 +139,7 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
 def _of_moments(file: Path, known: Mapping[Path, str]) -> Source:
     """A file of moments with its digest."""
     rows = _rows((file,), known)
-    return Source(path=as_text(file), kind="file", files=rows, trained_on=None)
+    return Source(path=as_text(file), kind="file", files=rows, trained_on=None, quantised=None)
 
 
 def _rows(files: Iterable[Path], known: Mapping[Path, str]) -> list[File]:

@@ -415,7 +415,7 @@ def test_pickled_and_missing_weights(base, tmp_path):
 
 
 def test_factors_without_their_config(base, tmp_path):
-    path = save(tmp_path / "lora.safetensors", keys())
+    path = save(tmp_path / "adapter_model.safetensors", keys())
     with pytest.raises(AdapterError, match=r"no adapter_config\.json beside them"):
         make_plan(base, path, Recipe())
 

@@ -112,7 +112,7 @@ PACKED = {
         "q.weight.absmax": weights(1),
         "q.weight.quant_map": weights(16),
     },
-    "bitsandbytes (8 bits)": {"q.weight": integers(8, 8, dtype=torch.int8), "q.SCB": weights(8)},
+    "bitsandbytes (8 bits)": {"q.weight": integers(8, 8), "q.SCB": weights(8)},
     "MXFP4": {
         "experts.down_proj_blocks": integers(2, 8, 1, 16, dtype=torch.uint8),
         "experts.down_proj_scales": integers(2, 8, 1, dtype=torch.uint8),

@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from fuzz.mutate import join, split
 from helpers import weights
+from packing import eight_bits, four_bits
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,24 @@ def _fp8() -> Victim:
     return Victim(_model("base", base, config) | _model("tuned", tuned, config), "base", "tuned")
 
 
+def _bitsandbytes() -> Victim:
+    """A base in four and in eight bits, and a LoRA on it."""
+    base = four_bits(weights(M, N), nested=True, block=16, name="h.0.q")[0]
+    base |= eight_bits(weights(M, N, seed=1), name="h.1.q")[0]
+    factors = _pair("h.0.q", M, N) | _pair("h.1.q", M, N)
+    return Victim(_model("base", base) | _adapter(factors, rank_pattern={}), "base", "tuned")
+
+
+def _resized() -> Victim:
+    """Two more rows in the vocabulary of the fine-tune."""
+    names = ("embed_tokens.weight", "lm_head.weight")
+    base = {name: weights(VOCAB, N, seed=i) for i, name in enumerate(names)}
+    tuned = {name: weights(VOCAB + 2, N, seed=i) for i, name in enumerate(names)}
+    files = _model("base", base | {"h.0.q.weight": weights(M, N)})
+    files |= _model("tuned", tuned | {"h.0.q.weight": weights(M, N, seed=3)})
+    return Victim(files, "base", "tuned")
+
+
 def _experts() -> Victim:
     """One side stores a tensor an expert, the other stacks them."""
     E = 3
@@ -254,6 +273,21 @@ def _diffusers() -> Victim:
     return Victim(files | _model("base", UNET), "base", "lora.safetensors")
 
 
+def _lora_file() -> Victim:
+    """Factors behind another prefix than the base has, alpha as a tensor, one layer without."""
+    tensors: dict[str, Any] = {}
+    for name, W in UNET.items():
+        key = "transformer." + name.removesuffix(".weight")
+        tensors[f"{key}.lora_A.weight"] = weights(2, *W.shape[1:])
+        tensors[f"{key}.lora_B.weight"] = weights(W.shape[0], 2, *[1] * (W.ndim - 2))
+        tensors[f"{key}.alpha"] = torch.tensor(3.0)
+    del tensors["transformer.mid_block.conv.alpha"]
+    base = {f"model.diffusion_model.{name}": W for name, W in UNET.items()}
+    return Victim(
+        _model("base", base) | {"l.safetensors": to_safetensors(tensors)}, "base", "l.safetensors"
+    )
+
+
 VICTIMS = {
     "files": _files,
     "half_precision": _half_precision,
@@ -269,5 +303,8 @@ VICTIMS = {
     "expert_parameters": _expert_parameters,
     "kohya": _kohya,
     "diffusers": _diffusers,
+    "bitsandbytes": _bitsandbytes,
+    "lora_file": _lora_file,
+    "resized": _resized,
     "renamed_and_tied": _renamed_and_tied,
 }

@@ -126,15 +126,20 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
     rows = _rows(opened.files, known)
     named = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
     told = printable(named[:MAX_NAMED]) if isinstance(named, str) and named else None
-    return Source.model_validate(
-        {"path": as_text(opened.path), "kind": opened.kind, "files": rows, "trained_on": told}
+    rounded = opened.quantised if isinstance(opened, Checkpoint) else None
+    return Source(
+        path=as_text(opened.path),
+        kind=opened.kind,
+        files=rows,
+        trained_on=told,
+        quantised=rounded,
     )
 
 
 def _of_moments(file: Path, known: Mapping[Path, str]) -> Source:
     """A file of moments with its digest."""
     rows = _rows((file,), known)
-    return Source(path=as_text(file), kind="file", files=rows, trained_on=None)
+    return Source(path=as_text(file), kind="file", files=rows, trained_on=None, quantised=None)
 
 
 def _rows(files: Iterable[Path], known: Mapping[Path, str]) -> list[File]:

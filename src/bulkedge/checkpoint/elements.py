@@ -73,23 +73,42 @@ def read_elements(info: TensorInfo, first: int, count: int, file: Path | None = 
     import torch
 
     width = BITS[info.dtype] // 8
-    content = bytearray(count * width)  # torch.frombuffer needs writable memory
+    content = read_bytes(info, first * width, count * width, file)
+    return torch.frombuffer(content, dtype=torch_dtypes()[info.dtype])
+
+
+def read_bytes(info: TensorInfo, first: int, count: int, file: Path | None = None) -> bytearray:
+    """Read ``count`` bytes of a tensor from the ``first`` on, whatever its dtype.
+
+    Args:
+        info: From the header of its file.
+        first: The first byte, counted from where the tensor begins.
+        count: How many, at least one; within the tensor, so that its header bounds them.
+        file: A copy of its file to read from.
+
+    Returns:
+        The bytes; in memory that :func:`torch.frombuffer` may write to.
+
+    Raises:
+        CheckpointError: If the file has changed or cannot be read any more.
+    """
+    content = bytearray(count)
     try:
         opened, _ = open_regular(file or info.file)
         with opened:
-            opened.seek(info.start + first * width)
+            opened.seek(info.start + first)
             read = opened.readinto(content)  # pyright: ignore[reportAttributeAccessIssue]
     except OSError as error:
         raise CheckpointError(
             f"{info.file}: tensor {info.name!r} cannot be read ({error.strerror}); was the file "
             "changed meanwhile?"
         ) from None
-    if read != len(content):
+    if read != count:
         raise CheckpointError(
             f"{info.file}: tensor {info.name!r} ends too early; the file was changed meanwhile, "
             "start again"
         )
-    return torch.frombuffer(content, dtype=torch_dtypes()[info.dtype])
+    return content
 
 
 def torch_dtypes() -> dict[str, torch.dtype]:

@@ -14,7 +14,7 @@ from .read import Checkpoint
 
 FORMATS = (PEFT_LORA, LORA_FILE)
 """All formats.  The first that claims a place reads it; a new one stands before these two, of which
-PEFT's claims every folder with a configuration, and kohya's every file with its prefixes."""
+PEFT's claims every folder with a configuration, and kohya's all factors without weights."""
 
 
 def format_of(place: Place) -> AdapterFormat | None:

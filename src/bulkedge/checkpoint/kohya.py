@@ -1,12 +1,17 @@
-"""LoRA of image models: one file, no configuration, in the keys of kohya's scripts or of diffusers.
+"""LoRA in one file without a configuration: by kohya's scripts, diffusers, ComfyUI, ai-toolkit.
+
+Such a file is known by its tensors: two factors for a layer, in one of a few spellings, and no
+weight of that layer.  What stands before a layer's path is left to the names of the base.
 
 kohya flattens a layer's path, ``lora_unet_down_blocks_0_…_to_q.lora_down.weight``, and stores alpha
 as a tensor; the scale is alpha/r, and one without alpha, or with zero.  Which underscore was a dot
 is not guessed: the base's names are flattened the same way, and two that coincide are an error.
+LyCORIS writes ``lycoris_`` for ``lora_unet_``; others write nothing.
 
 diffusers keeps the path behind the component's name, ``unet.….to_q.lora_A.weight``, in several
-spellings of several years; alpha stands in the file's metadata, in a tensor, or nowhere: then it
-is r.
+spellings of several years; ComfyUI, ai-toolkit and SimpleTuner keep it behind ``diffusion_model.``,
+``transformer.``, PEFT's ``base_model.model.``, or nothing.  Alpha stands in the file's metadata, in
+a tensor, or nowhere: then it is r, as in the programs that load such files.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from bulkedge._errors import AdapterError, CheckpointError, problems
 from .adapter import Adapter, Unhandled
 from .adapter_config import AdapterConfig, checked_config
 from .elements import read_elements
-from .format import AdapterFormat
+from .format import PREFIX, WEIGHTS, AdapterFormat
 from .header import FLOATING, TensorInfo, parse_json, read_header
 from .lora import LoraFactors
 from .peft import MAGNITUDE, plain_factors
@@ -34,8 +39,9 @@ Shape = tuple[int, ...]
 
 FLAT = r"(?P<component>lora_(?:unet|te[123]?|transformer)_)[^.]+"
 KOHYA = re.compile(rf"(?P<module>{FLAT})\.(?P<part>.+)")
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
 PARTS = {
+    "lora_A.default.weight": "lora_A",
+    "lora_B.default.weight": "lora_B",
     "lora_down.weight": "lora_A",
     "lora_up.weight": "lora_B",
     "lora_A.weight": "lora_A",
@@ -65,6 +71,16 @@ OTHER = {
 }
 """What other methods store, by the beginning of the part's name."""
 
+OTHER_PART = re.compile(
+    r"(?P<module>.+?)\.(?P<part>((hada|lokr|oft)_\w+|lora_mid|dora_scale|diff(_b)?)(\.weight)?)"
+)
+NO_ALPHA = (
+    "no alpha is stored: s = 1, as programs that load such a file take it; if PEFT's "
+    "adapter_config.json was lost, it says another"
+)
+MAX_PREFIX_WORDS = 3
+"""How many words may stand before a flattened path: ``lycoris_``, ``lora_prior_unet_``."""
+
 METADATA = "lora_adapter_metadata"
 MAX_DEPTH = 64
 """The most components of a base name that are compared: every suffix of them is looked up."""
@@ -73,12 +89,17 @@ MAX_DEPTH = 64
 def is_lora_file(checkpoint: Checkpoint) -> bool:
     """Whether a file holds a LoRA without a configuration, in keys that are known here."""
     names = checkpoint.tensors
-    kohya = any(KOHYA.fullmatch(name) for name in names)
-    return kohya or any(
-        PROJECTION.fullmatch(name)
-        or (name.split(".")[0] in COMPONENTS and _split(name)[1] in ("lora_A", "lora_B"))
-        for name in names
-    )
+    if any(KOHYA.fullmatch(name) for name in names):
+        return True
+    # PEFT's own file without its configuration is a copy that lost half; and a model that was
+    # saved with the factors still beside its weights is no adapter
+    if any(file.name == WEIGHTS for file in checkpoint.files):
+        return False
+    found = (_split(name) for name in names)
+    modules = {module for module, part in found if part in ("lora_A", "lora_B")}
+    weights = (f"{m}.{leaf}" for m in modules for leaf in ("weight", "base_layer.weight"))
+    stored = {name.removeprefix(PREFIX) for name in names}
+    return bool(modules) and stored.isdisjoint(weights)
 
 
 def open_lora_file(checkpoint: Checkpoint) -> Adapter:
@@ -93,10 +114,9 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: If two tensors are the same part of one layer, or the metadata is damaged.
     """
-    modules, unhandled = _by_layer(checkpoint)
-    # another method's tensors beside two factors change what the factors mean
-    tainted = {match["module"] for row in unhandled if (match := KOHYA.fullmatch(row.name))}
+    modules, unhandled, tainted = _by_layer(checkpoint)
     configs = _configs(checkpoint)
+    flat = _flat({*modules, *tainted})
     factors: dict[str, LoraFactors] = {}
     for module, parts in modules.items():
         found = "another tensor of this layer is not handled"
@@ -105,7 +125,7 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
         if isinstance(found, str):
             unhandled += [Unhandled(info, module, found) for info in parts.values()]
         else:
-            factors[module if re.fullmatch(FLAT, module) else f"{module}.weight"] = found
+            factors[module if module in flat else f"{module}.weight"] = found
     return Adapter(
         checkpoint.path,
         checkpoint.files,
@@ -120,21 +140,24 @@ LORA_FILE = AdapterFormat(
     claims=lambda place: not place.configured and is_lora_file(place.checkpoint),
     open=lambda place: open_lora_file(place.checkpoint),
 )
-"""The format of one file without a configuration, which claims every file with its prefixes."""
+"""The format of one file without a configuration, which claims all factors without weights."""
 
 
 def _by_layer(
     checkpoint: Checkpoint,
-) -> tuple[dict[str, dict[str, TensorInfo]], list[Unhandled]]:
-    """The parts of each layer's update by their names, and the tensors that are no such part."""
+) -> tuple[dict[str, dict[str, TensorInfo]], list[Unhandled], set[str]]:
+    """The parts of each layer's update by their names, what is no such part, and its layers."""
+    # another method's tensors beside two factors change what the factors mean
     modules: dict[str, dict[str, TensorInfo]] = {}
     unhandled: list[Unhandled] = []
+    tainted: set[str] = set()
     for name, info in checkpoint.tensors.items():
         module, part = _split(name)
         if part == "bias":
             unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
         elif part is None:
-            unhandled.append(Unhandled(info, name, _why_unknown(name)))
+            tainted.add(module)
+            unhandled.append(Unhandled(info, module, _why_unknown(name.removeprefix(PREFIX))))
         elif part in modules.setdefault(module, {}):
             raise AdapterError(
                 f"{info.file}: tensors {name!r} and {modules[module][part].name!r} are the same "
@@ -142,7 +165,14 @@ def _by_layer(
             )
         else:
             modules[module][part] = info
-    return modules, unhandled
+    return modules, unhandled, tainted
+
+
+def _flat(modules: set[str]) -> set[str]:
+    """The layers whose paths have underscores for dots: kohya's, or all where none has a dot."""
+    without = {module for module in modules if "." not in module}
+    known = {module for module in without if re.fullmatch(FLAT, module)}
+    return without if modules - known <= without else known
 
 
 def unflatten(
@@ -162,14 +192,42 @@ def unflatten(
         CheckpointError: If two base tensors have the same flattened name.
     """
     groups: dict[str, dict[str, str]] = {}
+    others: list[str] = []
     for name in names:
         if match := re.fullmatch(FLAT, name):
             component = match["component"]
             groups.setdefault(component, {})[name.removeprefix(component)] = name
-    found: dict[str, str] = {}
+        elif "." not in name:
+            others.append(name)
+    found = _behind_any_prefix(others, base, fits)
     for wanted in groups.values():
         found |= _unflatten_group(wanted, base, fits)
     return found
+
+
+def _behind_any_prefix(
+    names: list[str], base: Mapping[str, Shape], fits: Callable[[str, Shape], bool]
+) -> dict[str, str]:
+    """The same for names behind one prefix of some words, whichever explains most of them."""
+    best: dict[str, str] = {}
+    problem: CheckpointError | None = None
+    for words in range(MAX_PREFIX_WORDS + 1 if names else 0):
+        groups: dict[str, dict[str, str]] = {"": {}}
+        for name in names:
+            *prefix, rest = name.split("_", words)
+            if len(prefix) == words:
+                groups.setdefault("_".join(prefix), {})[rest] = name
+        try:
+            found = _unflatten_group(max(groups.values(), key=len), base, fits)
+        except CheckpointError as error:
+            problem = problem or error
+            continue
+        best = max(best, found, key=len)
+        if len(best) == len(names):
+            break
+    if problem is not None and not best:
+        raise problem
+    return best
 
 
 def _unflatten_group(
@@ -207,6 +265,7 @@ def _unflatten_group(
 
 def _split(name: str) -> tuple[str, str | None]:
     """The layer's path and the part's name; None for no known part."""
+    name = name.removeprefix(PREFIX)
     if match := KOHYA.fullmatch(name):
         return match["module"], PARTS.get(match["part"])
     if match := PROJECTION.fullmatch(name):
@@ -218,12 +277,14 @@ def _split(name: str) -> tuple[str, str | None]:
             return name.removesuffix(f".{end}").removesuffix(".processor"), part
     if name.endswith(".lora_B.bias"):
         return name.removesuffix(".lora_B.bias"), "bias"
-    return name, None
+    match = OTHER_PART.fullmatch(name)
+    return (match["module"] if match else name), None
 
 
 def _why_unknown(name: str) -> str:
     """Why a tensor of such a file is not handled."""
-    part = name.partition(".")[2]
+    match = KOHYA.fullmatch(name) or OTHER_PART.fullmatch(name)
+    part = match["part"] if match else ""
     for hint, method in OTHER.items():
         if part.startswith(hint):
             return f"{method}: not handled, merge it into the model"
@@ -237,8 +298,10 @@ def _factors(
     component, _, path = module.partition(".")
     stored = {name: info for name, info in parts.items() if name != "alpha"}
     alpha = parts.get("alpha")
-    if component in configs and alpha is None:
+    if alpha is None and component in configs:
         return plain_factors(path, stored, configs[component])
+    if alpha is None and "" in configs:
+        return plain_factors(module, stored, configs[""])
     A = stored.get("lora_A")
     rank = A.shape[0] if A is not None and A.shape and A.shape[0] else 1
     value = rank
@@ -253,11 +316,14 @@ def _factors(
     except ValidationError as error:
         return f"alpha and rank: {problems(error)}"
     found = plain_factors(path, stored, config)
-    return found if isinstance(found, str) else replace(found, alpha=alpha)
+    if isinstance(found, str):
+        return found
+    by_peft = alpha is None and any(info.name.startswith(PREFIX) for info in stored.values())
+    return replace(found.noted(*([NO_ALPHA] if by_peft else [])), alpha=alpha)
 
 
 def _configs(checkpoint: Checkpoint) -> dict[str, AdapterConfig]:
-    """What the metadata of a file by diffusers says of each component."""
+    """What the metadata of a file by diffusers says of each component, or of all: under ""."""
     file = checkpoint.files[0]
     _, metadata = read_header(file)
     source = f"{file}: metadata {METADATA!r}"
@@ -269,6 +335,6 @@ def _configs(checkpoint: Checkpoint) -> dict[str, AdapterConfig]:
         raise AdapterError(f"{source}: expected an object; save it again with diffusers")
     fields: dict[str, dict[str, Any]] = {}
     for key, value in content.items():
-        component, _, field = key.partition(".")
+        component, _, field = key.rpartition(".")
         fields.setdefault(component, {"peft_type": "LORA"})[field] = value
     return {name: checked_config(settings, source) for name, settings in fields.items()}

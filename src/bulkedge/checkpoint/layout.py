@@ -168,7 +168,9 @@ class Layout:
 
     def transposed(self, name: str) -> bool:
         """Whether a parameter is stored as ``(in, out)``, as far as the model's type tells."""
-        shape = self.shapes[name]
+        shape, stored = self.shapes[name], self.weights.get(name)
+        if stored is not None and stored.upright:
+            return False
         if is_stack(name, shape):
             return _experts_transposed(name, shape, self.model)
         return self.model.get("model_type") in CONV1D_MODELS and name.endswith(CONV1D_LAYERS)

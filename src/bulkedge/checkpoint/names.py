@@ -33,7 +33,15 @@ MAX_CANDIDATES, MAX_COMPARED_LENGTH = 50, 256
 GRANITE_LAYERS = frozenset(("input_linear", "output_linear"))
 """Layers of stacked experts whose names say nothing of experts: Granite, JetMoe."""
 
-WRAPPINGS = {"model", "base_model", "language_model", "transformer", "module"}
+WRAPPINGS = {
+    "model",
+    "base_model",
+    "language_model",
+    "transformer",
+    "module",
+    "diffusion_model",
+    "unet",
+}
 """Components that one version or class of a model has in its names and another has not."""
 
 RENAMED = (

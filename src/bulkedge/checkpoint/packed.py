@@ -16,6 +16,7 @@ from .read import Checkpoint
 PACKED = {
     ".qzeros": "GPTQ or AWQ",
     ".qweight": "GPTQ or AWQ",
+    # read where the settings lie beside them; these have lost them
     ".weight.absmax": "bitsandbytes (4 bits)",
     ".weight.quant_map": "bitsandbytes (4 bits)",
     ".SCB": "bitsandbytes (8 bits)",

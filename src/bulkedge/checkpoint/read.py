@@ -8,6 +8,7 @@ process when the file shrinks.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from errno import EFBIG
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bulkedge._errors import CheckpointError
+from bulkedge._errors import CheckpointError, count
 from bulkedge._globs import unwrapped
 
 from .codec import Codec, weights_of
@@ -50,6 +51,13 @@ class Checkpoint:
     def weights(self) -> dict[str, Codec]:
         """What the tensors are, by the names of the weights that they hold."""
         return weights_of(self.tensors, self.config)
+
+    @property
+    def quantised(self) -> str | None:
+        """How weights were rounded when they were stored, and how many; None where none was."""
+        methods = Counter(codec.quantised for codec in self.weights.values())
+        named = (f"{name} ({count(n, 'weight')})" for name, n in methods.items() if name)
+        return ", ".join(named) or None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

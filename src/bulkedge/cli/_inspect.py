@@ -11,7 +11,7 @@ import click
 from bulkedge._errors import count, printable
 
 if TYPE_CHECKING:
-    from bulkedge.checkpoint import Adapter, TensorInfo
+    from bulkedge.checkpoint import Adapter, Checkpoint, TensorInfo
 
 Row = dict[str, Any]
 
@@ -22,26 +22,25 @@ Row = dict[str, Any]
 def inspect(path: Path, as_json: bool) -> None:
     """List the tensors of a checkpoint or an adapter from its headers.
 
-    Of an adapter: its layers by the names of the weights that they update, those that cannot be
-    used with the reason, and a line that sums it up.
+    Of an adapter: its layers by the names of the weights that they update, and those that cannot
+    be used with the reason. The last line says what it is, and how its weights are quantised.
     """
-    from bulkedge.checkpoint import is_adapter, open_adapter, open_checkpoint
+    from bulkedge.checkpoint import Adapter, open_path
 
-    summary, kind = None, ""
-    if is_adapter(path):
-        adapter = open_adapter(path)
-        rows = _adapter_rows(adapter)
-        summary, kind = _summary(adapter), adapter.kind
+    opened, kind = open_path(path), ""
+    if isinstance(opened, Adapter):
+        rows = _adapter_rows(opened)
+        summary, kind = _summary(opened), opened.kind
     else:
-        tensors = open_checkpoint(path).tensors
-        rows = [_tensor(name, info) | {"file": info.file.name} for name, info in tensors.items()]
+        tensors = opened.tensors.items()
+        rows = [_tensor(name, info) | {"file": info.file.name} for name, info in tensors]
+        summary = _what_model(opened)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
         click.echo(_line(row, kind))
-    if summary is not None:
-        click.echo(summary)
+    click.echo(summary)
 
 
 def _tensor(name: str, info: TensorInfo) -> Row:
@@ -88,6 +87,16 @@ def _summary(adapter: Adapter) -> str:
     base = adapter.config.base_model_name_or_path
     trained = f"; trained on {printable(base)}" if isinstance(base, str) and base else ""
     return f"{adapter.method} adapter: {parts}{trained}"
+
+
+def _what_model(model: Checkpoint) -> str:
+    """What a full model is, in one line."""
+    form = {"file": "one file", "folder": "one file and its configuration"}.get(model.kind)
+    form = form or count(len(model.files), "shard")
+    kind = model.config.get("model_type")
+    name = f" of type {printable(kind)}" if isinstance(kind, str) else ""
+    rounded = f"; quantised: {model.quantised}" if model.quantised else ""
+    return f"full model{name}: {count(len(model.tensors), 'tensor')} in {form}{rounded}"
 
 
 def _line(row: Row, kind: str = "") -> str:

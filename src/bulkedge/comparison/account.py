@@ -147,17 +147,18 @@ def _covered(pairs: Iterable[Comparison], *, with_base: bool) -> dict[Key, tuple
     sizes: dict[tuple[Key, object, object], int] = {}
     totals: dict[Key, int] = {}
 
-    def add(side: InputSide, matrix: StoredMatrix) -> None:
+    def add(side: InputSide, matrix: StoredMatrix, resized: bool) -> None:
         key: Key = side, matrix.info.name
         parts.setdefault(key, set()).add((matrix.expert, matrix.rows))
         sizes[key, matrix.expert, matrix.rows] = matrix.size
-        totals[key] = math.prod(matrix.codec.shape)
+        # the other rows of a resized vocabulary have no counterpart, and a row that says so
+        totals[key] = matrix.size if resized else math.prod(matrix.codec.shape)
 
     for pair in pairs:
         if with_base:
-            add("base", pair.base)
+            add("base", pair.base, pair.resized is not None)
         if pair.tuned is not None:
-            add("tuned", pair.tuned)
+            add("tuned", pair.tuned, pair.resized is not None)
     return {
         key: (sum(sizes[(key, *part)] for part in known), totals[key])
         for key, known in parts.items()

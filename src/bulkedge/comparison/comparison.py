@@ -21,6 +21,8 @@ class Comparison:
         tuned_name: What the tuned side calls it.
         inputs: Where the moments of its inputs lie, or why they are not known; None if drift is
             not asked for.
+        resized: The rows of base and tuned side, where these are two sizes of a vocabulary and the
+            first rows are compared, those that both have.
     """
 
     base: StoredMatrix
@@ -28,6 +30,7 @@ class Comparison:
     factors: StoredUpdate | None
     tuned_name: str
     inputs: StoredLayer | str | None = None
+    resized: tuple[int, int] | None = None
 
     @property
     def transposed(self) -> bool:
@@ -56,4 +59,9 @@ class Comparison:
     @property
     def note(self) -> str | None:
         """What a reader should know about the update."""
-        return self.factors.note if self.factors else None
+        stored = self.factors.note if self.factors else None
+        if self.resized is None:
+            return stored
+        rows, largest = min(self.resized), max(self.resized)
+        resized = f"{rows} of {largest} rows compared: the vocabulary was resized"
+        return f"{stored}; {resized}" if stored else resized

@@ -277,7 +277,8 @@ def _pair_shared(
         if codec.info.name in matched:
             continue
         stored = tuned_layout.weights
-        fitting = [n for n in sharing(name, stored, model) if stored[n].shape == codec.shape]
+        width = codec.shape[1:]  # the rows may differ: a vocabulary may be resized
+        fitting = [n for n in sharing(name, stored, model) if stored[n].shape[1:] == width]
         if len(fitting) == 1:  # one tensor, and no doubt which, stands for this one
             (part,) = base_layout.parts(name)
             (tuned,) = tuned_layout.parts(fitting[0])
@@ -362,7 +363,8 @@ def _rows_if_it_fits(
 def _acts_transposed(factors: StoredUpdate, target: str, base_layout: Layout) -> bool:
     """Whether the base stores ``(in, out)`` what the factors update as ``(out, in)``."""
     shape, model = base_layout.shapes[target], base_layout.model
-    if factors.embedding or shape != factors.shape[::-1]:
+    stored = base_layout.weights.get(target)
+    if factors.embedding or shape != factors.shape[::-1] or (stored and stored.upright):
         return False
     conv1d = target.endswith(CONV1D_LAYERS)
     if shape != factors.shape:

@@ -27,6 +27,7 @@ from .account import Dropped, account
 from .comparison import Comparison
 from .leftover import Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
+from .vocabulary import common_rows, rows_left_over
 
 __all__ = ["Comparison", "Plan", "make_plan"]
 
@@ -154,10 +155,15 @@ def _choose(
     dropped = [Dropped(comparison, "excluded") for comparison in pairing.excluded]
     rows: dict[tuple[str, str], Skipped] = {}  # the experts of a stack share a tensor and its row
     for comparison in pairing.pairs:
-        if (why := _why_not(comparison, recipe)) is None:
-            _check_shapes(comparison)
-            wanted.append(comparison)
+        pair = common_rows(comparison)
+        why = _why_not(comparison, recipe)
+        if why is None and not isinstance(pair, str):
+            _check_shapes(pair)
+            wanted.append(pair)
+            if (left := rows_left_over(pair)) is not None:
+                rows.setdefault((left.name, left.reason), left)
             continue
+        why = why or (str(pair), "lost")
         reason, fate = why
         dropped.append(Dropped(comparison, fate))
         lost, accepted = fate == "lost", fate == "excluded"

@@ -50,7 +50,7 @@ def unjudged_base(
     found: dict[str, Fate] = {}
     for row in lost:
         fate: Fate = "lost" if row_of(row, recipe).lost else "excluded"
-        known = flattened.get(_module(row.name))
+        known = flattened.get(row.name)
         for target in {known} if known else _targets(names, row.name):
             for codec in base_layout.pieces(target):
                 if found.get(codec.info.name) != "lost":
@@ -78,13 +78,8 @@ def _targets(names: Resolver, name: str) -> set[str]:
 def _flattened(base_layout: Layout, lost: Iterable[Unhandled]) -> dict[str, str]:
     """The base names of layers whose names have underscores for dots."""
     with suppress(CheckpointError):  # ambiguous: none is known to be updated
-        return unflatten({_module(row.name) for row in lost}, base_layout.shapes, _any_name)
+        return unflatten({row.name for row in lost}, base_layout.shapes, _any_name)
     return {}
-
-
-def _module(name: str) -> str:
-    """The layer of a flattened name."""
-    return name.partition(".")[0]
 
 
 def _anything(shape: tuple[int, ...]) -> bool:

@@ -50,6 +50,11 @@ class Source(Row):
     trained_on: str | None = Field(
         None, description="What an adapter names as its base; not checked."
     )
+    quantised: str | None = Field(
+        None,
+        description="How weights were rounded when they were stored, such as `bitsandbytes nf4`, "
+        "and how many; they are judged as the numbers that they are read back as.",
+    )
 
 
 class Inputs(Row):

@@ -289,6 +289,8 @@ def _why_not_update(comparison: Comparison, update: StoredUpdate, tuned: object)
     """The same for the update of an adapter."""
     if comparison.base.info.name.endswith("in_proj_weight"):
         return ONE_RANK
+    if comparison.resized is not None:
+        return "an update of more rows than the base has: the vocabulary was resized"
     if comparison.base.alias is not None:
         return f"shares its tensor with {comparison.base.alias}"
     if isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying and update.embedding:

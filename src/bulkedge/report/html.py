@@ -173,6 +173,8 @@ def _about(record: Record) -> str:
     if inputs.tuned.trained_on is not None:
         named = printable(inputs.tuned.trained_on)
         text += f" The adapter says that it was trained on {named}, which is not checked."
+    if inputs.base.quantised is not None:
+        text += f" The base is quantised: {printable(inputs.base.quantised)}."
     return text
 
 

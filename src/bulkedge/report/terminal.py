@@ -58,6 +58,8 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
     _print(console, verdict_line(record))
     for line in drift_lines(record):
         _print(console, line)
+    if not brief and (rounded := record.inputs.base.quantised):
+        _print(console, f"base: quantised, {rounded}: judged as it is read back")
     if not brief:
         for doubt in doubts_of_the_base(record):
             _print(console, f"doubt: {doubt}")

@@ -10,12 +10,23 @@ from bulkedge._globs import unwrapped
 from bulkedge.checkpoint.header import TensorInfo
 
 from .base import Codec
+from .bitsandbytes_4bit import FourBits
+from .bitsandbytes_8bit import EightBits
 from .block_fp8 import BlockFp8
 from .plain import Companion, Plain
 
-__all__ = ["CODECS", "BlockFp8", "Codec", "Companion", "Plain", "weights_of"]
+__all__ = [
+    "CODECS",
+    "BlockFp8",
+    "Codec",
+    "Companion",
+    "EightBits",
+    "FourBits",
+    "Plain",
+    "weights_of",
+]
 
-CODECS: tuple[type[Codec], ...] = (BlockFp8,)
+CODECS: tuple[type[Codec], ...] = (BlockFp8, FourBits, EightBits)
 """Each is asked in turn whether it can read a tensor; what none of them claims is plain."""
 
 

@@ -70,6 +70,16 @@ class Codec(ABC):
         return self.info.shape
 
     @property
+    def quantised(self) -> str | None:
+        """How the numbers were rounded when they were stored; None of floating-point numbers."""
+        return None
+
+    @property
+    def upright(self) -> bool:
+        """Whether it lies as ``(out, in)`` even in models that store ``(in, out)``."""
+        return False
+
+    @property
     def companions(self) -> tuple[TensorInfo, ...]:
         """The other tensors that make up the weight: scales, zero points, tables."""
         return ()

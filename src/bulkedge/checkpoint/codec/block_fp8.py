@@ -71,6 +71,11 @@ class BlockFp8(Codec):
         return () if self.scales is None else (self.scales,)
 
     @property
+    def quantised(self) -> str:
+        """Always."""
+        return "fp8 with scales"
+
+    @property
     def unreadable(self) -> str | None:
         """Without scales that fit."""
         if self.scales is not None:

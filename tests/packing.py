@@ -1,0 +1,67 @@
+"""Weights as bitsandbytes packs them, made from the published formulas, one number at a time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bulkedge.checkpoint.codec.bitsandbytes_4bit import TABLES
+
+DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def as_bytes(settings: Any) -> Tensor:
+    """JSON as the numbers of a tensor."""
+    return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+
+
+def four_bits(
+    W: Tensor, method: str = "nf4", *, nested: bool = False, block: int = 64, name: str = "q"
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The tensors of a weight ``name.weight`` in four bits, and the numbers they stand for."""
+    table, flat = [float(torch.tensor(x)) for x in TABLES[method]], W.double().flatten().tolist()
+    absmax = [max(map(abs, flat[i : i + block])) for i in range(0, len(flat), block)]
+    state: dict[str, Any] = {"quant_type": method, "blocksize": block, "shape": list(W.shape)}
+    state["dtype"] = DTYPES[W.dtype]
+    more: dict[str, Tensor] = {"absmax": torch.tensor(absmax)}
+    if nested:  # the same again in eight bits: a map of fractions, blocks, an offset
+        fractions = torch.linspace(-1, 1, 256)
+        offset = sum(absmax) / len(absmax)
+        largest = [
+            max(abs(x - offset) for x in absmax[i : i + 3]) or 1.0 for i in range(0, len(absmax), 3)
+        ]
+        codes = [
+            int((fractions - (x - offset) / largest[i // 3]).abs().argmin())
+            for i, x in enumerate(absmax)
+        ]
+        absmax = [float(fractions[c]) * largest[i // 3] + offset for i, c in enumerate(codes)]
+        more = {
+            "absmax": torch.tensor(codes, dtype=torch.uint8),
+            "nested_absmax": torch.tensor(largest),
+            "nested_quant_map": fractions,
+        }
+        state |= {"nested_blocksize": 3, "nested_dtype": "float32", "nested_offset": offset}
+    codes = [
+        min(range(16), key=lambda c, x=x, i=i: abs(table[c] - x / absmax[i // block]))
+        for i, x in enumerate(flat)
+    ]
+    values = [table[c] * absmax[i // block] for i, c in enumerate(codes)]
+    codes += [0] * (len(codes) % 2)
+    packed = [16 * a + b for a, b in zip(codes[::2], codes[1::2], strict=True)]
+    more["quant_map"] = torch.tensor(table)
+    more[f"quant_state.bitsandbytes__{method}"] = as_bytes(state)
+    tensors = {f"{name}.weight": torch.tensor(packed, dtype=torch.uint8)[:, None]}
+    tensors |= {f"{name}.weight.{part}": tensor for part, tensor in more.items()}
+    return tensors, torch.tensor(values, dtype=torch.float64).reshape(W.shape).to(W.dtype)
+
+
+def eight_bits(W: Tensor, name: str = "q") -> tuple[dict[str, Tensor], Tensor]:
+    """The same in int8: one largest value for each row."""
+    largest = W.float().abs().amax(dim=1)
+    codes = (127 * W.float() / largest[:, None]).round().to(torch.int8)
+    tensors = {f"{name}.weight": codes, f"{name}.SCB": largest}
+    tensors[f"{name}.weight_format"] = torch.tensor(0, dtype=torch.uint8)
+    return tensors, (codes.double() * largest.double()[:, None] / 127).float()

@@ -100,14 +100,14 @@ def test_table_and_verdict(inputs):
     ended = run("audit", inputs["base"], inputs["found"])
     assert ended.returncode == FINDINGS
     lines = ended.stdout.splitlines()
-    assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"]
+    assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_k", "rotated", "intruder", "worst"]
     assert lines[1].split()[0] == "a"
     assert lines[1].split()[3:5] == ["0", "1"]
     (row, _) = json.loads(run("audit", inputs["base"], inputs["found"], "--json").stdout)[
         "matrices"
     ]
     norm = row["spectral_norm_update"]
-    ratios = norm / row["spectral_norm_base"], norm / row["threshold"]
+    ratios = norm / row["spectral_norm_base"], norm / row["leading"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
     assert lines[-2] == (
         "all 4 tensors of two or more dimensions (base 2, tuned 2) accounted for: 2 compared, "

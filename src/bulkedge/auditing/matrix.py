@@ -105,16 +105,18 @@ def _theory(
         return {}
     exact = judged.computed_count == len(judged.spectrum)
     critical = critical_scale(base, strongest, top_k=recipe.top_k)
+    leading = budget(base, 1, top_k=recipe.top_k).leading
     found = {
         "bulk": bulk_row(base, exact=exact),
         "threshold": base.fit.threshold,
-        "leading": budget(base, 1, top_k=recipe.top_k).leading,
+        "leading": leading,
         "critical_scale": None if critical is None else {"expected": critical},
     }
     if update is None:
         return found
     return found | {
         "supercritical": int(base.fit.bulk.supercritical(update.gamma).sum()),
+        "beyond_leading": int((update.gamma > leading).sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
 

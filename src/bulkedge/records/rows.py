@@ -183,6 +183,7 @@ class Matrix(Row):
     critical_scale: CriticalScale | None = None
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
+    beyond_leading: Count | None = Field(None, description="Of these, beyond `leading`.")
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
     drift: Size | None = Field(
         None,

@@ -7,10 +7,11 @@ begins with the name of its matrix, which each view writes in its own way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bulkedge._errors import InputError
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix
 
@@ -40,6 +41,7 @@ class Column:
         wide: Whether a page on a small screen leaves it out.
         if_any: Whether the page leaves it out where every value is zero.
         of_moments: Whether only an audit with moments has it; other programs always get it.
+        optional: Whether a table has it only where it is asked for by its name.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Column:
     wide: bool = False
     if_any: bool = False
     of_moments: bool = False
+    optional: bool = False
 
 
 def number(
@@ -104,9 +107,19 @@ def over_base(matrix: Matrix) -> float | None:
     return ratio(matrix.spectral_norm_update, matrix.spectral_norm_base)
 
 
+def over_leading(matrix: Matrix) -> float | None:
+    """Strength of the update, in units of θ_k: beyond 1 it is among the leading directions."""
+    return ratio(matrix.spectral_norm_update, matrix.leading)
+
+
 def over_threshold(matrix: Matrix) -> float | None:
-    """Strength of the update, in thresholds θ_c."""
+    """Strength of the update, in units of θ_c: beyond 1 it makes an outlier."""
     return ratio(matrix.spectral_norm_update, matrix.threshold)
+
+
+def expected_scale(matrix: Matrix) -> float | None:
+    """The critical scale that is expected of the update."""
+    return None if matrix.critical_scale is None else matrix.critical_scale.expected
 
 
 def drift_of(matrix: Matrix) -> float | None:
@@ -138,7 +151,19 @@ COLUMNS = (
         wide=True,
     ),
     number("ratio", "ΔW/W₀", over_base, 2, views=frozenset({TERMINAL, PAGE}), wide=True),
-    number("over", "ΔW/θ_c", over_threshold, 2),
+    number("over_leading", "ΔW/θ_k", over_leading, 2, views=EVERYWHERE),
+    number(
+        "over_threshold", "ΔW/θ_c", over_threshold, 2, views=EVERYWHERE, optional=True, wide=True
+    ),
+    number(
+        "critical_scale",
+        "critical scale",
+        expected_scale,
+        2,
+        views=frozenset({MARKDOWN, CSV, PAGE}),
+        short="scale",
+        low_first=True,
+    ),
     *map(counts, REPORTED),
     number("worst", "worst score", worst_score, 3, short="worst", low_first=True),
     Column(
@@ -152,12 +177,38 @@ COLUMNS = (
     field("spectral_norm_base"),
     field("spectral_norm_update"),
     field("threshold"),
+    field("leading"),
     field("note"),
     field("drift_note"),
 )
 """Every column but the name of the matrix, from left to right."""
+CHOICES = tuple(c.name for c in COLUMNS if c.optional or 0 < len(TABLES & c.views) < len(TABLES))
+"""The columns that not every table has, which it has where they are asked for."""
 
 
-def columns_of(view: str, *, moments: bool = True) -> list[Column]:
-    """The columns of one view; without moments, those that need none."""
-    return [c for c in COLUMNS if view in c.views and (moments or not c.of_moments)]
+def columns_of(view: str, *, moments: bool = True, chosen: Sequence[str] = ()) -> list[Column]:
+    """The columns of one view.
+
+    Args:
+        view: Which.
+        moments: Whether the audit had moments; without, columns that need them are left out.
+        chosen: Names of columns that a table has besides its usual ones.
+
+    Returns:
+        The columns, from left to right.
+
+    Raises:
+        InputError: If there is no column of a chosen name.
+    """
+    if unknown := [name for name in chosen if name not in CHOICES]:
+        raise InputError(f"expected columns of {', '.join(CHOICES)}, got {unknown[0]!r:.40}")
+    return [c for c in COLUMNS if _is_shown(c, view, moments=moments, chosen=chosen)]
+
+
+def _is_shown(column: Column, view: str, *, moments: bool, chosen: Sequence[str]) -> bool:
+    """Whether a view has a column."""
+    if column.of_moments and not moments:
+        return False
+    if view in TABLES and column.name in chosen:
+        return True
+    return view in column.views and (view == CSV or not column.optional)

@@ -1,0 +1,126 @@
+"""How much weaker an update has to be merged or served, so that no new direction is expected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bulkedge._errors import count, printable
+from bulkedge.records import Matrix, Record
+
+from .advice import untrained
+from .columns import expected_scale
+
+
+@dataclass(frozen=True)
+class Weaker:
+    """What the critical scales of the matrices with new directions say.
+
+    Attributes:
+        scale: The smallest that is expected; below 1, since new directions are there.
+        matrix: Whose it is.
+        known: How many matrices with new directions have one.
+        above: How many of them are expected to bear the update as it is, which they do not.
+        untrained: How many more were left out, since their base looks like noise.
+    """
+
+    scale: float
+    matrix: str
+    known: int
+    above: int
+    untrained: int
+
+
+def weaker(record: Record) -> Weaker | None:
+    """The smallest critical scale that is expected, over the matrices with new directions.
+
+    A matrix without new directions bears its update as it is, whatever is expected of it.  One
+    whose base looks untrained has nothing to lose, and is left out unless all are such.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        It; None without new directions in matrices whose limit is known.
+    """
+    affected = [m for m in record.matrices if m.intruders and expected_scale(m) is not None]
+    fresh = {id(matrix) for matrix in untrained(record)}
+    trained = [matrix for matrix in affected if id(matrix) not in fresh] or affected
+    if not trained:
+        return None
+    first = min(trained, key=_scale)
+    return Weaker(
+        scale=_scale(first),
+        matrix=first.name.removesuffix(".weight"),
+        known=len(trained),
+        above=sum(_scale(matrix) >= 1 for matrix in trained),
+        untrained=len(affected) - len(trained),
+    )
+
+
+def scale_lines(record: Record) -> list[str]:
+    """How much weaker, in a line of a terminal.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Nothing where nothing has to be weaker, or no limit is known.
+    """
+    found = weaker(record)
+    if found is None:
+        return []
+    if found.scale >= 1:
+        return [f"how much weaker to merge or serve it is NOT known: {_off(found)}"]
+    line = (
+        f"merge or serve it at ≤ {_down(found.scale)} of its strength to have no new direction: "
+        f"expected (θ_k over ΔW), not measured; least in {found.matrix}"
+    )
+    if found.above:
+        line += f"; {_off(found)}"
+    if found.untrained:
+        line += f"; without {count(found.untrained, 'matrix', 'matrices')} whose base is noise"
+    return [line]
+
+
+def scale_sentences(record: Record) -> list[str]:
+    """The same in sentences, for a page."""
+    found = weaker(record)
+    if found is None:
+        return []
+    if found.scale >= 1:
+        return [f"How much weaker it must be merged or served is not known: {_off(found)}."]
+    sentence = (
+        f"Merged or served at ≤ {_down(found.scale)} of its strength it is expected to have no new "
+        f"direction; that is not measured (critical scale, the least of "
+        f"{count(found.known, 'matrix', 'matrices')} with new directions, in "
+        f"{printable(found.matrix)}"
+    )
+    if found.untrained:
+        left_out = count(found.untrained, "other is left out, whose base looks",
+                         "others are left out, whose bases look")  # fmt: skip
+        sentence += f"; {left_out} untrained"
+    sentences = [f"{sentence})."]
+    if found.above:
+        off = _off(found)
+        sentences.append(f"{off[0].upper()}{off[1:]}.")
+    return sentences
+
+
+def _scale(matrix: Matrix) -> float:
+    """The critical scale that is expected of a matrix that has one."""
+    scale = expected_scale(matrix)
+    return float("inf") if scale is None else scale
+
+
+def _off(found: Weaker) -> str:
+    """How often the expectation is wrong, and what follows."""
+    of = f"of {count(found.known, 'matrix', 'matrices')} with new directions"
+    below = "stands below its limit" if found.above == 1 else "stand below their limits"
+    return f"{found.above} {of} {below} θ_k all the same, and may have to be weaker still"
+
+
+def _down(scale: float) -> str:
+    """A scale in two digits, rounded down, so that it is no more than what it stands for."""
+    digits = 1 - math.floor(math.log10(scale))
+    return f"{math.floor(scale * 10**digits * (1 + 1e-12)) / 10**digits:.{digits}f}"

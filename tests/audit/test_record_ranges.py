@@ -25,7 +25,7 @@ UNBOUNDED = {
     "sigma", "residual", "values", "edge", "misfit", "misfit_limit", "theta", "location", "sd",
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
-    "drift_before", "drift_after",
+    "drift_before", "drift_after", "leading", "strength", "mean", "most",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {

@@ -147,8 +147,10 @@ def test_each_matrix_has_its_scale_and_the_edge_is_a_column_of_choice(record):
     assert "| ΔW/θ_k | ΔW/θ_c |" in report.render(record, "markdown", columns=chosen)
     head = printed(record, columns=chosen).split("\n")[0].split()
     assert head == ["matrix", "ΔW/W₀", "ΔW/θ_k", "ΔW/θ_c", "scale", "rotated", "intruder", "worst"]
-    csv = report.render(record, "csv")
-    assert '"over_leading","over_threshold","critical_scale"' in csv.splitlines()[0]
+    head = report.render(record, "csv").splitlines()[0]
+    assert (
+        '"over_leading","over_threshold","critical_expected","critical_low"' in head
+    )
 
 
 def test_columns_on_the_command_line(paths, record, tmp_path):

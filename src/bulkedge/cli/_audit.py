@@ -61,6 +61,8 @@ BASIS_VECTORS = 500
 )
 @click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
               help="Measure drift on the inputs of `bulkedge moments BASE`.")  # fmt: skip
+@click.option("--critical-scale", is_flag=True, default=None,
+              help="Measure at what scale of each update the first is new.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,

@@ -122,7 +122,23 @@ class Bulk(Row):
 class CriticalScale(Row):
     """The factor on an update at which the first of the leading directions falls below ε."""
 
-    expected: Size = Field(description="Of a generic update of its strength: θ_k / ‖ΔW‖₂.")
+    expected: Size | None = Field(
+        description="Of a generic update of its strength: θ_k / ‖ΔW‖₂; null without a limit."
+    )
+    low: Size | None = Field(
+        None, description="Nothing is new at it; 0 if no such scale was found, null if not asked."
+    )
+    high: Size | None = Field(
+        None, description="Something is new at it; null if no such scale was found, or not asked."
+    )
+    undecided: Count = Field(0, description="Scales tried at which a verdict stayed open.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """The low end below the high one, of a bracket that was asked for."""
+        if self.high is not None and (self.low is None or self.low >= self.high):
+            raise ValueError(f"expected a low end below {self.high}, got {self.low}")
+        return self
 
 
 class Predicted(Row):
@@ -202,6 +218,19 @@ class Matrix(Row):
     drift_parts: list[DriftPart] = Field(
         [], description="The directions of the update that carry most of it, at most top_k."
     )
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        """Of the spikes fewer exceed the higher limit; the expected scale is that limit's."""
+        exceed = (self.spikes, self.supercritical, self.beyond_leading)
+        counts = [count for count in exceed if count is not None]
+        if counts != sorted(counts, reverse=True):
+            raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
+        expected = None if self.critical_scale is None else self.critical_scale.expected
+        if expected is not None:
+            norm = self.spectral_norm_update or 0.0
+            check_ratio(self.leading or 0.0, norm, expected, "critical scale")
+        return self
 
     @model_validator(mode="after")
     def _drift_adds_up(self) -> Self:

@@ -14,6 +14,7 @@ from typing import Any
 from bulkedge._errors import InputError
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix
+from bulkedge.records.rows import CriticalScale
 
 from .verdicts import APPEARANCE, REPORTED
 
@@ -117,9 +118,32 @@ def over_threshold(matrix: Matrix) -> float | None:
     return ratio(matrix.spectral_norm_update, matrix.threshold)
 
 
-def expected_scale(matrix: Matrix) -> float | None:
-    """The critical scale that is expected of the update."""
-    return None if matrix.critical_scale is None else matrix.critical_scale.expected
+def critical_scale(matrix: Matrix) -> float | None:
+    """The critical scale of the update: the low end of the bracket, else what is expected."""
+    found = matrix.critical_scale
+    if found is None:
+        return None
+    return found.expected if found.low is None else found.low
+
+
+def told_scale(found: CriticalScale | None) -> str:
+    """A critical scale: both ends of the bracket, else the number that is expected."""
+    if found is None or (found.low is None and found.expected is None):
+        return NOTHING
+    if found.low is None:
+        return f"{found.expected:.2f}"
+    return f"> {found.low:.3g}" if found.high is None else f"{found.low:.3g}–{found.high:.3g}"
+
+
+def of_scale(part: str) -> Column:
+    """A part of the critical scale, for other programs."""
+    return number(
+        f"critical_{part}",
+        f"critical scale, {part}",
+        lambda matrix: getattr(matrix.critical_scale, part, None),
+        digits=3,
+        views=frozenset({CSV}),
+    )
 
 
 def drift_of(matrix: Matrix) -> float | None:
@@ -155,15 +179,16 @@ COLUMNS = (
     number(
         "over_threshold", "ΔW/θ_c", over_threshold, 2, views=EVERYWHERE, optional=True, wide=True
     ),
-    number(
+    Column(
         "critical_scale",
         "critical scale",
-        expected_scale,
-        2,
-        views=frozenset({MARKDOWN, CSV, PAGE}),
+        critical_scale,
+        lambda matrix: told_scale(matrix.critical_scale),
+        views=frozenset({MARKDOWN, PAGE}),
         short="scale",
         low_first=True,
     ),
+    *map(of_scale, ("expected", "low", "high")),
     *map(counts, REPORTED),
     number("worst", "worst score", worst_score, 3, short="worst", low_first=True),
     Column(

@@ -1,4 +1,4 @@
-"""How much weaker an update has to be merged or served, so that no new direction is expected."""
+"""How much weaker an update has to be merged or served, so that it makes no new direction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bulkedge._errors import count, printable
 from bulkedge.records import Matrix, Record
 
 from .advice import untrained
-from .columns import expected_scale
+from .columns import critical_scale
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Weaker:
     """What the critical scales of the matrices with new directions say.
 
     Attributes:
-        scale: The smallest that is expected; below 1, since new directions are there.
+        scale: The smallest; 1 and more is not believed, since new directions are there.
+        measured: Whether it is one that was measured; else it is expected.
         matrix: Whose it is.
         known: How many matrices with new directions have one.
         above: How many of them are expected to bear the update as it is, which they do not.
@@ -25,6 +26,7 @@ class Weaker:
     """
 
     scale: float
+    measured: bool
     matrix: str
     known: int
     above: int
@@ -32,7 +34,7 @@ class Weaker:
 
 
 def weaker(record: Record) -> Weaker | None:
-    """The smallest critical scale that is expected, over the matrices with new directions.
+    """The smallest critical scale over the matrices with new directions.
 
     A matrix without new directions bears its update as it is, whatever is expected of it.  One
     whose base looks untrained has nothing to lose, and is left out unless all are such.
@@ -41,9 +43,9 @@ def weaker(record: Record) -> Weaker | None:
         record: An audit.
 
     Returns:
-        It; None without new directions in matrices whose limit is known.
+        It; None without new directions in matrices whose scale is known.
     """
-    affected = [m for m in record.matrices if m.intruders and expected_scale(m) is not None]
+    affected = [m for m in record.matrices if m.intruders and critical_scale(m) is not None]
     fresh = {id(matrix) for matrix in untrained(record)}
     trained = [matrix for matrix in affected if id(matrix) not in fresh] or affected
     if not trained:
@@ -51,6 +53,7 @@ def weaker(record: Record) -> Weaker | None:
     first = min(trained, key=_scale)
     return Weaker(
         scale=_scale(first),
+        measured=record.recipe.critical_scale,
         matrix=first.name.removesuffix(".weight"),
         known=len(trained),
         above=sum(_scale(matrix) >= 1 for matrix in trained),
@@ -70,11 +73,12 @@ def scale_lines(record: Record) -> list[str]:
     found = weaker(record)
     if found is None:
         return []
-    if found.scale >= 1:
-        return [f"how much weaker to merge or serve it is NOT known: {_off(found)}"]
+    if why := _unknown(found):
+        return [f"how much weaker to merge or serve it is NOT known: {why}"]
+    how = "measured" if found.measured else "expected (θ_k over ΔW), not measured"
     line = (
         f"merge or serve it at ≤ {_down(found.scale)} of its strength to have no new direction: "
-        f"expected (θ_k over ΔW), not measured; least in {found.matrix}"
+        f"{how}; least in {found.matrix}"
     )
     if found.above:
         line += f"; {_off(found)}"
@@ -88,11 +92,13 @@ def scale_sentences(record: Record) -> list[str]:
     found = weaker(record)
     if found is None:
         return []
-    if found.scale >= 1:
-        return [f"How much weaker it must be merged or served is not known: {_off(found)}."]
+    if why := _unknown(found):
+        return [f"How much weaker it must be merged or served is not known: {printable(why)}."]
+    how = "has" if found.measured else "is expected to have"
+    doubt = "measured" if found.measured else "that is not measured"
     sentence = (
-        f"Merged or served at ≤ {_down(found.scale)} of its strength it is expected to have no new "
-        f"direction; that is not measured (critical scale, the least of "
+        f"Merged or served at ≤ {_down(found.scale)} of its strength it {how} no new direction; "
+        f"{doubt} (critical scale, the least of "
         f"{count(found.known, 'matrix', 'matrices')} with new directions, in "
         f"{printable(found.matrix)}"
     )
@@ -108,9 +114,16 @@ def scale_sentences(record: Record) -> list[str]:
 
 
 def _scale(matrix: Matrix) -> float:
-    """The critical scale that is expected of a matrix that has one."""
-    scale = expected_scale(matrix)
-    return float("inf") if scale is None else scale
+    """The critical scale of a matrix that has one."""
+    scale = critical_scale(matrix)
+    return math.inf if scale is None else scale
+
+
+def _unknown(found: Weaker) -> str | None:
+    """Why the scale is not known; None where it is."""
+    if found.scale == 0:
+        return f"no scale was found at which nothing is new in {found.matrix}"
+    return _off(found) if found.scale >= 1 else None
 
 
 def _off(found: Weaker) -> str:

@@ -265,7 +265,9 @@ def _by_side(record: Record) -> str:
 
 
 def _columns(record: Record, chosen: Sequence[str]) -> list[Column]:
-    """The columns of the table of a record."""
+    """The columns of the table of a record: what was measured, and what was asked for."""
+    if record.recipe.critical_scale:
+        chosen = [*chosen, "critical_scale"]
     return columns_of(TERMINAL, moments=record.inputs.moments is not None, chosen=chosen)
 
 

@@ -77,7 +77,7 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
         assert found.low < found.high <= WIDTH * found.low
         assert lowest_score(base, change, found.low, "left") >= EPSILON
         assert lowest_score(base, change, found.high, "left") < EPSILON
-        grid = [found.high * 1.02**-i for i in range(150, -1, -1)]  # from a twentieth on
+        grid = [found.high * 1.03**-i for i in range(80, -1, -1)]  # from a tenth on
         first = first_new(base, change, grid, "left")
         assert found.low < first <= found.high
         assert (found.high <= 1) == bool(row.intruders) or found.low < 1 < found.high

@@ -223,6 +223,27 @@ def test_intervals(case, documents, tmp_path):
         Record.from_json(tmp_path / "r.json")
 
 
+LIMITS = {
+    "ends in no order": ({"critical_scale": {"expected": None, "low": 2.0, "high": 1.0}},
+                         "a low end below 1.0, got 2.0"),
+    "a high end alone": ({"critical_scale": {"expected": None, "high": 1.0}},
+                         "a low end below 1.0, got None"),
+    "more beyond the higher limit": ({"beyond_leading": 99},
+                                     "no more spikes beyond a higher limit, got .*99"),
+    "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_limits(case, documents, tmp_path):
+    update, message = LIMITS[case]
+    document = deepcopy(documents["adapter"])
+    next(row for row in document["matrices"] if row["leading"]).update(update)
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=message):
+        Record.from_json(tmp_path / "r.json")
+
+
 LISTS = {
     "fewer values than ranks": ("spectrum", "values", "ranks in order, and a value for each"),
     "fewer ends": ("angles", "cosines_upper", "as many lower as upper ends"),

@@ -12,6 +12,7 @@ from rich.console import Console
 import bulkedge
 from bulkedge import InputError, report
 from bulkedge.cli import cli
+from bulkedge.records.rows import CriticalScale
 from bulkedge.report.columns import CHOICES
 from bulkedge.report.scale import weaker
 from cases import orthonormal
@@ -148,25 +149,23 @@ def test_each_matrix_has_its_scale_and_the_edge_is_a_column_of_choice(record):
     head = printed(record, columns=chosen).split("\n")[0].split()
     assert head == ["matrix", "ΔW/W₀", "ΔW/θ_k", "ΔW/θ_c", "scale", "rotated", "intruder", "worst"]
     head = report.render(record, "csv").splitlines()[0]
-    assert (
-        '"over_leading","over_threshold","critical_expected","critical_low"' in head
-    )
+    assert '"over_leading","over_threshold","critical_expected","critical_low"' in head
 
 
 def test_columns_on_the_command_line(paths, record, tmp_path):
     (tmp_path / "record.json").write_text(record.to_json())
     runner = CliRunner()
-    file = tmp_path / "a.md"
+    one, two = (tmp_path / f"{name}.md" for name in "ab")
     told = runner.invoke(
-        cli, ["report", str(tmp_path), "-o", str(file), "--columns", "over_threshold, ratio"]
+        cli, ["report", str(tmp_path), "-o", str(one), "--columns", "over_threshold, ratio"]
     )
     assert told.exit_code == 0, told.output
-    assert "| matrix | ΔW/W₀ | ΔW/θ_k | ΔW/θ_c |" in file.read_text()
+    assert "| matrix | ΔW/W₀ | ΔW/θ_k | ΔW/θ_c |" in one.read_text()
     audited = ["audit", *map(str, paths), "-k", "4", "--columns", "over_threshold"]
-    ended = runner.invoke(cli, [*audited, "--report", str(tmp_path / "b.md")])
+    ended = runner.invoke(cli, [*audited, "--report", str(two)])
     assert ended.exit_code == 1, ended.output
     assert "ΔW/θ_c" in ended.stdout.splitlines()[0]
-    assert "ΔW/θ_c" in (tmp_path / "b.md").read_text()
+    assert "ΔW/θ_c" in two.read_text()
     wrong = runner.invoke(cli, [*audited[:-1], "theta"])
     assert wrong.exit_code == 2
     assert "expected names of shape, ratio, over_threshold, critical_scale" in wrong.output
@@ -177,3 +176,41 @@ def test_a_column_that_there_is_not_is_named(record):
     assert "threshold" not in CHOICES
     with pytest.raises(InputError, match=r"expected columns of shape, ratio.*got 'θ'"):
         report.render(record, "markdown", columns=["θ"])
+
+
+def measured(record, ends):
+    """The same with brackets that were measured."""
+    rows = [
+        row.model_copy(update={"critical_scale": CriticalScale(expected=0.5, low=low, high=high)})
+        for row, (low, high) in zip(record.matrices, ends, strict=True)
+    ]
+    recipe = record.recipe.model_copy(update={"critical_scale": True})
+    return record.model_copy(update={"matrices": rows, "recipe": recipe})
+
+
+def test_what_was_measured_is_told_of_all_matrices(record):
+    names = [row.name for row in record.matrices]
+    assert names == ["noise.weight", "strong.weight", "stronger.weight", "weak.weight"]
+    found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
+    (line,) = report.scale.scale_lines(found)
+    assert line == (
+        "merge or serve it at ≤ 0.25 of its strength to have no new direction: measured; least in "
+        "weak; without 1 matrix whose base is noise"
+    )
+    (sentence,) = report.scale.scale_sentences(found)
+    assert sentence.startswith("Merged or served at ≤ 0.25 of its strength it has no new direction")
+    assert "as measured (critical scale, the least of 3 matrices, in weak; 1 other" in sentence
+    lines = printed(found).splitlines()
+    assert lines[0].split()[3] == "scale"
+    assert "0.4–0.44" in next(line for line in lines if line.startswith("stronger"))
+    assert "| > 0.25 |" not in report.to_markdown(found)  # of what has no new direction
+    assert data_of(found)["records"][0]["matrices"][3]["cells"]["critical_scale"] == [
+        0.25,
+        "> 0.25",
+    ]
+    assert "--critical-scale" in report.advice.audit_command(found)
+    lost = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.0, 0.01), (0.25, None)])
+    assert report.scale.scale_lines(lost) == [
+        "how much weaker to merge or serve it is NOT known: no scale was found at which nothing is "
+        "new in stronger"
+    ]

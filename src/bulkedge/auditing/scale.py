@@ -34,7 +34,7 @@ def measured_scale(
 ) -> CriticalScale:
     """The critical scale between two scales that were judged.
 
-    Cost: some 12 to 16 judgements of the matrix; where SVDs are cheap and the update is a product
+    Cost: about a dozen judgements of the matrix; where SVDs are cheap and the update is a product
     of factors, one SVD of the base and as many solutions of the secular equation.
 
     Args:

@@ -126,12 +126,14 @@ class CriticalScale(Row):
         description="Of a generic update of its strength: θ_k / ‖ΔW‖₂; null without a limit."
     )
     low: Size | None = Field(
-        None, description="Nothing is new at it; 0 if no such scale was found, null if not asked."
+        default=None,
+        description="Nothing is new at it; 0 if no such scale was found, null if not asked.",
     )
     high: Size | None = Field(
-        None, description="Something is new at it; null if no such scale was found, or not asked."
+        default=None,
+        description="Something is new at it; null if no such scale was found, or not asked.",
     )
-    undecided: Count = Field(0, description="Scales tried at which a verdict stayed open.")
+    undecided: Count = Field(default=0, description="Scales tried at which a verdict stayed open.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

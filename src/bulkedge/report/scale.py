@@ -20,7 +20,7 @@ class Weaker:
         scale: The smallest; 1 and more is not believed, since new directions are there.
         measured: Whether it is one that was measured; else it is expected.
         matrix: Whose it is.
-        known: How many matrices with new directions have one.
+        known: How many matrices it is the smallest of.
         above: How many of them are expected to bear the update as it is, which they do not.
         untrained: How many more were left out, since their base looks like noise.
     """
@@ -34,10 +34,12 @@ class Weaker:
 
 
 def weaker(record: Record) -> Weaker | None:
-    """The smallest critical scale over the matrices with new directions.
+    """The smallest critical scale of an update that makes new directions.
 
-    A matrix without new directions bears its update as it is, whatever is expected of it.  One
-    whose base looks untrained has nothing to lose, and is left out unless all are such.
+    Where it is only expected, it is that of the matrices with new directions: the others bear their
+    updates as they are, whatever is expected of them.  Where it was measured, all count: a matrix
+    may have a new direction at a smaller scale and none at 1.  One whose base looks untrained has
+    nothing to lose, and is left out unless all are such.
 
     Args:
         record: An audit.
@@ -45,19 +47,24 @@ def weaker(record: Record) -> Weaker | None:
     Returns:
         It; None without new directions in matrices whose scale is known.
     """
-    affected = [m for m in record.matrices if m.intruders and critical_scale(m) is not None]
-    fresh = {id(matrix) for matrix in untrained(record)}
-    trained = [matrix for matrix in affected if id(matrix) not in fresh] or affected
-    if not trained:
+    measured = record.recipe.critical_scale
+    judged = [matrix for matrix in record.matrices if critical_scale(matrix) is not None]
+    affected = [matrix for matrix in judged if matrix.intruders]
+    if not affected:
         return None
+    fresh = {id(matrix) for matrix in untrained(record)}
+    if all(id(matrix) in fresh for matrix in affected):
+        fresh = set()
+    counted = judged if measured else affected
+    trained = [matrix for matrix in counted if id(matrix) not in fresh]
     first = min(trained, key=_scale)
     return Weaker(
         scale=_scale(first),
-        measured=record.recipe.critical_scale,
+        measured=measured,
         matrix=first.name.removesuffix(".weight"),
         known=len(trained),
-        above=sum(_scale(matrix) >= 1 for matrix in trained),
-        untrained=len(affected) - len(trained),
+        above=0 if measured else sum(_scale(matrix) >= 1 for matrix in trained),
+        untrained=len(counted) - len(trained),
     )
 
 
@@ -94,12 +101,14 @@ def scale_sentences(record: Record) -> list[str]:
         return []
     if why := _unknown(found):
         return [f"How much weaker it must be merged or served is not known: {printable(why)}."]
-    how = "has" if found.measured else "is expected to have"
-    doubt = "measured" if found.measured else "that is not measured"
+    least = f"critical scale, the least of {count(found.known, 'matrix', 'matrices')}"
+    if found.measured:
+        how = "has no new direction, as measured"
+    else:
+        how = "is expected to have no new direction; that is not measured"
+        least += " with new directions"
     sentence = (
-        f"Merged or served at ≤ {_down(found.scale)} of its strength it {how} no new direction; "
-        f"{doubt} (critical scale, the least of "
-        f"{count(found.known, 'matrix', 'matrices')} with new directions, in "
+        f"Merged or served at ≤ {_down(found.scale)} of its strength it {how} ({least}, in "
         f"{printable(found.matrix)}"
     )
     if found.untrained:

@@ -52,7 +52,8 @@ def bracket_scale(
     By bisection on log s.  What is open counts as new for the low end and as not new for the high
     end: it widens the bracket and never moves an end to where nothing is decided.  New directions
     may come and go as s grows.  So six scales below the bracket are tried, too, in steps by 1.25,
-    and the search goes on below any of them at which something is new.  Cost: some 12 to 16 calls.
+    and the search goes on below any of them at which something is new.  Cost: about a dozen calls,
+    more where that happens.
 
     Args:
         is_new: Whether one of the leading directions of ``W0 + s ΔW`` is new; None if it is open.

@@ -63,8 +63,12 @@ SCALES = 13
 )
 @click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
               help="Measure drift on the inputs of `bulkedge moments BASE`.")  # fmt: skip
-@click.option("--critical-scale", is_flag=True, default=None,
-              help="Measure at what scale of an update the first is new.  [default: False]")  # fmt: skip
+@click.option(
+    "--critical-scale",
+    is_flag=True,
+    default=None,
+    help="Measure at what scale of an update the first is new.  [default: False]",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,

@@ -230,6 +230,7 @@ LIMITS = {
                          "a low end below 1.0, got None"),
     "more beyond the higher limit": ({"beyond_leading": 99},
                                      "no more spikes beyond a higher limit, got .*99"),
+    "more in use than there are": ({"in_use": 99}, "expected at most [0-9]+ spikes in use, got 99"),
     "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
 }  # fmt: skip
 

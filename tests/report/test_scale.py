@@ -16,7 +16,7 @@ from bulkedge.records.rows import CriticalScale
 from bulkedge.report.columns import CHOICES
 from bulkedge.report.scale import weaker
 from cases import orthonormal
-from helpers import save, some
+from helpers import save, save_adapter, some
 
 K, EPSILON = 4, 0.5
 STRENGTHS = {"strong": 70.0, "stronger": 90.0, "weak": 10.0}
@@ -214,3 +214,28 @@ def test_what_was_measured_is_told_of_all_matrices(record):
         "how much weaker to merge or serve it is NOT known: no scale was found at which nothing is "
         "new in stronger"
     ]
+
+
+def test_measures_that_do_not_saturate(tmp_path):
+    base = trained(3)
+    B = orthonormal(120, 3, 4) * torch.tensor([90.0, 60.0, 5.0]).double()
+    A = orthonormal(90, 3, 5).mT.contiguous()
+    paths = (
+        save(tmp_path / "b.safetensors", {"l.weight": base}),
+        save_adapter(tmp_path / "a", {"l.lora_B.weight": B, "l.lora_A.weight": A}, r=3,
+                     lora_alpha=3),
+    )  # fmt: skip
+    audit = bulkedge.audit(*paths, recipe={"top_k": K})
+    (row,) = audit.matrices
+    U = torch.linalg.svd(base, full_matrices=False).U
+    tuned = torch.linalg.svd(base + B @ A, full_matrices=False)
+    new = (U.mT @ tuned.U[:, :K]).abs().amax(0) < EPSILON
+    energy = tuned.S[:K].square()
+    assert 0 < int(new.sum()) == row.intruders < K
+    assert row.energy_new == pytest.approx(float(energy[new].sum() / energy.sum()), rel=1e-6)
+    assert (row.spikes, row.in_use, row.beyond_leading) == (3, 2, 2)  # 25 of 11,725 is left
+    chosen = ["energy_new", "in_use", "beyond_leading"]
+    table = report.render(audit, "markdown", columns=chosen).partition("| matrix ")[2]
+    head, _, cells = table.splitlines()[:3]
+    assert "| energy of new | rank in use | spikes > θ_k |" in head
+    assert f"| {row.energy_new:.2f} | 2 | 2 |" in cells

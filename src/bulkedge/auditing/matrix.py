@@ -19,7 +19,7 @@ from bulkedge.records.rows import CriticalScale
 from bulkedge.update import BaseSpectrum, UpdateSVD, budget, critical_scale, measure_base
 
 from .drift import Drift, drift_of
-from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
+from .rows import angle_rows, bulk_row, direction_rows, in_use, predicted_rows, spectrum_row
 from .scale import measured_scale
 
 ZEROS = (
@@ -78,6 +78,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
         spikes=None if pair.spikes is None else pair.spikes.rank,
+        in_use=None if pair.spikes is None else in_use(pair.spikes.gamma),
         **_theory(base, pair.spikes, judged, recipe),
         critical_scale=_critical_scale(base, pair, judged, recipe, norm_update),
         **({"drift_note": drift} if moved is None else moved.fields),

@@ -202,6 +202,9 @@ class Matrix(Row):
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
     beyond_leading: Count | None = Field(None, description="Of these, beyond `leading`.")
+    in_use: Count | None = Field(
+        None, description="How many of the strongest spikes carry 99 % of the update's energy."
+    )
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
     drift: Size | None = Field(
         None,
@@ -228,6 +231,8 @@ class Matrix(Row):
         counts = [count for count in exceed if count is not None]
         if counts != sorted(counts, reverse=True):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
+        if (self.in_use or 0) > (self.spikes or 0):
+            raise ValueError(f"expected at most {self.spikes} spikes in use, got {self.in_use}")
         expected = None if self.critical_scale is None else self.critical_scale.expected
         if expected is not None:
             norm = self.spectral_norm_update or 0.0
@@ -248,6 +253,17 @@ class Matrix(Row):
         # of one side alone, that of the outputs
         check_parts(along, self.drift, "drift")
         return self
+
+    @property
+    def energy_new(self) -> float | None:
+        """The share of the judged directions' energy that new ones have, ``Σ_new σ² / Σ σ²``.
+
+        Of both sides where both were judged; None where nothing was.  A count saturates where most
+        directions are new; this still tells how strong they are.
+        """
+        energy = sum(row.sigma**2 for row in self.directions)
+        new = sum(row.sigma**2 for row in self.directions if row.verdict in COUNTED)
+        return new / energy if energy else None
 
     @property
     def drift_along_new(self) -> float | None:

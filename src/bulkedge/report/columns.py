@@ -189,6 +189,18 @@ COLUMNS = (
         low_first=True,
     ),
     *map(of_scale, ("expected", "low", "high")),
+    number(
+        "energy_new", "energy of new", lambda m: m.energy_new, 2, views=EVERYWHERE, optional=True
+    ),
+    number("in_use", "rank in use", lambda m: m.in_use, 0, views=EVERYWHERE, optional=True),
+    number(
+        "beyond_leading",
+        "spikes > θ_k",
+        lambda m: m.beyond_leading,
+        0,
+        views=EVERYWHERE,
+        optional=True,
+    ),
     *map(counts, REPORTED),
     number("worst", "worst score", worst_score, 3, short="worst", low_first=True),
     Column(

@@ -115,9 +115,10 @@ def _theory(
     }
     if update is None:
         return found
+    outlying = base.fit.bulk.supercritical(update.gamma)
     return found | {
-        "supercritical": int(base.fit.bulk.supercritical(update.gamma).sum()),
-        "beyond_leading": int((update.gamma > leading).sum()),
+        "supercritical": int(outlying.sum()),
+        "beyond_leading": int((outlying & (update.gamma > leading)).sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
 

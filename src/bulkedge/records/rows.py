@@ -231,7 +231,7 @@ class Matrix(Row):
         counts = [count for count in exceed if count is not None]
         if counts != sorted(counts, reverse=True):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
-        if (self.in_use or 0) > (self.spikes or 0):
+        if self.spikes is not None and (self.in_use or 0) > self.spikes:
             raise ValueError(f"expected at most {self.spikes} spikes in use, got {self.in_use}")
         expected = None if self.critical_scale is None else self.critical_scale.expected
         if expected is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import render_certified
 import render_finetune
+import render_law
 import render_moments
 import render_protect
 import render_repair
@@ -295,8 +296,21 @@ def _repaired(adapter: str) -> dict[str, Any]:
     }
 
 
+def law() -> dict[str, Any]:
+    """Values of docs/before-you-train.md."""
+    found = measured("law")
+    best = {row["predictor"]: row for row in found["predictors"]}
+    return {
+        **{name: found[name] for name in ("matrices", "open", "come_and_go")},
+        "of": best,
+        "law_table": render_law.law_table(found["predictors"]),
+        "law_where": where("law"),
+    }
+
+
 FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme,
+    "docs/before-you-train.md": law,
     "docs/benchmarks.md": benchmarks,
     "docs/certificate.md": hard_certificates,
     "docs/fine-tuning.md": finetunes,

@@ -100,20 +100,21 @@ def test_table_and_verdict(inputs):
     ended = run("audit", inputs["base"], inputs["found"])
     assert ended.returncode == FINDINGS
     lines = ended.stdout.splitlines()
-    assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_c", "rotated", "intruder", "worst"]
+    assert lines[0].split() == ["matrix", "ΔW/W₀", "ΔW/θ_k", "rotated", "intruder", "worst"]
     assert lines[1].split()[0] == "a"
     assert lines[1].split()[3:5] == ["0", "1"]
     (row, _) = json.loads(run("audit", inputs["base"], inputs["found"], "--json").stdout)[
         "matrices"
     ]
     norm = row["spectral_norm_update"]
-    ratios = norm / row["spectral_norm_base"], norm / row["threshold"]
+    ratios = norm / row["spectral_norm_base"], norm / row["leading"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
     assert lines[-2] == (
         "all 4 tensors of two or more dimensions (base 2, tuned 2) accounted for: 2 compared, "
         "2 equal, 0 lost, 0 excluded, 0 apart"
     )
-    assert lines[-3] == (
+    assert lines[-3].startswith("merge or serve it at ≤ ")
+    assert lines[-4] == (
         "1 of 10 leading directions is new by the paper's count (score < 0.5), in 1 of 1 "
         "matrix: 0 rotated, 1 intruder; 1 matrix unchanged"
     )

@@ -25,7 +25,7 @@ UNBOUNDED = {
     "sigma", "residual", "values", "edge", "misfit", "misfit_limit", "theta", "location", "sd",
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
-    "drift_before", "drift_after",
+    "drift_before", "drift_after", "leading", "strength", "mean", "most",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
@@ -219,6 +219,28 @@ def test_intervals(case, documents, tmp_path):
     )
     path = ("matrices", first[0], "directions", first[1], field)
     (tmp_path / "r.json").write_text(changed(document, path, value))
+    with pytest.raises(CheckpointError, match=message):
+        Record.from_json(tmp_path / "r.json")
+
+
+LIMITS = {
+    "ends in no order": ({"critical_scale": {"expected": None, "low": 2.0, "high": 1.0}},
+                         "a low end below 1.0, got 2.0"),
+    "a high end alone": ({"critical_scale": {"expected": None, "high": 1.0}},
+                         "a low end below 1.0, got None"),
+    "more beyond the higher limit": ({"beyond_leading": 99},
+                                     "no more spikes beyond a higher limit, got .*99"),
+    "more in use than there are": ({"in_use": 99}, "expected at most [0-9]+ spikes in use, got 99"),
+    "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_limits(case, documents, tmp_path):
+    update, message = LIMITS[case]
+    document = deepcopy(documents["adapter"])
+    next(row for row in document["matrices"] if row["leading"]).update(update)
+    (tmp_path / "r.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match=message):
         Record.from_json(tmp_path / "r.json")
 

@@ -98,7 +98,7 @@ def test_the_table_is_sorted_and_filtered(show, records):
     assert names(page) == up[::-1]
     assert page.locator("#matrices th[aria-sort=descending]").count() == 1
     page.click("#matrices thead button:has-text('worst score')")
-    worst = [float(x) for x in page.locator("#matrices tbody td:nth-child(7)").all_inner_texts()]
+    worst = [float(x) for x in page.locator("#matrices tbody td:nth-child(8)").all_inner_texts()]
     assert worst == sorted(worst)
     page.fill("#filter", "QUERY")
     assert len(names(page)) == 6

@@ -15,10 +15,12 @@ from bulkedge._errors import CheckpointError, InputError
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import Judgement
 from bulkedge.records import Matrix, Recipe
+from bulkedge.records.rows import CriticalScale
 from bulkedge.update import BaseSpectrum, UpdateSVD, budget, critical_scale, measure_base
 
 from .drift import Drift, drift_of
-from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, spectrum_row
+from .rows import angle_rows, bulk_row, direction_rows, in_use, predicted_rows, spectrum_row
+from .scale import measured_scale
 
 ZEROS = (
     "all entries of the tuned matrix are zero, where the base's are not: a damaged save? save it "
@@ -76,7 +78,9 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
         spikes=None if pair.spikes is None else pair.spikes.rank,
-        **_theory(base, pair.spikes, judged, recipe, norm_update),
+        in_use=None if pair.spikes is None else in_use(pair.spikes.gamma),
+        **_theory(base, pair.spikes, judged, recipe),
+        critical_scale=_critical_scale(base, pair, judged, recipe, norm_update),
         **({"drift_note": drift} if moved is None else moved.fields),
     )
 
@@ -98,25 +102,35 @@ def _theory(
     update: UpdateSVD | None,
     judged: Judgement,
     recipe: Recipe,
-    strongest: float,
 ) -> dict[str, object]:
     """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""
     if base is None:
         return {}
     exact = judged.computed_count == len(judged.spectrum)
-    critical = critical_scale(base, strongest, top_k=recipe.top_k)
+    leading = budget(base, 1, top_k=recipe.top_k).leading
     found = {
         "bulk": bulk_row(base, exact=exact),
         "threshold": base.fit.threshold,
-        "leading": budget(base, 1, top_k=recipe.top_k).leading,
-        "critical_scale": None if critical is None else {"expected": critical},
+        "leading": leading,
     }
     if update is None:
         return found
+    outlying = base.fit.bulk.supercritical(update.gamma)
     return found | {
-        "supercritical": int(base.fit.bulk.supercritical(update.gamma).sum()),
+        "supercritical": int(outlying.sum()),
+        "beyond_leading": int((outlying & (update.gamma > leading)).sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
+
+
+def _critical_scale(
+    base: BaseSpectrum | None, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
+) -> CriticalScale | None:
+    """The scale that is expected of the update, and between which two it was measured to be."""
+    expected = None if base is None else critical_scale(base, strongest, top_k=recipe.top_k)
+    if recipe.critical_scale:
+        return measured_scale(pair, judged, recipe, expected)
+    return None if expected is None else CriticalScale(expected=expected)
 
 
 def _not_finite(pair: Pair) -> str | None:

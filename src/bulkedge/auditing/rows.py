@@ -20,6 +20,8 @@ CARRIED = 0.25
 
 An outlier carries half of its spike and more, unless it mixes with a base vector.
 """
+IN_USE = 0.99
+"""This share of the energy of an update is what the rank in use carries."""
 LEADING = 32
 """Number of leading singular values that an outline of a spectrum lists one by one."""
 
@@ -76,6 +78,12 @@ def bulk_row(base: BaseSpectrum, *, exact: bool) -> Bulk:
         spikes=fit.spikes,
         p_value=fit.p_value,
     )
+
+
+def in_use(gamma: Tensor) -> int:
+    """How many of the strongest spikes carry 99 % of the energy ``Σ γ²``."""
+    energy = gamma.square().cumsum(0)
+    return int((energy < IN_USE * energy[-1]).sum()) + 1 if len(gamma) else 0
 
 
 def predicted_rows(

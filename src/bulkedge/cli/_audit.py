@@ -48,6 +48,8 @@ def _shard_numbers(
 
 BASIS_VECTORS = 500
 """A certificate keeps at most this many basis vectors on either side, copies included."""
+SCALES = 13
+"""A matrix is judged about this many times where its critical scale is measured."""
 
 
 @click.command(short_help="Find the intruder dimensions of a fine-tune.")
@@ -61,6 +63,12 @@ BASIS_VECTORS = 500
 )
 @click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
               help="Measure drift on the inputs of `bulkedge moments BASE`.")  # fmt: skip
+@click.option(
+    "--critical-scale",
+    is_flag=True,
+    default=None,
+    help="Measure at what scale of an update the first is new.  [default: False]",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
@@ -212,6 +220,7 @@ def _flop(comparison: Comparison, recipe: Recipe) -> float:
     """Operations on one matrix: two SVDs, or forty products with 16 vectors; and its drift."""
     long, short = max(comparison.base.shape), min(comparison.base.shape)
     judged = 12 * long * short**2 if recipe.method == "dense" else 40 * 2 * 16 * long * short
+    judged *= SCALES if recipe.critical_scale else 1
     if isinstance(comparison.inputs, str | None):
         return judged
     rows = comparison.base.acts_as[0]

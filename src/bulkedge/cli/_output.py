@@ -91,6 +91,30 @@ def _not_negative(
     return value
 
 
+def _names_of_columns(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[str, ...]:
+    """Names of columns, each of which there is."""
+    if value is None:
+        return ()
+    from bulkedge.report.columns import CHOICES
+
+    names = tuple(name.strip() for name in value.split(","))
+    for name in names:
+        if name not in CHOICES:
+            raise click.BadParameter(f"expected names of {', '.join(CHOICES)}, got {name!r:.40}")
+    return names
+
+
+columns_option = click.option(
+    "--columns",
+    callback=_names_of_columns,
+    metavar="NAME,…",
+    help="Columns of the table besides the usual ones, such as over_threshold.",
+)
+"""The option of a command that shows a table of matrices."""
+
+
 def verdict_options(command: Command) -> Command:
     """The options of a command that shows a record and judges it."""
     options = (
@@ -108,6 +132,7 @@ def verdict_options(command: Command) -> Command:
             metavar="FILE",
             help="Write a page to look at, .html; or .md, .xml (JUnit), .parquet.",
         ),
+        columns_option,
         click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress."),
         click.option(
             "--fail-on",
@@ -203,7 +228,8 @@ def write_report(record: Record | RepairRecord, options: dict[str, Any]) -> None
     from bulkedge.report import format_of, render
 
     if options["report"] is not None:
-        write(options["report"], render(record, format_of(options["report"])))
+        kind, columns = format_of(options["report"]), options.get("columns", ())
+        write(options["report"], render(record, kind, columns=columns))
         if not options["quiet"]:
             click.echo(f"report written to {options['report']}", err=True)
 
@@ -259,9 +285,11 @@ def show_phases(quiet: bool) -> Iterator[Any]:
 
 def show(record: Record, options: dict[str, Any]) -> None:
     """The record on stdout, as JSON or as a table."""
+    from functools import partial
+
     from bulkedge.report import print_record
 
-    show_as(record, print_record, options)
+    show_as(record, partial(print_record, columns=options["columns"]), options)
 
 
 def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ._output import check_file, format_by_ending, write
+from ._output import check_file, columns_option, format_by_ending, write
 
 FORMATS = ("html", "markdown", "junit", "csv", "parquet")
 """The keys of ``bulkedge.report.FORMATS``, here because that takes a second to import."""
@@ -20,9 +20,15 @@ FORMATS = ("html", "markdown", "junit", "csv", "parquet")
               help="Which.  [default: by the ending: .html .md .xml .csv .parquet]")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="NAME",
               help="What to call a record, once for each, in their order.")  # fmt: skip
+@columns_option
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 def report(
-    records: tuple[Path, ...], output: Path, kind: str | None, labels: tuple[str, ...], force: bool
+    records: tuple[Path, ...],
+    output: Path,
+    kind: str | None,
+    labels: tuple[str, ...],
+    columns: tuple[str, ...],
+    force: bool,
 ) -> None:
     """Show records as one page that opens offline, or for CI and spreadsheets.
 
@@ -34,7 +40,8 @@ def report(
     kind = kind or format_by_ending(output, ", or --format")
     _check_count(len(records), kind)
     check_file(output, force)
-    write(output, render([read(path) for path in records], kind, list(labels) or None))
+    shown = render([read(path) for path in records], kind, list(labels) or None, columns)
+    write(output, shown)
     click.echo(f"report written to {output}", err=True)
 
 

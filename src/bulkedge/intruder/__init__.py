@@ -3,7 +3,7 @@
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._verdict import COUNTED, HALF_THE_ENERGY, Verdict, verdict
 
-from ._judge import Judgement, judge, judge_vectors
+from ._judge import Judgement, judge, judge_vectors, svd_is_cheap
 from ._side import Direction, OneSide
 from ._ties import ties
 from .certificate import Certificate, certify
@@ -25,6 +25,7 @@ __all__ = [
     "judge",
     "judge_vectors",
     "scores",
+    "svd_is_cheap",
     "ties",
     "verdict",
 ]

@@ -63,6 +63,9 @@ class Recipe(BaseModel):
         description="Whether a checkpoint may store only some of the weights: it is then meant to "
         "be loaded over the base, whose others stay as they are.",
     )
+    critical_scale: bool = Field(
+        False, description="Whether to measure at what scale of the update the first is new."
+    )
     split: dict[Glob, tuple[Rows, ...]] = Field(
         {}, description="Fused weights to judge block by block: a glob, and the rows of each block."
     )

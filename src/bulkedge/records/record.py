@@ -148,6 +148,7 @@ class Summary(Row):
     lost: Count = Field(description="Of these, updates of weights, which went unjudged.")
     spikes: Count = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
     supercritical: Count = Field(0, description="Of these, beyond their threshold.")
+    beyond_leading: Count = Field(0, description="Of these, beyond the limit `leading`.")
     tensors: Counts | None = Field(
         None, description="All tensors of two or more dimensions; null of a part of an audit."
     )
@@ -352,6 +353,7 @@ def summarise(
         lost=sum(row.lost for row in skipped),
         spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.supercritical is not None),
         supercritical=sum(matrix.supercritical or 0 for matrix in matrices),
+        beyond_leading=sum(matrix.beyond_leading or 0 for matrix in matrices),
         tensors=None if tensors is None else count_tensors(tensors, matrices),
         drift=summarise_drift(matrices) if moments else None,
     )

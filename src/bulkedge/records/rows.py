@@ -122,7 +122,25 @@ class Bulk(Row):
 class CriticalScale(Row):
     """The factor on an update at which the first of the leading directions falls below ε."""
 
-    expected: Size = Field(description="Of a generic update of its strength: θ_k / ‖ΔW‖₂.")
+    expected: Size | None = Field(
+        description="Of a generic update of its strength: θ_k / ‖ΔW‖₂; null without a limit."
+    )
+    low: Size | None = Field(
+        default=None,
+        description="Nothing is new at it; 0 if no such scale was found, null if not asked.",
+    )
+    high: Size | None = Field(
+        default=None,
+        description="Something is new at it; null if no such scale was found, or not asked.",
+    )
+    undecided: Count = Field(default=0, description="Scales tried at which a verdict stayed open.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """The low end below the high one, of a bracket that was asked for."""
+        if self.high is not None and (self.low is None or self.low >= self.high):
+            raise ValueError(f"expected a low end below {self.high}, got {self.low}")
+        return self
 
 
 class Predicted(Row):
@@ -183,6 +201,10 @@ class Matrix(Row):
     critical_scale: CriticalScale | None = None
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
+    beyond_leading: Count | None = Field(None, description="Of these, beyond `leading`.")
+    in_use: Count | None = Field(
+        None, description="How many of the strongest spikes carry 99 % of the update's energy."
+    )
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
     drift: Size | None = Field(
         None,
@@ -203,6 +225,21 @@ class Matrix(Row):
     )
 
     @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        """Of the spikes fewer exceed the higher limit; the expected scale is that limit's."""
+        exceed = (self.spikes, self.supercritical, self.beyond_leading)
+        counts = [count for count in exceed if count is not None]
+        if counts != sorted(counts, reverse=True):
+            raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
+        if self.spikes is not None and (self.in_use or 0) > self.spikes:
+            raise ValueError(f"expected at most {self.spikes} spikes in use, got {self.in_use}")
+        expected = None if self.critical_scale is None else self.critical_scale.expected
+        if expected is not None:
+            norm = self.spectral_norm_update or 0.0
+            check_ratio(self.leading or 0.0, norm, expected, "critical scale")
+        return self
+
+    @model_validator(mode="after")
     def _drift_adds_up(self) -> Self:
         """Parts are no more than the whole, which is the ratio of change and power."""
         along = [row.drift_along for row in self.directions if row.drift_along is not None]
@@ -216,6 +253,17 @@ class Matrix(Row):
         # of one side alone, that of the outputs
         check_parts(along, self.drift, "drift")
         return self
+
+    @property
+    def energy_new(self) -> float | None:
+        """The share of the judged directions' energy that new ones have, ``Σ_new σ² / Σ σ²``.
+
+        Of both sides where both were judged; None where nothing was.  A count saturates where most
+        directions are new; this still tells how strong they are.
+        """
+        energy = sum(row.sigma**2 for row in self.directions)
+        new = sum(row.sigma**2 for row in self.directions if row.verdict in COUNTED)
+        return new / energy if energy else None
 
     @property
     def drift_along_new(self) -> float | None:

@@ -259,6 +259,8 @@ def audit_command(record: Record, *added: str) -> str:
     method = ["--method", record.recipe.method] if record.recipe.method != "auto" else []
     if "--method" in added:
         method = []
+    if record.recipe.critical_scale:
+        method.append("--critical-scale")
     if record.inputs.moments is not None:
         method += ["--moments", record.inputs.moments.path]
     return _command(record, "audit", [*method, *added])

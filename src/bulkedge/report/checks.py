@@ -12,6 +12,7 @@ from bulkedge.records import Matrix, Record
 from .advice import Step, by_worst, steps
 from .columns import MARKDOWN, Column, columns_of
 from .drift import drift_lines
+from .scale import scale_lines
 from .terminal import verdict_line
 
 MOST_ROWS = 50
@@ -65,25 +66,29 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
     ) + "\n"  # fmt: skip
 
 
-def to_markdown(record: Record) -> str:
+def to_markdown(record: Record, columns: Sequence[str] = ()) -> str:
     """A summary in Markdown, for a pull request or a job's page.
 
     Args:
         record: What to write.
+        columns: Names of columns besides the usual ones.
 
     Returns:
         The verdict, and a table of the affected matrices, the worst first.
+
+    Raises:
+        InputError: If there is no column of a name.
     """
     affected = by_worst(record)
-    columns = columns_of(MARKDOWN, moments=record.inputs.moments is not None)
+    shown = columns_of(MARKDOWN, moments=record.inputs.moments is not None, chosen=columns)
     lines = ["### bulkedge audit", "", _plain(verdict_line(record)), ""]
-    for line in drift_lines(record):
+    for line in [*scale_lines(record), *drift_lines(record)]:
         lines += [_plain(line), ""]
     if affected:
         lines += [
-            _markdown_line("matrix", *(column.heading for column in columns)),
-            "|---" * (1 + len(columns)) + "|",
-            *(_markdown_row(matrix, columns) for matrix in affected[:MOST_ROWS]),
+            _markdown_line("matrix", *(column.heading for column in shown)),
+            "|---" * (1 + len(shown)) + "|",
+            *(_markdown_row(matrix, shown) for matrix in affected[:MOST_ROWS]),
         ]
         if len(affected) > MOST_ROWS:
             lines.append(f"\n… and {len(affected) - MOST_ROWS} more")

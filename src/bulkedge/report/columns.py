@@ -7,12 +7,14 @@ begins with the name of its matrix, which each view writes in its own way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bulkedge._errors import InputError
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix
+from bulkedge.records.rows import CriticalScale
 
 from .verdicts import APPEARANCE, REPORTED
 
@@ -40,6 +42,7 @@ class Column:
         wide: Whether a page on a small screen leaves it out.
         if_any: Whether the page leaves it out where every value is zero.
         of_moments: Whether only an audit with moments has it; other programs always get it.
+        optional: Whether a table has it only where it is asked for by its name.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Column:
     wide: bool = False
     if_any: bool = False
     of_moments: bool = False
+    optional: bool = False
 
 
 def number(
@@ -104,9 +108,42 @@ def over_base(matrix: Matrix) -> float | None:
     return ratio(matrix.spectral_norm_update, matrix.spectral_norm_base)
 
 
+def over_leading(matrix: Matrix) -> float | None:
+    """Strength of the update, in units of θ_k: beyond 1 it is among the leading directions."""
+    return ratio(matrix.spectral_norm_update, matrix.leading)
+
+
 def over_threshold(matrix: Matrix) -> float | None:
-    """Strength of the update, in thresholds θ_c."""
+    """Strength of the update, in units of θ_c: beyond 1 it makes an outlier."""
     return ratio(matrix.spectral_norm_update, matrix.threshold)
+
+
+def critical_scale(matrix: Matrix) -> float | None:
+    """The critical scale of the update: the low end of the bracket, else what is expected."""
+    found = matrix.critical_scale
+    if found is None:
+        return None
+    return found.expected if found.low is None else found.low
+
+
+def told_scale(found: CriticalScale | None) -> str:
+    """A critical scale: both ends of the bracket, else the number that is expected."""
+    if found is None or (found.low is None and found.expected is None):
+        return NOTHING
+    if found.low is None:
+        return f"{found.expected:.2f}"
+    return f"> {found.low:.3g}" if found.high is None else f"{found.low:.3g}–{found.high:.3g}"
+
+
+def of_scale(part: str) -> Column:
+    """A part of the critical scale, for other programs."""
+    return number(
+        f"critical_{part}",
+        f"critical scale, {part}",
+        lambda matrix: getattr(matrix.critical_scale, part, None),
+        digits=3,
+        views=frozenset({CSV}),
+    )
 
 
 def drift_of(matrix: Matrix) -> float | None:
@@ -138,7 +175,32 @@ COLUMNS = (
         wide=True,
     ),
     number("ratio", "ΔW/W₀", over_base, 2, views=frozenset({TERMINAL, PAGE}), wide=True),
-    number("over", "ΔW/θ_c", over_threshold, 2),
+    number("over_leading", "ΔW/θ_k", over_leading, 2, views=EVERYWHERE),
+    number(
+        "over_threshold", "ΔW/θ_c", over_threshold, 2, views=EVERYWHERE, optional=True, wide=True
+    ),
+    Column(
+        "critical_scale",
+        "critical scale",
+        critical_scale,
+        lambda matrix: told_scale(matrix.critical_scale),
+        views=frozenset({MARKDOWN, PAGE}),
+        short="scale",
+        low_first=True,
+    ),
+    *map(of_scale, ("expected", "low", "high")),
+    number(
+        "energy_new", "energy of new", lambda m: m.energy_new, 2, views=EVERYWHERE, optional=True
+    ),
+    number("in_use", "rank in use", lambda m: m.in_use, 0, views=EVERYWHERE, optional=True),
+    number(
+        "beyond_leading",
+        "spikes > θ_k",
+        lambda m: m.beyond_leading,
+        0,
+        views=EVERYWHERE,
+        optional=True,
+    ),
     *map(counts, REPORTED),
     number("worst", "worst score", worst_score, 3, short="worst", low_first=True),
     Column(
@@ -152,12 +214,38 @@ COLUMNS = (
     field("spectral_norm_base"),
     field("spectral_norm_update"),
     field("threshold"),
+    field("leading"),
     field("note"),
     field("drift_note"),
 )
 """Every column but the name of the matrix, from left to right."""
+CHOICES = tuple(c.name for c in COLUMNS if c.optional or 0 < len(TABLES & c.views) < len(TABLES))
+"""The columns that not every table has, which it has where they are asked for."""
 
 
-def columns_of(view: str, *, moments: bool = True) -> list[Column]:
-    """The columns of one view; without moments, those that need none."""
-    return [c for c in COLUMNS if view in c.views and (moments or not c.of_moments)]
+def columns_of(view: str, *, moments: bool = True, chosen: Sequence[str] = ()) -> list[Column]:
+    """The columns of one view.
+
+    Args:
+        view: Which.
+        moments: Whether the audit had moments; without, columns that need them are left out.
+        chosen: Names of columns that a table has besides its usual ones.
+
+    Returns:
+        The columns, from left to right.
+
+    Raises:
+        InputError: If there is no column of a chosen name.
+    """
+    if unknown := [name for name in chosen if name not in CHOICES]:
+        raise InputError(f"expected columns of {', '.join(CHOICES)}, got {unknown[0]!r:.40}")
+    return [c for c in COLUMNS if _is_shown(c, view, moments=moments, chosen=chosen)]
+
+
+def _is_shown(column: Column, view: str, *, moments: bool, chosen: Sequence[str]) -> bool:
+    """Whether a view has a column."""
+    if column.of_moments and not moments:
+        return False
+    if view in TABLES and column.name in chosen:
+        return True
+    return view in column.views and (view == CSV or not column.optional)

@@ -26,15 +26,17 @@ class Format:
     Attributes:
         endings: The endings of its files, the usual one first.
         render: Its content, from one record; None for the page, which shows several.
+        has_table: Whether it has a table of matrices, whose columns may be chosen.
     """
 
     endings: tuple[str, ...]
-    render: Callable[[Record], str | bytes] | None
+    render: Callable[..., str | bytes] | None
+    has_table: bool = False
 
 
 FORMATS = {
-    "html": Format((".html", ".htm"), None),
-    "markdown": Format((".md",), to_markdown),
+    "html": Format((".html", ".htm"), None, has_table=True),
+    "markdown": Format((".md",), to_markdown, has_table=True),
     "junit": Format((".xml",), to_junit),
     "csv": Format((".csv",), to_csv),
     "parquet": Format((".parquet",), to_parquet),
@@ -46,6 +48,7 @@ def render(
     records: Shown | Sequence[Shown],
     format: str = "html",
     labels: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
 ) -> str | bytes:
     """The content of a report's file: what ``bulkedge report`` writes.
 
@@ -55,12 +58,15 @@ def render(
         format: A key of ``FORMATS``: ``"html"``, ``"markdown"``, ``"junit"``, ``"csv"`` or
             ``"parquet"``.
         labels: What to call the audits on a page.
+        columns: Names of columns that the table of a page or of Markdown has besides its usual
+            ones, such as ``"over_threshold"``; CSV and Parquet have every column.
 
     Returns:
         Text, or bytes for Parquet.
 
     Raises:
-        InputError: If there is no such format, no record, or more records than it shows.
+        InputError: If there is no such format, no column of a name, no record, or more records than
+            it shows.
         MissingExtraError: For Parquet without pyarrow.
 
     Example:
@@ -71,11 +77,12 @@ def render(
     given = [records] if isinstance(records, KINDS) else list(records)
     write = FORMATS[format].render
     if write is None:
-        return to_html(given, labels)
+        return to_html(given, labels, columns)
     if len(given) != 1:
         raise InputError(f"{format} is of one record, got {len(given)}; html shows several")
     (record,) = given
-    return write(record if isinstance(record, Record) else record.after or record.before)
+    shown = record if isinstance(record, Record) else record.after or record.before
+    return write(shown, columns) if FORMATS[format].has_table else write(shown)
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

@@ -13,15 +13,20 @@ from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, steps, untrained
-from .columns import PAGE, columns_of, over_base, over_threshold, worst_score
+from .columns import CHOICES, PAGE, columns_of, over_base, over_leading, worst_score
 from .drift import drift_sentences
 from .parts import as_data, filled, part, plotly, policy
+from .scale import scale_sentences
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 
 
-def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = None) -> str:
+def to_html(
+    records: Shown | Sequence[Shown],
+    labels: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
+) -> str:
     """One self-contained page.
 
     A verdict and what to do next, a map of the model, a table of its matrices, and the charts of
@@ -30,12 +35,13 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
     Args:
         records: What to show; the record of a repair stands for its audits before and after.
         labels: What to call the audits; the names of what was audited if None.
+        columns: Names of columns of the table of matrices besides the usual ones.
 
     Returns:
         HTML.  A policy in it forbids every request and every script but its own.
 
     Raises:
-        InputError: If there are no records, or not as many labels.
+        InputError: If there are no records, not as many labels, or no column of a name.
     """
     given = [records] if isinstance(records, (Record, RepairRecord)) else list(records)
     audits = [audit for record in given for audit in _audits(record)]
@@ -48,7 +54,7 @@ def to_html(records: Shown | Sequence[Shown], labels: Sequence[str] | None = Non
     shown = {
         "records": [_condensed(record, name) for record, name in zip(chosen, names, strict=True)],
         "comparison": _compared(chosen, names),
-        "columns": _columns(),
+        "columns": _columns(columns),
         "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
     }
     scripts = {"plotly": plotly(), "charts": part("charts.js"), "script": part("report.js")}
@@ -95,7 +101,7 @@ def _choice(verdict: Verdict) -> str:
     return f'<option value="{verdict.value}">with {several}</option>'
 
 
-def _columns() -> list[dict[str, Any]]:
+def _columns(chosen: Sequence[str]) -> list[dict[str, Any]]:
     """The columns of the page's table: all that it needs besides their values."""
     return [
         {
@@ -106,7 +112,7 @@ def _columns() -> list[dict[str, Any]]:
             "ifAny": column.if_any,
             "ofMoments": column.of_moments,
         }
-        for column in columns_of(PAGE)
+        for column in columns_of(PAGE, chosen=chosen)
     ]
 
 
@@ -142,7 +148,11 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
         "label": label,
         "headline": headline(record),
         "kind": "bad" if bad else "unsure" if summary.verdicts[Verdict.UNDECIDED] else "",
-        "explanation": [*explanation(record), *drift_sentences(record)],
+        "explanation": [
+            *explanation(record),
+            *scale_sentences(record),
+            *drift_sentences(record),
+        ],
         "drift": None if summary.drift is None else _short(summary.drift.mean),
         "moments": record.inputs.moments is not None,
         "steps": [[step.text, step.command] for step in steps(record)],
@@ -195,12 +205,16 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "counts": {verdict.value: verdicts.count(verdict) for verdict in Verdict},
         "worst": _short(worst_score(matrix)),
         "ratio": _short(over_base(matrix)),
-        "over": _short(over_threshold(matrix)),
-        "cells": {c.name: [_key(c.value(matrix)), c.show(matrix)] for c in columns_of(PAGE)},
+        "over": _short(over_leading(matrix)),
+        "cells": {
+            c.name: [_key(c.value(matrix)), c.show(matrix)]
+            for c in columns_of(PAGE, chosen=CHOICES)
+        },
         "drift": _short(matrix.drift),
         "driftNote": None if matrix.drift_note is None else printable(matrix.drift_note),
         "driftParts": [[row.index, _short(row.drift)] for row in matrix.drift_parts],
         "threshold": _short(matrix.threshold),
+        "leading": _short(matrix.leading),
         "edge": None if matrix.bulk is None else _short(matrix.bulk.edge),
         "sides": [angles.side for angles in matrix.angles],
         "similarity": {angles.side: angles.similarity for angles in matrix.angles},

@@ -127,7 +127,9 @@ def density(record: Record, name: str, *, bins: int = 60, ax: Axes | None = None
 
 
 def spikes(record: Record, name: str, *, ax: Axes | None = None) -> Axes:
-    """The strongest spikes of a low-rank update over the threshold of its matrix.
+    """The strongest spikes of a low-rank update over the limit θ_k of its matrix.
+
+    A dotted line marks the threshold θ_c, where an outlier is born.
 
     Args:
         record: The record.
@@ -142,16 +144,16 @@ def spikes(record: Record, name: str, *, ax: Axes | None = None) -> Axes:
         MissingExtraError: Without matplotlib.
     """
     matrix, ax = _matrix(record, name), _axes(ax)
-    if not matrix.predicted or not matrix.threshold:
+    if not matrix.predicted or not matrix.leading:
         raise InputError(f"{name}: no spikes of a low-rank update in this record")
-    heights = [row.theta / matrix.threshold for row in matrix.predicted]
+    heights = [row.theta / matrix.leading for row in matrix.predicted]
     colours = [
-        APPEARANCE[Verdict.INTRUDER if row.supercritical else Verdict.ALIGNED].ink
-        for row in matrix.predicted
+        APPEARANCE[Verdict.INTRUDER if height > 1 else Verdict.ALIGNED].ink for height in heights
     ]
     ax.bar(range(len(heights)), heights, color=colours)
     ax.axhline(1, color="0.4", linestyle="--", linewidth=1)
-    ax.set(xlabel="spike", ylabel="θ / θ_c")
+    ax.axhline((matrix.threshold or 0.0) / matrix.leading, color="0.4", linestyle=":", linewidth=1)
+    ax.set(xlabel="spike", ylabel="θ / θ_k")
     return ax
 
 

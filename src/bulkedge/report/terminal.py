@@ -21,6 +21,7 @@ from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 from .advice import broken, by_worst, doubts_of_the_base, steps
 from .columns import TERMINAL, Column, columns_of
 from .drift import drift_lines
+from .scale import scale_lines
 
 if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
@@ -31,19 +32,24 @@ NOTABLE_LOSS = 1e-3
 """A table of repairs has a column of losses if one exceeds this: what dtype or rank left out."""
 
 
-def print_record(record: Record, console: Console, *, brief: bool = False) -> None:
+def print_record(
+    record: Record, console: Console, *, brief: bool = False, columns: Sequence[str] = ()
+) -> None:
     """Print the table of affected matrices and the verdict.
 
     Args:
         record: What to show.
         console: Where.
         brief: The verdict alone.
+        columns: Names of columns besides the usual ones.
+
+    Raises:
+        InputError: If there is no column of a name.
     """
     affected = by_worst(record)
     if not brief:
         if affected:
-            moments = record.inputs.moments is not None
-            console.print(_table(affected[:MAX_ROWS], moments=moments))
+            console.print(_table(affected[:MAX_ROWS], _columns(record, columns)))
             console.print()
         if len(affected) > MAX_ROWS:
             rest = len(affected) - MAX_ROWS
@@ -56,7 +62,7 @@ def print_record(record: Record, console: Console, *, brief: bool = False) -> No
         if record.summary.spikes:
             _print(console, spikes_line(record))
     _print(console, verdict_line(record))
-    for line in drift_lines(record):
+    for line in [*([] if brief else scale_lines(record)), *drift_lines(record)]:
         _print(console, line)
     if not brief and (rounded := record.inputs.base.quantised):
         _print(console, f"base: quantised, {rounded}: judged as it is read back")
@@ -233,13 +239,13 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
 
 
 def spikes_line(record: Record) -> str:
-    """How much of a low-rank update is strong enough to make outliers."""
+    """How much of a low-rank update is strong enough to stand among the leading directions."""
     summary = record.summary
-    stand = "stands" if summary.supercritical == 1 else "stand"
+    exceed = "exceeds" if summary.beyond_leading == 1 else "exceed"
     its = "its" if summary.spikes == 1 else "their"
     return (
-        f"{summary.supercritical} of {count(summary.spikes, 'spike')} of the update {stand} above "
-        f"the threshold θ_c of {its} matrix: a hint, not a finding"
+        f"{summary.beyond_leading} of {count(summary.spikes, 'spike')} of the update {exceed} the "
+        f"limit θ_k of {its} matrix: a hint, not a finding"
     )
 
 
@@ -266,11 +272,17 @@ def _by_side(record: Record) -> str:
     return ", ".join(f"{side} {counts[side]}" for side in record.recipe.sides)
 
 
-def _table(matrices: Iterable[Matrix], *, moments: bool) -> Table:
+def _columns(record: Record, chosen: Sequence[str]) -> list[Column]:
+    """The columns of the table of a record: what was measured, and what was asked for."""
+    if record.recipe.critical_scale:
+        chosen = [*chosen, "critical_scale"]
+    return columns_of(TERMINAL, moments=record.inputs.moments is not None, chosen=chosen)
+
+
+def _table(matrices: Iterable[Matrix], columns: Sequence[Column]) -> Table:
     """One row a matrix, its worst direction in view."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    columns = columns_of(TERMINAL, moments=moments)
     for column in columns:
         table.add_column(column.short or column.heading, justify="right", no_wrap=True)
     for matrix in matrices:

@@ -8,7 +8,7 @@ from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
 from ._measure import MOMENTS, measure_base, moment_misfit
 from ._products import Measured, measure
 from ._update_svd import UpdateSVD, update_svd
-from .critical import critical_scale
+from .critical import ScaleBracket, bracket_scale, critical_scale
 from .perturbation import (
     EigenPerturbation,
     SingularPerturbation,
@@ -39,10 +39,12 @@ __all__ = [
     "Measured",
     "Outliers",
     "Prediction",
+    "ScaleBracket",
     "Secular",
     "SingularPerturbation",
     "SystemSolver",
     "UpdateSVD",
+    "bracket_scale",
     "budget",
     "critical_scale",
     "eigen_perturbation",

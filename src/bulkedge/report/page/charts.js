@@ -17,6 +17,7 @@ const charts = (() => {
   const dashed = (x0, x1, y0, y1) => ({ type: "line", x0, x1, y0, y1,
     line: { color: resolved("faint"), dash: "dash", width: 1.5 } });
   const across = (y) => ({ ...dashed(0, 1, y, y), xref: "paper" });
+  const dotted = (y) => { const line = across(y); line.line.dash = "dot"; return line; };
 
   /** Draw one into an element. */
   function draw(area, { traces, layout }) {
@@ -86,13 +87,13 @@ const charts = (() => {
   }
 
   function spikes(m) {
-    const y = m.predicted.map((p) => p.theta / m.threshold);
+    const y = m.predicted.map((p) => p.theta / m.leading);
     return { label: y.map((x) => number(x)).join(", "),
       traces: [{ type: "bar", x: y.map((_, i) => i), y,
-        marker: { color: m.predicted.map((p) => resolved(p.supercritical ? "intruder" : "aligned")) },
-        hovertemplate: "spike %{x}: %{y:.2f} θ_c<extra></extra>" }],
-      layout: { shapes: [across(1)], xaxis: { title: { text: "spike, by strength" }, dtick: 1 },
-        yaxis: { title: { text: "strength θ / θ_c" } } } };
+        marker: { color: m.predicted.map((p) => resolved(p.theta > m.leading ? "intruder" : "aligned")) },
+        hovertemplate: "spike %{x}: %{y:.2f} θ_k<extra></extra>" }],
+      layout: { shapes: [across(1), dotted(m.threshold / m.leading)], xaxis: { title: { text: "spike, by strength" }, dtick: 1 },
+        yaxis: { title: { text: "strength θ / θ_k" } } } };
   }
 
   function outliers(m) {
@@ -138,8 +139,8 @@ const charts = (() => {
       shown.push(["Singular values", "Of the base, all; of the tuned matrix, the leading ones. The dashed line is the edge of the base's bulk, beyond which a value is no noise.", scree(m)]);
       shown.push(["Density of the base's singular values", "The hill is the bulk; what stands beyond the dashed edge is no noise.", density(m)]);
     }
-    if (m.predicted.length) {
-      shown.push(["Spikes of the update", "Their strength over the threshold θ_c. Above 1 an update that knows nothing of the base makes a new direction: a hint, not a finding.", spikes(m)]);
+    if (m.predicted.length && m.leading) {
+      shown.push(["Spikes of the update", "Their strength over the limit θ_k, dashed. Above it an update that knows nothing of the base makes a new direction among the leading ones; above the dotted threshold θ_c, somewhere. A hint, not a finding.", spikes(m)]);
       if (m.predicted.some((p) => p.location !== null)) shown.push(["Where spikes should and do stand out",
         "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Apart, they tell that the update leans on the base's own directions.", outliers(m)]);
     }

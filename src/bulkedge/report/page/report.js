@@ -62,7 +62,7 @@
     byId("compare").hidden = !several;
     if (!several) return;
     const moved = data.records.some((r) => r.moments) ? ["mean drift"] : [];
-    const heads = ["record", "matrices", "new", ...counts, "worst score", "strongest ΔW/θ_c", ...moved, ""];
+    const heads = ["record", "matrices", "new", ...counts, "worst score", "strongest ΔW/θ_k", ...moved, ""];
     const rows = data.records.map((r, i) => {
       const worst = Math.min(...r.matrices.map((m) => m.worst ?? 1));
       const strongest = Math.max(...r.matrices.map((m) => m.over ?? 0));
@@ -107,7 +107,7 @@
       el("td", { colspan: Math.max(kinds.length, 1), class: "lone" }, cell([m])))));
     fill("map", el("thead", {}, el("tr", {}, el("td"), kinds.map((kind) => el("th", { scope: "col" }, kind)))), el("tbody", {}, rows));
     const [from, to] = state.colour === "score" ? [`≥ ${record().epsilon}: in the base`, "0: wholly new"]
-      : state.colour === "drift" ? [`≤ ${percent(mostDrift() / DRIFTS)} %`, `${percent(mostDrift())} %: the most here`] : ["≤ 1: below its threshold θ_c", "far above"];
+      : state.colour === "drift" ? [`≤ ${percent(mostDrift() / DRIFTS)} %`, `${percent(mostDrift())} %: the most here`] : ["≤ 1: below its limit θ_k", "far above"];
     fill("legend", swatch(0), ` ${from} `, [0.01, 0.33, 0.66, 1].map(swatch), ` ${to}`);
   }
   const channels = (color) => color.match(/[\d.]+/g).slice(0, 3).map(Number);
@@ -127,7 +127,7 @@
     if (!found) return null;
     const worst = found.reduce((a, b) => badness(a) >= badness(b) ? a : b);
     const value = state.colour === "score" ? told(worst.worst) : state.colour === "drift" ? percent(worst.drift) : number(worst.over);
-    const what = `${worst.name}: ${counted(worst.intruders, "new direction")}, worst score ${number(worst.worst, 3)}, ΔW/θ_c ${number(worst.over)}`
+    const what = `${worst.name}: ${counted(worst.intruders, "new direction")}, worst score ${number(worst.worst, 3)}, ΔW/θ_k ${number(worst.over)}`
       + (record().moments ? `, drift ${brief(worst.drift)}` : "") + (found.length > 1 ? ` (the worst of ${found.length})` : "");
     const button = el("button", { type: "button", title: what, "aria-label": what, class: worst.intruders ? "found" : null, onclick: () => go(worst.name) }, value);
     return badness(worst) === null ? button : paint(button, badness(worst));

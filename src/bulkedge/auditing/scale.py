@@ -1,0 +1,133 @@
+"""The critical scale of one matrix, measured: judged again with its update scaled.
+
+Where an SVD of the base costs little, it is computed once, and the secular equation gives the
+leading directions of ``W0 + s ΔW`` and their scores for every s.  Elsewhere each s is judged as the
+matrix itself was, by products alone: what a certificate leaves open widens the bracket.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+from bulkedge._linmap import LowRank, Sum
+from bulkedge._precision import exact
+from bulkedge.comparison import Pair
+from bulkedge.intruder import Judgement, judge, svd_is_cheap
+from bulkedge.records import Recipe
+from bulkedge.records.rows import CriticalScale
+from bulkedge.triplet import thin_svd
+from bulkedge.update import Secular, bracket_scale
+
+SAFETY = 8.0
+"""The residual of a vector over the gap bounds its error; a score has to clear ε by this many."""
+
+Probe = Callable[[float], bool | None]
+
+
+def measured_scale(
+    pair: Pair, judged: Judgement, recipe: Recipe, expected: float | None
+) -> CriticalScale:
+    """The critical scale between two scales that were judged.
+
+    Cost: about a dozen judgements of the matrix; where SVDs are cheap and the update is a product
+    of factors, one SVD of the base and as many solutions of the secular equation.
+
+    Args:
+        pair: The base and its update.
+        judged: What was found at s = 1.
+        recipe: How many directions, which sides, which ε.
+        expected: Where to begin; at 1 if None.
+
+    Returns:
+        The bracket.
+    """
+    probe = _probe(pair, recipe)
+    at_one = _is_new(
+        [row.score_lower for row in judged.directions],
+        [row.score_upper for row in judged.directions],
+        recipe.epsilon,
+    )
+    found = bracket_scale(probe, 1.0 if expected is None else expected, {1.0: at_one})
+    return CriticalScale(
+        expected=expected, low=found.low, high=found.high, undecided=found.undecided
+    )
+
+
+def _probe(pair: Pair, recipe: Recipe) -> Probe:
+    """Whether a scaled update makes something new, by the cheapest way that is exact or proved."""
+    shape = (pair.base.shape[0], pair.base.shape[1])
+    cheap = recipe.method == "dense" or svd_is_cheap(shape, recipe.top_k)
+    if cheap and pair.low_rank is not None:
+        return _by_secular_equation(pair.base, pair.low_rank, recipe)
+    return _by_judgement(pair, recipe, "dense" if cheap else "certified")
+
+
+def _by_secular_equation(base: Tensor, update: LowRank, recipe: Recipe) -> Probe:
+    U, S, V = thin_svd(exact(base))
+    k = min(recipe.top_k, *base.shape)
+
+    def is_new(scale: float) -> bool | None:
+        equation = Secular.from_svd(U, S, V, update.B, update.A, scale * update.scale)
+        try:
+            found = equation.triplets(k)
+        except InputError:  # of lower rank at this scale: its last vectors are arbitrary
+            return None
+        values = equation.singular_values(min(k + 1, *base.shape))
+        error = _vector_errors(values, found.residuals)
+        scores = [getattr(found, f"{side}_score") for side in recipe.sides]
+        return _is_new(
+            torch.cat([score - error for score in scores]).tolist(),
+            torch.cat([score + error for score in scores]).tolist(),
+            recipe.epsilon,
+        )
+
+    return is_new
+
+
+def _vector_errors(values: Tensor, residuals: Tensor) -> Tensor:
+    """By how much the scores of the k leading vectors may be off, from residuals and gaps."""
+    k = len(residuals)
+    gaps = (values[:-1] - values[1:]).abs()
+    above = torch.cat([gaps.new_full((1,), math.inf), gaps])[:k]
+    below = torch.cat([gaps, values[-1:]])[:k]  # the last of all values ends at 0
+    rounding = torch.finfo(values.dtype).eps * values[0]
+    return SAFETY * (residuals + rounding) / torch.minimum(above, below)
+
+
+def _by_judgement(pair: Pair, recipe: Recipe, method: str) -> Probe:
+    base, update, k, spikes = pair.base_map(), pair.update_map(), recipe.top_k, pair.spikes
+    seed = pair.seed(recipe.seed)
+
+    def is_new(scale: float) -> bool | None:
+        if update is None:
+            return False
+        judged = judge(
+            base,
+            Sum([base, scale * update]),
+            k,
+            epsilon=recipe.epsilon,
+            sides=recipe.sides,
+            method="dense" if method == "dense" else "certified",
+            dtype=pair.product_dtype,
+            start=None if spikes is None else (spikes.u[:, :k], spikes.v[:, :k]),
+            seed=seed,
+        )
+        return _is_new(
+            [row.score_lower for row in judged.directions],
+            [row.score_upper for row in judged.directions],
+            recipe.epsilon,
+        )
+
+    return is_new
+
+
+def _is_new(lower: list[float], upper: list[float], epsilon: float) -> bool | None:
+    """Whether a score is below ε for certain; False if all are above, None if it is open."""
+    if any(score < epsilon for score in upper):
+        return True
+    return False if all(score >= epsilon for score in lower) else None

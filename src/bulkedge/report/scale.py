@@ -1,0 +1,148 @@
+"""How much weaker an update has to be merged or served, so that it makes no new direction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bulkedge._errors import count, printable
+from bulkedge.records import Matrix, Record
+
+from .advice import untrained
+from .columns import critical_scale
+
+
+@dataclass(frozen=True)
+class Weaker:
+    """What the critical scales of the matrices with new directions say.
+
+    Attributes:
+        scale: The smallest; 1 and more is not believed, since new directions are there.
+        measured: Whether it is one that was measured; else it is expected.
+        matrix: Whose it is.
+        known: How many matrices it is the smallest of.
+        above: How many of them are expected to bear the update as it is, which they do not.
+        untrained: How many more were left out, since their base looks like noise.
+    """
+
+    scale: float
+    measured: bool
+    matrix: str
+    known: int
+    above: int
+    untrained: int
+
+
+def weaker(record: Record) -> Weaker | None:
+    """The smallest critical scale of an update that makes new directions.
+
+    Where it is only expected, it is that of the matrices with new directions: the others bear their
+    updates as they are, whatever is expected of them.  Where it was measured, all count: a matrix
+    may have a new direction at a smaller scale and none at 1.  One whose base looks untrained has
+    nothing to lose, and is left out unless all are such.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        It; None without new directions in matrices whose scale is known.
+    """
+    measured = record.recipe.critical_scale
+    judged = [matrix for matrix in record.matrices if critical_scale(matrix) is not None]
+    affected = [matrix for matrix in judged if matrix.intruders]
+    if not affected:
+        return None
+    fresh = {id(matrix) for matrix in untrained(record)}
+    if all(id(matrix) in fresh for matrix in affected):
+        fresh = set()
+    counted = judged if measured else affected
+    trained = [matrix for matrix in counted if id(matrix) not in fresh]
+    first = min(trained, key=_scale)
+    return Weaker(
+        scale=_scale(first),
+        measured=measured,
+        matrix=first.name.removesuffix(".weight"),
+        known=len(trained),
+        above=0 if measured else sum(_scale(matrix) >= 1 for matrix in trained),
+        untrained=len(counted) - len(trained),
+    )
+
+
+def scale_lines(record: Record) -> list[str]:
+    """How much weaker, in a line of a terminal.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Nothing where nothing has to be weaker, or no limit is known.
+    """
+    found = weaker(record)
+    if found is None:
+        return []
+    if why := _unknown(found):
+        return [f"how much weaker to merge or serve it is NOT known: {why}"]
+    how = "measured" if found.measured else "expected (θ_k over ΔW), not measured"
+    line = (
+        f"merge or serve it at ≤ {_down(found.scale)} of its strength to have no new direction: "
+        f"{how}; least in {found.matrix}"
+    )
+    if found.above:
+        line += f"; {_off(found)}"
+    if found.untrained:
+        line += f"; without {count(found.untrained, 'matrix', 'matrices')} whose base is noise"
+    return [line]
+
+
+def scale_sentences(record: Record) -> list[str]:
+    """The same in sentences, for a page."""
+    found = weaker(record)
+    if found is None:
+        return []
+    if why := _unknown(found):
+        return [f"How much weaker it must be merged or served is not known: {printable(why)}."]
+    least = f"critical scale, the least of {count(found.known, 'matrix', 'matrices')}"
+    if found.measured:
+        how = "has no new direction, as measured"
+    else:
+        how = "is expected to have no new direction; that is not measured"
+        least += " with new directions"
+    sentence = (
+        f"Merged or served at ≤ {_down(found.scale)} of its strength it {how} ({least}, in "
+        f"{printable(found.matrix)}"
+    )
+    if found.untrained:
+        left_out = count(found.untrained, "other is left out, whose base looks",
+                         "others are left out, whose bases look")  # fmt: skip
+        sentence += f"; {left_out} untrained"
+    sentences = [f"{sentence})."]
+    if found.above:
+        off = _off(found)
+        sentences.append(f"{off[0].upper()}{off[1:]}.")
+    return sentences
+
+
+def _scale(matrix: Matrix) -> float:
+    """The critical scale of a matrix that has one."""
+    scale = critical_scale(matrix)
+    return math.inf if scale is None else scale
+
+
+def _unknown(found: Weaker) -> str | None:
+    """Why the scale is not known; None where it is."""
+    if found.scale == 0:
+        return f"no scale was found at which nothing is new in {found.matrix}"
+    return _off(found) if found.scale >= 1 else None
+
+
+def _off(found: Weaker) -> str:
+    """How often the expectation is wrong, and what follows."""
+    of = f"of {count(found.known, 'matrix', 'matrices')} with new directions"
+    below = "stands below its limit" if found.above == 1 else "stand below their limits"
+    return f"{found.above} {of} {below} θ_k all the same, and may have to be weaker still"
+
+
+def _down(scale: float) -> str:
+    """A scale in two digits, rounded down, so that it is no more than what it stands for."""
+    digits = 1 - math.floor(math.log10(scale))
+    return f"{math.floor(scale * 10**digits * (1 + 1e-12)) / 10**digits:.{digits}f}"

@@ -1,0 +1,130 @@
+"""The critical scale that is measured, against float64 SVDs on a grid."""
+
+import pytest
+import torch
+
+import bulkedge
+from bulkedge import InputError
+from bulkedge.update import bracket_scale
+from bulkedge.update.critical import LADDER, REACH, WIDTH
+from cases import orthonormal
+from helpers import save, save_adapter, some
+
+K, EPSILON = 4, 0.5
+
+
+def trained(m, n, seed):
+    """Noise under outliers, as trained weights look."""
+    noise = torch.randn(m, n, generator=torch.Generator().manual_seed(seed)).double()
+    u, v = orthonormal(m, 6, seed), orthonormal(n, 6, seed + 1)
+    return noise + 2 * (m**0.5) * (u * torch.linspace(3, 1, 6).double()) @ v.mT
+
+
+def lowest_score(base, update, scale, side):
+    """The lowest score of the leading directions, by two SVDs."""
+    vectors = torch.linalg.svd(base, full_matrices=False)
+    tuned = torch.linalg.svd(base + scale * update, full_matrices=False)
+    U, T = (vectors.U, tuned.U) if side == "left" else (vectors.Vh.mT, tuned.Vh.mT)
+    return float((U.mT @ T[:, :K]).abs().amax(0).min())
+
+
+def first_new(base, update, scales, side):
+    """The first scale of a grid at which something is new."""
+    return next((s for s in scales if lowest_score(base, update, s, side) < EPSILON), None)
+
+
+@pytest.fixture(scope="module")
+def matrices():
+    """Bases, and updates that are generic, aligned in part with the base, and weak."""
+    base = {f"l{i}.weight": trained(100, 80, 10 * i) for i in range(3)}
+    update = {}
+    for i, (name, W) in enumerate(base.items()):
+        U, _, Vh = torch.linalg.svd(W, full_matrices=False)
+        B, A = 6 * orthonormal(100, 2, 50 + i), orthonormal(80, 2, 60 + i).mT.clone()
+        if i == 1:
+            B = B + 4 * U[:, :2]
+            A = A + 0.7 * Vh[1:3]
+        update[name] = (B * (0.3 if i == 2 else 6.0), A)
+    return base, update
+
+
+@pytest.fixture(scope="module", params=["lora", "dense"])
+def audited(request, matrices, tmp_path_factory):
+    base, factors = matrices
+    folder = tmp_path_factory.mktemp("scale")
+    path = save(folder / "b.safetensors", base)
+    update = {name: B @ A for name, (B, A) in factors.items()}
+    if request.param == "dense":
+        tuned = save(folder / "t.safetensors", {n: W + update[n] for n, W in base.items()})
+    else:
+        stored = {
+            f"{name.removesuffix('.weight')}.lora_{key}.weight": value
+            for name, (B, A) in factors.items()
+            for key, value in (("B", B), ("A", A))
+        }
+        tuned = save_adapter(folder / "a", stored, r=2, lora_alpha=2)
+    recipe = {"top_k": K, "epsilon": EPSILON, "critical_scale": True}
+    return bulkedge.audit(path, tuned, recipe=recipe), update
+
+
+def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
+    record, update = audited
+    assert len(record.matrices) == 3
+    for row in some(record.matrices):
+        base, change = matrices[0][row.name], update[row.name]
+        found = row.critical_scale
+        assert found.undecided == 0
+        assert found.low < found.high <= WIDTH * found.low
+        assert lowest_score(base, change, found.low, "left") >= EPSILON
+        assert lowest_score(base, change, found.high, "left") < EPSILON
+        grid = [found.high * 1.03**-i for i in range(80, -1, -1)]  # from a tenth on
+        first = first_new(base, change, grid, "left")
+        assert found.low < first <= found.high
+        assert (found.high <= 1) == bool(row.intruders) or found.low < 1 < found.high
+
+
+def test_bases_that_are_judged_by_products_alone(tmp_path):
+    """Larger than those whose SVDs are cheap; and both sides."""
+    base = trained(420, 400, 5)
+    update = 200 * orthonormal(420, 1, 6) @ orthonormal(400, 1, 7).mT
+    paths = (
+        save(tmp_path / "b.safetensors", {"l.weight": base.float()}),
+        save(tmp_path / "t.safetensors", {"l.weight": (base + update).float()}),
+    )
+    recipe = {"top_k": K, "critical_scale": True, "side": "both"}
+    (row,) = bulkedge.audit(*paths, recipe=recipe).matrices
+    found = row.critical_scale
+    assert {direction.method for direction in row.directions} == {"certified"}
+    assert found.low < found.high <= WIDTH * found.low
+    sides = ("left", "right")
+    assert min(lowest_score(base, update, found.low, side) for side in sides) >= EPSILON
+    assert min(lowest_score(base, update, found.high, side) for side in sides) < EPSILON
+    assert found.expected == pytest.approx(found.high, rel=0.25)
+
+
+def test_an_end_that_is_open_widens_the_bracket():
+    found = bracket_scale(lambda s: None if 0.3 <= s <= 0.5 else s > 0.4)
+    assert found.undecided > 0
+    assert found.low < 0.3 <= WIDTH * found.low
+    assert found.high / WIDTH < 0.5 < found.high
+
+
+@pytest.mark.parametrize("start", [0.02, 0.4, 1.0, 9.0])
+def test_what_comes_and_goes_is_found_below(start):
+    """New in a window, and again further up: the ladder finds the lower one."""
+    found = bracket_scale(lambda s: 0.5 < s < 0.5 * LADDER**2 or s > 1.1, start)
+    assert found.low <= 0.5 < found.high <= WIDTH * found.low
+    assert found.tried < 40
+
+
+def test_what_is_out_of_reach_or_known():
+    never = bracket_scale(lambda s: False, 2.0)
+    assert (never.low, never.high, never.undecided) == (2.0 * REACH, None, 0)
+    always = bracket_scale(lambda s: True, 2.0)
+    assert (always.low, always.high) == (0.0, 2.0 / REACH)
+    asked = []
+    known = bracket_scale(lambda s: asked.append(s) or s > 3, 2.0, {1.0: True})
+    assert known.high == pytest.approx(1.0, rel=0.1)
+    assert 1.0 not in asked
+    with pytest.raises(InputError, match="expected a positive finite start, got 0"):
+        bracket_scale(lambda s: True, 0)

@@ -1,0 +1,241 @@
+"""How much weaker an update has to be: what the views say, and whether it is so."""
+
+import io
+import json
+import re
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+
+import bulkedge
+from bulkedge import InputError, report
+from bulkedge.cli import cli
+from bulkedge.records.rows import CriticalScale
+from bulkedge.report.columns import CHOICES
+from bulkedge.report.scale import weaker
+from cases import orthonormal
+from helpers import save, save_adapter, some
+
+K, EPSILON = 4, 0.5
+STRENGTHS = {"strong": 70.0, "stronger": 90.0, "weak": 10.0}
+
+
+def noise(seed):
+    return torch.randn(120, 90, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def trained(seed):
+    """Noise under four outliers, as trained weights look."""
+    u, v = orthonormal(120, K, seed), orthonormal(90, K, seed + 1)
+    return noise(seed + 2) + (u * torch.linspace(60, 40, K).double()) @ v.mT
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    base = {name: trained(10 * i) for i, name in enumerate(STRENGTHS)}
+    spike = orthonormal(120, 1, 91) @ orthonormal(90, 1, 92).mT
+    update = {name: strength * spike for name, strength in STRENGTHS.items()}
+    untrained = noise(77)
+    return base | {"noise": untrained}, update | {"noise": 400 * spike}
+
+
+@pytest.fixture(scope="module")
+def paths(tensors, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scale")
+    base, update = ({f"{name}.weight": W for name, W in t.items()} for t in tensors)
+    tuned = {name: W + update[name] for name, W in base.items()}
+    return save(folder / "b.safetensors", base), save(folder / "t.safetensors", tuned)
+
+
+@pytest.fixture(scope="module")
+def record(paths):
+    return bulkedge.audit(*paths, recipe={"top_k": K, "epsilon": EPSILON})
+
+
+def scores(base, update, scale):
+    """The scores of the leading directions at a scale, by two float64 SVDs."""
+    U = torch.linalg.svd(base.double(), full_matrices=False).U
+    tuned = torch.linalg.svd((base + scale * update).double(), full_matrices=False).U
+    return (U.mT @ tuned[:, :K]).abs().amax(0)
+
+
+def printed(record, **options):
+    stream = io.StringIO()
+    report.print_record(record, Console(file=stream, width=200, color_system=None), **options)
+    return stream.getvalue()
+
+
+def test_at_the_scale_that_is_told_nothing_is_new_and_well_above_it_is(record, tensors):
+    base, update = tensors
+    found = weaker(record)
+    assert (found.matrix, found.known, found.above, found.untrained) == ("stronger", 2, 0, 1)
+    for name in some(("strong", "stronger", "weak")):
+        assert (scores(base[name], update[name], found.scale) >= EPSILON).all(), name
+    assert (scores(base["stronger"], update["stronger"], 1.2 * found.scale) < EPSILON).any()
+
+
+def test_terminal_markdown_and_page_tell_it_first(record):
+    scale = f"{weaker(record).scale:.3f}"[:4]  # rounded down
+    line = (
+        f"merge or serve it at ≤ {scale} of its strength to have no new direction: expected (θ_k "
+        "over ΔW), not measured; least in stronger; without 1 matrix whose base is noise"
+    )
+    assert line in printed(record).splitlines()
+    assert line not in printed(record, brief=True)
+    assert line.replace("<", "&lt;") in report.to_markdown(record)
+    (shown,) = data_of(record)["records"]
+    sentence = (
+        f"Merged or served at ≤ {scale} of its strength it is expected to have no new direction; "
+        "that is not measured (critical scale, the least of 2 matrices with new directions, in "
+        "stronger; 1 other is left out, whose base looks untrained)."
+    )
+    assert sentence in shown["explanation"]
+
+
+def data_of(record, **options):
+    page = report.render(record, "html", **options)
+    return json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+
+
+def altered(record, expected):
+    """The same with other scales expected of the matrices that have new directions."""
+    rows = [
+        row.model_copy(update={"critical_scale": row.critical_scale.model_copy(
+            update={"expected": expected[row.name]})})
+        for row in record.matrices if row.name in expected
+    ]  # fmt: skip
+    return record.model_copy(update={"matrices": rows})
+
+
+def test_where_the_expectation_is_wrong_it_says_so(record):
+    one = altered(record, {"strong.weight": 1.25, "stronger.weight": 0.0996})
+    wrong = (
+        "1 of 2 matrices with new directions stands below its limit θ_k all the same, and may "
+        "have to be weaker still"
+    )
+    (line,) = report.scale.scale_lines(one)
+    assert line.startswith("merge or serve it at ≤ 0.099 of its strength")
+    assert line.endswith(f"; {wrong}")
+    assert report.scale.scale_sentences(one)[1] == f"{wrong}."
+    (line,) = report.scale.scale_lines(altered(record, {"strong.weight": 1.25}))
+    assert line.startswith("how much weaker to merge or serve it is NOT known: 1 of 1 matrix with")
+    (sentence,) = report.scale.scale_sentences(altered(record, {"strong.weight": 1.25}))
+    assert sentence.startswith("How much weaker it must be merged or served is not known: 1 of 1")
+
+
+def test_without_new_directions_nothing_has_to_be_weaker(record):
+    clean = altered(record, {"weak.weight": 0.5})
+    assert weaker(clean) is None
+    assert report.scale.scale_lines(clean) == report.scale.scale_sentences(clean) == []
+
+
+def test_each_matrix_has_its_scale_and_the_edge_is_a_column_of_choice(record):
+    page = data_of(record)
+    headings = [column["heading"] for column in page["columns"]]
+    assert "ΔW/θ_k" in headings
+    assert "critical scale" in headings
+    assert "ΔW/θ_c" not in headings
+    for row, matrix in some(zip(page["records"][0]["matrices"], record.matrices, strict=True)):
+        norm = matrix.spectral_norm_update
+        assert row["cells"]["over_leading"][1] == f"{norm / matrix.leading:.2f}"
+        assert row["cells"]["critical_scale"][1] == f"{matrix.leading / norm:.2f}"
+        assert row["cells"]["over_threshold"][1] == f"{norm / matrix.threshold:.2f}"
+        assert row["over"] == pytest.approx(norm / matrix.leading, rel=1e-4)
+    chosen = ["over_threshold", "critical_scale"]
+    assert "ΔW/θ_c" in [column["heading"] for column in data_of(record, columns=chosen)["columns"]]
+    assert "| ΔW/θ_k | ΔW/θ_c |" in report.render(record, "markdown", columns=chosen)
+    head = printed(record, columns=chosen).split("\n")[0].split()
+    assert head == ["matrix", "ΔW/W₀", "ΔW/θ_k", "ΔW/θ_c", "scale", "rotated", "intruder", "worst"]
+    head = report.render(record, "csv").splitlines()[0]
+    assert '"over_leading","over_threshold","critical_expected","critical_low"' in head
+
+
+def test_columns_on_the_command_line(paths, record, tmp_path):
+    (tmp_path / "record.json").write_text(record.to_json())
+    runner = CliRunner()
+    one, two = (tmp_path / f"{name}.md" for name in "ab")
+    told = runner.invoke(
+        cli, ["report", str(tmp_path), "-o", str(one), "--columns", "over_threshold, ratio"]
+    )
+    assert told.exit_code == 0, told.output
+    assert "| matrix | ΔW/W₀ | ΔW/θ_k | ΔW/θ_c |" in one.read_text()
+    audited = ["audit", *map(str, paths), "-k", "4", "--columns", "over_threshold"]
+    ended = runner.invoke(cli, [*audited, "--report", str(two)])
+    assert ended.exit_code == 1, ended.output
+    assert "ΔW/θ_c" in ended.stdout.splitlines()[0]
+    assert "ΔW/θ_c" in two.read_text()
+    wrong = runner.invoke(cli, [*audited[:-1], "theta"])
+    assert wrong.exit_code == 2
+    assert "expected names of shape, ratio, over_threshold, critical_scale" in wrong.output
+
+
+def test_a_column_that_there_is_not_is_named(record):
+    assert "over_threshold" in CHOICES
+    assert "threshold" not in CHOICES
+    with pytest.raises(InputError, match=r"expected columns of shape, ratio.*got 'θ'"):
+        report.render(record, "markdown", columns=["θ"])
+
+
+def measured(record, ends):
+    """The same with brackets that were measured."""
+    rows = [
+        row.model_copy(update={"critical_scale": CriticalScale(expected=0.5, low=low, high=high)})
+        for row, (low, high) in zip(record.matrices, ends, strict=True)
+    ]
+    recipe = record.recipe.model_copy(update={"critical_scale": True})
+    return record.model_copy(update={"matrices": rows, "recipe": recipe})
+
+
+def test_what_was_measured_is_told_of_all_matrices(record):
+    names = [row.name for row in record.matrices]
+    assert names == ["noise.weight", "strong.weight", "stronger.weight", "weak.weight"]
+    found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
+    (line,) = report.scale.scale_lines(found)
+    assert line == (
+        "merge or serve it at ≤ 0.25 of its strength to have no new direction: measured; least in "
+        "weak; without 1 matrix whose base is noise"
+    )
+    (sentence,) = report.scale.scale_sentences(found)
+    assert sentence.startswith("Merged or served at ≤ 0.25 of its strength it has no new direction")
+    assert "as measured (critical scale, the least of 3 matrices, in weak; 1 other" in sentence
+    lines = printed(found).splitlines()
+    assert lines[0].split()[3] == "scale"
+    assert "0.4–0.44" in next(line for line in lines if line.startswith("stronger"))
+    assert "| > 0.25 |" not in report.to_markdown(found)  # of what has no new direction
+    assert data_of(found)["records"][0]["matrices"][3]["cells"]["critical_scale"] == [
+        0.25,
+        "> 0.25",
+    ]
+    assert "--critical-scale" in report.advice.audit_command(found)
+    lost = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.0, 0.01), (0.25, None)])
+    assert report.scale.scale_lines(lost) == [
+        "how much weaker to merge or serve it is NOT known: no scale was found at which nothing is "
+        "new in stronger"
+    ]
+
+
+def test_measures_that_do_not_saturate(tmp_path):
+    base = trained(3)
+    B = orthonormal(120, 3, 4) * torch.tensor([90.0, 60.0, 5.0]).double()
+    A = orthonormal(90, 3, 5).mT.contiguous()
+    paths = (
+        save(tmp_path / "b.safetensors", {"l.weight": base}),
+        save_adapter(tmp_path / "a", {"l.lora_B.weight": B, "l.lora_A.weight": A}, r=3,
+                     lora_alpha=3),
+    )  # fmt: skip
+    audit = bulkedge.audit(*paths, recipe={"top_k": K})
+    (row,) = audit.matrices
+    U = torch.linalg.svd(base, full_matrices=False).U
+    tuned = torch.linalg.svd(base + B @ A, full_matrices=False)
+    new = (U.mT @ tuned.U[:, :K]).abs().amax(0) < EPSILON
+    energy = tuned.S[:K].square()
+    assert 0 < int(new.sum()) == row.intruders < K
+    assert row.energy_new == pytest.approx(float(energy[new].sum() / energy.sum()), rel=1e-6)
+    assert (row.spikes, row.in_use, row.beyond_leading) == (3, 2, 2)  # 25 of 11,725 is left
+    chosen = ["energy_new", "in_use", "beyond_leading"]
+    table = report.render(audit, "markdown", columns=chosen).partition("| matrix ")[2]
+    head, _, cells = table.splitlines()[:3]
+    assert "| energy of new | rank in use | spikes > θ_k |" in head
+    assert f"| {row.energy_new:.2f} | 2 | 2 |" in cells

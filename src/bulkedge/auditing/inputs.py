@@ -43,7 +43,7 @@ class Watch:
         self.inputs = Inputs(
             base=source(plan.base, self.digests),
             tuned=source(plan.tuned, self.digests),
-            moments=None if plan.moments is None else _of_moments(plan.moments, self.digests),
+            moments=None if plan.moments is None else source_of_moments(plan.moments, self.digests),
         )
 
     def check(self) -> None:
@@ -136,8 +136,16 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
     )
 
 
-def _of_moments(file: Path, known: Mapping[Path, str]) -> Source:
-    """A file of moments with its digest."""
+def source_of_moments(file: Path, known: Mapping[Path, str]) -> Source:
+    """A file of moments with its digest.
+
+    Args:
+        file: The file.
+        known: Digests, by file.
+
+    Returns:
+        What the record says of it.
+    """
     rows = _rows((file,), known)
     return Source(path=as_text(file), kind="file", files=rows, trained_on=None, quantised=None)
 

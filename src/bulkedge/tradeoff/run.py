@@ -13,11 +13,11 @@ from bulkedge import __version__
 from bulkedge._errors import InputError
 from bulkedge._fields import FLAG, check_values, one_of, whole
 from bulkedge.auditing import Notice, hold, keep_out
-from bulkedge.auditing.inputs import Watch, as_text, digests
+from bulkedge.auditing.inputs import Watch, digests, source_of_moments
 from bulkedge.comparison import make_plan
 from bulkedge.records import Run, Tool, make_recipe
 from bulkedge.records.frontier import FrontierRecord, FrontierSettings, dominated, gains
-from bulkedge.records.record import File, Source
+from bulkedge.records.record import Source
 
 from .copies import Copies
 from .evaluation import Evaluate, evaluator
@@ -113,7 +113,8 @@ def frontier(
     copies = Copies(plan, recipe, files, folder, jobs, _phase(progress, "auditing"))
     copies.check(points)
     with hold(folder.path):
-        watch, sources = Watch(plan), [_source(path) for path in files.measured]
+        watch, known = Watch(plan), digests(files.measured)
+        sources = [source_of_moments(path, known) for path in files.measured]
         inputs = _identity(watch, sources, files)
         folder.claim(inputs)
         folder.sweep(points)
@@ -205,13 +206,6 @@ def _phase(progress: Progress | None, phase: str) -> Callable[[str, int, int], N
     if progress is None:
         return None
     return lambda name, done, total: progress(phase, name, done, total)
-
-
-def _source(path: Path) -> Source:
-    """A file of moments with its digest."""
-    known = digests([path])[path]
-    row = File(name=as_text(path.name), sha256=known, bytes=path.stat().st_size)
-    return Source(path=as_text(path), kind="file", files=[row], trained_on=None)
 
 
 def _identity(watch: Watch, moments: list[Source], files: Files) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import render_finetune
 import render_moments
 import render_protect
 import render_repair
+import render_sides
 import render_tables as tables
 
 HERE = Path(__file__).parent
@@ -176,6 +177,9 @@ def protects() -> dict[str, Any]:
         "protect": render_protect.protect_table(found),
         "gains": render_protect.gains(found),
         "where": where("protect"),
+        "sides": render_sides.sides_table(measured("protect_sides")["rows"]),
+        "beyond": render_sides.gains(measured("protect_sides")["rows"]),
+        "sides where": where("protect_sides"),
     }
 
 

@@ -22,6 +22,7 @@ import render_law
 import render_moments
 import render_protect
 import render_repair
+import render_sides
 import render_tables as tables
 
 HERE = Path(__file__).parent
@@ -203,6 +204,9 @@ def protects() -> dict[str, Any]:
         "causals": render_protect.causal_figures(causal),
         "where": where_of_cells("protect"),
         "causal where": where_of_cells("protect_causal"),
+        "sides": render_sides.sides_table(measured("protect_sides")["rows"]),
+        "beyond": render_sides.gains(measured("protect_sides")["rows"]),
+        "sides where": where("protect_sides"),
     }
 
 

@@ -16,6 +16,7 @@ from ._output import (
     COUNTED_NAMES,
     FAILURE,
     check_file,
+    default_to_one_thread,
     exit_code,
     recipe_of,
     recipe_options,
@@ -27,6 +28,9 @@ from ._output import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bulkedge.moments import Moments
     from bulkedge.repairing import Method, Protect, Rescale
 
 NAMES = ("clip", "project", "scale", "shrink", "protect", "rescale")
@@ -39,9 +43,11 @@ SETTINGS = (
     "balance",
     "moments",
     "task_moments",
+    "recollect",
     "of",
     "uniform",
 )
+FILES = ("moments", "task_moments", "recollect")
 
 
 @click.command(short_help="Take the intruder dimensions out of a fine-tune.")
@@ -68,6 +74,9 @@ SETTINGS = (
     type=float,
     help="protect: λ; larger keeps more of the base and less of the task.  [default: 1]",
 )
+@click.option("--task-texts", "recollect", type=click.Path(path_type=Path), metavar="FILE",
+              help="protect: of the task, read on TUNED without --task-moments, and on what each "
+              "of --rounds makes.")  # fmt: skip
 @click.option("--target-drift", type=float, metavar="X",
               help="protect: mean drift to be left, below what `audit --moments` reports; in "
                    "place of --strength.")  # fmt: skip
@@ -116,13 +125,13 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         for file in files:
             check_file(file, options["force"])
             keep_out_of_inputs(file, plan)
-            keep_out(file, filter(None, (options["moments"], options["task_moments"])))
+            keep_out(file, filter(None, map(options.get, FILES)))
     with show_phases(options["quiet"]) as progress:
         record = run(
             base,
             tuned,
             options["output"],
-            method=_method(options),
+            method=_method(base, tuned, recipe.device, options),
             select=options["select"],
             significance=options["significance"],
             only=options["only"],
@@ -158,7 +167,9 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _method(options: dict[str, Any]) -> Method | Protect | Rescale:
+def _method(
+    base: Path, tuned: Path, device: str, options: dict[str, Any]
+) -> Method | Protect | Rescale:
     """The method and its settings; those of another are an error."""
     from dataclasses import fields
 
@@ -180,11 +191,28 @@ def _method(options: dict[str, Any]) -> Method | Protect | Rescale:
         )
     if method is Rescale and not {"level", "uniform"} & set(given):
         given["level"] = 1.0
+    if method is Protect and given.get("rounds", 1) > 1 and "recollect" not in given:
+        raise RecipeError(
+            "--rounds of protect need --task-texts FILE, which is read on what each round makes"
+        )
     for field in ("moments", "task_moments"):
         if field in given:
             given[field] = Moments.load(given[field])
+    if "recollect" in given:
+        given["recollect"] = _reader(base, given["recollect"], device)
+        given.setdefault("task_moments", given["recollect"](tuned))
     return method(**given)
 
 
+def _reader(base: Path, file: Path, device: str) -> Callable[[Path], Moments]:
+    """What measures the task's inputs on a fine-tune."""
+    from bulkedge._moments import collect_moments
+    from bulkedge.moments import read_texts
+
+    texts = read_texts(file)
+    default_to_one_thread()
+    return lambda tuned: collect_moments(base, texts, tuned=tuned, device=device)
+
+
 def _option(field: str) -> str:
-    return "--" + field.replace("_", "-")
+    return "--task-texts" if field == "recollect" else "--" + field.replace("_", "-")

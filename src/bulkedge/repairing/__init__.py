@@ -11,6 +11,7 @@ from .method import METHODS, Case, Clip, Correction, Method, Project, Scale, Shr
 from .protect import Protect
 from .record import RepairedMatrix, RepairRecord, Treated
 from .rescale import Rescale
+from .sides import Sides
 
 __all__ = [
     "METHODS",
@@ -26,5 +27,6 @@ __all__ = [
     "Scale",
     "Selection",
     "Shrink",
+    "Sides",
     "Treated",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from bulkedge._errors import InputError
-from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_fields, one_of, optional
+from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_fields, one_of, optional, whole
 from bulkedge.moments import Moments
 
 DEFAULT_STRENGTH = 1.0
@@ -31,10 +33,18 @@ class Protect:
             that one costs λ of the other wherever it is.  ``"output"``: mean squares of the layers'
             outputs.  ``"drift"``: parts of what the base's weight puts out.  ``"layer"``: both
             moments scaled to mean diagonal 1, each layer for itself.
+        rounds: How often every update is protected.  Each round after the first measures the task's
+            inputs on what the round before has made, since a protected layer changes the inputs of
+            those above it, and protects ΔW as it was trained: to protect what is protected would
+            apply ``T`` twice, which is a larger λ.  What a further round would not change is a
+            minimum for every layer on the inputs that the protected model gives it; it need not
+            be reached.  Moments of the base's inputs stay those of the base.
+        recollect: What measures the task's inputs on a protected copy, given its folder, or file;
+            the copy is removed then.  Needed for more than one round.
 
     Raises:
-        InputError: If the strength is negative, the drift is not positive, both are given, or the
-            balance is none of the three.
+        InputError: If the strength is negative, the drift is not positive, both are given, the
+            balance is none of the three, or rounds have nothing that measures the inputs.
 
     References:
         Jin et al., "Dataless knowledge fusion by merging weights of language models",
@@ -46,6 +56,8 @@ class Protect:
     strength: float | None = None
     target_drift: float | None = None
     balance: str = "output"
+    rounds: int = 1
+    recollect: Callable[[Path], Moments] | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -53,6 +65,7 @@ class Protect:
             strength=optional(NOT_NEGATIVE),
             target_drift=optional(POSITIVE),
             balance=one_of("output", "drift", "layer"),
+            rounds=whole(1),
         )
         if self.strength is not None and self.target_drift is not None:
             raise InputError(
@@ -67,4 +80,9 @@ class Protect:
             raise InputError(
                 "expected task moments of the fine-tune's inputs, got those of the base; measure "
                 "them with `bulkedge moments BASE TEXTS --tuned TUNED`"
+            )
+        if self.rounds > 1 and not callable(self.recollect):
+            raise InputError(
+                f"expected recollect for {self.rounds} rounds, got {self.recollect!r:.60}; give a "
+                "function of a folder that returns the task's moments on the fine-tune in it"
             )

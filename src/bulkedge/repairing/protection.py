@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._errors import InputError, OutputError
 from bulkedge._linmap import LowRank
 from bulkedge._precision import one_thread
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison import EXPERTS, Comparison, Pair, Plan, load
+from bulkedge.moments import Moments
 from bulkedge.records import Matrix, Recipe
 
 from .curve import curve, response, strength_for
@@ -83,6 +86,7 @@ class Protection(Work):
             "target_drift": self.method.target_drift,
             "balance": self.method.balance,
             "task_moments": self.method.task_moments is not None,
+            "rounds": self.method.rounds,
         }
 
     def _concerns(self, row: Matrix) -> bool:
@@ -96,10 +100,34 @@ class Protection(Work):
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         """See :meth:`Work.treat`; the strength is found first, if a drift is asked for."""
+        if todo and self.strength:
+            self._known = Known(self.plan, self.method.moments, self._task(todo, output, progress))
         if self.method.target_drift is not None:
             with one_thread():
                 self.strength = self._strength_for(self.method.target_drift, todo)
         super().treat(todo, output, progress)
+
+    def _task(
+        self,
+        todo: list[Row],
+        output: Output | None,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> Moments | None:
+        """The task's moments of the last round: on what the round before has made."""
+        recollect, method = self.method.recollect, replace(self.method, rounds=1)
+        if recollect is None:
+            return method.task_moments
+        for _ in range(self.method.rounds - 1):
+            trial = Protection(self.plan, self.recipe, method, self.options)
+            trial.chosen = self.chosen
+            with _round_folder(output) as folder:
+                copy = Output.copy(self.plan.tuned, folder)
+                trial.treat([Row(row.comparison, row.counted) for row in todo], copy, progress)
+                task = recollect(copy.path)
+            if not isinstance(task, Moments):
+                raise InputError(f"expected recollect to return Moments, got {task!r:.60}")
+            method = replace(method, task_moments=task)
+        return method.task_moments
 
     def _strength_for(self, target: float, todo: list[Row]) -> float:
         """The strength that gives a mean drift; what is refused later is left out here."""
@@ -184,7 +212,7 @@ class Protection(Work):
             now, row.error = self._full(comparison, inputs, pair, solve(before), output)
         row.change = _norm(_difference(now, before))
         row.energy = 1 - (_norm(now) / row.update_norm) ** 2
-        row.status, row.rounds, row.note = "repaired", 1, inputs.doubt()
+        row.status, row.rounds, row.note = "repaired", self.method.rounds, inputs.doubt()
         row.drift_after = _drift(now, power, inputs)
 
     def _full(
@@ -243,6 +271,20 @@ class Protection(Work):
         """Write the factors of all layers."""
         if output is not None and self._layers:
             output.write_factors(self._layers)
+
+
+@contextmanager
+def _round_folder(output: Output | None) -> Iterator[Path]:
+    """A folder for the copy of one round, beside the output, that is removed afterwards."""
+    beside = None if output is None else output.folder.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".bulkedge-round-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OutputError(
+            f"the copy of a round cannot be written or read ({error}); make room, or name another "
+            "folder to write to"
+        ) from None
 
 
 def _first(comparison: Comparison) -> str:

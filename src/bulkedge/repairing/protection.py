@@ -178,8 +178,9 @@ class Protection(Work):
         if row.update_norm == 0:
             row.status = "left"
             return
-        row.strength = self.strength * self._exchange(comparison)
-        solve = self._solvers(*inputs.moments, row.strength)
+        strength = self.strength * self._exchange(comparison)
+        solve = self._solvers(*inputs.moments, strength)
+        row.strength = strength
         if isinstance(before, LowRank):
             now, row.error = self._factors(comparison, inputs, solve)
         else:

@@ -2,7 +2,7 @@
 
 python benchmarks/protect_sides.py
 
-The adapter of rank 8 of examples/minilm_wordnet, measured on all texts of the tests.  The pooler is as
+The adapter of rank 8 of examples/minilm_wordnet, on all texts of the tests.  The pooler is as
 trained in every arm: no embedding passes it, so that there is nothing of the base's to protect.
 
 *Two-sided*: with ``G = E[g gᵀ]``, g the gradient of a loss by the outputs of a layer, one for each

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,23 @@ import torch
 
 from bulkedge._errors import InputError
 from bulkedge.auditing.engine._device import check_device
-from bulkedge.checkpoint import Adapter, Checkpoint, NameRule, infer_rule, read_tensor
-from bulkedge.comparison import load, make_plan
+from bulkedge.checkpoint import Adapter, Resolver, TensorInfo, infer_rule, read_tensor
+from bulkedge.checkpoint.header import FLOATING
+from bulkedge.checkpoint.model import is_output
+from bulkedge.comparison import Plan, load, make_plan
 from bulkedge.moments import Collector, Moments
 from bulkedge.moments._partial import Partial, digest_of
 from bulkedge.moments._read import checked_texts
 from bulkedge.moments._stream import EXACT_WIDTH
-from bulkedge.moments._texts import Progress, load_network, run_tokens, tokens_of
+from bulkedge.moments._texts import Progress, load_network, run_tokens, settings_of, tokens_of
 from bulkedge.records import make_recipe
+from bulkedge.records.record import Skipped
+
+NAMED = 3
+"""So many tensors are named in a message."""
+LORA_PART = re.compile(r"\.lora_[AB](\.default)?(\.weight|\.bias)?$")
+COMPUTED = ("inv_freq", "masked_bias")
+"""How the names of vectors end that no model reads from its files."""
 
 
 def collect_moments(
@@ -61,8 +71,8 @@ def collect_moments(
 
     Raises:
         MissingExtraError: Without transformers.
-        InputError: If the model cannot be loaded or run, a tuned weight has no place in it, there
-            is no text, or the partial file is of another run.
+        InputError: If the model cannot be loaded or run, a weight, bias or norm of the fine-tune
+            has no place in it, there is no text, or the partial file is of another run.
         RecipeError: If a glob matches no layer, or the device is no name of one.
     """
     kept = list(checked_texts(texts, "texts"))
@@ -79,7 +89,7 @@ def collect_moments(
     if tuned is not None:
         _put_on(network, os.fspath(model), os.fspath(tuned))
     tokens = tokens_of(network, tokenizer, kept, max_tokens)
-    digest = digest_of(network.state_dict(), tokens, settings)
+    digest = digest_of(network.state_dict(), tokens, settings | {"model": settings_of(network)})
     network.to(device)
     with moments, _kept(partial, digest, moments.collector) as file:
         for done in run_tokens(network, tokenizer, tokens, file.batches):
@@ -104,21 +114,28 @@ def _kept(
 
 @torch.no_grad()
 def _put_on(network: Any, base: str, tuned: str) -> None:
-    """Give a model the weights of a fine-tune."""
+    """Give a model the weights of a fine-tune: all of them, or an error names what has no place."""
     plan = make_plan(base, tuned, make_recipe({"partial": True}))
+    # the output layer may go unjudged: no layer reads what it puts out
+    _refuse(
+        f"{row.name!r} ({row.reason})" for row in plan.skipped if row.lost and not _of_output(row)
+    )
     weights = dict(network.named_parameters(remove_duplicate=False))
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     names = [comparison.base.info.name for comparison in plan.comparisons]
     stored = {c.base.info.name: c.base.info.shape for c in plan.comparisons}
     rule = infer_rule(names, shapes, lambda name, shape: stored[name] == shape)
     for comparison in plan.comparisons:
-        place = rule.find(comparison.base.info.name)
+        name = comparison.base.info.name
         if comparison.base.alias is not None:
-            continue  # an output layer that shares the embedding's tensor: no input passes it
+            name = f"{comparison.base.alias}.weight"
+            if is_output(name):
+                continue  # it shares the embedding's tensor in the base, and no layer reads it
+        place = rule.find(name)
         if place is None:
             raise InputError(
-                f"{tuned}: {comparison.base.info.name!r} has no place in the model that "
-                f"transformers has loaded from {base}; is it an output layer? merge it first"
+                f"{tuned}: {name!r} has no place in the model that transformers has loaded from "
+                f"{base}; is it an output layer? merge it first"
             )
         pair = load(comparison, torch.device("cpu"))
         weight, matrix = weights[place], comparison.base
@@ -129,17 +146,90 @@ def _put_on(network: Any, base: str, tuned: str) -> None:
         if matrix.rows is not None:
             weight = weight[slice(*matrix.rows)]
         weight.copy_(value.reshape(weight.shape))
-    _put_vectors_on(weights, rule, plan.tuned)
+    _put_vectors_on(network, plan)
 
 
-def _put_vectors_on(
-    weights: Mapping[str, torch.Tensor], rule: NameRule, tuned: Checkpoint | Adapter
-) -> None:
+def _of_output(row: Skipped) -> bool:
+    """Whether a tensor that is left out belongs to an output layer over the vocabulary."""
+    return is_output(row.name) or is_output(LORA_PART.sub(".weight", row.name))
+
+
+def _refuse(names: Iterable[str]) -> None:
+    """Raise if anything of a fine-tune is not put on.
+
+    Args:
+        names: What is not, each with a reason.
+
+    Raises:
+        InputError: If there is any.
+    """
+    if lost := list(dict.fromkeys(names)):
+        more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        raise InputError(
+            f"of the fine-tune {', '.join(lost[:NAMED])}{more} cannot be put on the model, whose "
+            "inputs would be those of another; merge it into a full model, or measure it in a loop "
+            "of your own, with Moments(model)"
+        )
+
+
+def _put_vectors_on(network: Any, plan: Plan) -> None:
     """The same for biases and norms, which no audit compares."""
-    vectors = dict(tuned.tensors)
-    if isinstance(tuned, Adapter):
-        vectors |= {row.name: row.info for row in tuned.unhandled if row.set_aside}
+    tuned = plan.tuned
+    weights = {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    vectors = {n: i for n, i in tuned.tensors.items() if _is_vector(i) and not _unread(n, network)}
+    known = {c.tuned_name: c.base.info.shape for c in plan.comparisons}
+    known |= {name: info.shape for name, info in vectors.items()}
+    rule = infer_rule(known, shapes, lambda name, shape: known[name] == shape)
+    names = Resolver(rule, shapes, plan.base.config, str(plan.base.path))
+    lost = []
     for name, info in vectors.items():
-        place = rule.find(name)
-        if len(info.shape) == 1 and place is not None and weights[place].shape == info.shape:
+        place = names.find(name, info.shape.__eq__)
+        if place is not None and shapes[place] == info.shape:
             weights[place].copy_(read_tensor(info))
+        elif place is not None or _within(name, names):
+            lost.append(f"{info.name!r} (a vector without a place)")
+    if isinstance(tuned, Adapter):
+        lost += _add_biases(tuned, weights, names)
+    _refuse(lost)
+
+
+def _add_biases(
+    tuned: Adapter, weights: Mapping[str, torch.Tensor], names: Resolver
+) -> Iterator[str]:
+    """Add the biases of factors (``lora_bias``), which PEFT scales as it does the factors.
+
+    Yields:
+        Those that have no place.
+    """
+    for row in tuned.unhandled:
+        if not row.set_aside:
+            continue  # refused before
+        factors = tuned.factors.get(f"{row.name.removesuffix('.bias')}.weight")
+        place = names.find(row.name, row.info.shape.__eq__)
+        fits = place is not None and tuple(weights[place].shape) == row.info.shape
+        if place is None or not fits or factors is None or factors.scale is None:
+            yield f"{row.info.name!r} (a bias of a layer that has none)"
+        else:
+            weights[place].add_(factors.scale * read_tensor(row.info).double())
+
+
+def _is_vector(info: TensorInfo) -> bool:
+    """Whether a tensor is a bias, a norm or the like."""
+    return len(info.shape) == 1 and info.dtype in FLOATING
+
+
+def _within(name: str, names: Resolver) -> bool:
+    """Whether a vector belongs to the layers of a model, not to a head that the model lacks."""
+    parts = name.split(".")
+    numbered = any(part.isdecimal() for part in parts[:-2])
+    return numbered or names.is_inside(names.rule.add + name.removeprefix(names.rule.strip))
+
+
+def _unread(name: str, network: Any) -> bool:
+    """Whether the model's class computes what files of it may hold, or ignores it."""
+    ignored = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return name.endswith(COMPUTED) or any(re.search(pattern, name) for pattern in ignored)

@@ -355,3 +355,76 @@ def test_moments_of_what_a_trainer_runs(llama, tmp_path):
     with Moments(model) as moments:
         trainer.train()
     assert {layer.count for layer in moments.layers.values()} == {2 * 3 * 10}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT, on layers that store their weights transposed
+def test_biases_of_factors_are_part_of_a_fine_tune(gpt2, tmp_path):
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(
+        r=2, target_modules=["c_attn", "c_fc"], init_lora_weights=False, lora_bias=True,
+        fan_in_fan_out=True,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_pretrained(gpt2, local_files_only=True)
+    model = peft.get_peft_model(model, settings).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B.default.bias"):
+            parameter.data = torch.linspace(-1, 1, len(parameter))
+    model.save_pretrained(tmp_path)
+    found = collect_moments(gpt2, TEXTS[:3], tuned=tmp_path)
+    with Moments(model) as expected, torch.no_grad():
+        for text in TEXTS[:3]:
+            model(**tokenizer_of(WORDS)(text, return_tensors="pt", return_token_type_ids=False))
+    for name, layer in some(found.layers.items()):
+        if name != "transformer.wpe":
+            own = expected[name].moment
+            torch.testing.assert_close(layer.moment, own, rtol=1e-4, atol=1e-5)
+
+
+def lacking(gpt2, folder, kind):
+    """A fine-tune of which a part has no place in the model, and how the error names it."""
+    stored = {n: 1.01 * W for n, W in load_file(gpt2 / "model.safetensors").items()}
+    if kind == "block":
+        renamed = {n.replace(".h.0.", ".block.0."): W for n, W in stored.items()}
+        return save_tensors(folder, renamed), "block.0.attn.c_attn.weight"
+    if kind == "norm":
+        renamed = {n.replace("ln_1.weight", "ln_1.gamma"): W for n, W in stored.items()}
+        return save_tensors(folder, renamed), r"h.0.ln_1.gamma' \(a vector without a place\)"
+    peft = pytest.importorskip("peft")
+    model = transformers.AutoModelForCausalLM.from_pretrained(gpt2, local_files_only=True)
+    settings = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True,
+        trainable_token_indices={"wte": [0, 3]},
+    )  # fmt: skip
+    peft.get_peft_model(model, settings).save_pretrained(folder)
+    return folder, "trainable tokens: not handled yet"
+
+
+def save_tensors(folder, tensors):
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["block", "norm", "tokens"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_part_of_a_fine_tune_without_a_place_is_an_error_that_names_it(kind, gpt2, tmp_path):
+    folder, named = lacking(gpt2, tmp_path / "tuned", kind)
+    with pytest.raises(InputError, match=f"of the fine-tune .*{named}.* cannot be put on"):
+        collect_moments(gpt2, TEXTS[:3], tuned=folder)
+
+
+def test_a_partial_file_of_another_configuration_is_refused(llama, tmp_path, small):
+    partial = tmp_path / "x.partial"
+    collect_moments(llama, TEXTS[:4], partial=partial)
+    same = shutil.copytree(llama, tmp_path / "same")
+    collect_moments(same, TEXTS[:4], partial=partial)  # wherever it lies
+    config = json.loads((same / "config.json").read_text()) | {"rms_norm_eps": 0.1}
+    (same / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="was collected on other texts, of another model or with"):
+        collect_moments(same, TEXTS[:4], partial=partial)
+
+
+def test_an_adapter_in_the_place_of_the_model_is_told(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="is an adapter; give the base as MODEL and this as --tun"):
+        collect_moments(tmp_path, TEXTS)

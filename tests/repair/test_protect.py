@@ -211,3 +211,18 @@ def test_the_strength_of_a_drift_is_found_between_the_points_of_the_grid():
     for target in (1.01 * start, 1e-30):
         with pytest.raises(InputError, match=r"expected a target drift between .* and .*, got"):
             strength_for(target, curves, before, factors)
+
+
+def test_the_strength_is_found_where_the_layers_multiply_it_by_far_apart_factors():
+    layers = [(draw(4, 9, seed=i), moment(9, 10 + i), moment(9, 20 + i)) for i in range(3)]
+    factors = [2.0**-45, 1.0, 2.0**45]
+    curves = [curve(D, *pair_of(b, t), response(*pair_of(b, t)), 1.0) for D, b, t in layers]
+    before = [solve.moved(D, b) for D, b, _ in layers]
+    for share in (0.9, 0.3, 0.01, 1e-4):
+        target = share * sum(before) / 3
+        strength = strength_for(target, curves, before, factors)
+        found = [
+            solve.moved(protected(D, b, t, strength * f), b)
+            for (D, b, t), f in zip(layers, factors, strict=True)
+        ]
+        assert sum(found) / 3 == pytest.approx(target, rel=2e-3)

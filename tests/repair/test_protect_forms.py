@@ -16,7 +16,7 @@ from torch import nn
 import bulkedge
 from bulkedge import InputError
 from bulkedge.moments import Moments, to_dense
-from bulkedge.repairing import Protect
+from bulkedge.repairing import Protect, Rescale
 from bulkedge.repairing.solve import RIDGE
 from bulkedge.report import print_repair
 from helpers import save, save_adapter, some
@@ -210,6 +210,56 @@ def test_an_adapter_of_a_tied_embedding_acts_on_the_embedding_alone(tmp_path):
     method = Protect(moments_of(model, ids(1)))
     (row,) = bulkedge.repair(base, tuned, None, method=method, recipe=RECIPE).matrices
     assert row.status == "repaired"
+
+
+def test_an_adapter_of_a_tied_output_layer_has_factors_and_an_alpha_of_its_own(tmp_path):
+    plain = llama(tie_word_embeddings=True)
+    plain.save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(
+        r=2, lora_alpha=6, init_lora_weights=False, target_modules=["lm_head", "q_proj"]
+    )
+    tuned = peft.get_peft_model(llama(tie_word_embeddings=True), settings)
+    tuned.save_pretrained(tmp_path / "tuned")
+    base, task = moments_of(plain, ids(1)), moments_of(tuned.eval(), ids(2))
+    made = {}
+    for name, method in (("p", Protect(base, task, balance="layer")), ("r", Rescale(uniform=0.5))):
+        record = bulkedge.repair(
+            tmp_path / "base", tmp_path / "tuned", tmp_path / name, method=method, recipe=RECIPE
+        )
+        assert {row.status for row in some(record.matrices)} == {"repaired"}
+        model = peft.PeftModel.from_pretrained(
+            llama(tie_word_embeddings=True), tmp_path / name
+        ).base_model.model.lm_head
+        made[name] = model.get_delta_weight("default").double()
+    update = tuned.base_model.model.lm_head.get_delta_weight("default").double()
+    expected = dense(update, base["lm_head"].moment, task["lm_head"].moment)
+    assert (made["p"] - expected).norm() <= 1e-5 * expected.norm()
+    torch.testing.assert_close(made["r"], 0.5 * update)
+
+
+def test_two_tensors_of_equal_numbers_are_two(tmp_path):
+    """Two layers that began as one, each stored for itself, with inputs of their own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(OrderedDict(up=nn.Linear(8, 8), act=nn.ReLU(), down=nn.Linear(8, 8)))
+    model.down.load_state_dict(model.up.state_dict())
+    state = model.state_dict()
+    base = save(tmp_path / "base.safetensors", state)
+    changed = {name: W + 0.1 * draw(*W.shape, seed=5) for name, W in state.items()}
+    tuned = save(tmp_path / "tuned.safetensors", changed)
+    method = Protect(moments_of(model, draw(40, 8)))
+    record = bulkedge.repair(base, tuned, None, method=method, recipe=RECIPE)
+    assert [row.status for row in record.matrices] == ["repaired"] * 2
+
+
+def test_a_strength_that_overflows_is_told(tmp_path):
+    base, moments = layer(tmp_path, draw(10, 8), draw(60, 8))
+    tuned = factors(tmp_path, draw(2, 8), draw(10, 2, seed=1))
+    weak = Moments()  # in the other units the strength is a million times as large
+    weak._known = {"up": replace(moments["up"], moment=1e-6 * moments["up"].moment)}
+    for forms, found in (((moments,), "1e+308"), ((moments.sketched(3), weak), "inf")):
+        method = Protect(*forms, strength=1e308)
+        (row,) = bulkedge.repair(base, tuned, None, method=method, recipe=RECIPE).matrices
+        assert f"expected a strength of at most 1e+100 in a layer, got {found}" in row.note
 
 
 def test_a_sharded_checkpoint_is_written_shard_by_shard(tmp_path):

@@ -108,7 +108,27 @@ def test_refusals_are_loud(tmp_path):
     adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2)
     done = run(base, adapter, "-o", tmp_path / "out")
     assert "NOT repaired: mha.in_proj_weight: MultiheadAttention" in done.stdout
-    assert done.exit_code == 1
+    assert done.exit_code == 2
+    refused = "; 1 of 1 matrix to be treated REFUSED, such as mha.in_proj_weight"
+    for method in ((), ("--method", "rescale", "--uniform", "0.5")):
+        done = run(base, adapter, "--dry-run", "-q", "--fail-on", "never", *method)
+        assert refused in done.stdout
+        assert done.exit_code == 2
+
+
+def test_a_drift_is_not_met_where_a_layer_is_refused(pair, tmp_path):
+    base, tuned = pair
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(30, 40)})
+    model["a"].weight.data = gaussian(40, 30).float()
+    with Moments(model) as moments, torch.no_grad():
+        model["a"](gaussian(80, 30).float())
+    moments.save(tmp_path / "a.moments")
+    protect = ("--method", "protect", "--moments", tmp_path / "a.moments", "--dry-run", "-q")
+    done = run(base, tuned, *protect, "--target-drift", "0.01")
+    assert "; 1 of 2 matrices to be treated REFUSED, such as b" in done.stdout
+    assert "(not in the mean)" in done.stdout
+    assert done.exit_code == 2
+    assert run(base, tuned, *protect, "--only", "a.weight").exit_code == 0
 
 
 @pytest.mark.parametrize(

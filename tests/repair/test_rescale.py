@@ -46,8 +46,8 @@ def base(tmp_path):
     return save(tmp_path / "base.safetensors", dict(net().state_dict()))
 
 
-def adapter(folder, **settings):
-    config = peft.LoraConfig(r=2, lora_alpha=64, target_modules=list(UPDATED),
+def adapter(folder, targets=UPDATED, **settings):
+    config = peft.LoraConfig(r=2, lora_alpha=64, target_modules=list(targets),
                              init_lora_weights=False, **settings)  # fmt: skip
     tuned = peft.get_peft_model(net(), config)
     for i, (name, parameter) in enumerate(tuned.named_parameters()):
@@ -188,6 +188,46 @@ def test_layers_that_share_an_alpha_are_scaled_together_or_not_at_all(tmp_path):
         for row in some(after.matrices)
     ]
     assert max(shares) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid shape")  # PEFT takes these biases for factors
+@pytest.mark.parametrize("left_out", ["excluded", "not chosen"])
+def test_one_alpha_for_all_is_written_where_all_are_scaled_alone(left_out, base, tmp_path):
+    layers = ("up", "down", "conv")
+    before, out = adapter(tmp_path / "a", layers, lora_bias=True), tmp_path / "out"
+    choice = {"recipe": RECIPE | {"exclude": ["conv*"]}}
+    if left_out == "not chosen":
+        choice = {"only": ["up", "down"], "recipe": RECIPE}
+    record = bulkedge.repair(base, before, out, method=Rescale(uniform=0.5), **choice)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["lora_alpha"] == 64
+    assert len(config["alpha_pattern"]) == len(record.matrices) == 2
+    W0, W, found = net().state_dict(), merged(before), merged(out)
+    for layer in layers:
+        for name in {f"{layer}.weight", f"{layer}.bias"} & W0.keys():
+            s = 1.0 if layer == "conv" else 0.5
+            meant = W0[name] + s * (W[name] - W0[name])
+            torch.testing.assert_close(found[name], meant, rtol=1e-6, atol=1e-5)
+    notes = {row.name: row.note for row in record.matrices}
+    assert "has the same α, and is scaled with it" in notes["up.weight"]
+
+
+def test_a_part_of_a_fused_layer_that_is_excluded_has_the_same_factors(tmp_path):
+    parts = {f"h.{n}_proj.weight": weights(20, 30, seed=i) for i, n in enumerate("qkv")}
+    base = save(tmp_path / "base.safetensors", parts)
+    tensors = {"h.qkv_proj.lora_A.weight": weights(2, 30)}
+    tensors["h.qkv_proj.lora_B.weight"] = weights(60, 2, seed=1)
+    before = lora(tmp_path / "a", tensors)
+    model = nn.ModuleDict({f"{n}_proj": nn.Linear(30, 20, bias=False) for n in "qkv"})
+    model.load_state_dict({name.removeprefix("h."): W for name, W in parts.items()})
+    with bulkedge.Moments(model) as moments, torch.no_grad():
+        for layer in model.values():
+            layer(weights(50, 30))
+    for method in (Rescale(uniform=0.5), bulkedge.Protect(moments)):
+        record = bulkedge.repair(base, before, None, method=method,
+                                 recipe=RECIPE | {"exclude": ["*q_proj*"]})  # fmt: skip
+        assert [row.status for row in record.matrices] == ["refused"] * 2
+        assert all("with a matrix that is " in row.note for row in record.matrices)
 
 
 def test_a_base_without_a_limit_is_refused(tmp_path):

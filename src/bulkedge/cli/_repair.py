@@ -105,7 +105,8 @@ FILES = ("moments", "task_moments", "recollect")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Audit, say what would be done, write nothing; the exit code is that of the audit.",
+    help="Audit, say what would be done, write nothing; the exit code is that of the audit "
+    "(of protect 0 without --fail-on), or 2 if a matrix would be refused.",
 )
 def repair(base: Path, tuned: Path, **options: Any) -> None:
     """Take the intruder dimensions out of a fine-tune, or give back what it forgot (protect).
@@ -148,8 +149,8 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)
-    if options["method"] == "protect" and all(row.status == "refused" for row in record.matrices):
-        sys.exit(FAILURE)  # nothing was protected
+    if any(row.status == "refused" for row in record.matrices):
+        sys.exit(FAILURE)  # what was to be treated is as it was
     default = "never" if options["method"] == "protect" else COUNTED_NAMES[0]
     sys.exit(exit_code(record.after or record.before, options["fail_on"] or default))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ HEADS = (
     ("ForMaskedLM", "AutoModelForMaskedLM"),
 )
 """Models that are loaded with their output layer, by how the name of their class ends."""
+ADAPTER = "adapter_config.json"
 POOLER = "pooler"
 """A layer on top of encoders whose output no other layer reads; often not stored."""
 NAMED = 3  # so many missing tensors are named
@@ -184,6 +186,8 @@ def load_network(model: Path) -> tuple[Any, Any]:
         ) from None
     if not model.is_dir():
         raise InputError(f"{model}: expected the folder of a model and its tokenizer")
+    if (model / ADAPTER).is_file():  # transformers may find its base, and run both
+        raise InputError(f"{model}: is an adapter; give the base as MODEL and this as --tuned")
     try:
         with _quiet(transformers.utils.logging):
             network, tokenizer, info = _loaded(transformers, model)
@@ -202,6 +206,20 @@ def load_network(model: Path) -> tuple[Any, Any]:
             f"be random: {named}; save the whole model"
         )
     return network.eval(), tokenizer
+
+
+def settings_of(network: Any) -> dict[str, Any]:
+    """What a model computes with besides its weights, as JSON would have it.
+
+    Args:
+        network: A model of transformers.
+
+    Returns:
+        Its class and its configuration, but for where it lies.
+    """
+    config = json.loads(json.dumps(network.config.to_dict(), default=str))
+    config.pop("_name_or_path", None)
+    return {"class": type(network).__name__, "config": config}
 
 
 def _loaded(transformers: Any, model: Path) -> tuple[Any, Any, dict[str, Any]]:

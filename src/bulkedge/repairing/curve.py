@@ -169,7 +169,8 @@ def strength_for(
         )
     logs = logs.clamp_min(torch.finfo(logs.dtype).tiny).log()
     more = torch.tensor(factors, dtype=logs.dtype).log2()
-    low, high = -float(OCTAVES), float(OCTAVES)
+    # far enough that every layer, at its multiple of λ, is at the end of the grid
+    low, high = -OCTAVES - float(more.max()), OCTAVES - float(more.min())
     for _ in range(STEPS):
         middle = (low + high) / 2
         if float(_between(logs, middle + more).exp().mean()) > target:
@@ -181,9 +182,13 @@ def strength_for(
 
 def _between(logs: Tensor, octaves: Tensor) -> Tensor:
     """Each row at a strength of ``2^octave``: the cubic through the four nearest points."""
-    place = (octaves + OCTAVES).clamp(0, len(GRID) - 1)
+    # Below the grid, where nothing is protected, it is level; above, where every part of the drift
+    # falls with the square of λ, it goes on as steep as it ends.
+    wanted = octaves + OCTAVES
+    place = wanted.clamp(0, len(GRID) - 1)
+    beyond = (wanted - place).clamp_min(0) * (logs[:, -1] - logs[:, -2]).clamp_max(0)
     first = (place.floor().long() - 1).clamp(0, len(GRID) - 4)
     x, points = place - first, range(4)
     weights = [math.prod((x - j) / (i - j) for j in points if j != i) for i in points]
     near = [logs.gather(1, (first + i)[:, None])[:, 0] for i in points]
-    return sum((w * y for w, y in zip(weights, near, strict=True)), torch.zeros_like(x))
+    return sum((w * y for w, y in zip(weights, near, strict=True)), beyond)

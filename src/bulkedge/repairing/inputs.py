@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge.checkpoint import Checkpoint
+from bulkedge.checkpoint.model import is_input, is_output, ties
 from bulkedge.comparison import Comparison, Plan, by_weight, check_inputs, find_inputs
 from bulkedge.moments import Layer, Moment, Moments, diagonal, width
 
@@ -91,9 +93,9 @@ class Known:
     def __init__(self, plan: Plan, base: Moments, task: Moments | None) -> None:
         self._base = _Measured("base", base, plan)
         self._task = None if task is None else _Measured("task", task, plan)
-        self._tied = _tied(base)
         # a fine-tune that stores the output layer apart from the embedding has untied them
         self._apart = {c.base.info.name for c in plan.comparisons if c.base.alias is not None}
+        self._tied = _tied(self._base, plan)
         self._found: dict[str, Inputs | str] = {}
 
     def of(self, comparison: Comparison) -> Inputs:
@@ -161,8 +163,9 @@ class Known:
         base, exact = self._base.of(comparison)
         whole = exact and comparison.base.rows is None
         found = Inputs(base, task, base.output if whole else None)
-        tied = self._tied.get(_bytes(found.base))
-        if tied and comparison.factors is None and comparison.base.info.name not in self._apart:
+        name = comparison.base.info.name
+        tied = self._tied.get(name)
+        if tied and comparison.factors is None and name not in self._apart:
             raise InputError(
                 f"{' and '.join(tied)} share this tensor and have different inputs; it is left as "
                 "it is"
@@ -186,17 +189,36 @@ class _Measured:
         return layer, check_inputs(layer, matrix, self.what, matrix.read())
 
 
-def _tied(moments: Moments) -> dict[bytes, list[str]]:
-    """Layers that share a weight and not their inputs, by what the weight is recognised by."""
+def _tied(measured: _Measured, plan: Plan) -> dict[str, list[str]]:
+    """Layers that share a tensor and not their inputs, by the name of the tensor."""
+    # equal numbers alone do not make two layers one: those of a copy, or of one start, are two
     groups: dict[bytes, list[tuple[str, Layer]]] = {}
-    for name, layer in moments.layers.items():
+    for name, layer in (*measured.known.items(), *measured.rest.items()):
         if bool((layer.sample != layer.sample[0]).any()):  # weights that are all zero tell nothing
             groups.setdefault(_bytes(layer), []).append((name, layer))
-    return {
-        key: [name for name, _ in group]
-        for key, group in groups.items()
-        if any(layer.moment is not group[0][1].moment for _, layer in group)
-    }
+    found = {}
+    for group in groups.values():
+        for name, layer in group:
+            others = [
+                other
+                for other, its in group
+                if its.moment is not layer.moment and _one_tensor(name, other, measured, plan)
+            ]
+            if name in measured.known and others:
+                found[name] = [x.removesuffix(".weight") for x in (name, *others)]
+    return found
+
+
+def _one_tensor(name: str, other: str, measured: _Measured, plan: Plan) -> bool:
+    """Whether two layers of equal weights are one tensor of the fine-tune."""
+    if other not in measured.known:  # no tensor of the base's: it runs with that of the first
+        return True
+    config = (isinstance(plan.tuned, Checkpoint) and plan.tuned.config) or plan.base.config
+    ends = (is_input(name) and is_output(other)) or (is_output(name) and is_input(other))
+    if ends and ties(config):
+        return True
+    stored = {c.base.info.name: c.tuned.info.name for c in plan.comparisons if c.tuned is not None}
+    return name in stored and stored.get(name) == stored.get(other)
 
 
 def _mean_square(layer: Layer) -> float:

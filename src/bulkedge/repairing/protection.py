@@ -26,7 +26,7 @@ from .layers import Layer, Stored
 from .output import Output, module_of
 from .protect import DEFAULT_STRENGTH, Protect
 from .solve import Pairs, Solve, moved, pair_of, solver
-from .work import Options, Row, Work, why_not
+from .work import Options, Row, Work, covers, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
 BOTH = "expected a full matrix or factors, got both; merge them first"
@@ -183,6 +183,8 @@ class Protection(Work):
             return inputs, pair
         if _correctable(comparison).experts > 1:
             raise InputError(EXPERTS)
+        if not covers(self._sharing[_first(comparison)]):
+            raise InputError("shares its factor with a matrix that is excluded; include all of it")
         for other in self._sharing[_first(comparison)]:
             if other.base.name not in self.chosen:
                 raise InputError(
@@ -204,8 +206,9 @@ class Protection(Work):
         if row.update_norm == 0:
             row.status = "left"
             return
-        row.strength = self.strength * self._exchange(comparison)
-        solve = self._solvers(*inputs.moments, row.strength)
+        strength = self.strength * self._exchange(comparison)
+        solve = self._solvers(*inputs.moments, strength)
+        row.strength = strength
         if isinstance(before, LowRank):
             now, row.error = self._factors(comparison, inputs, solve)
         else:

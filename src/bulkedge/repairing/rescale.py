@@ -23,7 +23,8 @@ class Rescale:
 
     With ``level`` s is the largest factor, 1 at most, that keeps the strongest spike below the
     limit, ``s ‖ΔW‖₂ ≤ level · θ``; with ``uniform`` it is that number for every layer.  Matrices
-    are scaled; biases and norms stay as they are.
+    are scaled; biases and norms stay as they are, except for the bias of factors (``lora_bias`` of
+    PEFT), which has their α: it is scaled with them, and the record says so.
 
     Attributes:
         level: In units of ``of``.

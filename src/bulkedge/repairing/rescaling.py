@@ -24,7 +24,7 @@ from bulkedge.update import measure
 
 from .output import Output, in_front, module_of, pattern_of
 from .rescale import Rescale
-from .work import Options, Row, Work
+from .work import Options, Row, Work, covers
 
 ADAPTERS = (
     "expected a PEFT adapter with its adapter_config.json, or a checkpoint, to rescale; this one "
@@ -32,6 +32,7 @@ ADAPTERS = (
 )
 DORA = "DoRA: s·B·A is not all of its update; merge it into the model first"
 BELOW = "below the limit already"
+BIAS = "the bias that lora_bias adds to its output has the same α, and is scaled with it"
 FULL = "stored in full beside the adapter's factors: no α scales it"
 
 
@@ -54,6 +55,7 @@ class Rescaling(Work):
         self.method = method
         self.factors: dict[str, float] = {}  # by the name of the base matrix
         self.norms: dict[str, float] = {}  # ‖ΔW‖₂ by the audit, likewise
+        self.equal: set[str] = set()  # names of those whose update is zero, whatever its α
         adapter = isinstance(plan.tuned, Adapter)
         if adapter and all(file.name != CONFIG for file in plan.tuned.files):
             raise InputError(ADAPTERS)
@@ -68,6 +70,7 @@ class Rescaling(Work):
     def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
         """See :meth:`Work.affected`."""
         self.norms = {row.name: row.spectral_norm_update or 0.0 for row in before.matrices}
+        self.equal = {row.name for row in before.matrices if row.status == "unchanged"}
         return super().affected(before, only)
 
     def _concerns(self, row: Matrix) -> bool:
@@ -125,8 +128,15 @@ class Rescaling(Work):
         """What is known of a row once its factor is."""
         self.factors[row.comparison.base.name] = s
         row.status, row.rounds = ("left", 0) if s == 1 else ("repaired", 1)
-        row.note = BELOW if s == 1 else None
+        row.note = BELOW if s == 1 else self._with_its_bias(row)
         row.change, row.energy = (1 - s) * row.update_norm, 1 - s**2
+
+    def _with_its_bias(self, row: Row) -> str | None:
+        """What to know of factors that have a bias: PEFT adds ``s·(B A x + b)``."""
+        if not isinstance(self.plan.tuned, Adapter) or row.comparison.factors is None:
+            return None
+        stored = {bias.name for bias in self.plan.tuned.unhandled if bias.set_aside}
+        return BIAS if f"{module_of(row.comparison.tuned_name)}.bias" in stored else None
 
     def _store(self, output: Output | None) -> None:
         """Write α of all layers into the configuration of an adapter."""
@@ -143,10 +153,22 @@ class Rescaling(Work):
 
     @property
     def _every(self) -> bool:
-        """Whether each update of the adapter is scaled."""
-        refused = {row.comparison.base.name for row in self.rows if row.status == "refused"}
-        updates = [c.base.name for c in self.plan.comparisons if c.factors is not None]
-        return self.chosen.issuperset(updates) and refused.isdisjoint(updates)
+        """Whether each update that the adapter stores is scaled, so that one α says it for all.
+
+        Stored, not planned: an update that is excluded, or cannot be judged, has an α as well.
+        """
+        adapter = self.plan.tuned
+        if not isinstance(adapter, Adapter):
+            return False
+        done = {row.comparison.base.name for row in self.rows if row.status != "refused"}
+        done |= self.equal & self.chosen
+        mine = [c for c in self.plan.comparisons if c.base.name in done]
+        if not all(map(covers, self._by_factors(mine))):
+            return False
+        scaled = {info.name for c in mine if c.factors is not None for info in c.factors.infos}
+        parts = (*adapter.factors.values(), *adapter.wrapped)
+        stored = {info.name for part in parts for info in part.infos}
+        return scaled >= stored | {row.info.name for row in adapter.unhandled if not row.set_aside}
 
     def _layers(self) -> dict[str, tuple[float, StoredUpdate]]:
         """The factor of each layer that PEFT has an α for: the least of those of its matrices."""
@@ -155,7 +177,7 @@ class Rescaling(Work):
         for key, comparisons in self._by_module().items():
             mine = [rows.get(comparison.base.name) for comparison in comparisons]
             done = [row for row in mine if row is not None and row.status != "refused"]
-            if len(done) < len(mine):
+            if len(done) < len(mine) or not all(map(covers, self._by_factors(comparisons))):
                 for row in done:
                     row.status, row.change, row.energy = "refused", 0.0, 0.0
                     row.note = "shares its α with a matrix that is not chosen; choose all of them"
@@ -166,6 +188,14 @@ class Rescaling(Work):
                 if (update := row.comparison.factors) is not None:
                     found[key] = s, update
         return found
+
+    def _by_factors(self, comparisons: Iterable[Comparison]) -> Iterable[list[Comparison]]:
+        """The comparisons whose updates are parts of one product, together."""
+        groups: dict[str, list[Comparison]] = {}
+        for comparison in comparisons:
+            if comparison.factors is not None:
+                groups.setdefault(comparison.factors.infos[0].name, []).append(comparison)
+        return groups.values()
 
     def _by_module(self) -> dict[str, list[Comparison]]:
         """The comparisons that share an α, where at least one is treated."""

@@ -29,6 +29,8 @@ RIDGE = 1e-3
 KEPT = 2
 """Number of factorised pairs of moments that are kept: the projections of one attention share a
 pair, and one other layer may come between them."""
+MOST_STRENGTH = 1e100
+"""The largest strength of a layer: with more, what is computed with it overflows."""
 NOT_POSITIVE = "expected moments that are positive, got one that is not; measure it again"
 
 T = TypeVar("T")
@@ -134,8 +136,13 @@ def solver(base: Scaled, task: Scaled, strength: float) -> Solve:
         The function ``A ↦ A T``.
 
     Raises:
-        InputError: If ``C_t + λ C_b`` is not positive definite.
+        InputError: If ``C_t + λ C_b`` is not positive definite, or λ too large.
     """
+    if not strength <= MOST_STRENGTH:
+        raise InputError(
+            f"expected a strength of at most {MOST_STRENGTH:g} in a layer, got {strength:g}; give "
+            "a smaller one"
+        )
     if base.thin and task.thin:
         half = torch.cat([task.half(), strength**0.5 * base.half()], dim=1)
         if half.shape[1] < half.shape[0]:

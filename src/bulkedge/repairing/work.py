@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
 
@@ -266,6 +267,26 @@ class Corrections(Work):
             output.write_factors(layers)
 
 
+def covers(parts: Sequence[Comparison]) -> bool:
+    """Whether matrices whose updates are parts of one stored product are all that it updates.
+
+    A fused projection, or a stack of experts, has one pair of factors and one α for several
+    matrices; those that a recipe excludes are not in a plan.
+
+    Args:
+        parts: Comparisons with the same factors.
+
+    Returns:
+        Whether no other matrix has them, too.
+    """
+    update = None if parts[0].factors is None else parts[0].factors.correctable()
+    if update is None or isinstance(update, str):
+        return True  # refused for a reason of its own
+    whole = update.whole()
+    known = sum(math.prod(part.factors.shape) for part in parts if part.factors is not None)
+    return known >= math.prod(whole.shape) * max(1, whole.experts)
+
+
 def why_not(comparison: Comparison, tuned: object) -> str | None:
     """Why a matrix cannot be written back, None if it can.
 
@@ -291,8 +312,6 @@ def _why_not_update(comparison: Comparison, update: StoredUpdate, tuned: object)
         return ONE_RANK
     if comparison.resized is not None:
         return "an update of more rows than the base has: the vocabulary was resized"
-    if comparison.base.alias is not None:
-        return f"shares its tensor with {comparison.base.alias}"
     if isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying and update.embedding:
         return "ensure_weight_tying: the same update is stored once more for the output layer"
     found = update.correctable()

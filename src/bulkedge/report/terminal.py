@@ -178,6 +178,19 @@ def _drift(rows: list[RepairedMatrix]) -> str:
     return f"; mean drift on the base's inputs {before:.3g} before, {after:.3g} after"
 
 
+def _refused(record: RepairRecord) -> str:
+    """How many matrices should have been treated and were not; nothing without any."""
+    refused = [row for row in record.matrices if row.status == "refused"]
+    if not refused:
+        return ""
+    every = count(len(record.matrices), "matrix", "matrices")
+    measured = any(row.drift_before is not None for row in record.matrices)
+    return (
+        f"; {len(refused)} of {every} to be treated REFUSED, such as {refused[0].name}"
+        f"{' (not in the mean)' if measured else ''}"
+    )
+
+
 def repair_line(record: RepairRecord) -> str:
     """What the repair did, in one sentence."""
     before = record.before.summary.intruders
@@ -186,12 +199,13 @@ def repair_line(record: RepairRecord) -> str:
     if record.after is None:
         treated = sum(row.intruders_before for row in done)
         matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
-        return f"would repair {matrices} with {new} new by the paper's count{_drift(done)}"
+        mean = f"{_drift(done)}{_refused(record)}"
+        return f"would repair {matrices} with {new} new by the paper's count{mean}"
     after, name = record.after.summary, record.method["name"]
     line = (
         f"{name}: {count(before, 'direction')} new by the paper's count before, "
         f"{after.intruders} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
-        f"changed{_drift(done)}"
+        f"changed{_drift(done)}{_refused(record)}"
     )
     if not after.complete:
         line += "; the audit of the output is NOT complete, see bulkedge audit"

@@ -384,6 +384,7 @@ REFUSED = {
         {},
         "expected 'leading', 'edge', 'drift', .* got 'trailing'",
     ),
+    "nearly a name": (("leadin",), {}, "got 'leadin'; did you mean 'leading'.$"),
     "no holder": ((3,), {}, "a holder with a step.. or a function from the model to one, got 3"),
     "no level": (("edge", -1.0), {}, "expected limit to be positive and finite, got -1.0"),
     "no limit": (("drift",), {"moments": "m"}, "expected limit to be positive .* got None"),

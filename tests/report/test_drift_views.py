@@ -165,6 +165,7 @@ def test_changed_biases_are_named_and_close_the_gate(files, tmp_path):
         biased = save_adapter(tmp_path / f"b{size}", factors | {name: torch.full((20,), size)},
                               lora_alpha=1e-3, lora_bias=True)  # fmt: skip
         assert audit(base, biased, *given).exit_code == code
+        assert audit(base, biased, *given, "--exclude", "*.bias").exit_code == CLEAN
     record = bulkedge.audit(base, biased, moments=folder / "base.moments", recipe={"top_k": 2})
     assert record.summary.drift.vectors == 1
     assert any("no part of it" in line for line in drift_sentences(record))

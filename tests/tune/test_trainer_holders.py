@@ -390,7 +390,11 @@ REFUSED = {
     "no limit": (("drift",), {"moments": "m"}, "expected limit to be positive .* got None"),
     "no moments": (("drift", 0.1), {}, "expected moments= to be Moments or their file, got None"),
     "moments for spikes": (("edge",), {"moments": "m"}, "expected no moments= with 'edge', which"),
-    "settings of a holder": ((SpikeClip, 0.5), {}, "expected no limit= with <class .*, which has"),
+    "settings of a holder": (
+        (SpikeClip, 0.5),
+        {},
+        "expected no limit= with <class .*, which makes",
+    ),
     "globs of a holder": ((SpikeClip,), {"exclude": "x"}, "expected no exclude= with <class"),
 }
 

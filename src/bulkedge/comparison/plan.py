@@ -119,17 +119,18 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         all_skipped,
         tuple(tensors),
         None,
-        tuple(_vectors(opened, dropped)),
+        tuple(_vectors(opened, dropped, recipe)),
     )
 
 
 def _vectors(
-    opened: Checkpoint | Adapter, dropped: Iterable[Dropped]
+    opened: Checkpoint | Adapter, dropped: Iterable[Dropped], recipe: Recipe
 ) -> Iterator[tuple[TensorInfo | None, TensorInfo]]:
     """The vectors that the recipe does not leave out, and what they replace."""
     if isinstance(opened, Adapter):  # the bias of a factor is added to that of the layer
         for row in opened.unhandled:
-            if row.set_aside and len(row.info.shape) == 1:
+            names = (row.name, row.info.name)
+            if row.set_aside and len(row.info.shape) == 1 and not why_excluded(recipe, *names):
                 yield None, row.info
     for each in dropped:
         base, tuned = each.comparison.base, each.comparison.tuned

@@ -414,6 +414,10 @@ def test_a_dead_worker_leaves_the_journal_and_says_so(inputs, tmp_path, monkeypa
     ("options", "message"),
     [
         (["--resume"], "--resume needs the folder of the journal (--output DIR)"),
+        (
+            ["--shard", "1/2", "-o", "out", "--moments", "m", "--max-drift", "1"],
+            "--max-drift judges the whole audit: give it to `bulkedge merge`",
+        ),
         (["--shard", "1/2"], "--shard needs the folder of the journal (--output DIR)"),
         (["--resume", "--force", "-o", "out"], "--resume goes on with what --force would replace"),
         (["--shard", "1", "-o", "out"], "expected I/N such as 2/8, got '1'"),

@@ -87,7 +87,10 @@ def check_globs(
     """
     for glob in globs:
         if not matches(names, (glob,)):
-            raise RecipeError(f"{glob!r} matches no {what}{_nearest(glob, names)}; {remedy}")
+            near = _nearest(glob, names)
+            if matches(names, (inside := f"*.{glob}",)):
+                near = f": a glob matches the whole name: try {inside!r}"
+            raise RecipeError(f"{glob!r} matches no {what}{near}; {remedy}")
 
 
 def _nearest(glob: str, names: Collection[str]) -> str:

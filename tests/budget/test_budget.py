@@ -10,6 +10,7 @@ from bulkedge import CheckpointError, InputError, NothingAuditedError, RecipeErr
 from bulkedge.budgeting import matrix as measuring
 from bulkedge.budgeting import run as running
 from bulkedge.records.budget import BudgetRecord
+from bulkedge.tune import AdaptedMatrix, SpikeClip
 from bulkedge.update import BaseSpectrum, predict
 from bulkedge.update import budget as budget_of
 from helpers import save, save_adapter, some, weights
@@ -236,3 +237,44 @@ def test_base_and_adapter_have_their_places(base, tmp_path):
         bulkedge.budget(folder)
     with pytest.raises(InputError, match="give a LoRA adapter as like"):
         bulkedge.budget(base, like=base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_equal_values_have_no_limit(tmp_path, dtype):
+    Q = torch.linalg.qr(weights(60, 40).double()).Q.to(dtype)
+    noise = weights(60, 40).to(dtype)
+    base = save(
+        tmp_path / "base.safetensors", {"a.weight": Q, "b.weight": 7 * Q, "c.weight": noise}
+    )
+    record = bulkedge.budget(base, rank=4, alpha=8)
+    rows = by_name(record)
+    assert {name: row.status for name, row in rows.items()} == {
+        "a.weight": "no_limit", "b.weight": "no_limit", "c.weight": "measured",
+    }  # fmt: skip
+    assert list(bulkedge.lora_config(record)["alpha_pattern"].values()) == [8.0]
+    with pytest.warns(
+        UserWarning, match="have no bulk that a spike could leave, and are left alone: a"
+    ):
+        held = SpikeClip([layer(Q, "a"), layer(noise, "c")])
+    assert [x.name for x in held.matrices] == ["c"]
+
+
+def layer(W0, name):
+    return AdaptedMatrix(name, W0, torch.ones(1, 40), torch.ones(60, 1))
+
+
+def test_embeddings_by_short_names_are_left_out(tmp_path):
+    names = ("emb", "tok_emb", "net.emb", "member", "remember_gate")
+    base = save(
+        tmp_path / "base.safetensors", {f"{x}.weight": weights(60, 40, seed=i)
+                                        for i, x in enumerate(names)}
+    )  # fmt: skip
+    assert set(by_name(bulkedge.budget(base))) == {"member.weight", "remember_gate.weight"}
+
+
+def test_a_level_that_would_change_nothing_is_refused(base):
+    with pytest.raises(InputError, match="expected rank and alpha, or like, for level"):
+        bulkedge.budget(base, level=0.5)
+    record = bulkedge.budget(base, rank=4, alpha=8, level=0.5, target="up")
+    with pytest.raises(InputError, match="expected level 1 for settings of a planned rank"):
+        bulkedge.lora_config(record)

@@ -54,6 +54,15 @@ def test_a_matrix_without_a_limit_is_said_loudly(base, tmp_path):
     ("options", "words"),
     [
         (["--peft", "p.json"], "--peft needs --rank and --alpha"),
+        (["--rank", 4], "--rank needs --alpha, and the reverse"),
+        (["--alpha", 4], "--rank needs --alpha, and the reverse"),
+        (["--level", 0.5], "--level needs --rank and --alpha, or --like"),
+        (
+            ["-r", 4, "--alpha", 8, "--level", 0.5, "--peft", "p.json"],
+            "--level changes no α that --rank and --alpha give",
+        ),
+        (["-r", 4, "--alpha", 8, "--peft", "f", "--csv", "./f"], "would be written twice"),
+        (["-o", "out", "--csv", "out/budget.json"], "would be written twice"),
         (["--resume"], "--resume needs the folder of the journal"),
         (["--resume", "-o", "x", "--force"], "--resume goes on with what --force would replace"),
     ],
@@ -68,3 +77,17 @@ def test_nothing_is_written_into_the_base(base):
     result = run(base.parent, "-o", base.parent / "out")
     assert result.exit_code != 0
     assert "lies inside the input" in str(result.exception)
+
+
+def test_a_glob_that_is_the_end_of_a_name(tmp_path):
+    base = save(tmp_path / "base.safetensors", {"encoder.0.query.weight": weights(60, 40)})
+    found = run(base, "--target", "query")
+    assert "a glob matches the whole name: try '*.query'" in str(found.exception)
+    assert run(base, "--target", "*.query", "-q").exit_code == 0
+
+
+def test_it_says_what_to_do_next(base, tmp_path):
+    assert f"next: bulkedge budget {base} --rank 8 --alpha 16 --peft lora.json" in run(base).output
+    assert "next:" not in run(base, "-q").output
+    peft = run(base, "-r", 4, "--alpha", 8, "--peft", tmp_path / "p.json")
+    assert "next: train with" in peft.output

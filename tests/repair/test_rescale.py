@@ -251,6 +251,7 @@ def test_an_adapter_without_a_configuration_is_refused(tmp_path):
     [
         ({}, "expected a level or one factor for all of Rescale"),
         ({"level": 1, "uniform": 0.5}, "expected a level or one factor .*give one of them"),
+        ({"uniform": 0.5, "of": "edge"}, "expected no of= with uniform"),
         ({"uniform": 1.5}, "expected uniform between 0, excluded, and 1"),
         ({"level": 0}, "expected level to be positive"),
         ({"level": 1, "of": "middle"}, "expected of to be"),

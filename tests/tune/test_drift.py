@@ -141,7 +141,8 @@ def test_weights_that_are_trained_in_full(network, moments):
     model = nn.Sequential()
     model.add_module("q", nn.Linear(24, 20).double())
     model.q.weight.data.copy_(network.q.weight)
-    penalty = DriftPenalty(full_matrices(model), moments)
+    with pytest.warns(UserWarning, match=r"1 layers have a bias that is trained.* q.weight"):
+        penalty = DriftPenalty(full_matrices(model), moments)
     assert float(penalty().detach()) == 0
     with torch.no_grad():
         model.q.weight += draw(20, 24)
@@ -152,6 +153,55 @@ def test_weights_that_are_trained_in_full(network, moments):
     output = (W0 @ C @ W0.mT).trace()
     assert float(value.detach()) == pytest.approx(float((D @ C @ D.mT).trace() / output), rel=1e-10)
     torch.testing.assert_close(model.q.weight.grad, 2 * D @ C / output)
+
+
+class Conv1D(nn.Module):
+    """The layer of transformers that stores its weight as (in, out)."""
+
+    def __init__(self, n, m):
+        super().__init__()
+        self.weight = nn.Parameter(draw(n, m, seed=5))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("m", [24, 14])
+def test_a_weight_that_is_stored_transposed(m):
+    model = nn.Sequential(Conv1D(24, m))
+    with Moments(model) as moments, torch.no_grad():
+        model(draw(200, 24) * torch.linspace(3, 0.1, 24).double())
+    matrices = full_matrices(model)
+    monitor = Monitor(matrices, moments=moments, top_k=2)
+    W0 = model[0].weight.detach().clone().mT
+    with torch.no_grad():
+        model[0].weight += draw(24, m, seed=6) * torch.linspace(0, 0.5, 24).double()[:, None]
+    monitor.check()
+    D, C = model[0].weight.detach().mT - W0, moments["0"].moment
+    right = float((D @ C @ D.mT).trace() / (W0 @ C @ W0.mT).trace())
+    assert monitor.metrics()["bulkedge/highest_drift"] == pytest.approx(right, rel=1e-6)
+    assert matrices[0].shape == (m, 24)
+    DriftPenalty(matrices, moments)().backward()
+    grad = 2 * (D @ C).mT / (W0 @ C @ W0.mT).trace()
+    torch.testing.assert_close(model[0].weight.grad, grad, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-20])
+def test_factors_of_very_different_sizes(network, moments, size):
+    matrix = adapted(network, "q")
+    want = DriftPenalty([matrix], moments)
+    want().backward()
+    B, A = (x.detach() for x in matrix.parameters)
+    uneven = [x.float().requires_grad_() for x in (B * size, A / size)]
+    W0 = network.q.weight.float()
+    other = AdaptedMatrix("q", W0, uneven[1], uneven[0], lambda: 0.5)
+    found = DriftPenalty([other], moments)
+    found().backward()
+    assert found.values()["q"] == pytest.approx(want.values()["q"], rel=1e-5)
+    for x, y, by in zip(uneven, matrix.parameters, (size, 1 / size), strict=True):
+        torch.testing.assert_close(x.grad.double() * by, y.grad, rtol=1e-4, atol=1e-6)
+    DriftClip([other], moments, LIMIT).step()
+    assert found.values()["q"] == pytest.approx(LIMIT, rel=1e-5)
 
 
 # -- the holder -----------------------------------------------------------------------------------
@@ -374,3 +424,31 @@ def test_a_monitor_has_the_drift_of_each_layer_and_of_all(network, moments):
     again = Monitor(matrices, moments=moments, top_k=3)
     again.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
     assert again.metrics()["bulkedge/drift"] == metrics["bulkedge/drift"]
+
+
+def test_a_layer_whose_drift_is_not_known_is_in_no_figure(network, moments):
+    matrices = [adapted(network, "q"), adapted(network, "out")]
+    before = Monitor(matrices, every=1, top_k=2)
+    before.check()
+    resumed = Monitor(matrices, every=1, per_call=1, top_k=2, moments=moments)
+    resumed.load_state_dict(before.state_dict())
+    assert "bulkedge/drift" not in resumed.metrics()
+    resumed.step()
+    (known,) = [x.drift for x in resumed.figures.values() if x.drift is not None]
+    assert resumed.metrics()["bulkedge/drift"] == pytest.approx(known)
+
+
+@pytest.mark.parametrize("setting", [{"lora_bias": True}, {"bias": "all"}, {"bias": "lora_only"}])
+@pytest.mark.parametrize("user", ["clip", "penalty", "monitor"])
+def test_a_trained_bias_beside_an_update_is_refused_by_name(setting, user):
+    peft = pytest.importorskip("peft")
+    base = nn.Sequential(nn.Linear(16, 20))
+    with Moments(base) as moments, torch.no_grad():
+        base(torch.randn(60, 16))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"], **setting))
+    with pytest.raises(InputError, match=r"0: expected an update of the weight alone.*bias"):
+        {
+            "clip": lambda: DriftClip(model, moments, 0.1),
+            "penalty": lambda: DriftPenalty(model, moments),
+            "monitor": lambda: Monitor(model, moments=moments),
+        }[user]()

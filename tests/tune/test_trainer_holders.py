@@ -384,12 +384,17 @@ REFUSED = {
         {},
         "expected 'leading', 'edge', 'drift', .* got 'trailing'",
     ),
+    "nearly a name": (("leadin",), {}, "got 'leadin'; did you mean 'leading'.$"),
     "no holder": ((3,), {}, "a holder with a step.. or a function from the model to one, got 3"),
     "no level": (("edge", -1.0), {}, "expected limit to be positive and finite, got -1.0"),
     "no limit": (("drift",), {"moments": "m"}, "expected limit to be positive .* got None"),
     "no moments": (("drift", 0.1), {}, "expected moments= to be Moments or their file, got None"),
     "moments for spikes": (("edge",), {"moments": "m"}, "expected no moments= with 'edge', which"),
-    "settings of a holder": ((SpikeClip, 0.5), {}, "expected no limit= with <class .*, which has"),
+    "settings of a holder": (
+        (SpikeClip, 0.5),
+        {},
+        "expected no limit= with <class .*, which makes",
+    ),
     "globs of a holder": ((SpikeClip,), {"exclude": "x"}, "expected no exclude= with <class"),
 }
 

@@ -61,7 +61,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
     if judged.tuned.rank == 0:
         return _row(comparison, "failed", note=ZEROS)
     shape = (pair.base.shape[0], pair.base.shape[1])
-    base, problem = measure_base(judged.spectrum, shape, judged.computed_count)
+    base, problem = measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype)
     notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
     drift = _drift(comparison, pair, judged, recipe)
     moved = drift if isinstance(drift, Drift) else None

@@ -32,7 +32,8 @@ def lora_config(record: BudgetRecord) -> dict[str, Any]:
         ``alpha_pattern``, plain values.
 
     Raises:
-        InputError: If the record has neither rank and α nor an adapter, or no layer has a limit.
+        InputError: If the record has neither rank and α nor an adapter, a level that changes no α,
+            or no layer has a limit.
 
     Example:
         >>> import tempfile, torch
@@ -51,6 +52,12 @@ def lora_config(record: BudgetRecord) -> dict[str, Any]:
     rank, alpha = record.settings.rank, record.settings.alpha
     if rank is None or alpha is None:
         raise InputError("expected rank and alpha, or like=, for settings of PEFT; got neither")
+    if record.like is None and record.settings.level != 1:
+        raise InputError(
+            f"expected level 1 for settings of a planned rank and alpha, got "
+            f"{record.settings.level:g}: their α are relative, and no level changes them; lower "
+            "alpha, or scale the trained adapter with Rescale(level=…)"
+        )
     layers = _layers(record.matrices)
     if not layers:
         raise InputError("expected layers with a limit for settings of PEFT, got none; see notes")

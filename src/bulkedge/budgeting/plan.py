@@ -26,7 +26,7 @@ from bulkedge.comparison.leftover import not_a_weight
 from bulkedge.records import Skipped, make_recipe
 from bulkedge.rmt.empirical_bulk import MIN_VALUES
 
-EMBEDDING = re.compile(r"embed|^(wte|wpe|shared)$|relative_attention_bias")
+EMBEDDING = re.compile(r"embed|(?:^|_)embs?(?:$|_)|^(wte|wpe|shared)$|relative_attention_bias")
 """What the name of a layer that looks up rows has in it."""
 NAMES = "`bulkedge inspect BASE` lists the names"
 

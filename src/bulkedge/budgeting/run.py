@@ -110,7 +110,9 @@ def budget(
         >>> round(row.allowed.largest / row.leading, 2)  # the scale is 8/4
         0.5
     """
-    planned = _settings(rank, alpha, rslora, level, target, exclude, top_k, seed)
+    planned = _settings(
+        rank, alpha, rslora, level, target, exclude, top_k, seed, like=like is not None
+    )
     check_values("budget", jobs=(jobs, whole(1)))
     if like is not None and (rank is not None or alpha is not None):
         raise InputError("expected rank and alpha, or like, whose own they are; got both")
@@ -227,6 +229,8 @@ def _settings(
     exclude: str | Iterable[str],
     top_k: int,
     seed: int,
+    *,
+    like: bool,
 ) -> BudgetSettings:
     """What was asked for, checked."""
     check_values(
@@ -239,6 +243,8 @@ def _settings(
     )
     if (rank is None) != (alpha is None):
         raise InputError(f"expected both rank and alpha, or neither, got {rank} and {alpha}")
+    if level != 1 and rank is None and not like:
+        raise InputError("expected rank and alpha, or like, for level, which limits them; got none")
     if rslora and rank is None:
         raise InputError("expected rank and alpha for rslora, which is a scale of theirs; got none")
     return BudgetSettings(

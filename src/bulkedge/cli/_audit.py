@@ -141,6 +141,8 @@ def _check_options(options: dict[str, Any]) -> None:
         raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
     if options["max_drift"] is not None and options["moments"] is None:
         raise click.UsageError("--max-drift needs the inputs to measure it on (--moments FILE)")
+    if options["max_drift"] is not None and options["shard"]:
+        raise click.UsageError("--max-drift judges the whole audit: give it to `bulkedge merge`")
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume goes on with what --force would replace; give one")
     if options["engine"] == "ray" and options["jobs"] != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,16 @@ import click
 
 from bulkedge._errors import RecipeError, printable
 
-from ._output import CLEAN, FAILURE, check_file, check_folder, show_as, show_progress, write
+from ._output import (
+    CLEAN,
+    FAILURE,
+    check_file,
+    check_folder,
+    refuse_twice,
+    show_as,
+    show_progress,
+    write,
+)
 
 if TYPE_CHECKING:
     from bulkedge.records.budget import BudgetRecord
@@ -61,6 +71,7 @@ def budget(base: Path, **options: Any) -> None:
     if output is not None:
         check_folder(output, options["force"], resume=options["resume"])
     inputs = [path for path in (base, options["like"]) if path is not None]
+    refuse_twice([x for x in (options["csv"], options["peft"]) if x is not None], output)
     for file in filter(None, (output, options["csv"], options["peft"])):
         keep_out(file, inputs)
         if file != output:
@@ -79,7 +90,27 @@ def budget(base: Path, **options: Any) -> None:
             )
         show_as(record, print_budget, options)
         _write_all(record, options)
+        if not options["quiet"] and (step := _next(record, base, options)):
+            _notice(f"next: {step}")
     sys.exit(CLEAN if record.complete else FAILURE)
+
+
+def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> str | None:
+    """What to do with a budget; None where no matrix has a limit."""
+    if not any(row.leading is not None for row in record.matrices):
+        return None
+    quoted = shlex.quote(str(base))
+    if options["like"] is not None:
+        if not record.above:
+            return None
+        like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
+        return f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
+    if options["peft"] is not None:
+        return f'train with {options["peft"]}, and Hold("leading"), which holds updates below θ_k'
+    if options["rank"] is None:
+        return f"bulkedge budget {quoted} --rank 8 --alpha 16 --peft lora.json"
+    rank, alpha = options["rank"], f"{options['alpha']:g}"
+    return f"bulkedge budget {quoted} --rank {rank} --alpha {alpha} --peft lora.json"
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -90,6 +121,16 @@ def _check_options(options: dict[str, Any]) -> None:
         raise click.UsageError("--resume goes on with what --force would replace; give one")
     if options["peft"] and options["like"] is None and None in (options["rank"], options["alpha"]):
         raise RecipeError("--peft needs --rank and --alpha of the LoRA, or --like an adapter")
+    if (options["rank"] is None) != (options["alpha"] is None):
+        raise click.UsageError("--rank needs --alpha, and the reverse")
+    if options["level"] != 1 and options["like"] is None:
+        if options["rank"] is None:
+            raise click.UsageError("--level needs --rank and --alpha, or --like: θ_k has none")
+        if options["peft"] is not None:
+            raise click.UsageError(
+                "--level changes no α that --rank and --alpha give, which are relative: leave it "
+                "out, or --peft; `bulkedge repair --method rescale --level` lowers a trained one"
+            )
 
 
 def _write_all(record: BudgetRecord, options: dict[str, Any]) -> None:

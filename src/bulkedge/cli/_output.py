@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -196,7 +196,24 @@ def written_files(options: dict[str, Any]) -> list[Path]:
     """The files beside the output that were asked for, the ending of a report checked."""
     if options["report"] is not None:
         format_by_ending(options["report"])
-    return [options[n] for n in ("csv", "record", "report") if options.get(n) is not None]
+    files = [options[n] for n in ("csv", "record", "report") if options.get(n) is not None]
+    # a repair's folder is a copy of the fine-tune, and holds no record of its own
+    refuse_twice(files, None if "record" in options else options["output"])
+    return files
+
+
+def refuse_twice(files: Sequence[Path], folder: Path | None = None) -> None:
+    """OutputError where one file is to be written twice, or over the record in the output."""
+    from bulkedge.auditing import JOURNAL_NAME
+    from bulkedge.budgeting import BudgetRecord
+    from bulkedge.records import Record
+
+    own = (Record.file_name, BudgetRecord.file_name, JOURNAL_NAME)
+    places = [os.path.realpath(folder / name) for name in own] if folder else []
+    for file in files:
+        if (place := os.path.realpath(file)) in places:
+            raise OutputError(f"{file}: would be written twice; give each output a file of its own")
+        places.append(place)
 
 
 def format_by_ending(path: Path, remedy: str = "") -> str:

@@ -11,7 +11,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge.checkpoint import StoredMatrix
+from bulkedge.checkpoint import StoredMatrix, read_tensor
+from bulkedge.checkpoint.header import TensorInfo
 from bulkedge.moments import (
     Layer,
     StoredLayer,
@@ -64,7 +65,8 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
         path: A file of moments of the base; only its header is read.
 
     Returns:
-        The plan.  A comparison whose inputs are not known says why.
+        The plan.  A comparison whose inputs are not known says why.  Vectors, such as biases, are
+        read: one that differs from the base's is called changed, as no drift tells its effect.
 
     Raises:
         CheckpointError: If the file is none, or damaged.
@@ -84,7 +86,18 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
         except InputError as error:
             inputs = str(error)
         found.append(replace(comparison, inputs=inputs))
-    return replace(plan, comparisons=tuple(found), moments=file)
+    changed = {tuned.name for base, tuned in plan.vectors if _differs(base, tuned)}
+    skipped = tuple(
+        row.model_copy(update={"changed": row.side == "tuned" and row.name in changed})
+        for row in plan.skipped
+    )
+    return replace(plan, comparisons=tuple(found), skipped=skipped, moments=file)
+
+
+def _differs(base: TensorInfo | None, tuned: TensorInfo) -> bool:
+    """Whether a vector is not that of the base; one without a counterpart is added to it."""
+    found = read_tensor(tuned).double()
+    return bool((found != (0 if base is None else read_tensor(base).double())).any())
 
 
 def find_inputs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from bulkedge.checkpoint import (
     open_base,
     open_path,
 )
-from bulkedge.checkpoint.header import EMPTY
+from bulkedge.checkpoint.header import EMPTY, TensorInfo
 from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
@@ -47,6 +47,8 @@ class Plan:
         skipped: Every other tensor of the tuned side, and of the base where it should have one.
         tensors: Every tensor of two or more dimensions of either side, and what becomes of it.
         moments: The file of moments that drift is measured with; None without.
+        vectors: The vectors of the tuned side, such as biases, each with what it replaces in the
+            base; None where it is added.
     """
 
     base: Checkpoint
@@ -55,6 +57,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     tensors: tuple[Stored, ...] = ()
     moments: Path | None = None
+    vectors: tuple[tuple[TensorInfo | None, TensorInfo], ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -110,7 +113,30 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         base_checkpoint, opened, wanted, dropped, skipped, recipe, pairing.unjudged_base
     )
     all_skipped = (*skipped, *unaccounted)
-    return Plan(base_checkpoint, opened, tuple(wanted), all_skipped, tuple(tensors))
+    return Plan(
+        base_checkpoint,
+        opened,
+        tuple(wanted),
+        all_skipped,
+        tuple(tensors),
+        None,
+        tuple(_vectors(opened, dropped, recipe)),
+    )
+
+
+def _vectors(
+    opened: Checkpoint | Adapter, dropped: Iterable[Dropped], recipe: Recipe
+) -> Iterator[tuple[TensorInfo | None, TensorInfo]]:
+    """The vectors that the recipe does not leave out, and what they replace."""
+    if isinstance(opened, Adapter):  # the bias of a factor is added to that of the layer
+        for row in opened.unhandled:
+            names = (row.name, row.info.name)
+            if row.set_aside and len(row.info.shape) == 1 and not why_excluded(recipe, *names):
+                yield None, row.info
+    for each in dropped:
+        base, tuned = each.comparison.base, each.comparison.tuned
+        if each.fate == "apart" and tuned is not None and len(base.codec.shape) == 1:
+            yield base.info, tuned.info
 
 
 def _open_tuned(path: str | Path) -> Checkpoint | Adapter:

@@ -83,6 +83,9 @@ class Skipped(Row):
     lost: bool = Field(description="Part of the update of a weight, which went unjudged.")
     side: InputSide = Field(default="tuned", description="Which input holds it.")
     accepted: bool = Field(default=False, description="A weight that the recipe leaves out.")
+    changed: bool = Field(
+        default=False, description="A vector, such as a bias, that differs; told with moments."
+    )
 
 
 class Stored(Row):
@@ -125,6 +128,9 @@ class DriftSummary(Row):
 
     measured: Count = Field(description="Changed matrices whose drift is known.")
     unknown: Count = Field(description="Changed matrices whose drift is not: see `drift_note`.")
+    vectors: Count = Field(
+        0, description="Changed vectors, such as biases, whose effect is no part of any `drift`."
+    )
     mean: Size | None = Field(description="Mean of `drift` over those that are known.")
     of_sums: Size | None = Field(
         description="Their `output_change` in all over their `output_power` in all."
@@ -169,8 +175,9 @@ class Summary(Row):
 
     @property
     def drift_known(self) -> bool:
-        """Whether the drift of every changed matrix was measured."""
-        return self.drift is not None and self.drift.measured > 0 and not self.drift.unknown
+        """Whether the drift of every changed matrix was measured, and nothing changed besides."""
+        found = self.drift
+        return found is not None and found.measured > 0 and not (found.unknown or found.vectors)
 
 
 class Run(Row):
@@ -355,15 +362,16 @@ def summarise(
         supercritical=sum(matrix.supercritical or 0 for matrix in matrices),
         beyond_leading=sum(matrix.beyond_leading or 0 for matrix in matrices),
         tensors=None if tensors is None else count_tensors(tensors, matrices),
-        drift=summarise_drift(matrices) if moments else None,
+        drift=summarise_drift(matrices, skipped) if moments else None,
     )
 
 
-def summarise_drift(matrices: list[Matrix]) -> DriftSummary:
+def summarise_drift(matrices: list[Matrix], skipped: list[Skipped]) -> DriftSummary:
     """The drift of all changed matrices together.
 
     Args:
         matrices: The rows of an audit with moments.
+        skipped: What was left out of it.
 
     Returns:
         Its mean, and how many matrices that is of.
@@ -378,6 +386,7 @@ def summarise_drift(matrices: list[Matrix]) -> DriftSummary:
     return DriftSummary(
         measured=len(known),
         unknown=len(changed) - len(known),
+        vectors=sum(row.changed for row in skipped),
         mean=math.fsum(drift for _, drift in known) / len(known) if known else None,
         of_sums=change / power if power else None,
         along_new=math.fsum(new) / len(new) if new else None,

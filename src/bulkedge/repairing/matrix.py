@@ -114,7 +114,7 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
 def _fit(judged: Judgement, pair: Pair) -> BulkFit | None:
     """The bulk of the base; None where it has none."""
     shape = (pair.base.shape[0], pair.base.shape[1])
-    base, _ = measure_base(judged.spectrum, shape, judged.computed_count)
+    base, _ = measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype)
     return None if base is None else base.fit
 
 

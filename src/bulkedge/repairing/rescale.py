@@ -33,7 +33,8 @@ class Rescale:
         uniform: One factor for all layers.
 
     Raises:
-        InputError: Unless exactly one of ``level`` and ``uniform`` is given, and in its range.
+        InputError: Unless exactly one of ``level`` and ``uniform`` is given, and in its range; or
+            ``of`` is given beside ``uniform``.
 
     References:
         Xie, arXiv:2607.23711, for ``level`` at the edge.
@@ -54,6 +55,8 @@ class Rescale:
             of=one_of("leading", "edge"),
             uniform=optional(PART),
         )
+        if self.uniform is not None and self.of != "leading":
+            raise InputError("expected no of= with uniform, which no limit enters; give level")
         if (self.level is None) == (self.uniform is None):
             raise InputError(
                 f"expected a level or one factor for all of Rescale, got level {self.level} and "

@@ -38,6 +38,7 @@ def drift_lines(record: Record) -> list[str]:
         if worst := most_drifted(record):
             line += f"; most in {worst.name.removesuffix('.weight')} ({told_drift(worst.drift)})"
         lines.append(line + _along_new(record))
+    lines += [f"drift is NOT all: {line}" for line in _vectors(record)]
     return lines + [f"drift NOT measured: {line}" for line in _unknown(record)]
 
 
@@ -54,6 +55,7 @@ def drift_sentences(record: Record) -> list[str]:
             f"{count(found.measured, 'matrix', 'matrices')}{_of_sums(record)})"
             f"{_along_new(record)}."
         )
+    sentences += [f"That is not all: {printable(line)}." for line in _vectors(record)]
     return sentences + [f"Drift was not measured: {printable(line)}." for line in _unknown(record)]
 
 
@@ -83,6 +85,14 @@ def _along_new(record: Record) -> str:
     if found is None or found.along_new is None:
         return ""
     return f"; on average {found.along_new:.0%} of a matrix's drift lies along new directions"
+
+
+def _vectors(record: Record) -> Iterator[str]:
+    """The changed vectors, whose effect no drift holds; the first names as examples."""
+    names = [row.name for row in record.skipped if row.changed]
+    if names:
+        what = "changed biases or other vectors are" if names[1:] else "changed bias or vector is"
+        yield f"{len(names)} {what} no part of it: {', '.join(names[:3])}{', …' * bool(names[3:])}"
 
 
 def _unknown(record: Record) -> Iterator[str]:

@@ -9,6 +9,7 @@ with ``C = E[x xᵀ]`` the second moment of the layer's inputs in the base.  Of 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
         One entry a matrix, in the same order.
 
     Raises:
-        InputError: If a matrix is of another kind, a layer was not measured, or the moments are of
-            another model.
+        InputError: If a matrix is of another kind, a LoRA layer has a bias that is trained, a layer
+            was not measured, or the moments are of another model.
     """
     if not isinstance(moments, Moments):
         raise InputError(f"expected moments to be Moments, got {moments!r:.60}; {REMEDY}")
@@ -102,6 +103,13 @@ def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
                 f"{matrix.name}: expected an AdaptedMatrix or a FullMatrix, whose drift is known, "
                 f"got {type(matrix).__name__}; leave out moments="
             )
+        if isinstance(matrix, AdaptedMatrix) and (bias := matrix.bias_beside):
+            raise InputError(
+                f"{matrix.name}: expected an update of the weight alone, whose drift is known, got "
+                f"{bias}, which moves the outputs besides; train without it, or leave the layer "
+                "out with exclude="
+            )
+    _warn_of_biases(matrices)
     known = _by_weight(moments, {_weight_name(x.name): x.shape for x in matrices})
     shared: dict[int, Shared] = {}
     found = []
@@ -164,19 +172,24 @@ class _LowRankDrift(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, B: Tensor, A: Tensor, moment: Shared, factor: float) -> Tensor:
+        # of factors of very different sizes one square may be infinite, the other zero
+        b, a = _power_of_two(B), _power_of_two(A)
+        B, A = B / b, A / a
         AC = moment.times(A)
         K, G = B.mT @ B, AC @ A.mT
+        b, a = b.double(), a.double()
         ctx.factor = factor
-        ctx.save_for_backward(B, AC, K, G)
-        return factor * (K.double() * G.double()).sum().to(K.dtype)
+        ctx.save_for_backward(B, AC, K, G, b, a)
+        return (factor * (b * a) ** 2 * (K.double() * G.double()).sum()).to(K.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
-        B, AC, K, G = ctx.saved_tensors
-        slope = 2 * ctx.factor * g
+        B, AC, K, G, b, a = ctx.saved_tensors
+        slope = 2 * ctx.factor * g.double() * b * a
         with full_precision(g.device):
-            return slope * (B @ G), slope * (K @ AC), None, None
+            in_B, in_A = (slope * a).to(B.dtype) * (B @ G), (slope * b).to(B.dtype) * (K @ AC)
+        return in_B, in_A, None, None
 
 
 class _FullDrift(torch.autograd.Function):
@@ -194,6 +207,23 @@ class _FullDrift(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         (DC,) = ctx.saved_tensors
         return 2 * g / ctx.output * DC, None, None
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """A power of two near the largest entry, by which division rounds nothing; 1 of zeros."""
+    exponent = torch.frexp(x.abs().amax()).exponent
+    return torch.ldexp(torch.ones((), dtype=x.dtype, device=x.device), exponent)
+
+
+def _warn_of_biases(matrices: Sequence[Any]) -> None:
+    """One note on biases that are trained besides weights that are trained in full."""
+    names = [matrix.name for matrix in matrices if getattr(matrix, "has_trained_bias", False)]
+    if names:
+        warnings.warn(
+            f"{len(names)} layers have a bias that is trained, too, such as that of {names[0]}: "
+            "what it changes is no part of the drift",
+            stacklevel=4,
+        )
 
 
 def _device(matrix: AdaptedMatrix | FullMatrix) -> torch.device:

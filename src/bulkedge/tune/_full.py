@@ -35,8 +35,9 @@ class FullMatrix:
 
     Args:
         name: The name of the parameter.
-        base: W0, a copy, shape ``(m, n)``; it may lie on the CPU, and is moved when it is used.
-        weight: The parameter, or a view of it.
+        base: W0 as it acts on inputs, a copy, shape ``(m, n)`` = (out, in); it may lie on the CPU,
+            and is moved when it is used.
+        weight: The parameter, or a view of it, in the same orientation.
 
     Raises:
         InputError: If the two differ in shape.
@@ -110,12 +111,13 @@ class NamedWeight(FullMatrix):
     Args:
         model: The model.
         name: The name of the parameter, or of the weight that a parametrization computes.
-        base: W0, shape ``(m, n)``.
+        base: W0 as the layer stores it: ``(n, m)`` in a ``Conv1D`` of transformers.
     """
 
     def __init__(self, model: nn.Module, name: str, base: Tensor) -> None:
         self._model = model
-        self.name, self.base = name, base
+        self._transposed = _stores_transposed(model, name)
+        self.name, self.base = name, self._acting(base)
         self.weight  # noqa: B018 — raises if it does not fit
 
     @property
@@ -127,8 +129,18 @@ class NamedWeight(FullMatrix):
                 f"{self.name}: expected the weight that was found when this was built, got no such "
                 "parameter; build it again after the model is changed"
             )
-        _require_shape(self, found)
-        return found
+        _require_shape(self, self._acting(found))
+        return self._acting(found)
+
+    @property
+    def has_trained_bias(self) -> bool:
+        """Whether the bias of its layer is trained besides."""
+        bias = find_weight(self._model, f"{self.name.rpartition('.')[0]}.bias".removeprefix("."))
+        return bias is not None and bias.requires_grad
+
+    def _acting(self, stored: Tensor) -> Tensor:
+        """A weight in the orientation in which it acts on inputs, ``(m, n)``."""
+        return stored.mT if self._transposed and stored.ndim == 2 else stored
 
 
 def full_matrices(
@@ -203,6 +215,17 @@ def find_weight(model: nn.Module, name: str) -> Tensor | None:
     except AttributeError:
         return None
     return found if isinstance(found, Tensor) else None
+
+
+def _stores_transposed(model: nn.Module, name: str) -> bool:
+    """Whether a weight is stored as (in, out): GPT-2's ``Conv1D`` does that."""
+    path = name.rpartition(".")[0]
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        return False
+    # a parametrization and FSDP2 each derive a class of another name
+    return any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__)
 
 
 def _require_shape(matrix: FullMatrix, weight: Tensor) -> None:

@@ -116,6 +116,16 @@ class LoraMatrix(AdaptedMatrix):
         """The dtype in which products are computed."""
         return product_dtype(self._layer().get_base_layer().weight.dtype)
 
+    @property
+    def bias_beside(self) -> str | None:
+        """See :attr:`AdaptedMatrix.bias_beside`."""
+        layer = self._layer()
+        factor = dict(layer.lora_B.items()).get(self._adapter)
+        if getattr(factor, "bias", None) is not None:
+            return "lora_bias=True"
+        bias = getattr(layer.get_base_layer(), "bias", None)
+        return "a bias that is trained" if bias is not None and bias.requires_grad else None
+
     def _scaling(self) -> float:
         """The scale as PEFT computed it: α/r, α/√r with rsLoRA, or what a caller set."""
         return self._layer().scaling[self._adapter]

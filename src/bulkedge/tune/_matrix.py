@@ -139,6 +139,11 @@ class AdaptedMatrix:
     def check(self) -> None:
         """InputError unless the model computes ``W0 + s·B·A`` with these factors."""
 
+    @property
+    def bias_beside(self) -> str | None:
+        """A bias that is trained besides the factors, for messages; None if there is none."""
+        return None
+
     def prepare_factors(self) -> None:
         """Called before the parameters are read or written: see that they are the trained ones."""
 

@@ -57,7 +57,7 @@ class HasBase(Protocol):
 Based = TypeVar("Based", bound=HasBase)
 
 
-def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
+def base_spectrum(name: str, base: LinearMap, stored: torch.dtype = torch.float32) -> BaseSpectrum:
     """The singular values of a base, and the bulk fitted to them.
 
     Cost: ``svdvals`` where the shorter side is at most 1024, 48 passes where it is longer.
@@ -65,6 +65,7 @@ def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
     Args:
         name: For messages.
         base: W0, shape ``(m, n)``.
+        stored: The dtype in which it is stored, whose rounding is no bulk.
 
     Returns:
         The spectrum.
@@ -84,7 +85,7 @@ def base_spectrum(name: str, base: LinearMap) -> BaseSpectrum:
             start = generic(base.shape[0], 1, like)
             found = certify(base, start, errors=torch.ones(1), max_steps=QUADRATURE_STEPS)
             values, exact = found.spectrum, len(found.base_sigma)
-    spectrum, problem = measure_base(values, (shape[0], shape[1]), exact)
+    spectrum, problem = measure_base(values, (shape[0], shape[1]), exact, stored)
     if spectrum is None:
         raise NoBulkError(
             f"{name}: expected a base with a bulk, got none ({problem}); leave it out"
@@ -137,7 +138,8 @@ def measure_thresholds(
 def _threshold(matrix: HasBase, of: Line) -> float:
     """The strength at which a spike reaches a line; 0 without one."""
     try:
-        spectrum = base_spectrum(matrix.name, matrix.base_map())
+        stored = getattr(getattr(matrix, "base", None), "dtype", torch.float32)
+        spectrum = base_spectrum(matrix.name, matrix.base_map(), stored)
     except NoBulkError:
         return 0.0
     edge = spectrum.fit.threshold

@@ -268,8 +268,9 @@ class Monitor:
             "lowest_score": min(layer.worst for layer in seen),
             "energy_share": _mean([layer.energy for layer in seen]),
             "effective_rank": _mean([layer.effective_rank for layer in seen]),
-            "overhead": self._seconds / elapsed,
         }
+        if self.steps:
+            found["overhead"] = self._seconds / elapsed
         if known := [layer.strongest for layer in seen if layer.strongest is not None]:
             found["strongest_spike"] = max(known)
         if self._drifts:
@@ -280,10 +281,14 @@ class Monitor:
         return {f"bulkedge/{name}": value for name, value in found.items()}
 
     def _drift_in_all(self) -> dict[str, float]:
-        """The drift of the layers that were checked, together and at most."""
+        """The drift of the layers that were checked, together and at most; of none, nothing."""
         pairs = [
-            (self._drifts[name].output, layer.drift or 0.0) for name, layer in self.figures.items()
+            (self._drifts[name].output, layer.drift)
+            for name, layer in self.figures.items()
+            if layer.drift is not None  # not known of figures from a run without moments
         ]
+        if not pairs:
+            return {}
         moved = sum(output * drift for output, drift in pairs)
         return {
             "drift": moved / sum(output for output, _ in pairs),

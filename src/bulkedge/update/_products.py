@@ -119,7 +119,7 @@ def _require_finite(W0: Tensor) -> None:
 def _of_all(W0: Tensor, shape: tuple[int, int], passes: int, note: str | None) -> Measured:
     """From all singular values."""
     values = all_values(as_map(W0)).cpu()
-    spectrum, problem = measure_base(values, shape, len(values))
+    spectrum, problem = measure_base(values, shape, len(values), W0.dtype)
     return Measured(values, len(values), spectrum, problem, passes, note)
 
 
@@ -143,16 +143,15 @@ def _by_products(W0: Tensor, top_k: int, seed: int) -> tuple[Measured | None, in
             if process.closed:  # a rank that small is found at once by an SVD
                 break
             if step >= FIRST and (step - FIRST) % EVERY == 0:
-                found = _settled(process, shape, top_k, size)
+                found = _settled(process, W0, top_k, size)
                 if found is not None:
                     return found, process.passes
     return None, process.passes
 
 
-def _settled(
-    process: Bidiagonalization, shape: tuple[int, int], top_k: int, size: float
-) -> Measured | None:
+def _settled(process: Bidiagonalization, W0: Tensor, top_k: int, size: float) -> Measured | None:
     """What the process has found, once the values that count have converged."""
+    shape = (W0.shape[0], W0.shape[1])
     ritz, p = process.ritz(), min(shape)
     exact = _converged(ritz)
     values = guess_spectrum(ritz, exact, (p, max(shape)), 0, process.start_size, size)
@@ -162,7 +161,7 @@ def _settled(
     outliers, _ = count_outliers(values, exact=exact)
     if exact < outliers + FITTED_VALUES:
         return None
-    spectrum, problem = measure_base(values, shape, exact)
+    spectrum, problem = measure_base(values, shape, exact, W0.dtype)
     return Measured(values, exact, spectrum, problem, process.passes)
 
 

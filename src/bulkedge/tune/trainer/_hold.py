@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, Union
 
 import torch
@@ -201,8 +202,7 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
     if not names and (isinstance(what, str) or not (_is_holder(what) or callable(what))):
         raise InputError(
             f"expected 'leading', 'edge', 'drift', a holder with a step() or a function from the "
-            f"model to one, got {what!r:.60}; if a checkpoint made this callback anew, leave "
-            "restore_callback_states_from_checkpoint off: Hold resumes by itself"
+            f"model to one, got {what!r:.60}{_remedy(what)}"
         )
     chosen = {"limit": limit, "adapter": options["adapter"]}
     chosen |= {name: options[name] for name, all_ in DEFAULTS.items() if options[name] != all_}
@@ -211,6 +211,17 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
         raise InputError(f"expected no {odd[0]}= with {what!r:.60}, which makes no use of it")
     if limit is not None:
         check_level(Hold.__name__, limit, "limit")
+
+
+def _remedy(what: object) -> str:
+    """What to do about a thing that cannot be held."""
+    if what is None:  # what a trainer gives that makes a callback anew from a checkpoint
+        return (
+            "; if a checkpoint made this callback anew, leave "
+            "restore_callback_states_from_checkpoint off: Hold resumes by itself"
+        )
+    near = get_close_matches(what, (*LINES, "drift"), n=1) if isinstance(what, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _saved_entries(state: TrainerState) -> list[dict[str, Any]]:

@@ -324,12 +324,12 @@ def test_what_the_page_says_of_protecting_is_what_was_measured():
     assert len(found.adapters) >= 8
     for adapter, strength in itertools.product(nouns, (1.0, 3.0)):
         cell = found.one(adapter, "protect", strength)
-        for ability in tables.ABILITIES:
+        for ability in some(tables.ABILITIES):
             gain = found.gain(adapter, cell, ability)
             kept, task = found.curve(adapter, "scaled", ability)[-1]
             beyond = cell[ability] > kept and cell["task"] > task
             assert beyond if gain is None else gain > 0, (adapter, strength, ability)
-    for adapter in tables.SHIPPED.values():
+    for adapter in some(tables.SHIPPED.values()):
         assert found.gain_at_half(adapter) < 3  # the goal that the page says is missed
     (replay,) = (c for c in found.others("nouns, r = 8, seed 0") if "replay" in c["method"])
     assert found.gain("nouns, r = 8, seed 0", replay, "structure", "protect") > 0

@@ -39,6 +39,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "path": str(tuned),
         "kind": "file",
         "trained_on": None,
+        "quantised": None,
         "files": [
             {
                 "name": tuned.name,
@@ -59,6 +60,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
             "lost": False,
             "side": "base",
             "accepted": False,
+            "changed": False,
         }
     ]
     assert data["tensors"] == [

@@ -9,11 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from pydantic import BaseModel
+from torch import nn
 
 import bulkedge
 from bulkedge import CheckpointError, Record, RepairRecord, Scale, Shard
 from bulkedge.auditing import merge_shards
 from bulkedge.cli import cli
+from bulkedge.moments import Moments
 from bulkedge.records.record import Document
 from bulkedge.records.rows import Row
 from cases import gaussian, orthonormal
@@ -25,12 +27,12 @@ UNBOUNDED = {
     "sigma", "residual", "values", "edge", "misfit", "misfit_limit", "theta", "location", "sd",
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
-    "drift_before", "drift_after", "leading", "strength", "mean", "most",
+    "drift_before", "drift_after", "leading", "strength", "mean", "most", "high",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
     "name", "path", "trained_on", "version", "torch", "reason", "tuned_name", "note", "engine",
-    "output", "left_behind", "include", "exclude",
+    "output", "left_behind", "include", "exclude", "quantised", "drift_note",
 }  # fmt: skip
 """Texts that may be any."""
 
@@ -55,7 +57,9 @@ def documents(tmp_path_factory):
     lora = recipe | {"exclude": [], "split": {"l0.weight": [15, 25]}}
     found = {
         "full": bulkedge.audit(base_file, tuned_file, recipe=recipe | {"exclude": []}),
-        "adapter": bulkedge.audit(base_file, adapter, recipe=lora),
+        "adapter": bulkedge.audit(
+            base_file, adapter, recipe=lora | {"critical_scale": True}, moments=moments_of(base)
+        ),
         "part": bulkedge.audit(base_file, adapter, recipe=lora, shard=Shard(1, 2)),
         "repair": bulkedge.repair(
             base_file, adapter, folder / "out", method=Scale(0.0), recipe={"top_k": 3}, max_rank=9
@@ -64,7 +68,17 @@ def documents(tmp_path_factory):
     found = {name: json.loads(record.to_json()) for name, record in found.items()}
     of_protect = {"strength": 1.0, "drift_before": 0.5, "drift_after": 0.25}
     found["repair"]["matrices"][0] |= of_protect
+    found["adapter"]["inputs"]["base"]["quantised"] = "bitsandbytes nf4 (1 weight)"
     return found
+
+
+def moments_of(base):
+    """Moments of one layer of a base: of the others there is a note why drift is not known."""
+    layers = nn.ModuleDict({f"l{i}": nn.Linear(30, 40 + i, bias=i == 0) for i in range(3)})
+    layers.load_state_dict(base)
+    with Moments(layers) as moments, torch.no_grad():
+        layers["l0"](weights(50, 30))
+    return moments
 
 
 def kind(name):
@@ -149,10 +163,14 @@ def test_the_documents_have_a_value_in_every_field(documents):
     assert fields - seen == {"left_behind"}  # a list of texts
 
 
+OTHERS = ("bulkedge.records.budget", "bulkedge.records.frontier")
+"""Records that are no audit's and no repair's."""
+
+
 def models(root=Row):
-    """All models of records."""
+    """All models of records of audits and repairs."""
     for model in root.__subclasses__():
-        if model is not Document:
+        if model is not Document and model.__module__ not in OTHERS:
             yield model
         yield from models(model)
 

@@ -48,7 +48,7 @@ def test_the_common_rows_are_judged_and_the_others_named(rows, tmp_path):
     common = min(rows, BEFORE)
     part = "" if rows > BEFORE else f"[0:{common}]"
     assert {row.name for row in record.matrices} == {Q, EMBED + part, HEAD + part}
-    for row in record.matrices:
+    for row in some(record.matrices):
         name = row.name.removesuffix(part) if part else row.name
         exact = oracle_scores(before[name][:common], after[name][:common], 3)
         scores = torch.tensor([direction.score for direction in row.directions])
@@ -80,7 +80,7 @@ def test_a_head_that_shares_the_embedding(tmp_path):
     plan = make_plan(own, together, Recipe())
     assert {c.base.name for c in plan.comparisons} == {EMBED, HEAD, Q}
     assert not any(row.lost for row in plan.skipped)
-    for comparison in plan.comparisons:
+    for comparison in some(plan.comparisons):
         pair = load(comparison, CPU)
         assert pair.replaced is not None
         assert pair.replaced.shape == pair.base.shape

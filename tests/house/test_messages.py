@@ -23,6 +23,7 @@ OURS = {name for name in dir(_errors) if isinstance(getattr(_errors, name), type
 UNTESTED = {
     "expected a pair with factors": "for the type checker: the caller has asked for them",
     "expected factors, got none": "for the type checker: the caller has asked for them",
+    "expected two updates of one form": "for the type checker: both are of one pair",
 }
 
 # Patterns that take their words from a table, which says for each case what is lost, or from the

@@ -139,7 +139,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert result.stderr.count("\n") == 1
     nowhere = command("rank")
     assert nowhere.returncode == 2
-    assert "--output DIR" in nowhere.stderr
+    assert "give a folder for table and figure (--output DIR), or --json" in nowhere.stderr
 
 
 def test_without_matplotlib_there_is_a_table(tmp_path):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
-from typing_extensions import TypedDict
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from typing_extensions import Self, TypedDict
 
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Record
@@ -157,3 +157,9 @@ class RepairRecord(Document):
     after: Record | None = Field(
         description="The audit of what was written; null of a dry run, and in a frontier."
     )
+
+    @model_validator(mode="after")
+    def _check_cost(self) -> Self:
+        if self.cost is not None and self.cost.matrix not in {row.name for row in self.matrices}:
+            raise ValueError(f"the cost is of {self.cost.matrix!r}, which is no matrix of it")
+        return self

@@ -471,7 +471,9 @@ def test_errors_quote_hostile_names(tmp_path):
 
 def test_inspect(inputs, tmp_path):
     lines = run("inspect", inputs["base"]).stdout.splitlines()
-    assert lines == ["a.weight  F64  120×90", "b.weight  F64  90×110"]
+    assert lines == [
+        "a.weight  F64  120×90", "b.weight  F64  90×110", "full model: 2 tensors in one file",
+    ]  # fmt: skip
     adapter = save_adapter(
         tmp_path / "a",
         {
@@ -524,7 +526,7 @@ def test_summaries_of_commands_are_whole_sentences():
     ended = run("--help")
     assert ended.returncode == CLEAN
     lines = ended.stdout.partition("Commands:\n")[2].splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 9
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
 
 

@@ -140,8 +140,9 @@ MAY = {"auditing/engine/ray.py": {"socket", "urllib"}}
 MAY |= {"tradeoff/evaluation.py": {"subprocess"}}
 # their classes, for a model that the caller has built already
 MAY |= {f"tune/{name}.py": {"peft", "transformers"} for name in (
-    "_layers", "_lora", "callback", "trainer",
-    "peft/__init__", "peft/config", "peft/export", "peft/layer", "peft/model",
+    "_layers", "_lora", "trainer/__init__", "trainer/_hold", "trainer/_monitor", "trainer/_penalty",
+    "trainer/_report",
+    "peft/__init__", "peft/config", "peft/export", "peft/layer", "peft/model", "peft/spectral",
 )}  # fmt: skip
 CALLS = {
     "eval",

@@ -18,7 +18,7 @@ PUBLIC = {getattr(module, name) for module in MODULES for name in module.__all__
           if inspect.isclass(getattr(module, name))}  # fmt: skip
 DOES = ("compute", "solve", "bound", "prepare", "correct", "rows")
 """What a solver, an adjoint, a certificate, a system solver, a repair and an engine are asked."""
-NEEDED = {Shard: {"index": 1, "count": 2}} | {
+NEEDED = {Shard: {"index": 1, "count": 2}, bulkedge.Rescale: {"level": 1.0}} | {
     law: {"theta": 1.0, "ratio": 0.5} for law in PUBLIC if issubclass(law, Law)
 }
 """What has no default."""

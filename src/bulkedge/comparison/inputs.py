@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._precision import exact
 from bulkedge.checkpoint import StoredMatrix, read_tensor
 from bulkedge.checkpoint.header import TensorInfo
 from bulkedge.moments import (
@@ -96,8 +97,8 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
 
 def _differs(base: TensorInfo | None, tuned: TensorInfo) -> bool:
     """Whether a vector is not that of the base; one without a counterpart is added to it."""
-    found = read_tensor(tuned).double()
-    return bool((found != (0 if base is None else read_tensor(base).double())).any())
+    found = exact(read_tensor(tuned))
+    return bool((found != (0 if base is None else exact(read_tensor(base)))).any())
 
 
 def find_inputs(

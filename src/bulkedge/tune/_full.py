@@ -80,6 +80,11 @@ class FullMatrix:
         )
         return found.sigma.double()
 
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype in which the base is stored, whose rounding is no bulk."""
+        return self.base.dtype
+
     def difference(self) -> Tensor:
         """``W − W0``, differentiable in W, in the dtype of products; for whole weights."""
         weight = self._in_memory()

@@ -117,6 +117,12 @@ class LoraMatrix(AdaptedMatrix):
         return product_dtype(self._layer().get_base_layer().weight.dtype)
 
     @property
+    def stored_dtype(self) -> torch.dtype:
+        """See :attr:`AdaptedMatrix.stored_dtype`; float32 of a base that is packed."""
+        stored = self._layer().get_base_layer().weight.dtype
+        return stored if stored.is_floating_point and stored.itemsize > 1 else torch.float32
+
+    @property
     def bias_beside(self) -> str | None:
         """See :attr:`AdaptedMatrix.bias_beside`."""
         layer = self._layer()

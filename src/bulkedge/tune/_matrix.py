@@ -140,6 +140,11 @@ class AdaptedMatrix:
         """InputError unless the model computes ``W0 + s·B·A`` with these factors."""
 
     @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype in which the base is stored, whose rounding is no bulk."""
+        return self._base.dtype
+
+    @property
     def bias_beside(self) -> str | None:
         """A bias that is trained besides the factors, for messages; None if there is none."""
         return None

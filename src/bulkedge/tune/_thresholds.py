@@ -138,7 +138,7 @@ def measure_thresholds(
 def _threshold(matrix: HasBase, of: Line) -> float:
     """The strength at which a spike reaches a line; 0 without one."""
     try:
-        stored = getattr(getattr(matrix, "base", None), "dtype", torch.float32)
+        stored = getattr(matrix, "stored_dtype", torch.float32)
         spectrum = base_spectrum(matrix.name, matrix.base_map(), stored)
     except NoBulkError:
         return 0.0

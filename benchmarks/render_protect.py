@@ -69,7 +69,7 @@ class Results:
         known = between(self.curve(adapter, than, ability), cell[ability])
         return None if known is None else 100 * (cell["task"] - known)
 
-    def told(self, adapter: str, cell: Cell, ability: str, than: str = "scaled") -> str:
+    def in_words(self, adapter: str, cell: Cell, ability: str, than: str = "scaled") -> str:
         """The same in words; of one that keeps more than any setting, the gain over the last."""
         gain = self.gain(adapter, cell, ability, than)
         kept, task = self.curve(adapter, than, ability)[-1]
@@ -125,7 +125,7 @@ def grid_table(results: Results) -> str:
         for cell in (cell for arm in arms for cell in results.of(adapter, arm)):
             protect = cell["method"] == "protect"
             gains = [
-                results.told(adapter, cell, ability) if protect else "" for ability in ABILITIES
+                results.in_words(adapter, cell, ability) if protect else "" for ability in ABILITIES
             ]
             rows.append(
                 [label.replace("_", "-"), _arm(cell), _percent(cell["task"]),
@@ -162,7 +162,7 @@ def adapters_table(results: Results) -> str:
 def _gains(results: Results, adapter: str, strength: float) -> str:
     """What protecting keeps more than scaling, for each ability; nothing if it was not measured."""
     cells = [c for c in results.of(adapter, "protect") if c["setting"] == strength]
-    return ", ".join(results.told(adapter, c, a) for c in cells for a in ABILITIES)
+    return ", ".join(results.in_words(adapter, c, a) for c in cells for a in ABILITIES)
 
 
 def methods_table(results: Results) -> str:
@@ -173,7 +173,7 @@ def methods_table(results: Results) -> str:
             rows.append(
                 [label.replace("_", "-"), cell["method"], str(cell["setting"]),
                  _percent(cell["task"]), _percent(cell["recall"]), f"{cell['structure']:.2f}",
-                 *(", ".join(results.told(adapter, cell, a, than) for a in ABILITIES)
+                 *(", ".join(results.in_words(adapter, cell, a, than) for a in ABILITIES)
                    for than in ("scaled", "protect"))]
             )  # fmt: skip
     return _table(
@@ -199,7 +199,7 @@ def texts_table(results: Results) -> str:
         (
             [texts, f"{c['setting']:g}", _percent(c["task"]), _percent(c["recall"]),
              f"{c['structure']:.2f}",
-             *(results.told(adapter, c, ability) for ability in ABILITIES)]
+             *(results.in_words(adapter, c, ability) for ability in ABILITIES)]
             for texts, c in rows
         ),
     )  # fmt: skip

@@ -61,7 +61,7 @@ def drift_of(
         base: The matrix of the base.
         pair: The tensors of both.
         tuned: The leading triplets of the tuned matrix.
-        recipe: How many parts are told.
+        recipe: How many parts are reported.
 
     Returns:
         The drift.

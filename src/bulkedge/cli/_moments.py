@@ -71,7 +71,7 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
     measured.save(output)
     partial.unlink(missing_ok=True)
     if not options["quiet"]:
-        for line in _told(measured, len(found), output):
+        for line in _summary_lines(measured, len(found), output):
             click.echo(line, err=True)
 
 
@@ -88,7 +88,7 @@ def _check_output(
     )
 
 
-def _told(measured: Moments, texts: int, output: Path) -> list[str]:
+def _summary_lines(measured: Moments, texts: int, output: Path) -> list[str]:
     """What was written, what is not in it, and what its sketches have lost."""
     from bulkedge.moments import Sketch
 

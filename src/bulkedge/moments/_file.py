@@ -127,7 +127,7 @@ class StoredLayer:
             CheckpointError: If the file was changed, or is damaged.
         """
         tensors, _ = _header(self.file)
-        with _told(self.file):
+        with _damage_named(self.file):
             return read_tensor(tensors[f"sample.{self.name}"])
 
 
@@ -144,7 +144,7 @@ def stored_layers(path: Path) -> dict[str, StoredLayer]:
         CheckpointError: If it is no such file, of an earlier version, or damaged.
     """
     tensors, metadata = _header(path)
-    with _told(path):
+    with _damage_named(path):
         table = json.loads(metadata["layers"])
         return {name: _stored_layer(path, tensors, name, row) for name, row in table.items()}
 
@@ -190,7 +190,7 @@ def read_layers(path: Path, names: Collection[str] | None = None) -> dict[str, L
         CheckpointError: If it is no such file, of an earlier version, or damaged.
     """
     tensors, metadata = _header(path)
-    with _told(path):
+    with _damage_named(path):
         table = json.loads(metadata["layers"])
         wanted = table if names is None else {name: table[name] for name in names}
         return _layers(path, tensors, wanted)
@@ -209,7 +209,7 @@ def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _damage_named(path: Path) -> Iterator[None]:
     """Errors of what is not as it was written, as one that names the file."""
     try:
         yield

@@ -118,14 +118,14 @@ def run_tokens(
     done = sum(map(len, order[:first]))
     for batch in order[first:]:
         inputs = _padded([tokens[i] for i in batch], tokenizer, network.device)
-        with torch.no_grad(), _told():
+        with torch.no_grad(), _errors_explained():
             network(**inputs)
         done += len(batch)
         yield done
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_explained() -> Iterator[None]:
     """Whatever a model's own code raises, with what to do."""
     try:
         yield

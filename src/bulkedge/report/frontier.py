@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.text import Text
 from bulkedge._errors import count, printable
 from bulkedge.records.frontier import Arm, FrontierRecord, Gain, Measured
 
-from .parts import as_data, filled, part, plotly, policy
+from .parts import document, part
 from .table import cell
 
 NAMED = 2
@@ -136,16 +135,15 @@ def frontier_page(record: FrontierRecord) -> str:
         InputError: If the package is damaged.
     """
     name = printable(Path(record.tuned.path).name or "tuned")
-    scripts = {"plotly": plotly(), "charts": part("charts.js"), "script": part("frontier.js")}
-    slots = {
-        "policy": policy(*scripts.values()),
-        "title": html.escape(f"bulkedge frontier: {name}"),
-        "subtitle": html.escape(name),
-        "css": part("report.css") + _styles(),
-        "data": as_data(_shown(record)),
-        **scripts,
-    }
-    return filled(part("frontier.html"), slots)
+    return document(
+        part("frontier.html"),
+        "frontier",
+        title=name,
+        subtitle=name,
+        script="frontier.js",
+        css=part("report.css") + _styles(),
+        shown=_shown(record),
+    )
 
 
 def _shown(record: FrontierRecord) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from bulkedge.repairing import RepairRecord
 from .advice import explanation, headline, is_relative, steps, untrained
 from .columns import CHOICES, PAGE, columns_of, over_base, over_leading, worst_score
 from .drift import drift_sentences
-from .parts import as_data, filled, part, plotly, policy
+from .parts import document, filled, part
 from .scale import scale_sentences
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
@@ -57,20 +57,21 @@ def to_html(
         "columns": _columns(columns),
         "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
     }
-    scripts = {"plotly": plotly(), "charts": part("charts.js"), "script": part("report.js")}
     slots = {
-        "policy": policy(*scripts.values()),
-        "title": html.escape(f"bulkedge audit: {names[0]}"),
-        "subtitle": html.escape(" / ".join(names)),
-        "css": _colours() + part("report.css"),
         "epsilon": f"{DEFAULT_EPSILON:g}",
         "counted": ", ".join(verdict.value for verdict in REPORTED if is_counted(verdict)),
         "meanings": "\n".join(map(_meaning, REPORTED)),
         "choices": "".join(map(_choice, _gravest_first())),
-        "data": as_data(shown),
-        **scripts,
     }
-    return filled(part("report.html"), slots)
+    return document(
+        filled(part("report.html"), slots),
+        "audit",
+        title=names[0],
+        subtitle=" / ".join(names),
+        script="report.js",
+        css=_colours() + part("report.css"),
+        shown=shown,
+    )
 
 
 def _gravest_first() -> list[Verdict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -91,3 +92,37 @@ def filled(page: str, slots: Mapping[str, str]) -> str:
         name, _, text = piece.partition("}}")
         found += [slots[name], text]
     return "".join(found)
+
+
+def document(
+    body: str, command: str, *, title: str, subtitle: str, script: str, css: str, shown: Any
+) -> str:
+    """A whole page: the frame that all have, with a body and its data in it.
+
+    Args:
+        body: HTML of what stands between the headline and the note on the page.
+        command: The command of bulkedge that it is of.
+        title: Plain text after the command, in the title of the window.
+        subtitle: The same in the headline.
+        script: The name of the page's own script, beside those that all have.
+        css: All of its styles.
+        shown: Plain values for the scripts.
+
+    Returns:
+        HTML that asks nothing of the network.
+
+    Raises:
+        InputError: If the package is damaged.
+    """
+    scripts = {"plotly": plotly(), "charts": part("charts.js"), "script": part(script)}
+    slots = {
+        "policy": policy(*scripts.values()),
+        "command": command,
+        "title": html.escape(f"bulkedge {command}: {title}"),
+        "subtitle": html.escape(subtitle),
+        "css": css,
+        "body": body,
+        "data": as_data(shown),
+        **scripts,
+    }
+    return filled(part("frame.html"), slots)

@@ -1,4 +1,4 @@
-"""How much weaker an update has to be merged or served, so that it makes no new direction."""
+"""By what factor an update must be scaled before it is merged, so that nothing new arises."""
 
 from __future__ import annotations
 

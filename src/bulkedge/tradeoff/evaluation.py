@@ -81,7 +81,7 @@ class Command:
         ]
         return Evaluation(by="command", text=as_text(self.text), files=files)
 
-    def told(self, model: Path) -> str:
+    def call_of(self, model: Path) -> str:
         """The command for one model, to be typed."""
         return as_text(shlex.join(self._for(model)))
 
@@ -108,14 +108,15 @@ class Command:
                 )
             except (OSError, ValueError) as error:
                 raise Failed(
-                    f"{self.told(model)}: cannot be started ({error}); name a program that there is"
+                    f"{self.call_of(model)}: cannot be started ({error}); name a program that "
+                    "there is"
                 ) from None
         if ended.returncode != 0:
-            raise Failed(f"{self.told(model)}: {_ending(ended.returncode)}; {_last(err)}")
+            raise Failed(f"{self.call_of(model)}: {_ending(ended.returncode)}; {_last(err)}")
         try:
             return _parsed(_tail(out))
         except InputError as error:
-            raise Failed(f"{self.told(model)}: exit code 0, {error}; {_last(err)}") from None
+            raise Failed(f"{self.call_of(model)}: exit code 0, {error}; {_last(err)}") from None
 
     def _for(self, model: Path) -> list[str]:
         """The words with a path that is right from everywhere, and no option."""
@@ -142,7 +143,7 @@ class Function:
         """See :meth:`Command.for_record`."""
         return Evaluation(by="function", text=self.name, files=[])
 
-    def told(self, model: Path) -> str:
+    def call_of(self, model: Path) -> str:
         """The call for one model."""
         return as_text(f"{self.name}({str(model)!r})")
 
@@ -152,7 +153,7 @@ class Function:
         try:
             return _numbers(found)
         except InputError as error:
-            raise Failed(f"{self.told(model)}: {error}") from None
+            raise Failed(f"{self.call_of(model)}: {error}") from None
 
 
 def evaluator(given: Evaluate) -> Command | Function:

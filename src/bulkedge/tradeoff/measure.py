@@ -84,7 +84,7 @@ class Evaluations:
     ) -> None:
         self.points, self.copies, self.evaluation = points, copies, evaluation
         self.watch, self.wanted = watch, wanted
-        self.told = evaluation.for_record()
+        self.described = evaluation.for_record()
         self.keys: list[str] = []
         self.done: dict[int, Measured] = {}
 
@@ -111,7 +111,7 @@ class Evaluations:
         common = {
             "schema": FRONTIER_VERSION,
             "inputs": inputs,
-            "evaluation": self.told.model_dump(mode="json"),
+            "evaluation": self.described.model_dump(mode="json"),
         }
         self.keys = [digest(common | {"point": point.name}) for point in self.points]
         taken = book.take(self.keys)
@@ -164,7 +164,7 @@ class Evaluations:
             arm=point.arm,
             strength=point.strength,
             command=self.copies.files.command(point),
-            evaluated=self.evaluation.told(model),
+            evaluated=self.evaluation.call_of(model),
             values=values,
             seconds=round(time.perf_counter() - clock, 3),
             refused=[] if made is None else _refused(made),

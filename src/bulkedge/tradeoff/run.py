@@ -148,7 +148,7 @@ def _record(run: Evaluations, files: Files, sources: list[Source], took: Run) ->
         moments=sources[0],
         task_moments=sources[1] if len(sources) > 1 else None,
         settings=_settings(run.points, files),
-        evaluation=run.told,
+        evaluation=run.described,
         axes=axes,
         points=run.rows,
         dominated=dominated(run.rows, axes),

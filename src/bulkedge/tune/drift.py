@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_values, whole
+from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_values
 from bulkedge.moments import Moments
 
 from ._clip_spikes import changeable_factors, first_of_tied
@@ -19,7 +19,7 @@ from ._saved import BY_NAME, entries
 from ._shrink import Target, lower
 from .holder import AdapterHolder
 from .monitor import Model, watched_matrices
-from .penalty import Schedule
+from .penalty import Schedule, Scheduled
 
 
 def check_limit(owner: object, limit: float) -> None:
@@ -32,7 +32,7 @@ def check_limit(owner: object, limit: float) -> None:
     check_values(owner, limit=(limit, POSITIVE))
 
 
-class DriftPenalty:
+class DriftPenalty(Scheduled):
     """A loss that rises with the change of the base's outputs on known texts.
 
         weight · Σ_layers tr(ΔW C ΔWᵀ) / tr(W0 C W0ᵀ)
@@ -91,17 +91,13 @@ class DriftPenalty:
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
     ) -> None:
-        if not callable(weight):
-            check_values(self, weight=(weight, NOT_NEGATIVE))
-        self.weight = weight
+        super().__init__(weight)
         self.matrices = watched_matrices(model, adapter, include, exclude)
-        self.calls = 0
         self._layers = layer_drifts(self.matrices, moments)
 
     def __call__(self) -> Tensor:
         """The present penalty times its weight: a scalar to be added to the loss."""
-        weight = self.weight(self.calls) if callable(self.weight) else self.weight
-        self.calls += 1
+        weight = self.next_weight()
         for layer in self._layers:
             _require_trained(layer)
         terms = values(self._layers)
@@ -111,18 +107,6 @@ class DriftPenalty:
         """The drift of every layer by name, without the weight and without a gradient."""
         names = [layer.matrix.name for layer in self._layers]
         return dict(zip(names, measure(self._layers), strict=True))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of calls, which is the place in the schedule."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state.
-
-        Raises:
-            InputError: If it is not what :meth:`state_dict` returns.
-        """
-        self.calls = entries(type(self).__name__, state, calls=whole(0))["calls"]
 
 
 class DriftClip(AdapterHolder):

@@ -50,7 +50,45 @@ class _Layer:
         return like(W, self.last)
 
 
-class IntruderPenalty:
+class Scheduled:
+    """A penalty whose weight may follow a schedule; the number of its calls is its state.
+
+    Args:
+        weight: A number, or a function from the number of calls so far to one.
+
+    Attributes:
+        calls: The number of calls so far.
+
+    Raises:
+        InputError: If the weight is negative or not finite.
+    """
+
+    def __init__(self, weight: Schedule) -> None:
+        if not callable(weight):
+            check_values(self, weight=(weight, NOT_NEGATIVE))
+        self.weight = weight
+        self.calls = 0
+
+    def next_weight(self) -> float:
+        """The weight of this call, which is counted."""
+        weight = self.weight(self.calls) if callable(self.weight) else self.weight
+        self.calls += 1
+        return weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of calls, which is the place in the schedule and in the round of layers."""
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state.
+
+        Raises:
+            InputError: If it is not what :meth:`state_dict` returns.
+        """
+        self.calls = entries(type(self).__name__, state, calls=whole(0))["calls"]
+
+
+class IntruderPenalty(Scheduled):
     """The energy of leading tuned vectors outside the pretrained subspace, differentiable.
 
     For a layer with leading triplets (σ_i, u_i, v_i) of ``W0 + s·B·A``, Z_u and Z_v spanning the
@@ -112,21 +150,18 @@ class IntruderPenalty:
         exclude: str | Sequence[str] = (),
     ) -> None:
         check_values(self, k=(k, whole(1)), per_call=(per_call, optional(whole(1))))
-        if not callable(weight):
-            check_values(self, weight=(weight, NOT_NEGATIVE))
-        self.weight, self.k = weight, k
+        super().__init__(weight)
+        self.k = k
         matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
         self.layers = [found for x in matrices if (found := _prepare(x, k)) is not None]
         note_without_bulk(matrices, self.matrices)
         self.per_call = min(per_call or len(self.layers), len(self.layers))
-        self.calls = 0
 
     def __call__(self) -> Tensor:
         """The present penalty times its weight: a scalar to be added to the loss."""
         first = self.calls * self.per_call
         now = [self.layers[(first + i) % len(self.layers)] for i in range(self.per_call)]
-        weight = self.weight(self.calls) if callable(self.weight) else self.weight
-        self.calls += 1
+        weight = self.next_weight()
         terms = [self._penalty_of(layer) for layer in now]
         total = torch.stack([term.to(terms[0].device) for term in terms]).sum()
         return weight * len(self.layers) / self.per_call * total
@@ -140,18 +175,6 @@ class IntruderPenalty:
         """The penalty of every layer by name, without the weight and without a gradient."""
         with torch.no_grad():
             return {layer.matrix.name: float(self._penalty_of(layer)) for layer in self.layers}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of calls, which is the place in the round and in the schedule."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state.
-
-        Raises:
-            InputError: If it is not what :meth:`state_dict` returns.
-        """
-        self.calls = entries(type(self).__name__, state, calls=whole(0))["calls"]
 
     def _penalty_of(self, layer: _Layer) -> Tensor:
         """The penalty of one layer, in full precision even under autocast."""

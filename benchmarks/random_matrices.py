@@ -4,7 +4,7 @@
     python benchmarks/random_matrices.py minilm    # a minute
     python benchmarks/random_matrices.py           # both
 
-Noise is drawn as in benchmarks/rmt.py.  Results go to ``results/random_matrices_{null,minilm}.json``.
+Noise is drawn as in benchmarks/rmt.py.
 """
 
 from __future__ import annotations

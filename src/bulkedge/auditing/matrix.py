@@ -18,8 +18,9 @@ from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
 from bulkedge.update import BaseSpectrum, UpdateSVD, budget, critical_scale, measure_base
 
+from .curve import expected_curve, judged_point, scale_curve
 from .drift import Drift, drift_of
-from .rows import angle_rows, bulk_row, direction_rows, in_use, predicted_rows, spectrum_row
+from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, rank_fields, spectrum_row
 from .scale import measured_scale
 
 ZEROS = (
@@ -77,10 +78,9 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         spectrum=spectrum_row(judged.spectrum),
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
-        spikes=None if pair.spikes is None else pair.spikes.rank,
-        in_use=None if pair.spikes is None else in_use(pair.spikes.gamma),
+        **({} if pair.spikes is None else rank_fields(pair.spikes.gamma)),
         **_theory(base, pair.spikes, judged, recipe),
-        critical_scale=_critical_scale(base, pair, judged, recipe, norm_update),
+        **_scales(base, pair, judged, recipe, norm_update),
         **({"drift_note": drift} if moved is None else moved.fields),
     )
 
@@ -123,14 +123,19 @@ def _theory(
     }
 
 
-def _critical_scale(
+def _scales(
     base: BaseSpectrum | None, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
-) -> CriticalScale | None:
-    """The scale that is expected of the update, and between which two it was measured to be."""
+) -> dict[str, object]:
+    """The critical scale that is expected or was measured, and the curve that it is a point of."""
     expected = None if base is None else critical_scale(base, strongest, top_k=recipe.top_k)
+    at_one = judged_point(1.0, (row.score for row in judged.directions), recipe.epsilon)
+    seen, curve = [], []
+    found = None if expected is None else CriticalScale(expected=expected)
     if recipe.critical_scale:
-        return measured_scale(pair, judged, recipe, expected)
-    return None if expected is None else CriticalScale(expected=expected)
+        found, seen = measured_scale(pair, judged, recipe, expected)
+    if base is not None and pair.spikes is not None and expected is not None:
+        curve = expected_curve(base, pair.spikes.gamma, recipe)
+    return {"critical_scale": found, "scale_curve": scale_curve(curve, [*seen, at_one])}
 
 
 def _not_finite(pair: Pair) -> str | None:

@@ -24,6 +24,7 @@ from ._output import (
     show,
     show_progress,
     verdict_options,
+    write,
     write_all,
     written_files,
 )
@@ -31,7 +32,7 @@ from ._output import (
 if TYPE_CHECKING:
     from bulkedge.auditing import Engine
     from bulkedge.comparison import Comparison, Plan
-    from bulkedge.records import Recipe
+    from bulkedge.records import Recipe, Record
 
 
 def _shard_numbers(
@@ -69,6 +70,8 @@ SCALES = 13
     default=None,
     help="Measure at what scale of an update the first is new.  [default: False]",
 )
+@click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the ranks in use as settings for LoraConfig(**…), JSON.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
@@ -99,6 +102,8 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     plan = make_plan(base, tuned, recipe)
     if options["moments"] is not None:
         plan = with_moments(plan, options["moments"])
+    if options["peft"] is not None:
+        _check_ranks(plan)
     engine = _engine(options)
     engine.check(recipe)
     shard = Shard(*options["shard"]) if options["shard"] else None
@@ -127,6 +132,8 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
             )
         show(record, options)
         write_all(record, options)
+        if options["peft"] is not None:
+            _write_ranks(record, options["peft"], quiet=options["quiet"])
     if shard is not None:  # findings in a part must not stop what waits for it
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")
@@ -141,12 +148,32 @@ def _check_options(options: dict[str, Any]) -> None:
         raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
     if options["max_drift"] is not None and options["moments"] is None:
         raise click.UsageError("--max-drift needs the inputs to measure it on (--moments FILE)")
+    if options["peft"] is not None and options["shard"]:
+        raise click.UsageError("--peft is of the whole audit, not of a part: leave out --shard")
     if options["max_drift"] is not None and options["shard"]:
         raise click.UsageError("--max-drift judges the whole audit: give it to `bulkedge merge`")
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume goes on with what --force would replace; give one")
     if options["engine"] == "ray" and options["jobs"] != 1:
         raise click.UsageError("--jobs is for this machine; a Ray cluster decides for itself")
+
+
+def _check_ranks(plan: Plan) -> None:
+    """UsageError where no update has a rank to tell PEFT."""
+    if not any(c.factors is not None and c.factors.rank for c in plan.comparisons):
+        raise click.UsageError("--peft is of the ranks of a LoRA: TUNED has no low-rank update")
+
+
+def _write_ranks(record: Record, file: Path, *, quiet: bool) -> None:
+    """The ranks in use, as settings of PEFT."""
+    from bulkedge.budgeting import rank_config
+    from bulkedge.budgeting.ranks import without_rank
+
+    write(file, json.dumps(rank_config(record), indent=2) + "\n")
+    for name in without_rank(record):
+        _notice(f"{name}: NOT in {file}: no plain low-rank update of a layer")
+    if not quiet:
+        _notice(f"written to {file}")
 
 
 def _engine(options: dict[str, Any]) -> Engine:

@@ -117,6 +117,48 @@ class Bulk(Row):
     misfit_limit: Size = Field(description="What noise reaches once in a thousand times.")
     spikes: Count = Field(description="How many values of the base stand beyond the edge.")
     p_value: Fraction = Field(description="Of the last of them; of the largest value without any.")
+    repulsion: Fraction | None = Field(
+        None,
+        description="Mean ratio of neighbouring spacings below the edge, 0.53 in noise; null where "
+        "not all values are exact.",
+    )
+    repulsion_p_value: Fraction | None = Field(
+        None, description="Of noise with a ratio as far from that: below 0.001 it is not white."
+    )
+    small: Count | None = Field(
+        None, description="How many values stand below the lower edge; null as `repulsion`."
+    )
+    small_p_value: Fraction | None = Field(
+        None, description="Of the last of them; of the smallest value without any."
+    )
+
+
+class ScalePoint(Row):
+    """The leading directions of a matrix whose update is scaled by some factor."""
+
+    scale: Size = Field(description="The factor; 1 is the update as it is.")
+    new: Size = Field(description="How many have a score below epsilon; expected: the mean.")
+    score: Fraction = Field(description="The lowest score; expected: its median, 1 without a new.")
+
+
+class ScaleCurve(Row):
+    """New directions and lowest score against the factor on the update."""
+
+    expected: list[ScalePoint] = Field(
+        [], description="Of generic spikes of its strengths, at 13 scales from 1/32 to 2."
+    )
+    judged: list[ScalePoint] = Field(
+        [], description="As judged: at 1, and where the critical scale was sought."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Ascending scales."""
+        for points in (self.expected, self.judged):
+            scales = [point.scale for point in points]
+            if sorted(set(scales)) != scales:
+                raise ValueError(f"expected ascending scales, got {scales[:4]}")
+        return self
 
 
 class CriticalScale(Row):
@@ -199,11 +241,21 @@ class Matrix(Row):
         None, description="Strength beyond which it stands among the top_k directions, too."
     )
     critical_scale: CriticalScale | None = None
+    scale_curve: ScaleCurve | None = Field(
+        None, description="What scaling the update does to its new directions."
+    )
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
     beyond_leading: Count | None = Field(None, description="Of these, beyond `leading`.")
     in_use: Count | None = Field(
         None, description="How many of the strongest spikes carry 99 % of the update's energy."
+    )
+    effective_rank: Size | None = Field(
+        None,
+        description="exp(−Σ pᵢ log pᵢ), pᵢ = γᵢ/Σγ, of its spikes γ; null for a dense update.",
+    )
+    stable_rank: Size | None = Field(
+        None, description="‖ΔW‖_F²/‖ΔW‖₂², of its spikes; null for a dense update."
     )
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
     drift: Size | None = Field(
@@ -233,6 +285,10 @@ class Matrix(Row):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
         if self.spikes is not None and (self.in_use or 0) > self.spikes:
             raise ValueError(f"expected at most {self.spikes} spikes in use, got {self.in_use}")
+        for name in ("effective_rank", "stable_rank"):
+            rank = getattr(self, name)
+            if rank is not None and not (self.spikes and 0.999 <= rank <= 1.001 * self.spikes):
+                raise ValueError(f"expected {name} of 1 to {self.spikes}, got {rank}")
         expected = None if self.critical_scale is None else self.critical_scale.expected
         if expected is not None:
             norm = self.spectral_norm_update or 0.0

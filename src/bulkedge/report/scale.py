@@ -122,6 +122,23 @@ def scale_sentences(record: Record) -> list[str]:
     return sentences
 
 
+def told_weaker(record: Record) -> tuple[float, str, str] | None:
+    """The same for a place where there is little room.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        The scale, the same as text, and what it is; None where nothing has to be weaker, or it is
+        not known how much.
+    """
+    found = weaker(record)
+    if found is None or _unknown(found):
+        return None
+    nothing = "nothing is new, measured" if found.measured else "nothing expected to be new"
+    return found.scale, f"≤ {_down(found.scale)}", f"of its strength: {nothing}"
+
+
 def _scale(matrix: Matrix) -> float:
     """The critical scale of a matrix that has one."""
     scale = critical_scale(matrix)

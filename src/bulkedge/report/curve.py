@@ -79,18 +79,20 @@ def _judged(curves: Sequence[Sequence[ScalePoint]]) -> Curve:
     """The same of matrices with scales of their own, as far as all of them were judged."""
     if not curves:
         return []
-    low = max(curve[0].scale for curve in curves)
+    # below the least scale at which a matrix was judged nothing of it is new, if nothing was there
+    low = max((curve[0].scale for curve in curves if curve[0].new), default=0.0)
+    low = max(low, min(curve[0].scale for curve in curves))
     high = min(curve[-1].scale for curve in curves)
     grid = [scale for scale in GRID if low <= scale <= high]
     return _summed([[_read(curve, scale) for curve in curves] for scale in grid])
 
 
 def _read(curve: Sequence[ScalePoint], scale: float) -> ScalePoint:
-    """A curve between its points, by lines over log s."""
+    """A curve between its points, by lines over log s; before the first, that one."""
     after = next(i for i, point in enumerate(curve) if point.scale >= scale)
     right = curve[after]
-    if right.scale == scale:
-        return right
+    if after == 0 or right.scale == scale:
+        return right.model_copy(update={"scale": scale})
     left = curve[after - 1]
     part = math.log(scale / left.scale) / math.log(right.scale / left.scale)
     new, score = (a + part * (b - a) for a, b in

@@ -21,6 +21,7 @@ import render_finetune
 import render_law
 import render_moments
 import render_protect
+import render_random
 import render_repair
 import render_sides
 import render_tables as tables
@@ -312,6 +313,19 @@ def law() -> dict[str, Any]:
     }
 
 
+def random_matrices() -> dict[str, Any]:
+    """Values of docs/random-matrices.md."""
+    null, rows = measured("random_matrices_null"), measured("random_matrices_minilm")["rows"]
+    return {
+        "null": render_random.null_table(null),
+        "not_white": render_random.not_white(null),
+        "null where": where("random_matrices_null"),
+        "ends": render_random.ends_table(rows),
+        "of": render_random.ends(rows),
+        "ends where": where("random_matrices_minilm"),
+    }
+
+
 FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme,
     "docs/before-you-train.md": law,
@@ -321,6 +335,7 @@ FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/how-to-choose.md": choices,
     "docs/moments.md": moments,
     "docs/protect.md": protects,
+    "docs/random-matrices.md": random_matrices,
     "docs/repair.md": repairs,
     "docs/report.md": report_page,
     "examples/minilm_wordnet/README.md": first_table,

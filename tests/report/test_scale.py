@@ -234,8 +234,13 @@ def test_measures_that_do_not_saturate(tmp_path):
     assert 0 < int(new.sum()) == row.intruders < K
     assert row.energy_new == pytest.approx(float(energy[new].sum() / energy.sum()), rel=1e-6)
     assert (row.spikes, row.in_use, row.beyond_leading) == (3, 2, 2)  # 25 of 11,725 is left
-    chosen = ["energy_new", "in_use", "beyond_leading"]
+    gamma = torch.linalg.svdvals(B @ A)[:3]
+    share = gamma / gamma.sum()
+    assert row.effective_rank == pytest.approx(float((-share * share.log()).sum().exp()), rel=1e-6)
+    assert row.stable_rank == pytest.approx(float((gamma / gamma[0]).square().sum()), rel=1e-6)
+    chosen = ["energy_new", "in_use", "beyond_leading", "effective_rank", "stable_rank"]
     table = report.render(audit, "markdown", columns=chosen).partition("| matrix ")[2]
     head, _, cells = table.splitlines()[:3]
-    assert "| energy of new | rank in use | spikes > θ_k |" in head
-    assert f"| {row.energy_new:.2f} | 2 | 2 |" in cells
+    assert "| energy of new | rank in use | effective rank | stable rank | spikes > θ_k |" in head
+    ranks = f"{row.effective_rank:.1f} | {row.stable_rank:.1f}"
+    assert f"| {row.energy_new:.2f} | 2 | {ranks} | 2 |" in cells

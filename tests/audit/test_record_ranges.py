@@ -250,7 +250,7 @@ LIMITS = {
     "more beyond the higher limit": ({"beyond_leading": 99},
                                      "no more spikes beyond a higher limit, got .*99"),
     "more in use than there are": ({"in_use": 99}, "expected at most [0-9]+ spikes in use, got 99"),
-    "an effective rank above the rank": ({"effective_rank": 1e3}, "expected effective_rank of 1 to"),
+    "an effective rank above it": ({"effective_rank": 1e3}, "expected effective_rank of 1 to"),
     "a stable rank below one": ({"stable_rank": 0.5}, "expected stable_rank of 1 to .*, got 0.5"),
     "a curve in no order": ({"scale_curve": {"judged": [POINT | {"scale": 2.0}, POINT]}},
                             "expected ascending scales, got .2.0, 1.0"),

@@ -54,8 +54,9 @@ def rank_config(record: Record) -> dict[str, Any]:
             "expected layers with a low-rank update, whose rank in use is known, got none; audit a "
             "LoRA adapter"
         )
-    known = {_module(name) for row in record.matrices for name in (row.name, row.tuned_name)}
-    keys = {module: exclusive(module, [*layers, *(known - {None, *layers})]) for module in layers}
+    names = (_module(name) for row in record.matrices for name in (row.name, row.tuned_name))
+    known = {*layers, *filter(None, names)}
+    keys = {module: exclusive(module, known) for module in layers}
     (rank, alpha), _ = Counter(layers.values()).most_common(1)[0]
     return {
         "r": rank,

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+MOST_SCALED = 2.0**40
+"""No update is judged at a larger scale."""
+
+
 class Row(BaseModel):
     """A part of a record: frozen, no fields but its own."""
 
@@ -136,8 +140,10 @@ class Bulk(Row):
 class ScalePoint(Row):
     """The leading directions of a matrix whose update is scaled by some factor."""
 
-    scale: Size = Field(description="The factor; 1 is the update as it is.")
-    new: Size = Field(description="How many have a score below epsilon; expected: the mean.")
+    scale: Size = Field(le=MOST_SCALED, description="The factor; 1 is the update as it is.")
+    new: Size = Field(
+        le=MOST, description="How many have a score below epsilon; expected: the mean."
+    )
     score: Fraction = Field(description="The lowest score; expected: its median, 1 without a new.")
 
 

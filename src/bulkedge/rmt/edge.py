@@ -91,8 +91,7 @@ class BulkFit:
 
         That is: the Marchenko–Pastur law describes them, and they repel as noise does.
         """
-        repels = self.repulsion is None or self.repulsion.p_value >= REPULSION_LIMIT
-        return self.misfit <= self.misfit_limit and repels
+        return self.misfit <= self.misfit_limit and _repels(self.repulsion)
 
     @property
     def threshold(self) -> float:
@@ -180,16 +179,19 @@ def fit_bulk(
     if not found[p // 2] > 0:
         raise InputError("expected a matrix with a bulk, got one whose median singular value is 0")
     noise = fit_white(found, (m, n))
-    white, repulsion = noise.misfit <= misfit_limit(p), None
-    if white:
-        spikes, p_value = _count_white(found, noise, significance, exact)
-        repulsion = _repulsion(found[spikes:], exact >= p)
-        white = repulsion is None or repulsion.p_value >= REPULSION_LIMIT
-    if white:
-        bulk: Bulk = WhiteBulk((m, n), noise.sigma)
-    else:
+    white = noise.misfit <= misfit_limit(p)
+    spikes, p_value = (
+        _count_white(found, noise, significance, exact)
+        if white
+        else count_outliers(found, significance=significance, exact=exact)
+    )
+    repulsion = _repulsion(found[spikes:], exact >= p)
+    if white and not _repels(repulsion):
+        white = False
         spikes, p_value = count_outliers(found, significance=significance, exact=exact)
         repulsion = _repulsion(found[spikes:], exact >= p)
+    bulk: Bulk = WhiteBulk((m, n), noise.sigma)
+    if not white:
         bulk = EmpiricalBulk(found, (m, n), outliers=spikes)
     return BulkFit(
         shape=(m, n),
@@ -243,6 +245,11 @@ def edge_test(
     spikes = count("k", k, 1, min(shape)) - 1
     points, leave = _enter_values(value)
     return leave(_p_values(points, shape, sigma, spikes, fitted=fitted))
+
+
+def _repels(found: SpacingTest | None) -> bool:
+    """Whether values repel as those of noise, as far as that is known."""
+    return found is None or found.p_value >= REPULSION_LIMIT
 
 
 def _repulsion(values: np.ndarray, known: bool) -> SpacingTest | None:

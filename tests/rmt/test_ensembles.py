@@ -123,7 +123,7 @@ def test_what_is_no_ensemble_is_refused():
         GaussianEnsemble(3).logpdf([1.0, 2.0])
     with pytest.raises(InputError, match="expected a generator of NumPy, got Generator"):
         GaussianEnsemble(3).rvs(2, generator=torch.Generator())
-    with pytest.raises(InputError, match="beta"):
+    with pytest.raises(InputError, match="expected beta to be positive and finite"):
         LaguerreEnsemble((3, 4), beta=0.0)
     assert GaussianEnsemble(2).logpdf([1.0, 1.0]) == -math.inf
     assert LaguerreEnsemble((3, 4)).rvs((2, 5)).shape == (2, 5, 3)

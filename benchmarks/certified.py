@@ -173,7 +173,7 @@ def measure_model(scale: int, made: Path | None) -> None:
             "planted_matrices": len(planted),
             "planted_found": len(planted & found),
             "found_elsewhere": len(found - planted),
-            "intruders": record["summary"]["intruders"],
+            "intruders": record["summary"]["new_directions"],
             "undecided": record["summary"]["verdicts"]["undecided"],
             "dense_directions": methods.count("dense"),
             "peak_MB": round(peak / 1e6),

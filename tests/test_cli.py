@@ -107,7 +107,7 @@ def test_table_and_verdict(inputs):
         "matrices"
     ]
     norm = row["spectral_norm_update"]
-    ratios = norm / row["spectral_norm_base"], norm / row["leading"]
+    ratios = norm / row["spectral_norm_base"], norm / row["top_k_threshold"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
     assert lines[-2] == (
         "all 4 tensors of two or more dimensions (base 2, tuned 2) accounted for: 2 compared, "
@@ -129,7 +129,7 @@ def test_json_quiet_and_output(inputs, tmp_path):
     assert result.returncode == FINDINGS
     assert f"record written to {out / 'record.json'}" in result.stderr
     assert result.stdout == (out / "record.json").read_text()
-    assert Record.from_json(out / "record.json").summary.intruders == 1
+    assert Record.from_json(out / "record.json").summary.new_directions == 1
     assert {path.name for path in out.iterdir()} == {"record.json", "journal.jsonl"}
 
     again = run("audit", inputs["base"], inputs["found"], "-q", "-o", out)

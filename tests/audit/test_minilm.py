@@ -66,12 +66,12 @@ def test_every_direction_agrees_with_two_full_svds(adapter, base_weights):
                 assert math.isclose(row.subspace_overlap, overlap, abs_tol=1e-4)
                 assert row.verdict.value == verdict_of(score, overlap)
                 compared += 1
-        assert matrix.intruders == paper
+        assert matrix.new_directions == paper
         assert matrix.spectral_norm_update == pytest.approx(
             float(torch.linalg.matrix_norm(scale * B @ A, 2)), rel=1e-6
         )
         counted += paper
-    assert record.summary.intruders == counted
+    assert record.summary.new_directions == counted
     assert compared > 0.98 * 37 * 2 * K
 
 
@@ -106,7 +106,7 @@ def test_every_certified_verdict_is_the_dense_one(adapter):
 def test_the_shipped_adapters_contain_intruders():
     """What the README shows: an audit that finds something, on weights that training made."""
     counts = {
-        name: bulkedge.audit(MINILM, EXAMPLE / name).summary.intruders
+        name: bulkedge.audit(MINILM, EXAMPLE / name).summary.new_directions
         for name in ("lora-r1", "lora-r8")
     }
     expected = {

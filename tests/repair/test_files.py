@@ -60,7 +60,7 @@ def test_a_sharded_checkpoint(shards, tmp_path):
     out = tmp_path / "out"
     record = bulkedge.repair(base, tuned, out, method=Scale(0.0), recipe=RECIPE)
     assert [row.name for row in record.matrices] == ["h.1.q.weight", "h.3.q.weight"]
-    assert (record.before.summary.intruders, record.after.summary.intruders) == (2, 0)
+    assert (record.before.summary.new_directions, record.after.summary.new_directions) == (2, 0)
     assert record.left_behind == ["optimizer.pt"]
     before, after = files(tuned), files(out)
     assert set(before) - set(after) == {"optimizer.pt"}
@@ -87,7 +87,7 @@ def test_an_index_stands_for_its_folder(shards, tmp_path):
     base, tuned = shards
     index = tuned / "model.safetensors.index.json"
     record = bulkedge.repair(base, index, tmp_path / "out", recipe=RECIPE)
-    assert record.after.summary.intruders == 0
+    assert record.after.summary.new_directions == 0
     assert record.after.inputs.tuned.path == str(tmp_path / "out/model.safetensors.index.json")
     assert (tmp_path / "out/tokenizer.json").exists()
 
@@ -129,7 +129,7 @@ def test_parts_of_a_tensor(tmp_path):
     assert {row.name for row in record.matrices} == {
         "h.0.experts.down_proj[1]", "h.0.qkv_proj.weight[40:80]", "h.0.c_attn.weight[40:80]"
     }  # fmt: skip
-    assert record.after.summary.intruders == 0
+    assert record.after.summary.new_directions == 0
     new = load_file(tmp_path / "out/model.safetensors")
     for name, where in {
         "h.0.experts.down_proj": (1, slice(None), slice(None)),
@@ -162,7 +162,7 @@ def test_fused_blocks_of_an_adapter_share_their_factors(tmp_path):
         index = sorted(found.index for found in row.directions)
         meant = W - (U[:, index] * S[index]) @ Vt[index] - W0[block].double()
         torch.testing.assert_close(update[block], meant, rtol=1e-5, atol=1e-5)
-    assert record.after.summary.intruders < record.before.summary.intruders
+    assert record.after.summary.new_directions < record.before.summary.new_directions
 
 
 # ---- LoRA files of image models
@@ -289,7 +289,7 @@ def pair(tmp_path):
 def test_only_some(pair, tmp_path):
     record = bulkedge.repair(*pair, tmp_path / "out", only=["l1.*"], recipe=RECIPE)
     assert [row.name for row in record.matrices] == ["l1.weight"]
-    assert record.after.summary.intruders == 1
+    assert record.after.summary.new_directions == 1
     before, after = load_file(pair[1]), load_file(tmp_path / "out/t.safetensors")
     assert torch.equal(before["l0.weight"], after["l0.weight"])
     with pytest.raises(RecipeError, match=r"'l9\*' matches no tensor"):

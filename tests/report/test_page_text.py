@@ -74,7 +74,7 @@ def test_the_data_are_the_record(records):
     parts = data_of(page)["records"]
     assert [part["label"] for part in parts] == ["one", "eight"]
     for part, record in some(zip(parts, records, strict=True)):
-        assert part["summary"]["intruders"] == record.summary.intruders
+        assert part["summary"]["new_directions"] == record.summary.new_directions
         assert [m["name"] for m in part["matrices"]] == [m.name for m in record.matrices]
         for shown, matrix in some(zip(part["matrices"], record.matrices, strict=True)):
             assert len(shown["directions"]) == len(matrix.directions)

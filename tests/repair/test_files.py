@@ -9,7 +9,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bulkedge
-from bulkedge import Clip, InputError, OutputError, Project, RecipeError, RepairRecord, Scale
+from bulkedge import (
+    Clip,
+    InputError,
+    OutputError,
+    Project,
+    RecipeError,
+    RepairRecord,
+    Rescale,
+    Scale,
+)
 from bulkedge.checkpoint import read_header
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
@@ -446,6 +455,25 @@ def test_new_ranks_are_those_of_one_module_alone(tmp_path):
     assert [row.rank_after for row in record.matrices] == [4]
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert config["rank_pattern"] == {"^proj": 4}
+
+
+@pytest.mark.parametrize("method", [Scale(0.0), Rescale(level=0.5)])
+def test_a_bare_parameter_called_weight_is_known_by_its_own_name(method, tmp_path):
+    """PEFT asks its patterns for router.weight then, not for router."""
+    base = save(tmp_path / "b.safetensors", {"router.weight": gaussian(40, 30).float()})
+    A, B = factors(40, 30, 60.0)
+    tensors = {"router.lora_A.weight": A, "router.lora_B.weight": B}
+    config = {"target_parameters": ["router.weight"], "rank_pattern": {"router": 5}}
+    adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2, **config)
+    record = bulkedge.repair(base, adapter, tmp_path / "out", method=method, recipe=RECIPE)
+    assert record.before.summary.new_directions > record.after.summary.new_directions == 0
+    assert record.after.summary.complete
+    (row,) = record.after.matrices
+    written = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert set(written["alpha_pattern"]) == {r"^router\.weight"}
+    assert written["rank_pattern"].get(r"^router\.weight", 2) == row.rank
+    if isinstance(method, Rescale):
+        assert row.spectral_norm_update <= 0.5 * row.top_k_threshold
 
 
 def test_an_initialisation_that_wants_even_ranks_gets_them(tmp_path):

@@ -1,14 +1,13 @@
 """``bulkedge repair``: options, output, exit codes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+import commands
 from bulkedge import RepairRecord
 from bulkedge.cli import cli, repair
 from bulkedge.cli._repair import NAMES
@@ -166,8 +165,7 @@ def test_an_incomplete_audit_is_a_failure(tmp_path):
 
 def test_force_is_not_for_the_copy(pair, tmp_path):
     def refusal(*more):
-        command = [sys.executable, "-m", "bulkedge", "repair", *pair, "-o", str(tmp_path), *more]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = commands.run("repair", *pair, "-o", tmp_path, *more)
         assert ended.returncode == 2
         return ended.stderr
 

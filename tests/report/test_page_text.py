@@ -12,7 +12,7 @@ import bulkedge
 from bulkedge import InputError
 from bulkedge.report import to_html
 from bulkedge.report.parts import PLOTLY
-from helpers import EXAMPLE, MINILM, save, some, weights
+from helpers import save, some, weights
 
 PAGE = Path(bulkedge.__file__).parent / "report" / "page"
 HOSTILE = (
@@ -23,9 +23,9 @@ HOSTILE = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def records():
-    return [bulkedge.audit(MINILM, EXAMPLE / name) for name in ("lora-r1", "lora-r8")]
+@pytest.fixture
+def records(shipped):
+    return list(shipped.values())
 
 
 @pytest.fixture(scope="session")

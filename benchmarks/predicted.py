@@ -19,8 +19,7 @@ import torch
 from common import store
 
 from bulkedge import Recipe
-from bulkedge.auditing.matrix import load
-from bulkedge.comparison import make_plan
+from bulkedge.comparison import load, make_plan
 from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import thin_svd
 from bulkedge.update import BaseSpectrum, Secular, predict_spikes, update_svd

@@ -244,6 +244,12 @@ def test_the_slurm_script_of_the_docs(pair, tmp_path):
     assert "exists; give another folder" in again.stderr
 
 
+def test_parts_are_no_more_than_can_be_counted():
+    assert Shard(2**20, 2**20).count == 2**20
+    with pytest.raises(InputError, match=r"expected at most 1048576 shards, got 1048577"):
+        Shard(1, 2**20 + 1)
+
+
 def test_a_dry_run_tells_of_the_part(pair, tmp_path):
     options = ("--shard", "2/3", "-o", tmp_path / "out", "--dry-run", "--json")
     ended = run("audit", *pair, *options)

@@ -16,6 +16,7 @@ from bulkedge import CheckpointError, InputError, Recipe, Record, Shard, merge_s
 from bulkedge.checkpoint import Plain, StoredMatrix, TensorInfo
 from bulkedge.comparison import Comparison, make_plan
 from cases import gaussian, orthonormal
+from commands import run
 from helpers import save, weights
 
 ROOT = Path(__file__).parents[2]
@@ -207,13 +208,6 @@ def test_a_part_whose_record_is_no_file(parts, tmp_path):
 
 
 # ---- on the command line
-
-
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "bulkedge", *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | environment, timeout=120,
-    )  # fmt: skip
 
 
 def test_the_slurm_script_of_the_docs(pair, tmp_path):

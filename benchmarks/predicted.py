@@ -33,14 +33,14 @@ LEADING = 20
 def matrix_rows(comparison: Any, adapter: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One matrix: its bulk and counts, and a row for each spike above the threshold."""
     pair = load(comparison, torch.device("cpu"))
-    U, S, V = thin_svd(pair.base)
+    U, S, V = thin_svd(pair.base.double())
     base = BaseSpectrum.from_values(S, (len(U), len(V)))
     factors = pair.factors
     spikes = update_svd(factors.B, factors.A, factors.scale, factors.shape)
     found = predict_spikes(base, spikes.gamma)
     exact = Secular.from_svd(U, S, V, factors.B, factors.A, factors.scale)
     outliers = exact.outliers(base.fit.edge)
-    dense = torch.linalg.svdvals(pair.tuned.to_dense())[: len(outliers)]
+    dense = torch.linalg.svdvals(pair.tuned_map().to_dense())[: len(outliers)]
     left = (spikes.u.mT @ outliers.u).square()
     right = (spikes.v.mT @ outliers.v).square()
     rows = []

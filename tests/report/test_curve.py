@@ -83,7 +83,7 @@ def test_what_is_judged_at_a_scale_is_what_svds_find_there(inputs, records):
             assert (point.new, point.score) == (new, pytest.approx(score, abs=1e-6))
     for matrix in some(records[False].matrices):
         (point,) = matrix.scale_curve.judged
-        assert (point.scale, point.new) == (1.0, matrix.intruders)
+        assert (point.scale, point.new) == (1.0, matrix.new_directions)
 
 
 def test_the_expected_curve_is_near_what_generic_updates_do(inputs):
@@ -124,7 +124,7 @@ def test_a_dense_update_has_what_was_judged_and_no_expected_curve(tmp_path):
 def test_the_page_has_the_curve_of_all_and_of_each(records):
     found = whole_curve(records[False])
     assert [scale for scale, _, _ in found["judged"]] == [1.0]
-    assert found["judged"][0][1] == records[False].summary.intruders > 0
+    assert found["judged"][0][1] == records[False].summary.new_directions > 0
     rows = [matrix.scale_curve.expected for matrix in records[False].matrices]
     expected = [sum(p.new for p in points) for points in zip(*rows, strict=True)]
     assert [new for _, new, _ in found["expected"]] == pytest.approx(expected, rel=6e-3, abs=1e-3)

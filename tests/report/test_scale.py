@@ -139,17 +139,17 @@ def test_each_matrix_has_its_scale_and_the_edge_is_a_column_of_choice(record):
     assert "ΔW/θ_c" not in headings
     for row, matrix in some(zip(page["records"][0]["matrices"], record.matrices, strict=True)):
         norm = matrix.spectral_norm_update
-        assert row["cells"]["over_leading"][1] == f"{norm / matrix.leading:.2f}"
-        assert row["cells"]["critical_scale"][1] == f"{matrix.leading / norm:.2f}"
+        assert row["cells"]["over_top_k_threshold"][1] == f"{norm / matrix.top_k_threshold:.2f}"
+        assert row["cells"]["critical_scale"][1] == f"{matrix.top_k_threshold / norm:.2f}"
         assert row["cells"]["over_threshold"][1] == f"{norm / matrix.threshold:.2f}"
-        assert row["over"] == pytest.approx(norm / matrix.leading, rel=1e-4)
+        assert row["over"] == pytest.approx(norm / matrix.top_k_threshold, rel=1e-4)
     chosen = ["over_threshold", "critical_scale"]
     assert "ΔW/θ_c" in [column["heading"] for column in data_of(record, columns=chosen)["columns"]]
     assert "| ΔW/θ_k | ΔW/θ_c |" in report.render(record, "markdown", columns=chosen)
     head = printed(record, columns=chosen).split("\n")[0].split()
     assert head == ["matrix", "ΔW/W₀", "ΔW/θ_k", "ΔW/θ_c", "scale", "rotated", "intruder", "worst"]
     head = report.render(record, "csv").splitlines()[0]
-    assert '"over_leading","over_threshold","critical_expected","critical_low"' in head
+    assert '"over_top_k_threshold","over_threshold","critical_expected","critical_low"' in head
 
 
 def test_columns_on_the_command_line(paths, record, tmp_path):
@@ -231,14 +231,14 @@ def test_measures_that_do_not_saturate(tmp_path):
     tuned = torch.linalg.svd(base + B @ A, full_matrices=False)
     new = (U.mT @ tuned.U[:, :K]).abs().amax(0) < EPSILON
     energy = tuned.S[:K].square()
-    assert 0 < int(new.sum()) == row.intruders < K
+    assert 0 < int(new.sum()) == row.new_directions < K
     assert row.energy_new == pytest.approx(float(energy[new].sum() / energy.sum()), rel=1e-6)
-    assert (row.spikes, row.in_use, row.beyond_leading) == (3, 2, 2)  # 25 of 11,725 is left
+    assert (row.spikes, row.in_use, row.beyond_top_k_threshold) == (3, 2, 2)  # 25 of 11,725 is left
     gamma = torch.linalg.svdvals(B @ A)[:3]
     share = gamma / gamma.sum()
     assert row.effective_rank == pytest.approx(float((-share * share.log()).sum().exp()), rel=1e-6)
     assert row.stable_rank == pytest.approx(float((gamma / gamma[0]).square().sum()), rel=1e-6)
-    chosen = ["energy_new", "in_use", "beyond_leading", "effective_rank", "stable_rank"]
+    chosen = ["energy_new", "in_use", "beyond_top_k_threshold", "effective_rank", "stable_rank"]
     table = report.render(audit, "markdown", columns=chosen).partition("| matrix ")[2]
     head, _, cells = table.splitlines()[:3]
     assert "| energy of new | rank in use | effective rank | stable rank | spikes > θ_k |" in head

@@ -32,7 +32,7 @@ def expected_curve(base: BaseSpectrum, gamma: Tensor, recipe: Recipe) -> list[Sc
     Returns:
         A point for each of :data:`SCALES`.
     """
-    limit = budget(base, 1, top_k=recipe.top_k).leading
+    limit = budget(base, 1, top_k=recipe.top_k).top_k_threshold
     strongest = gamma[: recipe.top_k].cpu()
     points = []
     for scale in SCALES:

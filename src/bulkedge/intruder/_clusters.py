@@ -104,15 +104,23 @@ def find_clusters(ritz: Ritz, rounding: Rounding) -> list[Cluster]:
     cuts = torch.maximum(reach, middle)
     clusters: list[Cluster] = []
     first, above = 0, float("inf")
-    for i in range(pairs if len(ritz.lacking) == 0 else pairs - 1):
+    possible = pairs if len(ritz.lacking) == 0 else pairs - 1
+    totals = _total_sines(s, rho, cuts)[:possible]
+    for i in (totals <= MAX_SINE).nonzero().flatten().tolist():
         cut, end = float(cuts[i]), i + 1
-        total = sine_bound(s[:end], rho[:end], cut, float("inf"))
-        if total > MAX_SINE:
-            continue
-        error = sine_bound(s[first:end], rho[first:end], cut, above)
-        clusters.append(Cluster(first, end, cut, above, error, total))
+        error = float(totals[i])  # the first cluster's is that of all above its cut
+        if first:
+            error = sine_bound(s[first:end], rho[first:end], cut, above)
+        clusters.append(Cluster(first, end, cut, above, error, float(totals[i])))
         first, above = end, cut
     return clusters
+
+
+def _total_sines(s: Tensor, rho: Tensor, cuts: Tensor) -> Tensor:
+    """:func:`sine_bound` of all Ritz vectors above each of the cuts below them, ``(d,)``."""
+    over = (s - cuts[:, None]) * (s + cuts[:, None])
+    terms = (rho * s / over).square().tril()  # row i: the first i + 1 Ritz vectors, down to cut i
+    return terms.sum(dim=1).sqrt().masked_fill(cuts >= s, torch.inf)
 
 
 def sine_bound(s: Tensor, rho: Tensor, low: float, high: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -106,12 +107,14 @@ def find_clusters(ritz: Ritz, rounding: Rounding) -> list[Cluster]:
     first, above = 0, float("inf")
     possible = pairs if len(ritz.lacking) == 0 else pairs - 1
     totals = _total_sines(s, rho, cuts)[:possible]
+    places, sines = cuts.tolist(), totals.tolist()
+    values, residuals = s.numpy(), rho.numpy()  # a few numbers each, for which NumPy is quicker
     for i in (totals <= MAX_SINE).nonzero().flatten().tolist():
-        cut, end = float(cuts[i]), i + 1
-        error = float(totals[i])  # the first cluster's is that of all above its cut
+        cut, end = places[i], i + 1
+        error = sines[i]  # the first cluster's is that of all above its cut
         if first:
-            error = sine_bound(s[first:end], rho[first:end], cut, above)
-        clusters.append(Cluster(first, end, cut, above, error, float(totals[i])))
+            error = _sine(values[first:end], residuals[first:end], cut, above)
+        clusters.append(Cluster(first, end, cut, above, error, sines[i]))
         first, above = end, cut
     return clusters
 
@@ -138,8 +141,14 @@ def sine_bound(s: Tensor, rho: Tensor, low: float, high: float) -> float:
     Returns:
         The bound, infinite if a Ritz value is not between the cuts.
     """
-    if low >= float(s[-1]) or high <= float(s[0]):
+    return _sine(s.numpy(), rho.numpy(), low, high)
+
+
+def _sine(s: numpy.ndarray, rho: numpy.ndarray, low: float, high: float) -> float:
+    """:func:`sine_bound` of arrays."""
+    if low >= s[-1] or high <= s[0]:
         return float("inf")
-    beneath = s / (s.square() - low**2)
-    beyond = high / (high**2 - s.square()) if high < float("inf") else torch.zeros_like(s)
-    return float(torch.linalg.vector_norm(rho * torch.maximum(beneath, beyond)))
+    steep = s / ((s - low) * (s + low))
+    if high < float("inf"):
+        steep = numpy.maximum(steep, high / ((high - s) * (high + s)))
+    return float(numpy.linalg.norm(rho * steep))

@@ -123,7 +123,7 @@ class ComponentBound:
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
-        """Products of two rows of C, and of one with a direction: ``(e, b b)``, ``(pairs, b k)``."""
+        """Products of two rows of C, ``(e, b b)``, and of one with a direction."""
         # A border for each cell is then a row of one matrix product.
         C, pairs = self.ritz.lacking, min(len(self.ritz.left), len(self.ritz.right))
         twice = (C[:, None, :] * C[None, :, :]).flatten(0, 1).mT

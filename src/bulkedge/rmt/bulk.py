@@ -279,10 +279,11 @@ class Bulk(ABC):
             x = (z - self.edge).sqrt()
             slope = _steepness(found) / theta * square.pow(-1.5) * x  # of D^(−1/2)/D₀^(−1/2) by x
             following = self.edge + (x + (1 - square.rsqrt()) / slope).square()
-            inside = (following >= low) & (following <= high) & (step < NEWTON_STEPS)
+            near = SAME * z  # a root that is an end of the bracket, to rounding, has been found
+            inside = (following >= low - near) & (following <= high + near) & (step < NEWTON_STEPS)
             following = torch.where(inside, following, (low + high) / 2)
             # the error after a step of Newton's method is about the square of the step
-            enough = torch.where(inside, QUADRATIC * (z - self.edge), 0.0) + SAME * z
+            enough = torch.where(inside, QUADRATIC * (z - self.edge), 0.0) + near
             moved, z = (following - z).abs(), following
             if bool((moved <= enough).all()):
                 break

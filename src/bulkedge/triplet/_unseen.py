@@ -141,7 +141,8 @@ class Unseen:
         if not bool(open_.any()):
             return open_.tolist()
         index = torch.arange(len(self.ritz.left))
-        others = torch.stack([(index < p.first) | (index >= p.end) for p in parts])
+        first, end = torch.tensor([part[:2] for part in parts]).unbind(dim=1)
+        others = (index < first[:, None]) | (index >= end[:, None])
         owner, centre, radius = self._cells_of(parts, open_.nonzero().flatten().tolist())
         for _ in range(MAX_BISECTIONS):
             at_centre, on_cell = self._norm_bounds(centre, radius, others[owner])
@@ -174,7 +175,8 @@ class Unseen:
         top = float(self.ritz.sigma[0])
         inner = min(high, max(low, (1 + FIRST_CELL) * top))
         edges = torch.linspace(low, inner, count, dtype=torch.float64)
-        edges = torch.cat([edges[:-1], _growing_edges(top, inner, high)])
+        if inner < high:
+            edges = torch.cat([edges[:-1], _growing_edges(top, inner, high)])
         return (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
 
     def lowest_cut(self, k: int) -> float | None:

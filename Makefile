@@ -14,7 +14,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow test-oldest test-page docs lint bench minilm clean
+.PHONY: demo test test-slow test-oldest test-page docs lint bench bench-quick minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -49,6 +49,10 @@ docs: $(VENV)/.dev
 test-page: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(PIP) -e .[e2e]
 	$(BIN)/pytest tests/report/test_page_in_browser.py
+
+# both sides of a comparison of codes on two small matrices, once, storing nothing
+bench-quick: $(VENV)/.dev
+	$(BIN)/python benchmarks/before_after.py --quick
 
 bench: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(BIN)/python benchmarks/precision.py

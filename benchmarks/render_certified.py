@@ -55,6 +55,28 @@ def cost_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
+TURNS_HEAD = """| shape | base | before | after | times | passes | operations | products alone | decided by | same verdicts |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def turns_table(rows: list[dict[str, Any]]) -> str:
+    """Two codes in turn on the same matrices."""
+
+    def change(row: dict[str, Any], key: str) -> str:
+        return f"{row['before'][key]:,} → {row['after'][key]:,}"
+
+    return TURNS_HEAD + "\n".join(
+        f"| {r['shape'][0]} × {r['shape'][1]}, r = {r['rank']} | {r['kind']} "
+        f"| {1e3 * r['before']['seconds']:.1f} ms | {1e3 * r['after']['seconds']:.1f} ms "
+        f"| {r['before']['seconds'] / r['after']['seconds']:.1f} "
+        f"| {change(r, 'passes')} | {change(r, 'operations')} "
+        f"| {1e3 * r['after']['products']:.1f} ms | {r['after']['method']} "
+        f"| {'yes' if r['same_verdicts'] else 'no'} |"
+        for r in rows
+    )
+
+
 HARD_HEAD = """| family | certificates | directions | decided | contradicted | sides | least σ/σ₁ |
 |---|---|---|---|---|---|---|
 """

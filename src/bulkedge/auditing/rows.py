@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ def direction_rows(found: Judgement, drift: Drift | None = None) -> list[Directi
         part = None
         if drift is not None and direction.side == drift.side:
             part = drift.along[direction.index]
-        rows.append(Direction(**asdict(direction), method=found.method, drift_along=part))
+        rows.append(Direction(**vars(direction), method=found.method, drift_along=part))
     return rows
 
 

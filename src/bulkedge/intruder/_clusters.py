@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -104,15 +105,25 @@ def find_clusters(ritz: Ritz, rounding: Rounding) -> list[Cluster]:
     cuts = torch.maximum(reach, middle)
     clusters: list[Cluster] = []
     first, above = 0, float("inf")
-    for i in range(pairs if len(ritz.lacking) == 0 else pairs - 1):
-        cut, end = float(cuts[i]), i + 1
-        total = sine_bound(s[:end], rho[:end], cut, float("inf"))
-        if total > MAX_SINE:
-            continue
-        error = sine_bound(s[first:end], rho[first:end], cut, above)
-        clusters.append(Cluster(first, end, cut, above, error, total))
+    possible = pairs if len(ritz.lacking) == 0 else pairs - 1
+    totals = _total_sines(s, rho, cuts)[:possible]
+    places, sines = cuts.tolist(), totals.tolist()
+    values, residuals = s.numpy(), rho.numpy()  # a few numbers each, for which NumPy is quicker
+    for i in (totals <= MAX_SINE).nonzero().flatten().tolist():
+        cut, end = places[i], i + 1
+        error = sines[i]  # the first cluster's is that of all above its cut
+        if first:
+            error = _sine(values[first:end], residuals[first:end], cut, above)
+        clusters.append(Cluster(first, end, cut, above, error, sines[i]))
         first, above = end, cut
     return clusters
+
+
+def _total_sines(s: Tensor, rho: Tensor, cuts: Tensor) -> Tensor:
+    """:func:`sine_bound` of all Ritz vectors above each of the cuts below them, ``(d,)``."""
+    over = (s - cuts[:, None]) * (s + cuts[:, None])
+    terms = (rho * s / over).square().tril()  # row i: the first i + 1 Ritz vectors, down to cut i
+    return terms.sum(dim=1).sqrt().masked_fill(cuts >= s, torch.inf)
 
 
 def sine_bound(s: Tensor, rho: Tensor, low: float, high: float) -> float:
@@ -130,8 +141,14 @@ def sine_bound(s: Tensor, rho: Tensor, low: float, high: float) -> float:
     Returns:
         The bound, infinite if a Ritz value is not between the cuts.
     """
-    if low >= float(s[-1]) or high <= float(s[0]):
+    return _sine(s.numpy(), rho.numpy(), low, high)
+
+
+def _sine(s: numpy.ndarray, rho: numpy.ndarray, low: float, high: float) -> float:
+    """:func:`sine_bound` of arrays."""
+    if low >= s[-1] or high <= s[0]:
         return float("inf")
-    beneath = s / (s.square() - low**2)
-    beyond = high / (high**2 - s.square()) if high < float("inf") else torch.zeros_like(s)
-    return float(torch.linalg.vector_norm(rho * torch.maximum(beneath, beyond)))
+    steep = s / ((s - low) * (s + low))
+    if high < float("inf"):
+        steep = numpy.maximum(steep, high / ((high - s) * (high + s)))
+    return float(numpy.linalg.norm(rho * steep))

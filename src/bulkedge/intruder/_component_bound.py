@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,8 @@ MIN_RADIUS = 1e-7
 """A cell of σ counts as no narrower than this, in units of the largest Ritz value."""
 MAX_BISECTIONS = 40
 """Rounds of bisection before a cell counts as above its limit."""
+TABLES_UP_TO = 64
+"""Up to this size of w the products of its rows are formed once, for the cells all together."""
 MAX_CELLS = 4096
 """With more cells than this the bound counts as above its limit: this bounds the memory."""
 
@@ -91,9 +94,41 @@ class ComponentBound:
             M, shape ``(k, k)``.
         """
         c, r = (torch.tensor([x], dtype=torch.float64) for x in (centre, radius))
-        (diagonal,), (root,) = self._inverse(c, r, WIDE_SLACK)
-        weighted = (self.directions.mT * diagonal) @ self.directions
+        return self.projections(c, r)[0]
+
+    def projections(self, centre: Tensor, radius: Tensor) -> Tensor:
+        """:meth:`projection` for several intervals.
+
+        Args:
+            centre: Their middles, shape ``(G,)``.
+            radius: Half their widths, shape ``(G,)``.
+
+        Returns:
+            Shape ``(G, k, k)``.
+        """
+        diagonal, root = self._inverse(centre, radius, WIDE_SLACK)
+        weighted = (self.directions.mT * diagonal[:, None, :]) @ self.directions
         return (1 + WEIGHT + 2 * WIDE_SLACK) * (weighted + root.mT @ root)
+
+    def of(self, chosen: Tensor) -> ComponentBound:
+        """The same bound for some of the directions.
+
+        Args:
+            chosen: Which, shape ``(k,)``, boolean.
+
+        Returns:
+            The bound.
+        """
+        return ComponentBound(self.ritz, self.directions[:, chosen], self.noise)
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Products of two rows of C, ``(e, b b)``, and of one with a direction."""
+        # A border for each cell is then a row of one matrix product.
+        C, pairs = self.ritz.lacking, min(len(self.ritz.left), len(self.ritz.right))
+        twice = (C[:, None, :] * C[None, :, :]).flatten(0, 1).mT
+        once = C[:, :pairs].mT[:, :, None] * self.directions[:pairs, None, :]
+        return twice, once.flatten(1)
 
     def _inverse(self, centre: Tensor, radius: Tensor, slack: float) -> tuple[Tensor, Tensor]:
         """The inverse of the ellipsoid's matrix, on a, for each cell.
@@ -115,11 +150,16 @@ class ComponentBound:
         if len(C) == 0:
             return inverse[:, :d], C.new_zeros(len(centre), 0, self.directions.shape[1])
         stiffness = kappa * (WEIGHT + kappa * (WEIGHT * c.square() + s.square())) / determinant
-        border = (C * stiffness[:, None, :e]) @ C.mT  # (G, b, b)
-        border.diagonal(dim1=-2, dim2=-1).add_(1.0)
         coupling = kappa * s * (WEIGHT - kappa * apart) / determinant  # of w with a
         pairs = min(d, e)
-        right = (C[:, :pairs] * coupling[:, None, :pairs]) @ self.directions[:pairs]  # (G, b, k)
+        if len(C) <= TABLES_UP_TO:
+            twice, once = self._tables
+            border = (stiffness[:, :e] @ twice).unflatten(1, (len(C), len(C)))
+            right = (coupling[:, :pairs] @ once).unflatten(1, (len(C), -1))
+        else:
+            border = (C * stiffness[:, None, :e]) @ C.mT  # (G, b, b)
+            right = (C[:, :pairs] * coupling[:, None, :pairs]) @ self.directions[:pairs]
+        border.diagonal(dim1=-2, dim2=-1).add_(1.0)
         factor = torch.linalg.cholesky(border)
         root = torch.linalg.solve_triangular(factor, right, upper=False)
         # The border is at least I, so that float64 loses no more than b² u ‖border‖ of the form.
@@ -180,6 +220,43 @@ def maximize(
             break
         centre, radius = torch.cat([centre - radius, centre + radius]), radius.repeat(2)
     return Maximum(squared, exceeded_at)
+
+
+def reaches(
+    bound: ComponentBound,
+    groups: Tensor,
+    limits: Tensor,
+    span: tuple[float, float, float],
+    suspects: Tensor,
+) -> Tensor:
+    """Where the bound of some group reaches its limit; see :func:`maximize`, which goes on.
+
+    Args:
+        bound: The bound for k directions.
+        groups: The number of the group of each direction, shape ``(k,)``.
+        limits: What each group's squared bound is to stay below, shape ``(groups,)``.
+        span: The range of σ, as for :func:`maximize`.
+        suspects: Values of σ that are tried first.
+
+    Returns:
+        Some values of σ, none if the bounds of all groups are below their limits everywhere.
+    """
+    members = exact(torch.nn.functional.one_hot(groups, len(limits)))
+    centre, radius = _cells(2 * len(bound.ritz.sigma) + 2, *span)
+    first = bound.evaluate(suspects, torch.zeros_like(suspects)) @ members >= limits
+    if bool(first.any()):
+        return suspects[first.any(dim=1)]
+    for _ in range(MAX_BISECTIONS):
+        pending = (bound.evaluate(centre, radius) @ members >= limits).any(dim=1)
+        centre, radius = centre[pending], radius[pending]
+        if len(centre) == 0:
+            break
+        over = bound.evaluate(centre, torch.zeros_like(radius)) @ members >= limits
+        if bool(over.any()) or len(centre) > MAX_CELLS:
+            return centre[over.any(dim=1)] if bool(over.any()) else centre
+        half = radius / 2
+        centre, radius = torch.cat([centre - half, centre + half]), half.repeat(2)
+    return centre
 
 
 def _cells(count: int, low: float, high: float, furthest: float) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from bulkedge._precision import exact
 from bulkedge.triplet import Bidiagonalization, Ritz, Unseen
 from bulkedge.triplet._rounding import Rounding
+from bulkedge.triplet._unseen import Between
 
 from ._clusters import Cluster, Clusters, find_clusters, presumed_complete
 from ._component_bound import ComponentBound
@@ -138,17 +141,37 @@ class Evidence:
         """What the largest singular value seems to be, by the Ritz values and their residuals."""
         return float((self.values + self.ritz.residuals).max()) + self.rounding.noise
 
-    @property
+    @cached_property
     def component_bound(self) -> ComponentBound:
         """The bound from above on the component of each direction on any base vector."""
         return ComponentBound(self.ritz, self.coordinates, self.rounding.noise)
 
 
+class Inside:
+    """The coordinates of vectors in the left basis as it grows: each product is taken once.
+
+    Args:
+        process: The Krylov space.
+        Y: The vectors, shape ``(m, k)``.
+    """
+
+    def __init__(self, process: Bidiagonalization, Y: Tensor) -> None:
+        self.process, self.Y = process, exact(Y).to(process.map.device)
+        self.known = torch.zeros(0, Y.shape[1], dtype=torch.float64)
+
+    def coordinates(self) -> Tensor:
+        """``PᵀY`` in float64, shape ``(d, k)``."""
+        new = exact(self.process.left[:, len(self.known) :].mT) @ self.Y
+        self.known = torch.cat([self.known, new.cpu()])
+        return self.known
+
+
 def collect(
     process: Bidiagonalization,
-    Y: Tensor,
+    inside: Inside,
     probes: Tensor,
     *,
+    ritz: Ritz,
     rounding: Rounding,
     proofs: Proofs,
     frobenius: float,
@@ -158,8 +181,9 @@ def collect(
 
     Args:
         process: The Krylov space.
-        Y: The directions, shape ``(m, k)``.
-        probes: The Gaussian vectors that it began with, besides Y, float64, shape ``(m, p)``.
+        inside: The directions in its left basis.
+        probes: The Gaussian vectors that it began with, besides those, float64, shape ``(m, p)``.
+        ritz: Its Ritz vectors.
         rounding: How far it is from exact recurrences and orthonormal bases.
         proofs: What factorisations have proved.
         frobenius: ``‖W0‖_F``, or more.
@@ -169,9 +193,8 @@ def collect(
     Returns:
         The evidence.
     """
-    ritz = process.ritz()
     unseen = Unseen.of(process, ritz, probes, frobenius, failure_probability, rounding)
-    coordinates = ritz.left.mT @ (exact(process.left.mT) @ exact(Y)).cpu()
+    coordinates = ritz.left.mT @ inside.coordinates()
     shape = process.map.shape
     exhausted = process.closed and min(shape) == len(ritz.residuals)
     return Evidence(unseen, coordinates, shape, process.start_size, exhausted, proofs)
@@ -193,12 +216,10 @@ def known_clusters(evidence: Evidence, *, assume_complete: bool = False) -> Clus
         return Clusters(clusters, [True] * len(clusters), evidence.largest_seen)
     if assume_complete:
         presumed = presumed_complete(clusters, evidence.probes)
-        complete = [cluster in presumed for cluster in clusters]
+        complete = [i < len(presumed) for i in range(len(clusters))]
         return Clusters(clusters, complete, evidence.largest_seen)
     counted, unseen = evidence.proofs.complete_vectors(clusters), evidence.unseen
-    complete = [
-        each.end <= counted or unseen.nothing_missed(each.first, each.end, each.low, each.high)
-        for each in clusters
-    ]
+    parts = [Between(c.first, c.end, c.low, c.high) for c in clusters if c.end > counted]
+    complete = [True] * (len(clusters) - len(parts)) + unseen.nothing_missed_each(parts)
     norm_bound = evidence.proofs.norm_bound(evidence.frobenius)
     return Clusters(clusters, complete, min(norm_bound, unseen.norm_bound))

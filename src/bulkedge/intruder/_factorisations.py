@@ -10,7 +10,8 @@ Sylvester's law of inertia a factorisation can:
   (Courant and Fischer).  V and S are the d Ritz vectors and values above x.  That the values are no
   fewer is Cauchy's interlacing.
 
-Either costs the Gram matrix of the shorter side in float64, once, and a third of its cube.
+Either costs the Gram matrix of the shorter side, once, and a third of its cube: in float64, but
+for the first where x² is far above what float32 loses, which is then measured.
 
 *Rounding.*  A product of two float32 numbers is exact in float64, and a sum of m of them errs by
 at most ``γ_m Σ|·|``, in any order, so that the computed Gram matrix is wrong by at most
@@ -25,9 +26,14 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 from bulkedge.triplet import Bidiagonalization, Ritz
 from bulkedge.triplet._rounding import ROUNDING_PROBES, float64_rounding, norm_above, safety_factor
 from bulkedge.triplet.solver._start import Randomness, gaussian
+
+PROVED_SHARE = 0.4
+"""In float32 it is proved that no σ² is below x² by showing that none is below x² and this much
+more of it, but for the error, which has to be less."""
 
 
 class Factorisations:
@@ -51,6 +57,7 @@ class Factorisations:
         self.scale = A.rounding_scale()
         self.rounding = 2 * float64_rounding(max(A.shape) + 4, self.scale**2)
         self._gram: Tensor | None = None
+        self._gram32: Tensor | None = None
 
     @property
     def gram(self) -> Tensor:
@@ -62,9 +69,40 @@ class Factorisations:
 
     def all_exceed(self, x: float) -> bool:
         """Whether every singular value of a map of at least as many rows as columns exceeds x."""
+        if self.map.dtype is torch.float32 and self._within_reach(x):
+            return self._all_exceed_by_measuring(x)
         shifted = self.gram.clone()
         shifted.diagonal().sub_(x * x)
         return self._definite(shifted)
+
+    def _within_reach(self, x: float) -> bool:
+        """Whether what float32 loses of a Gram matrix is well below x²."""
+        unit = torch.finfo(torch.float32).eps
+        lost = unit * self.scale**2  # a few times the Frobenius norm of what is usually lost
+        return safety_factor(ROUNDING_PROBES, self.probability) * lost < PROVED_SHARE * x * x
+
+    def _all_exceed_by_measuring(self, x: float) -> bool:
+        """The same by a Gram matrix and a factor in float32, whose errors are measured."""
+        # With any real R, WᵀW − s² = RRᵀ + E, so that all σ² ≥ s² − ‖E‖.  E holds whatever the
+        # products and the factorisation have lost, and is applied to Gaussian vectors in float64.
+        if self._gram32 is None:
+            self._gram32 = self.map.gram()
+        squared = (1 + PROVED_SHARE) * x * x
+        shifted = self._gram32.clone()
+        shifted.diagonal().sub_(squared)
+        R, info = torch.linalg.cholesky_ex(shifted, check_errors=False)
+        if int(info) != 0:
+            return False
+        del shifted
+        wide, R = self.map.to(torch.float64), exact(R)
+        drawn = gaussian(len(R), ROUNDING_PROBES, self.generator).to(R)
+        image = wide.rmatmat(wide.matmat(drawn))
+        defect = image - squared * drawn - R @ (R.mT @ drawn)
+        length = float(torch.linalg.vector_norm(drawn, dim=0).max())
+        terms = sum(self.map.shape) + 2 * len(R) + 8
+        sizes = self.scale**2 + squared + float(R.square().sum())
+        own = length * float64_rounding(2 * terms, sizes)
+        return norm_above(defect, self.probability, own) < PROVED_SHARE * x * x
 
     def at_most(self, count: int, x: float, process: Bidiagonalization, ritz: Ritz) -> bool:
         """Whether no more than ``count`` singular values exceed x: those that were found.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._clusters import Clusters
-from ._component_bound import Maximum, maximize
+from ._component_bound import Maximum, maximize, reaches
 from ._evidence import Evidence, Question
 
 
@@ -83,6 +83,38 @@ def helpful_min_sigma(
     then = _largest_component(question, evidence, score.limits, x)
     settled = then.squared.isfinite() & ~score.component.squared.isfinite()
     return x if bool(settled.any()) else 0.0
+
+
+def unsettled_at(
+    question: Question,
+    evidence: Evidence,
+    clusters: Clusters,
+    min_sigma: float,
+    suspects: Tensor,
+) -> Tensor:
+    """Values of σ at which the bound from above leaves a score open, for planning.
+
+    Args:
+        question: The directions.
+        evidence: What is known of the base.
+        clusters: Those of the same evidence.
+        min_sigma: Singular values below this do not count.
+        suspects: Values of σ that are tried first.
+
+    Returns:
+        Some such values; none if every score is settled.
+    """
+    lower, upper = _score_by_clusters(question, evidence, clusters)
+    error = _group_errors(question, evidence)
+    asked = (lower - error < question.epsilon) & (upper + error >= question.epsilon)
+    if not bool(asked.any()):
+        return suspects[:0]
+    chosen = asked[question.groups]
+    numbers = (asked.cumsum(0) - 1)[question.groups[chosen]]
+    limits = (question.epsilon - error[asked]).clamp_min(0.0).square()
+    bound = evidence.component_bound.of(chosen)
+    span = _span(evidence, min_sigma)
+    return reaches(bound, numbers, limits, span, suspects[suspects > min_sigma])
 
 
 def overlap_interval(question: Question, evidence: Evidence, clusters: Clusters) -> Interval:
@@ -175,26 +207,57 @@ def _score_by_clusters(
     question: Question, evidence: Evidence, clusters: Clusters
 ) -> tuple[Tensor, Tensor]:
     """Bounds on the score of each group by the components on converged Ritz vectors alone."""
-    lower, largest, known = torch.zeros(3, question.group_count, dtype=torch.float64)
-    for cluster, complete in zip(clusters.found, clusters.complete, strict=True):
-        rows = evidence.coordinates[cluster.first : cluster.end]
-        inside = (extreme_norms(rows, question.groups)[0] - cluster.error).clamp_min(0.0)
-        if complete:  # one of its base vectors has at least the mean square
-            lower = torch.maximum(lower, inside / cluster.size**0.5)
-        largest = torch.maximum(largest, inside.square())
-        known += inside.square()
+    inside = _smallest_in_clusters(question, evidence, clusters)
+    if len(inside) == 0:
+        return inside.new_zeros(question.group_count), inside.new_ones(question.group_count)
+    complete = torch.tensor(clusters.complete)[:, None]
+    sizes = torch.tensor([each.size for each in clusters.found], dtype=torch.float64)[:, None]
+    # Of a complete cluster one of its base vectors has at least the mean square.
+    lower = torch.where(complete, inside / sizes.sqrt(), 0.0).amax(dim=0)
+    squares = inside.square()
     # What the direction has on the vectors of one cluster, it does not have on those of another.
-    return lower, (1 - known + largest).clamp(0.0, 1.0).sqrt()
+    return lower, (1 - squares.sum(dim=0) + squares.amax(dim=0)).clamp(0.0, 1.0).sqrt()
+
+
+def _smallest_in_clusters(question: Question, evidence: Evidence, clusters: Clusters) -> Tensor:
+    """The least that any unit vector of each group has in each cluster, ``(clusters, groups)``."""
+    groups = question.groups
+    sizes = torch.tensor([each.size for each in clusters.found], dtype=torch.long)
+    t = evidence.coordinates[: int(sizes.sum())]
+    owner = torch.arange(len(sizes)).repeat_interleave(sizes)
+    squares = t.new_zeros(len(sizes), t.shape[1]).index_add_(0, owner, t.square())
+    members = torch.bincount(groups)
+    found = squares.sqrt()[:, members.cumsum(0) - 1]
+    for g in (members > 1).nonzero().flatten().tolist():
+        mine = t[:, groups == g].split(sizes.tolist())
+        alone = torch.zeros(int(members[g]), dtype=torch.long)
+        for i, rows in enumerate(mine):
+            found[i, g] = extreme_norms(rows, alone)[0][0]
+    errors = torch.tensor([each.error for each in clusters.found], dtype=torch.float64)
+    return (found - errors[:, None]).clamp_min(0.0)
 
 
 def _largest_component(
     question: Question, evidence: Evidence, limits: Tensor, min_sigma: float
 ) -> Maximum:
     """The largest squared component on any base vector, if no singular value is below min_sigma."""
+    span = _span(evidence, min_sigma)
+    squared, exceeded_at = torch.zeros_like(limits), torch.zeros_like(limits)
+    asked = limits < torch.inf
+    if not bool(asked.any()):
+        return Maximum(squared, exceeded_at)
+    chosen = asked[question.groups]
+    numbers = (asked.cumsum(0) - 1)[question.groups[chosen]]
+    found = maximize(evidence.component_bound.of(chosen), numbers, limits[asked], span)
+    squared[asked], exceeded_at[asked] = found
+    return Maximum(squared, exceeded_at)
+
+
+def _span(evidence: Evidence, min_sigma: float) -> tuple[float, float, float]:
+    """Where singular values may be, as :func:`maximize` takes it."""
     ritz = evidence.ritz
     top = float(ritz.sigma[0]) + float(ritz.residuals.max()) + evidence.rounding.noise
-    span = (min_sigma, top, evidence.frobenius)
-    return maximize(evidence.component_bound, question.groups, limits, span)
+    return min_sigma, top, evidence.frobenius
 
 
 class _LeadingSpace(NamedTuple):
@@ -238,8 +301,8 @@ def _bounds_on_the_rest(question: Question, evidence: Evidence, cut: float) -> I
     low, high = last - slack, cut + slack
     bound = evidence.component_bound
     # The parts of a wide interval may together bound less than the whole.
-    for parts in (1, 2, 4):
-        radius = (high - low) / 2 / parts
-        centres = [low + (2 * i + 1) * radius for i in range(parts)]
-        forms = [bound.projection(centre, radius) for centre in centres]
-        yield sum(forms, start=torch.zeros_like(forms[0]))
+    cells = [(parts, 2 * i + 1) for parts in (1, 2, 4) for i in range(parts)]
+    parts, odd = torch.tensor(cells, dtype=torch.float64).unbind(dim=1)
+    radius = (high - low) / 2 / parts
+    for forms in bound.projections(low + odd * radius, radius).split([1, 2, 4]):
+        yield forms.sum(dim=0)

@@ -29,7 +29,10 @@ from bulkedge.triplet import (
     singular_triplet,
     thin_svd,
 )
+from bulkedge.triplet._bidiagonal import step_work
 
+from ._dense import base_factors, leading_triplets
+from ._search import CHECK_WORK_PER_CUBE
 from ._side import (
     ZERO_THRESHOLD,
     Direction,
@@ -44,6 +47,9 @@ from ._spectrum import all_values
 
 DecidingMethod = Literal["certified", "dense"]
 
+DENSE_WORK = 15.0
+"""Two eigenvalue problems cost this many times the cube of the shorter side, in the operations that
+:attr:`Bidiagonalization.work` counts."""
 DENSE_UP_TO = 384
 """Two dense SVDs cost less than a certificate up to this length of the shorter side."""
 ALL_VALUES_UP_TO = 512
@@ -52,6 +58,8 @@ VECTOR_TOL = 5e-3
 """The tuned vectors are computed to this sine of the angle, which widens every interval."""
 MAX_STEPS = 40
 """The search for the tuned vectors takes no more steps than this."""
+SIDE_STEPS = 25
+"""The search for what the base has of them takes no more steps than this."""
 PROBES = 8
 """This many random vectors prove that no tuned vector was missed."""
 FAILURE_PROBABILITY = 1e-9
@@ -99,6 +107,30 @@ class Judgement:
 def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
     """Whether SVDs of a matrix cost less than the products of a certificate of k directions."""
     return min(shape) <= max(DENSE_UP_TO, 4 * k)
+
+
+def affordable_steps(shape: tuple[int, int], k: int) -> int | None:
+    """How many steps of a search cost half as much as the SVDs that decide where it does not.
+
+    Two searches, for the tuned vectors and in the base, then cost no more than the SVDs, so that
+    both together are at most twice as dear as the better way would have been.
+
+    Args:
+        shape: ``(m, n)``.
+        k: How many directions are judged.
+
+    Returns:
+        The number of steps; None where it is beyond what a search takes anyway.
+    """
+    p, block = min(shape), k + PROBES
+    left = DENSE_WORK / 2 * p**3 + shape[0] * shape[1] * p
+    for step in range(1, MAX_STEPS):
+        left -= (
+            step_work(shape, block, step * block) + CHECK_WORK_PER_CUBE * (step * block) ** 3 / 2
+        )
+        if left < 0:
+            return step
+    return None
 
 
 def judge(
@@ -156,8 +188,9 @@ def judge(
         raise InputError(f"expected two matrices of one shape, got {W0.shape} and {W.shape}")
     if method == "dense" or (method == "auto" and svd_is_cheap(W0.shape, k)):
         return by_svds(W0, W, k, epsilon=epsilon, sides=sides)
+    most = affordable_steps(W0.shape, k) if method == "auto" else None
     found, spent = by_products(
-        W0, W, k, epsilon=epsilon, sides=sides, dtype=dtype, start=start, seed=seed
+        W0, W, k, epsilon=epsilon, sides=sides, dtype=dtype, start=start, seed=seed, most=most
     )
     if found is None:
         why = "the leading tuned values were not told apart from zero or not found"
@@ -179,8 +212,9 @@ def by_products(
     dtype: torch.dtype = torch.float32,
     start: tuple[Tensor, Tensor] | None = None,
     seed: int | None = None,
+    most: int | None = None,
 ) -> tuple[Judgement | None, int]:
-    """Intervals from products alone; see :func:`judge`.
+    """Intervals from products alone; see :func:`judge`, where ``most`` is a number of steps.
 
     Returns:
         The judgement, or None where products do not determine the leading triplets; and how many
@@ -192,9 +226,10 @@ def by_products(
         return None, 0
     solver = GolubKahan(
         vector_tol=VECTOR_TOL,
-        max_steps=MAX_STEPS,
+        max_steps=MAX_STEPS if most is None else min(most, MAX_STEPS),
         oversample=PROBES,
         failure_probability=FAILURE_PROBABILITY,
+        restart=most is None,
     )
     begun = None if start is None else _like(start, W)
     tuned = singular_triplet(
@@ -211,7 +246,14 @@ def by_products(
         return None, tuned.passes
     judged: dict[VectorSide, OneSide] = {
         side: certified_side(
-            A, tuned, side, subspace=2 * k, epsilon=epsilon, frobenius=size, seed=seed
+            A,
+            tuned,
+            side,
+            subspace=2 * k,
+            epsilon=epsilon,
+            frobenius=size,
+            max_steps=SIDE_STEPS if most is None else min(most, SIDE_STEPS),
+            seed=seed,
         )
         for side in sides
     }
@@ -235,14 +277,28 @@ def by_svds(
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
     W0, W = W0.to(torch.float64), W.to(torch.float64)
-    tuned = singular_triplet(W, min(k, *W.shape), solver=DenseSVD())
-    vectors = thin_svd(W0.to_dense())
+    vectors, tuned = _factors(W0, W, min(k, *W.shape), sides)
     judged: dict[VectorSide, OneSide] = {
         side: svd_side(vectors, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
         for side in sides
     }
     sigma = vectors[1]
     return Judgement(tuned, judged, "dense", sigma.cpu(), len(sigma), tuned.passes + 1)
+
+
+def _factors(
+    W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide]
+) -> tuple[tuple[Tensor, Tensor, Tensor], SingularTriplets]:
+    """All of the base and the k leading triplets of the tuned matrix."""
+    tuned = None
+    if (small := min(W.shape) <= DENSE_UP_TO) or (
+        tuned := leading_triplets(W.to_dense(), k)
+    ) is None:
+        tuned = singular_triplet(W, k, solver=DenseSVD())
+    if small:
+        return thin_svd(W0.to_dense()), tuned
+    longer: VectorSide = "left" if W.shape[0] > W.shape[1] else "right"
+    return base_factors(W0.to_dense(), long_side=longer in sides), tuned
 
 
 def judge_vectors(

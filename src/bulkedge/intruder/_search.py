@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from bulkedge._verdict import Verdict, certain_verdict
-from bulkedge.triplet import Bidiagonalization
+from bulkedge.triplet import Bidiagonalization, Ritz
 from bulkedge.triplet._rounding import ROUNDING_PROBES, Rounding, measure_rounding
 from bulkedge.triplet.solver._start import Randomness, gaussian
 
 from ._clusters import Clusters, find_clusters, presumed_complete
-from ._evidence import CountBound, Evidence, Proofs, Question, collect, known_clusters
+from ._evidence import CountBound, Evidence, Inside, Proofs, Question, collect, known_clusters
 from ._factorisations import Factorisations
 from ._intervals import (
     Interval,
@@ -20,10 +21,15 @@ from ._intervals import (
     helpful_min_sigma,
     overlap_interval,
     score_interval,
+    unsettled_at,
 )
 
-CHECK_STEPS = (3, 4, 5, 6, 8, 10, 12, 14, 16, 19, 22)
-"""After these steps the evidence is evaluated, which costs about as much as a step."""
+FIRST_CHECK = 3
+"""After so many steps the evidence is evaluated for the first time."""
+CHECK_WORK = 2.5e8
+"""An evaluation costs this many operations, and some more for each cube of the basis."""
+CHECK_WORK_PER_CUBE = 40.0
+"""That many more: an SVD of the small matrix."""
 NORM_MARGIN = 1.01
 """The search tries to prove that no singular value exceeds the largest one seen times this."""
 CUT_MARGIN = 3.0
@@ -111,7 +117,10 @@ class Search:
         max_steps: int,
         generator: Randomness,
     ) -> None:
-        self.process, self.question, self.Y, self.probes = process, question, Y, probes
+        self.process, self.question, self.probes = process, question, probes
+        self.inside = Inside(process, Y)
+        # where a bound was above its limit when the evidence was last evaluated
+        self.suspects = torch.zeros(0, dtype=torch.float64)
         self.frobenius, self.max_steps, self.generator = frobenius, max_steps, generator
         self.rounding, self.proofs = Rounding(assumed_noise), Proofs()
         self.factorisations = Factorisations(process.map, generator, FAILURE_PROBABILITY)
@@ -125,37 +134,61 @@ class Search:
 
     def run(self) -> Assessment:
         """The assessment after the last step, which rests on proofs alone."""
-        step = 0
+        step, due = 0, 0.0
         while True:
             self.process.extend()
             step += 1
             last = self.process.closed or step == self.max_steps
-            if not last and step not in CHECK_STEPS:
+            if not last and (step < FIRST_CHECK or self.process.work < due):
                 continue
             found = self._check(step, last=last)
-            if last or not found.undecided:
+            if found is not None and (last or not found.undecided):
                 return found
+            # as much is spent on the steps between two evaluations as on the evaluations
+            due = self.process.work + CHECK_WORK + CHECK_WORK_PER_CUBE * self.process.size**3
 
-    def _check(self, step: int, *, last: bool) -> Assessment:
-        """What is certain after a step; a factorisation is paid for where it may settle more."""
-        optimistic = self._assess_with_min_sigma()
-        if optimistic.undecided and not last:
-            return optimistic
+    def _check(self, step: int, *, last: bool) -> Assessment | None:
+        """What is certain after a step; a factorisation is paid for where it may settle more.
+
+        Args:
+            step: How many steps there were.
+            last: Whether there are no more.
+
+        Returns:
+            The assessment; None where it is plain already that a direction stays open.
+        """
+        evidence = self._collect()
+        if not last and not self._may_decide(evidence):
+            return None
+        if self.factorisations.tall:
+            optimistic = self._assess_with_min_sigma(evidence)
+            if optimistic.undecided and not last:
+                return None
         self.first_decidable_step = min(self.first_decidable_step, step)
-        self._measure_rounding()
-        found = assess(self.question, self._collect())
+        self._measure_rounding(evidence)
+        found = assess(self.question, self._collect(evidence.ritz))
         waited = step - self.first_decidable_step >= self.steps_per_factorisation
-        if (
-            (last or waited)
-            and found.undecided > optimistic.undecided
-            and self._prove_count(found.evidence)
-        ):
+        if not found.undecided or not (last or waited):
+            return found
+        optimistic = assess(self.question, found.evidence, assume_complete=True)
+        if found.undecided > optimistic.undecided and self._prove_count(found.evidence):
             found = assess(self.question, replace(found.evidence, proofs=self.proofs))
         return found
 
-    def _assess_with_min_sigma(self) -> Assessment:
+    def _may_decide(self, evidence: Evidence) -> bool:
+        """Whether every score and overlap is settled if presumed clusters are complete."""
+        clusters = known_clusters(evidence, assume_complete=True)
+        floor = max(evidence.proofs.min_sigma, self._provable_min_sigma())
+        self.suspects = unsettled_at(self.question, evidence, clusters, floor, self.suspects)
+        if len(self.suspects):
+            return False
+        if self.factorisations.tall:
+            return True
+        return not assess(self.question, evidence, assume_complete=True).undecided
+
+    def _assess_with_min_sigma(self, evidence: Evidence) -> Assessment:
         """What could be decided if presumed clusters were complete; bounds σ_min where it helps."""
-        optimistic = assess(self.question, self._collect(), assume_complete=True)
+        optimistic = assess(self.question, evidence, assume_complete=True)
         x = helpful_min_sigma(
             self.question, optimistic.evidence, optimistic.group_scores, self._provable_min_sigma()
         )
@@ -164,24 +197,25 @@ class Search:
         evidence = replace(optimistic.evidence, proofs=self.proofs)
         return assess(self.question, evidence, assume_complete=True)
 
-    def _collect(self) -> Evidence:
-        """The evidence as it is now."""
+    def _collect(self, ritz: Ritz | None = None) -> Evidence:
+        """The evidence as it is now; the Ritz vectors, if they are known."""
         return collect(
             self.process,
-            self.Y,
+            self.inside,
             self.probes,
+            ritz=self.process.ritz() if ritz is None else ritz,
             rounding=self.rounding,
             proofs=self.proofs,
             frobenius=self.frobenius,
             failure_probability=FAILURE_PROBABILITY,
         )
 
-    def _measure_rounding(self) -> None:
+    def _measure_rounding(self, evidence: Evidence) -> None:
         """Measure what rounding has done to the space so far; every interval allows for it."""
         count = self.process.left.shape[1] + self.process.right.shape[1]
         drawn = gaussian(count, ROUNDING_PROBES, self.generator)
         self.rounding = measure_rounding(
-            self.process, self.process.ritz(), drawn, FAILURE_PROBABILITY, self.frobenius
+            self.process, evidence.ritz, drawn, FAILURE_PROBABILITY, self.frobenius
         )
 
     def _provable_min_sigma(self) -> float:

@@ -91,6 +91,7 @@ def certified_side(
     subspace: int,
     epsilon: float = DEFAULT_EPSILON,
     frobenius: float | None = None,
+    max_steps: int = 25,
     seed: int | None = None,
 ) -> OneSide:
     """Intervals on the scores of known tuned vectors, from products with the base.
@@ -103,6 +104,7 @@ def certified_side(
         subspace: How many leading base vectors the overlap is taken with.
         epsilon: Score below which the paper counts an intruder.
         frobenius: ``‖W0‖_F``, if it is known.
+        max_steps: Steps before the remaining directions are left undecided.
         seed: Of the random vectors.
 
     Returns:
@@ -118,6 +120,7 @@ def certified_side(
         groups=groups[:count],
         subspace=subspace,
         frobenius=frobenius,
+        max_steps=max_steps,
         generator=generator_of(seed),
     )
     directions = _directions(

@@ -32,6 +32,12 @@ from ._arrays import Array, enter_finite, enter_real, real, slack
 
 HALVINGS = 80
 """Bisections of a bracket that is a few edges wide: then it has the width of rounding."""
+NEWTON_STEPS = 20
+"""After so many steps of Newton's method the bracket is only bisected: at a soft edge 4 to 7 do."""
+QUADRATIC = 1e-8
+"""A step of Newton's method below this part of the distance from the edge is the last."""
+SAME = 4e-16
+"""Two points whose relative distance is below this are the same, to rounding."""
 NEAREST = 1e-15
 """The relative distance from the edge at which float64 distinguishes an outlier from it."""
 FAR = 1e4
@@ -144,7 +150,7 @@ class Bulk(ABC):
     def inverse_d(self, w: Array) -> Any:
         """The point z beyond the edge with D(z) = w.
 
-        Cost: 80 evaluations of D, each O(p) a point for a bulk of p values.
+        Cost: 5 to 10 evaluations of D, each O(p) a point for a bulk of p values.
 
         Args:
             w: Values in (0, D(b⁺)]: number, array or tensor.
@@ -251,19 +257,37 @@ class Bulk(ABC):
         return found.left.rsqrt() * found.right.rsqrt()
 
     def _locate(self, theta: Tensor) -> Tensor:
-        """The root of D(ρ) = 1/θ², by bisection: ρ ≤ b + θ, since norms add up at most."""
+        """The root of D(ρ) = 1/θ² in ``(b, b + θ]``, since norms add up at most."""
         with torch.no_grad():
-            low, high = torch.full_like(theta, self.edge), self.edge + theta
-            for _ in range(HALVINGS):
-                middle = (low + high) / 2
-                found = self._scaled(middle, theta)
-                below = found.left * found.right > 1  # D falls, so the root lies higher
-                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-            root = (low + high) / 2
+            root = self._root(theta)
             if not theta.requires_grad:
                 return root
             slope = 2 / _steepness(self._scaled(root, theta))
         return root + (theta - theta.detach()) * slope  # adds zero, and its derivative
+
+    def _root(self, theta: Tensor) -> Tensor:
+        """The same by Newton's method, in a bracket that is bisected where a step leaves it."""
+        # D^(−1/2) is concave in z and, at a soft edge, smooth in x = √(z − b): it is solved for x.
+        low, high = torch.full_like(theta, self.edge), self.edge + theta
+        beyond = (theta - self.threshold).clamp_min(0.0)
+        z = torch.minimum(self.edge + beyond.square() / theta, high)  # exact for square noise
+        for step in range(NEWTON_STEPS + HALVINGS):
+            found = self._scaled(z, theta)
+            square = found.left * found.right
+            below = square > 1  # D falls, so the root lies higher
+            low, high = torch.where(below, z, low), torch.where(below, high, z)
+            x = (z - self.edge).sqrt()
+            slope = _steepness(found) / theta * square.pow(-1.5) * x  # of D^(−1/2)/D₀^(−1/2) by x
+            following = self.edge + (x + (1 - square.rsqrt()) / slope).square()
+            near = SAME * z  # a root that is an end of the bracket, to rounding, has been found
+            inside = (following >= low - near) & (following <= high + near) & (step < NEWTON_STEPS)
+            following = torch.where(inside, following, (low + high) / 2)
+            # the error after a step of Newton's method is about the square of the step
+            enough = torch.where(inside, QUADRATIC * (z - self.edge), 0.0) + near
+            moved, z = (following - z).abs(), following
+            if bool((moved <= enough).all()):
+                break
+        return z
 
     def _outlier(self, theta: Tensor) -> Outlier:
         """Location, overlaps and spread of supercritical spikes."""

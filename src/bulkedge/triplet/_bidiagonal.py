@@ -22,6 +22,27 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import exact
 
+LARGE = 0.03
+"""Of a block whose smallest direction is above this part of its norm rounding leaves enough of the
+orthogonality: what it has taken is measured."""
+STEP_WORK = 4e7
+"""What a step costs besides its products, in operations: most of it is the time of Python."""
+
+
+def step_work(shape: tuple[int, int], block: int, size: int) -> float:
+    """About how many operations a step costs.
+
+    Args:
+        shape: ``(m, n)`` of the matrix.
+        block: How many vectors are multiplied.
+        size: How many there are in the basis.
+
+    Returns:
+        Those of two products and of the orthogonalisation, and a constant.
+    """
+    m, n = shape
+    return STEP_WORK + 4.0 * block * (m * n + 2 * (m + n) * size)
+
 
 @dataclass(frozen=True)
 class Ritz:
@@ -59,6 +80,7 @@ class Bidiagonalization:
 
     Attributes:
         passes: Products with A or Aᵀ so far, two a step.
+        work: About how many operations the steps so far have cost.
         check_passes: Products that measured rounding.
         start_size: b, how many vectors P₁ has.
         noise: As given.
@@ -67,6 +89,7 @@ class Bidiagonalization:
     def __init__(self, A: LinearMap, start: Tensor, noise: float) -> None:
         self.map, self.noise = A, noise
         self.passes = self.check_passes = 0
+        self.work = 0.0
         self.start_size = start.shape[1]
         # Vectors are rows: products with a thin block are several times faster in this layout.
         self._left = start.new_empty(0, A.shape[0])
@@ -132,6 +155,7 @@ class Bidiagonalization:
         _, self._next, factor = self._split(image, self._left)
         self._last = factor.mT
         self.passes += 2
+        self.work += step_work(self.map.shape, len(block), self.size)
 
     def _split(self, rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``rows = known·basis + factor·added`` with ``added`` orthonormal, ⊥ basis."""
@@ -141,8 +165,12 @@ class Bidiagonalization:
         more = rest @ basis.mT
         rest = rest - more @ basis
         X, R = torch.linalg.qr(rest.mT)  # (m, b), (b, b)
-        U, S, _ = torch.linalg.svd(exact(R))
+        U, S, _ = torch.linalg.svd(exact(R).cpu())
         kept = self.noise / 2 < S  # half, because S is computed with rounding, too
+        size = float(torch.linalg.vector_norm(rows))
+        if len(S) and float(S[-1]) > max(LARGE * size, self.noise):
+            factor = exact(rest) @ exact(X)
+            return exact(known + more).cpu(), X.mT.contiguous(), factor.cpu()
         added = X @ U[:, kept].to(X)
         if len(basis):  # a small direction has lost orthogonality to the rounding of large ones
             added = added - basis.mT @ (basis @ added)

@@ -23,8 +23,10 @@ neighbours together.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +48,15 @@ CELL_GROWTH = 1.03
 """Beyond the largest Ritz value s, a cell from ``s + t`` on ends at ``s + CELL_GROWTH t``."""
 FIRST_CELL = 1e-3
 """The first of those cells begins at ``s + FIRST_CELL s``."""
+
+
+class Between(NamedTuple):
+    """Ritz vectors and the cuts around them: see :meth:`Unseen.nothing_missed`."""
+
+    first: int
+    end: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -113,31 +124,59 @@ class Unseen:
         Returns:
             True if it is proved that A has no more singular values in ``[low, high]``.
         """
-        limit = self._limit(end - first)
-        high = min(high, self.frobenius)
-        if not limit > 0:
-            return False
-        others = torch.ones(len(self.ritz.left), dtype=torch.float64)
-        others[first:end] = 0.0
-        centre, radius = self._cells(2 * (end - first) + 3, low, high)
+        return self.nothing_missed_each([Between(first, end, low, high)])[0]
+
+    def nothing_missed_each(self, parts: Sequence[Between]) -> list[bool]:
+        """:meth:`nothing_missed` of several parts of the spectrum, whose cells go side by side.
+
+        Args:
+            parts: Ritz vectors and the cuts around them.
+
+        Returns:
+            Whether it is proved, of each.
+        """
+        by_size = {size: self._limit(size) for size in {part.end - part.first for part in parts}}
+        limits = torch.tensor([by_size[p.end - p.first] for p in parts], dtype=torch.float64)
+        open_ = limits > 0
+        if not bool(open_.any()):
+            return open_.tolist()
+        index = torch.arange(len(self.ritz.left))
+        first, end = torch.tensor([part[:2] for part in parts]).unbind(dim=1)
+        others = (index < first[:, None]) | (index >= end[:, None])
+        owner, centre, radius = self._cells_of(parts, open_.nonzero().flatten().tolist())
         for _ in range(MAX_BISECTIONS):
-            at_centre, on_cell = self._norm_bounds(centre, radius, others)
-            if bool((at_centre > limit).any()):
-                return False
-            centre, radius = centre[on_cell > limit], radius[on_cell > limit] / 2
-            if len(centre) == 0:
-                return True
-            if len(centre) > MAX_CELLS:
-                return False
-            centre, radius = torch.cat([centre - radius, centre + radius]), radius.repeat(2)
-        return False
+            at_centre, on_cell = self._norm_bounds(centre, radius, others[owner])
+            open_[owner[at_centre > limits[owner]]] = False
+            pending = (on_cell > limits[owner]) & open_[owner]
+            owner, centre, radius = owner[pending], centre[pending], radius[pending] / 2
+            many = torch.bincount(owner, minlength=len(parts)) > MAX_CELLS
+            open_ &= ~many
+            if len(owner) == 0:
+                return open_.tolist()
+            owner, radius = owner.repeat(2), radius.repeat(2)
+            step = radius[: len(centre)]
+            centre = torch.cat([centre - step, centre + step])
+        open_[owner] = False
+        return open_.tolist()
+
+    def _cells_of(self, parts: Sequence[Between], which: list[int]) -> tuple[Tensor, ...]:
+        """The first cells of some parts: to which part each belongs, its centre and radius."""
+        cells = []
+        for i in which:
+            part = parts[i]
+            high = min(part.high, self.frobenius)
+            cells.append(self._cells(2 * (part.end - part.first) + 3, part.low, high))
+        sizes = torch.tensor([len(centre) for centre, _ in cells])
+        owner = torch.tensor(which).repeat_interleave(sizes)
+        return owner, *(torch.cat(columns) for columns in zip(*cells, strict=True))
 
     def _cells(self, count: int, low: float, high: float) -> tuple[Tensor, Tensor]:
         """Centres and radii of cells: equal ones as far as Ritz values reach, then growing."""
         top = float(self.ritz.sigma[0])
         inner = min(high, max(low, (1 + FIRST_CELL) * top))
         edges = torch.linspace(low, inner, count, dtype=torch.float64)
-        edges = torch.cat([edges[:-1], _growing_edges(top, inner, high)])
+        if inner < high:
+            edges = torch.cat([edges[:-1], _growing_edges(top, inner, high)])
         return (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
 
     def lowest_cut(self, k: int) -> float | None:
@@ -160,15 +199,22 @@ class Unseen:
             gap = s[k - 1] - s[k]
             lowest = [float(s[k - 1] - part * gap) for part in CUT_POSITIONS]
         choices = [*between[: max(rank - 1, 0)], lowest, *between[rank:]]
+        firsts = [float("inf"), *(cuts[0] for cuts in choices[:rank])]
+        likely = [Between(i, i + 1, firsts[i + 1], firsts[i]) for i in range(rank)]
+        known = dict(zip(likely, self.nothing_missed_each(likely), strict=True)) if likely else {}
         end, above = 0, float("inf")
         for i, cuts in enumerate(choices[: rank + VALUES_BEYOND_K]):
             # Where no cut above the next value can be proved, the two are taken as one cluster.
-            cut = next((x for x in cuts if self.nothing_missed(end, i + 1, x, above)), None)
+            cut = next((x for x in cuts if self._known(known, Between(end, i + 1, x, above))), None)
             if cut is not None:
                 end, above = i + 1, cut
             if end >= rank:
                 return above
         return None
+
+    def _known(self, known: dict[Between, bool], part: Between) -> bool:
+        """:meth:`nothing_missed`, from what is known already."""
+        return known[part] if part in known else self.nothing_missed(*part)
 
     @cached_property
     def norm_bound(self) -> float:

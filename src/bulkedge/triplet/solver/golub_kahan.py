@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bulkedge._fields import NOT_NEGATIVE, TOLERANCE, check_fields, optional, whole
+from bulkedge._fields import FLAG, NOT_NEGATIVE, TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import exact
 from bulkedge.triplet._bidiagonal import Bidiagonalization, Ritz
@@ -53,6 +53,8 @@ class GolubKahan:
             measured in float64, by two passes each.  Few vectors beyond k prove little: give it an
             ``oversample`` of 8.  None asks for no proof and judges by residuals alone, as every
             other iterative solver does.
+        restart: Go on with :class:`BlockKrylov` where ``max_steps`` are not enough; False returns
+            what there is, with ``Status.MAX_STEPS``.
 
     Example:
         >>> from bulkedge.triplet import singular_triplet
@@ -68,6 +70,7 @@ class GolubKahan:
     max_steps: int = 24
     oversample: int = 6
     failure_probability: float | None = None
+    restart: bool = True
 
     def __post_init__(self) -> None:
         check_fields(
@@ -77,6 +80,7 @@ class GolubKahan:
             max_steps=whole(1),
             oversample=whole(0),
             failure_probability=optional(TOLERANCE),
+            restart=FLAG,
         )
 
     def compute(
@@ -105,7 +109,8 @@ class GolubKahan:
             last = process.closed or process.passes == 2 * self.max_steps
             if (now.converged and now.proved) or last:
                 break
-        if not now.converged or len(now.sigma) < k:  # a rank below k leaves vectors to be made up
+        short = len(now.sigma) < k  # a rank below k leaves vectors to be made up
+        if (self.restart and not now.converged) or short:
             return self._go_on(A, k, process, now, generator)
         return _triplets(process, now, k)
 
@@ -170,6 +175,13 @@ class _State(NamedTuple):
     converged: bool
     proved: bool
 
+    @property
+    def status(self) -> Status:
+        """How the search has ended, if it ends here."""
+        if not self.converged:
+            return Status.MAX_STEPS
+        return Status.CONVERGED if self.proved else Status.UNPROVED
+
 
 def _left_vectors(process: Bidiagonalization, now: _State) -> Tensor:
     """The left Ritz vectors, in the dtype of the matrix: right ones of A."""
@@ -187,7 +199,7 @@ def _triplets(process: Bidiagonalization, now: _State, k: int) -> SingularTriple
         now.gaps.to(right),
         steps=process.passes // 2,
         passes=process.passes + process.check_passes,
-        status=Status.CONVERGED if now.proved else Status.UNPROVED,
+        status=now.status,
         near=(now.sigma[k:].to(right), v[:, k:]) if len(now.sigma) > k else None,
     )
 

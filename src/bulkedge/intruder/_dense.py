@@ -1,0 +1,86 @@
+"""All singular vectors of one side of a matrix in memory, for half the price of an SVD.
+
+The eigenvectors of the Gram matrix of the shorter side are the singular vectors of that side.  In
+float64 they are those of the matrix to some ``u σ₁²/(σ_i · gap_i)``, u the unit roundoff, where an
+SVD reaches ``u σ₁/gap_i``.  So each value says how far it may be from its neighbours and from zero
+to be told apart that way, and where one is nearer LAPACK's SVD is asked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bulkedge._linmap import Dense
+from bulkedge._precision import exact
+from bulkedge.triplet import SingularTriplets, Status, thin_svd
+from bulkedge.triplet._result import neighbour_gaps
+from bulkedge.triplet._rounding import UNIT
+
+TOLD_APART = 1e6
+"""A gap is this many times the rounding of a Gram matrix, so that no vector is off by 1e-6."""
+
+Factors = tuple[Tensor, Tensor, Tensor]
+"""U, σ and V."""
+
+
+def base_factors(matrix: Tensor, *, long_side: bool) -> Factors:
+    """All singular values of a matrix and its singular vectors.
+
+    Args:
+        matrix: Shape ``(m, n)``, float64.
+        long_side: Whether the vectors of the longer side are wanted, too.
+
+    Returns:
+        U of shape ``(m, p)``, σ descending and V of shape ``(n, p)``, p = min(m, n); those of the
+        longer side empty unless they are wanted.
+    """
+    wide = matrix.shape[0] < matrix.shape[1]
+    tall = matrix.mT if wide else matrix
+    found = _by_gram(tall)
+    if found is None:
+        return thin_svd(matrix)
+    sigma, V = found
+    U = (tall @ V) / sigma if long_side else tall.new_zeros(len(tall), 0)
+    return (V, sigma, U) if wide else (U, sigma, V)
+
+
+def leading_triplets(matrix: Tensor, k: int) -> SingularTriplets | None:
+    """The k leading triplets of a matrix, with their residuals as measured.
+
+    Args:
+        matrix: Shape ``(m, n)``, float64.
+        k: How many.
+
+    Returns:
+        The triplets; None where a Gram matrix does not tell its values apart.
+    """
+    wide = matrix.shape[0] < matrix.shape[1]
+    tall = matrix.mT if wide else matrix
+    found = _by_gram(tall, k)
+    if found is None:
+        return None
+    sigma, v = found[0], found[1][:, :k]
+    image = tall @ v
+    leading = torch.linalg.vector_norm(image, dim=0)
+    u = image / leading
+    residuals = torch.linalg.vector_norm(tall.mT @ u - v * leading, dim=0)
+    return SingularTriplets(
+        leading,
+        *((v, u) if wide else (u, v)),
+        residuals=residuals,
+        gaps=neighbour_gaps(sigma, k, complete=True),
+        steps=1,
+        passes=2,
+        status=Status.CONVERGED,
+    )
+
+
+def _by_gram(tall: Tensor, leading: int | None = None) -> tuple[Tensor, Tensor] | None:
+    """σ and V of a matrix with m ≥ n; None where some of the leading ones are not told apart."""
+    squares, V = torch.linalg.eigh(Dense(exact(tall)).gram())
+    sigma, V = squares.flip(0).clamp_min(0.0).sqrt(), V.flip(1)
+    down = sigma - torch.cat([sigma[1:], sigma.new_zeros(1)])
+    rounding = UNIT * float(sigma[0]) ** 2 / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)
+    apart = (down > TOLD_APART * rounding)[:leading]
+    return (sigma, V) if bool(apart.all()) else None

@@ -1,0 +1,89 @@
+"""What a judgement costs in counts, which do not depend on the machine: none may creep up.
+
+The figures are those of the code as it is; one that rises by more than a tenth fails here.  Where a
+change makes one fall, write the lower figure.
+"""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bulkedge._linmap import Dense, LowRank
+from bulkedge.intruder import judge
+from bulkedge.intruder._search import Search
+from bulkedge.rmt import TracyWidom
+from bulkedge.update import measure_base, predict_spikes
+
+ALLOWED = 1.1
+FACTORISATIONS = {"linalg_eigh", "linalg_svd", "_linalg_svd", "_linalg_eigh", "linalg_cholesky_ex"}
+SMALL = 200  # a factorisation of a matrix that is no part of the small algebra
+
+# shape, base, how the directions were decided: passes, evaluations, factorisations, operations
+CASES = {
+    ("noise", 512, 512): (41, 3, 1, 14_434),
+    ("trained", 512, 512): (39, 2, 1, 14_754),
+    ("tall", 900, 400): (33, 2, 2, 7_727),
+    ("near ties", 400, 700): (20, 0, 2, 3_124),
+    ("noise", 64, 64): (4, 0, 0, 2_085),
+}
+
+
+@dataclass
+class Counts(TorchDispatchMode):
+    """Tensor operations, and large factorisations among them."""
+
+    operations: int = 0
+    large: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__init__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations += 1
+        name = function.overloadpacket.__name__
+        if name in FACTORISATIONS and min(args[0].shape[-2:]) > SMALL:
+            self.large.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def made(kind, m, n):
+    """A base of the kind, and one with a LoRA of rank 8."""
+    g = torch.Generator().manual_seed(0)
+    W0 = torch.randn(m, n, generator=g) / (m**0.5 + n**0.5)
+    if kind == "trained":
+        W0 *= torch.exp(0.4 * torch.randn(m, 1, generator=g))
+        W0 += basis(m, 12, g) * torch.linspace(6, 2, 12) @ basis(n, 12, g).mT
+    strong = 4 if kind == "near ties" else 12
+    theta = torch.linspace(3, 1.5, strong)
+    update = LowRank(basis(m, strong, g) * theta, basis(n, strong, g).mT)
+    return Dense(W0), Dense(W0) + update, theta
+
+
+def basis(rows, columns, g):
+    return torch.linalg.qr(torch.randn(rows, columns, generator=g)).Q
+
+
+def counted(kind, m, n, monkeypatch):
+    """Passes, evaluations of the evidence, large factorisations and operations of one matrix."""
+    W0, W, theta = made(kind, m, n)
+    checks, check = [], Search._check
+    monkeypatch.setattr(Search, "_check", lambda *a, **k: checks.append(1) or check(*a, **k))
+    TracyWidom().sf(0.0)  # its tables are made once
+    with Counts() as counts:
+        found = judge(W0, W, seed=1)
+        base, _ = measure_base(found.spectrum, W0.shape, found.computed_count)
+        predict_spikes(base, theta)
+    figures = (found.passes, len(checks), len(counts.large), counts.operations)
+    return found, figures
+
+
+@pytest.mark.parametrize(("case", "most"), CASES.items(), ids=lambda x: str(x))
+def test_no_count_has_risen(case, most, monkeypatch):
+    found, figures = counted(*case, monkeypatch)
+    assert found.undecided == 0
+    for name, now, before in zip(
+        ("passes", "checks", "factorisations", "operations"), figures, most, strict=True
+    ):
+        assert now <= ALLOWED * before, (case, name, figures)

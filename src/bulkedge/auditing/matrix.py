@@ -16,7 +16,14 @@ from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import Judgement
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
-from bulkedge.update import BaseSpectrum, UpdateSVD, budget, critical_scale, measure_base
+from bulkedge.update import (
+    BaseSpectrum,
+    UpdateSVD,
+    aligned_scale,
+    budget,
+    critical_scale,
+    measure_base,
+)
 
 from .drift import Drift, drift_of
 from .rows import angle_rows, bulk_row, direction_rows, in_use, predicted_rows, spectrum_row
@@ -127,9 +134,23 @@ def _critical_scale(
     base: BaseSpectrum | None, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
 ) -> CriticalScale | None:
     """The scale that is expected of the update, and between which two it was measured to be."""
-    expected = None if base is None else critical_scale(base, strongest, top_k=recipe.top_k)
+    found = None if base is None else _expected_scale(base, pair, judged, recipe, strongest)
     if recipe.critical_scale:
-        return measured_scale(pair, judged, recipe, expected)
+        return measured_scale(pair, judged, recipe, found)
+    return found
+
+
+def _expected_scale(
+    base: BaseSpectrum, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
+) -> CriticalScale | None:
+    """By how the update lies to the leading vectors of the base, else by its norm alone."""
+    top_k = min(recipe.top_k, len(base.values))
+    if pair.spikes is not None and len(judged.base[1]) >= top_k:
+        expected = aligned_scale(
+            base, judged.base, pair.spikes, top_k=top_k, epsilon=recipe.epsilon, sides=recipe.sides
+        )
+        return CriticalScale(expected=expected, aligned=True)
+    expected = critical_scale(base, strongest, top_k=recipe.top_k)
     return None if expected is None else CriticalScale(expected=expected)
 
 

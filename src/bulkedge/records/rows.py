@@ -123,7 +123,11 @@ class CriticalScale(Row):
     """The factor on an update at which the first of the leading directions falls below ε."""
 
     expected: Size | None = Field(
-        description="Of a generic update of its strength: θ_k / ‖ΔW‖₂; null without a limit."
+        description="By the law: from how the update lies to the base where `aligned`, else θ_k / "
+        "‖ΔW‖₂, that of a generic update; null where nothing is expected to turn new."
+    )
+    aligned: bool = Field(
+        default=False, description="Whether `expected` knows the vectors of the update."
     )
     low: Size | None = Field(
         default=None,
@@ -226,17 +230,17 @@ class Matrix(Row):
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
-        """Of the spikes fewer exceed the higher limit; the expected scale is that limit's."""
+        """Of the spikes fewer exceed the higher limit; a generic scale is that limit's."""
         exceed = (self.spikes, self.supercritical, self.beyond_leading)
         counts = [count for count in exceed if count is not None]
         if counts != sorted(counts, reverse=True):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
         if self.spikes is not None and (self.in_use or 0) > self.spikes:
             raise ValueError(f"expected at most {self.spikes} spikes in use, got {self.in_use}")
-        expected = None if self.critical_scale is None else self.critical_scale.expected
-        if expected is not None:
+        found = self.critical_scale
+        if found is not None and found.expected is not None and not found.aligned:
             norm = self.spectral_norm_update or 0.0
-            check_ratio(self.leading or 0.0, norm, expected, "critical scale")
+            check_ratio(self.leading or 0.0, norm, found.expected, "critical scale")
         return self
 
     @model_validator(mode="after")

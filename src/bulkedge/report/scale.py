@@ -82,7 +82,7 @@ def scale_lines(record: Record) -> list[str]:
         return []
     if why := _unknown(found):
         return [f"how much weaker to merge or serve it is NOT known: {why}"]
-    how = "measured" if found.measured else "expected (θ_k over ΔW), not measured"
+    how = "measured" if found.measured else "expected, not measured"
     line = (
         f"merge or serve it at ≤ {_down(found.scale)} of its strength to have no new direction: "
         f"{how}; least in {found.matrix}"

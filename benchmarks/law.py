@@ -49,7 +49,7 @@ from bulkedge.update import (
 )
 from bulkedge.update._reduced import measured
 
-RECIPE = Recipe(exclude=("pooler.*", "classifier.*"))
+RECIPE = Recipe(exclude=("pooler.*",))
 K, EPSILON = RECIPE.top_k, RECIPE.epsilon
 SHIPPED = {name: ROOT / f"examples/minilm_wordnet/{name}" for name in ("lora-r1", "lora-r8")}
 LINES = ("theta_c", "theta_k", "theta_1", "sigma_k", "sigma_1")
@@ -214,6 +214,7 @@ def main() -> None:
     """Measure, print, and store what is asked for."""
     parser = argparse.ArgumentParser(description="Predicted against exact critical scales.")
     parser.add_argument("--final", action="store_true", help="use what was set aside; once")
+    parser.add_argument("--only", nargs="+", default=[], help="compute these alone, and end")
     parser.add_argument("--random", type=int, help="so many random updates instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -224,7 +225,10 @@ def main() -> None:
     bases: dict[str, Base] = {}
     trained = [one for one in adapters() if (one.folder / "training.json").exists()]
     folders = SHIPPED | {one.name: one.folder for one in trained}
-    found = [row for name, folder in folders.items() for row in rows(name, folder, bases)]
+    chosen = options.only or list(folders)
+    found = [row for name in chosen for row in rows(name, folders[name], bases)]
+    if options.only:
+        return
     seen = [row for row in found if row["adapter"] not in set_aside()]
     results = {"seen": judged(seen)}
     if options.final:

@@ -250,6 +250,8 @@ LIMITS = {
                                      "no more spikes beyond a higher limit, got .*99"),
     "more in use than there are": ({"in_use": 99}, "expected at most [0-9]+ spikes in use, got 99"),
     "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
+    "a scale out of reach": ({"critical_scale": {"expected": 1e30, "aligned": True}},
+                             "a critical scale within reach, got 1e[+]30"),
 }  # fmt: skip
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+FARTHEST = 8.5
+"""No scale is expected at which an update exceeds this many times the norm of its base."""
+
+
 class Row(BaseModel):
     """A part of a record: frozen, no fields but its own."""
 
@@ -237,10 +241,12 @@ class Matrix(Row):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
         if self.spikes is not None and (self.in_use or 0) > self.spikes:
             raise ValueError(f"expected at most {self.spikes} spikes in use, got {self.in_use}")
-        found = self.critical_scale
-        if found is not None and found.expected is not None and not found.aligned:
-            norm = self.spectral_norm_update or 0.0
-            check_ratio(self.leading or 0.0, norm, found.expected, "critical scale")
+        found, norm = self.critical_scale, self.spectral_norm_update or 0.0
+        if found is not None and found.expected is not None:
+            if not found.aligned:
+                check_ratio(self.leading or 0.0, norm, found.expected, "critical scale")
+            elif found.expected * norm > FARTHEST * (self.spectral_norm_base or 0.0):
+                raise ValueError(f"expected a critical scale within reach, got {found.expected}")
         return self
 
     @model_validator(mode="after")

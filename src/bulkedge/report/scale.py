@@ -138,8 +138,10 @@ def _unknown(found: Weaker) -> str | None:
 def _off(found: Weaker) -> str:
     """How often the expectation is wrong, and what follows."""
     of = f"of {count(found.known, 'matrix', 'matrices')} with new directions"
-    below = "stands below its limit" if found.above == 1 else "stand below their limits"
-    return f"{found.above} {of} {below} θ_k all the same, and may have to be weaker still"
+    below = "stands below its own" if found.above == 1 else "stand below their own"
+    return (
+        f"{found.above} {of} {below} expected scale all the same, and may have to be weaker still"
+    )
 
 
 def _down(scale: float) -> str:

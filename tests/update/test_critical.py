@@ -71,7 +71,7 @@ def test_a_chain_has_the_moments_of_the_rest(zeros):
 def test_a_known_update_turns_new_where_the_law_says(side):
     """Against SVDs on a grid; beyond 32 triplets the base is known by its bulk alone."""
     ratios = []
-    for seed in range(6):
+    for seed in range(4):
         W0 = trained(150, 200, seed)
         update, base = leaning(W0, 1 + seed, 40 + seed, 1.5 * (seed % 3)), BaseSpectrum.of(W0)
         U, S, V = thin_svd(W0)
@@ -82,7 +82,7 @@ def test_a_known_update_turns_new_where_the_law_says(side):
         exact = first_new(*pair, 6, 1.2 * critical_scale(base, update.norm, top_k=6))
         ratios.append(abs(math.log(found / exact)))
     assert max(ratios) < math.log(1.15)
-    assert sorted(ratios)[3] < math.log(GRID)
+    assert sorted(ratios)[2] < math.log(GRID)
 
 
 def test_what_lies_along_the_base_never_turns_new():
@@ -101,7 +101,7 @@ def haar(size, rank, seed):
 def test_scale_and_chance_of_strengths_alone_are_those_of_random_vectors():
     W0 = trained(60, 80, 0)
     base, gamma = BaseSpectrum.of(W0), torch.tensor([1.0, 0.8, 0.5], dtype=torch.float64)
-    expected = generic_scale(base, gamma, top_k=6, draws=101)
+    expected = generic_scale(base, gamma, top_k=6, draws=31)
     drawn = [
         (haar(60, 3, 2 * i) * gamma) @ haar(80, 3, 2 * i + 1).mT for i in range(60)
     ]  # fmt: skip

@@ -52,7 +52,7 @@ class Reduced:
     """
 
     known: int
-    sigma_k: float
+    sigma_k: Tensor
     core: Tensor
     left: Tensor
     right: Tensor
@@ -163,7 +163,7 @@ def _assembled(
     nothing = b.new_zeros(*b.shape[:-2], levels * r, r)
     R, T = (_outside(x, gamma, levels) for x in (b, a))
     left, right = torch.cat([b, R, nothing], dim=-2), torch.cat([a, nothing, T], dim=-2)
-    return Reduced(q, float(values[min(top_k, p) - 1]), core, left, right)
+    return Reduced(q, values[min(top_k, p) - 1], core, left, right)
 
 
 def _outside(inside: Tensor, gamma: Tensor, levels: int) -> Tensor:

@@ -283,8 +283,8 @@ def _first_new(
     problems: Sequence[Reduced], top_k: int, epsilon: float, batch: tuple[int, ...] = ()
 ) -> Tensor:
     """The first scale of a grid at which one of the leading k scores below ε; ∞ without one."""
-    start, steps = problems[0].sigma_k, math.log(HIGHEST / LOWEST) / math.log(FINE)
-    grid = LOWEST * FINE ** torch.arange(int(steps) + 1, dtype=torch.float64)
+    start, size = problems[0].sigma_k, math.log(FINE)
+    grid = LOWEST * FINE ** torch.arange(int(math.log(HIGHEST / LOWEST) / size) + 1).to(start)
 
     def first(grid: Tensor) -> Tensor:
         found = torch.full(batch, math.inf, dtype=torch.float64)
@@ -300,6 +300,6 @@ def _first_new(
 
     found = first(grid)
     if bool((found <= start * grid[0]).any()):
-        below = grid[0] * FINE ** torch.arange(-int(math.log(REACH) / math.log(FINE)), 0).double()
+        below = grid[0] * FINE ** torch.arange(-int(math.log(REACH) / size), 0).to(start)
         found = torch.minimum(found, first(below))
     return found / math.sqrt(FINE)

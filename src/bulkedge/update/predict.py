@@ -17,10 +17,9 @@ t = ε/√(1 − ε²), once the rest of the sum is taken for its mean: a produc
 
 The base's own outliers are no part of the bulk: beside one of them, two vectors mix and two values
 repel, which no formula for a single spike has.  So the chance that the layer has a new direction
-*among the k leading* is counted over draws of the update's vectors, all spikes at once, each a
-matrix of some 40 rows (:mod:`bulkedge.update._reduced`).
-Where the update's vectors are known, :func:`~bulkedge.update.aligned_scale` uses them, and
-:class:`~bulkedge.update.Secular` is the exact answer.
+*among the k leading* is counted over draws of all the update's vectors
+(:mod:`bulkedge.update._reduced`).  Where they are known, :func:`~bulkedge.update.aligned_scale`
+uses them, and :class:`~bulkedge.update.Secular` is the exact answer.
 """
 
 from __future__ import annotations
@@ -42,6 +41,8 @@ from ._update_svd import require_real, update_svd
 
 DRAWS = 64
 """The chance of a layer is counted over this many draws: its error is 0.06 at most."""
+STRONG = 1e6
+"""From this many norms of the base on, an update has the leading directions to itself."""
 
 
 class Expectation(str, Enum):
@@ -135,8 +136,7 @@ class Prediction:
         left_new: Chance that the score of û is below ε.
         right_new: The same of v̂.
         expected: The verdict on the left side.
-        leading: θ_k, the line that counts: beyond it an outlier stands among the k leading
-            directions, which an audit judges.
+        leading: θ_k, the line that counts: beyond it an outlier is among the k directions judged.
         chance: That one of these k is new on the left, all spikes together; NaN where it was not
             asked for.
     """
@@ -198,7 +198,7 @@ def predict(
     """What the update ``scale·B·A`` is expected to do to a base that it is independent of.
 
     Cost: O((m+n) r²) for the spikes and O(p r) for each, p = min(m, n), once the base's singular
-    values are known; some milliseconds for 64 draws.
+    values are known; milliseconds for 64 draws.
 
     Args:
         base: W0, shape ``(m, n)``, or what is known of it.
@@ -353,8 +353,8 @@ def _chance_among(
     if len(gamma) == 0:
         return 0.0
     problems = drawn(spectrum.values, spectrum.shape, gamma, top_k, draws, seed=0)
-    scale = gamma[:1] / spectrum.values[0]
-    return float((problems.lowest_score(scale.expand(draws), top_k) < epsilon).double().mean())
+    scale = (gamma[:1] / spectrum.values[0]).clamp(max=STRONG)
+    return float((problems.lowest_score(scale.expand(draws), top_k) < epsilon).sum()) / draws
 
 
 def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-HEAD = """| predicted critical scale | within 2× | within 1.25× | exact over predicted, median | AUC at s = 1 (5 to 95 %) |
-|---|---|---|---|---|
+HEAD = """| predicted critical scale | within 2× | within 1.25× | exact over predicted, median | AUC at s = 1 (5 to 95 %) | within one adapter, mean |
+|---|---|---|---|---|---|
 """
 NAMES = {
     "aligned": "**the law, with the measured alignment** (`aligned_scale`; AUC: its score at 1)",
@@ -18,8 +18,8 @@ NAMES = {
     "frobenius": "‖ΔW‖_F: an order, no scale",
 }
 PUBLISHED = (
-    ("*θ_c, published for other models (cited)*", "82 %", "", "", "0.89 (mean)"),
-    ("*the same with a second edge, from σ₁ (cited)*", "98 %", "", "", ""),
+    ("*θ_c, published for other models (cited)*", "82 %", "", "", "", "0.89 (mean over models)"),
+    ("*the same with a second edge, from σ₁ (cited)*", "98 %", "", "", "", ""),
 )
 """arXiv:2607.23711: 18 adapters, 9,840 layer scans, an AUC that is the mean over models."""
 CURVE = """| predicted chance | updates | mean chance | share with a new direction |
@@ -52,6 +52,7 @@ def shares(found: dict[str, Any]) -> dict[str, dict[str, float]]:
             "quarter": 100 * row["within_1.25"],
             "median": row["median"],
             "auc": row["auc"],
+            "within": row["auc_within"],
         }
         for row in found["predictors"]
         if "median" in row
@@ -66,6 +67,7 @@ def _row(row: dict[str, Any]) -> str:
         *("" if share is None else f"{100 * share:.0f} %" for share in parts),
         f"{row['median']:.2f}" if "median" in row else "",
         f"{row['auc']:.3f} ({row['low']:.2f} to {row['high']:.2f})",
+        f"{row['auc_within']:.2f}",
     ]
     return _line(cells)
 

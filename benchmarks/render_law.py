@@ -64,7 +64,7 @@ def _row(row: dict[str, Any]) -> str:
     parts = [row.get("within_2"), row.get("within_1.25")]
     cells = [
         NAMES[row["predictor"]],
-        *("" if share is None else f"{100 * share:.0f} %" for share in parts),
+        *("" if share is None else f"{100 * share:.1f} %" for share in parts),
         f"{row['median']:.2f}" if "median" in row else "",
         f"{row['auc']:.3f} ({row['low']:.2f} to {row['high']:.2f})",
         f"{row['auc_within']:.2f}",

@@ -71,7 +71,7 @@ def figures(adapter: Adapter, method: Any) -> dict[str, Any]:
         tuned = Tuned(out)
     updates = tuned.dense
     return {
-        "new": sum(row.intruders for row in audit.matrices),
+        "new": sum(row.new_directions for row in audit.matrices),
         "norm": math.sqrt(sum(float(D.square().sum()) for D in updates.values())),
         "drift": drift(adapter, updates),
         **bench(adapter.part).row(updates, tuned),

@@ -120,7 +120,7 @@ def test_the_chance_of_nothing_and_of_what_was_not_asked_for():
     base = BaseSpectrum.of(trained(60, 80, 0))
     assert predict_spikes(base, [0.0]).chance == 0.0
     assert math.isnan(predict_spikes(base, [1.0], draws=0).chance)
-    assert predict_spikes(base, [1.0], draws=0).leading == critical_scale(base, 1.0)
+    assert predict_spikes(base, [1.0], draws=0).top_k_threshold == critical_scale(base, 1.0)
     assert generic_scale(base, [0.0]) is None
     with pytest.raises(InputError, match="expected one row of finite strengths ≥ 0"):
         generic_scale(base, [-1.0])

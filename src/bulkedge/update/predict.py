@@ -136,7 +136,7 @@ class Prediction:
         left_new: Chance that the score of û is below ε.
         right_new: The same of v̂.
         expected: The verdict on the left side.
-        leading: θ_k, the line that counts: beyond it an outlier is among the k directions judged.
+        top_k_threshold: θ_k, the line that counts: beyond it an outlier is among the k judged.
         chance: That one of these k is new on the left, all spikes together; NaN where it was not
             asked for.
     """
@@ -155,7 +155,7 @@ class Prediction:
     left_new: Tensor
     right_new: Tensor
     expected: tuple[Expectation, ...]
-    leading: float
+    top_k_threshold: float
     chance: float
 
 
@@ -171,8 +171,8 @@ class Budget:
         relative: θ_c over ``‖W0‖₂``.
         lora: Largest safe ``‖B·A‖₂`` under the scale α/r; None without an α.
         rslora: The same under α/√r.
-        leading: Strength at which an outlier reaches the k-th value of the base, and so stands
-            among the k leading directions that an audit judges.
+        top_k_threshold: θ_k: strength at which an outlier reaches the k-th value of the base, and
+            so stands among the k leading directions that an audit judges.
     """
 
     rank: int
@@ -182,7 +182,7 @@ class Budget:
     relative: float
     lora: float | None
     rslora: float | None
-    leading: float
+    top_k_threshold: float
 
 
 def predict(
@@ -291,7 +291,7 @@ def predict_spikes(
         left_new=left_new,
         right_new=right_new,
         expected=tuple(map(_expectation, spike.supercritical.tolist(), left_new.tolist())),
-        leading=budget(spectrum, 1, top_k=top_k).leading,
+        top_k_threshold=budget(spectrum, 1, top_k=top_k).top_k_threshold,
         chance=_chance_among(spectrum, strengths, epsilon, count("top_k", top_k, 1), draws),
     )
 
@@ -338,7 +338,7 @@ def budget(
         relative=threshold / float(spectrum.values[0]),
         lora=None if alpha is None else threshold * rank / alpha,
         rslora=None if alpha is None else threshold * math.sqrt(rank) / alpha,
-        leading=threshold if reached <= bulk.edge else bulk.strength(reached),
+        top_k_threshold=threshold if reached <= bulk.edge else bulk.strength(reached),
     )
 
 
@@ -365,7 +365,7 @@ def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Te
     rho, left, right = (
         x[:, None] for x in (spike.location.square(), spike.left_overlap, spike.right_overlap)
     )
-    # A base value may equal ρ: it does at the strength ``Budget.leading``.
+    # A base value may equal ρ: it does at the strength ``Budget.top_k_threshold``.
     far = torch.maximum((rho - square).square(), (torch.finfo(torch.float64).eps * rho).square())
     sides = []
     for size, own, other in ((m, right / m, left / n), (n, left / n, right / m)):

@@ -184,6 +184,7 @@ def repairs() -> dict[str, Any]:
     return {
         "repair": render_repair.repair_table(measured("repair")["rows"]),
         "where": where("repair"),
+        "beside": render_repair.beside_table(cells("protect"), measured("repair")["rows"]),
     }
 
 

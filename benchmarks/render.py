@@ -189,6 +189,7 @@ def repairs() -> dict[str, Any]:
     return {
         "repair": render_repair.repair_table(measured("repair")["rows"]),
         "where": where("repair"),
+        "beside": render_repair.beside_table(cells("protect"), measured("repair")["rows"]),
     }
 
 
@@ -306,13 +307,20 @@ def _repaired(adapter: str) -> dict[str, Any]:
 
 
 def law() -> dict[str, Any]:
-    """Values of docs/before-you-train.md."""
-    found = measured("law")
-    best = {row["predictor"]: row for row in found["predictors"]}
+    """Values of docs/before-you-train.md, and of docs/errata-intruders.md."""
+    found, drawn = measured("law"), measured("law_random")
+    seen, aside = found["seen"], found["aside"]
     return {
-        **{name: found[name] for name in ("matrices", "open", "come_and_go")},
-        "of": best,
-        "law_table": render_law.law_table(found["predictors"]),
+        "seen": seen,
+        "aside": aside,
+        "of": render_law.shares(aside),
+        "of_seen": render_law.shares(seen),
+        "aside_table": render_law.law_table(aside["predictors"], published=True),
+        "seen_table": render_law.law_table(seen["predictors"]),
+        "trained_error": 100 * aside["calibration"]["error"],
+        "draws": drawn["draws"],
+        "random_error": 100 * drawn["error"],
+        "curve": render_law.curve(drawn["curve"]),
         "law_where": where("law"),
     }
 
@@ -335,6 +343,7 @@ FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/before-you-train.md": law,
     "docs/benchmarks.md": benchmarks,
     "docs/certificate.md": hard_certificates,
+    "docs/errata-intruders.md": law,
     "docs/fine-tuning.md": finetunes,
     "docs/how-to-choose.md": choices,
     "docs/moments.md": moments,

@@ -255,6 +255,8 @@ LIMITS = {
     "a curve in no order": ({"scale_curve": {"judged": [POINT | {"scale": 2.0}, POINT]}},
                             "expected ascending scales, got .2.0, 1.0"),
     "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
+    "a scale out of reach": ({"critical_scale": {"expected": 1e30, "aligned": True}},
+                             "a critical scale within reach, got 1e[+]30"),
 }  # fmt: skip
 
 

@@ -16,7 +16,14 @@ from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import Judgement
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
-from bulkedge.update import BaseSpectrum, UpdateSVD, budget, critical_scale, measure_base
+from bulkedge.update import (
+    BaseSpectrum,
+    UpdateSVD,
+    aligned_scale,
+    budget,
+    critical_scale,
+    measure_base,
+)
 
 from .curve import expected_curve, judged_point, scale_curve
 from .drift import Drift, drift_of
@@ -127,15 +134,28 @@ def _scales(
     base: BaseSpectrum | None, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
 ) -> dict[str, object]:
     """The critical scale that is expected or was measured, and the curve that it is a point of."""
-    expected = None if base is None else critical_scale(base, strongest, top_k=recipe.top_k)
     at_one = judged_point(1.0, (row.score for row in judged.directions), recipe.epsilon)
     seen, curve = [], []
-    found = None if expected is None else CriticalScale(expected=expected)
+    found = None if base is None else _expected_scale(base, pair, judged, recipe, strongest)
     if recipe.critical_scale:
-        found, seen = measured_scale(pair, judged, recipe, expected)
-    if base is not None and pair.spikes is not None and expected is not None:
+        found, seen = measured_scale(pair, judged, recipe, found)
+    if base is not None and pair.spikes is not None and found is not None:
         curve = expected_curve(base, pair.spikes.gamma, recipe)
     return {"critical_scale": found, "scale_curve": scale_curve(curve, [*seen, at_one])}
+
+
+def _expected_scale(
+    base: BaseSpectrum, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
+) -> CriticalScale | None:
+    """By how the update lies to the leading vectors of the base, else by its norm alone."""
+    top_k = min(recipe.top_k, len(base.values))
+    if pair.spikes is not None and len(judged.base[1]) >= top_k:
+        expected = aligned_scale(
+            base, judged.base, pair.spikes, top_k=top_k, epsilon=recipe.epsilon, sides=recipe.sides
+        )
+        return CriticalScale(expected=expected, aligned=True)
+    expected = critical_scale(base, strongest, top_k=recipe.top_k)
+    return None if expected is None else CriticalScale(expected=expected)
 
 
 def _not_finite(pair: Pair) -> str | None:

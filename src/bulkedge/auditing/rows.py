@@ -127,7 +127,7 @@ def predicted_rows(
         A row a spike.
     """
     first = slice(len(tuned.sigma))
-    found = predict_spikes(base, update.gamma[first].cpu(), epsilon=epsilon)
+    found = predict_spikes(base, update.gamma[first].cpu(), epsilon=epsilon, draws=0)
     left = (update.u[:, first].mT @ tuned.u).square()
     right = (update.v[:, first].mT @ tuned.v).square()
     inside = tuned.sigma <= found.edge  # these are bulk, whatever they carry

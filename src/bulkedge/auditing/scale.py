@@ -33,7 +33,7 @@ Seen = list[ScalePoint]
 
 
 def measured_scale(
-    pair: Pair, judged: Judgement, recipe: Recipe, expected: float | None
+    pair: Pair, judged: Judgement, recipe: Recipe, found: CriticalScale | None
 ) -> tuple[CriticalScale, Seen]:
     """The critical scale between two scales that were judged.
 
@@ -44,7 +44,7 @@ def measured_scale(
         pair: The base and its update.
         judged: What was found at s = 1.
         recipe: How many directions, which sides, which ε.
-        expected: Where to begin; at 1 if None.
+        found: What is expected, where to begin; at 1 if nothing is.
 
     Returns:
         The bracket, and what was judged at each scale but 1.
@@ -56,11 +56,16 @@ def measured_scale(
         [row.score_upper for row in judged.directions],
         recipe.epsilon,
     )
-    found = bracket_scale(probe, 1.0 if expected is None else expected, {1.0: at_one})
-    bracket = CriticalScale(
-        expected=expected, low=found.low, high=found.high, undecided=found.undecided
+    known = found or CriticalScale(expected=None)
+    bracket = bracket_scale(probe, known.expected or 1.0, {1.0: at_one})
+    measured = CriticalScale(
+        expected=known.expected,
+        aligned=known.aligned,
+        low=bracket.low,
+        high=bracket.high,
+        undecided=bracket.undecided,
     )
-    return bracket, seen
+    return measured, seen
 
 
 def _probe(pair: Pair, recipe: Recipe, seen: Seen) -> Probe:

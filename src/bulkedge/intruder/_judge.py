@@ -94,6 +94,11 @@ class Judgement:
         return float(self.spectrum[0])
 
     @property
+    def base(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Leading left vectors, values and right vectors of the base, as far as they are known."""
+        return next(iter(self.sides.values())).base
+
+    @property
     def directions(self) -> list[Direction]:
         """The directions of all sides."""
         return [direction for side in self.sides.values() for direction in side.directions]

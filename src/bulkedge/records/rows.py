@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MOST_SCALED = 2.0**40
 """No update is judged at a larger scale."""
+FARTHEST = 8.5
+"""No scale is expected at which an update exceeds this many times the norm of its base."""
 
 
 class Row(BaseModel):
@@ -171,7 +173,11 @@ class CriticalScale(Row):
     """The factor on an update at which the first of the leading directions falls below ε."""
 
     expected: Size | None = Field(
-        description="Of a generic update of its strength: θ_k / ‖ΔW‖₂; null without a limit."
+        description="By the law: from how the update lies to the base where `aligned`, else θ_k / "
+        "‖ΔW‖₂, that of a generic update; null where nothing is expected to turn new."
+    )
+    aligned: bool = Field(
+        default=False, description="Whether `expected` knows the vectors of the update."
     )
     low: Size | None = Field(
         default=None,
@@ -288,7 +294,7 @@ class Matrix(Row):
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
-        """Of the spikes fewer exceed the higher limit; the expected scale is that limit's."""
+        """Of the spikes fewer exceed the higher limit; a generic scale is that limit's."""
         exceed = (self.spikes, self.supercritical, self.beyond_top_k_threshold)
         counts = [count for count in exceed if count is not None]
         if counts != sorted(counts, reverse=True):
@@ -299,10 +305,12 @@ class Matrix(Row):
             rank = getattr(self, name)
             if rank is not None and not (self.spikes and 0.999 <= rank <= 1.001 * self.spikes):
                 raise ValueError(f"expected {name} of 1 to {self.spikes}, got {rank}")
-        expected = None if self.critical_scale is None else self.critical_scale.expected
-        if expected is not None:
-            norm = self.spectral_norm_update or 0.0
-            check_ratio(self.top_k_threshold or 0.0, norm, expected, "critical scale")
+        found, norm = self.critical_scale, self.spectral_norm_update or 0.0
+        if found is not None and found.expected is not None:
+            if not found.aligned:
+                check_ratio(self.top_k_threshold or 0.0, norm, found.expected, "critical scale")
+            elif found.expected * norm > FARTHEST * (self.spectral_norm_base or 0.0):
+                raise ValueError(f"expected a critical scale within reach, got {found.expected}")
         return self
 
     @model_validator(mode="after")

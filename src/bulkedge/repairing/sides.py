@@ -30,7 +30,7 @@ from bulkedge._linmap import LowRank
 from bulkedge.moments import Moment
 
 from .curve import Basis
-from .solve import Scaled
+from .solve import RIDGE, Scaled
 
 SWEEPS = 8
 """How often both factors are solved for: from the factors as trained few sweeps are enough."""
@@ -53,7 +53,7 @@ class Sides:
         >>> one, two = torch.eye(2), torch.diag(torch.tensor([1.0, 3.0]))
         >>> layer = Sides.of((one, one), (two, one))
         >>> layer.solved(torch.eye(2), 1.0).diagonal().round(decimals=2).tolist()
-        [0.5, 0.25]
+        [0.5, 0.26]
     """
 
     inputs: Basis
@@ -61,12 +61,18 @@ class Sides:
     unit: float
 
     @classmethod
-    def of(cls, inputs: tuple[Moment, Moment], outputs: tuple[Moment, Moment]) -> Sides:
+    def of(
+        cls,
+        inputs: tuple[Moment, Moment],
+        outputs: tuple[Moment, Moment],
+        ridge: float = RIDGE,
+    ) -> Sides:
         """Decompose both pairs; about ``15 (m³ + n³)`` in float64.
 
         Args:
             inputs: ``C_b`` and ``C_t``, as they were measured, shape ``(n, n)``.
             outputs: ``G_b`` and ``G_t``, likewise, shape ``(m, m)``.
+            ridge: Of all four, in parts of their mean diagonals.
 
         Returns:
             The layer.
@@ -74,7 +80,7 @@ class Sides:
         Raises:
             InputError: If one of them is zero or not positive.
         """
-        (C_b, C_t), (G_b, G_t) = ([Scaled.of(x) for x in pair] for pair in (inputs, outputs))
+        (C_b, C_t), (G_b, G_t) = ([Scaled.of(x, ridge) for x in pair] for pair in (inputs, outputs))
         unit = C_b.mean * G_b.mean / (C_t.mean * G_t.mean)
         return cls(Basis.of(C_b, C_t), Basis.of(G_b, G_t), unit)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +111,25 @@ def treated(adapter: Adapter, arm: Arm, setting: float, texts: str = "") -> dict
     }
 
 
-def both_sides(
-    adapter: Adapter, strength: float, losses: tuple[str, str], **more: Any
-) -> dict[str, Tensor]:
-    """Two-sided on every layer of the encoder, curvatures of two losses: of task and base."""
+@lru_cache(1)
+def sided(adapter: Adapter, losses: tuple[str, str]) -> dict[str, protect_sides.Sided]:
+    """The layers of the encoder with curvatures of two losses: of task and base."""
     base, task = base_moments(adapter.part), moments(f"task of {adapter.name}", adapter)
     part, its = adapter.part, tuned(adapter)
     outputs = (
         protect_sides.curvatures(f"base {part}", part, None, kept(part), losses[1]),
         protect_sides.curvatures(adapter.name, part, its, task_texts(part), losses[0]),
     )
-    inputs = lambda name: (base[name].moment, task[name].moment)  # noqa: E731
-    return protect_sides.two_sided(its, inputs, outputs, strength, **more)
+    inputs = {name: (base[name].moment, task[name].moment) for name in its.updates}
+    return protect_sides.sided(inputs, outputs)
+
+
+def both_sides(
+    adapter: Adapter, strength: float, losses: tuple[str, str], **more: Any
+) -> dict[str, Tensor]:
+    """Two-sided on every layer of the encoder."""
+    layers, updates = sided(adapter, losses), tuned(adapter).updates
+    return {n: layers[n].solved(update, strength, **more).dense for n, update in updates.items()}
 
 
 def drift(adapter: Adapter, updates: Mapping[str, Tensor]) -> float:
@@ -269,10 +276,9 @@ class Plans:
 
     def sides(self) -> None:
         """Two-sided of other losses, and for A alone."""
-        for adapter in self.chosen(SHIPPED[::-1]):
-            for losses in LOSSES:
-                for strength in SIDED[:2]:
-                    self.two_sided(adapter, strength, losses)
+        for losses in LOSSES:
+            for strength in SIDED[:2]:
+                self.two_sided(VARIED, strength, losses)
         for strength in SIDED[:2]:
             self.two_sided(VARIED, strength, sweeps=0)
 

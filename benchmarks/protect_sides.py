@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -115,42 +116,47 @@ def _signs(x: Tensor, generator: torch.Generator) -> Tensor:
 LOSSES = {"classes": _classes, "embedding": _embedding, "states": _states}
 
 
-def two_sided(
-    tuned: Tuned,
-    inputs: Callable[[str], tuple[Tensor, Tensor]],
+@dataclass(frozen=True)
+class Sided:
+    """A layer in the bases in which all four matrices are diagonal; for every strength."""
+
+    R: Tensor
+    mu: Tensor
+    S: Tensor
+    nu: Tensor
+    unit: float
+
+    def solved(self, update: Update, strength: float, sweeps: int = SWEEPS) -> Update:
+        """The update at a strength; with 0 sweeps A alone is new."""
+        mu, nu = self.mu, strength * self.unit * self.nu
+        P0, Q0 = self.S.mT @ update.B.double(), update.A.double() @ self.R
+        P, Q = P0, _right(P0, P0, Q0, nu, mu)
+        for _ in range(sweeps):
+            P = _right(Q.mT, Q0.mT, P0.mT, mu, nu).mT
+            Q = _right(P, P0, Q0, nu, mu)
+        B = update.B if sweeps == 0 else torch.linalg.solve(self.S.mT, P).float()
+        A = torch.linalg.solve(self.R.mT, Q.mT).mT.float()
+        return Update(B, A, update.scale)  # as it is stored
+
+
+def sided(
+    inputs: Mapping[str, tuple[Tensor, Tensor]],
     outputs: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    strength: float,
-    sweeps: int = SWEEPS,
-) -> dict[str, Tensor]:
-    """Every update solved for on both sides.
+) -> dict[str, Sided]:
+    """All layers.
 
     Args:
-        tuned: The adapter.
-        inputs: C_b and C_t of a layer.
-        outputs: G_b and G_t of all.
-        strength: λ.
-        sweeps: How often B and A are solved for; with 0 A alone.
+        inputs: C_b and C_t of each.
+        outputs: G_b and G_t of each.
     """
     units = [sum(map(mean, Gs.values())) / len(Gs) for Gs in outputs]
     found = {}
-    for name, update in tuned.updates.items():
-        Cs, Gs = inputs(name), [Gs[name].double() / u for Gs, u in zip(outputs, units, strict=True)]
-        weight = strength * mean(Cs[0]) * mean(Gs[0]) / (mean(Cs[1]) * mean(Gs[1]))
-        found[name] = _solved(update, Cs, Gs, weight, sweeps).dense
+    for name, Cs in inputs.items():
+        G_b, G_t = (Gs[name].double() / unit for Gs, unit in zip(outputs, units, strict=True))
+        (R, mu), (S, nu) = (_basis(*map(with_ridge, pair)) for pair in (Cs, (G_b, G_t)))
+        unit = mean(Cs[0]) * mean(G_b) / (mean(Cs[1]) * mean(G_t))
+        found[name] = Sided(R, mu, S, nu, unit)
     return found
-
-
-def _solved(
-    update: Update, Cs: tuple[Tensor, Tensor], Gs: list[Tensor], weight: float, sweeps: int
-) -> Update:
-    (R, mu), (S, nu) = (_basis(*map(with_ridge, pair)) for pair in (Cs, Gs))
-    P0, Q0 = S.mT @ update.B.double(), update.A.double() @ R
-    P, Q = P0, _right(P0, P0, Q0, weight * nu, mu)
-    for _ in range(sweeps):
-        P = _right(Q.mT, Q0.mT, P0.mT, weight * mu, nu).mT
-        Q = _right(P, P0, Q0, weight * nu, mu)
-    B = update.B if sweeps == 0 else torch.linalg.solve(S.mT, P).float()
-    return Update(B, torch.linalg.solve(R.mT, Q.mT).mT.float(), update.scale)  # as it is stored
 
 
 def _basis(base: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:

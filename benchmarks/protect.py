@@ -35,8 +35,8 @@ import bulkedge
 SHIPPED = [adapter for adapter in ADAPTERS if adapter.shipped]
 TRAINED = [adapter for adapter in ADAPTERS if not adapter.shipped]
 SCALES = (0.5, 0.3, 0.7, 0.4, 0.9, 0.2, 0.6, 0.8)
-STRENGTHS = (1.0, 3.0, 0.3, 0.6, 0.1)
-SIDED = (1.0, 3.0, 0.3, 10.0)
+STRENGTHS = (1.0, 3.0, 0.3, 0.6)
+SIDED = (1.0, 3.0, 0.3)
 """Strengths of two-sided arms."""
 STRONGEST = 10.0
 """Tried on verbs, too, of which scaling by 0.5 already keeps nearly all that the base could do."""
@@ -46,7 +46,7 @@ RIDGES = (1e-3, 0.3)
 ROUNDS = 3
 FULL = ("classes", "embedding")
 """The losses of which curvatures are taken: of the task, of what is kept."""
-LOSSES = (("states", "states"), ("states", "embedding"), ("embedding", "embedding"))
+LOSSES = (("states", "states"), ("states", "embedding"))
 """Others that need no labels."""
 GLOSSES = 600
 """Texts for C_t."""
@@ -213,11 +213,11 @@ class Plans:
         """As trained, scaled, protected."""
         for adapter in self.chosen(adapters):
             self.add(adapter, "as trained", 1.0, lambda a=adapter: tuned(a).dense)
-            strengths, scales = (5, 8) if adapter.shipped else (3, 3)
+            strengths, scales = (4, 8) if adapter.shipped else (3, 3)
             strongest = [STRONGEST] if adapter.part == "verb" else []
             for strength in [*STRENGTHS[:strengths], *strongest]:
                 self.protect(adapter, strength)
-            for strength in SIDED[: 4 if adapter.shipped else 3]:
+            for strength in SIDED[: 3 if adapter.shipped else 2]:
                 self.two_sided(adapter, strength)
             for scale in SCALES[:scales]:
                 self.add(adapter, "scaled", scale, partial(treated, adapter, arms.scaled, scale))

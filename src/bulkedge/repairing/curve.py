@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 
 from .solve import NOT_POSITIVE, Scaled, moved, solver
 
@@ -77,7 +78,7 @@ class Basis:
 
     def times(self, A: Tensor, strength: float) -> Tensor:
         """``A T`` at one strength; see :func:`protected`."""
-        return (A.double() @ self.R / (1 + strength * self.mu)) @ self.inverse
+        return (exact(A) @ self.R / (1 + strength * self.mu)) @ self.inverse
 
     def moved(self, update: Tensor | LowRank, strengths: Sequence[float]) -> Tensor:
         """``tr(D' C D'ᵀ)`` at many strengths, C the moment of the base without its ridge.
@@ -92,7 +93,7 @@ class Basis:
         if isinstance(update, LowRank):
             X = update.scale * (torch.linalg.qr(update.B, mode="r").R @ (update.A @ self.R))
         else:
-            X = update.double() @ self.R
+            X = exact(update) @ self.R
         # D' = Σ g_i (column i of X) (row i of R⁻¹): a quadratic form in the g's
         H = (X.mT @ X) * (torch.diag(self.mu) - self.ridge * self.inverse @ self.inverse.mT)
         g = 1 / (1 + torch.tensor(strengths, dtype=H.dtype, device=H.device)[:, None] * self.mu)
@@ -135,7 +136,7 @@ def curve(
         if isinstance(update, LowRank):
             now = LowRank(update.B, solve(update.A), update.scale)
         else:
-            now = solve(update.double())
+            now = solve(exact(update))
         found.append(moved(now, base.moment) / output)
     return torch.tensor(found, dtype=torch.float64)
 

@@ -27,11 +27,14 @@ from torch import Tensor
 
 from bulkedge._fields import NOT_NEGATIVE, check_values, whole
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 from bulkedge.moments import Moment
 
 from .curve import Basis
 from .solve import RIDGE, Scaled
 
+NEARLY = 1e-13
+"""Part of the mean diagonal that is added to the small systems, which may be singular."""
 SWEEPS = 8
 """How often both factors are solved for: from the factors as trained few sweeps are enough."""
 
@@ -88,6 +91,10 @@ class Sides:
     def solved(self, update: Tensor, strength: float, sweeps: int = ...) -> Tensor: ...
     @overload
     def solved(self, update: LowRank, strength: float, sweeps: int = ...) -> LowRank: ...
+    @overload
+    def solved(
+        self, update: Tensor | LowRank, strength: float, sweeps: int = ...
+    ) -> Tensor | LowRank: ...
     def solved(
         self, update: Tensor | LowRank, strength: float, sweeps: int = SWEEPS
     ) -> Tensor | LowRank:
@@ -110,9 +117,9 @@ class Sides:
         check_values("Sides", strength=(strength, NOT_NEGATIVE), sweeps=(sweeps, whole(0)))
         S, R, weight = self.outputs, self.inputs, strength * self.unit
         if isinstance(update, Tensor):
-            Y = (S.R.mT @ update.double() @ R.R) / (1 + weight * torch.outer(S.mu, R.mu))
+            Y = (S.R.mT @ exact(update) @ R.R) / (1 + weight * torch.outer(S.mu, R.mu))
             return S.inverse.mT @ Y @ R.inverse
-        P0, Q0 = S.R.mT @ update.B.double(), update.A.double() @ R.R
+        P0, Q0 = S.R.mT @ exact(update.B), exact(update.A) @ R.R
         P, Q = P0, _right(P0, P0, Q0, weight * S.mu, R.mu)
         for _ in range(sweeps):
             P = _right(Q.mT, Q0.mT, P0.mT, weight * R.mu, S.mu).mT
@@ -123,4 +130,7 @@ class Sides:
 def _right(P: Tensor, P0: Tensor, Q0: Tensor, nu: Tensor, mu: Tensor) -> Tensor:
     """The Q that minimises ``Σ (P Q − P0 Q0)² + ν μᵀ (P Q)²``."""
     systems = P.mT @ P + mu[:, None, None] * ((P.mT * nu) @ P)
+    # factors of a lower rank than they have columns leave some of Q open: it is nearly zero there
+    diagonals = systems.diagonal(dim1=1, dim2=2)
+    diagonals += NEARLY * diagonals.mean(dim=1, keepdim=True)
     return torch.linalg.solve(systems, (P.mT @ P0 @ Q0).mT[..., None])[..., 0].mT

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 from bulkedge.moments import Moment, Sketch, diagonal, right_times, to_dense
 
 RIDGE = 0.03
@@ -59,7 +60,7 @@ class Scaled:
     @classmethod
     def of(cls, moment: Moment, ridge: float = RIDGE) -> Scaled:
         """A measured moment, scaled."""
-        mean = float(diagonal(moment).double().mean())
+        mean = float(exact(diagonal(moment)).mean())
         if not mean > 0:
             raise InputError("expected inputs that are not all zero, got a moment of zero")
         return cls(moment, mean, ridge)
@@ -70,20 +71,20 @@ class Scaled:
 
     def dense(self) -> Tensor:
         """C, shape ``(n, n)``, a new tensor in float64."""
-        C = to_dense(self.moment).double() / self.mean
+        C = exact(to_dense(self.moment)) / self.mean
         C.diagonal().add_(self.ridge)
         return C
 
     def rest(self) -> Tensor:
         """The diagonal part of a diagonal or a sketch, shape ``(n,)``."""
         rest = self.moment.rest if isinstance(self.moment, Sketch) else self.moment
-        return rest.double() / self.mean + self.ridge
+        return exact(rest) / self.mean + self.ridge
 
     def half(self) -> Tensor:
         """``V values^½``, shape ``(n, r)``, of a sketch; without columns of a diagonal."""
         if isinstance(self.moment, Sketch):
-            values = self.moment.values.double() / self.mean
-            return self.moment.vectors.double() * values.clamp_min(0.0).sqrt()
+            values = exact(self.moment.values) / self.mean
+            return exact(self.moment.vectors) * values.clamp_min(0.0).sqrt()
         return self.moment.new_zeros(len(self.moment), 0, dtype=torch.float64)
 
     @property
@@ -119,13 +120,11 @@ def protected(
         [0.34, 1.0]
     """
     if strength == 0:
-        return A.double()
-    return solver(*pair_of(base, task, ridge), strength)(A.double())
+        return exact(A)
+    return solver(*pair_of(base, task, ridge), strength)(exact(A))
 
 
-def pair_of(
-    base: Moment, task: Moment | None, ridge: float = RIDGE
-) -> tuple[Scaled, Scaled]:
+def pair_of(base: Moment, task: Moment | None, ridge: float = RIDGE) -> tuple[Scaled, Scaled]:
     """Both moments scaled, the identity standing in for a task that was not measured."""
     if task is None:
         task = torch.ones_like(diagonal(base), dtype=torch.float64)
@@ -189,9 +188,7 @@ class Pairs(Generic[T]):
         ridge: Of both moments.
     """
 
-    def __init__(
-        self, make: Callable[..., T], device: torch.device, ridge: float = RIDGE
-    ) -> None:
+    def __init__(self, make: Callable[..., T], device: torch.device, ridge: float = RIDGE) -> None:
         self._make, self._device, self._ridge = make, device, ridge
         self._kept: OrderedDict[tuple[Any, ...], tuple[Moment, Moment | None, T]] = OrderedDict()
 
@@ -232,10 +229,10 @@ def moved(update: Tensor | LowRank, moment: Moment) -> float:
         8.0
     """
     if isinstance(update, LowRank):
-        A, B = update.A.double(), update.B.double()
+        A, B = exact(update.A), exact(update.B)
         inner = right_times(A, moment) @ A.mT
         return float(update.scale**2 * ((B.mT @ B) * inner).sum())
-    W = update.double()
+    W = exact(update)
     return float((W * right_times(W, moment)).sum())
 
 
@@ -256,3 +253,31 @@ def drift(update: Tensor | LowRank, W0: Tensor, moment: Moment) -> float:
     """
     there, gone = moved(W0, moment), moved(update, moment)
     return gone / there if there else float("inf") if gone else 0.0
+
+
+def difference(now: Tensor | LowRank, before: Tensor | LowRank) -> Tensor | LowRank:
+    """``now − before`` of two updates of one form, of factors in the sum of their ranks.
+
+    Args:
+        now: An update.
+        before: Another.
+
+    Returns:
+        The difference.
+
+    Raises:
+        TypeError: If one is full and the other is not.
+
+    Example:
+        >>> B, A = torch.ones(2, 1), torch.ones(1, 3)
+        >>> difference(LowRank(B, 3 * A), LowRank(2 * B, A)).to_dense().tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    if isinstance(now, LowRank) and isinstance(before, LowRank):
+        if torch.equal(now.B, before.B.to(now.B)) and now.scale == before.scale:
+            return LowRank(now.B, now.A - before.A.to(now.A), now.scale)
+        wide = torch.cat([now.scale * now.B, -before.scale * before.B.to(now.B)], dim=1)
+        return LowRank(wide, torch.cat([now.A, before.A.to(now.A)]))
+    if isinstance(now, Tensor) and isinstance(before, Tensor):
+        return now - before
+    raise TypeError("expected two updates of one form")

@@ -255,7 +255,7 @@ class Plans:
 
     def no_task(self) -> None:
         """Every direction counts alike for the task."""
-        for strength in (0.1, 0.3):
+        for strength in (0.3, 0.1):
             found = partial(treated, VARIED, arms.without_task_moments, strength)
             self.add(VARIED, "protect without task moments", strength, found, ridge=arms.RIDGE)
 
@@ -284,10 +284,9 @@ class Plans:
 
     def rounds(self) -> None:
         """The task's inputs measured again on what the round before has made, through files."""
-        for adapter in self.chosen(SHIPPED[::-1]):
-            for strength in STRENGTHS[:2]:
-                found = partial(in_rounds, adapter, strength)
-                self.add(adapter, f"protect, {ROUNDS} rounds", strength, found, ridge=arms.RIDGE)
+        for strength in STRENGTHS[:2]:
+            found = partial(in_rounds, VARIED, strength)
+            self.add(VARIED, f"protect, {ROUNDS} rounds", strength, found, ridge=arms.RIDGE)
 
     def files(self) -> None:
         """λ = 1 through files: new directions before and after, and the update that was written."""

@@ -61,7 +61,7 @@ def shuffled() -> list[str]:
 
 
 TEXTS: dict[str, Callable[[], list[str]]] = {
-    **{str(count): partial(kept, "noun", count) for count in (50, 200, 3_000)},
+    **{str(count): partial(kept, "noun", count) for count in (50, 3_000, 200)},
     "sentences with nouns": lambda: [sentence for _, sentence in load_pairs("verb")["texts"]][:800],
     "shuffled words": shuffled,
     "Python's docstrings": docstrings,

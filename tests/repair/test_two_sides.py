@@ -167,6 +167,16 @@ def test_one_side_where_it_is_asked_for_or_the_other_is_not_known(case):
             Protect(base, task, **settings)
 
 
+def test_layers_with_one_input_share_what_is_made_of_it(case, tmp_path, monkeypatch):
+    _, base, adapter, _, both = case
+    calls, found = [], torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda C: calls.append(len(C)) or found(C))
+    for sides, sizes in (("one", [6, 8]), ("two", [4, 6, 6, 6, 8])):  # of both embeddings none
+        calls.clear()
+        bulkedge.repair(base, adapter, tmp_path / sides, method=Protect(*both, sides=sides))
+        assert sorted(calls) == sizes
+
+
 def test_few_gradients_are_in_doubt(case, tmp_path):
     model, base, adapter, _, (_, task) = case
     with Moments(model, curvatures=True) as few:

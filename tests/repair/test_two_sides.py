@@ -147,6 +147,14 @@ def test_layers_without_curvatures_are_protected_by_their_inputs(case, tmp_path)
     )
 
 
+def test_sketches_are_protected_by_their_inputs(case, tmp_path):
+    _, base, adapter, _, (one, other) = case
+    method = Protect(one.sketched(3), other.sketched(3))
+    record = bulkedge.repair(base, adapter, tmp_path / "out", method=method)
+    notes = {row.name: row.note for row in record.matrices}
+    assert all("of sketches both sides are not" in notes[f"{name}.weight"] for name in LAYERS)
+
+
 def test_one_side_where_it_is_asked_for_or_the_other_is_not_known(case):
     model, *_, (base, task) = case
     plain = measured(model, 2, curvatures=False)

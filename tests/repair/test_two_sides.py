@@ -16,6 +16,7 @@ from bulkedge.repairing.solve import protected
 from helpers import save, save_adapter, some
 
 RIDGE, STRENGTH = 0.05, 0.8
+TWO = {"strength": STRENGTH, "ridge": RIDGE, "sides": "two"}
 LAYERS = ("q", "k", "down")
 PREFIX = "base_model.model."
 
@@ -87,9 +88,9 @@ def parts(both, name):
 
 def test_a_full_fine_tune_solves_the_equation(case, tmp_path):
     _, base, _, full, both = case
-    method = Protect(*both, strength=STRENGTH, ridge=RIDGE)
+    method = Protect(*both, **TWO)
     record = bulkedge.repair(base, full, tmp_path / "out", method=method)
-    assert (record.method["sides"], record.method["ridge"]) == (2, RIDGE)
+    assert (record.method["sides"], record.method["ridge"]) == ("two", RIDGE)
     W0, W, now = (load_file(x) for x in (base, full, tmp_path / "out" / full.name))
     for name in LAYERS:
         (C_b, C_t, G_b, G_t), unit = parts(both, name)
@@ -107,9 +108,7 @@ def test_a_full_fine_tune_solves_the_equation(case, tmp_path):
 def test_an_adapter_gets_both_factors_and_an_embedding_one(case, tmp_path):
     _, base, adapter, _, both = case
     out = tmp_path / "out"
-    record = bulkedge.repair(
-        base, adapter, out, method=Protect(*both, strength=STRENGTH, ridge=RIDGE)
-    )
+    record = bulkedge.repair(base, adapter, out, method=Protect(*both, **TWO))
     before, now = (load_file(x / "adapter_model.safetensors") for x in (adapter, out))
     config = "adapter_config.json"
     assert (out / config).read_bytes() == (adapter / config).read_bytes()
@@ -136,7 +135,9 @@ def test_layers_without_curvatures_are_protected_by_their_inputs(case, tmp_path)
     model, base, adapter, *_ = case
     both = [measured(model, seed, exact_width=4, rank=8) for seed in (1, 2)]
     assert [both[0][name].curvature is None for name in LAYERS] == [True, True, False]
-    bulkedge.repair(base, adapter, tmp_path / "out", method=Protect(*both, balance="layer"))
+    bulkedge.repair(
+        base, adapter, tmp_path / "out", method=Protect(*both, balance="layer", sides="two")
+    )
     before, now = (load_file(x / "adapter_model.safetensors") for x in (adapter, tmp_path / "out"))
     A, B = (f"{PREFIX}q.lora_{x}.weight" for x in "AB")
     expected = protected(before[A], both[0]["q"].moment, both[1]["q"].moment, 1.0)
@@ -149,21 +150,16 @@ def test_layers_without_curvatures_are_protected_by_their_inputs(case, tmp_path)
 
 def test_sketches_are_protected_by_their_inputs(case, tmp_path):
     _, base, adapter, _, (one, other) = case
-    method = Protect(one.sketched(3), other.sketched(3))
+    method = Protect(one.sketched(3), other.sketched(3), sides="two")
     record = bulkedge.repair(base, adapter, tmp_path / "out", method=method)
     notes = {row.name: row.note for row in record.matrices}
     assert all("of sketches both sides are not" in notes[f"{name}.weight"] for name in LAYERS)
 
 
-def test_one_side_where_it_is_asked_for_or_the_other_is_not_known(case):
+def test_two_sides_that_make_no_sense_are_refused(case):
     model, *_, (base, task) = case
     plain = measured(model, 2, curvatures=False)
-    assert Protect(base, task).two_sided
-    assert Protect(base, task, sides="two", balance="layer").two_sided
-    for settings in ({"sides": "one"}, {"target_drift": 0.1}, {"balance": "drift"}):
-        assert not Protect(base, task, **settings).two_sided
-    assert not Protect(base, plain).two_sided
-    assert not Protect(base).two_sided
+    Protect(base, task, sides="two", balance="layer")
     for settings in ({"target_drift": 0.1}, {"balance": "drift"}):
         with pytest.raises(InputError, match="drift does not tell what they keep"):
             Protect(base, task, sides="two", **settings)
@@ -191,7 +187,9 @@ def test_few_gradients_are_in_doubt(case, tmp_path):
         model(torch.arange(3)[None]).sum().backward()
         with torch.no_grad():
             model(torch.arange(30)[None])
-    record = bulkedge.repair(base, adapter, tmp_path / "out", method=Protect(few, task))
+    record = bulkedge.repair(
+        base, adapter, tmp_path / "out", method=Protect(few, task, sides="two")
+    )
     notes = {row.name: row.note for row in record.matrices}
     assert notes["q.weight"].startswith("the base curvatures are of 3 gradients for a width of 6")
 
@@ -210,10 +208,13 @@ def test_the_command_takes_both_sides_from_files(case, tmp_path):
         return CliRunner().invoke(cli, list(map(str, command)))
 
     out = tmp_path / "out"
-    done = run(files[1], "-o", out, "--ridge", RIDGE, "--strength", STRENGTH)
+    done = run(files[1], "-o", out, "--sides", "two", "--ridge", RIDGE, "--strength", STRENGTH)
     assert done.exit_code == 0, done.output
     bulkedge.repair(
-        base, adapter, tmp_path / "in", method=Protect(*both, strength=STRENGTH, ridge=RIDGE)
+        base,
+        adapter,
+        tmp_path / "in",
+        method=Protect(*both, **TWO),
     )
     one, other = (load_file(x / "adapter_model.safetensors") for x in (out, tmp_path / "in"))
     for name, value in some(one.items()):

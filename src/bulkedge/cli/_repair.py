@@ -85,8 +85,8 @@ FILES = ("moments", "task_moments", "recollect")
 @click.option("--balance", type=click.Choice(["output", "drift", "layer"]),
               help="protect: unit that is the same in every layer.  [default: output]")  # fmt: skip
 @click.option("--sides", type=click.Choice(["one", "two"]),
-              help="protect: whether outputs count, too, by curvatures in both moments.  [default: "
-                   "two where both have them]")  # fmt: skip
+              help="protect: two: outputs count, too, by curvatures in both moments.  "
+                   "[default: one]")  # fmt: skip
 @click.option("--ridge", type=float, metavar="X",
               help="protect: part of its mean that is added to the diagonal of each moment.  "
               "[default: 0.03]")  # fmt: skip
@@ -184,7 +184,6 @@ def _method(
 
     from bulkedge.moments import Moments
     from bulkedge.repairing import METHODS, Protect, Rescale
-    from bulkedge.repairing.both import has_curvatures
 
     method = (METHODS | {"protect": Protect, "rescale": Rescale})[options["method"]]
     settings = [field.name for field in fields(method)]
@@ -209,7 +208,7 @@ def _method(
         if field in given:
             given[field] = Moments.load(given[field])
     if "recollect" in given:
-        curvatures = given.get("sides") != "one" and has_curvatures(given["moments"])
+        curvatures = given.get("sides") == "two"
         given["recollect"] = _reader(base, given["recollect"], device, curvatures=curvatures)
         given.setdefault("task_moments", given["recollect"](tuned))
     return method(**given)

@@ -93,7 +93,7 @@ class Protection(Work):
             "balance": self.method.balance,
             "task_moments": self.method.task_moments is not None,
             "ridge": self.method.ridge,
-            "sides": 2 if self.method.two_sided else 1,
+            "sides": self.method.sides,
             "rounds": self.method.rounds,
         }
 
@@ -111,7 +111,7 @@ class Protection(Work):
         if todo and self.strength:
             task = self._task(todo, output, progress)
             self._known = Known(self.plan, self.method.moments, task)
-            if self.method.two_sided and task is not None:
+            if self.method.sides == "two" and task is not None:
                 device = exact_device(torch.device(self.recipe.device))
                 self._both = Both(self.method.moments, task, self.method.ridge, device)
         if self.method.target_drift is not None:

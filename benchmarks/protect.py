@@ -217,8 +217,9 @@ class Plans:
             strongest = [STRONGEST] if adapter.part == "verb" else []
             for strength in [*STRENGTHS[:strengths], *strongest]:
                 self.protect(adapter, strength)
-            for strength in SIDED[: 3 if adapter.shipped else 2]:
-                self.two_sided(adapter, strength)
+            if adapter.part == "noun" and adapter.rank < 64 and not adapter.seed:
+                for strength in SIDED:
+                    self.two_sided(adapter, strength)
             for scale in SCALES[:scales]:
                 self.add(adapter, "scaled", scale, partial(treated, adapter, arms.scaled, scale))
 

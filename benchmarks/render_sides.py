@@ -63,7 +63,7 @@ def ridges_table(results: Results) -> str:
     """λ = 1 with other ridges, and how large the update is."""
     rows = []
     for label, adapter in SHIPPED.items():
-        cells = results.of(adapter, "another ridge") + [results.one(adapter, "protect", 1.0)]
+        cells = [*results.of(adapter, "another ridge"), results.one(adapter, "protect", 1.0)]
         for cell in sorted(cells, key=lambda c: c["ridge"]):
             rows.append(
                 [label.replace("_", "-"), f"{cell['ridge']:g}", percent(cell["task"]),

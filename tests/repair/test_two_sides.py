@@ -166,9 +166,11 @@ def test_two_sides_that_make_no_sense_are_refused(case):
     for others in (plain, None):
         with pytest.raises(InputError, match="expected curvatures in both moments for two sides"):
             Protect(base, others, sides="two")
-    for settings in ({"sides": "both"}, {"ridge": 0.0}, {"ridge": -1}):
-        with pytest.raises(InputError, match=f"expected {next(iter(settings))}"):
-            Protect(base, task, **settings)
+    with pytest.raises(InputError, match='expected sides to be "one" or "two", got \'both\''):
+        Protect(base, task, sides="both")
+    for ridge in (0.0, -1):
+        with pytest.raises(InputError, match="expected ridge to be positive and finite, got"):
+            Protect(base, task, ridge=ridge)
 
 
 def test_layers_with_one_input_share_what_is_made_of_it(case, tmp_path, monkeypatch):

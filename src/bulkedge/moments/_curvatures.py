@@ -51,8 +51,8 @@ class Curvatures:
     def hook(self, name: str) -> Callable[..., Tensor | None]:
         """A forward hook of a layer, which watches the gradient by its output."""
 
-        def watch(_layer: nn.Module, _inputs: Any, y: Tensor) -> Tensor | None:
-            if not torch.is_grad_enabled():
+        def watch(_layer: nn.Module, _inputs: Any, y: object) -> Tensor | None:
+            if not torch.is_grad_enabled() or not isinstance(y, Tensor):
                 return None
             again = in_backward()
             if again and name not in self._watched:

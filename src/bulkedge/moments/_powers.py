@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bulkedge._errors import InputError
 from bulkedge._precision import exact
 
 from ._curvatures import Keep, in_backward
@@ -32,15 +33,19 @@ class Powers:
     def hook(self, name: str) -> Callable[..., None]:
         """A forward hook of a layer."""
 
-        def watch(layer: nn.Module, _inputs: Any, y: Tensor) -> None:
+        def watch(layer: nn.Module, _inputs: Any, y: object) -> None:
             if in_backward():
                 return
+            if not isinstance(y, Tensor):
+                raise InputError(
+                    f"{name}: expected a layer that returns a tensor, got {type(y).__name__}; "
+                    "leave it out, or raise exact_width above its inputs"
+                )
             with torch.no_grad():
-                y, bias = y.detach(), getattr(layer, "bias", None)
-                keep = self._keep(name)
+                out, bias, keep = y.detach(), getattr(layer, "bias", None), self._keep(name)
                 if isinstance(layer, (nn.Conv1d, nn.Conv2d)):  # the channels last
-                    y, keep = y.movedim(y.ndim - layer.weight.ndim + 1, -1), (None, False)
-                rows = kept_rows(y if bias is None else y - bias, *keep).float()
+                    out, keep = out.movedim(out.ndim - layer.weight.ndim + 1, -1), (None, False)
+                rows = kept_rows(out if bias is None else out - bias, *keep).float()
                 self._parts.append((name, rows.square().sum()))
 
         return watch

@@ -78,10 +78,14 @@ def costs_table(cells: Iterable[Cell]) -> str:
     rows = []
     for cell in (c["of"] | c["figures"] for c in cells):
         rows.append(
-            [f"{cell['inputs']:,}", names[cell["sides"]], f"{cell['once']:.2f} s",
-             f"{cell['update']:.2f} s", f"{cell['memory'] / 1e6:,.0f} MB"]
+            [f"{cell['inputs']:,}", names[cell["sides"]], _seconds(cell["once"]),
+             _seconds(cell["update"]), f"{cell['memory'] / 1e6:,.0f} MB"]
         )  # fmt: skip
-    return table("| inputs | | once for a pair of moments | one update | memory |", rows)
+    return table("| inputs | how | once for a pair of moments | one update | memory |", rows)
+
+
+def _seconds(value: float) -> str:
+    return f"{1e3 * value:,.0f} ms" if value < 1 else f"{value:.1f} s"
 
 
 def costs_figures(cells: Iterable[Cell]) -> dict[str, Any]:

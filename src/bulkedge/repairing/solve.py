@@ -117,7 +117,7 @@ def protected(
     Example:
         >>> A, C = torch.eye(2), torch.diag(torch.tensor([2.0, 0.0]))
         >>> protected(A, C, None, 1.0).diagonal().round(decimals=2).tolist()
-        [0.34, 1.0]
+        [0.34, 0.97]
     """
     if strength == 0:
         return exact(A)

@@ -196,7 +196,9 @@ def repairs() -> dict[str, Any]:
 def protects() -> dict[str, Any]:
     """Values of docs/protect.md."""
     found, causal = protect_results(), cells("protect_causal")
-    files = found.one(render_protect.SHIPPED["lora_r8"], "files", 1.0)
+    files = {
+        label: found.one(adapter, "files", 1.0) for label, adapter in render_protect.SHIPPED.items()
+    }
     return {
         "grid": render_protect.grid_table(found),
         "adapters": render_protect.adapters_table(found),
@@ -210,9 +212,12 @@ def protects() -> dict[str, Any]:
         "causals": render_protect.causal_figures(causal),
         "where": where_of_cells("protect"),
         "causal where": where_of_cells("protect_causal"),
-        "sides": render_sides.sides_table(measured("protect_sides")["rows"]),
-        "beyond": render_sides.gains(measured("protect_sides")["rows"]),
-        "sides where": where("protect_sides"),
+        "sides": render_sides.sides_table(found),
+        "beyond": render_sides.sides_figures(found),
+        "ridges": render_sides.ridges_table(found),
+        "costs": render_sides.costs_table(cells("protect_cost")),
+        "cost": render_sides.costs_figures(cells("protect_cost")),
+        "costs where": where_of_cells("protect_cost"),
     }
 
 

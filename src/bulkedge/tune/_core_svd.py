@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._guard import finite
+from bulkedge._precision import exact
 
 from ._matrix import AdaptedMatrix
 
@@ -60,7 +61,7 @@ class CoreSVD:
         Returns:
             B and A, in float64.
         """
-        B, A = B.double(), A.double()
+        B, A = exact(B), exact(A)
         exceeds = self.gamma > aim
         power = 0.5 if all(changeable) else 1.0
         weight = (aim / self.gamma[exceeds]) ** power - 1
@@ -130,13 +131,13 @@ def effective_rank(gamma: Tensor) -> float:
     total = float(finite("the singular values", gamma).sum())
     if total <= 0:
         return 0.0
-    p = gamma.double() / total
+    p = exact(gamma) / total
     return float(torch.exp(-torch.xlogy(p, p).sum()))
 
 
 def _grams(rows: Sequence[Tensor]) -> Tensor:
     """``X Xᵀ`` of each, in float64."""
-    return torch.stack([X.double() @ X.double().mT for X in rows])
+    return torch.stack([(x := exact(X)) @ x.mT for X in rows])
 
 
 def _require_finite(names: Sequence[str], *grams: Tensor) -> None:

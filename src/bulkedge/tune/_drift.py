@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._precision import full_precision
+from bulkedge._precision import exact, full_precision
 from bulkedge.checkpoint.names import infer_rule
 from bulkedge.moments import Layer, Moment, Moments, Sketch, alike, sample, width
 from bulkedge.moments._watched import plain_name
 
 from ._full import FullMatrix
-from ._matrix import AdaptedMatrix, is_distributed
+from ._matrix import DORA, AdaptedMatrix, is_distributed
 
 REMEDY = "collect moments of the base that is trained with `bulkedge moments`, or with Moments"
 """What to do where moments do not fit a model."""
@@ -103,6 +103,12 @@ def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
                 f"{matrix.name}: expected an AdaptedMatrix or a FullMatrix, whose drift is known, "
                 f"got {type(matrix).__name__}; leave out moments="
             )
+        if matrix.form == DORA:
+            raise InputError(
+                f"{matrix.name}: expected W0 + s·B·A, whose drift is known, got DoRA, whose rows "
+                "are scaled as well; leave it out with exclude=, hold it with SpikeClip, or train "
+                "it with use_dora=False"
+            )
         if isinstance(matrix, AdaptedMatrix) and (bias := matrix.bias_beside):
             raise InputError(
                 f"{matrix.name}: expected an update of the weight alone, whose drift is known, got "
@@ -155,7 +161,7 @@ def measure(layers: Sequence[LayerDrift]) -> list[float]:
         InputError: If one is not finite.
     """
     with torch.no_grad():
-        own = [x.double() for x in values(layers)]
+        own = [exact(x) for x in values(layers)]
         found = torch.stack([x.to(own[0].device) for x in own]).tolist() if own else []
     for layer, drift in zip(layers, found, strict=True):
         if not math.isfinite(drift):
@@ -177,16 +183,16 @@ class _LowRankDrift(torch.autograd.Function):
         B, A = B / b, A / a
         AC = moment.times(A)
         K, G = B.mT @ B, AC @ A.mT
-        b, a = b.double(), a.double()
+        b, a = exact(b), exact(a)
         ctx.factor = factor
         ctx.save_for_backward(B, AC, K, G, b, a)
-        return (factor * (b * a) ** 2 * (K.double() * G.double()).sum()).to(K.dtype)
+        return (factor * (b * a) ** 2 * (exact(K) * exact(G)).sum()).to(K)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
         B, AC, K, G, b, a = ctx.saved_tensors
-        slope = 2 * ctx.factor * g.double() * b * a
+        slope = 2 * ctx.factor * exact(g) * b * a
         with full_precision(g.device):
             in_B, in_A = (slope * a).to(B.dtype) * (B @ G), (slope * b).to(B.dtype) * (K @ AC)
         return in_B, in_A, None, None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._precision import exact
 
 from ._clip_spikes import FARTHEST, MARGIN_GROWTH, PASSES, Changeable
 from ._core_svd import RANK_TOLERANCE
@@ -101,9 +102,10 @@ class _Directions:
 
     def __init__(self, target: Target) -> None:
         matrix: Any = target.layer.matrix
-        B, A = (x.double().clone() for x in matrix.factors)
+        stored = matrix.factors
+        B, A = (exact(x).clone() for x in stored)
         self.B, self.A, self.target = B, A, target
-        AC = target.layer.moment.times(A.to(matrix.dtype)).double()
+        AC = exact(target.layer.moment.times(stored[1].to(matrix.dtype)))
         values, vectors = torch.linalg.eigh(A @ A.mT)
         counted = values > RANK_TOLERANCE * values[-1]
         root = vectors[:, counted] * values[counted].sqrt()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from ._layers import Adapted
-from ._thresholds import Line
+from ._matrix import DORA, IN_FULL, SEVERAL
+from ._thresholds import Line, Thresholds
 from .holder import LEVEL, ThresholdHolder
 
 
@@ -24,6 +27,12 @@ class SpikeClip(ThresholdHolder):
     replaced or spread over processes (FSDP2) meanwhile.  A frozen factor stays as it is, and the
     other factor takes the whole change.
 
+    If several adapters are active, their sum is held.  The limit of a DoRA is one of its whole
+    update ``W − W0``, its magnitudes included: the spikes of ``s·B·A`` are clipped, and if the
+    update is still too strong, it is moved towards zero as a whole.  So is that of a weight that is
+    trained in full, whose singular values are lowered one by one.  Either takes some products with
+    the base.
+
     :class:`bulkedge.Clip` does the same to a finished fine-tune.
 
     Args:
@@ -31,10 +40,14 @@ class SpikeClip(ThresholdHolder):
         level: Where to hold the spikes, in units of their threshold.
         of: Which threshold: ``"edge"`` is θ_c; ``"leading"`` is θ_k, beyond which a generic spike
             is one of the ten leading directions.
-        thresholds: Thresholds by name, for layers whose threshold is known already.
+        thresholds: Thresholds by name, or a file that ``bulkedge budget`` has written, for layers
+            whose threshold is known already.
         adapter: Which adapter; the active one if None.
         include: Patterns of module names.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are held, too, for which a copy of each base
+            is kept; if None, they are in a model without adapters.
+        base: The weights before training by name, if the model has been trained already.
 
     Attributes:
         thresholds: The threshold of each layer that is held, by name.
@@ -61,16 +74,20 @@ class SpikeClip(ThresholdHolder):
         0.5
     """
 
+    takes = (SEVERAL, DORA, IN_FULL)
+
     def __init__(
         self,
         model: Adapted,
         *,
         level: float = LEVEL,
         of: Line = "edge",
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        full: bool | None = None,
+        base: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -80,6 +97,8 @@ class SpikeClip(ThresholdHolder):
             adapter=adapter,
             include=include,
             exclude=exclude,
+            full=full,
+            base=base,
         )
         self.strongest: dict[str, float] = {}
         self.clipped = 0

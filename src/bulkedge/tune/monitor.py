@@ -22,17 +22,19 @@ from bulkedge._fields import (
     whole,
 )
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 from bulkedge.intruder import COUNTED, Verdict, judge_vectors
 from bulkedge.moments import Moments
 from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._core_svd import effective_rank
 from ._drift import layer_drifts, measure
-from ._layers import adapted_matrices, require_same_layers
+from ._held import held_matrices
+from ._layers import require_same_layers
 from ._matrix import like
 from ._saved import BY_NAME, entries
 from ._select import members, select
-from ._thresholds import known_thresholds, measure_thresholds
+from ._thresholds import Thresholds, known_thresholds, measure_thresholds
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
@@ -112,7 +114,12 @@ Model = Union[nn.Module, Sequence[Watched]]  # noqa: UP007 — Python 3.10
 
 
 def watched_matrices(
-    model: Model, adapter: str | None, include: str | Sequence[str], exclude: str | Sequence[str]
+    model: Model,
+    adapter: str | None,
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
+    full: bool | None = None,
+    base: Mapping[str, Tensor] | None = None,
 ) -> list[Watched]:
     """The matrices that are watched, each with a name of its own.
 
@@ -121,15 +128,26 @@ def watched_matrices(
         adapter: Which adapter; the active one if None.
         include: Patterns of names.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are watched, too; if None, they are in a
+            model without adapters.
+        base: The weights before training by name, or None.
 
     Returns:
         At least one.
     """
-    found: list[Watched]
     if isinstance(model, nn.Module):
-        found = list(adapted_matrices(model, adapter=adapter, include=include, exclude=exclude))
-    else:
-        found = select(members(model, "tuned_map"), lambda x: x.name, include, exclude)
+        return list(
+            held_matrices(
+                model,
+                adapter=adapter,
+                include=include,
+                exclude=exclude,
+                full=full,
+                base=base,
+                watched=True,
+            )
+        )
+    found = select(members(model, "tuned_map"), lambda x: x.name, include, exclude)
     _require_names([matrix.name for matrix in found])
     return found
 
@@ -151,11 +169,15 @@ class Monitor:
         per_call: How many layers are checked at a time.
         top_k: How many leading directions are judged.
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
-        thresholds: θ_c by name, for matrices whose threshold is known already.
+        thresholds: θ_c by name, or a file that ``bulkedge budget`` has written, for matrices whose
+            threshold is known already.
         moments: Second moments of the base's inputs, for the drift of each layer.
         adapter: Which adapter; the active one if None.
         include: Patterns of the names of modules, or of matrices.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are watched, too, for which a copy of each
+            base is kept; if None, they are in a model without adapters.
+        base: The weights before training by name, if the model has been trained already.
 
     Attributes:
         steps: The number of steps so far.
@@ -184,16 +206,18 @@ class Monitor:
         per_call: int = 2,
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         moments: Moments | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        full: bool | None = None,
+        base: Mapping[str, Tensor] | None = None,
     ) -> None:
         counts = {"every": every, "per_call": per_call, "top_k": top_k}
         check_values(self, epsilon=(epsilon, POSITIVE_SHARE), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
-        self.matrices = watched_matrices(model, adapter, include, exclude)
+        self.matrices = watched_matrices(model, adapter, include, exclude, full, base)
         self.thresholds = measure_thresholds(self.matrices, thresholds)
         drifts = [] if moments is None else layer_drifts(self.matrices, moments)
         self._drifts = {drift.matrix.name: drift for drift in drifts}
@@ -331,8 +355,9 @@ class Monitor:
             strict=False,
         )
         self._last[matrix.name] = tuned.u, tuned.v
+        side: Any = getattr(matrix, "side", "left")
         found = judge_vectors(
-            matrix.base_map(), tuned, "left", subspace=2 * self.top_k, epsilon=self.epsilon
+            matrix.base_map(), tuned, side, subspace=2 * self.top_k, epsilon=self.epsilon
         )
         verdicts = [direction.verdict for direction in found]
         drift = self._drifts.get(matrix.name)
@@ -354,7 +379,7 @@ class Monitor:
 
 def _energy_share(sigma: Tensor, verdicts: Sequence[Verdict]) -> float:
     """The share of ``Σ σ²`` that new directions have; of as many values as there are verdicts."""
-    squares = sigma[: len(verdicts)].double().square().tolist()
+    squares = exact(sigma[: len(verdicts)]).square().tolist()
     new = sum(x for x, verdict in zip(squares, verdicts, strict=True) if verdict in COUNTED)
     return new / sum(squares) if any(squares) else 0.0
 

@@ -29,7 +29,7 @@ from bulkedge._fields import (
 )
 from bulkedge._globs import as_globs
 from bulkedge.tune._matrix import is_distributed
-from bulkedge.tune._thresholds import known_thresholds
+from bulkedge.tune._thresholds import Thresholds, saved_thresholds
 from bulkedge.tune.monitor import Model, Monitor, Watched
 
 from ._figures import write_figures
@@ -64,11 +64,14 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         full_passes: Check all layers when training begins and when it ends, so that the last
             figures are those of the adapter that is saved.  With ``load_best_model_at_end`` the
             best checkpoint is checked once it is loaded; its figures are in the history alone.
-        thresholds: θ_c by name, for layers whose threshold is known already.
+        thresholds: θ_c by name, or a file that ``bulkedge budget`` has written, for layers whose
+            threshold is known already.
         moments: :class:`bulkedge.Moments` of the base, or their file: the drift is logged, too.
         adapter: Which adapter; the active one if None.
         include: Patterns of module names.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are watched, too; if None, they are in a
+            model without adapters.  A run of theirs is resumed with ``watch``.
         stop_at: Stop training when there are so many intruders (not counting ``rotated``) in all
             layers together; never before every layer was checked.
         save_at: Save a checkpoint when there are so many for the first time.
@@ -97,11 +100,12 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
         full_passes: bool = True,
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         moments: MomentsOrPath | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        full: bool | None = None,
         stop_at: int | None = None,
         save_at: int | None = None,
         watch: Watch | None = None,
@@ -118,10 +122,11 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             "per_call": per_call,
             "top_k": top_k,
             "epsilon": epsilon,
-            "thresholds": None if thresholds is None else known_thresholds(thresholds),
+            "thresholds": saved_thresholds(thresholds),
             "adapter": adapter,
             "include": as_globs(include),
             "exclude": as_globs(exclude),
+            "full": full,
         }
         self.monitor: Monitor | None = None
         self.history: list[tuple[int, dict[str, float]]] = []

@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap
 
 from ._lora import LoraMatrix
-from ._matrix import is_distributed
+from ._matrix import AdaptedMatrix, is_distributed
 
 
 class ExpertMatrix(LoraMatrix):
@@ -47,6 +48,10 @@ class ExpertMatrix(LoraMatrix):
     ) -> None:
         self._expert = expert
         super().__init__(model, name, adapter, is_explicit=is_explicit, path=path)
+
+    def base_map(self) -> LinearMap:
+        """W0 as a map."""
+        return AdaptedMatrix.base_map(self)
 
     def _acting(self, layer: Any) -> Tensor:
         """See :meth:`LoraMatrix._acting`; PEFT says whether experts are stored as (in, out)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap
 
 from ._lora import LoraMatrix, adapters_of
 from ._matrix import SEVERAL, AdaptedMatrix, gathered
@@ -47,6 +48,10 @@ class JointMatrix(AdaptedMatrix):
     def base(self) -> Tensor:
         """W0, as :attr:`LoraMatrix.base`."""
         return self.parts[0].base
+
+    def base_map(self) -> LinearMap:
+        """W0 as a map, as :meth:`LoraMatrix.base_map`."""
+        return self.parts[0].base_map()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap
 
 from ._matrix import AdaptedMatrix, product_dtype, require_in_memory
+from ._strips import strips_of
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -74,6 +76,16 @@ class LoraMatrix(AdaptedMatrix):
                 f"{tuple(base.shape)}"
             )
         return base
+
+    def base_map(self) -> LinearMap:
+        """W0 as a map; of a large base that is packed some rows are unpacked at a time."""
+        self.check()
+        layer = self._layer()
+        if not self._is_table(layer) and not getattr(layer, "fan_in_fan_out", False):
+            strips = strips_of(layer.get_base_layer(), self.shape, self.dtype)
+            if strips is not None:
+                return strips
+        return super().base_map()
 
     def _acting(self, layer: Any) -> Tensor:
         """The base weight as it acts on inputs, unpacked if it is packed."""

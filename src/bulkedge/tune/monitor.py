@@ -38,6 +38,8 @@ from ._thresholds import Thresholds, known_thresholds, measure_thresholds
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
+KEPT_AS = torch.float16
+"""The dtype in which the vectors are kept from which the next check starts."""
 
 
 class Watched(Protocol):
@@ -354,7 +356,7 @@ class Monitor:
             init=like(W, self._last.get(matrix.name)),
             strict=False,
         )
-        self._last[matrix.name] = tuned.u, tuned.v
+        self._last[matrix.name] = tuned.u.to(KEPT_AS), tuned.v.to(KEPT_AS)
         side: Any = getattr(matrix, "side", "left")
         found = judge_vectors(
             matrix.base_map(), tuned, side, subspace=2 * self.top_k, epsilon=self.epsilon

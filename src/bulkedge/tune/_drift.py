@@ -27,6 +27,8 @@ from bulkedge.moments._watched import plain_name
 from ._full import FullMatrix
 from ._matrix import DORA, AdaptedMatrix, is_distributed
 
+SMALLEST = 1e-30
+"""A drift below this may be that of squares that are too small for single precision."""
 REMEDY = "collect moments of the base that is trained with `bulkedge moments`, or with Moments"
 """What to do where moments do not fit a model."""
 
@@ -36,10 +38,14 @@ class Shared:
 
     Args:
         moment: C, as it was measured.
+
+    Attributes:
+        trace: ``tr C``.
     """
 
     def __init__(self, moment: Moment) -> None:
         self._moment = moment
+        self.trace = _trace(moment)
 
     def times(self, A: Tensor) -> Tensor:
         """``A C`` in the dtype of A, shape ``(r, n)``; a sketch takes two thin products."""
@@ -47,6 +53,19 @@ class Shared:
         if isinstance(now, Sketch):
             return (A @ now.vectors * now.values) @ now.vectors.mT + A * now.rest
         return A * now if now.ndim == 1 else A @ now
+
+
+@dataclass(frozen=True)
+class Grams:
+    """What the drift of an update of low rank is, in r×r matrices, float64.
+
+    Attributes:
+        of_B: ``BᵀB``.
+        of_A: ``A C Aᵀ``.
+    """
+
+    of_B: Tensor
+    of_A: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,24 @@ class LayerDrift:
         update = matrix.update_map()
         factor = update.scale**2 / self.output
         return _LowRankDrift.apply(update.B, update.A, self.moment, factor)  # pyright: ignore
+
+    def grams(self) -> tuple[Tensor, Grams | None]:
+        """The present drift without a gradient, and what it is made of; none of a full weight.
+
+        Cost: one product of A with C, and O((m + n) r²).
+
+        Returns:
+            A scalar, and the Gram matrices.
+        """
+        matrix = self.matrix
+        if isinstance(matrix, FullMatrix):
+            return exact(self.value()), None
+        B, A = matrix.factors
+        AC, B, A = exact(self.moment.times(A.to(matrix.dtype))), exact(B), exact(A)
+        found = Grams(B.mT @ B, AC @ A.mT)
+        factor = matrix.scale**2 / self.output
+        drift = factor * (found.of_B * found.of_A).sum()
+        return drift, found
 
 
 def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
@@ -160,9 +197,36 @@ def measure(layers: Sequence[LayerDrift]) -> list[float]:
     Raises:
         InputError: If one is not finite.
     """
-    with torch.no_grad():
-        own = [exact(x) for x in values(layers)]
-        found = torch.stack([x.to(own[0].device) for x in own]).tolist() if own else []
+    return [drift for drift, _ in measure_grams(layers)]
+
+
+def measure_grams(layers: Sequence[LayerDrift]) -> list[tuple[float, Grams | None]]:
+    """The present drift of each layer, and what it is made of.
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        Drifts and Gram matrices, in the same order; none where a number was too large or too small
+        for them.
+
+    Raises:
+        InputError: If a drift is not finite.
+    """
+    with torch.no_grad(), precise(layers):
+        own = [layer.grams() for layer in layers]
+        found = torch.stack([x.to(own[0][0].device) for x, _ in own]).tolist() if own else []
+        grams = [made for _, made in own]
+        for i, layer in enumerate(layers):
+            # of factors of very different sizes one square may be infinite, the other zero
+            if not SMALLEST < found[i] < math.inf:
+                found[i], grams[i] = float(layer.value()), None
+    _require_finite(layers, found)
+    return list(zip(found, grams, strict=True))
+
+
+def _require_finite(layers: Sequence[LayerDrift], found: Sequence[float]) -> None:
+    """InputError that names the first layer whose drift is not finite."""
     for layer, drift in zip(layers, found, strict=True):
         if not math.isfinite(drift):
             what = "entries" if isinstance(layer.matrix, FullMatrix) else "factors"
@@ -170,7 +234,6 @@ def measure(layers: Sequence[LayerDrift]) -> list[float]:
                 f"{layer.matrix.name}: expected finite {what}, got NaN or infinity; training has "
                 "diverged: lower the learning rate, or go back to a checkpoint"
             )
-    return found
 
 
 class _LowRankDrift(torch.autograd.Function):
@@ -213,6 +276,13 @@ class _FullDrift(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         (DC,) = ctx.saved_tensors
         return 2 * g / ctx.output * DC, None, None
+
+
+def _trace(moment: Moment) -> float:
+    """``tr C``."""
+    if isinstance(moment, Sketch):
+        return float(moment.values.sum() + moment.rest.sum())
+    return float(moment.diagonal().sum() if moment.ndim == 2 else moment.sum())
 
 
 def _power_of_two(x: Tensor) -> Tensor:

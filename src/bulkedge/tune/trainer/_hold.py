@@ -28,6 +28,7 @@ from bulkedge.tune.holder import LEVEL, Holder
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
 from ._penalty import adapted_of
 from ._report import handler_of
+from ._supported import require_writable
 
 LINES = ("leading", "edge")
 """The names of what spikes are held below."""
@@ -116,6 +117,7 @@ class Hold(TrainerCallback, ExportableState):
     ) -> None:
         """Build the holder; load the state of a resumed run, or hold for the first time."""
         self._require_alone()
+        require_writable(kwargs["model"], kwargs.get("optimizer"))
         self.holder = self._build(kwargs["model"])
         if state.global_step:
             _require_known_bases(adapted_of(self.holder))

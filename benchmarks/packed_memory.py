@@ -34,7 +34,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [measure(m, n) for m, n in SHAPES]
     kept = {
-        what: BLOCKS * sum(x * row[f"{what}_keeps_bytes"] for x, row in zip(PER_BLOCK, rows, strict=True))
+        what: sum(
+            BLOCKS * x * row[f"{what}_keeps_bytes"] for x, row in zip(PER_BLOCK, rows, strict=True)
+        )
         for what in ("holder", "monitor")
     }
     peaks = {what: max(row[f"{what}_peak_MB"] for row in rows) for what in ("holder", "monitor")}

@@ -99,7 +99,7 @@ def test_two_active_adapters_have_no_ranks_of_one():
     model.add_adapter("second", config)
     model.base_model.set_adapter(["default", "second"])
     assert adapted_matrices(model)[0].rank == 4
-    with pytest.raises(InputError, match="linear: .* RankController needs, got several active"):
+    with pytest.raises(InputError, match=r"linear: .* RankController needs, got several active"):
         RankController(model)
 
 

@@ -11,15 +11,21 @@ collect_ignore_glob = [] if os.environ.get(ASKED_FOR) else ["test_*.py"]
 FILE = Path(__file__).parents[2] / "benchmarks/results/integrations.json"
 
 
+class Cells(dict):
+    """The cells of the table by name; each is in the file as soon as it is known."""
+
+    def __setitem__(self, name, cell):
+        super().__setitem__(name, cell)
+        known = json.loads(FILE.read_text())["cells"] if FILE.exists() else {}
+        found = {"versions": _versions(), "cells": known | self}
+        FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
 @pytest.fixture(scope="session")
 def cells():
-    """The cells of the table; those of this run replace their own in the file."""
-    found = {}
+    """The cells of this run; they take the place of those of an earlier one."""
+    found = Cells()
     yield found
-    known = json.loads(FILE.read_text())["cells"] if FILE.exists() else {}
-    versions = _versions()
-    text = json.dumps({"versions": versions, "cells": known | found}, indent=1, sort_keys=True)
-    FILE.write_text(text + "\n")
     print()
     for name, cell in sorted(found.items()):
         print(f"{name:60s} {cell}")

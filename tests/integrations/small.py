@@ -16,7 +16,7 @@ TARGETS = ["q_proj", "v_proj", "down_proj"]
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 WORDS = [f"w{i}" for i in range(60)]
 TRAINING = {
-    "max_steps": 4,
+    "max_steps": 3,
     "per_device_train_batch_size": 4,
     "learning_rate": 0.03,
     "lr_scheduler_type": "constant",

@@ -88,6 +88,7 @@ def several(model):
 def in_full(model):
     model.requires_grad_(False)
     model.linear.weight.requires_grad_(True)
+    model.table.weight.requires_grad_(True)
     return model
 
 
@@ -355,7 +356,7 @@ def test_a_dora_whose_magnitude_alone_is_too_strong_is_brought_back():
 def test_a_weight_in_full_keeps_what_does_not_exceed_the_limit():
     """Its singular values are lowered one by one, as those of a LoRA are."""
     model = in_full(make_network())
-    clip = SpikeClip(model, level=0.5)
+    clip = SpikeClip(model, level=0.5, include="linear")
     base = model.linear.weight.detach().clone()
     U, _, Vt = torch.linalg.svd(torch.randn(40, 30), full_matrices=False)
     sigma = clip.limits[0] * torch.linspace(3, 0.1, 30)

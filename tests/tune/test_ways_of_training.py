@@ -49,6 +49,7 @@ def test_deepspeed_is_refused_by_name(name, module):
         begin(Hold("leading"), model_of(), wrapper)
 
 
+@pytest.mark.filterwarnings("ignore:IntruderMonitor was not called")
 @pytest.mark.parametrize("make", [lambda: Hold("leading"), IntruderMonitor])
 def test_zero_3_and_fsdp1_are_refused_by_name(make):
     model = model_of()

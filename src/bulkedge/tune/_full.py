@@ -254,16 +254,17 @@ def full_matrix(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) 
     return NamedWeight(model, name, _base_of(model, name, base), copied=copied)
 
 
-def trained_weights(model: nn.Module) -> list[str]:
-    """The parameters that :func:`full_matrices` is about, as the model names them: no factors.
+def trained_weights(model: nn.Module, *, embeddings: bool = False) -> list[str]:
+    """The matrices that are trained in full, as the model names them: no factors of adapters.
 
     Args:
         model: The model.
+        embeddings: Whether embeddings are among them.
 
     Returns:
         Names.
     """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     factors = {id(x) for m in model.modules() if is_adapter(m) for x in _own(m)}
     return [
         name
@@ -271,7 +272,7 @@ def trained_weights(model: nn.Module) -> list[str]:
         if parameter.requires_grad
         and parameter.ndim == 2
         and min(parameter.shape) >= MIN_VALUES
-        and id(parameter) not in embeddings
+        and (embeddings or id(parameter) not in tables)
         and id(parameter) not in factors
     ]
 

@@ -98,7 +98,8 @@ def _candidates(
     if watched:
         found += factored_candidates(model, adapter)
     has_adapters = bool(found) or any(is_adapter(module) for module in model.modules())
-    names = [name for name in trained_weights(model) if not PARAMETRIZED.search(name)]
+    known = trained_weights(model, embeddings=True)
+    names = [name for name in known if not PARAMETRIZED.search(name)]
     if full or (full is None and not has_adapters and adapter is None):
         return found + [(name, _make(model, name, base)) for name in names]
     if full is None and found and names:

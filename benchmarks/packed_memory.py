@@ -9,6 +9,7 @@ itself; what they keep of a layer is counted, and multiplied by the layers of a 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from bulkedge.tune import Monitor, SpikeClip
 
 SHAPES = (4096, 4096), (11008, 4096)
+WARM_UP = 1100, 2048
 PER_BLOCK = 4, 3
 """How many of each shape a block has: q, k, v, o and gate, up, down."""
 BLOCKS = 32
@@ -32,6 +34,7 @@ RANK = 16
 def main() -> None:
     """Measure one layer of each shape."""
     torch.set_num_threads(1)
+    measure(*WARM_UP)  # what is loaded and allocated once is no cost of a layer
     rows = [measure(m, n) for m, n in SHAPES]
     kept = {
         what: sum(
@@ -82,6 +85,7 @@ def measure(m: int, n: int) -> dict[str, Any]:
 def taken(action: Any) -> tuple[Any, float, float]:
     """What an action gives, its peak beyond what was resident before, in MB, and its seconds."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, start = resident("VmRSS"), time.process_time()
     found = action()

@@ -1,6 +1,7 @@
 """Every kind of adapter under every holder: the audit of what was saved shows the limit, or it is
 refused by name; and what the monitor saw last is what the audit says."""
 
+import re
 import warnings
 
 import pytest
@@ -209,8 +210,9 @@ def test_what_is_saved_is_held(kind, holder, base, tmp_path):
         model, Moments.load(base / "base.moments"), FULL if kind == "beside LoRA" else {}
     )
     if message := REFUSED.get((kind, holder)):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError) as caught:
             make()
+        assert re.search(message, str(caught.value))
         return
     held = make()
     assert train(model, held) > 0

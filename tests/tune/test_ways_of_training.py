@@ -1,5 +1,6 @@
 """Ways of training in which nothing could be held: refused by name when training begins."""
 
+import json
 import sys
 import types
 
@@ -79,6 +80,23 @@ def test_settings_of_spikes_are_of_no_use_to_others(what, setting):
         Hold(what, **given, **more)
 
 
+def test_a_run_that_is_resumed_does_not_measure_its_thresholds_again(monkeypatch):
+    model = model_of()
+    hold = Hold("leading", 0.5)
+    begin(hold, model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
+    known = dict(hold.holder.thresholds)
+    saved = json.loads(json.dumps(hold.state()))
+    again, state = Hold("leading", 0.5), transformers.TrainerState(global_step=4)
+    state.stateful_callbacks = {"Hold": saved}
+    from bulkedge.tune import _thresholds
+
+    monkeypatch.setattr(_thresholds, "base_spectrum", lambda *_: pytest.fail("measured again"))
+    arguments = types.SimpleNamespace(process_index=0, output_dir=None)
+    again.on_train_begin(arguments, state, transformers.TrainerControl(), model=model)
+    assert again.holder.thresholds == known
+    assert again.holder.strongest == hold.holder.strongest != {}
+
+
 # -- axolotl and LLaMA-Factory: their documented interfaces ----------------------------------------
 
 
@@ -123,10 +141,19 @@ def test_axolotl_takes_the_callbacks_from_its_configuration(axolotl):
     assert first.what == "leading"
 
 
-@pytest.mark.parametrize("settings", [{"hodl": "edge"}, {"hold": "egde"}, {"every": 0}, "edge"])
-def test_what_axolotl_is_given_wrongly_is_refused(axolotl, settings):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hodl": "edge"}, "bulkedge: expected settings of Hold or IntruderMonitor, got 'hodl'"),
+        ({"hold": "egde"}, "did you mean 'edge'"),
+        ({"every": 0}, "expected every ≥ 1"),
+        ("edge", "expected settings by name in bulkedge:, got 'edge'"),
+    ],
+)
+def test_what_axolotl_is_given_wrongly_is_refused(axolotl, settings, message):
     from bulkedge.tune.axolotl import BulkedgePlugin
 
     cfg = types.SimpleNamespace(bulkedge=settings)
-    with pytest.raises(InputError, match="expected"):
+    with pytest.raises(InputError) as caught:
         BulkedgePlugin().add_callbacks_pre_trainer(cfg, 0)
+    assert message in str(caught.value)

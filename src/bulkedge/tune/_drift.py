@@ -24,6 +24,7 @@ from bulkedge.checkpoint.names import infer_rule
 from bulkedge.moments import Layer, Moment, Moments, Sketch, alike, sample, width
 from bulkedge.moments._watched import plain_name
 
+from ._core_svd import inner_products
 from ._full import FullMatrix
 from ._matrix import DORA, AdaptedMatrix, is_distributed
 
@@ -82,6 +83,11 @@ class LayerDrift:
     moment: Shared
     output: float
 
+    @property
+    def factor(self) -> float:
+        """What ``tr(BᵀB · A C Aᵀ)`` is multiplied with: s² over the output."""
+        return self.matrix.scale**2 / self.output  # pyright: ignore[reportAttributeAccessIssue]
+
     def value(self) -> Tensor:
         """The present drift, a scalar that is differentiable in the trained weights.
 
@@ -96,26 +102,7 @@ class LayerDrift:
             return _FullDrift.apply(update, self.moment, self.output)  # pyright: ignore
         matrix.prepare_factors()
         update = matrix.update_map()
-        factor = update.scale**2 / self.output
-        return _LowRankDrift.apply(update.B, update.A, self.moment, factor)  # pyright: ignore
-
-    def grams(self) -> tuple[Tensor, Grams | None]:
-        """The present drift without a gradient, and what it is made of; none of a full weight.
-
-        Cost: one product of A with C, and O((m + n) r²).
-
-        Returns:
-            A scalar, and the Gram matrices.
-        """
-        matrix = self.matrix
-        if isinstance(matrix, FullMatrix):
-            return exact(self.value()), None
-        B, A = matrix.factors
-        AC, B, A = exact(self.moment.times(A.to(matrix.dtype))), exact(B), exact(A)
-        found = Grams(B.mT @ B, AC @ A.mT)
-        factor = matrix.scale**2 / self.output
-        drift = factor * (found.of_B * found.of_A).sum()
-        return drift, found
+        return _LowRankDrift.apply(update.B, update.A, self.moment, self.factor)  # pyright: ignore
 
 
 def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
@@ -214,15 +201,41 @@ def measure_grams(layers: Sequence[LayerDrift]) -> list[tuple[float, Grams | Non
         InputError: If a drift is not finite.
     """
     with torch.no_grad(), precise(layers):
-        own = [layer.grams() for layer in layers]
-        found = torch.stack([x.to(own[0][0].device) for x, _ in own]).tolist() if own else []
-        grams = [made for _, made in own]
+        grams = _grams_of(layers)
+        own = [
+            exact(layer.value()) if made is None else layer.factor * (made.of_B * made.of_A).sum()
+            for layer, made in zip(layers, grams, strict=True)
+        ]
+        found = torch.stack([x.to(own[0].device) for x in own]).tolist() if own else []
         for i, layer in enumerate(layers):
             # of factors of very different sizes one square may be infinite, the other zero
             if not SMALLEST < found[i] < math.inf:
                 found[i], grams[i] = float(layer.value()), None
     _require_finite(layers, found)
     return list(zip(found, grams, strict=True))
+
+
+def _grams_of(layers: Sequence[LayerDrift]) -> list[Grams | None]:
+    """The Gram matrices of the updates of low rank; None for weights that are trained in full.
+
+    Cost: one product of each A with its C, and O((m + n) r²).
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        In the same order.
+    """
+    found: list[Grams | None] = [None] * len(layers)
+    low = [i for i, layer in enumerate(layers) if isinstance(layer.matrix, AdaptedMatrix)]
+    adapted: list[Any] = [layers[i].matrix for i in low]
+    factors = [matrix.factors for matrix in adapted]
+    B, A = [x.mT for x, _ in factors], [x for _, x in factors]
+    AC = [layers[i].moment.times(x.to(m.dtype)) for i, x, m in zip(low, A, adapted, strict=True)]
+    pairs = zip(low, inner_products(B, B), inner_products(AC, A), strict=True)
+    for i, of_B, of_A in pairs:
+        found[i] = Grams(of_B, of_A)
+    return found
 
 
 def _require_finite(layers: Sequence[LayerDrift], found: Sequence[float]) -> None:

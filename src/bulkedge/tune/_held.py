@@ -78,10 +78,11 @@ def require_form(owner: Any, matrices: Sequence[Held]) -> None:
         InputError: If it does not.
     """
     for matrix in matrices:
-        if matrix.form is not None and matrix.form not in owner.takes:
+        form = getattr(matrix, "form", None)
+        if form is not None and form not in owner.takes:
             raise InputError(
                 f"{matrix.name}: expected W0 + s·B·A of one adapter, which "
-                f"{type(owner).__name__} needs, got {matrix.form}; leave it out with exclude=, or "
+                f"{type(owner).__name__} needs, got {form}; leave it out with exclude=, or "
                 "hold it with SpikeClip"
             )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from ._layers import Adapted
+from bulkedge._fields import NOT_NEGATIVE, check_values
+
+from ._layers import Adapted, require_same_layers
 from ._matrix import DORA, IN_FULL, SEVERAL
-from ._thresholds import Line, Thresholds
+from ._saved import BY_NAME, entries
+from ._thresholds import Line, Thresholds, known_thresholds
 from .holder import LEVEL, ThresholdHolder
 
 
@@ -114,3 +118,24 @@ class SpikeClip(ThresholdHolder):
             self.strongest[matrix.name] = float(gamma[0]) / self.thresholds[matrix.name]
         self.clipped = len(changed)
         return self.clipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """The thresholds, and what the last step found, as JSON."""
+        return {"thresholds": dict(self.thresholds), "strongest": dict(self.strongest)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, with its thresholds.
+
+        Raises:
+            InputError: If it is the state of other layers, or not what :meth:`state_dict` returns;
+                then nothing is changed.
+        """
+        saved = entries(type(self).__name__, state, thresholds=BY_NAME, strongest=BY_NAME)
+        thresholds = known_thresholds(saved["thresholds"])
+        names = [matrix.name for matrix in self.matrices]
+        require_same_layers(names, thresholds)
+        require_same_layers(names, [*names, *saved["strongest"]])  # there may be no step yet
+        found = {name: (x, NOT_NEGATIVE) for name, x in saved["strongest"].items()}
+        check_values("the state of SpikeClip", **found)
+        self.thresholds = thresholds
+        self.strongest = {name: float(x) for name, x in saved["strongest"].items()}

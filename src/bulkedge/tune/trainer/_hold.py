@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Union
 
@@ -118,11 +118,14 @@ class Hold(TrainerCallback, ExportableState):
         """Build the holder; load the state of a resumed run, or hold for the first time."""
         self._require_alone()
         require_writable(kwargs["model"], kwargs.get("optimizer"))
-        self.holder = self._build(kwargs["model"])
+        own = self._own_entry(state)
+        self.holder = self._build(kwargs["model"], own)
         if state.global_step:
             _require_known_bases(adapted_of(self.holder))
-        if not self._resume(state):
+        if own is None:
             self._step(kwargs.get("optimizer"))
+        else:
+            self._resume(own)
 
     def on_optimizer_step(
         self,
@@ -144,8 +147,8 @@ class Hold(TrainerCallback, ExportableState):
         saved = {"holder": kind, "state": state}
         return {"args": given | self.options, "attributes": {"saved": saved}}
 
-    def _build(self, model: nn.Module) -> Holder:
-        """The holder of a model."""
+    def _build(self, model: nn.Module, own: Mapping[str, Any] | None = None) -> Holder:
+        """The holder of a model; thresholds of the run that is resumed are not measured again."""
         what, options = self.what, self.options
         if what == "drift":
             moments, limit = self.moments, self.limit  # which were checked when they were given
@@ -153,6 +156,8 @@ class Hold(TrainerCallback, ExportableState):
             return DriftClip(model, read_moments(moments), limit, **chosen)  # pyright: ignore
         if isinstance(what, str):
             level = LEVEL if self.limit is None else self.limit
+            if own is not None and own["holder"] == SpikeClip.__name__ and own["state"]:
+                options = options | {"thresholds": own["state"].get("thresholds")}
             return SpikeClip(model, level=level, of=what, **options)  # pyright: ignore
         built: Any = what if _is_holder(what) else what(model)  # pyright: ignore
         if not _is_holder(built):
@@ -162,11 +167,11 @@ class Hold(TrainerCallback, ExportableState):
             )
         return built
 
-    def _resume(self, state: TrainerState) -> bool:
-        """Load what the holder in this place had saved; whether the run that is resumed had any."""
+    def _own_entry(self, state: TrainerState) -> dict[str, Any] | None:
+        """What the holder in this place had saved; None if no run with holders is resumed."""
         saved = _saved_entries(state) if state.global_step else []
         if not saved:
-            return False
+            return None
         known = getattr(handler_of(self), "callbacks", [self])
         holds = [callback for callback in known if isinstance(callback, Hold)]
         if len(holds) != len(saved):
@@ -174,7 +179,10 @@ class Hold(TrainerCallback, ExportableState):
                 f"expected the {len(saved)} holders of the run that is resumed, got {len(holds)}; "
                 "give the callbacks of that run"
             )
-        own: Any = saved[next(i for i, callback in enumerate(holds) if callback is self)]
+        return saved[next(i for i, callback in enumerate(holds) if callback is self)]
+
+    def _resume(self, own: Mapping[str, Any]) -> None:
+        """Load the state of the holder in this place."""
         kind = type(self.holder).__name__
         if own["holder"] != kind:
             raise InputError(
@@ -183,7 +191,6 @@ class Hold(TrainerCallback, ExportableState):
             )
         if own["state"] is not None:
             self.holder.load_state_dict(own["state"])  # pyright: ignore
-        return True
 
     def _require_alone(self) -> None:
         """InputError if another callback holds with the same holder."""

@@ -106,5 +106,5 @@ def multiple(folder, tuned, holder, base="base"):
         raise AssertionError("the audit found nothing that was trained")
     if holder == "drift":
         return max(row.drift for row in rows if row.drift is not None) / DRIFT
-    line = {"leading": "leading", "edge": "threshold"}[holder]
+    line = {"leading": "top_k_threshold", "edge": "threshold"}[holder]
     return max(row.spectral_norm_update / getattr(row, line) for row in rows) / LEVEL

@@ -214,4 +214,4 @@ def test_the_monitor_beside_a_holder_says_what_the_audit_says(folder, cells, tmp
     record = bulkedge.audit(folder / "base", tmp_path / "tuned")
     last = monitor.history[-1][1]
     assert last["bulkedge/coverage"] == 1
-    assert last["bulkedge/new_directions"] == record.summary.intruders
+    assert last["bulkedge/new_directions"] == record.summary.new_directions

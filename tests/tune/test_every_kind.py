@@ -225,7 +225,7 @@ def test_what_is_saved_is_held(kind, holder, base, tmp_path):
         elif holder == "orthonormal":
             assert row.spectral_norm_update == pytest.approx(abs(row.scale), rel=1e-5)
         else:
-            line = row.leading if holder == "leading" else row.threshold
+            line = row.top_k_threshold if holder == "leading" else row.threshold
             assert row.spectral_norm_update <= 0.5 * line * (1 + 1e-5)
 
 
@@ -241,12 +241,12 @@ def test_the_last_figures_are_those_of_the_audit(kind, base, tmp_path):
     for row in some(rows):
         figures = seen[row.name.removesuffix(".weight")]
         assert figures.undecided == 0
-        assert figures.new_directions == row.intruders
+        assert figures.new_directions == row.new_directions
         assert figures.worst == pytest.approx(min(d.score for d in row.directions), abs=2e-2)
         assert figures.strongest * row.threshold == pytest.approx(
             row.spectral_norm_update, rel=1e-3
         )
-    assert monitor.metrics()["bulkedge/new_directions"] == sum(row.intruders for row in rows)
+    assert monitor.metrics()["bulkedge/new_directions"] == sum(row.new_directions for row in rows)
 
 
 def plain(name):
@@ -274,7 +274,7 @@ def test_a_layer_without_a_bulk_is_left_alone_with_one_note(base, tmp_path):
     monitor.check()
     rows = {row.name: row for row in audit(base, save(model, "linear", tmp_path / "tuned"))}
     seen = monitor.figures["base_model.model.gate"]
-    assert (seen.strongest, seen.new_directions) == (None, rows["gate.weight"].intruders)
+    assert (seen.strongest, seen.new_directions) == (None, rows["gate.weight"].new_directions)
 
 
 def test_patterns_are_those_of_the_audit():

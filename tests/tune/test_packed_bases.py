@@ -84,7 +84,11 @@ def test_it_is_held_and_watched_as_the_audit_says(kind, monkeypatch, tmp_path):
     (row,) = bulkedge.audit(
         tmp_path / "base.safetensors", tmp_path / "tuned", recipe={"top_k": 10}
     ).matrices
-    assert 0.4 * row.leading <= row.spectral_norm_update <= 0.5 * row.leading * (1 + 1e-5)
+    assert (
+        0.4 * row.top_k_threshold
+        <= row.spectral_norm_update
+        <= 0.5 * row.top_k_threshold * (1 + 1e-5)
+    )
     (figures,) = monitor.figures.values()
     assert figures.strongest * row.threshold == pytest.approx(row.spectral_norm_update, rel=1e-4)
 
@@ -122,7 +126,7 @@ def test_thresholds_of_a_budget_are_not_measured_again(kind, tmp_path, monkeypat
     monkeypatch.setattr(_strips, "strips_of", lambda *_: pytest.fail("measured again"))
     (matrix,) = adapted_matrices(model)
     monkeypatch.setattr(type(matrix), "base_map", lambda *_: pytest.fail("measured again"))
-    for of, field in (("leading", "leading"), ("edge", "threshold")):
+    for of, field in (("leading", "top_k_threshold"), ("edge", "threshold")):
         clip = SpikeClip(model, of=of, thresholds=file)
         assert clip.thresholds == {matrix.name: getattr(record.matrices[0], field)}
     assert SpikeClip(model, of="leading", thresholds=file).thresholds[matrix.name] == pytest.approx(

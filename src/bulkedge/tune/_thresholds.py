@@ -272,7 +272,7 @@ def _from_budget(path: str | os.PathLike[str], names: Sequence[str], of: Line) -
     for name in names:
         row = rows.get(names_of(name)[1])
         if row is not None:
-            found[name] = (row.threshold if of == "edge" else row.leading) or 0.0
+            found[name] = (row.threshold if of == "edge" else row.top_k_threshold) or 0.0
     if not found:
         raise InputError(
             f"{path}: expected a budget of the base that is trained, got one without any of "

@@ -53,17 +53,12 @@ def make_base(folder):
     model = make_model()
     model.save_pretrained(folder / "base")
     make_tokenizer().save_pretrained(folder / "base")
-    measure_inputs(model, folder / "base.moments")
-    return folder
-
-
-def measure_inputs(model, path):
-    """The moments of a base's inputs in a file: of a packed base its own."""
     with Moments(model) as moments, torch.no_grad():
         for seed in range(8):
             generator = torch.Generator().manual_seed(seed)
             model(input_ids=torch.randint(3, 63, (16, 16), generator=generator))
-    moments.save(path)
+    moments.save(folder / "base.moments")
+    return folder
 
 
 def load_base(folder, **options):
@@ -79,9 +74,9 @@ def config_of(kind):
     )
 
 
-def hold(holder, folder, base="base"):
+def hold(holder, folder):
     if holder == "drift":
-        return Hold("drift", DRIFT, moments=Path(folder) / f"{base}.moments")
+        return Hold("drift", DRIFT, moments=Path(folder) / "base.moments")
     return Hold(holder, LEVEL)
 
 
@@ -99,7 +94,9 @@ def batches(count=4):
 def multiple(folder, tuned, holder, base="base"):
     """The largest multiple of its limit that the audit finds in what was saved."""
     folder = Path(folder)
-    moments = folder / f"{base}.moments" if holder == "drift" else None
+    # moments are those of the base before it was packed, and a drift is a share of its output
+    base = "base" if holder == "drift" else base
+    moments = folder / "base.moments" if holder == "drift" else None
     record = bulkedge.audit(folder / base, tuned, moments=moments)
     rows = [row for row in record.matrices if row.status == "audited" and row.threshold]
     if not rows:

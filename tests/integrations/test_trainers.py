@@ -144,7 +144,6 @@ def packed(bits):
         base = folder / f"base-{bits}"
         if not base.exists():
             model.save_pretrained(base)
-            small.measure_inputs(model, folder / f"base-{bits}.moments")
         run_sft(folder, out, config, callbacks, model=model)
 
     return run
@@ -179,7 +178,7 @@ CASES = [
 @pytest.mark.parametrize(("trainer", "holder", "kind"), CASES)
 def test_a_trainer(trainer, holder, kind, folder, cells, tmp_path):
     base = {"TRL SFT, nf4": "base-4", "TRL SFT, int8": "base-8"}.get(trainer, "base")
-    config, own = small.config_of(kind), small.hold(holder, folder, base)
+    config, own = small.config_of(kind), small.hold(holder, folder)
     key = f"{trainer} | {holder} | {kind}"
     if trainer == "Trainer, schedule-free" or (holder, kind) == ("drift", "DoRA"):
         with pytest.raises(InputError) as caught:

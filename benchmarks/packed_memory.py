@@ -17,7 +17,6 @@ from typing import Any
 
 import peft
 import torch
-from bitsandbytes.nn import Linear4bit
 from common import store
 from torch import Tensor, nn
 
@@ -56,6 +55,8 @@ def main() -> None:
 
 def measure(m: int, n: int) -> dict[str, Any]:
     """One packed layer: peaks beyond it, what is kept, and the time."""
+    from bitsandbytes.nn import Linear4bit
+
     torch.manual_seed(0)
     layer = Linear4bit(n, m, False, quant_type="nf4", compress_statistics=True)
     layer.load_state_dict({"weight": torch.randn(m, n) / n**0.5})

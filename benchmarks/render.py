@@ -18,6 +18,7 @@ from typing import Any
 
 import render_certified
 import render_finetune
+import render_integrations
 import render_law
 import render_moments
 import render_protect
@@ -248,6 +249,10 @@ def finetunes() -> dict[str, Any]:
         "finetune where": where("finetune"),
         "monitor": measured("monitor"),
         "monitor where": where("monitor"),
+        "trainers": render_integrations.trainer_table(result("integrations")),
+        "trainer versions": render_integrations.versions(result("integrations")),
+        "packed": measured("packed_memory"),
+        "packed where": where("packed_memory"),
     }
 
 

@@ -22,6 +22,7 @@ from narrow import DEVICE, narrow_device
 SOURCE = Path(bulkedge.__file__).parent
 EXACT = (
     "_linmap", "triplet", "spectral", "intruder", "update", "comparison", "moments", "repairing",
+    "tune",
 )  # fmt: skip
 
 

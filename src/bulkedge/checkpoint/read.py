@@ -20,6 +20,7 @@ from bulkedge._errors import CheckpointError, count
 from bulkedge._globs import unwrapped
 
 from .codec import Codec, weights_of
+from .hub import located
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
 
 MAX_FILE_NAME_BYTES = 255
@@ -64,7 +65,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read the headers of a ``.safetensors`` file, a model folder or a sharded one.
 
     Args:
-        path: The file, the folder, or the ``….safetensors.index.json``.
+        path: The file, the folder, the ``….safetensors.index.json``, or the id of a model in the
+            hub's cache, ``org/name[@revision]``.
 
     Returns:
         The checkpoint; no tensor has been read.
@@ -75,7 +77,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     if not str(path):
         raise CheckpointError("expected a path, got an empty one; is a variable unset?")
-    path = Path(path)
+    path = Path(located(path))
     if not os.path.exists(path):  # Path.exists raises for an impossible name
         raise CheckpointError(f"{path}: no such file or folder; nothing is fetched, check the path")
     if path.is_dir():

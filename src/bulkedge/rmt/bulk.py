@@ -32,6 +32,8 @@ from ._arrays import Array, enter_finite, enter_real, real, slack
 
 HALVINGS = 80
 """Bisections of a bracket that is a few edges wide: then it has the width of rounding."""
+NEWTON_STEPS = 16
+"""So many steps of Newton's method are tried inside the bracket before it is bisected."""
 NEAREST = 1e-15
 """The relative distance from the edge at which float64 distinguishes an outlier from it."""
 FAR = 1e4
@@ -251,15 +253,29 @@ class Bulk(ABC):
         return found.left.rsqrt() * found.right.rsqrt()
 
     def _locate(self, theta: Tensor) -> Tensor:
-        """The root of D(ρ) = 1/θ², by bisection: ρ ≤ b + θ, since norms add up at most."""
+        """The root of D(ρ) = 1/θ²: ρ ≤ b + θ, since norms add up at most.
+
+        By Newton's method on log D within that bracket, a point outside of it replaced by its
+        middle; by bisection alone where some root has not settled after a few steps.
+        """
         with torch.no_grad():
             low, high = torch.full_like(theta, self.edge), self.edge + theta
-            for _ in range(HALVINGS):
+            point = (low + high) / 2
+            for step in range(NEWTON_STEPS + HALVINGS):
+                found = self._scaled(point, theta)
+                product = found.left * found.right
+                below = product > 1  # D falls, so the root lies higher
+                low, high = torch.where(below, point, low), torch.where(below, high, point)
                 middle = (low + high) / 2
-                found = self._scaled(middle, theta)
-                below = found.left * found.right > 1  # D falls, so the root lies higher
-                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-            root = (low + high) / 2
+                ahead = point + product.log() * product * theta / _steepness(found)
+                inside = (low <= ahead) & (ahead <= high)
+                last, point = point, middle
+                if step < NEWTON_STEPS:
+                    point = torch.where(inside, ahead, middle)
+                moved = (point - last).abs()
+                if bool((torch.minimum(moved, high - low) <= torch.finfo(last.dtype).eps * last).all()):
+                    break
+            root = point
             if not theta.requires_grad:
                 return root
             slope = 2 / _steepness(self._scaled(root, theta))

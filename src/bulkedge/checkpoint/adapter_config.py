@@ -55,6 +55,7 @@ class AdapterConfig(BaseModel):
     ensure_weight_tying: bool = False
     peft_version: str | None = None
     base_model_name_or_path: Any = None
+    revision: Any = None
 
     @cached_property
     def owned(self) -> dict[str, list[str]]:

@@ -20,8 +20,8 @@ from bulkedge._errors import CheckpointError, count
 from bulkedge._globs import unwrapped
 
 from .codec import Codec, weights_of
-from .hub import located
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
+from .hub import located
 
 MAX_FILE_NAME_BYTES = 255
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

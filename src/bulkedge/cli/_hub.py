@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -64,12 +65,58 @@ def _why_not(error: Exception, revision: str | None) -> str:
     if isinstance(error, errors.GatedRepoError):
         return "gated: accept its terms on the hub, then log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such model on the hub, or a private one; check the id, or log in with `hf auth login`"
+        return "not on the hub, or private; check the id, or log in with `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"no revision {revision!r} on the hub; check what follows the @"
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, so nothing is fetched; unset it, or fetch the model elsewhere"
+        return "HF_HUB_OFFLINE is set: unset it, or fetch the model elsewhere"
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return f"the hub at {constants.ENDPOINT} cannot be reached; try again when it can"
     first = str(error).strip().partition("\n")[0] or "no reason given"
     return f"cannot be fetched ({type(error).__name__}: {first:.200}); try again"
+
+
+def fetch_if_asked(paths: Iterable[Path], options: dict[str, Any]) -> None:
+    """Fetch from the hub what is named by an id, if ``--download`` was given."""
+    if options["download"]:
+        fetch(paths, quiet=options.get("quiet", False))
+
+
+def base_of(adapter: Path, options: dict[str, Any]) -> Path:
+    """The base that an adapter names, on the disk or in the hub's cache.
+
+    Args:
+        adapter: What the user gave alone.
+        options: Of the command.
+
+    Returns:
+        The base's file or folder, or its id.
+
+    Raises:
+        click.UsageError: If what the user gave is no adapter.
+        CheckpointError: If the base is not known, or not there.
+    """
+    from bulkedge.checkpoint import Adapter, open_path
+    from bulkedge.checkpoint.hub import hub_id, located
+
+    opened = open_path(adapter)
+    if not isinstance(opened, Adapter):
+        raise click.UsageError(f"Missing argument 'TUNED': {adapter} is a full model, no adapter")
+    whole = f"bulkedge audit BASE {shlex.quote(str(adapter))}"
+    named, revision = opened.config.base_model_name_or_path, opened.config.revision
+    if not isinstance(named, str) or not named.strip():
+        raise CheckpointError(f"{adapter}: does not say which base it was trained on; give {whole}")
+    known = isinstance(revision, str) and revision and hub_id(named) is not None
+    base = Path(f"{named}@{revision}" if known else named)
+    fetch_if_asked((base,), options)
+    try:
+        found = Path(located(base))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or give the base itself: {whole}") from None
+    if not found.exists():
+        raise CheckpointError(
+            f"{adapter}: was trained on {named!r:.200}, which is not on this disk; give {whole}"
+        )
+    if not options["quiet"]:
+        click.echo(f"against {printable(str(base))}, which the adapter names as its base", err=True)
+    return base

@@ -10,6 +10,8 @@ import click
 
 from bulkedge._errors import count, printable
 
+from ._hub import download_option, fetch_if_asked
+
 if TYPE_CHECKING:
     from bulkedge.checkpoint import Adapter, Checkpoint, TensorInfo
 
@@ -19,7 +21,8 @@ Row = dict[str, Any]
 @click.command(short_help="List the tensors of a checkpoint or adapter.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def inspect(path: Path, as_json: bool) -> None:
+@download_option
+def inspect(path: Path, as_json: bool, download: bool) -> None:
     """List the tensors of a checkpoint or an adapter from its headers.
 
     Of an adapter: its layers by the names of the weights that they update, and those that cannot
@@ -27,6 +30,7 @@ def inspect(path: Path, as_json: bool) -> None:
     """
     from bulkedge.checkpoint import Adapter, open_path
 
+    fetch_if_asked((path,), {"download": download, "quiet": as_json})
     opened, kind = open_path(path), ""
     if isinstance(opened, Adapter):
         rows = _adapter_rows(opened)

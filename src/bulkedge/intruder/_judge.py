@@ -9,9 +9,9 @@ for a base stored so); their rounding is part of every bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ from ._side import (
 from ._spectrum import all_values
 
 DecidingMethod = Literal["certified", "dense"]
+
+Remember = Callable[[str, Callable[[], Any]], Any]
+"""Called as ``remember(what, compute)``: what was computed of the same base before, or
+``compute()``.  ``what`` is ``"svd"`` (its thin SVD) or ``"values"`` (its singular values)."""
 
 DENSE_UP_TO = 384
 """Two dense SVDs cost less than a certificate up to this length of the shorter side."""
@@ -96,6 +100,11 @@ class Judgement:
         return sum(direction.verdict is Verdict.UNDECIDED for direction in self.directions)
 
 
+def compute_anew(what: str, compute: Callable[[], Any]) -> Any:
+    """Remember nothing: the :data:`Remember` of a base that is judged once."""
+    return compute()
+
+
 def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
     """Whether SVDs of a matrix cost less than the products of a certificate of k directions."""
     return min(shape) <= max(DENSE_UP_TO, 4 * k)
@@ -112,6 +121,7 @@ def judge(
     dtype: torch.dtype = torch.float32,
     start: tuple[Tensor, Tensor] | None = None,
     seed: int | None = None,
+    remember: Remember = compute_anew,
 ) -> Judgement:
     """Judge the k leading tuned directions by the cheapest method that decides them.
 
@@ -129,6 +139,8 @@ def judge(
         dtype: Of the products of the certificate.
         start: Vectors to begin the search for the tuned ones with, ``(m, j)`` and ``(n, j)``.
         seed: Of the random vectors.
+        remember: Where the base's SVD and values are kept, if several matrices are judged against
+            it.
 
     Returns:
         The verdicts with their intervals, and what was learnt of the base on the way.
@@ -155,9 +167,17 @@ def judge(
     if W.shape != W0.shape:
         raise InputError(f"expected two matrices of one shape, got {W0.shape} and {W.shape}")
     if method == "dense" or (method == "auto" and svd_is_cheap(W0.shape, k)):
-        return by_svds(W0, W, k, epsilon=epsilon, sides=sides)
+        return by_svds(W0, W, k, epsilon=epsilon, sides=sides, remember=remember)
     found, spent = by_products(
-        W0, W, k, epsilon=epsilon, sides=sides, dtype=dtype, start=start, seed=seed
+        W0,
+        W,
+        k,
+        epsilon=epsilon,
+        sides=sides,
+        dtype=dtype,
+        start=start,
+        seed=seed,
+        remember=remember,
     )
     if found is None:
         why = "the leading tuned values were not told apart from zero or not found"
@@ -165,7 +185,7 @@ def judge(
         return found
     else:
         why = f"the certificate left {found.undecided} directions open"
-    judged = by_svds(W0, W, k, epsilon=epsilon, sides=sides)
+    judged = by_svds(W0, W, k, epsilon=epsilon, sides=sides, remember=remember)
     return replace(judged, passes=judged.passes + spent, note=f"{why}: decided by dense SVDs")
 
 
@@ -179,6 +199,7 @@ def by_products(
     dtype: torch.dtype = torch.float32,
     start: tuple[Tensor, Tensor] | None = None,
     seed: int | None = None,
+    remember: Remember = compute_anew,
 ) -> tuple[Judgement | None, int]:
     """Intervals from products alone; see :func:`judge`.
 
@@ -218,7 +239,7 @@ def by_products(
     first = judged[sides[0]]
     spectrum, computed_count = first.spectrum, first.computed_count
     if min(W.shape) <= ALL_VALUES_UP_TO:
-        spectrum = all_values(W0).cpu()
+        spectrum = remember("values", lambda: all_values(W0).cpu())
         computed_count = len(spectrum)
     passes = tuned.passes + sum(side.passes for side in judged.values())
     judgement = Judgement(_in_double(tuned), judged, "certified", spectrum, computed_count, passes)
@@ -232,11 +253,12 @@ def by_svds(
     *,
     epsilon: float = DEFAULT_EPSILON,
     sides: Sequence[VectorSide] = ("left",),
+    remember: Remember = compute_anew,
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
     W0, W = W0.to(torch.float64), W.to(torch.float64)
     tuned = singular_triplet(W, min(k, *W.shape), solver=DenseSVD())
-    vectors = thin_svd(W0.to_dense())
+    vectors = remember("svd", lambda: thin_svd(W0.to_dense()))
     judged: dict[VectorSide, OneSide] = {
         side: svd_side(vectors, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
         for side in sides

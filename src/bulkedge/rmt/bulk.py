@@ -253,11 +253,9 @@ class Bulk(ABC):
         return found.left.rsqrt() * found.right.rsqrt()
 
     def _locate(self, theta: Tensor) -> Tensor:
-        """The root of D(ρ) = 1/θ²: ρ ≤ b + θ, since norms add up at most.
-
-        By Newton's method on log D within that bracket, a point outside of it replaced by its
-        middle; by bisection alone where some root has not settled after a few steps.
-        """
+        """The root of D(ρ) = 1/θ², where ρ ≤ b + θ, since norms add up at most."""
+        # Newton's method on log D; the middle of the bracket in the place of a point outside of
+        # it; bisection alone where some root has not settled after a few steps
         with torch.no_grad():
             low, high = torch.full_like(theta, self.edge), self.edge + theta
             point = (low + high) / 2
@@ -272,8 +270,8 @@ class Bulk(ABC):
                 last, point = point, middle
                 if step < NEWTON_STEPS:
                     point = torch.where(inside, ahead, middle)
-                moved = (point - last).abs()
-                if bool((torch.minimum(moved, high - low) <= torch.finfo(last.dtype).eps * last).all()):
+                moved = torch.minimum((point - last).abs(), high - low)
+                if bool((moved <= torch.finfo(last.dtype).eps * last).all()):
                     break
             root = point
             if not theta.requires_grad:

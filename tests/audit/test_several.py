@@ -108,7 +108,7 @@ def test_the_command_writes_a_record_each_and_one_table_and_page(inputs, alone, 
     new = [record.summary.intruders for record in alone]
     assert [row.split(",")[3] for row in rows[1:]] == list(map(str, new))
     line = f"{sum(map(bool, new))} of 3 fine-tunes have new leading directions"
-    assert f"{line}, most of them b_checkpoint-5: {max(new)}\n" in done.output
+    assert f"{line}, most of them {names[new.index(max(new))]}: {max(new)}" in done.output
     page = (out / "comparison.html").read_text()
     assert all(name in page for name in names)
     assert run(*inputs, "--output", out).exit_code != 1  # it is not overwritten unasked

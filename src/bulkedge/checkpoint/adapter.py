@@ -50,6 +50,7 @@ class Adapter:
         flattened: Whether the names have underscores for dots, as kohya's scripts write them.
         beside: Weights files and indexes in the same folder that are no part of it.
         method: The name of its method; a record has it in lower case.
+        stored: All stored tensors, of a file that is no safetensors; empty of any other.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Adapter:
     flattened: bool = False
     beside: tuple[str, ...] = ()
     method: str = "LoRA"
+    stored: tuple[TensorInfo, ...] = ()
 
     @property
     def kind(self) -> str:

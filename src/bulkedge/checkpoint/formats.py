@@ -8,12 +8,13 @@ from bulkedge._errors import AdapterError, CheckpointError
 
 from .adapter import Adapter
 from .format import AdapterFormat, Place
+from .gguf_lora import GGUF_LORA
 from .kohya import LORA_FILE
 from .peft import PEFT_LORA
 from .read import Checkpoint
 
-FORMATS = (PEFT_LORA, LORA_FILE)
-"""All formats.  The first that claims a place reads it; a new one stands before these two, of which
+FORMATS = (GGUF_LORA, PEFT_LORA, LORA_FILE)
+"""All formats.  The first that claims a place reads it; a new one stands before the last two:
 PEFT's claims every folder with a configuration, and kohya's all factors without weights."""
 
 

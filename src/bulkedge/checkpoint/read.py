@@ -20,10 +20,14 @@ from bulkedge._errors import CheckpointError, count
 from bulkedge._globs import unwrapped
 
 from .codec import Codec, weights_of
+from .codec.gguf import gguf_weight
+from .gguf import ENDING, read_gguf
+from .gguf_names import gguf_config, heads_of, model_names
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
 from .hub import located
 
 MAX_FILE_NAME_BYTES = 255
+MAX_GGUF_PARTS = 999
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -39,6 +43,8 @@ class Checkpoint:
             them; ``info.name`` is the one in the file.
         config: The content of ``config.json`` beside them, empty without one.
         beside: Weights files and indexes in the same folder that are no part of it.
+        codecs: What the tensors are, by name, where the file itself says so; None where names and
+            dtypes tell.
     """
 
     path: Path
@@ -47,10 +53,13 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    codecs: Mapping[str, Codec] | None = None
 
     @cached_property
     def weights(self) -> dict[str, Codec]:
         """What the tensors are, by the names of the weights that they hold."""
+        if self.codecs is not None:
+            return dict(self.codecs)
         return weights_of(self.tensors, self.config)
 
     @property
@@ -86,10 +95,63 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_shards(path, path)
     if path.suffix in PICKLES:
         raise CheckpointError(f"{path}: {convert('model.safetensors')}")
+    if path.suffix == ENDING:
+        return _open_gguf(path, path)
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: expected a .safetensors file or a model folder")
+        raise CheckpointError(f"{path}: expected a .safetensors or .gguf file, or a model folder")
     tensors, _ = read_header(path)
     return Checkpoint(path, "file", (path,), _plain(tensors, path), _read_config(path.parent))
+
+
+def _open_gguf(file: Path, path: Path) -> Checkpoint:
+    """A model in GGUF, with the names that its tensors have in the model it was converted from."""
+    parts, settings = [file], read_gguf(file)[0]
+    if type(count_ := settings.get("split.count")) is int and count_ > 1:
+        parts = _parts_of_gguf(file, count_)
+    stored = {name: (part, t) for part in parts for name, t in read_gguf(part)[1].items()}
+    names = model_names_of(file, settings, list(stored))
+    codecs = {
+        names[name]: gguf_weight(tensor, part, names[name], heads_of(name, settings))
+        for name, (part, tensor) in stored.items()
+    }
+    if len(codecs) != len(stored):
+        raise CheckpointError(f"{file}: two tensors of it have one name in the model")
+    infos = {name: codec.info for name, codec in codecs.items()}
+    beside = weights_beside(path, parts) if path != file else ()
+    config = gguf_config(settings, infos)
+    return Checkpoint(path, "gguf", tuple(parts), infos, config, beside, codecs)
+
+
+def _parts_of_gguf(file: Path, count_: int) -> list[Path]:
+    """The files of a model that was split, beside one of them."""
+    stem, dash, _ = file.name.rpartition(f"-of-{count_:05d}{ENDING}")
+    if not dash or count_ > MAX_GGUF_PARTS or not stem[-5:].isdecimal():
+        raise CheckpointError(f"{file}: one of {count_} parts; give it the name it was split with")
+    ends = [f"{stem[:-5]}{i + 1:05d}-of-{count_:05d}{ENDING}" for i in range(count_)]
+    parts = [confined(file.parent / name, file.parent) for name in ends]
+    if missing := [part.name for part in parts if not os.path.lexists(part)]:
+        raise CheckpointError(f"{file}: {missing[0]!r} is missing beside it; finish the download")
+    return parts
+
+
+def model_names_of(file: Path, settings: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    """The names that tensors of a GGUF file have in the model.
+
+    Args:
+        file: The file.
+        settings: What it says.
+        names: Of its tensors.
+
+    Returns:
+        Names in the model by names in the file.
+
+    Raises:
+        CheckpointError: Without the library that has the table.
+    """
+    try:
+        return model_names(str(settings.get("general.architecture")), names)
+    except ImportError:
+        raise CheckpointError(f'{file}: to read GGUF: pip install "bulkedge[gguf]"') from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -181,7 +243,19 @@ def _open_folder(folder: Path) -> Checkpoint:
         return Checkpoint(folder, "folder", (files[0],), named, _read_config(folder), beside)
     if len(indexes) == 1 and not os.path.lexists(single):  # not even a dangling link
         return _open_shards(indexes[0], folder)
+    if not files and not indexes and (gguf := _only_gguf(folder)) is not None:
+        return _open_gguf(confined(gguf, folder), folder)
     raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The one model in GGUF in a folder, or the first part of it."""
+    found = sorted(folder.glob(f"*{ENDING}"))
+    stems = {file.name.partition("-00001-of-")[0].partition("-of-")[0] for file in found}
+    first = [file for file in found if "-00001-of-" in file.name]
+    if len(first) == 1 and len({stem.rpartition("-")[0] or stem for stem in stems}) <= 2:
+        return first[0]
+    return found[0] if len(found) == 1 else None
 
 
 def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> str:
@@ -189,6 +263,8 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
     if files or indexes:
         names = ", ".join(path.name for path in [*indexes, *files][:5])
         return f"several checkpoints and no telling which ({names}); name the file"
+    if several := sorted(p.name for p in folder.glob(f"*{ENDING}")):
+        return f"several GGUF files and no telling which ({', '.join(several[:5])}); name the file"
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         return f"found only {pickles[0]!r}: {convert('model.safetensors')}"

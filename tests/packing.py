@@ -65,3 +65,18 @@ def eight_bits(W: Tensor, name: str = "q") -> tuple[dict[str, Tensor], Tensor]:
     tensors = {f"{name}.weight": codes, f"{name}.SCB": largest}
     tensors[f"{name}.weight_format"] = torch.tensor(0, dtype=torch.uint8)
     return tensors, (codes.double() * largest.double()[:, None] / 127).float()
+
+
+def scaled(
+    W: Tensor,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    *,
+    per_row: bool = True,
+    scales: str = "weight_scale",
+    name: str = "q",
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same in fp8 with one scale for each row, or for all."""
+    largest = W.float().abs().amax(dim=1, keepdim=True) if per_row else W.float().abs().max()
+    scale = largest / torch.finfo(dtype).max
+    codes = (W.float() / scale).to(dtype)
+    return {f"{name}.weight": codes, f"{name}.{scales}": scale}, codes.float() * scale

@@ -14,6 +14,7 @@ from .bitsandbytes_4bit import FourBits
 from .bitsandbytes_8bit import EightBits
 from .block_fp8 import BlockFp8
 from .plain import Companion, Plain
+from .scaled import Scaled
 
 __all__ = [
     "CODECS",
@@ -23,10 +24,11 @@ __all__ = [
     "EightBits",
     "FourBits",
     "Plain",
+    "Scaled",
     "weights_of",
 ]
 
-CODECS: tuple[type[Codec], ...] = (BlockFp8, FourBits, EightBits)
+CODECS: tuple[type[Codec], ...] = (Scaled, BlockFp8, FourBits, EightBits)
 """Each is asked in turn whether it can read a tensor; what none of them claims is plain."""
 
 

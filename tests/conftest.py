@@ -55,7 +55,10 @@ def _matrices(side, opened):
             (length,) = struct.unpack("<Q", content.read(8))
             header = json.loads(content.read(length))
         header.pop("__metadata__", None)
-        yield from ((side, name) for name, entry in header.items() if len(entry["shape"]) > 1)
+        copies = getattr(opened, "superseded", {})
+        for name, entry in header.items():
+            if len(entry["shape"]) > 1 and f"{name} in {file.name}" not in copies:
+                yield side, name
 
 
 def _in_gguf(side, file):

@@ -80,3 +80,24 @@ def scaled(
     scale = largest / torch.finfo(dtype).max
     codes = (W.float() / scale).to(dtype)
     return {f"{name}.weight": codes, f"{name}.{scales}": scale}, codes.float() * scale
+
+
+def affine(W: Tensor, bits: int, group: int, name: str = "q") -> tuple[dict[str, Tensor], Tensor]:
+    """The same as MLX packs it: words of 32 bits, the first code lowest, scales and biases."""
+    rows, columns = W.shape
+    grouped = W.double().reshape(rows, -1, group)
+    low, high = grouped.amin(dim=2), grouped.amax(dim=2)
+    scales, biases = ((high - low) / (2**bits - 1)).float(), low.float()
+    codes = ((grouped - biases[..., None]) / scales[..., None]).round().clamp(0, 2**bits - 1)
+    each = 32 // bits
+    words = [
+        [
+            sum(int(code) << (bits * i) for i, code in enumerate(row[at : at + each]))
+            for at in range(0, columns, each)
+        ]
+        for row in codes.reshape(rows, columns).tolist()
+    ]
+    numbers = codes * scales.double()[..., None] + biases.double()[..., None]
+    stored = torch.tensor(words, dtype=torch.int64).to(torch.uint32)
+    tensors = {f"{name}.weight": stored, f"{name}.scales": scales, f"{name}.biases": biases}
+    return tensors, numbers.reshape(rows, columns)

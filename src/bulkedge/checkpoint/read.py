@@ -43,6 +43,8 @@ class Checkpoint:
             them; ``info.name`` is the one in the file.
         config: The content of ``config.json`` beside them, empty without one.
         beside: Weights files and indexes in the same folder that are no part of it.
+        superseded: Copies of tensors in files that the index does not take them from, and why they
+            are not read.
         codecs: What the tensors are, by name, where the file itself says so; None where names and
             dtypes tell.
     """
@@ -54,6 +56,7 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     codecs: Mapping[str, Codec] | None = None
+    superseded: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> dict[str, Codec]:
@@ -98,7 +101,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix == ENDING:
         return _open_gguf(path, path)
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: expected a .safetensors or .gguf file, or a model folder")
+        raise CheckpointError(
+            f"{path}: expected a .safetensors file, a .gguf file or a model folder"
+        )
     tensors, _ = read_header(path)
     return Checkpoint(path, "file", (path,), _plain(tensors, path), _read_config(path.parent))
 
@@ -184,7 +189,16 @@ def convert(name: str) -> str:
     """What to do about a pickle that should be the safetensors file ``name``."""
     return (
         "it is a pickle, which can run code when it is read; convert it where you trust it: "
-        f"safetensors.torch.save_file(torch.load(FILE, weights_only=True), {name!r})"
+        "safetensors.torch.save_file({k: v.clone() for k, v in "
+        f"torch.load(FILE, weights_only=True).items()}}, {name!r})"
+    )
+
+
+def _convert_model(folder: Path) -> str:
+    """What to do about a folder of pickles: transformers converts shards and tied weights, too."""
+    return (
+        "pickles, which can run code when they are read; convert the model where you trust it: "
+        f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained(OTHER)"
     )
 
 
@@ -265,7 +279,11 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
         return f"several checkpoints and no telling which ({names}); name the file"
     if several := sorted(p.name for p in folder.glob(f"*{ENDING}")):
         return f"several GGUF files and no telling which ({', '.join(several[:5])}); name the file"
+    if remedy := _training_state(folder):
+        return remedy
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles and os.path.lexists(folder / "config.json"):
+        return f"found only {pickles[0]!r}: {_convert_model(folder)}"
     if pickles:
         return f"found only {pickles[0]!r}: {convert('model.safetensors')}"
     below = {p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/*.safetensors*")}
@@ -274,6 +292,26 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
         names = ", ".join(repr(str(p.relative_to(folder))) for p in sorted(below)[:5])
         return f"no .safetensors file in this folder itself, but below it: name one of {names}"
     return "no .safetensors file in this folder; is it the model's folder?"
+
+
+def _training_state(folder: Path) -> str | None:
+    """What to do about the state of a training run in pieces; None of any other folder."""
+    if (script := folder / "zero_to_fp32.py").exists() or list(folder.glob("global_step*")):
+        run = f"python {script}" if script.exists() else "python zero_to_fp32.py of DeepSpeed"
+        return (
+            "the state of DeepSpeed's ZeRO in pieces, no model; put it together where you trust "
+            f"it: {run} {folder} OTHER --safe_serialization"
+        )
+    for pieces in (folder, *(p for p in folder.glob("pytorch_model_fsdp*") if p.is_dir())):
+        if any(pieces.glob("*.distcp")):
+            return (
+                "the state of FSDP in pieces (.distcp), no model; put it together where you trust "
+                f"it: accelerate merge-weights {pieces} OTHER"
+            )
+    if models := sorted(p.name for p in folder.glob("models--*") if p.is_dir()):
+        name = models[0].removeprefix("models--").replace("--", "/", 1)
+        return f"the cache of the hub, no model; name one of it by its id, such as {name}"
+    return None
 
 
 def _open_shards(index: Path, path: Path) -> Checkpoint:
@@ -295,13 +333,18 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
             "finish the download"
         )
     tensors: dict[str, TensorInfo] = {}
+    superseded: dict[str, str] = {}
     for file in files:
         shard_tensors, _ = read_header(confined(file, folder))
         for name, info in shard_tensors.items():
-            if weight_map.get(name) != file.name:
+            if name in weight_map and weight_map[name] != file.name:
+                chosen = weight_map[name]
+                superseded[f"{name} in {file.name}"] = f"superseded: the index takes {chosen!r}"
+                continue
+            if name not in weight_map:
                 raise CheckpointError(
-                    f"{index}: tensor {name!r} lies in {file.name!r}, the index says "
-                    f"{weight_map.get(name)!r:.100}; the folder mixes two checkpoints"
+                    f"{index}: tensor {name!r} lies in {file.name!r}, the index does not have it; "
+                    "the folder mixes two checkpoints"
                 )
             tensors[name] = info
     if absent := [name for name in weight_map if name not in tensors]:
@@ -311,7 +354,8 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
         )
     beside = weights_beside(folder, (*files, index)) if path == folder else ()
     named = _plain(tensors, path)
-    return Checkpoint(path, "sharded", files, named, _read_config(folder), beside)
+    config = _read_config(folder)
+    return Checkpoint(path, "sharded", files, named, config, beside, superseded=superseded)
 
 
 def _plain(tensors: Mapping[str, TensorInfo], path: Path) -> dict[str, TensorInfo]:

@@ -101,9 +101,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix == ENDING:
         return _open_gguf(path, path)
     if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path}: expected a .safetensors file, a .gguf file or a model folder"
-        )
+        wanted = "expected a .safetensors file, a .gguf file or a model folder"
+        raise CheckpointError(f"{path}: {wanted}")
     tensors, _ = read_header(path)
     return Checkpoint(path, "file", (path,), _plain(tensors, path), _read_config(path.parent))
 

@@ -64,7 +64,7 @@ def test_every_weight_is_the_one_that_transformers_loads(base):
     file, loaded = base
     opened = open_checkpoint(file)
     assert set(opened.weights) == set(loaded) == set(NAMES)
-    for name, codec in opened.weights.items():
+    for name, codec in some(opened.weights.items()):
         W, read = loaded[name].float(), codec.read(None, None)
         assert torch.equal(read.reshape(W.shape).float(), W), name
         assert codec.shape == tuple(W.shape)
@@ -102,7 +102,7 @@ def test_an_adapter_is_judged_against_what_transformers_loads(kind, base, adapte
     for against in (file, whole):
         record = bulkedge.audit(against, adapters[kind], recipe=RECIPE)
         assert len(record.matrices) == len(FACTORS)
-        for row in record.matrices:
+        for row in some(record.matrices):
             name = row.name.removesuffix(".weight")
             W0, (A, B) = loaded[f"{name}.weight"].double(), FACTORS[name]
             expected = oracle_scores(W0, W0 + 2 * B.double() @ A.double(), 4)
@@ -165,7 +165,7 @@ def test_the_numbers_of_a_block_are_those_of_the_library(kind, tmp_path, monkeyp
 
 def test_sizes_of_blocks_are_those_of_the_library():
     ours = {name: sizes for name, *sizes in some(TYPES.values())}
-    for kind, sizes in gguf.GGML_QUANT_SIZES.items():
+    for kind, sizes in some(gguf.GGML_QUANT_SIZES.items()):
         if kind.name in ours:
             assert ours[kind.name] == list(sizes)
             assert TYPES[kind.value][0] == kind.name
@@ -280,7 +280,7 @@ def test_a_damaged_byte_or_a_short_file_is_a_clean_error(tmp_path):
     end = max(t.start + t.nbytes for t in read_gguf(tmp_path / "x.gguf")[1].values())
     for length in range(0, end, 7):
         bad.write_bytes(good[:length])
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match="the file is damaged or hostile, fetch it again"):
             read_gguf(bad)
     for at in range(200):
         bad.write_bytes(good[:at] + bytes([good[at] ^ 0x80]) + good[at + 1 :])
@@ -313,3 +313,84 @@ def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(CheckpointError, match=r'to read GGUF: pip install "bulkedge\[gguf\]"'):
         open_checkpoint(file)
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def number(key, value):
+    return text(key) + struct.pack("<II", 4, value)
+
+
+def entry(name="a.weight", shape=(4, 3), kind=0, offset=0):
+    sizes = struct.pack(f"<{len(shape)}Q", *shape)
+    return text(name) + struct.pack("<I", len(shape)) + sizes + struct.pack("<IQ", kind, offset)
+
+
+def header(pairs=(), entries=(), version=3, data=bytes(512)):
+    counts = struct.pack("<IQQ", version, len(entries), len(pairs))
+    return b"GGUF" + counts + b"".join(pairs) + b"".join(entries) + data
+
+
+HOSTILE = {
+    "alignment": (header([number("general.alignment", 0)]), r"general\.alignment 0; the file"),
+    "setting twice": (header([number("a", 1)] * 2), "setting 'a' is there twice, or has a huge"),
+    "huge key": (header([text("x" * 2**17) + bytes(8)]), "setting None is there twice, or has a"),
+    "kind of setting": (header([text("a") + struct.pack("<I", 99)]), "a setting of type 99"),
+    "nested lists": (
+        header([text("a") + struct.pack("<IIQIQ", 9, 9, 1, 9, 1) + struct.pack("<IQ", 9, 1) * 9]),
+        "a setting of type 9",
+    ),
+    "version": (header(version=9), "GGUF version 9, expected 2 or 3 in little endian"),
+    "tensor twice": (header(entries=[entry()] * 2), r"tensor 'a\.weight' is there twice"),
+    "overlap": (
+        header(entries=[entry(), entry("b.weight")]), r"'b\.weight' overlaps another, or leaves the"
+    ),
+    "beyond the end": (header(entries=[entry(offset=4096)]), "overlaps another, or leaves the file"),
+    "type": (header(entries=[entry(kind=77)]), "type number 77, which is not known here"),
+    "no dimension": (header(entries=[entry(shape=())]), r"tensor 'a\.weight': 0 dimensions"),
+    "many dimensions": (header(entries=[entry(shape=[1] * 5)]), "weight': 5 dimensions"),
+    "half a block": (header(entries=[entry(kind=8)]), r"bad shape \(3, 4\) of Q8_0"),
+    "empty": (header(entries=[entry(shape=(0, 4))]), r"bad shape \(4, 0\) of F32"),
+    "huge": (header(entries=[entry(shape=(2**40, 2**40))]), "bad shape"),
+    "name": (header(entries=[entry("x" * 2000)]), "a tensor's name is no text or too long"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_headers(case, tmp_path):
+    content, message = HOSTILE[case]
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_a_header_beyond_the_cap(tmp_path, monkeypatch):
+    monkeypatch.setenv("BULKEDGE_MAX_HEADER_MB", "1")
+    long = text("a") + struct.pack("<IIQ", 9, 0, 2**21) + bytes(2**21)
+    (tmp_path / "x.gguf").write_bytes(header([long]))
+    with pytest.raises(CheckpointError, match="entries in"):
+        open_checkpoint(tmp_path / "x.gguf")
+    many = [number(f"{i:0100}", 1) for i in range(10_000)]
+    (tmp_path / "x.gguf").write_bytes(header(many))
+    message = r"the header exceeds 1048576 bytes \(BULKEDGE_MAX_HEADER_MB raises that\)"
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_two_tensors_of_one_name_in_the_model(tmp_path):
+    both = {DOWN: (weights(4, 4), None), f"{LAYER}mlp.down_proj.weight": (weights(4, 4), None)}
+    file = write(both, tmp_path / "x.gguf")
+    with pytest.raises(CheckpointError, match="two tensors of it have one name in the model"):
+        open_checkpoint(file)
+
+
+def test_an_alpha_that_is_no_number_and_a_part_of_another_name(tmp_path):
+    file = write({DOWN: (weights(4, 4), None)}, tmp_path / "l.gguf",
+                 general_type="adapter", adapter_type="lora", adapter_lora_alpha="x")  # fmt: skip
+    with pytest.raises(AdapterError, match=r"adapter\.lora\.alpha is 'x'; convert it again"):
+        open_path(file)
+    (tmp_path / "part.gguf").write_bytes(header([number("split.count", 3)]))
+    with pytest.raises(CheckpointError, match="one of 3 parts; give it the name it was split with"):
+        open_checkpoint(tmp_path / "part.gguf")

@@ -62,6 +62,7 @@ def bulkedge(hub, home, *calls, offline="0"):
         env=os.environ | environment,
         timeout=120,
     )
+    assert done.returncode == 0, done.stderr
     parts = (re.split(r"code (\d+)\n", text) for text in (done.stdout, done.stderr))
     out, err = parts
     return [(int(code), o, e) for o, code, e in zip(out[::2], out[1::2], err[::2], strict=False)]

@@ -314,11 +314,11 @@ def _mlx() -> Victim:
 
 def _closed_form() -> Victim:
     """LoHa on one layer, with patterns."""
-    parts = {"w1_a": (M, 2), "w1_b": (2, N), "w2_a": (M, 2), "w2_b": (2, N)}
+    shapes = {"w1_a": (M, 2), "w1_b": (2, N), "w2_a": (M, 2), "w2_b": (2, N)}
     tensors = {
         f"h.{i}.q.hada_{part}": weights(*shape, seed=i)
         for i in (0, 1)
-        for part, shape in parts.items()
+        for part, shape in shapes.items()
     }
     adapter = _adapter(tensors, peft_type="LOHA", alpha=3, alpha_pattern={"h.0.q": 2})
     return Victim(_model("base", _base()) | adapter, "base", "tuned")

@@ -134,7 +134,9 @@ def open_gguf_adapter(place: Place) -> Adapter:
         else:
             factors[names[stem]] = found
     stored = tuple(gguf_weight(t, file, n, 0).info for n, t in tensors.items())
-    return Adapter(file, (file,), factors, unhandled=tuple(unhandled), stored=stored)
+    return Adapter(
+        file, (file,), factors, unhandled=tuple(unhandled), origin="in GGUF", stored=stored
+    )
 
 
 GGUF_LORA = AdapterFormat(claims=is_gguf_adapter, open=open_gguf_adapter)

@@ -144,10 +144,28 @@ def open_mlx(place: Place) -> Adapter:
     config = AdapterConfig(peft_type="LORA", base_model_name_or_path=base)
     files = (folder / FILE, folder / CONFIG)
     if settings.get("fine_tune_type") == "full":
-        return Adapter(folder, files, {}, config, dict(stored), beside=beside, method="full")
+        return Adapter(
+            folder,
+            files,
+            {},
+            config,
+            dict(stored),
+            beside=beside,
+            method="full",
+            origin="by MLX-LM",
+        )
     scale = _scale(settings, source)
     factors, tensors, unhandled = _sorted(stored, scale, settings)
-    return Adapter(folder, files, factors, config, tensors, tuple(unhandled), beside=beside)
+    return Adapter(
+        folder,
+        files,
+        factors,
+        config,
+        tensors,
+        tuple(unhandled),
+        beside=beside,
+        origin="by MLX-LM",
+    )
 
 
 MLX = AdapterFormat(claims=is_mlx, open=open_mlx)

@@ -65,7 +65,7 @@ def counts(record: bulkedge.Record) -> dict[str, int]:
     """The paper's count in the encoder, and in the pooler, which this base never trained."""
     found = {"encoder": 0, "pooler": 0}
     for matrix in record.matrices:
-        found["pooler" if matrix.name.startswith("pooler.") else "encoder"] += matrix.intruders
+        found["pooler" if matrix.name.startswith("pooler.") else "encoder"] += matrix.new_directions
     return found
 
 

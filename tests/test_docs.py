@@ -6,8 +6,10 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import yaml
 import bulkedge
 from bulkedge.cli import audit, budget, frontier, repair
 from bulkedge.records import make_recipe, read_recipe
+from commands import run
 from helpers import EXAMPLE, MINILM, some
 
 ROOT = Path(__file__).parents[1]
@@ -62,24 +65,27 @@ def load_script(path):
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("sh"))
-def test_shell_blocks_run(page, code, tmp_path):
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def test_shell_blocks_run(page, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     for line in some(code.replace("\\\n", " ").splitlines()):
         command = line.partition("#")[0].strip()
         if not command or command.startswith(NOT_RUN):
             continue
-        command = command.replace("-o out", f"-o {tmp_path / 'out'}")
-        result = subprocess.run(
-            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode in (0, 1), (command, result.stderr)
+        program, *arguments = shlex.split(command.replace("-o out", f"-o {tmp_path / 'out'}"))
+        assert program == "bulkedge", f"{command}: only the command itself is run here"
+        ended = run(*arguments)
+        assert ended.returncode in (0, 1), (command, ended.stderr)
 
 
 @pytest.mark.parametrize(
     ("page", "code"), [b for b in blocks("python") if b.values[0].name not in CONTINUED]
 )
-def test_python_blocks_run(page, code, tmp_path):
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+def test_python_blocks_run(page, code, monkeypatch):
+    """Each with names of its own; a process for each would import torch as often."""
+    monkeypatch.chdir(ROOT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(code, f"{page.name}, a block", "exec"), {"__name__": "block"})  # noqa: S102
 
 
 @pytest.mark.parametrize("name", CONTINUED)
@@ -119,10 +125,10 @@ def test_the_job_for_github_runs(tmp_path):
     assert all(path.stat().st_size for path in kept)
 
 
-def test_the_readme_shows_what_the_demo_prints():
+def test_the_readme_shows_what_the_demo_prints(monkeypatch):
     paths = [str(path.relative_to(ROOT)) for path in (MINILM, EXAMPLE / "lora-r1")]
-    command = [sys.executable, "-m", "bulkedge", "audit", *paths]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    monkeypatch.chdir(ROOT)
+    ended = run("audit", *paths)
     assert ended.returncode == 1, ended.stderr  # it has intruders
     shown = " ".join((ROOT / "README.md").read_text().split())
     # a line for each matrix with intruders, a head, two lines of the sum

@@ -100,7 +100,7 @@ def budget(base: Path, **options: Any) -> None:
 
 def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> str | None:
     """What to do with a budget; None where no matrix has a limit."""
-    if not any(row.leading is not None for row in record.matrices):
+    if not any(row.top_k_threshold is not None for row in record.matrices):
         return None
     quoted = shlex.quote(str(base))
     if options["like"] is not None:

@@ -47,8 +47,8 @@ def headline(record: Record) -> str:
     open_ = summary.not_audited + summary.lost
     if open_:
         rest = f"{count(open_, 'matrix', 'matrices')} could not be judged"
-        return f"{_found(record)}; {rest}" if summary.intruders else rest[0].upper() + rest[1:]
-    if summary.verdicts[Verdict.UNDECIDED] and not summary.intruders:
+        return f"{_found(record)}; {rest}" if summary.new_directions else rest[0].upper() + rest[1:]
+    if summary.verdicts[Verdict.UNDECIDED] and not summary.new_directions:
         undecided = summary.verdicts[Verdict.UNDECIDED]
         return f"No new direction found, {count(undecided, 'direction')} undecided"
     return _found(record)
@@ -56,10 +56,10 @@ def headline(record: Record) -> str:
 
 def _found(record: Record) -> str:
     audited = record.summary.audited
-    if not record.summary.intruders:
+    if not record.summary.new_directions:
         return f"No new direction in {count(audited, 'matrix', 'matrices')}"
-    affected = sum(matrix.intruders > 0 for matrix in record.matrices)
-    new = count(record.summary.intruders, "new direction")
+    affected = sum(matrix.new_directions > 0 for matrix in record.matrices)
+    new = count(record.summary.new_directions, "new direction")
     return f"{new} in {affected} of {count(audited, 'matrix', 'matrices')}"
 
 
@@ -71,10 +71,10 @@ def explanation(record: Record) -> list[str]:
         return []
     sentences = [
         f"Of the {count(judged, 'leading singular direction')} of the tuned matrices "
-        f"{count(summary.intruders, 'has', 'have')} no counterpart in the base (score below "
+        f"{count(summary.new_directions, 'has', 'have')} no counterpart in the base (score below "
         f"{epsilon}): {', '.join(_clause(record, verdict) for verdict in COUNTED)}."
     ]
-    noise = sum(matrix.intruders for matrix in untrained(record))
+    noise = sum(matrix.new_directions for matrix in untrained(record))
     if noise:
         where = "is in a matrix" if noise == 1 else "are in matrices"
         sentences.append(f"{noise} of them {where} whose base looks untrained.")
@@ -165,10 +165,10 @@ def doubts_of_the_base(record: Record) -> list[str]:
 
 def _remedies(record: Record) -> Iterator[Step]:
     """What to do about new directions."""
-    found = record.summary.intruders
+    found = record.summary.new_directions
     if not found or _all_noise(record):
         return
-    fresh = [matrix for matrix in untrained(record) if matrix.intruders]
+    fresh = [matrix for matrix in untrained(record) if matrix.new_directions]
     if fresh:
         names = [matrix.name.partition("[")[0] for matrix in fresh[:FEW]]
         few = len(fresh) <= FEW
@@ -179,7 +179,7 @@ def _remedies(record: Record) -> Iterator[Step]:
             f"{':' if few else ' with --exclude.'}",
             audit_command(record, *globs) if few else None,
         )
-    if sum(matrix.intruders for matrix in fresh) < found:
+    if sum(matrix.new_directions for matrix in fresh) < found:
         yield Step(
             "Write a corrected copy. It may cost accuracy, so measure your task with it:",
             repair_command(record),
@@ -244,7 +244,7 @@ def broken(record: Record) -> list[Matrix]:
 
 def by_worst(record: Record) -> list[Matrix]:
     """The matrices with new directions, the lowest score first."""
-    affected = [matrix for matrix in record.matrices if matrix.intruders]
+    affected = [matrix for matrix in record.matrices if matrix.new_directions]
     return sorted(affected, key=_lowest)
 
 

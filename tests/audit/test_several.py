@@ -105,7 +105,7 @@ def test_the_command_writes_a_record_each_and_one_table_and_page(inputs, alone, 
         assert (out / name / "journal.jsonl").exists()
     rows = (out / "comparison.csv").read_text().splitlines()
     assert rows[0].startswith('"fine-tune","audited","directions","new"')
-    new = [record.summary.intruders for record in alone]
+    new = [record.summary.new_directions for record in alone]
     assert [row.split(",")[3] for row in rows[1:]] == list(map(str, new))
     line = f"{sum(map(bool, new))} of 3 fine-tunes have new leading directions"
     assert f"{line}, most of them {names[new.index(max(new))]}: {max(new)}" in done.output
@@ -113,7 +113,7 @@ def test_the_command_writes_a_record_each_and_one_table_and_page(inputs, alone, 
     assert all(name in page for name in names)
     assert run(*inputs, "--output", out).exit_code != 1  # it is not overwritten unasked
     again = run(*inputs, "--output", out, "--resume", "--json")
-    assert json.loads(again.stdout)["b_checkpoint-5"]["intruders"] == new[1]
+    assert json.loads(again.stdout)["b_checkpoint-5"]["new_directions"] == new[1]
     told = json.loads((out / "full" / "record.json").read_text())
     assert told["run"]["resumed"] == 3
 

@@ -347,7 +347,7 @@ HOSTILE = {
     "overlap": (
         header(entries=[entry(), entry("b.weight")]), r"'b\.weight' overlaps another, or leaves the"
     ),
-    "beyond the end": (header(entries=[entry(offset=4096)]), "overlaps another, or leaves the file"),
+    "beyond the end": (header(entries=[entry(offset=4096)]), "another, or leaves the file"),
     "type": (header(entries=[entry(kind=77)]), "type number 77, which is not known here"),
     "no dimension": (header(entries=[entry(shape=())]), r"tensor 'a\.weight': 0 dimensions"),
     "many dimensions": (header(entries=[entry(shape=[1] * 5)]), "weight': 5 dimensions"),
@@ -368,15 +368,12 @@ def test_hostile_headers(case, tmp_path):
 
 def test_a_header_beyond_the_cap(tmp_path, monkeypatch):
     monkeypatch.setenv("BULKEDGE_MAX_HEADER_MB", "1")
-    long = text("a") + struct.pack("<IIQ", 9, 0, 2**21) + bytes(2**21)
-    (tmp_path / "x.gguf").write_bytes(header([long]))
-    with pytest.raises(CheckpointError, match="entries in"):
-        open_checkpoint(tmp_path / "x.gguf")
-    many = [number(f"{i:0100}", 1) for i in range(10_000)]
-    (tmp_path / "x.gguf").write_bytes(header(many))
     message = r"the header exceeds 1048576 bytes \(BULKEDGE_MAX_HEADER_MB raises that\)"
-    with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(tmp_path / "x.gguf")
+    long = text("a") + struct.pack("<IIQ", 9, 0, 2**21) + bytes(2**21)
+    for pairs in ([long], [number(f"{i:0100}", 1) for i in range(10_000)]):
+        (tmp_path / "x.gguf").write_bytes(header(pairs))
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path / "x.gguf")
 
 
 def test_two_tensors_of_one_name_in_the_model(tmp_path):

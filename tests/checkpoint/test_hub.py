@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import save as to_bytes
@@ -12,6 +13,7 @@ from safetensors.torch import save as to_bytes
 from bulkedge import CheckpointError
 from bulkedge.checkpoint import open_base, open_checkpoint, open_path
 from bulkedge.checkpoint.hub import hub_id, located
+from bulkedge.cli._hub import fetch
 from helpers import save_adapter, weights
 from hub_server import SHA, Hub
 
@@ -163,6 +165,12 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r'nothing is fetched.*pip install "bulkedge\[hub\]"'):
         located("org/base")
+
+
+def test_nothing_is_fetched_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match="org/base: to fetch models of the hub: pip install"):
+        fetch([Path("org/base"), None])
 
 
 def test_an_adapter_alone(repositories, cache, tmp_path, capsys, monkeypatch):

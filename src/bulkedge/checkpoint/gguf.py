@@ -149,13 +149,21 @@ class _Reader:
         """Count some bytes as read; the caller reads them, or moves over them."""
         self.at += count
         if self.at > self.cap:
-            why = f"the header exceeds {self.cap} bytes ({CAP_VARIABLE} raises that)"
-            raise _DamagedError("the header ends too early" if self.at > self.size else why)
+            raise _DamagedError(
+                "the header ends too early" if self.at > self.size else self.too_large
+            )
+
+    @property
+    def too_large(self) -> str:
+        """What is wrong with a header beyond the cap."""
+        return f"the header exceeds {self.cap} bytes ({CAP_VARIABLE} raises that)"
 
     def count(self, claimed: int, each: int) -> int:
         """A number of things, of which each takes some bytes of what is left."""
+        if claimed > (self.size - self.at) // each:
+            raise _DamagedError(f"{claimed} entries in {self.size - self.at} bytes")
         if claimed > (self.cap - self.at) // each:
-            raise _DamagedError(f"{claimed} entries in {self.cap - self.at} bytes")
+            raise _DamagedError(self.too_large)
         return claimed
 
     def number(self, form: str) -> Any:

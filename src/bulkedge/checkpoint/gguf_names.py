@@ -97,8 +97,10 @@ def _one(name: str, table: Mapping[str, list[str]], root: str, architecture: str
 
 def _table(architecture: str) -> Mapping[str, list[str]]:
     """All names of the first block that models have, by the file's."""
-    from gguf import MODEL_ARCH_NAMES
-    from gguf.tensor_mapping import get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES  # pyright: ignore[reportMissingImports]
+    from gguf.tensor_mapping import (  # pyright: ignore[reportMissingImports]
+        get_tensor_name_map,
+    )
 
     known = {name: number for number, name in MODEL_ARCH_NAMES.items()}
     if architecture not in known:

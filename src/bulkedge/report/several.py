@@ -19,7 +19,7 @@ from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Record
 
-from .columns import over_leading, worst_score
+from .columns import over_top_k_threshold, worst_score
 from .table import cell
 
 Named = Mapping[str, Record]
@@ -65,11 +65,15 @@ def _most(of: Callable[[Any], float | None], pick: Callable[..., Any]) -> Callab
 COLUMNS = (
     _Column("audited", "matrices", lambda record: record.summary.audited),
     _Column("directions", "directions", lambda record: sum(record.summary.verdicts.values())),
-    _Column("new", "new", lambda record: record.summary.intruders),
+    _Column("new", "new", lambda record: record.summary.new_directions),
     *map(_of_verdict, (*COUNTED, Verdict.UNDECIDED)),
     _Column("worst_score", "worst score", _most(worst_score, min), 3),
-    _Column("over_leading", "max ΔW/θ_k", _most(over_leading, max), 2),
-    _Column("beyond_leading", "spikes > θ_k", lambda record: record.summary.beyond_leading),
+    _Column("over_top_k_threshold", "max ΔW/θ_k", _most(over_top_k_threshold, max), 2),
+    _Column(
+        "beyond_top_k_threshold",
+        "spikes > θ_k",
+        lambda record: record.summary.beyond_top_k_threshold,
+    ),
     _Column("drift", "drift", lambda record: record.summary.drift and record.summary.drift.mean, 4),
     _Column("lost", "lost", lambda record: record.summary.lost + record.summary.not_audited),
 )
@@ -85,11 +89,11 @@ def several_line(records: Named) -> str:
     Returns:
         The sentence.
     """
-    new = [name for name, record in records.items() if record.summary.intruders]
+    new = [name for name, record in records.items() if record.summary.new_directions]
     line = f"{len(new)} of {count(len(records), 'fine-tune')} have new leading directions"
     if new:
-        most = max(new, key=lambda name: records[name].summary.intruders)
-        line += f", most of them {printable(most)}: {records[most].summary.intruders}"
+        most = max(new, key=lambda name: records[name].summary.new_directions)
+        line += f", most of them {printable(most)}: {records[most].summary.new_directions}"
     if open_ := [name for name, record in records.items() if not record.summary.complete]:
         line += f"; of {len(open_)} not everything could be judged: {printable(', '.join(open_))}"
     return line

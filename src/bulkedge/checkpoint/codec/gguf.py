@@ -144,7 +144,10 @@ class GgufWeight(Codec):
         if self.plain:
             return torch.frombuffer(content, dtype=torch_dtypes()[self.type]).reshape(count, width)
         import numpy
-        from gguf import GGMLQuantizationType, dequantize
+        from gguf import (  # pyright: ignore[reportMissingImports]
+            GGMLQuantizationType,
+            dequantize,
+        )
 
         packed = numpy.frombuffer(content, dtype=numpy.uint8).reshape(count, row_bytes)
         numbers = dequantize(packed, GGMLQuantizationType[self.type])

@@ -111,7 +111,7 @@ def test_the_command_writes_a_record_each_and_one_table_and_page(inputs, alone, 
     assert f"{line}, most of them {names[new.index(max(new))]}: {max(new)}" in done.output
     page = (out / "comparison.html").read_text()
     assert all(name in page for name in names)
-    assert run(*inputs, "--output", out).exit_code != 1  # it is not overwritten unasked
+    assert "exists; give another folder" in str(run(*inputs, "--output", out).exception)
     again = run(*inputs, "--output", out, "--resume", "--json")
     assert json.loads(again.stdout)["b_checkpoint-5"]["new_directions"] == new[1]
     told = json.loads((out / "full" / "record.json").read_text())

@@ -13,7 +13,7 @@ import torch
 
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
-from bulkedge.intruder import Judgement
+from bulkedge.intruder import Judgement, compute_anew
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
 from bulkedge.update import (
@@ -27,6 +27,7 @@ from bulkedge.update import (
 
 from .curve import expected_curve, judged_point, scale_curve
 from .drift import Drift, drift_of
+from .known import KnownBases
 from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, rank_fields, spectrum_row
 from .scale import measured_scale
 
@@ -36,7 +37,7 @@ ZEROS = (
 )
 
 
-def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
+def audit_matrix(comparison: Comparison, recipe: Recipe, known: KnownBases | None = None) -> Matrix:
     """The row of one matrix.
 
     Cost: some 15 to 30 products with the base or the tuned matrix, each with a block of 16 vectors;
@@ -45,31 +46,39 @@ def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
     Args:
         comparison: What to compare.
         recipe: How.
+        known: What is known of the base, where several fine-tunes of it are audited.
 
     Returns:
         The row.  A matrix that cannot be audited says so in ``status`` and ``note``; the others
         go on.
     """
     try:
-        return _audit(comparison, recipe)
+        return _audit(comparison, recipe, known)
     except Exception as error:  # whatever it is: the others go on, and the exit code is 2
         return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
 
 
-def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
+def _audit(comparison: Comparison, recipe: Recipe, known: KnownBases | None) -> Matrix:
     """Load, look for the easy ends, else judge."""
-    pair = load(comparison, torch.device(recipe.device))
+    device = torch.device(recipe.device)
+    remember = compute_anew if known is None else known.of(comparison, device)
+    pair = load(comparison, device, remember)
     if problem := _not_finite(pair):
         return _row(comparison, "not_finite", note=problem)
     norm_update = pair.update_norm(recipe.seed)
     if norm_update == 0:
         drift = None if comparison.inputs is None else 0.0  # whatever the inputs are
         return _row(comparison, "unchanged", drift=drift)
-    judged = judge_pair(pair, recipe)
+    judged = judge_pair(pair, recipe, remember)
     if judged.tuned.rank == 0:
         return _row(comparison, "failed", note=ZEROS)
     shape = (pair.base.shape[0], pair.base.shape[1])
-    base, problem = measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype)
+    # by products alone, the spectrum depends on the tuned matrix, too
+    exact = judged.computed_count == len(judged.spectrum)
+    base, problem = (remember if exact else compute_anew)(
+        f"bulk, {judged.method}",
+        lambda: measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype),
+    )
     notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
     drift = _drift(comparison, pair, judged, recipe)
     moved = drift if isinstance(drift, Drift) else None

@@ -40,7 +40,7 @@ class Protect:
             have used.
         sides: ``"one"``: the outputs of a layer count alike.  ``"two"``: each as much as the loss
             depends on it, by the curvatures in both moments, see :class:`Sides`; the factor on the
-            output side is new, too.  That was measured to be better at rank 8 and worse at rank 1.
+            output side is new, too.  That was measured to be better at ranks 2 and 8, worse at 1.
         rounds: How often every update is protected.  Each round after the first measures the task's
             inputs on what the round before has made, since a protected layer changes the inputs of
             those above it, and protects ΔW as it was trained: to protect what is protected would

@@ -22,11 +22,12 @@ from ._output import (
     recipe_of,
     recipe_options,
     show,
-    show_progress,
+    take_stdout,
     verdict_options,
     write_all,
     written_files,
 )
+from ._progress import show_progress
 
 if TYPE_CHECKING:
     from bulkedge.auditing import Engine
@@ -46,6 +47,17 @@ def _shard_numbers(
     return int(index), int(count)
 
 
+LABELS = {
+    "matrices": ("matrices to judge", ""),
+    "skipped": ("tensors to skip", ""),
+    "lost": ("updates that cannot be judged", ""),
+    "largest": ("largest matrix", ""),
+    "gigabytes_to_read": ("to read from disk", " GB"),
+    "gigabytes_of_memory": ("memory of each job, about", " GB"),
+    "teraflop": ("work, about", " TFLOP"),
+}
+"""How a dry run calls its facts, and their units; JSON has the bare names."""
+
 BASIS_VECTORS = 500
 """A certificate keeps at most this many basis vectors on either side, copies included."""
 SCALES = 13
@@ -59,35 +71,50 @@ SCALES = 13
 @click.option(
     "--method",
     type=click.Choice(["auto", "certified", "dense"]),
-    help="Intervals from products, two SVDs, or SVDs where intervals stay open.  [default: auto]",
+    help="certified: bounds from products; dense: two SVDs per matrix; auto: certified, then dense "
+    "where the bounds leave a verdict open.  [default: auto]",
 )
 @click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
-              help="Measure drift on the inputs of `bulkedge moments BASE`.")  # fmt: skip
+              help="Measure drift on these inputs, made by `bulkedge moments BASE`.")  # fmt: skip
 @click.option(
     "--critical-scale",
     is_flag=True,
     default=None,
-    help="Measure at what scale of an update the first is new.  [default: False]",
+    help="Measure the scale of each update at which the first new direction appears.  "
+    "[default: False]",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
-@click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for record.json; - prints the record as JSON.",
+)
+@click.option("--resume", is_flag=True, help="Resume from the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes, one thread each.")  # fmt: skip
 @verdict_options
 @click.option(
-    "--shard", metavar="I/N", callback=_shard_numbers, help="Only part I of N; see merge."
+    "--shard",
+    metavar="I/N",
+    callback=_shard_numbers,
+    help="Audit only part I of N; see `bulkedge merge`.",
 )
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="Where to compute.")  # fmt: skip
-@click.option("--ray-address", default="auto", show_default=True, help="Of the Ray cluster.")
+              help="Compute on this machine or on a Ray cluster.")  # fmt: skip
+@click.option(
+    "--ray-address", default="auto", show_default=True, help="Address of the Ray cluster."
+)
 @click.option(
     "--insecure-ray", is_flag=True, help="Use a Ray cluster without token authentication."
 )
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, print what would be done, and stop."
+)
 def audit(base: Path, tuned: Path, **options: Any) -> None:
     """Find the intruder dimensions that a fine-tune wrote into a model.
 
-    BASE is a .safetensors file or a model folder; TUNED is the same, or a PEFT LoRA adapter folder.
+    BASE is a .safetensors file or a model folder.  TUNED is the same, or an adapter folder.  The
+    exit code is 0 if nothing was found, 1 for findings, and 2 if something could not be judged.
     """
     from dataclasses import replace
 
@@ -136,6 +163,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     """UsageError for options that do not go together."""
+    take_stdout(options)
     if options["output"] is None and (options["resume"] or options["shard"]):
         what = "--resume" if options["resume"] else "--shard"
         raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
@@ -179,8 +207,13 @@ def _say_what_is_kept(output: Path | None) -> Iterator[None]:
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     """Print facts on stdout, as lines or as JSON."""
-    text = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
-    click.echo(json.dumps(facts, indent=2) if as_json else text)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for name, (label, unit) in LABELS.items():
+        click.echo(printable(f"{label:30} {facts[name]}{unit}"))
+    settings = ", ".join(f"{name}={value}" for name, value in facts["recipe"].items())
+    click.echo(printable(f"{'settings':30} {settings}"))
 
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:

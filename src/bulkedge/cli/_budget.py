@@ -19,48 +19,54 @@ from ._output import (
     check_folder,
     refuse_twice,
     show_as,
-    show_progress,
+    take_stdout,
     write,
 )
+from ._progress import show_progress
 
 if TYPE_CHECKING:
     from bulkedge.records.budget import BudgetRecord
 
 
-@click.command(short_help="How strong an update may be, before any training.")
+@click.command(short_help="Find how strong an update of each layer may be.")
 @click.argument("base", type=click.Path(path_type=Path))
-@click.option("-r", "--rank", type=int, help="Of the LoRA that is planned.")
-@click.option("--alpha", type=float, help="Its α.")
-@click.option("--rslora", is_flag=True, help="Its scale is α/√r, not α/r.")
+@click.option("-r", "--rank", type=int, help="Rank of the LoRA that you plan.")
+@click.option("--alpha", type=float, help="Its α (lora_alpha).")
+@click.option("--rslora", is_flag=True, help="Scale by α/√r in place of α/r.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="ADAPTER",
-              help="Find the α of this adapter's layers instead.")  # fmt: skip
+              help="Find the α that suits each layer of this trained adapter.")  # fmt: skip
 @click.option("--level", type=float, default=1.0, show_default=True,
-              help="What part of θ_k an update may reach.")  # fmt: skip
+              help="The fraction of θ_k that an update may reach.")  # fmt: skip
 @click.option("--target", multiple=True, metavar="GLOB",
-              help="Only matrices that match; repeatable.  [default: all but embeddings, heads]",
+              help="Measure only these matrices; repeatable.  [default: all but embeddings, heads]",
               )  # fmt: skip
 @click.option("--exclude", multiple=True, metavar="GLOB",
-              help="No matrices that match; repeatable.")  # fmt: skip
+              help="Leave these matrices out; repeatable.")  # fmt: skip
 @click.option("-k", "--top-k", type=int, default=10, show_default=True,
-              help="Leading directions that an audit will judge.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random vectors.")
+              help="How many leading directions an audit will judge.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random vectors.")
 @click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
               help="Write settings for LoraConfig(**…), as JSON.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for budget.json.")
-@click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for budget.json; - prints it as JSON.",
+)
+@click.option("--resume", is_flag=True, help="Resume from the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Matrices at a time, one thread each.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace what is there.")
+              help="How many matrices at a time, one thread each.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write a row a matrix, for spreadsheets.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print the last line alone, no progress.")
+              help="Write one row per matrix, for spreadsheets.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print only the last line, no progress.")
 def budget(base: Path, **options: Any) -> None:
-    """How strong an update of each matrix may be, before any training.
+    """Find how strong an update of each matrix may be, before you train.
 
-    BASE is a .safetensors file or a model folder.  θ_c is the strength at which an update makes an
-    outlier, θ_k that at which the outlier stands among the k leading directions.  Exit code 2 if a
-    matrix that was asked for has no limit.
+    BASE is a .safetensors file or a model folder.  Above the strength θ_c an update makes a new
+    singular direction; above θ_k that direction is among the k leading ones.  The exit code is 2 if
+    a matrix that you asked for has no limit.
     """
     from bulkedge.auditing import JOURNAL_NAME, hold, keep_out
     from bulkedge.budgeting import budget as run
@@ -115,6 +121,7 @@ def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> str | No
 
 def _check_options(options: dict[str, Any]) -> None:
     """What does not go together."""
+    take_stdout(options)
     if options["resume"] and options["output"] is None:
         raise click.UsageError("--resume needs the folder of the journal (--output DIR)")
     if options["resume"] and options["force"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -31,6 +32,19 @@ class Row(BaseModel):
     """A part of a record: frozen, no fields but its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
+
+    def keys(self) -> list[str]:
+        """The names of the fields: with ``row[name]`` what makes a row a mapping."""
+        return list(type(self).model_fields)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a field."""
+        if name not in type(self).model_fields:
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+Mapping.register(Row)  # so that pandas.DataFrame(record.matrices) has a column for each field
 
 
 class Direction(Row):
@@ -253,6 +267,15 @@ class Matrix(Row):
         # of one side alone, that of the outputs
         check_parts(along, self.drift, "drift")
         return self
+
+    def __repr__(self) -> str:
+        """A line: its directions and spectra would fill a page."""
+        worst = min((row.score for row in self.directions), default=None)
+        score = "" if worst is None else f", worst score {worst:.3f}"
+        new = f"{self.intruders} new of {len(self.directions)}"
+        return f"<Matrix {self.name!r} {self.shape}: {self.status}, {new}{score}>"
+
+    __str__ = __repr__
 
     @property
     def energy_new(self) -> float | None:

@@ -9,8 +9,9 @@ from typing_extensions import Self, TypedDict
 
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Record
+from bulkedge.records.document import Document
 from bulkedge.records.ranges import MOST, ROUNDING, Count, Fraction, Positive, Real, Size
-from bulkedge.records.record import SCHEMA_VERSION, Document, Tool
+from bulkedge.records.record import SCHEMA_VERSION, Tool
 from bulkedge.records.rows import Row
 
 from .method import METHODS

@@ -46,7 +46,7 @@ def test_exit_codes_are_a_linters(inputs):
     base, found = inputs["base"], inputs["found"]
     clean = run("audit", base, inputs["clean"])
     assert (clean.returncode, clean.stderr) == (CLEAN, "")
-    assert clean.stdout.startswith("0 of 20 leading directions are new by the paper's count")
+    assert clean.stdout.startswith("0 of 20 leading directions are new (score < 0.5)")
     assert run("audit", base, found).returncode == FINDINGS
     assert run("audit", base, found, "--fail-on", "intruder").returncode == FINDINGS
     assert run("audit", base, found, "--fail-on", "never").returncode == CLEAN
@@ -109,18 +109,18 @@ def test_table_and_verdict(inputs):
     norm = row["spectral_norm_update"]
     ratios = norm / row["spectral_norm_base"], norm / row["leading"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
-    assert lines[-2] == (
-        "all 4 tensors of two or more dimensions (base 2, tuned 2) accounted for: 2 compared, "
+    assert lines[2] == ""
+    assert lines[3] == (
+        "1 of 10 leading directions is new (score < 0.5), in 1 of 1 matrix: 0 rotated, 1 intruder; "
+        "1 matrix unchanged"
+    )
+    assert lines[4].startswith("to have no new direction, merge or serve it at ≤ ")
+    assert lines[-3] == (
+        "tensors of two or more dimensions: 2 in the base and 2 in the fine-tune; 2 compared, "
         "2 equal, 0 lost, 0 excluded, 0 apart"
     )
-    assert lines[-3].startswith("merge or serve it at ≤ ")
-    assert lines[-4] == (
-        "1 of 10 leading directions is new by the paper's count (score < 0.5), in 1 of 1 "
-        "matrix: 0 rotated, 1 intruder; 1 matrix unchanged"
-    )
-    assert lines[-1].startswith(
-        f"next: bulkedge audit {inputs['base']} {inputs['found']} --exclude"
-    )
+    assert lines[-2] == "next: leave out a, whose base looks untrained: all is new there"
+    assert lines[-1] == f"  bulkedge audit {inputs['base']} {inputs['found']} --exclude a"
 
 
 def test_json_quiet_and_output(inputs, tmp_path):

@@ -12,7 +12,7 @@ from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
-from .advice import explanation, headline, is_relative, steps, untrained
+from .advice import explanation, headline, is_relative, names_its_base, steps, untrained
 from .columns import CHOICES, PAGE, columns_of, over_base, over_leading, worst_score
 from .drift import drift_sentences
 from .parts import document, filled, part
@@ -183,7 +183,8 @@ def _about(record: Record) -> str:
     )
     if inputs.tuned.trained_on is not None:
         named = printable(inputs.tuned.trained_on)
-        text += f" The adapter says that it was trained on {named}, which is not checked."
+        text += f" The adapter names {named} as its base"
+        text += ", as given." if names_its_base(record) else "; the base given has another name."
     if inputs.base.quantised is not None:
         text += f" The base is quantised: {printable(inputs.base.quantised)}."
     return text

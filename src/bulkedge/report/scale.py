@@ -82,15 +82,15 @@ def scale_lines(record: Record) -> list[str]:
         return []
     if why := _unknown(found):
         return [f"how much weaker to merge or serve it is NOT known: {why}"]
-    how = "measured" if found.measured else "expected (θ_k over ΔW), not measured"
+    how = "measured" if found.measured else "estimated (θ_k over ΔW), not measured"
     line = (
-        f"merge or serve it at ≤ {_down(found.scale)} of its strength to have no new direction: "
-        f"{how}; least in {found.matrix}"
+        f"to have no new direction, merge or serve it at ≤ {_down(found.scale)} of its strength: "
+        f"{how}; {found.matrix} needs the least"
     )
     if found.above:
         line += f"; {_off(found)}"
     if found.untrained:
-        line += f"; without {count(found.untrained, 'matrix', 'matrices')} whose base is noise"
+        line += f"; {count(found.untrained, 'matrix', 'matrices')} whose base is noise left out"
     return [line]
 
 
@@ -139,7 +139,7 @@ def _off(found: Weaker) -> str:
     """How often the expectation is wrong, and what follows."""
     of = f"of {count(found.known, 'matrix', 'matrices')} with new directions"
     below = "stands below its limit" if found.above == 1 else "stand below their limits"
-    return f"{found.above} {of} {below} θ_k all the same, and may have to be weaker still"
+    return f"{found.above} {of} {below} θ_k already, and may have to be weaker still"
 
 
 def _down(scale: float) -> str:

@@ -62,7 +62,7 @@ def accuracy(adapter: Path) -> float:
 
 
 def counts(record: bulkedge.Record) -> dict[str, int]:
-    """The paper's count in the encoder, and in the pooler, which this base never trained."""
+    """New directions in the encoder, and in the pooler, which this base never trained."""
     found = {"encoder": 0, "pooler": 0}
     for matrix in record.matrices:
         found["pooler" if matrix.name.startswith("pooler.") else "encoder"] += matrix.intruders

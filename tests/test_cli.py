@@ -366,12 +366,12 @@ def test_interruption_keeps_what_is_finished(jobs, tmp_path):
     # CPython dies of the signal itself where it arrived within an exec(), as imports do: a shell
     # shows 130 for either
     assert process.returncode in (130, -signal.SIGINT)
-    kept = f"finished matrices are kept in {out / 'journal.jsonl'}; --resume goes on from there"
+    kept = f"finished matrices are kept in {out / 'journal.jsonl'}; --resume continues from there"
     assert error.split("\n") == [kept, "", "interrupted", ""]
     assert not (out / "record.json").exists()
     refused = run(*arguments)
     assert refused.returncode == FAILURE
-    assert "--resume to go on with its journal" in refused.stderr
+    assert "--resume to resume from its journal" in refused.stderr
     resumed = run(*arguments, "--resume")
     assert resumed.returncode == CLEAN, resumed.stderr
     taken = Record.from_json(out / "record.json").run.resumed

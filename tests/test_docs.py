@@ -100,28 +100,62 @@ def test_recipes_are_valid(page, code, tmp_path):
     make_recipe(read_recipe(tmp_path / "r.yaml"))
 
 
-def test_the_job_for_github_runs(tmp_path):
-    """Its own steps, installation apart, on an adapter with findings: the gate closes last."""
-    (code,) = (c for language, c in BLOCK.findall((ROOT / "docs/ci.md").read_text())
-               if language == "yml")  # fmt: skip
+def in_ci(tmp_path, **more):
+    """A folder with a base and an adapter, and the environment of a job in it."""
     (tmp_path / "base").symlink_to(MINILM)
     (tmp_path / "adapter").symlink_to(EXAMPLE / "lora-r1")
-    environment = os.environ | {
+    return os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+        **more,
     }
-    steps = [step for step in yaml.safe_load(code)["jobs"]["audit"]["steps"] if "run" in step]
-    for step in some(steps):
-        if step["run"].startswith("pip install"):
-            continue
-        command = ["bash", "-e", "-c", step["run"]]
-        ended = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert ended.returncode == ("--fail-on" in step["run"]), ended.stderr
+
+
+def run_steps(steps, folder, environment):
+    """Run a job's steps but the installation; only the audit may end with findings."""
+    commands = [s["run"] for s in steps if "run" in s and "pip install" not in s["run"]]
+    for command in some(commands):
+        script = ["bash", "-e", "-c", command]
+        ended = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True)
+        assert ended.returncode == ("bulkedge audit" in command), ended.stderr
+
+
+def test_the_job_for_github_runs(tmp_path):
+    """Its own steps, installation apart, on an adapter with findings."""
+    (code,) = (c for language, c in BLOCK.findall((ROOT / "docs/ci.md").read_text())
+               if language == "yml" and c.startswith("name:"))  # fmt: skip
+    run_steps(yaml.safe_load(code)["jobs"]["audit"]["steps"], tmp_path, in_ci(tmp_path))
     assert "intruder" in (tmp_path / "summary").read_text()
-    kept = (tmp_path / name for name in ("report.html", "junit.xml", "out/record.json"))
-    assert all(path.stat().st_size for path in kept)
+    kept = ("report.html", "junit.xml", "bulkedge.sarif", "out/record.json")
+    assert all((tmp_path / name).stat().st_size for name in kept)
+
+
+def test_the_action_runs_and_survives_an_audit_that_fails(tmp_path):
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    given = {"base": "base", "tuned": "adapter", "options": "--include *layer.5*"}
+    names = {"BASE", "TUNED", "FAIL_ON", "OPTIONS", "OUTPUT"}
+    values = {name: spec.get("default", "") for name, spec in action["inputs"].items()} | given
+    environment = in_ci(tmp_path, **{n: values[n.lower().replace("_", "-")] for n in names})
+    steps = action["runs"]["steps"]
+    assert {name for step in steps for name in step.get("env", {})} == names
+    run_steps(steps, tmp_path, environment)
+    found = {path.name for path in (tmp_path / "bulkedge-out").iterdir()}
+    assert {"record.json", "report.html", "junit.xml", "bulkedge.sarif"} <= found
+    report = ["bash", "-e", "-c", steps[-1]["run"]]  # without a record there is nothing to report
+    gone = environment | {"OUTPUT": "never-written"}
+    subprocess.run(report, cwd=tmp_path, env=gone, check=True)
+
+
+def test_the_hook_is_the_one_of_the_page_and_runs(tmp_path):
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    blocks_ = [yaml.safe_load(c) for language, c in BLOCK.findall((ROOT / "docs/ci.md").read_text())
+               if language == "yml" and c.startswith("repos:")]  # fmt: skip
+    (local,) = blocks_[0]["repos"][0]["hooks"]
+    shared = ("id", "entry", "files", "pass_filenames")
+    assert [hook[key] for key in shared] == [local[key] for key in shared]
+    command = [*hook["entry"].split(), *local["args"], "--include", "*layer.5*"]
+    ended = subprocess.run(command, cwd=tmp_path, env=in_ci(tmp_path), capture_output=True)
+    assert ended.returncode == 1, ended.stderr
 
 
 def test_the_readme_shows_what_the_demo_prints():

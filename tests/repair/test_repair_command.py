@@ -53,7 +53,7 @@ def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
     assert record.method == settings
     assert {row.rank_after for row in record.matrices} == {rank}
     assert record.after.summary.intruders == 0
-    assert "4 directions new by the paper's count before, 0 after, 2 of 2 matrices" in done.stdout
+    assert "4 directions new before, 0 after, 2 of 2 matrices" in done.stdout
     assert "\x1b" not in done.output
     assert "b\\x1b[31m " in done.stdout
     assert "not carried over: optimizer.pt" in done.stdout

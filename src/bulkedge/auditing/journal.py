@@ -103,7 +103,7 @@ class Journal(Generic[R]):
 
     Args:
         path: The file; its folder is made.
-        resume: Whether to go on with what is there; else a new file takes its place.
+        resume: Whether to resume from what is there; else a new file takes its place.
         kind: The class of the rows.
 
     Attributes:

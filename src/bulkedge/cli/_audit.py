@@ -172,7 +172,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if options["max_drift"] is not None and options["shard"]:
         raise click.UsageError("--max-drift judges the whole audit: give it to `bulkedge merge`")
     if options["resume"] and options["force"]:
-        raise click.UsageError("--resume goes on with what --force would replace; give one")
+        raise click.UsageError("--resume continues what --force would replace; give one of the two")
     if options["engine"] == "ray" and options["jobs"] != 1:
         raise click.UsageError("--jobs is for this machine; a Ray cluster decides for itself")
 
@@ -201,7 +201,7 @@ def _say_what_is_kept(output: Path | None) -> Iterator[None]:
 
         journal = output / JOURNAL_NAME if output else None
         if journal and journal.exists() and not isinstance(error, OutputError):
-            _notice(f"finished matrices are kept in {journal}; --resume goes on from there")
+            _notice(f"finished matrices are kept in {journal}; --resume continues from there")
         raise
 
 

@@ -125,7 +125,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if options["resume"] and options["output"] is None:
         raise click.UsageError("--resume needs the folder of the journal (--output DIR)")
     if options["resume"] and options["force"]:
-        raise click.UsageError("--resume goes on with what --force would replace; give one")
+        raise click.UsageError("--resume continues what --force would replace; give one of the two")
     if options["peft"] and options["like"] is None and None in (options["rank"], options["alpha"]):
         raise RecipeError("--peft needs --rank and --alpha of the LoRA, or --like an adapter")
     if (options["rank"] is None) != (options["alpha"] is None):
@@ -162,5 +162,5 @@ def _write_all(record: BudgetRecord, options: dict[str, Any]) -> None:
 
 
 def _notice(line: str) -> None:
-    """A word on stderr."""
+    """Print a line on stderr."""
     click.echo(printable(line), err=True)

@@ -105,5 +105,5 @@ def _numbers(name: str, text: str) -> list[float]:
 
 
 def _notice(line: str) -> None:
-    """A word on stderr."""
+    """Print a line on stderr."""
     click.echo(printable(line), err=True)

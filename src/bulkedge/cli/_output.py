@@ -207,7 +207,7 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
     if used and not (force or resume):
         raise OutputError(
             f"{output}: exists; give another folder, or --force to write into it, or --resume to "
-            "go on with its journal"
+            "resume from its journal"
         )
     refuse_held(output)
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())

@@ -8,7 +8,7 @@ import click
 
 from ._output import STDOUT, check_file, columns_option, format_by_ending, write
 
-FORMATS = ("html", "markdown", "junit", "csv", "parquet")
+FORMATS = ("html", "markdown", "junit", "sarif", "csv", "parquet")
 """The keys of ``bulkedge.report.FORMATS``, here because that takes a second to import."""
 
 

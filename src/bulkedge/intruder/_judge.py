@@ -160,7 +160,7 @@ def judge(
         W0, W, k, epsilon=epsilon, sides=sides, dtype=dtype, start=start, seed=seed
     )
     if found is None:
-        why = "the leading tuned values were not told apart from zero or not found"
+        why = "the leading tuned values were not distinguished from zero or not found"
     elif method == "certified" or not found.undecided:
         return found
     else:
@@ -267,7 +267,7 @@ def judge_vectors(
         epsilon: Score below which the paper counts an intruder.
 
     Returns:
-        One entry a vector that was judged.
+        One entry per vector that was judged.
     """
     if (count := count_nonzero_values(tuned)) == 0:
         return []

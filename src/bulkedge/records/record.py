@@ -1,7 +1,7 @@
 """The record: the product of an audit, of which every report is a view.
 
-One row a matrix, one a direction.  The schema is versioned: a field may be added within a version,
-never change its meaning.
+One row per matrix, one per direction.  The schema is versioned: a field may be added within a
+version, never change its meaning.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Summary(Row):
     audited: Count = Field(description="Of these, compared direction by direction.")
     unchanged: Count = Field(description="Of these, equal to the base.")
     not_audited: Count = Field(description="Of these, not finite or failed.")
-    intruders: Count = Field(description="The paper's count: directions with score < epsilon.")
+    intruders: Count = Field(description="How many directions are new: score < epsilon.")
     verdicts: dict[Verdict, Count] = Field(description="Directions by verdict.")
     skipped: Count = Field(description="Rows in `skipped`.")
     lost: Count = Field(description="Of these, updates of weights, which went unjudged.")

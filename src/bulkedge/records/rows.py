@@ -34,7 +34,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
 
     def keys(self) -> list[str]:
-        """The names of the fields: with ``row[name]`` what makes a row a mapping."""
+        """The names of the fields: with ``row[name]`` so that a row is a mapping."""
         return list(type(self).model_fields)
 
     def __getitem__(self, name: str) -> Any:
@@ -200,9 +200,9 @@ class Matrix(Row):
     note: str | None = Field(None, description="What a reader should know about the status.")
     spectral_norm_base: Size | None = None
     spectral_norm_update: Size | None = None
-    intruders: Count = Field(0, description="The paper's count: directions with score < epsilon.")
+    intruders: Count = Field(0, description="How many directions are new: score < epsilon.")
     directions: list[Direction] = []
-    angles: list[Angles] = Field([], description="One a side.")
+    angles: list[Angles] = Field([], description="One per side.")
     passes: Count = Field(0, description="Block products with the base or the tuned matrix.")
     spectrum: Spectrum | None = Field(None, description="Of the base.")
     bulk: Bulk | None = Field(None, description="Of the base; null where none could be fitted.")

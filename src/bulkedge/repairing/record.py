@@ -39,7 +39,7 @@ def _settings(method: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counted(word: str) -> str:
-    """The word of a verdict of the paper's count."""
+    """The word of a verdict that counts as new."""
     words = [verdict.value for verdict in COUNTED]
     if word not in words:
         raise ValueError(f"expected one of {', '.join(words)}, got {word!r:.40}")

@@ -66,16 +66,11 @@ def _found(record: Record) -> str:
 
 
 def explanation(record: Record) -> list[str]:
-    """How many, how far, how sure: sentences."""
-    summary, epsilon = record.summary, f"{record.recipe.epsilon:g}"
-    judged = sum(summary.verdicts.values())
+    """How many, how far, how certain: sentences."""
+    judged = sum(record.summary.verdicts.values())
     if not judged:
         return []
-    sentences = [
-        f"Of the {count(judged, 'leading singular direction')} of the tuned matrices, "
-        f"{count(summary.intruders, 'has', 'have')} no counterpart in the base (score below "
-        f"{epsilon}): {', '.join(_clause(record, verdict) for verdict in COUNTED)}."
-    ]
+    sentences = [_counted(record, judged)]
     noise = sum(matrix.intruders for matrix in untrained(record))
     if noise:
         where = "is in a matrix" if noise == 1 else "are in matrices"
@@ -93,6 +88,19 @@ def explanation(record: Record) -> list[str]:
         )
     sentences.append(_how_sure(record))
     return sentences
+
+
+def _counted(record: Record, judged: int) -> str:
+    """How many of the judged directions are new."""
+    found, epsilon = record.summary.intruders, f"{record.recipe.epsilon:g}"
+    leading = f"{count(judged, 'leading singular direction')} of the tuned matrices"
+    if not found:
+        return f"None of the {leading} is new (score below {epsilon})."
+    clauses = ", ".join(_clause(record, verdict) for verdict in COUNTED)
+    return (
+        f"Of the {leading}, {count(found, 'has', 'have')} no counterpart in the base (score below "
+        f"{epsilon}): {clauses}."
+    )
 
 
 def _clause(record: Record, verdict: Verdict) -> str:

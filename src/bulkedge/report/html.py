@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeGuard, Union
 
 from bulkedge._errors import InputError, printable
 from bulkedge.intruder import DEFAULT_EPSILON, Verdict
@@ -19,6 +19,7 @@ from .parts import document, filled, part
 from .scale import scale_sentences
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
+REPAIRED = "This is the fine-tune before its repair: see the audit after it, on this page."
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 
 
@@ -45,6 +46,7 @@ def to_html(
     """
     given = [records] if isinstance(records, (Record, RepairRecord)) else list(records)
     audits = [audit for record in given for audit in _audits(record)]
+    repaired = [id(record.before) for record in given if _is_done(record)]
     if not audits:
         raise InputError("expected at least one record, got none")
     if labels is not None and len(labels) != len(audits):
@@ -52,7 +54,11 @@ def to_html(
     chosen = [audit for _, audit in audits]
     names = list(labels) if labels is not None else _numbered([name for name, _ in audits])
     shown = {
-        "records": [_condensed(record, name) for record, name in zip(chosen, names, strict=True)],
+        "records": [
+            _condensed(record, name, repaired=id(record) in repaired)
+            for record, name in zip(chosen, names, strict=True)
+        ],
+        "open": 1 if len(given) == 1 and repaired else 0,
         "comparison": _compared(chosen, names),
         "columns": _columns(columns),
         "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
@@ -126,6 +132,11 @@ def _audits(record: Shown) -> list[tuple[str, Record]]:
     return [(f"{name}, as trained", before), *after]
 
 
+def _is_done(record: Shown) -> TypeGuard[RepairRecord]:
+    """Whether a record is of a repair that was written, with both of its audits."""
+    return isinstance(record, RepairRecord) and record.after is not None
+
+
 def _numbered(names: Sequence[str]) -> list[str]:
     """Names, with a number where one comes again."""
     return [
@@ -140,7 +151,7 @@ def _compared(records: Sequence[Record], names: Sequence[str]) -> str:
     return "New directions: " + ", ".join(map("{1} in {0}".format, names, counts))
 
 
-def _condensed(record: Record, label: str) -> dict[str, Any]:
+def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[str, Any]:
     """What the page shows of a record."""
     summary = record.summary
     bad = summary.intruders or summary.not_audited or summary.lost
@@ -156,7 +167,9 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
         ],
         "drift": None if summary.drift is None else _short(summary.drift.mean),
         "moments": record.inputs.moments is not None,
-        "steps": [[step.text, step.command] for step in steps(record)],
+        "steps": [[REPAIRED, None]]
+        if repaired
+        else [[step.text, step.command] for step in steps(record)],
         "relative": is_relative(record),
         "about": _about(record),
         "epsilon": record.recipe.epsilon,
@@ -251,7 +264,7 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
 
 
 def _short(x: float | None) -> float | None:
-    """Five digits; nothing for what is no number."""
+    """Five digits; nothing for what is not a number."""
     return None if x is None or x != x or abs(x) == float("inf") else float(f"{x:.5g}")
 
 

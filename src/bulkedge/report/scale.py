@@ -21,7 +21,7 @@ class Weaker:
         measured: Whether it is one that was measured; else it is expected.
         matrix: Whose it is.
         known: How many matrices it is the smallest of.
-        above: How many of them are expected to bear the update as it is, which they do not.
+        above: How many of them are expected to have no new direction, and do have one.
         untrained: How many more were left out, since their base looks like noise.
     """
 
@@ -36,8 +36,8 @@ class Weaker:
 def weaker(record: Record) -> Weaker | None:
     """The smallest critical scale of an update that makes new directions.
 
-    Where it is only expected, it is that of the matrices with new directions: the others bear their
-    updates as they are, whatever is expected of them.  Where it was measured, all count: a matrix
+    Where it is only expected, it is that of the matrices with new directions: the others need no
+    weaker update, whatever is expected of them.  Where it was measured, all count: a matrix
     may have a new direction at a smaller scale and none at 1.  One whose base looks untrained has
     nothing to lose, and is left out unless all are such.
 

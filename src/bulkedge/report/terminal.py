@@ -240,7 +240,7 @@ def cost_lines(record: RepairRecord) -> list[str]:
 
 
 def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
-    """One row a repaired matrix: its new directions, rank, and how far it moved."""
+    """One row per repaired matrix: its new directions, rank, and how far it moved."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
     lossy = any(row.loss > NOTABLE_LOSS for row in rows)
@@ -347,7 +347,7 @@ def _name(name: str) -> Text:
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
-    """One line a reason, with the first name as example; what is lost is said loudly."""
+    """One line per reason, with the first name as example; what is lost is said loudly."""
     groups: dict[tuple[bool, str], list[Skipped]] = {}
     for row in skipped:
         # the nearest names in parentheses belong to one row, not to the reason

@@ -1,9 +1,11 @@
 """What a new user meets in the first minutes: help, settings, stdout, records in Python."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +16,7 @@ from bulkedge.cli import cli
 from bulkedge.cli._group import EXAMPLES, SECTIONS
 from bulkedge.report.advice import doubts_of_the_base, names_its_base
 from cases import gaussian, orthonormal
-from helpers import save, some
+from helpers import save, save_adapter, some, weights
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,55 @@ def test_every_command_has_a_section_and_an_example():
     for name, lines in some(EXAMPLES.items()):
         told = CliRunner().invoke(cli, ["help", name]).output
         assert " ".join(told.split()).endswith(" ".join("  ".join(lines).split()))
+
+
+EVALUATE = """
+import json, pathlib, sys
+config = json.loads((pathlib.Path(sys.argv[1]) / "adapter_config.json").read_text())
+print(json.dumps({"task": config["lora_alpha"], "kept": 1 / (1 + config["lora_alpha"])}))
+"""
+WORDS = [f"w{i}" for i in range(20)]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A small causal model with its tokenizer, an adapter, texts and an evaluation."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    config = transformers.LlamaConfig(
+        vocab_size=22, hidden_size=24, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "BASE")
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    words = tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")  # noqa: S106
+    plain = tokenizers.Tokenizer(words)
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(
+        tmp_path / "BASE"
+    )
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
+    factors = {name.format("A"): weights(2, 24), name.format("B"): weights(32, 2)}
+    save_adapter(tmp_path / "TUNED", factors)
+    (tmp_path / "keep.txt").write_text("\n".join(" ".join(WORDS[i : i + 6]) for i in range(14)))
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    return tmp_path
+
+
+def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):
+    monkeypatch.chdir(model)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for lines in some(EXAMPLES.values()):
+        for line in lines:
+            program, *arguments = shlex.split(line)
+            ended = CliRunner().invoke(cli, arguments)
+            assert program == "bulkedge"
+            assert ended.exit_code in (0, 1), (line, ended.output, ended.exception)
+            assert ended.exception is None or isinstance(ended.exception, SystemExit), line
+    written = ("report.html", "out/record.json", "summary.md", "repaired/repair.json",
+               "base.moments", "points/frontier.html", "lora.json", "whole/record.json")  # fmt: skip
+    assert [name for name in written if not (model / name).stat().st_size] == []
 
 
 def test_help_of_an_unknown_command(run):
@@ -145,8 +196,6 @@ def test_what_was_advised_is_in_every_later_command(run):
 
 
 def test_leaving_everything_out_is_not_blamed_on_the_base(run, tmp_path):
-    from helpers import save_adapter, weights
-
     tensors = {
         f"base_model.model.a.lora_{x}.weight": weights(*shape)
         for x, shape in {"A": (2, 50), "B": (60, 2)}.items()

@@ -40,7 +40,7 @@ def project_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
 def _table(file: Path) -> dict[str, Any] | None:
     """The table ``[tool.bulkedge]`` of a file; None without one."""
     if sys.version_info >= (3, 11):
-        import tomllib
+        import tomllib  # novermin: guarded by the version
     else:
         import tomli as tomllib
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bulkedge._errors import InputError, count, printable
 
-if TYPE_CHECKING:
-    from .record import Record
-    from .rows import Matrix
+from .rows import Matrix
+from .views import Audited
 
 SAME = ("top_k", "epsilon", "side")
 """The settings that two audits must share for their counts to mean the same."""
@@ -72,7 +70,7 @@ class RecordComparison:
         return "\n".join(lines)
 
 
-def compare(first: Record, second: Record) -> RecordComparison:
+def compare(first: Audited, second: Audited) -> RecordComparison:
     """Compare two audits, matrix by matrix.
 
     Args:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bulkedge._errors import MissingExtraError, count, printable
 from bulkedge._verdict import COUNTED, Verdict
 
+from .recipe import Recipe
 from .rows import Direction, Matrix
 
 if TYPE_CHECKING:
     import pandas
-
-    from .record import Record
 
 MOST_SHOWN = 10
 """So many matrices a notebook shows, the worst first."""
@@ -22,7 +21,31 @@ NESTED = ("shape", "directions", "angles", "spectrum", "bulk", "critical_scale",
 """The fields of a matrix that are no single value; a data frame leaves them out."""
 
 
-def summary_of(record: Record) -> str:
+class Audited(Protocol):
+    """What a view or a comparison needs of a record."""
+
+    @property
+    def inputs(self) -> Any:
+        """What was compared."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings."""
+        ...
+
+    @property
+    def summary(self) -> Any:
+        """The counts."""
+        ...
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """One row per matrix."""
+        ...
+
+
+def summary_of(record: Audited) -> str:
     """What a record says, in three lines.
 
     Args:
@@ -40,7 +63,7 @@ def summary_of(record: Record) -> str:
     )
 
 
-def found_in(record: Record) -> str:
+def found_in(record: Audited) -> str:
     """The counts of a record, in a sentence without a full stop.
 
     Args:
@@ -66,7 +89,7 @@ def found_in(record: Record) -> str:
     return line
 
 
-def as_html(record: Record) -> str:
+def as_html(record: Audited) -> str:
     """The same with its worst matrices, for a notebook.
 
     Args:
@@ -106,7 +129,7 @@ def _worst(matrix: Matrix) -> float:
     return min((row.score for row in matrix.directions), default=1.0)
 
 
-def as_frame(record: Record, rows: str) -> pandas.DataFrame:
+def as_frame(record: Audited, rows: str) -> pandas.DataFrame:
     """One row per matrix, or one per direction.
 
     Args:

@@ -6,7 +6,6 @@ rich as plain ``Text``, never as markup.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 from .advice import broken, by_worst, doubts_of_the_base, steps
 from .columns import TERMINAL, Column, columns_of
 from .drift import drift_lines
+from .names import folded, short_name
 from .scale import scale_lines
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def _table(matrices: Sequence[Matrix], columns: Sequence[Column], width: int) ->
     room = width - sum(1 + _width(column, matrices) for column in columns)
     for matrix in matrices:
         cells = (_cell(column, matrix) for column in columns)
-        table.add_row(Text("\n".join(_folded(_short_name(matrix.name), room))), *cells)
+        table.add_row(Text("\n".join(folded(short_name(matrix.name), room))), *cells)
     return table
 
 
@@ -320,30 +320,15 @@ def _width(column: Column, matrices: Iterable[Matrix]) -> int:
     return max(map(cell_len, (heading, *(column.show(matrix) for matrix in matrices))))
 
 
-def _folded(name: str, room: int) -> list[str]:
-    """A name in lines of at most ``room``, broken after dots where that suffices."""
-    lines = [""]
-    for part in re.split(r"(?<=\.)", name):
-        if lines[-1] and cell_len(lines[-1]) + cell_len(part) > room:
-            lines.append("")
-        lines[-1] += part
-    return lines
-
-
 def _cell(column: Column, matrix: Matrix) -> Text:
     """One value, in the style of its column unless it is zero."""
     style = column.style if column.value(matrix) else ""
     return Text(printable(column.show(matrix)), style=style)
 
 
-def _short_name(name: str) -> str:
-    """A matrix by its module, which globs know, too: a table has few columns."""
-    return printable(name.removesuffix(".weight"))
-
-
 def _name(name: str) -> Text:
     """The same as text that is no markup."""
-    return Text(_short_name(name))
+    return Text(short_name(name))
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:

@@ -47,6 +47,7 @@ def run(folder, tmp_path, monkeypatch):
     return lambda line: CliRunner().invoke(cli, shlex.split(line))
 
 
+ROOT = Path(__file__).parents[1]
 AUDIT = "audit base.safetensors tuned.safetensors"
 
 
@@ -106,10 +107,10 @@ def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):
             program, *arguments = shlex.split(line)
             ended = CliRunner().invoke(cli, arguments)
             assert program == "bulkedge"
-            assert ended.exit_code in (0, 1), (line, ended.output, ended.exception)
-            assert ended.exception is None or isinstance(ended.exception, SystemExit), line
-    written = ("report.html", "out/record.json", "summary.md", "repaired/repair.json",
-               "base.moments", "points/frontier.html", "lora.json", "whole/record.json")  # fmt: skip
+            assert ended.exit_code in (0, 1), (line, ended.output)
+            assert isinstance(ended.exception, SystemExit | None), (line, ended.exception)
+    written = ["report.html", "out/record.json", "summary.md", "repaired/repair.json"]
+    written += ["base.moments", "points/frontier.html", "lora.json", "whole/record.json"]
     assert [name for name in written if not (model / name).stat().st_size] == []
 
 
@@ -407,3 +408,15 @@ def test_importing_torch_is_no_part_of_help():
     code = "import sys; from bulkedge.cli import cli; cli(['help'], standalone_mode=False); "
     check = "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code + check], check=True, capture_output=True)
+
+
+def test_the_notebook_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    notebook = json.loads((ROOT / "examples/notebooks/first_look.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in some(cells))
+    names = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)  # noqa: S102 — ours
+    assert names["record"].summary.intruders > 0
+    assert "rank 8" in names["page"]

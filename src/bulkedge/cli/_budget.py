@@ -96,27 +96,33 @@ def budget(base: Path, **options: Any) -> None:
             )
         show_as(record, print_budget, options)
         _write_all(record, options)
-        if not options["quiet"] and (step := _next(record, base, options)):
-            _notice(f"next: {step}")
+        if not options["quiet"]:
+            for lead, line in zip(("next: ", "  "), _next(record, base, options), strict=False):
+                _notice(f"{lead}{line}")
     sys.exit(CLEAN if record.complete else FAILURE)
 
 
-def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> str | None:
-    """What to do with a budget; None where no matrix has a limit."""
+def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str]:
+    """What to do with a budget, and how; nothing where no matrix has a limit."""
     if not any(row.leading is not None for row in record.matrices):
-        return None
+        return []
     quoted = shlex.quote(str(base))
     if options["like"] is not None:
         if not record.above:
-            return None
+            return []
         like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
-        return f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
+        command = f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
+        return ["weaken the layers above their limit", command]
     if options["peft"] is not None:
-        return f'train with {options["peft"]}, and Hold("leading"), which holds updates below θ_k'
-    if options["rank"] is None:
-        return f"bulkedge budget {quoted} --rank 8 --alpha 16 --peft lora.json"
-    rank, alpha = options["rank"], f"{options['alpha']:g}"
-    return f"bulkedge budget {quoted} --rank {rank} --alpha {alpha} --peft lora.json"
+        return [
+            f'train with {options["peft"]}, and with Hold("leading"), which keeps updates below θ_k'
+        ]
+    rank = 8 if options["rank"] is None else options["rank"]
+    alpha = "16" if options["alpha"] is None else f"{options['alpha']:g}"
+    return [
+        "write the settings for LoraConfig",
+        f"bulkedge budget {quoted} --rank {rank} --alpha {alpha} --peft lora.json",
+    ]
 
 
 def _check_options(options: dict[str, Any]) -> None:

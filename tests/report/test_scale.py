@@ -80,8 +80,7 @@ def test_terminal_markdown_and_page_tell_it_first(record):
     scale = f"{weaker(record).scale:.3f}"[:4]  # rounded down
     line = (
         f"to have no new direction, merge or serve it at ≤ {scale} of its strength: estimated "
-        "(θ_k over ΔW), not measured; stronger needs the least; 1 matrix whose base is noise left "
-        "out"
+        "(θ_k over ΔW), not measured; set by stronger; 1 matrix whose base is noise left out"
     )
     assert line in printed(record).splitlines()
     assert line not in printed(record, brief=True)
@@ -195,8 +194,8 @@ def test_what_was_measured_is_told_of_all_matrices(record):
     found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
     (line,) = report.scale.scale_lines(found)
     assert line == (
-        "to have no new direction, merge or serve it at ≤ 0.25 of its strength: measured; weak "
-        "needs the least; 1 matrix whose base is noise left out"
+        "to have no new direction, merge or serve it at ≤ 0.25 of its strength: measured; set by "
+        "weak; 1 matrix whose base is noise left out"
     )
     (sentence,) = report.scale.scale_sentences(found)
     assert sentence.startswith("Merged or served at ≤ 0.25 of its strength it has no new direction")

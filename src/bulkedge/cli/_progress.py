@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def show_progress(quiet: bool, total: int, doing: str = "auditing") -> Iterator[Any]:
-    """A bar with the time left on stderr; nothing where stderr is no terminal."""
+    """A bar with the time left on stderr; nothing without a terminal."""
     with show_phases(quiet) as bar:
         yield bar and (lambda name, done, total_=total: bar(doing, name, done, total_))
 

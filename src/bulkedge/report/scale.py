@@ -85,7 +85,7 @@ def scale_lines(record: Record) -> list[str]:
     how = "measured" if found.measured else "estimated (θ_k over ΔW), not measured"
     line = (
         f"to have no new direction, merge or serve it at ≤ {_down(found.scale)} of its strength: "
-        f"{how}; {found.matrix} needs the least"
+        f"{how}; set by {found.matrix}"
     )
     if found.above:
         line += f"; {_off(found)}"

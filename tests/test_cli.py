@@ -419,7 +419,7 @@ def test_a_dead_worker_leaves_the_journal_and_says_so(inputs, tmp_path, monkeypa
             "--max-drift judges the whole audit: give it to `bulkedge merge`",
         ),
         (["--shard", "1/2"], "--shard needs the folder of the journal (--output DIR)"),
-        (["--resume", "--force", "-o", "out"], "--resume goes on with what --force would replace"),
+        (["--resume", "--force", "-o", "out"], "--resume continues what --force would replace"),
         (["--shard", "1", "-o", "out"], "expected I/N such as 2/8, got '1'"),
         (["--shard", "0/2", "-o", "out"], "expected a shard I/N with 1 ≤ I ≤ N, got 0/2"),
         (["--engine", "ray", "-j", "2"], "--jobs is for this machine"),

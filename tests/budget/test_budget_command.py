@@ -64,7 +64,7 @@ def test_a_matrix_without_a_limit_is_said_loudly(base, tmp_path):
         (["-r", 4, "--alpha", 8, "--peft", "f", "--csv", "./f"], "would be written twice"),
         (["-o", "out", "--csv", "out/budget.json"], "would be written twice"),
         (["--resume"], "--resume needs the folder of the journal"),
-        (["--resume", "-o", "x", "--force"], "--resume goes on with what --force would replace"),
+        (["--resume", "-o", "x", "--force"], "--resume continues what --force would replace"),
     ],
 )
 def test_what_does_not_go_together(base, options, words):

@@ -178,7 +178,7 @@ def test_force_is_not_for_the_copy(pair, tmp_path):
 
 def test_help_and_page_tell_the_exit_code_of_a_dry_run():
     (option,) = (option for option in repair.params if option.name == "dry_run")
-    assert "the exit code is that of the audit" in option.help
+    assert "The exit code is the audit's" in option.help
     page = (Path(__file__).parents[2] / "docs/repair.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| `--dry-run`"))
     assert "the exit code is that of the audit: 1 if there is something to repair" in row

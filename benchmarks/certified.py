@@ -19,13 +19,12 @@ from typing import Any
 
 import made_up_model
 import torch
-from bulkedge.auditing.judge import Judged, certified
 from common import peak_of, store
 
 from bulkedge import Recipe
 from bulkedge._linmap import LowRank
-from bulkedge.comparison.pair import Pair
-from bulkedge.intruder import Verdict
+from bulkedge.comparison import Pair, judge_pair
+from bulkedge.intruder import Judgement, Verdict
 
 SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096)]
 K = 10
@@ -45,10 +44,10 @@ def make_pair(kind: str, m: int, n: int, rank: int, seed: int = 0) -> Pair:
     return Pair(W0, None, LowRank((u * theta).double(), v.mT.double()))
 
 
-def audit_one(pair: Pair, recipe: Recipe) -> Judged:
+def audit_one(pair: Pair, recipe: Recipe) -> Judgement:
     """All directions of one matrix, from its tensors."""
-    found = certified(pair, recipe)
-    if found is None:
+    found = judge_pair(pair, recipe.model_copy(update={"method": "certified"}))
+    if found.method != "certified":
         raise SystemExit("the tuned triplets were not found")
     return found
 
@@ -155,7 +154,7 @@ def measure_model(scale: int, made: Path | None) -> None:
         record = json.loads((out / "record.json").read_text())
         planted = set(json.loads((folder / "planted.json").read_text()))
     rows = record["matrices"]
-    found = {row["name"] for row in rows if row["intruders"]}
+    found = {row["name"] for row in rows if row["new_directions"]}
     passes = sorted(row["passes"] for row in rows)
     methods = [direction["method"] for row in rows for direction in row["directions"]]
     largest = max(row["shape"][0] * row["shape"][1] for row in rows) * 4
@@ -173,7 +172,7 @@ def measure_model(scale: int, made: Path | None) -> None:
             "planted_matrices": len(planted),
             "planted_found": len(planted & found),
             "found_elsewhere": len(found - planted),
-            "intruders": record["summary"]["intruders"],
+            "intruders": record["summary"]["new_directions"],
             "undecided": record["summary"]["verdicts"]["undecided"],
             "dense_directions": methods.count("dense"),
             "peak_MB": round(peak / 1e6),

@@ -77,7 +77,7 @@ def measured(row: Matrix) -> dict[str, Any]:
         "low": found.low,
         "high": found.high,
         "undecided": found.undecided,
-        "new": row.intruders,
+        "new": row.new_directions,
     }
 
 

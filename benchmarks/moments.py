@@ -87,7 +87,7 @@ def ranks() -> dict[str, Any]:
     """What sketches of MiniLM's moments lose."""
     from protect import load_pairs
 
-    texts = [text for pair in load_pairs()["texts"] for text in pair]
+    texts = [text for pair in load_pairs("noun")["texts"] for text in pair]
     began = time.process_time()
     exact = collect_moments(BASE, texts)
     seconds, rows = time.process_time() - began, []
@@ -111,7 +111,7 @@ def how_many() -> dict[str, Any]:
     """How far moments of some texts are from those of as many others of the same kind."""
     from protect import load_pairs
 
-    texts = [text for pair in load_pairs()["texts"] for text in pair]
+    texts = [text for pair in load_pairs("noun")["texts"] for text in pair]
     half = len(texts) // 2
     layers = ("*.query", "*.intermediate.dense")
     other = collect_moments(BASE, texts[half:], include=layers)

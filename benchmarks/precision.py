@@ -17,8 +17,7 @@ import torch
 from common import store
 
 from bulkedge import Recipe
-from bulkedge.auditing.matrix import load
-from bulkedge.comparison import make_plan
+from bulkedge.comparison import load, make_plan
 from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import thin_svd
 
@@ -41,7 +40,7 @@ def precision() -> dict[str, float]:
         plan = make_plan(BASE, ROOT / "examples/minilm_wordnet" / adapter, Recipe())
         for comparison in plan.comparisons:
             pair = load(comparison, torch.device("cpu"))
-            W0, W = pair.base, pair.tuned.to_dense()
+            W0, W = pair.base.double(), pair.tuned_map().to_dense()
             S = torch.linalg.svdvals(W0)
             gaps += ((S[:-1] - S[1:]) / S[0]).tolist()
             difference = score_in(W0, W, torch.float32) - score_in(W0, W, torch.float64)

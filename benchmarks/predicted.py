@@ -19,8 +19,7 @@ import torch
 from common import store
 
 from bulkedge import Recipe
-from bulkedge.auditing.matrix import load
-from bulkedge.comparison import make_plan
+from bulkedge.comparison import load, make_plan
 from bulkedge.intruder import base_vectors, scores
 from bulkedge.triplet import thin_svd
 from bulkedge.update import BaseSpectrum, Secular, predict_spikes, update_svd
@@ -34,14 +33,14 @@ LEADING = 20
 def matrix_rows(comparison: Any, adapter: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One matrix: its bulk and counts, and a row for each spike above the threshold."""
     pair = load(comparison, torch.device("cpu"))
-    U, S, V = thin_svd(pair.base)
+    U, S, V = thin_svd(pair.base.double())
     base = BaseSpectrum.from_values(S, (len(U), len(V)))
     factors = pair.factors
     spikes = update_svd(factors.B, factors.A, factors.scale, factors.shape)
     found = predict_spikes(base, spikes.gamma)
     exact = Secular.from_svd(U, S, V, factors.B, factors.A, factors.scale)
     outliers = exact.outliers(base.fit.edge)
-    dense = torch.linalg.svdvals(pair.tuned.to_dense())[: len(outliers)]
+    dense = torch.linalg.svdvals(pair.tuned_map().to_dense())[: len(outliers)]
     left = (spikes.u.mT @ outliers.u).square()
     right = (spikes.v.mT @ outliers.v).square()
     rows = []

@@ -293,7 +293,7 @@ def through_files(adapter: Adapter) -> dict[str, Any]:
         written = Tuned(out).dense
     meant = treated(adapter, arms.protected, 1.0)
     counts = [
-        sum(row.intruders for row in audit.matrices if row.name.startswith("encoder."))
+        sum(row.new_directions for row in audit.matrices if row.name.startswith("encoder."))
         for audit in (record.before, record.after)
         if audit is not None
     ]

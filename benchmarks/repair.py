@@ -68,7 +68,7 @@ def counts(record: bulkedge.Record) -> dict[str, int]:
     if any(matrix.name.startswith("pooler.") for matrix in record.matrices):
         found["pooler"] = 0
     for matrix in record.matrices:
-        found["pooler" if matrix.name.startswith("pooler.") else "encoder"] += matrix.intruders
+        found["pooler" if matrix.name.startswith("pooler.") else "encoder"] += matrix.new_directions
     return found
 
 

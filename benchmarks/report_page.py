@@ -74,7 +74,7 @@ def main() -> None:
                 "scale": arguments.scale,
                 "matrices": len(record.matrices),
                 "directions": sum(len(matrix.directions) for matrix in record.matrices),
-                "intruders": record.summary.intruders,
+                "intruders": record.summary.new_directions,
                 "page_MB": round(path.stat().st_size / 1e6, 2),
                 "seen_ms": round(statistics.median(seen)),
                 "seen_ms_most": round(max(seen)),

@@ -1,5 +1,6 @@
 """Every test runs on one torch thread, with no network and no hub."""
 
+import fcntl
 import json
 import os
 import struct
@@ -16,6 +17,26 @@ from hypothesis import settings
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory):
+    """The audits of the adapters that the repository ships, computed once in all processes."""
+    import bulkedge
+    from helpers import EXAMPLE, MINILM
+
+    assert MINILM.is_dir(), "run `make minilm` first"
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    found = {}
+    for name in ("lora-r1", "lora-r8"):
+        path = shared / f"{name}.json"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one computes, the others wait and read
+            if not path.exists():
+                path.write_text(bulkedge.audit(MINILM, EXAMPLE / name).to_json())
+        found[name] = bulkedge.Record.from_json(path)
+    return found
 
 
 @pytest.fixture(autouse=True)

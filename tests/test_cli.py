@@ -14,12 +14,14 @@ import yaml
 from bulkedge import Recipe, Record
 from bulkedge.cli import audit
 from cases import gaussian, orthonormal
+from commands import run
 from helpers import save, save_adapter, some, weights
 
 CLEAN, FINDINGS, FAILURE = 0, 1, 2
 
 
-def run(*arguments, **environment):
+def process(*arguments, **environment):
+    """What only a process of its own shows: streams, signals, its exit code."""
     return subprocess.run(
         [sys.executable, "-m", "bulkedge", *map(str, arguments)],
         capture_output=True,
@@ -107,7 +109,7 @@ def test_table_and_verdict(inputs):
         "matrices"
     ]
     norm = row["spectral_norm_update"]
-    ratios = norm / row["spectral_norm_base"], norm / row["leading"]
+    ratios = norm / row["spectral_norm_base"], norm / row["top_k_threshold"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
     assert lines[2] == ""
     assert lines[3] == (
@@ -129,7 +131,7 @@ def test_json_quiet_and_output(inputs, tmp_path):
     assert result.returncode == FINDINGS
     assert f"record written to {out / 'record.json'}" in result.stderr
     assert result.stdout == (out / "record.json").read_text()
-    assert Record.from_json(out / "record.json").summary.intruders == 1
+    assert Record.from_json(out / "record.json").summary.new_directions == 1
     assert {path.name for path in out.iterdir()} == {"record.json", "journal.jsonl"}
 
     again = run("audit", inputs["base"], inputs["found"], "-q", "-o", out)
@@ -280,7 +282,7 @@ def test_a_bug_is_one_line_with_a_way_to_see_more(monkeypatch, capsys):
 
 
 def test_a_terminal_without_unicode_gets_escapes(inputs):
-    result = run("audit", inputs["base"], inputs["found"], PYTHONIOENCODING="ascii")
+    result = process("audit", inputs["base"], inputs["found"], PYTHONIOENCODING="ascii")
     assert result.returncode == FINDINGS
     assert r"\u0394W" in result.stdout
 
@@ -372,7 +374,7 @@ def test_interruption_keeps_what_is_finished(jobs, tmp_path):
     refused = run(*arguments)
     assert refused.returncode == FAILURE
     assert "--resume to resume from its journal" in refused.stderr
-    resumed = run(*arguments, "--resume")
+    resumed = run(*arguments, "--resume", "-j", 1)
     assert resumed.returncode == CLEAN, resumed.stderr
     taken = Record.from_json(out / "record.json").run.resumed
     assert 2 <= taken < 30
@@ -493,7 +495,7 @@ def test_inspect(inputs, tmp_path):
     assert rows[0] == {
         "name": "a.weight", "shape": [120, 90], "dtype": "F32", "rank": 2, "scale": 2.0,
     }  # fmt: skip
-    missing = run("inspect", tmp_path / "nowhere")
+    missing = process("inspect", tmp_path / "nowhere")
     assert (missing.returncode, missing.stdout) == (FAILURE, "")
 
 
@@ -523,7 +525,7 @@ def test_inspect_tells_which_layers_cannot_be_used_and_sums_up(tmp_path):
 
 
 def test_summaries_of_commands_are_whole_sentences():
-    ended = run("--help")
+    ended = process("--help")
     assert ended.returncode == CLEAN
     lines = ended.stdout.partition("Commands:\n")[2].splitlines()
     assert len(lines) == 9

@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import bulkedge
 from bulkedge.cli import audit, budget, frontier, repair
 from bulkedge.records import make_recipe, read_recipe
 from bulkedge.report import print_record
+from commands import run
 from helpers import EXAMPLE, MINILM, some
 
 ROOT = Path(__file__).parents[1]
@@ -66,25 +69,51 @@ def load_script(path):
     return module
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("sh"))
-def test_shell_blocks_run(page, code, tmp_path):
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+ONE_AFTER_THE_OTHER = ("quickstart.md",)  # each command uses what the ones before have written
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A folder in which the paths of the pages lead somewhere, and what they write may lie."""
+    for name in ("build", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_commands(code):
     for line in some(code.replace("\\\n", " ").splitlines()):
         command = line.partition("#")[0].strip()
         if not command or command.startswith(NOT_RUN):
             continue
-        command = re.sub(r"(-o|--report) (?!/)(\S+)", rf"\1 {tmp_path}/\2", command)
-        result = subprocess.run(
-            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode in (0, 1), (command, result.stderr)
+        program, *arguments = shlex.split(command)
+        assert program == "bulkedge", f"{command}: only the command itself is run here"
+        ended = run(*arguments)
+        assert ended.returncode in (0, 1), (command, ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("page", "code"), [b for b in blocks("sh") if b.values[0].name not in ONE_AFTER_THE_OTHER]
+)
+def test_shell_blocks_run(page, code, workspace):
+    run_commands(code)
+
+
+@pytest.mark.parametrize("name", ONE_AFTER_THE_OTHER)
+def test_commands_of_a_page_run_one_after_the_other(name, workspace):
+    pages = [block.values for block in blocks("sh")]
+    run_commands("".join(code for page, code in pages if page.name == name))
 
 
 @pytest.mark.parametrize(
     ("page", "code"), [b for b in blocks("python") if b.values[0].name not in CONTINUED]
 )
-def test_python_blocks_run(page, code, tmp_path):
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+def test_python_blocks_run(page, code, monkeypatch):
+    """Each with names of its own; a process for each would import torch as often."""
+    monkeypatch.chdir(ROOT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(code, f"{page.name}, a block", "exec"), {"__name__": "block"})  # noqa: S102
 
 
 @pytest.mark.parametrize("name", CONTINUED)
@@ -158,8 +187,9 @@ def test_the_hook_is_the_one_of_the_page_and_runs(tmp_path):
     assert ended.returncode == 1, ended.stderr
 
 
-def test_the_readme_shows_what_the_demo_prints():
+def test_the_readme_shows_what_the_demo_prints(monkeypatch):
     """A part of it, line by line, in its order."""
+    monkeypatch.chdir(ROOT)
     readme = (ROOT / "README.md").read_text()
     (block,) = (code for language, code in BLOCK.findall(readme) if language == "text")
     record = bulkedge.audit(*(str(p.relative_to(ROOT)) for p in (MINILM, EXAMPLE / "lora-r1")))

@@ -374,7 +374,7 @@ def test_without_pandas_it_says_what_to_install(record, monkeypatch):
 
 
 def test_two_records_are_compared(record):
-    better = record.matrices[0].model_copy(update={"intruders": 0})
+    better = record.matrices[0].model_copy(update={"new_directions": 0})
     after = record.model_copy(update={"matrices": [better]})
     found = record.compare(after)
     assert [row.name for row in found.changed] == ["a.weight"]
@@ -418,5 +418,5 @@ def test_the_notebook_runs(monkeypatch):
     names = {}
     for cell in cells:
         exec("".join(cell["source"]), names)  # noqa: S102 — ours
-    assert names["record"].summary.intruders > 0
+    assert names["record"].summary.new_directions > 0
     assert "rank 8" in names["page"]

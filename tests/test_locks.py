@@ -20,40 +20,57 @@ from helpers import save, weights
 pytest.importorskip("fcntl")
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from bulkedge.auditing import hold
 from bulkedge.auditing.journal import Journal
-folder = Path(sys.argv[2])
-with hold(folder) if sys.argv[1] == "folder" else Journal(folder / "journal.jsonl"):
-    print("held", flush=True)
-    time.sleep(600)
+while line := sys.stdin.readline():
+    kind, _, name = line.rstrip().partition(" ")
+    folder = Path(name)
+    with hold(folder) if kind == "folder" else Journal(folder / "journal.jsonl"):
+        print("held", flush=True)
+        sys.stdin.readline()
+    print("let go", flush=True)
 """
 IN_USE = "another bulkedge command is writing into it; wait until it has finished, or give another"
 
 
-def start(kind, folder):
-    """Another process that holds the folder, as a command does, or the journal in it."""
-    command = [sys.executable, "-c", HOLD, kind, str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    return process
+def start():
+    """Another process, which can hold what a command holds."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", HOLD], stdin=pipe, stdout=pipe, text=True)
+
+
+def ask(process, line, answer):
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == f"{answer}\n"
 
 
 def stop(process, how=signal.SIGKILL):
     process.send_signal(how)
     process.wait(60)
+    process.stdin.close()
     process.stdout.close()
 
 
+@pytest.fixture(scope="module")
+def other():
+    """One for all tests that only need somebody else."""
+    process = start()
+    yield process
+    stop(process)
+
+
 @pytest.fixture(params=["folder", "journal"])
-def held(request, tmp_path):
+def held(request, other, tmp_path):
+    """A folder that another process holds, as a command does, or the journal in it."""
     folder = tmp_path / "out"
     folder.mkdir()
-    process = start(request.param, folder)
+    ask(other, f"{request.param} {folder}", "held")
     (folder / "record.json").write_text("theirs")
     yield folder
-    stop(process)
+    ask(other, "enough", "let go")
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +119,19 @@ def test_every_command_leaves_a_folder_in_use_alone(case, held, made):
     assert after == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("kind", ["folder", "journal"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("folder", signal.SIGKILL),
+        ("journal", signal.SIGKILL),
+        ("folder", signal.SIGINT),
+        ("journal", signal.SIGTERM),
+    ],
+)
 def test_a_dead_process_holds_nothing(kind, how, made, tmp_path):
     out = tmp_path / "out"
-    process = start(kind, out if kind == "folder" else tmp_path)
+    process = start()
+    ask(process, f"{kind} {out if kind == 'folder' else tmp_path}", "held")
     stop(process, how)
     command = ["audit", str(made / "b.safetensors"), str(made / "t.safetensors"), "-o", str(out)]
     found = CliRunner().invoke(cli, [*command, "--fail-on", "never"])

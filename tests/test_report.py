@@ -158,11 +158,12 @@ def test_printable(name, shown):
 
 def test_one_of_anything_is_told_in_the_singular(record):
     matrix = record.matrices[0]
-    few = matrix.model_copy(update={"directions": matrix.directions[:1], "intruders": 1})
+    few = matrix.model_copy(update={"directions": matrix.directions[:1], "new_directions": 1})
     verdicts = dict.fromkeys(Verdict, 0) | {few.directions[0].verdict: 1}
     summary = record.summary.model_copy(
-        update={"matrices": 2, "audited": 1, "unchanged": 1, "intruders": 1, "not_audited": 1,
-                "lost": 0, "verdicts": verdicts, "spikes": 1, "beyond_leading": 1, "tensors": None}
+        update={"matrices": 2, "audited": 1, "unchanged": 1, "new_directions": 1, "not_audited": 1,
+                "lost": 0, "verdicts": verdicts, "spikes": 1, "beyond_top_k_threshold": 1,
+                "tensors": None}
     )  # fmt: skip
     one = record.model_copy(update={"summary": summary, "matrices": [few], "skipped": []})
     lines = printed(one, terminal=False).splitlines()

@@ -45,7 +45,7 @@ def count(base: Path, tuned: Path) -> dict[str, int]:
     )
     for matrix in bulkedge.audit(base, tuned, recipe=recipe).matrices:
         if matrix.name.startswith("pooler."):
-            counts["pooler_paper"] += matrix.intruders
+            counts["pooler_paper"] += matrix.new_directions
             continue
         counts["encoder_matrices"] += 1
         for direction in matrix.directions:

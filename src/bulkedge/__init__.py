@@ -2,7 +2,7 @@
 
 >>> import bulkedge
 >>> record = bulkedge.audit("path/to/base", "path/to/tuned")  # doctest: +SKIP
->>> record.summary.intruders  # doctest: +SKIP
+>>> record.summary.new_directions  # doctest: +SKIP
 7
 
 Names are loaded on first use: ``import bulkedge`` alone costs nothing, not even torch.

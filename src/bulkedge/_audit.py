@@ -83,7 +83,7 @@ def audit(
         >>> update = 50 * torch.eye(32)[:, :1] @ torch.eye(32)[:1]
         >>> save_file({"layer.weight": W0}, folder / "base.safetensors")
         >>> save_file({"layer.weight": W0 + update}, folder / "tuned.safetensors")
-        >>> audit(folder / "base.safetensors", folder / "tuned.safetensors").summary.intruders
+        >>> audit(folder / "base.safetensors", folder / "tuned.safetensors").summary.new_directions
         1
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})

@@ -99,7 +99,7 @@ def repair(
         ...     folder / "base.safetensors", folder / "tuned.safetensors", folder / "repaired",
         ...     recipe={"top_k": 1},
         ... )
-        >>> found.before.summary.intruders, found.after.summary.intruders
+        >>> found.before.summary.new_directions, found.after.summary.new_directions
         (1, 0)
         >>> sorted(path.name for path in (folder / "repaired").iterdir())
         ['repair.json', 'tuned.safetensors']

@@ -198,7 +198,7 @@ def test_fused_and_split_are_paired_by_rows(fused, tmp_path):
     expected = sum(
         int((oracle_scores(pieces[n], tuned[n], 3) < 0.5).sum()) for n in found if "layers" in n
     )
-    assert record.summary.intruders == expected > 0
+    assert record.summary.new_directions == expected > 0
     assert (code(record), lost(record)) == (FINDINGS, {})
     assert counts(record)["equal"] == 4  # embeddings and heads of both sides
 
@@ -472,7 +472,7 @@ def test_an_output_layer_that_became_the_embedding(tmp_path):
     (row,) = [m for m in record.matrices if m.name == HEAD]
     assert row.tuned_name == f"{EMBED}[as lm_head]"
     expected = int((oracle_scores(tensors[HEAD], tensors[EMBED], 10) < 0.5).sum())
-    assert row.intruders == expected > 0
+    assert row.new_directions == expected > 0
     assert code(record) == FINDINGS
     done = bulkedge.repair(base, tuned, tmp_path / "out", recipe={"top_k": 10})
     assert [r.note for r in done.matrices] == [f"shares its tensor with {EMBED}"]
@@ -529,7 +529,7 @@ def test_an_adapter_of_a_tied_model_that_stores_the_other_name(stored, tmp_path)
     keys |= {"base_model.model.q.lora_B.weight": weights(9, 2) / 99}
     adapter = save_adapter(tmp_path / "a", keys | {f"base_model.model.{other}": W})
     record = audited(base, adapter)
-    assert [m.name for m in record.matrices if m.intruders] == [
+    assert [m.name for m in record.matrices if m.new_directions] == [
         f"{name}[as {other.removesuffix('.weight')}]"
     ]
     assert (code(record), lost(record)) == (FINDINGS, {})

@@ -80,7 +80,7 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
         grid = [found.high * 1.03**-i for i in range(80, -1, -1)]  # from a tenth on
         first = first_new(base, change, grid, "left")
         assert found.low < first <= found.high
-        assert (found.high <= 1) == bool(row.intruders) or found.low < 1 < found.high
+        assert (found.high <= 1) == bool(row.new_directions) or found.low < 1 < found.high
 
 
 def test_bases_that_are_judged_by_products_alone(tmp_path):

@@ -172,9 +172,9 @@ def audited(pair, environment):
 def test_what_holds_on_another_kind_of_processor(tmp_path):
     """Not digits, nor how far a certificate goes: but intervals hold, decided verdicts agree."""
     base, tuned = {}, {}
-    for i, strength in enumerate((30.0, 39.5, 41.0, 60.0)):
-        base[f"l{i}.weight"] = W0 = weights(420, 400, seed=i)
-        left, right = orthonormal(420, 3, i).float(), orthonormal(400, 3, 9 + i).float()
+    for i, strength in enumerate((21.2, 27.9, 29.0, 42.4)):
+        base[f"l{i}.weight"] = W0 = weights(210, 200, seed=i)
+        left, right = orthonormal(210, 3, i).float(), orthonormal(200, 3, 9 + i).float()
         tuned[f"l{i}.weight"] = W0 + strength * left @ right.mT
     pair = save(tmp_path / "b.safetensors", base), save(tmp_path / "t.safetensors", tuned)
     here, there = audited(pair, {}), audited(pair, OTHER_PROCESSOR)

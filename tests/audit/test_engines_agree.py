@@ -53,7 +53,7 @@ def test_the_record_is_that_of_one_process(name, pair, moments):
     found = bulkedge.audit(*pair, recipe=RECIPE, moments=moments, engine=ENGINES[name])
     assert found.matrices == alone.matrices
     assert found.summary == alone.summary
-    assert found.summary.intruders > 0
+    assert found.summary.new_directions > 0
     assert found.summary.drift.measured == 3
 
 

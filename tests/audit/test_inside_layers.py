@@ -89,7 +89,7 @@ def test_a_layer_that_an_adapter_replaces_is_audited(between, tmp_path):
     record, code = audited(base, save_adapter(tmp_path / "a", keys, modules_to_save=["lm_head"]))
     assert (code, lost(record)) == (FINDINGS, {})
     (head,) = [matrix for matrix in record.matrices if matrix.name == "lm_head.weight"]
-    assert head.intruders > 0
+    assert head.new_directions > 0
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs process groups
 def inputs(tmp_path_factory):
     """Many small matrices, so that a kill often falls in the middle of something."""
     folder = tmp_path_factory.mktemp("inputs")
-    base = {f"l{i:03}.weight": weights(60 + i % 5, 50, seed=i) for i in range(400)}
+    base = {f"l{i:03}.weight": weights(60 + i % 5, 50, seed=i) for i in range(160)}
     tuned = {name: W + 0.1 * weights(*W.shape, seed=1000) for name, W in base.items()}
     return save(folder / "b.safetensors", base), save(folder / "t.safetensors", tuned)
 

@@ -49,7 +49,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         ],
     }
     assert data["summary"]["matrices"] == 1
-    assert data["summary"]["intruders"] == 1
+    assert data["summary"]["new_directions"] == 1
     assert data["summary"]["verdicts"] == {
         "aligned": 9, "rotated": 0, "intruder": 1, "undecided": 0,
     }  # fmt: skip
@@ -72,7 +72,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
     }  # fmt: skip
     (matrix,) = data["matrices"]
     assert {"name", "shape", "dtype", "update", "rank", "spectral_norm_base"} < set(matrix)
-    assert {"spectral_norm_update", "intruders", "directions", "status", "note"} < set(matrix)
+    assert {"spectral_norm_update", "new_directions", "directions", "status", "note"} < set(matrix)
     assert set(matrix["directions"][0]) == {
         "index", "sigma", "side", "score", "score_lower", "score_upper", "subspace_overlap",
         "overlap_lower", "overlap_upper", "matched_index", "verdict", "method", "residual",

@@ -27,7 +27,7 @@ UNBOUNDED = {
     "sigma", "residual", "values", "edge", "misfit", "misfit_limit", "theta", "location", "sd",
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
-    "drift_before", "drift_after", "leading", "strength", "mean", "most", "high",
+    "drift_before", "drift_after", "top_k_threshold", "strength", "mean", "most", "high",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
@@ -246,7 +246,7 @@ LIMITS = {
                          "a low end below 1.0, got 2.0"),
     "a high end alone": ({"critical_scale": {"expected": None, "high": 1.0}},
                          "a low end below 1.0, got None"),
-    "more beyond the higher limit": ({"beyond_leading": 99},
+    "more beyond the higher limit": ({"beyond_top_k_threshold": 99},
                                      "no more spikes beyond a higher limit, got .*99"),
     "more in use than there are": ({"in_use": 99}, "expected at most [0-9]+ spikes in use, got 99"),
     "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
@@ -257,7 +257,7 @@ LIMITS = {
 def test_limits(case, documents, tmp_path):
     update, message = LIMITS[case]
     document = deepcopy(documents["adapter"])
-    next(row for row in document["matrices"] if row["leading"]).update(update)
+    next(row for row in document["matrices"] if row["top_k_threshold"]).update(update)
     (tmp_path / "r.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match=message):
         Record.from_json(tmp_path / "r.json")
@@ -298,13 +298,13 @@ def test_tensors_that_do_not_add_up(documents, tmp_path):
 
 
 def cleared(document):
-    document["summary"]["intruders"] = 0
+    document["summary"]["new_directions"] = 0
 
 
 def pardoned(document):
     cleared(document)
     for matrix in document["matrices"]:
-        matrix["intruders"] = 0
+        matrix["new_directions"] = 0
 
 
 def dropped(document):
@@ -321,7 +321,7 @@ def places(document, positions):
 
 HAND = {
     "count": ("full", cleared, "the counts of the rows listed"),
-    "counts of matrices, too": ("full", pardoned, "intruders of 'l0.weight'|counts of the rows"),
+    "counts of matrices, too": ("full", pardoned, "new directions of|counts of the rows"),
     "row": ("adapter", dropped, "tensors of the matrices that are here"),
     "angles": (
         "full",

@@ -31,7 +31,7 @@ def test_a_planted_direction_is_found_and_nothing_else(dtype, shape, tmp_path):
     W0, W = (tensor.to(dtype) for tensor in planted(*shape))
     record = audit_pair(tmp_path, W0, W, side="both")
     (matrix,) = record.matrices
-    assert (record.summary.intruders, matrix.intruders) == (2, 2)
+    assert (record.summary.new_directions, matrix.new_directions) == (2, 2)
     assert [(d.side, d.index, d.verdict.value) for d in matrix.directions if d.score < 0.5] == [
         ("left", 0, "intruder"),
         ("right", 0, "intruder"),
@@ -51,7 +51,7 @@ def test_a_planted_direction_is_found_and_nothing_else(dtype, shape, tmp_path):
 def test_a_dense_update_that_keeps_the_spectrum_has_no_intruder(tmp_path):
     W0 = gaussian(60, 40)
     record = audit_pair(tmp_path, W0, W0 + 1e-3 * torch.roll(gaussian(60, 40), 1, 0))
-    assert record.summary.intruders == 0
+    assert record.summary.new_directions == 0
     assert record.summary.verdicts["aligned"] == 10
 
 
@@ -63,14 +63,14 @@ def test_a_rotation_among_leading_vectors_is_told_from_an_intruder(tmp_path):
     record = audit_pair(tmp_path, (U * S) @ V.mT, (rotated * S) @ V.mT)
     counts = record.summary.verdicts
     assert counts["intruder"] == 0
-    assert counts["rotated"] == record.summary.intruders > 0
+    assert counts["rotated"] == record.summary.new_directions > 0
 
 
 def test_k_and_epsilon_and_side(tmp_path):
     W0, W = planted()
     record = audit_pair(tmp_path, W0, W, top_k=3, epsilon=0.01, side="right")
     assert [d.side for d in record.matrices[0].directions] == ["right"] * 3
-    assert record.summary.intruders == 0
+    assert record.summary.new_directions == 0
 
 
 def lora(tmp_path, W0, **changes):
@@ -115,7 +115,7 @@ def test_a_vector_that_is_not_defined_is_undecided_but_counted(tmp_path):
     record = audit_pair(tmp_path, W0, orthonormal(120, 120, 4))
     assert record.summary.verdicts["undecided"] == 10
     below = sum(d.score < 0.5 for d in record.matrices[0].directions)
-    assert record.summary.intruders == below == 10
+    assert record.summary.new_directions == below == 10
     assert not record.summary.complete
 
 
@@ -176,7 +176,7 @@ def test_not_finite_is_reported_and_the_others_go_on(value, where, tmp_path):
         tuned = save(tmp_path / "t.safetensors", {"good.weight": W, "bad.weight": bad["tuned"]})
     record = bulkedge.audit(base, tuned)
     rows = {matrix.name: matrix for matrix in record.matrices}
-    assert rows["good.weight"].intruders == 1
+    assert rows["good.weight"].new_directions == 1
     assert rows["bad.weight"].status == "not_finite"
     counts = "1 NaN and 0 Inf" if value != value else "0 NaN and 1 Inf"
     assert rows["bad.weight"].note == f"{where} holds {counts}"
@@ -194,7 +194,7 @@ def test_zero_base_zero_tuned_and_deficient_rank(tmp_path):
     W0, W = planted(20, 10)
     zero = torch.zeros_like(W0)
     (row,) = audit_pair(tmp_path, zero, W, top_k=4).matrices
-    assert row.intruders == 4
+    assert row.new_directions == 4
     assert {(d.score, d.matched_index) for d in row.directions} == {(0.0, -1)}
     (row,) = audit_pair(tmp_path, W0, zero).matrices
     assert (row.status, row.directions) == ("failed", [])

@@ -16,6 +16,7 @@ from bulkedge import CheckpointError, InputError, Recipe, Record, Shard, merge_s
 from bulkedge.checkpoint import Plain, StoredMatrix, TensorInfo
 from bulkedge.comparison import Comparison, make_plan
 from cases import gaussian, orthonormal
+from commands import run
 from helpers import save, weights
 
 ROOT = Path(__file__).parents[2]
@@ -209,13 +210,6 @@ def test_a_part_whose_record_is_no_file(parts, tmp_path):
 # ---- on the command line
 
 
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "bulkedge", *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ | environment, timeout=120,
-    )  # fmt: skip
-
-
 def test_the_slurm_script_of_the_docs(pair, tmp_path):
     """Its two blocks, of fewer parts and jobs, the scheduler's part played here."""
     page = (ROOT / "docs/audit.md").read_text()
@@ -242,6 +236,12 @@ def test_the_slurm_script_of_the_docs(pair, tmp_path):
     again = shell(merge)
     assert again.returncode == 2
     assert "exists; give another folder" in again.stderr
+
+
+def test_parts_are_no_more_than_can_be_counted():
+    assert Shard(2**20, 2**20).count == 2**20
+    with pytest.raises(InputError, match=r"expected at most 1048576 shards, got 1048577"):
+        Shard(1, 2**20 + 1)
 
 
 def test_a_dry_run_tells_of_the_part(pair, tmp_path):

@@ -79,6 +79,17 @@ def test_a_spike_below_the_threshold_is_expected_to_drown(strength, tmp_path):
     assert (row.location, row.sd, row.left_score, row.measured_index) == (None,) * 4
 
 
+def test_an_outlier_of_the_base_does_not_carry_a_spike(tmp_path):
+    """It has a little of every vector; the outlier of a spike not far above its threshold, much."""
+    u, v = orthonormal(200, 3, 5), orthonormal(200, 3, 6)
+    W0 = noise(200, 200) + 60 * u[:, :1] @ v[:, :1].mT
+    strengths = torch.tensor([1.5, 0.8], dtype=torch.float64) * 200**0.5
+    (matrix,) = audit_lora(tmp_path, W0, u[:, 1:] * strengths, v[:, 1:].mT, 1.0).matrices
+    above, below = matrix.predicted
+    assert (above.measured_index, below.measured_index) == (1, None)
+    assert 0.5 < above.measured_left_overlap < 0.9
+
+
 def test_counted_spikes_are_those_of_the_rows_also_at_a_hard_edge(tmp_path):
     """Of threshold 0, where float64 cannot tell the outlier of a weak spike from the edge."""
     values = (torch.arange(40).flip(0).double() + 0.5) / 40

@@ -65,7 +65,7 @@ def test_the_limits_are_those_of_an_svd(base, tensors):
         values = torch.linalg.svdvals(W0)
         expected = budget_of(BaseSpectrum.of(W0), 1, top_k=2)
         assert row.threshold == pytest.approx(expected.threshold)
-        assert row.leading == pytest.approx(expected.leading)
+        assert row.top_k_threshold == pytest.approx(expected.top_k_threshold)
         assert (row.sigma_1, row.sigma_k) == pytest.approx((float(values[0]), float(values[1])))
         assert row.bulk.exact
         assert row.allowed is None
@@ -85,7 +85,7 @@ def test_what_adapters_do_not_update_is_left_out_and_listed(base):
 def test_what_is_asked_for_by_name_is_measured_or_said_to_have_no_limit(base):
     record = bulkedge.budget(base, target=["embed_tokens", "gate"])
     rows = by_name(record)
-    assert rows["embed_tokens.weight"].leading > 0
+    assert rows["embed_tokens.weight"].top_k_threshold > 0
     assert rows["gate.weight"].status == "no_limit"
     assert "at least 12" in rows["gate.weight"].note
     assert not record.complete
@@ -98,9 +98,9 @@ def test_the_largest_product_just_reaches_the_level(base):
         record = bulkedge.budget(base, rank=4, alpha=8, rslora=rslora, level=0.7)
         for row in some(record.matrices):
             assert row.allowed.scale == scale
-            assert row.allowed.largest * scale == pytest.approx(0.7 * row.leading)
+            assert row.allowed.max_ba_norm * scale == pytest.approx(0.7 * row.top_k_threshold)
     alphas = [row.allowed.alpha for row in record.matrices]
-    limits = [row.leading for row in record.matrices]
+    limits = [row.top_k_threshold for row in record.matrices]
     assert sum(alphas) / len(alphas) == pytest.approx(8)
     assert alphas[0] / alphas[1] == pytest.approx(limits[0] / limits[1])
 
@@ -108,19 +108,19 @@ def test_the_largest_product_just_reaches_the_level(base):
 def test_an_update_below_the_limit_is_predicted_to_make_no_outlier(base, tensors):
     row = by_name(bulkedge.budget(base, rank=3, alpha=6))["down.weight"]
     for part, outliers in ((0.99, 0), (1.01, 1)):
-        B, A = factors(size=part * row.allowed.largest)
+        B, A = factors(size=part * row.allowed.max_ba_norm)
         found = predict(tensors["down.weight"], A.mT, B.mT, row.allowed.scale)
         assert int(found.supercritical.sum()) == outliers
 
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_like_an_adapter_the_alpha_keeps_its_spike_below_the_level(base, tmp_path, rslora):
-    limit = by_name(bulkedge.budget(base, top_k=1))["up.weight"].leading
+    limit = by_name(bulkedge.budget(base, top_k=1))["up.weight"].top_k_threshold
     folder = adapter(tmp_path / "a", limit, use_rslora=rslora)
     record = bulkedge.budget(base, like=folder, level=0.5, top_k=1)
     rows = by_name(record)
     scale = 6 / 3**0.5 if rslora else 2.0
-    assert rows["up.weight"].allowed.spike == pytest.approx(scale * limit, rel=1e-5)
+    assert rows["up.weight"].allowed.spectral_norm_update == pytest.approx(scale * limit, rel=1e-5)
     assert [row.name for row in record.above] == ["up.weight"]
     found = rows["up.weight"].allowed.alpha
     spike = found / (3**0.5 if rslora else 3) * limit
@@ -173,7 +173,9 @@ def test_it_goes_on_from_its_journal_whatever_is_asked(base, tmp_path, monkeypat
     assert len(measured) == 1
     assert again.run.resumed == 1
     assert any("1 of 2 matrices taken" in note for note in notes)
-    assert [r.leading for r in again.matrices] == [r.leading for r in first.matrices]
+    assert [r.top_k_threshold for r in again.matrices] == [
+        r.top_k_threshold for r in first.matrices
+    ]
     bulkedge.budget(base, top_k=3, journal=journal, resume=True)  # another k is another limit
     assert len(measured) == 3
 
@@ -199,9 +201,13 @@ def test_a_record_is_checked_when_it_is_read(base, tmp_path):
     assert BudgetRecord.from_json(path) == record
     (first, *_) = json.loads(record.to_json())["matrices"]
     for part, changed, words in (
-        ("matrices", {"leading": 1e-9}, "expected θ_c ≤ θ_k and σ_k ≤ σ_1"),
-        ("matrices", {"leading": None}, "expected a limit of 'down.weight' if it was measured"),
-        ("matrices", {"allowed": first["allowed"] | {"largest": 1e9}}, "expected the largest"),
+        ("matrices", {"top_k_threshold": 1e-9}, "expected θ_c ≤ θ_k and σ_k ≤ σ_1"),
+        (
+            "matrices",
+            {"top_k_threshold": None},
+            "expected a limit of 'down.weight' if it was measured",
+        ),
+        ("matrices", {"allowed": first["allowed"] | {"max_ba_norm": 1e9}}, "expected the largest"),
         ("settings", {"level": -1}, "greater than 0"),
     ):
         content = json.loads(record.to_json())

@@ -33,7 +33,9 @@ def test_table_record_csv_and_settings(base, tmp_path):
     assert record.matrices == expected.matrices
     assert json.loads(peft.read_text()) == bulkedge.lora_config(expected)
     rows = list(csv.DictReader(sheet.read_text().splitlines()))
-    assert [float(row["leading"]) for row in rows] == [row.leading for row in record.matrices]
+    assert [float(row["top_k_threshold"]) for row in rows] == [
+        row.top_k_threshold for row in record.matrices
+    ]
     assert run(base, "-o", out).exit_code != 0  # it exists
     again = run(base, "-o", out, "--resume", "--json", "-q")
     assert json.loads(again.output)["run"]["resumed"] == 2

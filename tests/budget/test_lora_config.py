@@ -101,7 +101,7 @@ def test_like_an_adapter_with_ranks_of_its_own(base, tmp_path):
     after = bulkedge.budget(path, like=tmp_path / "a", level=0.8)
     assert not after.above
     for row in some(after.matrices):
-        assert row.allowed.spike <= 0.8 * row.leading
+        assert row.allowed.spectral_norm_update <= 0.8 * row.top_k_threshold
         assert row.allowed.alpha == pytest.approx(meant(record)[row.module], rel=1e-4)
 
 

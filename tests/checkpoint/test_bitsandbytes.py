@@ -320,14 +320,14 @@ def test_qlora_of_a_real_model_from_audit_to_repair(library, tmp_path):
         W0, W = exact[row.name.removesuffix(".weight")]
         scores = torch.tensor([direction.score for direction in row.directions])
         assert (scores - oracle_scores(W0, W, len(scores))).abs().max() < 1e-4
-    assert record.summary.intruders
+    assert record.summary.new_directions
     out = tmp_path / "repaired"
     repaired = bulkedge.repair(tmp_path / "base", tmp_path / "lora", out, method=Scale(0.0))
     assert {row.status for row in repaired.matrices} == {"repaired"}
     base = AutoModel.from_pretrained(tmp_path / "base")
     loaded = PeftModel.from_pretrained(base, out)
     after = bulkedge.audit(tmp_path / "base", out)
-    assert after.summary.intruders < record.summary.intruders
+    assert after.summary.new_directions < record.summary.new_directions
     for name, layer in some((n, m) for n, m in loaded.named_modules() if hasattr(m, "lora_B")):
         W0, W = exact[name.removeprefix("base_model.model.")]
         found = W0.double() + layer.get_delta_weight("default").double()

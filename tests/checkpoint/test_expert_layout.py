@@ -87,17 +87,17 @@ def test_the_audit_and_the_repair_of_the_merged_checkpoint(layout, tmp_path):
     merged = save(tmp_path / "m.safetensors", {KEY: W0.double() + update(tuned, layout)})
     record = bulkedge.audit(base, tuned, recipe=RECIPE)
     whole = bulkedge.audit(base, merged, recipe=RECIPE)
-    assert [m.intruders for m in record.matrices] == [m.intruders for m in whole.matrices]
+    assert [m.new_directions for m in record.matrices] == [m.new_directions for m in whole.matrices]
     other = RANK_MAJOR if layout == GROUPED else GROUPED
     save(tmp_path / "o.safetensors", {KEY: W0.double() + update(tuned, other)})
     wrong = bulkedge.audit(base, tmp_path / "o.safetensors", recipe=RECIPE)
     sigmas = [[d.sigma for m in r.matrices for d in m.directions] for r in (record, whole, wrong)]
     torch.testing.assert_close(*map(torch.tensor, sigmas[:2]), rtol=1e-5, atol=1e-5)
     assert max(abs(a - b) for a, b in zip(sigmas[0], sigmas[2], strict=True)) > 0.1
-    assert whole.summary.intruders > 0
+    assert whole.summary.new_directions > 0
 
     done = bulkedge.repair(base, tuned, tmp_path / "out", method=Scale(0.0), recipe=RECIPE)
-    assert done.after.summary.intruders == 0
+    assert done.after.summary.new_directions == 0
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert config["lora_B_layout"] == layout
     rank = next(iter(config["rank_pattern"].values()), R) if config.get("rank_pattern") else R
@@ -105,7 +105,7 @@ def test_the_audit_and_the_repair_of_the_merged_checkpoint(layout, tmp_path):
     repaired = W0.double() + update(tmp_path / "out", layout, rank, alpha)
     save(tmp_path / "repaired.safetensors", {KEY: repaired})
     again = bulkedge.audit(base, tmp_path / "repaired.safetensors", recipe=RECIPE)
-    assert again.summary.intruders == 0
+    assert again.summary.new_directions == 0
     assert rank > R  # the columns were packed anew
 
 
@@ -155,7 +155,7 @@ def test_of_rank_one_both_layouts_are_one_and_a_repair_says_which_it_wrote(confi
     base = save(tmp_path / "base.safetensors", {KEY: W0})
     tuned = adapter(tmp_path / "a", 0.5, 1, **config)
     done = bulkedge.repair(base, tuned, tmp_path / "out", method=Scale(0.0), recipe=RECIPE)
-    assert done.before.summary.intruders > done.after.summary.intruders == 0
+    assert done.before.summary.new_directions > done.after.summary.new_directions == 0
     assert done.after.summary.lost == 0
     written = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert written["lora_B_layout"] == config.get("lora_B_layout", RANK_MAJOR)
@@ -164,4 +164,4 @@ def test_of_rank_one_both_layouts_are_one_and_a_repair_says_which_it_wrote(confi
     repaired = W0.double() + update(tmp_path / "out", written["lora_B_layout"], rank, alpha)
     save(tmp_path / "repaired.safetensors", {KEY: repaired})
     again = bulkedge.audit(base, tmp_path / "repaired.safetensors", recipe=RECIPE)
-    assert again.summary.intruders == 0
+    assert again.summary.new_directions == 0

@@ -164,7 +164,7 @@ def _bitsandbytes() -> Victim:
     base = four_bits(weights(M, N), nested=True, block=16, name="h.0.q")[0]
     base |= eight_bits(weights(M, N, seed=1), name="h.1.q")[0]
     factors = _pair("h.0.q", M, N) | _pair("h.1.q", M, N)
-    return Victim(_model("base", base) | _adapter(factors, rank_pattern={}), "base", "tuned")
+    return Victim(_model("base", base) | _adapter(factors), "base", "tuned")
 
 
 def _resized() -> Victim:

@@ -213,7 +213,7 @@ def test_loha_is_judged_and_counted_and_its_repair_refused(tmp_path):
     a = loha(tmp_path / "a", **{"k.hada_w1_a": weights(40, 1)})
     record = bulkedge.audit(base(tmp_path / "b.safetensors"), a, recipe=RECIPE)
     (row,) = record.matrices
-    assert (row.name, row.update, row.rank, row.intruders) == ("q.weight", "loha", 1, 1)
+    assert (row.name, row.update, row.rank, row.new_directions) == ("q.weight", "loha", 1, 1)
     assert record.inputs.tuned.kind == "loha"
     (lost,) = [row for row in record.skipped if row.lost]
     assert lost.reason.endswith("found hada_w1_a; save it again")

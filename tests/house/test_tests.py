@@ -12,6 +12,7 @@ CHECKS = re.compile(r"assert|raises|warns|fail$|check$|opcheck")
 
 # (file, test): the call that it makes is the whole check; it raises where something is wrong
 BY_RAISING = {
+    ("test_docs.py", "test_python_blocks_run"),  # exec
     ("test_docs.py", "test_recipes_are_valid"),
     ("tune/test_sharded.py", "test_two_processes"),  # mp.spawn
 }

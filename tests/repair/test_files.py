@@ -9,7 +9,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bulkedge
-from bulkedge import Clip, InputError, OutputError, Project, RecipeError, RepairRecord, Scale
+from bulkedge import (
+    Clip,
+    InputError,
+    OutputError,
+    Project,
+    RecipeError,
+    RepairRecord,
+    Rescale,
+    Scale,
+)
 from bulkedge.checkpoint import read_header
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
@@ -60,7 +69,7 @@ def test_a_sharded_checkpoint(shards, tmp_path):
     out = tmp_path / "out"
     record = bulkedge.repair(base, tuned, out, method=Scale(0.0), recipe=RECIPE)
     assert [row.name for row in record.matrices] == ["h.1.q.weight", "h.3.q.weight"]
-    assert (record.before.summary.intruders, record.after.summary.intruders) == (2, 0)
+    assert (record.before.summary.new_directions, record.after.summary.new_directions) == (2, 0)
     assert record.left_behind == ["optimizer.pt"]
     before, after = files(tuned), files(out)
     assert set(before) - set(after) == {"optimizer.pt"}
@@ -87,7 +96,7 @@ def test_an_index_stands_for_its_folder(shards, tmp_path):
     base, tuned = shards
     index = tuned / "model.safetensors.index.json"
     record = bulkedge.repair(base, index, tmp_path / "out", recipe=RECIPE)
-    assert record.after.summary.intruders == 0
+    assert record.after.summary.new_directions == 0
     assert record.after.inputs.tuned.path == str(tmp_path / "out/model.safetensors.index.json")
     assert (tmp_path / "out/tokenizer.json").exists()
 
@@ -129,7 +138,7 @@ def test_parts_of_a_tensor(tmp_path):
     assert {row.name for row in record.matrices} == {
         "h.0.experts.down_proj[1]", "h.0.qkv_proj.weight[40:80]", "h.0.c_attn.weight[40:80]"
     }  # fmt: skip
-    assert record.after.summary.intruders == 0
+    assert record.after.summary.new_directions == 0
     new = load_file(tmp_path / "out/model.safetensors")
     for name, where in {
         "h.0.experts.down_proj": (1, slice(None), slice(None)),
@@ -162,7 +171,7 @@ def test_fused_blocks_of_an_adapter_share_their_factors(tmp_path):
         index = sorted(found.index for found in row.directions)
         meant = W - (U[:, index] * S[index]) @ Vt[index] - W0[block].double()
         torch.testing.assert_close(update[block], meant, rtol=1e-5, atol=1e-5)
-    assert record.after.summary.intruders < record.before.summary.intruders
+    assert record.after.summary.new_directions < record.before.summary.new_directions
 
 
 # ---- LoRA files of image models
@@ -289,7 +298,7 @@ def pair(tmp_path):
 def test_only_some(pair, tmp_path):
     record = bulkedge.repair(*pair, tmp_path / "out", only=["l1.*"], recipe=RECIPE)
     assert [row.name for row in record.matrices] == ["l1.weight"]
-    assert record.after.summary.intruders == 1
+    assert record.after.summary.new_directions == 1
     before, after = load_file(pair[1]), load_file(tmp_path / "out/t.safetensors")
     assert torch.equal(before["l0.weight"], after["l0.weight"])
     with pytest.raises(RecipeError, match=r"'l9\*' matches no tensor"):
@@ -446,6 +455,25 @@ def test_new_ranks_are_those_of_one_module_alone(tmp_path):
     assert [row.rank_after for row in record.matrices] == [4]
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert config["rank_pattern"] == {"^proj": 4}
+
+
+@pytest.mark.parametrize("method", [Scale(0.0), Rescale(level=0.5)])
+def test_a_bare_parameter_called_weight_is_known_by_its_own_name(method, tmp_path):
+    """PEFT asks its patterns for router.weight then, not for router."""
+    base = save(tmp_path / "b.safetensors", {"router.weight": gaussian(40, 30).float()})
+    A, B = factors(40, 30, 60.0)
+    tensors = {"router.lora_A.weight": A, "router.lora_B.weight": B}
+    config = {"target_parameters": ["router.weight"], "rank_pattern": {"router": 5}}
+    adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2, **config)
+    record = bulkedge.repair(base, adapter, tmp_path / "out", method=method, recipe=RECIPE)
+    assert record.before.summary.new_directions > record.after.summary.new_directions == 0
+    assert record.after.summary.complete
+    (row,) = record.after.matrices
+    written = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert set(written["alpha_pattern"]) == {r"^router\.weight"}
+    assert written["rank_pattern"].get(r"^router\.weight", 2) == row.rank
+    if isinstance(method, Rescale):
+        assert row.spectral_norm_update <= 0.5 * row.top_k_threshold
 
 
 def test_an_initialisation_that_wants_even_ranks_gets_them(tmp_path):

@@ -65,7 +65,7 @@ def test_clip_holds_spikes_and_keeps_vectors(dense, tmp_path):
     held = threshold() * 0.9 ** (row.rounds - 1)
     expected = (U[:, :3] * S[:3].clamp_max(held)) @ Vt[:3]
     torch.testing.assert_close(update, expected, rtol=1e-9, atol=1e-9)
-    assert record.after.summary.intruders == 0
+    assert record.after.summary.new_directions == 0
     assert row.energy_removed == pytest.approx(1 - float((update.norm() / (B @ A).norm()) ** 2))
     assert row.change == pytest.approx(float((update - B @ A).norm() / (B @ A).norm()))
 
@@ -77,8 +77,8 @@ def test_clip_lower_where_an_intruder_remains(tmp_path):
     B, A = 40 * orthonormal(M, 3, 20), (strong @ orthonormal(12, 3, 5)).mT
     _, once = repaired(tmp_path / "a", W0, B, A, Clip(rounds=1))
     _, more = repaired(tmp_path / "b", W0, B, A, Clip())
-    assert once.after.summary.intruders > more.after.summary.intruders == 0
-    assert once.matrices[0].intruders_after == once.after.summary.intruders
+    assert once.after.summary.new_directions > more.after.summary.new_directions == 0
+    assert once.matrices[0].intruders_after == once.after.summary.new_directions
     assert more.matrices[0].rounds > 1
 
 
@@ -140,7 +140,7 @@ def test_project_takes_the_new_part_and_nothing_else(side, dense, tmp_path):
 def test_a_second_repair_changes_nothing(method, dense, tmp_path):
     B, A = spiked(40.0, 30.0, 25.0)
     _, first = repaired(tmp_path, base(), B, A, method, dense=dense)
-    assert first.after.summary.intruders == 0
+    assert first.after.summary.new_directions == 0
     out = tmp_path / "out"
     again = bulkedge.repair(
         tmp_path / "base.safetensors", out / "tuned.safetensors" if dense else out,

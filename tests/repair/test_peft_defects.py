@@ -177,7 +177,7 @@ def test_defect_01_keep_is_what_is_kept(keep, tmp_path):
 def test_defect_01_to_keep_all_changes_no_byte(tmp_path):
     base, adapter = tune(llama, tmp_path, **LINEAR)
     record = bulkedge.repair(base, adapter, tmp_path / "out", method=Scale(1.0), recipe=RECIPE)
-    assert record.before.summary.intruders > 0
+    assert record.before.summary.new_directions > 0
     assert contents(adapter) == contents(tmp_path / "out")
 
 
@@ -185,7 +185,7 @@ def test_defect_01_to_keep_all_changes_no_byte(tmp_path):
 def test_without_intruders_no_byte_changes(method, tmp_path):
     base, adapter = tune(llama, tmp_path, **LINEAR | {"lora_alpha": 1e-3})
     record = bulkedge.repair(base, adapter, tmp_path / "out", method=method, recipe=RECIPE)
-    assert record.before.summary.intruders == 0
+    assert record.before.summary.new_directions == 0
     assert contents(adapter) == contents(tmp_path / "out")
 
 
@@ -312,7 +312,7 @@ def test_defect_12_adapters_without_a_peft_model(tmp_path):
     config.save_pretrained(tmp_path / "tuned")
     record = bulkedge.repair(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", recipe=RECIPE)
     assert record.matrices
-    assert record.after.summary.intruders < record.before.summary.intruders
+    assert record.after.summary.new_directions < record.before.summary.new_directions
     assert torch.isfinite(outputs(merged(llama, tmp_path / "out"), TOKENS)).all()
 
 
@@ -367,8 +367,8 @@ def test_defect_15_an_intruder_that_remains_is_told(tmp_path):
     again = bulkedge.audit(base, tmp_path / "out", recipe=RECIPE)
     assert record.after.summary == again.summary
     assert record.after.matrices == again.matrices
-    assert again.summary.intruders > 0
-    assert sum(row.intruders_after for row in record.matrices) == again.summary.intruders
+    assert again.summary.new_directions > 0
+    assert sum(row.intruders_after for row in record.matrices) == again.summary.new_directions
 
 
 def test_defect_16_inputs_stay_as_they_are(tmp_path):

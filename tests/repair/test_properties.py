@@ -78,10 +78,10 @@ def test_a_random_adapter(seed, tmp_path):
         if settings["max_rank"] is None:
             assert row.loss < 4 * torch.finfo(tensor.dtype).eps
     counted = sum(row.intruders_after for row in record.matrices)
-    assert counted <= record.after.summary.intruders
+    assert counted <= record.after.summary.new_directions
     again = bulkedge.audit(base, out, recipe=recipe)
     assert again.matrices == record.after.matrices
-    if record.after.summary.intruders == 0:
+    if record.after.summary.new_directions == 0:
         second = bulkedge.repair(base, out, tmp_path / "again", recipe=recipe, **settings)
         assert second.matrices == []
         for file in ("adapter_model.safetensors", "adapter_config.json"):

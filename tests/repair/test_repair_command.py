@@ -1,14 +1,13 @@
 """``bulkedge repair``: options, output, exit codes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+import commands
 from bulkedge import RepairRecord
 from bulkedge.cli import cli, repair
 from bulkedge.cli._repair import NAMES
@@ -52,7 +51,7 @@ def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
     record = RepairRecord.from_json(tmp_path / "out/repair.json")
     assert record.method == settings
     assert {row.rank_after for row in record.matrices} == {rank}
-    assert record.after.summary.intruders == 0
+    assert record.after.summary.new_directions == 0
     assert "4 directions new before, 0 after, 2 of 2 matrices" in done.stdout
     assert "\x1b" not in done.output
     assert "b\\x1b[31m " in done.stdout
@@ -166,8 +165,7 @@ def test_an_incomplete_audit_is_a_failure(tmp_path):
 
 def test_force_is_not_for_the_copy(pair, tmp_path):
     def refusal(*more):
-        command = [sys.executable, "-m", "bulkedge", "repair", *pair, "-o", str(tmp_path), *more]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = commands.run("repair", *pair, "-o", tmp_path, *more)
         assert ended.returncode == 2
         return ended.stderr
 
@@ -213,7 +211,7 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     drifts = [row.drift_after for row in some(found.matrices)]
     assert sum(drifts) / len(drifts) == pytest.approx(0.01, rel=1e-2)
     strict = run(base, tuned, "-o", tmp_path / "again", *protect, "--fail-on", "rotated")
-    assert strict.exit_code == (1 if record.after.summary.intruders else 0)
+    assert strict.exit_code == (1 if record.after.summary.new_directions else 0)
     for options, message in (
         (["--method", "protect"], "needs --moments FILE"),
         (["--strength", "2"], "--strength is no setting of clip"),

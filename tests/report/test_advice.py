@@ -91,10 +91,11 @@ def test_names_with_spaces_and_quotes_are_quoted(real):
 
 
 def test_a_base_that_is_noise_is_told_apart(real):
-    affected = [m for m in real.matrices if m.intruders]
+    affected = [m for m in real.matrices if m.new_directions]
     pooler = next(m for m in affected if m.name.startswith("pooler"))
-    assert f"{pooler.intruders} of them are in matrices whose base looks untrained" in " ".join(
-        explanation(real)
+    assert (
+        f"{pooler.new_directions} of them are in matrices whose base looks untrained"
+        in " ".join(explanation(real))
     )
     told = steps(real)
     assert told[0].text.startswith("pooler.dense: the base looks like noise")

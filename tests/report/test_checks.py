@@ -9,12 +9,12 @@ import pytest
 import bulkedge
 from bulkedge.intruder import Verdict
 from bulkedge.report import to_csv, to_junit, to_markdown, to_parquet
-from helpers import EXAMPLE, MINILM, save, weights
+from helpers import save, weights
 
 
-@pytest.fixture(scope="module")
-def record():
-    return bulkedge.audit(MINILM, EXAMPLE / "lora-r1")
+@pytest.fixture
+def record(shipped):
+    return shipped["lora-r1"]
 
 
 @pytest.mark.parametrize(("fail_on", "failures"), [(Verdict.ROTATED, 8), (Verdict.INTRUDER, 4)])

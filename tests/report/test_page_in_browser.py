@@ -20,9 +20,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def records():
-    return [bulkedge.audit(MINILM, EXAMPLE / name) for name in ("lora-r1", "lora-r8")]
+@pytest.fixture
+def records(shipped):
+    return list(shipped.values())
 
 
 @pytest.fixture(scope="module")

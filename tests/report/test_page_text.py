@@ -12,7 +12,7 @@ import bulkedge
 from bulkedge import InputError
 from bulkedge.report import to_html
 from bulkedge.report.parts import PLOTLY
-from helpers import EXAMPLE, MINILM, save, some, weights
+from helpers import save, some, weights
 
 PAGE = Path(bulkedge.__file__).parent / "report" / "page"
 HOSTILE = (
@@ -23,9 +23,9 @@ HOSTILE = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def records():
-    return [bulkedge.audit(MINILM, EXAMPLE / name) for name in ("lora-r1", "lora-r8")]
+@pytest.fixture
+def records(shipped):
+    return list(shipped.values())
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def test_the_data_are_the_record(records):
     parts = data_of(page)["records"]
     assert [part["label"] for part in parts] == ["one", "eight"]
     for part, record in some(zip(parts, records, strict=True)):
-        assert part["summary"]["intruders"] == record.summary.intruders
+        assert part["summary"]["new_directions"] == record.summary.new_directions
         assert [m["name"] for m in part["matrices"]] == [m.name for m in record.matrices]
         for shown, matrix in some(zip(part["matrices"], record.matrices, strict=True)):
             assert len(shown["directions"]) == len(matrix.directions)

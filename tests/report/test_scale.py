@@ -139,17 +139,17 @@ def test_each_matrix_has_its_scale_and_the_edge_is_a_column_of_choice(record):
     assert "ΔW/θ_c" not in headings
     for row, matrix in some(zip(page["records"][0]["matrices"], record.matrices, strict=True)):
         norm = matrix.spectral_norm_update
-        assert row["cells"]["over_leading"][1] == f"{norm / matrix.leading:.2f}"
-        assert row["cells"]["critical_scale"][1] == f"{matrix.leading / norm:.2f}"
+        assert row["cells"]["over_top_k_threshold"][1] == f"{norm / matrix.top_k_threshold:.2f}"
+        assert row["cells"]["critical_scale"][1] == f"{matrix.top_k_threshold / norm:.2f}"
         assert row["cells"]["over_threshold"][1] == f"{norm / matrix.threshold:.2f}"
-        assert row["over"] == pytest.approx(norm / matrix.leading, rel=1e-4)
+        assert row["over"] == pytest.approx(norm / matrix.top_k_threshold, rel=1e-4)
     chosen = ["over_threshold", "critical_scale"]
     assert "ΔW/θ_c" in [column["heading"] for column in data_of(record, columns=chosen)["columns"]]
     assert "| ΔW/θ_k | ΔW/θ_c |" in report.render(record, "markdown", columns=chosen)
     head = printed(record, columns=chosen).split("\n")[0].split()
     assert head == ["matrix", "ΔW/W₀", "ΔW/θ_k", "ΔW/θ_c", "scale", "rotated", "intruder", "worst"]
     head = report.render(record, "csv").splitlines()[0]
-    assert '"over_leading","over_threshold","critical_expected","critical_low"' in head
+    assert '"over_top_k_threshold","over_threshold","critical_expected","critical_low"' in head
 
 
 def test_columns_on_the_command_line(paths, record, tmp_path):
@@ -231,10 +231,10 @@ def test_measures_that_do_not_saturate(tmp_path):
     tuned = torch.linalg.svd(base + B @ A, full_matrices=False)
     new = (U.mT @ tuned.U[:, :K]).abs().amax(0) < EPSILON
     energy = tuned.S[:K].square()
-    assert 0 < int(new.sum()) == row.intruders < K
+    assert 0 < int(new.sum()) == row.new_directions < K
     assert row.energy_new == pytest.approx(float(energy[new].sum() / energy.sum()), rel=1e-6)
-    assert (row.spikes, row.in_use, row.beyond_leading) == (3, 2, 2)  # 25 of 11,725 is left
-    chosen = ["energy_new", "in_use", "beyond_leading"]
+    assert (row.spikes, row.in_use, row.beyond_top_k_threshold) == (3, 2, 2)  # 25 of 11,725 is left
+    chosen = ["energy_new", "in_use", "beyond_top_k_threshold"]
     table = report.render(audit, "markdown", columns=chosen).partition("| matrix ")[2]
     head, _, cells = table.splitlines()[:3]
     assert "| energy of new | rank in use | spikes > θ_k |" in head

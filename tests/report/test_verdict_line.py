@@ -22,7 +22,7 @@ def test_a_space_that_is_full_has_no_intruders_and_is_no_green_gate(shape, k, fu
     base = save(tmp_path / "b.safetensors", {"a.weight": W0})
     tuned = save(tmp_path / "t.safetensors", {"a.weight": W0 + spike})
     record = bulkedge.audit(base, tuned, recipe={"top_k": k})
-    assert record.summary.intruders > 0
+    assert record.summary.new_directions > 0
     assert ("could not be told from intruders" in verdict_line(record)) is full
     if full:
         assert record.summary.verdicts["intruder"] == 0

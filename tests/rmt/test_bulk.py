@@ -391,6 +391,14 @@ def test_independent_values_of_a_soft_density_are_mostly_called_soft():
     assert np.mean(hard) < 0.08
 
 
+def test_nearly_even_values_have_a_hard_edge():
+    """Up to a fifth of their spacing out of place."""
+    rng = np.random.default_rng(0)
+    places = np.arange(200) + 0.2 * rng.standard_normal((40, 200))
+    hard = [fit_edge(-np.sort(-(1 + row / 200))).hard for row in places]
+    assert np.mean(hard) > 0.7
+
+
 def test_long_tails_have_no_hard_edge():
     rng = np.random.default_rng(2)
     for _ in range(100):

@@ -14,6 +14,7 @@ from bulkedge import OutputError, RecipeError
 from bulkedge._errors import InputError
 from bulkedge.cli import cli
 from bulkedge.simulate import EXPERIMENTS, Rank, Table, draw, run, to_svg
+from commands import run as bulkedge
 from helpers import some
 
 QUICK = ("--set", "size=40", "--set", "ranks=[1, 4]", "--set", "repeats=2")
@@ -133,11 +134,11 @@ def test_what_is_wrong_is_said_at_once(arguments, error, message, tmp_path):
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    result = command("rank", "--output", tmp_path / "out", "--set", "size=huge")
+    result = bulkedge("simulate", "rank", "--output", tmp_path / "out", "--set", "size=huge")
     assert result.returncode == 2
     assert result.stderr.startswith("bulkedge: settings: size: Input should be a valid integer")
     assert result.stderr.count("\n") == 1
-    nowhere = command("rank")
+    nowhere = bulkedge("simulate", "rank")
     assert nowhere.returncode == 2
     assert "give a folder for table and figure (--output DIR), or --json" in nowhere.stderr
 

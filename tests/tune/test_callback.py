@@ -166,7 +166,9 @@ def test_the_last_figures_are_those_of_an_audit_of_what_was_saved(tmp_path):
         assert seen.worst == pytest.approx(min(d.score for d in row.directions), abs=1e-2)
         assert seen.drift > 0
     last = with_figures(trainer.state.log_history)[-1]
-    assert last["bulkedge/new_directions"] == sum(row.intruders for row in audited.values()) > 0
+    assert (
+        last["bulkedge/new_directions"] == sum(row.new_directions for row in audited.values()) > 0
+    )
 
 
 def test_the_same_of_weights_that_are_trained_in_full(tmp_path):
@@ -180,7 +182,7 @@ def test_the_same_of_weights_that_are_trained_in_full(tmp_path):
     recipe = {"top_k": 5, "include": ["*query.weight"]}
     record = bulkedge.audit(tmp_path / "base", tmp_path / "tuned", recipe=recipe)
     last = with_figures(trainer.state.log_history)[-1]
-    assert last["bulkedge/new_directions"] == record.summary.intruders > 0
+    assert last["bulkedge/new_directions"] == record.summary.new_directions > 0
 
 
 def test_checkpoints_have_the_figures_and_a_resumed_run_goes_on(tmp_path):

@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_audit(tmp_path):
         assert (seen.intruders, seen.rotated) == (
             verdicts.count("intruder"), verdicts.count("rotated"),
         )  # fmt: skip
-        assert seen.intruders + seen.rotated == row.intruders
+        assert seen.intruders + seen.rotated == row.new_directions
         assert seen.worst == pytest.approx(min(d.score for d in row.directions), abs=0.02)
         spectrum = BaseSpectrum.of(matrix.base)
         assert seen.strongest == pytest.approx(
@@ -66,7 +66,7 @@ def test_figures_are_those_of_the_audit(tmp_path):
     assert monitor.figures["layer2"].intruders >= 1
     metrics = monitor.metrics()
     counted = metrics["bulkedge/intruders"] + metrics["bulkedge/rotated"]
-    assert counted == sum(row.intruders or 0 for row in record.matrices)
+    assert counted == sum(row.new_directions or 0 for row in record.matrices)
     assert metrics["bulkedge/rotated"] >= 1
     assert metrics["bulkedge/lowest_score"] == min(x.worst for x in monitor.figures.values())
 

@@ -407,15 +407,14 @@ def test_pefts_own_conversion_takes_it():
 def test_a_new_process_loads_it_after_the_import(tmp_path):
     trained().save_pretrained(tmp_path)
     code = (
-        "import sys, warnings; warnings.simplefilter('ignore'); {}from peft import PeftConfig; "
+        "import sys, warnings; warnings.simplefilter('ignore'); import bulkedge.tune.peft; "
+        "from peft import PeftConfig; "
         "print(PeftConfig.from_pretrained(sys.argv[1]).variant)"
     )
-    for imported, expected in (("import bulkedge.tune.peft; ", 0), ("", 1)):
-        command = [sys.executable, "-c", code.format(imported), str(tmp_path)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == expected, ended.stderr
-        assert (ended.stdout.strip() == "additive") is (expected == 0)
-    assert "SPECTRAL" in ended.stderr
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "additive"
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_an_outlier_on_top_of_a_base_value_is_that_value_s_own():
     exact = 0
     for top in some(np.random.default_rng(0).uniform(30, 60, 40)):
         known = BaseSpectrum.from_values(torch.cat([torch.tensor([top]), bulk]), (150, 150))
-        leading = budget(known, rank=1, top_k=1).leading
+        leading = budget(known, rank=1, top_k=1).top_k_threshold
         found = predict_spikes(known, torch.tensor([leading], dtype=torch.float64))
         exact += float(found.location) == top
         assert found.expected == (Expectation.ALIGNED,)
@@ -232,7 +232,7 @@ def test_the_budget_of_noise():
     assert found.relative == pytest.approx(found.threshold / float(values[0]))
     assert found.lora == pytest.approx(found.threshold / (18 / 9))
     assert found.rslora == pytest.approx(found.threshold / (18 / 3))
-    assert found.leading == found.threshold
+    assert found.top_k_threshold == found.threshold
     assert found.rank == 9
     without = budget(spectrum(W0), rank=9)
     assert without.lora is without.rslora is None
@@ -262,10 +262,10 @@ def test_leading_directions_have_a_higher_price():
     for top_k, reached in ((1, 60.0), (3, 40.0)):
         found = budget(known, rank=1, top_k=top_k)
         expected = WhiteBulk((150, 150), sigma).strength(reached)
-        assert found.leading == pytest.approx(expected)
-        assert found.threshold < found.leading < reached
-    assert budget(known, rank=1).leading == budget(known, rank=1).threshold
-    assert budget(known, rank=1, top_k=10**6).leading == budget(known, rank=1).threshold
+        assert found.top_k_threshold == pytest.approx(expected)
+        assert found.threshold < found.top_k_threshold < reached
+    assert budget(known, rank=1).top_k_threshold == budget(known, rank=1).threshold
+    assert budget(known, rank=1, top_k=10**6).top_k_threshold == budget(known, rank=1).threshold
 
 
 def test_spectra_of_every_precision_are_measured_in_float64():

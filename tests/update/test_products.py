@@ -23,7 +23,7 @@ def by_svd(W0):
 
 def limits(spectrum, top_k=10):
     found = budget(spectrum, 1, top_k=top_k)
-    return found.threshold, found.leading
+    return found.threshold, found.top_k_threshold
 
 
 @pytest.mark.parametrize(("m", "n"), [(600, 900), (900, 600)])

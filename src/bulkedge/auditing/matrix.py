@@ -71,7 +71,7 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         note="; ".join(filter(None, notes)) or None,
         spectral_norm_base=judged.norm,
         spectral_norm_update=norm_update,
-        intruders=sum(direction.score < recipe.epsilon for direction in judged.directions),
+        new_directions=sum(direction.score < recipe.epsilon for direction in judged.directions),
         directions=direction_rows(judged, moved),
         angles=angle_rows(judged),
         spectrum=spectrum_row(judged.spectrum),
@@ -107,18 +107,18 @@ def _theory(
     if base is None:
         return {}
     exact = judged.computed_count == len(judged.spectrum)
-    leading = budget(base, 1, top_k=recipe.top_k).leading
+    theta_k = budget(base, 1, top_k=recipe.top_k).top_k_threshold
     found = {
         "bulk": bulk_row(base, exact=exact),
         "threshold": base.fit.threshold,
-        "leading": leading,
+        "top_k_threshold": theta_k,
     }
     if update is None:
         return found
     outlying = base.fit.bulk.supercritical(update.gamma)
     return found | {
         "supercritical": int(outlying.sum()),
-        "beyond_leading": int((outlying & (update.gamma > leading)).sum()),
+        "beyond_top_k_threshold": int((outlying & (update.gamma > theta_k)).sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
 

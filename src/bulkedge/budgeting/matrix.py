@@ -51,14 +51,14 @@ def measure_matrix(wanted: Wanted, settings: BudgetSettings) -> MatrixBudget:
         "noise": _is_noise(found.spectrum, exact=exact),
     }
     limit = budget(found.spectrum, 1, top_k=settings.top_k)
-    if not limit.leading > 0:
+    if not limit.top_k_threshold > 0:
         return _row(wanted, "no_limit", note=HARD, threshold=limit.threshold, **known)
     return _row(
         wanted,
         "measured",
         note=found.note,
         threshold=limit.threshold,
-        leading=limit.leading,
+        top_k_threshold=limit.top_k_threshold,
         **known,
     )
 
@@ -97,7 +97,7 @@ def allowed_like(
         The allowance, or a note.
     """
     update = wanted.update
-    if update is None or update.factors is None or row.leading is None:
+    if update is None or update.factors is None or row.top_k_threshold is None:
         return None, None
     if (factors := update.factors).rank is None or factors.scale is None:
         return None, "an update without rank and scale: no α scales it"
@@ -109,11 +109,13 @@ def allowed_like(
         return None, spike
     if not (scale := abs(factors.scale)):
         return None, "a scale of zero: the update is none, and no α makes it one"
-    rank, limit = factors.rank, settings.level * row.leading
+    rank, limit = factors.rank, settings.level * row.top_k_threshold
     alpha = alpha_of(scale, rank, rslora=settings.rslora)
     if spike > (1 - KEPT_BELOW) * limit:
         alpha *= (1 - KEPT_BELOW) * limit / spike
-    return Allowance(rank=rank, scale=scale, largest=limit / scale, spike=spike, alpha=alpha), None
+    return Allowance(
+        rank=rank, scale=scale, max_ba_norm=limit / scale, spectral_norm_update=spike, alpha=alpha
+    ), None
 
 
 def allowed_any(row: MatrixBudget, settings: BudgetSettings, mean: float) -> Allowance | None:
@@ -128,15 +130,15 @@ def allowed_any(row: MatrixBudget, settings: BudgetSettings, mean: float) -> All
         The allowance; None without rank and α, or without a limit.
     """
     rank, alpha = settings.rank, settings.alpha
-    if rank is None or alpha is None or row.leading is None:
+    if rank is None or alpha is None or row.top_k_threshold is None:
         return None
     scale = scale_of(alpha, rank, rslora=settings.rslora)
     return Allowance(
         rank=rank,
         scale=scale,
-        largest=settings.level * row.leading / scale,
-        spike=None,
-        alpha=alpha * row.leading / mean,
+        max_ba_norm=settings.level * row.top_k_threshold / scale,
+        spectral_norm_update=None,
+        alpha=alpha * row.top_k_threshold / mean,
     )
 
 

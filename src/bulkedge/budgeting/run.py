@@ -107,7 +107,7 @@ def budget(
         >>> (row,) = budget(file, rank=4, alpha=8).matrices
         >>> round(row.threshold / (60 * 40) ** 0.25, 1), row.noise
         (1.0, True)
-        >>> round(row.allowed.largest / row.leading, 2)  # the scale is 8/4
+        >>> round(row.allowed.max_ba_norm / row.top_k_threshold, 2)  # the scale is 8/4
         0.5
     """
     planned = _settings(
@@ -188,7 +188,7 @@ class _Work:
         """All rows in order, with what each is allowed."""
         rows = [self.rows[i] for i in range(len(self.keys))]
         if self.plan.like is None:
-            limits = [row.leading for row in rows if row.leading is not None]
+            limits = [row.top_k_threshold for row in rows if row.top_k_threshold is not None]
             mean = sum(limits) / max(len(limits), 1)
             allowed = [(allowed_any(row, self.settings, mean), None) for row in rows]
         else:

@@ -104,7 +104,7 @@ def budget(base: Path, **options: Any) -> None:
 
 def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str]:
     """What to do with a budget, and how; nothing where no matrix has a limit."""
-    if not any(row.leading is not None for row in record.matrices):
+    if not any(row.top_k_threshold is not None for row in record.matrices):
         return []
     quoted = shlex.quote(str(base))
     if options["like"] is not None:

@@ -42,8 +42,10 @@ class Allowance(Row):
 
     rank: Positive = Field(description="Its rank r.")
     scale: Size = Field(description="The number in front of B·A, by the α given or its own.")
-    largest: Size = Field(description="Largest ‖B·A‖₂ under that scale: level · θ_k / scale.")
-    spike: Size | None = Field(description="‖ΔW‖₂ as trained; null without an adapter.")
+    max_ba_norm: Size = Field(description="Largest ‖B·A‖₂ under that scale: level · θ_k / scale.")
+    spectral_norm_update: Size | None = Field(
+        description="‖ΔW‖₂ as trained; null without an adapter."
+    )
     alpha: Size = Field(
         description="For the whole model: the given α times θ_k over its mean.  With an adapter: "
         "the α that keeps the spike below level · θ_k, at most its own."
@@ -66,7 +68,7 @@ class MatrixBudget(Row):
     sigma_1: Size | None = Field(None, description="Largest singular value, ‖W0‖₂.")
     sigma_k: Size | None = Field(None, description="The k-th; the smallest if there are fewer.")
     threshold: Size | None = Field(None, description="θ_c: beyond it an outlier is born.")
-    leading: Size | None = Field(
+    top_k_threshold: Size | None = Field(
         None, description="θ_k: beyond it the outlier stands among the k leading directions."
     )
     bulk: Bulk | None = None
@@ -79,9 +81,9 @@ class MatrixBudget(Row):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         """Limits and values in order."""
-        if (self.status == "measured") != (self.leading is not None):
+        if (self.status == "measured") != (self.top_k_threshold is not None):
             raise ValueError(f"expected a limit of {self.name!r:.60} if it was measured")
-        for low, high in ((self.threshold, self.leading), (self.sigma_k, self.sigma_1)):
+        for low, high in ((self.threshold, self.top_k_threshold), (self.sigma_k, self.sigma_1)):
             if low is not None and high is not None and low > high * (1 + ROUNDING):
                 raise ValueError(f"expected θ_c ≤ θ_k and σ_k ≤ σ_1 of {self.name!r:.60}")
         return self
@@ -107,10 +109,10 @@ class BudgetRecord(Document):
         """What is allowed follows from the limits."""
         for row in self.matrices:
             found = row.allowed
-            if found is None or row.leading is None:
+            if found is None or row.top_k_threshold is None:
                 continue
-            limit = self.settings.level * row.leading
-            if not math.isclose(found.largest * found.scale, limit, rel_tol=DIGITS):
+            limit = self.settings.level * row.top_k_threshold
+            if not math.isclose(found.max_ba_norm * found.scale, limit, rel_tol=DIGITS):
                 raise ValueError(f"expected the largest ‖B·A‖₂ of {row.name!r:.60} to give {limit}")
         return self
 
@@ -118,7 +120,9 @@ class BudgetRecord(Document):
     def unanswered(self) -> list[MatrixBudget]:
         """The matrices that have no limit, or whose update has no α, for whatever reason."""
         asked = self.like is not None
-        return [r for r in self.matrices if r.leading is None or (asked and r.allowed is None)]
+        return [
+            r for r in self.matrices if r.top_k_threshold is None or (asked and r.allowed is None)
+        ]
 
     @property
     def complete(self) -> bool:
@@ -133,5 +137,7 @@ class BudgetRecord(Document):
         return [
             row
             for row in self.matrices
-            if row.allowed and row.leading and (row.allowed.spike or 0) > level * row.leading
+            if row.allowed
+            and row.top_k_threshold
+            and (row.allowed.spectral_norm_update or 0) > level * row.top_k_threshold
         ]

@@ -104,4 +104,4 @@ def _change(first: Matrix, second: Matrix) -> MatrixChange:
     worst = [
         min((row.score for row in matrix.directions), default=None) for matrix in (first, second)
     ]
-    return MatrixChange(first.name, first.intruders, second.intruders, worst[0], worst[1])
+    return MatrixChange(first.name, first.new_directions, second.new_directions, worst[0], worst[1])

@@ -148,13 +148,13 @@ class Summary(Row):
     audited: Count = Field(description="Of these, compared direction by direction.")
     unchanged: Count = Field(description="Of these, equal to the base.")
     not_audited: Count = Field(description="Of these, not finite or failed.")
-    intruders: Count = Field(description="How many directions are new: score < epsilon.")
+    new_directions: Count = Field(description="How many directions are new: score < epsilon.")
     verdicts: dict[Verdict, Count] = Field(description="Directions by verdict.")
     skipped: Count = Field(description="Rows in `skipped`.")
     lost: Count = Field(description="Of these, updates of weights, which went unjudged.")
     spikes: Count = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
     supercritical: Count = Field(0, description="Of these, beyond their threshold.")
-    beyond_leading: Count = Field(0, description="Of these, beyond the limit `leading`.")
+    beyond_top_k_threshold: Count = Field(0, description="Of these, beyond `top_k_threshold`.")
     tensors: Counts | None = Field(
         None, description="All tensors of two or more dimensions; null of a part of an audit."
     )
@@ -242,8 +242,8 @@ class Record(Document):
             raise ValueError("expected the counts of the rows listed, got others")
         for matrix in self.matrices:
             counted = sum(row.score < self.recipe.epsilon for row in matrix.directions)
-            if matrix.intruders != counted:
-                raise ValueError(f"expected {counted} intruders of {matrix.name!r:.60}")
+            if matrix.new_directions != counted:
+                raise ValueError(f"expected {counted} new directions of {matrix.name!r:.60}")
             told = (matrix.drift is not None) + (matrix.drift_note is not None)
             if told != (moments and matrix.status in ("audited", "unchanged")):
                 raise ValueError(
@@ -357,13 +357,13 @@ def summarise(
         audited=audited,
         unchanged=unchanged,
         not_audited=len(matrices) - audited - unchanged,
-        intruders=sum(matrix.intruders for matrix in matrices),
+        new_directions=sum(matrix.new_directions for matrix in matrices),
         verdicts=verdicts,
         skipped=len(skipped),
         lost=sum(row.lost for row in skipped),
         spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.supercritical is not None),
         supercritical=sum(matrix.supercritical or 0 for matrix in matrices),
-        beyond_leading=sum(matrix.beyond_leading or 0 for matrix in matrices),
+        beyond_top_k_threshold=sum(matrix.beyond_top_k_threshold or 0 for matrix in matrices),
         tensors=None if tensors is None else count_tensors(tensors, matrices),
         drift=summarise_drift(matrices, skipped) if moments else None,
     )

@@ -200,7 +200,7 @@ class Matrix(Row):
     note: str | None = Field(None, description="What a reader should know about the status.")
     spectral_norm_base: Size | None = None
     spectral_norm_update: Size | None = None
-    intruders: Count = Field(0, description="How many directions are new: score < epsilon.")
+    new_directions: Count = Field(0, description="How many directions are new: score < epsilon.")
     directions: list[Direction] = []
     angles: list[Angles] = Field([], description="One per side.")
     passes: Count = Field(0, description="Block products with the base or the tuned matrix.")
@@ -209,13 +209,15 @@ class Matrix(Row):
     threshold: Size | None = Field(
         None, description="Strength beyond which a generic spike makes an outlier."
     )
-    leading: Size | None = Field(
+    top_k_threshold: Size | None = Field(
         None, description="Strength beyond which it stands among the top_k directions, too."
     )
     critical_scale: CriticalScale | None = None
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
-    beyond_leading: Count | None = Field(None, description="Of these, beyond `leading`.")
+    beyond_top_k_threshold: Count | None = Field(
+        None, description="Of these, beyond `top_k_threshold`."
+    )
     in_use: Count | None = Field(
         None, description="How many of the strongest spikes carry 99 % of the update's energy."
     )
@@ -241,7 +243,7 @@ class Matrix(Row):
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
         """Of the spikes fewer exceed the higher limit; the expected scale is that limit's."""
-        exceed = (self.spikes, self.supercritical, self.beyond_leading)
+        exceed = (self.spikes, self.supercritical, self.beyond_top_k_threshold)
         counts = [count for count in exceed if count is not None]
         if counts != sorted(counts, reverse=True):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
@@ -250,7 +252,7 @@ class Matrix(Row):
         expected = None if self.critical_scale is None else self.critical_scale.expected
         if expected is not None:
             norm = self.spectral_norm_update or 0.0
-            check_ratio(self.leading or 0.0, norm, expected, "critical scale")
+            check_ratio(self.top_k_threshold or 0.0, norm, expected, "critical scale")
         return self
 
     @model_validator(mode="after")
@@ -272,7 +274,7 @@ class Matrix(Row):
         """A line: its directions and spectra would fill a page."""
         worst = min((row.score for row in self.directions), default=None)
         score = "" if worst is None else f", worst score {worst:.3f}"
-        new = f"{self.intruders} new of {len(self.directions)}"
+        new = f"{self.new_directions} new of {len(self.directions)}"
         return f"<Matrix {self.name!r} {self.shape}: {self.status}, {new}{score}>"
 
     __str__ = __repr__

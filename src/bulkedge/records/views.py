@@ -73,11 +73,12 @@ def found_in(record: Audited) -> str:
         How many new directions there are, and what was not judged.
     """
     summary = record.summary
-    affected = sum(matrix.intruders > 0 for matrix in record.matrices)
+    affected = sum(matrix.new_directions > 0 for matrix in record.matrices)
     counts = ", ".join(f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED)
+    judged = sum(summary.verdicts.values())
     audited = count(summary.audited, "audited matrix", "audited matrices")
     line = (
-        f"{summary.intruders} new of {count(sum(summary.verdicts.values()), 'leading direction')}"
+        f"{summary.new_directions} new of {count(judged, 'leading direction')}"
         f" ({counts}), in {affected} of {audited}"
     )
     for number, what in (
@@ -99,7 +100,7 @@ def as_html(record: Audited) -> str:
         HTML without scripts.
     """
     first, second, _ = summary_of(record).splitlines()
-    worst = sorted((m for m in record.matrices if m.intruders), key=_worst)
+    worst = sorted((m for m in record.matrices if m.new_directions), key=_worst)
     rows = "".join(_html_row(matrix) for matrix in worst[:MOST_SHOWN])
     heads = "".join(f"<th>{head}</th>" for head in ("matrix", *_counted(), "worst score"))
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""

@@ -75,7 +75,7 @@ class Output:
         """Write new factors, and their ranks where a configuration has them.
 
         Args:
-            layers: By the key that PEFT knows a module by.
+            layers: By the key that PEFT's patterns know a weight by (:func:`key_of`).
         """
         (file, *_) = self.source.files
         copy = self.folder / file.name
@@ -168,8 +168,25 @@ def _plain(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
+def key_of(name: str, source: Checkpoint | Adapter) -> str:
+    """The key of PEFT's patterns for a weight: the path of its module, or a parameter's own name.
+
+    Args:
+        name: What an audit calls the weight.
+        source: The fine-tune, whose ``target_parameters`` say what it updates as a bare parameter.
+
+    Returns:
+        ``layers.0.router.weight`` of such a parameter, else as :func:`module_of`.
+    """
+    owner, _, parameter = PART.sub("", name).rpartition(".")
+    wrapped = source.wrapped if isinstance(source, Adapter) else ()
+    if any(found.module == owner and parameter in found.parameters for found in wrapped):
+        return f"{owner}.{parameter}"
+    return module_of(name)
+
+
 def module_of(name: str) -> str:
-    """The key that PEFT knows a module by, from what an audit calls its weight.
+    """The path of a module, from what an audit calls its weight.
 
     Args:
         name: Such as ``layers.0.mlp.up_proj.weight`` or ``mlp.experts.down_proj[3]``.

@@ -23,7 +23,7 @@ from bulkedge.records import Matrix, Recipe
 from .curve import curve, response, strength_for
 from .inputs import Inputs, Known
 from .layers import Layer, Stored
-from .output import Output, module_of
+from .output import Output, key_of
 from .protect import DEFAULT_STRENGTH, Protect
 from .solve import Pairs, Solve, moved, pair_of, solver
 from .work import Options, Row, Work, covers, why_not
@@ -266,7 +266,7 @@ class Protection(Work):
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise InputError(BEYOND)
         stored = Stored(tensors, whole.rank, [])
-        self._layers[module_of(comparison.tuned_name)] = Layer(whole, []), stored
+        self._layers[key_of(comparison.tuned_name, self.plan.tuned)] = Layer(whole, []), stored
         held = whole.rounded(B, A, None)
         return Protected((B, A), (held[0].double(), held[1].double()))
 

@@ -89,7 +89,9 @@ class Rescale:
         limit = 0.0
         if spectrum is not None and self.level is not None:
             found = budget(spectrum, 1, top_k=top_k)
-            limit = self.level * (found.leading if self.of == "leading" else found.threshold)
+            limit = self.level * (
+                found.top_k_threshold if self.of == "leading" else found.threshold
+            )
         if not limit > 0:
             raise InputError("the base has no bulk with an edge: no limit; use uniform instead")
         return 1.0 if spike <= limit else (1 - BELOW) * limit / spike

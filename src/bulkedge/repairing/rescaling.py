@@ -22,7 +22,7 @@ from bulkedge.comparison.pair import TILE
 from bulkedge.records import Matrix, Recipe, Record
 from bulkedge.update import measure
 
-from .output import Output, in_front, module_of, pattern_of
+from .output import Output, in_front, key_of, module_of, pattern_of
 from .rescale import Rescale
 from .work import Options, Row, Work, covers
 
@@ -200,10 +200,11 @@ class Rescaling(Work):
     def _by_module(self) -> dict[str, list[Comparison]]:
         """The comparisons that share an α, where at least one is treated."""
         groups: dict[str, list[Comparison]] = {}
+        tuned = self.plan.tuned
         for comparison in self.plan.comparisons:
             if comparison.factors is not None:
-                groups.setdefault(module_of(comparison.tuned_name), []).append(comparison)
-        treated = {module_of(row.comparison.tuned_name) for row in self.rows}
+                groups.setdefault(key_of(comparison.tuned_name, tuned), []).append(comparison)
+        treated = {key_of(row.comparison.tuned_name, tuned) for row in self.rows}
         return {key: group for key, group in groups.items() if key in treated}
 
 

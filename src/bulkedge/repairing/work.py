@@ -20,7 +20,7 @@ from .corrected import rounding
 from .layers import Layer, Part, Stored, grouped
 from .matrix import Selection, norm_of_change, norm_of_update, treat
 from .method import METHODS, Method
-from .output import Output, module_of
+from .output import Output, key_of
 from .record import RepairedMatrix, Treated
 
 
@@ -262,7 +262,7 @@ class Corrections(Work):
             mine = [owners[id(part)] for part in layer.parts]
             for row, error in zip(mine, stored.errors, strict=True):
                 row.rank, row.error = stored.rank, error
-            layers[module_of(mine[0].comparison.tuned_name)] = layer, stored
+            layers[key_of(mine[0].comparison.tuned_name, self.plan.tuned)] = layer, stored
         if output is not None and layers:
             output.write_factors(layers)
 

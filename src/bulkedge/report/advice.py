@@ -49,8 +49,8 @@ def headline(record: Record) -> str:
     open_ = summary.not_audited + summary.lost
     if open_:
         rest = f"{count(open_, 'matrix', 'matrices')} could not be judged"
-        return f"{_found(record)}; {rest}" if summary.intruders else rest[0].upper() + rest[1:]
-    if summary.verdicts[Verdict.UNDECIDED] and not summary.intruders:
+        return f"{_found(record)}; {rest}" if summary.new_directions else rest[0].upper() + rest[1:]
+    if summary.verdicts[Verdict.UNDECIDED] and not summary.new_directions:
         undecided = summary.verdicts[Verdict.UNDECIDED]
         return f"No new direction found, {count(undecided, 'direction')} undecided"
     return _found(record)
@@ -58,10 +58,10 @@ def headline(record: Record) -> str:
 
 def _found(record: Record) -> str:
     audited = record.summary.audited
-    if not record.summary.intruders:
+    if not record.summary.new_directions:
         return f"No new direction in {count(audited, 'matrix', 'matrices')}"
-    affected = sum(matrix.intruders > 0 for matrix in record.matrices)
-    new = count(record.summary.intruders, "new direction")
+    affected = sum(matrix.new_directions > 0 for matrix in record.matrices)
+    new = count(record.summary.new_directions, "new direction")
     return f"{new} in {affected} of {count(audited, 'matrix', 'matrices')}"
 
 
@@ -71,7 +71,7 @@ def explanation(record: Record) -> list[str]:
     if not judged:
         return []
     sentences = [_counted(record, judged)]
-    noise = sum(matrix.intruders for matrix in untrained(record))
+    noise = sum(matrix.new_directions for matrix in untrained(record))
     if noise:
         where = "is in a matrix" if noise == 1 else "are in matrices"
         sentences.append(f"{noise} of them {where} whose base looks untrained.")
@@ -92,7 +92,7 @@ def explanation(record: Record) -> list[str]:
 
 def _counted(record: Record, judged: int) -> str:
     """How many of the judged directions are new."""
-    found, epsilon = record.summary.intruders, f"{record.recipe.epsilon:g}"
+    found, epsilon = record.summary.new_directions, f"{record.recipe.epsilon:g}"
     leading = f"{count(judged, 'leading singular direction')} of the tuned matrices"
     if not found:
         return f"None of the {leading} is new (score below {epsilon})."
@@ -207,10 +207,10 @@ def _plain(name: str) -> str:
 
 def _remedies(record: Record) -> Iterator[Step]:
     """What to do about new directions."""
-    found = record.summary.intruders
+    found = record.summary.new_directions
     if not found or _all_noise(record):
         return
-    fresh = [matrix for matrix in untrained(record) if matrix.intruders]
+    fresh = [matrix for matrix in untrained(record) if matrix.new_directions]
     left_out = left_out_globs(record)
     if fresh:
         names = ", ".join(printable(_module(matrix)) for matrix in fresh[:FEW])
@@ -222,7 +222,7 @@ def _remedies(record: Record) -> Iterator[Step]:
             audit_command(record, *left_out) if few else None,
             f"leave out {names}, whose base looks untrained: all is new there",
         )
-    if sum(matrix.intruders for matrix in fresh) < found:
+    if sum(matrix.new_directions for matrix in fresh) < found:
         without = ", without what was never pretrained" if left_out else ""
         yield Step(
             f"Write a corrected copy{without}. It may cost accuracy, so evaluate it on your task:",
@@ -252,7 +252,7 @@ def left_out_globs(record: Record) -> list[str]:
     Returns:
         ``--exclude`` and a name for each; nothing where there are none, or too many to name.
     """
-    names = dict.fromkeys(_module(m) for m in untrained(record) if m.intruders)
+    names = dict.fromkeys(_module(m) for m in untrained(record) if m.new_directions)
     if not names or len(names) > FEW or _all_noise(record):
         return []
     return [word for name in names for word in ("--exclude", name)]
@@ -325,7 +325,7 @@ def broken(record: Record) -> list[Matrix]:
 
 def by_worst(record: Record) -> list[Matrix]:
     """The matrices with new directions, the lowest score first."""
-    affected = [matrix for matrix in record.matrices if matrix.intruders]
+    affected = [matrix for matrix in record.matrices if matrix.new_directions]
     return sorted(affected, key=_lowest)
 
 

@@ -35,27 +35,31 @@ def _allowed(field: str) -> Callable[[MatrixBudget], Value]:
 
 def _used(row: MatrixBudget) -> float | None:
     """ΔW/θ_k: the strongest spike of an adapter, in units of the limit at level 1."""
-    if row.allowed is None or row.allowed.spike is None or row.leading is None:
+    if (
+        row.allowed is None
+        or row.allowed.spectral_norm_update is None
+        or row.top_k_threshold is None
+    ):
         return None
-    return row.allowed.spike / row.leading
+    return row.allowed.spectral_norm_update / row.top_k_threshold
 
 
 LIMITS = (
     _Column("sigma_1", "σ₁", lambda row: row.sigma_1),
     _Column("sigma_k", "σ_k", lambda row: row.sigma_k),
     _Column("threshold", "θ_c", lambda row: row.threshold),
-    _Column("leading", "θ_k", lambda row: row.leading),
+    _Column("top_k_threshold", "θ_k", lambda row: row.top_k_threshold),
     _Column("noise", "noise", lambda row: NOISE[row.noise] if row.bulk else None),
 )
 ALLOWED = (
     _Column("rank", "r", _allowed("rank")),
     _Column("scale", "scale", _allowed("scale")),
-    _Column("largest", "max ‖BA‖", _allowed("largest")),
-    _Column("spike", "ΔW", _allowed("spike")),
+    _Column("max_ba_norm", "max ‖BA‖", _allowed("max_ba_norm")),
+    _Column("spectral_norm_update", "ΔW", _allowed("spectral_norm_update")),
     _Column("used", "ΔW/θ_k", _used),
     _Column("alpha", "α", _allowed("alpha")),
 )
-ASIDE = ("rank", "scale", "spike")
+ASIDE = ("rank", "scale", "spectral_norm_update")
 """What a terminal has no room for."""
 
 
@@ -100,7 +104,9 @@ def print_budget(record: BudgetRecord, console: Console, *, brief: bool = False)
 
 def budget_line(record: BudgetRecord) -> str:
     """What a budget says, in one sentence."""
-    limits = sorted(row.leading for row in record.matrices if row.leading is not None)
+    limits = sorted(
+        row.top_k_threshold for row in record.matrices if row.top_k_threshold is not None
+    )
     line = f"{len(limits)} of {count(len(record.matrices), 'matrix', 'matrices')} have a limit"
     if limits:
         line += f", θ_k from {limits[0]:.3g} to {limits[-1]:.3g}"
@@ -116,7 +122,7 @@ def _table(record: BudgetRecord) -> Table:
     """One row per matrix, the smallest limits first."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    rows = sorted(record.matrices, key=lambda row: row.leading or 0.0)
+    rows = sorted(record.matrices, key=lambda row: row.top_k_threshold or 0.0)
     columns = [*LIMITS, *(c for c in ALLOWED if c.name not in ASIDE)]
     columns = [c for c in columns if any(c.value(row) is not None for row in rows)]
     for column in columns:

@@ -108,9 +108,9 @@ def over_base(matrix: Matrix) -> float | None:
     return ratio(matrix.spectral_norm_update, matrix.spectral_norm_base)
 
 
-def over_leading(matrix: Matrix) -> float | None:
+def over_top_k_threshold(matrix: Matrix) -> float | None:
     """Strength of the update, in units of θ_k: beyond 1 it is among the leading directions."""
-    return ratio(matrix.spectral_norm_update, matrix.leading)
+    return ratio(matrix.spectral_norm_update, matrix.top_k_threshold)
 
 
 def over_threshold(matrix: Matrix) -> float | None:
@@ -175,7 +175,7 @@ COLUMNS = (
         wide=True,
     ),
     number("ratio", "ΔW/W₀", over_base, 2, views=frozenset({TERMINAL, PAGE}), wide=True),
-    number("over_leading", "ΔW/θ_k", over_leading, 2, views=EVERYWHERE, wide=True),
+    number("over_top_k_threshold", "ΔW/θ_k", over_top_k_threshold, 2, views=EVERYWHERE, wide=True),
     number(
         "over_threshold", "ΔW/θ_c", over_threshold, 2, views=EVERYWHERE, optional=True, wide=True
     ),
@@ -195,9 +195,9 @@ COLUMNS = (
     ),
     number("in_use", "rank in use", lambda m: m.in_use, 0, views=EVERYWHERE, optional=True),
     number(
-        "beyond_leading",
+        "beyond_top_k_threshold",
         "spikes > θ_k",
-        lambda m: m.beyond_leading,
+        lambda m: m.beyond_top_k_threshold,
         0,
         views=EVERYWHERE,
         optional=True,
@@ -215,7 +215,7 @@ COLUMNS = (
     field("spectral_norm_base"),
     field("spectral_norm_update"),
     field("threshold"),
-    field("leading"),
+    field("top_k_threshold"),
     field("note"),
     field("drift_note"),
 )

@@ -13,7 +13,7 @@ from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, names_its_base, steps, untrained
-from .columns import CHOICES, PAGE, columns_of, over_base, over_leading, worst_score
+from .columns import CHOICES, PAGE, columns_of, over_base, over_top_k_threshold, worst_score
 from .drift import drift_sentences
 from .parts import document, filled, part
 from .scale import scale_sentences
@@ -147,14 +147,14 @@ def _numbered(names: Sequence[str]) -> list[str]:
 
 def _compared(records: Sequence[Record], names: Sequence[str]) -> str:
     """How many new directions each record has, in a line."""
-    counts = [str(record.summary.intruders) for record in records]
+    counts = [str(record.summary.new_directions) for record in records]
     return "New directions: " + ", ".join(map("{1} in {0}".format, names, counts))
 
 
 def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[str, Any]:
     """What the page shows of a record."""
     summary = record.summary
-    bad = summary.intruders or summary.not_audited or summary.lost
+    bad = summary.new_directions or summary.not_audited or summary.lost
     fresh = {matrix.name for matrix in untrained(record)}
     return {
         "label": label,
@@ -176,7 +176,7 @@ def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[st
         "summary": {
             "audited": summary.audited,
             "not_audited": summary.not_audited,
-            "intruders": summary.intruders,
+            "new_directions": summary.new_directions,
             "lost": summary.lost,
             **{verdict.value: summary.verdicts[verdict] for verdict in Verdict},
         },
@@ -214,13 +214,13 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "scale": matrix.scale,
         "status": matrix.status,
         "note": None if matrix.note is None else printable(matrix.note),
-        "intruders": matrix.intruders,
+        "new_directions": matrix.new_directions,
         "untrained": fresh,
         "passes": matrix.passes,
         "counts": {verdict.value: verdicts.count(verdict) for verdict in Verdict},
         "worst": _short(worst_score(matrix)),
         "ratio": _short(over_base(matrix)),
-        "over": _short(over_leading(matrix)),
+        "over": _short(over_top_k_threshold(matrix)),
         "cells": {
             c.name: [_key(c.value(matrix)), c.show(matrix)]
             for c in columns_of(PAGE, chosen=CHOICES)
@@ -229,7 +229,7 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "driftNote": None if matrix.drift_note is None else printable(matrix.drift_note),
         "driftParts": [[row.index, _short(row.drift)] for row in matrix.drift_parts],
         "threshold": _short(matrix.threshold),
-        "leading": _short(matrix.leading),
+        "top_k_threshold": _short(matrix.top_k_threshold),
         "edge": None if matrix.bulk is None else _short(matrix.bulk.edge),
         "sides": [angles.side for angles in matrix.angles],
         "similarity": {angles.side: angles.similarity for angles in matrix.angles},

@@ -144,15 +144,17 @@ def spikes(record: Record, name: str, *, ax: Axes | None = None) -> Axes:
         MissingExtraError: Without matplotlib.
     """
     matrix, ax = _matrix(record, name), _axes(ax)
-    if not matrix.predicted or not matrix.leading:
+    if not matrix.predicted or not matrix.top_k_threshold:
         raise InputError(f"{name}: no spikes of a low-rank update in this record")
-    heights = [row.theta / matrix.leading for row in matrix.predicted]
+    heights = [row.theta / matrix.top_k_threshold for row in matrix.predicted]
     colours = [
         APPEARANCE[Verdict.INTRUDER if height > 1 else Verdict.ALIGNED].ink for height in heights
     ]
     ax.bar(range(len(heights)), heights, color=colours)
     ax.axhline(1, color="0.4", linestyle="--", linewidth=1)
-    ax.axhline((matrix.threshold or 0.0) / matrix.leading, color="0.4", linestyle=":", linewidth=1)
+    ax.axhline(
+        (matrix.threshold or 0.0) / matrix.top_k_threshold, color="0.4", linestyle=":", linewidth=1
+    )
     ax.set(xlabel="spike", ylabel="θ / θ_k")
     return ax
 

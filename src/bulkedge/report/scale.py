@@ -49,7 +49,7 @@ def weaker(record: Record) -> Weaker | None:
     """
     measured = record.recipe.critical_scale
     judged = [matrix for matrix in record.matrices if critical_scale(matrix) is not None]
-    affected = [matrix for matrix in judged if matrix.intruders]
+    affected = [matrix for matrix in judged if matrix.new_directions]
     if not affected:
         return None
     fresh = {id(matrix) for matrix in untrained(record)}

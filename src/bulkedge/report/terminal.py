@@ -89,12 +89,12 @@ def verdict_line(record: Record) -> str:
     if summary.unchanged == summary.matrices and not summary.lost:
         equal = "matrix equals" if summary.unchanged == 1 else "matrices equal"
         return f"all {summary.unchanged} {equal} the base: there is no fine-tune here"
-    affected = sum(1 for matrix in record.matrices if matrix.intruders)
+    affected = sum(1 for matrix in record.matrices if matrix.new_directions)
     counts = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
     judged = sum(summary.verdicts.values())
-    are = "is" if summary.intruders == 1 else "are"
+    are = "is" if summary.new_directions == 1 else "are"
     line = (
-        f"{summary.intruders} of {count(judged, 'leading direction')} {are} new "
+        f"{summary.new_directions} of {count(judged, 'leading direction')} {are} new "
         f"(score < {record.recipe.epsilon:g}), in {affected} of "
         f"{count(summary.audited, 'matrix', 'matrices')}: {', '.join(counts)}"
     )
@@ -201,7 +201,7 @@ def _refused(record: RepairRecord) -> str:
 
 def repair_line(record: RepairRecord) -> str:
     """What the repair did, in one sentence."""
-    before = record.before.summary.intruders
+    before = record.before.summary.new_directions
     done = [row for row in record.matrices if row.status == "repaired"]
     touched = len(done)
     if record.after is None:
@@ -212,7 +212,7 @@ def repair_line(record: RepairRecord) -> str:
     after, name = record.after.summary, record.method["name"]
     line = (
         f"{name}: {count(before, 'direction')} new before, "
-        f"{after.intruders} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
+        f"{after.new_directions} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
         f"changed{_drift(done)}{_refused(record)}"
     )
     if not after.complete:
@@ -263,10 +263,10 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
 def spikes_line(record: Record) -> str:
     """How much of a low-rank update is strong enough to stand among the leading directions."""
     summary = record.summary
-    exceed = "exceeds" if summary.beyond_leading == 1 else "exceed"
+    exceed = "exceeds" if summary.beyond_top_k_threshold == 1 else "exceed"
     its = "its" if summary.spikes == 1 else "their"
     return (
-        f"hint: {summary.beyond_leading} of {count(summary.spikes, 'spike')} of the update "
+        f"hint: {summary.beyond_top_k_threshold} of {count(summary.spikes, 'spike')} of the update "
         f"{exceed} the limit θ_k of {its} matrix"
     )
 

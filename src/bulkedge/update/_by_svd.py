@@ -36,8 +36,6 @@ NEAR = 1e-3
 """Poles closer than this, in units of the norms, border the sum, up to two full clusters."""
 TIED = 1e-12
 """Roots closer than this, in units of the norms, get their vectors together."""
-OVERSAMPLING = 2
-"""Vectors beside those asked for in an inverse iteration."""
 BLOCK_SIZE = 2**22
 """Numbers in one block of the sum over poles at most: this bounds the memory."""
 
@@ -203,25 +201,22 @@ class Bordered:
     def eigenvectors(self, values: Tensor, known: Tensor) -> Tensor:
         """Orthonormal eigenvectors of a few eigenvalues that lie together, orthogonal to ``known``.
 
-        Block inverse iteration with a few vectors more, so that neighbours converge as well
-        instead of being mixed in.  The results are orthogonal to the known vectors, so that all
-        together span the right space although single ones may be mixed.
+        Block inverse iteration.  The results are orthogonal to the known vectors, so that all
+        together span the right space although single ones of close neighbours may be mixed.
 
         Returns:
             Shape ``(P, g)``.
         """
         shift, g = values.mean(), len(values)
         size, found = known.shape
-        width = min(g + OVERSAMPLING, size - found)
-        X, solve = generic(size, width, known), self._solver(shift)
+        X, solve = generic(size, min(g, size - found), known), self._solver(shift)
         for _ in range(3):
             Z = solve(X)
             # Where many poles are close the solve loses digits; one refinement recovers them.
             X = torch.linalg.qr(Z + solve(X - shift * Z + self._image(Z))).Q
             X = torch.linalg.qr(X - known @ (known.mT @ X)).Q
         theta, Y = torch.linalg.eigh(X.mT @ self._image(X))
-        nearest = (theta - shift).abs().argsort()[:g]
-        return X @ Y[:, nearest]
+        return X @ Y[:, (theta - shift).abs().argsort()]
 
     def _count(self, s: Tensor) -> Tensor:
         K, near, _, _ = self._bordered(s)

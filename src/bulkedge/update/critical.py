@@ -139,5 +139,5 @@ def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10)
         0.5
     """
     check_values("critical_scale", strongest=(strongest, NOT_NEGATIVE))
-    limit = budget(spectrum, 1, top_k=top_k).leading
+    limit = budget(spectrum, 1, top_k=top_k).top_k_threshold
     return limit / strongest if strongest > 0 and limit > 0 else None

@@ -158,8 +158,8 @@ class Budget:
         relative: θ_c over ``‖W0‖₂``.
         lora: Largest safe ``‖B·A‖₂`` under the scale α/r; None without an α.
         rslora: The same under α/√r.
-        leading: Strength at which an outlier reaches the k-th value of the base, and so stands
-            among the k leading directions that an audit judges.
+        top_k_threshold: θ_k: strength at which an outlier reaches the k-th value of the base, and
+            so stands among the k leading directions that an audit judges.
     """
 
     rank: int
@@ -169,7 +169,7 @@ class Budget:
     relative: float
     lora: float | None
     rslora: float | None
-    leading: float
+    top_k_threshold: float
 
 
 def predict(
@@ -312,7 +312,7 @@ def budget(
         relative=threshold / float(spectrum.values[0]),
         lora=None if alpha is None else threshold * rank / alpha,
         rslora=None if alpha is None else threshold * math.sqrt(rank) / alpha,
-        leading=threshold if reached <= bulk.edge else bulk.strength(reached),
+        top_k_threshold=threshold if reached <= bulk.edge else bulk.strength(reached),
     )
 
 
@@ -324,7 +324,7 @@ def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Te
     rho, left, right = (
         x[:, None] for x in (spike.location.square(), spike.left_overlap, spike.right_overlap)
     )
-    # A base value may equal ρ: it does at the strength ``Budget.leading``.
+    # A base value may equal ρ: it does at the strength ``Budget.top_k_threshold``.
     far = torch.maximum((rho - square).square(), (torch.finfo(torch.float64).eps * rho).square())
     sides = []
     for size, own, other in ((m, right / m, left / n), (n, left / n, right / m)):

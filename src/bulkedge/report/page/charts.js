@@ -86,12 +86,12 @@ const charts = (() => {
   }
 
   function spikes(m) {
-    const y = m.predicted.map((p) => p.theta / m.leading);
+    const y = m.predicted.map((p) => p.theta / m.top_k_threshold);
     return { label: y.map((x) => number(x)).join(", "),
       traces: [{ type: "bar", x: y.map((_, i) => i), y,
-        marker: { color: m.predicted.map((p) => resolved(p.theta > m.leading ? "intruder" : "aligned")) },
+        marker: { color: m.predicted.map((p) => resolved(p.theta > m.top_k_threshold ? "intruder" : "aligned")) },
         hovertemplate: "spike %{x}: %{y:.2f} θ_k<extra></extra>" }],
-      layout: { shapes: [across(1), dotted(m.threshold / m.leading)], xaxis: { title: { text: "spike, by strength" }, dtick: 1 },
+      layout: { shapes: [across(1), dotted(m.threshold / m.top_k_threshold)], xaxis: { title: { text: "spike, by strength" }, dtick: 1 },
         yaxis: { title: { text: "strength θ / θ_k" } } } };
   }
 
@@ -138,7 +138,7 @@ const charts = (() => {
       shown.push(["Singular values", "Of the base, all; of the tuned matrix, the leading ones. The dashed line is the edge of the base's bulk, beyond which a value is no noise.", scree(m)]);
       shown.push(["Density of the base's singular values", "The hill is the bulk; what stands beyond the dashed edge is no noise.", density(m)]);
     }
-    if (m.predicted.length && m.leading) {
+    if (m.predicted.length && m.top_k_threshold) {
       shown.push(["Spikes of the update", "Their strength over the limit θ_k, dashed. Above it an update that knows nothing of the base makes a new direction among the leading ones; above the dotted threshold θ_c, somewhere. A hint, not a finding.", spikes(m)]);
       if (m.predicted.some((p) => p.location !== null)) shown.push(["Where spikes should and do stand out",
         "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Apart, they tell that the update leans on the base's own directions.", outliers(m)]);

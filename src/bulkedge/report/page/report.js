@@ -48,7 +48,7 @@
         others.map((name) => s[name] ? fact(s[name], name) : null),
         s.not_audited ? fact(s.not_audited, "not audited") : null,
         s.lost ? fact(s.lost, s.lost === 1 ? "update not judged" : "updates not judged") : null));
-    const worst = r.matrices.filter((m) => m.intruders > 0).sort((a, b) => a.untrained - b.untrained || a.worst - b.worst)[0];
+    const worst = r.matrices.filter((m) => m.new_directions > 0).sort((a, b) => a.untrained - b.untrained || a.worst - b.worst)[0];
     fill("next", el("h3", {}, several ? `What to do next about ${r.label}` : "What to do next"),
       el("ol", {}, r.steps.map(([what, command]) => el("li", {}, what, command === null ? null : [" ", el("code", {}, command)])),
         worst ? el("li", { class: "screen" }, "See the worst of them: ", link(worst.name)) : null),
@@ -69,7 +69,7 @@
       const worst = Math.min(...r.matrices.map((m) => m.worst ?? 1));
       const strongest = Math.max(...r.matrices.map((m) => m.over ?? 0));
       const shown = i === state.record;
-      const cells = [r.label, r.summary.audited, r.summary.intruders, ...counts.map((name) => r.summary[name]), number(worst, 3), number(strongest), ...moved.map(() => brief(r.drift))];
+      const cells = [r.label, r.summary.audited, r.summary.new_directions, ...counts.map((name) => r.summary[name]), number(worst, 3), number(strongest), ...moved.map(() => brief(r.drift))];
       return el("tr", { "aria-selected": String(shown) }, cells.map((x) => el("td", {}, String(x))),
         el("td", {}, el("button", { type: "button", disabled: shown, onclick: () => choose(i) }, shown ? "shown below" : "show")));
     });
@@ -129,9 +129,9 @@
     if (!found) return null;
     const worst = found.reduce((a, b) => badness(a) >= badness(b) ? a : b);
     const value = state.colour === "score" ? told(worst.worst) : state.colour === "drift" ? percent(worst.drift) : number(worst.over);
-    const what = `${worst.name}: ${counted(worst.intruders, "new direction")}, worst score ${number(worst.worst, 3)}, ΔW/θ_k ${number(worst.over)}`
+    const what = `${worst.name}: ${counted(worst.new_directions, "new direction")}, worst score ${number(worst.worst, 3)}, ΔW/θ_k ${number(worst.over)}`
       + (record().moments ? `, drift ${brief(worst.drift)}` : "") + (found.length > 1 ? ` (the worst of ${found.length})` : "");
-    const button = el("button", { type: "button", title: what, "aria-label": what, class: worst.intruders ? "found" : null, onclick: () => go(worst.name) }, value);
+    const button = el("button", { type: "button", title: what, "aria-label": what, class: worst.new_directions ? "found" : null, onclick: () => go(worst.name) }, value);
     return badness(worst) === null ? button : paint(button, badness(worst));
   }
   /** From 0, nothing to see, to 1; null where it is not known. */
@@ -157,14 +157,14 @@
     return [NAME, ...own, ...data.records.flatMap((r, i) => {
       if (i === state.record) return [];
       const there = new Map(r.matrices.map((m) => [m.name, m]));
-      return [[`new${i}`, `new: ${r.label}`, (m) => there.get(m.name)?.intruders ?? null, (m) => there.get(m.name)?.intruders ?? "–", true],
+      return [[`new${i}`, `new: ${r.label}`, (m) => there.get(m.name)?.new_directions ?? null, (m) => there.get(m.name)?.new_directions ?? "–", true],
         [`worst${i}`, `worst: ${r.label}`, (m) => there.get(m.name)?.worst ?? null, (m) => number(there.get(m.name)?.worst, 3), false]];
     })];
   }
   function wanted() {
     const sought = state.filter.toLowerCase();
     return record().matrices.filter((m) => m.name.toLowerCase().includes(sought)
-      && (state.only === "all" || (state.only === "affected" ? m.intruders > 0 || m.status === "not_finite" || m.status === "failed"
+      && (state.only === "all" || (state.only === "affected" ? m.new_directions > 0 || m.status === "not_finite" || m.status === "failed"
         : m.counts[state.only] > 0)));
   }
   function table() {
@@ -275,7 +275,7 @@
   });
   if (!data.records.some((r) => r.moments)) byId("colour").querySelector("[value=drift]").remove();
   recall();
-  if (!record().matrices.some((m) => m.intruders > 0)) show("all");
+  if (!record().matrices.some((m) => m.new_directions > 0)) show("all");
   draw();
   if (state.open !== null) details(true);
 })();

@@ -50,8 +50,8 @@ class Document(Row):
         is_text = isinstance(source, str) and source.lstrip()[:1] == "{"
         name = "the text given" if is_text else str(source)
         try:
-            text = source if is_text else read_regular(Path(source), MAX_RECORD_BYTES)
-            return cls.model_validate_json(text)
+            text = None if is_text else read_regular(Path(source), MAX_RECORD_BYTES)
+            return cls.model_validate_json(str(source) if text is None else text)
         except OSError as error:
             raise CheckpointError(
                 f"{name}: cannot be read ({error.strerror}); give the file of a {cls.kind}"

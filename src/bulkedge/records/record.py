@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,7 +23,6 @@ from .rows import Matrix, Row
 from .views import as_frame, as_html, summary_of
 
 if TYPE_CHECKING:
-    import pandas
     from typing_extensions import Self
 
 InputSide = Literal["base", "tuned"]
@@ -262,14 +261,14 @@ class Record(Document):
         """The same in a notebook, with the worst matrices."""
         return as_html(self)
 
-    def to_pandas(self, rows: Literal["matrices", "directions"] = "matrices") -> pandas.DataFrame:
+    def to_pandas(self, rows: Literal["matrices", "directions"] = "matrices") -> Any:
         """The record as a data frame.
 
         Args:
             rows: ``"matrices"`` for one row per matrix, ``"directions"`` for one per direction.
 
         Returns:
-            The values of every field that is a single value.
+            A ``pandas.DataFrame`` of every field that is a single value.
 
         Raises:
             MissingExtraError: Without pandas.

@@ -44,7 +44,8 @@ class Row(BaseModel):
         return getattr(self, name)
 
 
-Mapping.register(Row)  # so that pandas.DataFrame(record.matrices) has a column for each field
+# so that pandas.DataFrame(record.matrices) has a column for each field
+Mapping.register(Row)  # pyright: ignore[reportAttributeAccessIssue] — an ABC
 
 
 class Direction(Row):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any, Protocol
+import importlib
+from typing import Any, Protocol
 
 from bulkedge._errors import MissingExtraError, count, printable
 from bulkedge._verdict import COUNTED, Verdict
 
 from .recipe import Recipe
 from .rows import Direction, Matrix
-
-if TYPE_CHECKING:
-    import pandas
 
 MOST_SHOWN = 10
 """So many matrices a notebook shows, the worst first."""
@@ -130,7 +128,7 @@ def _worst(matrix: Matrix) -> float:
     return min((row.score for row in matrix.directions), default=1.0)
 
 
-def as_frame(record: Audited, rows: str) -> pandas.DataFrame:
+def as_frame(record: Audited, rows: str) -> Any:
     """One row per matrix, or one per direction.
 
     Args:
@@ -138,13 +136,13 @@ def as_frame(record: Audited, rows: str) -> pandas.DataFrame:
         rows: ``"matrices"`` or ``"directions"``.
 
     Returns:
-        A data frame.
+        A ``pandas.DataFrame``.
 
     Raises:
         MissingExtraError: Without pandas.
     """
     try:
-        import pandas
+        pandas: Any = importlib.import_module("pandas")
     except ImportError as error:
         raise MissingExtraError("to_pandas() needs pandas: pip install pandas") from error
     if rows == "directions":

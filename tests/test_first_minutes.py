@@ -103,7 +103,7 @@ def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):
     monkeypatch.chdir(model)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for lines in some(EXAMPLES.values()):
-        for line in lines:
+        for line in some(lines):
             program, *arguments = shlex.split(line)
             ended = CliRunner().invoke(cli, arguments)
             assert program == "bulkedge"

@@ -30,7 +30,7 @@ def main() -> None:
         update={
             "inputs": record.inputs.model_copy(
                 update={
-                    "base": record.inputs.base.model_copy(update={"path": "models/minilm"}),
+                    "base": record.inputs.base.model_copy(update={"path": "models/all-MiniLM-L6-v2"}),
                     "tuned": record.inputs.tuned.model_copy(update={"path": "lora-r8"}),
                 }
             )

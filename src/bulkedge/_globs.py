@@ -98,7 +98,7 @@ def _nearest(glob: str, names: Collection[str]) -> str:
     plain = sorted({unwrapped(name) for name in names})[:MOST_COMPARED]
     like = {name: _likeness(glob, name.removesuffix(".weight")) for name in plain}
     best = max(like, key=lambda name: like[name], default=None)
-    return f"; the nearest name is {best!r}" if best is not None and like[best] else ""
+    return "" if best is None else f"; the nearest name is {best!r}"
 
 
 def _likeness(glob: str, name: str) -> float:

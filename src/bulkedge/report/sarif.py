@@ -17,8 +17,8 @@ from .verdicts import APPEARANCE
 VERSION = "2.1.0"
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 NOT_JUDGED = "not-judged"
-LEVELS = {Verdict.ROTATED: "warning", Verdict.INTRUDER: "error", Verdict.UNDECIDED: "error"}
-"""How grave a finding is; what could not be judged is an error, too."""
+FINDINGS = (*COUNTED, Verdict.UNDECIDED)
+"""The verdicts that are results; each is a rule."""
 
 
 def to_sarif(record: Record) -> str:
@@ -33,7 +33,7 @@ def to_sarif(record: Record) -> str:
     driver = {
         "name": "bulkedge",
         "version": record.tool.version,
-        "rules": [*map(_rule, LEVELS), _not_judged_rule()],
+        "rules": [*map(_rule, FINDINGS), _not_judged_rule()],
     }
     place = _place(record)
     run = {
@@ -44,12 +44,17 @@ def to_sarif(record: Record) -> str:
     return json.dumps({"$schema": SCHEMA, "version": VERSION, "runs": [run]}, indent=2) + "\n"
 
 
+def _level(verdict: Verdict) -> str:
+    """How grave a verdict is: the gravest of new directions, and an open one, are errors."""
+    return "error" if verdict in FINDINGS[-2:] else "warning"
+
+
 def _rule(verdict: Verdict) -> dict[str, Any]:
     """A verdict as a rule of a linter."""
     return {
         "id": verdict.value,
         "shortDescription": {"text": APPEARANCE[verdict].meaning},
-        "defaultConfiguration": {"level": LEVELS[verdict]},
+        "defaultConfiguration": {"level": _level(verdict)},
     }
 
 
@@ -67,7 +72,7 @@ def _found(record: Record) -> Iterator[tuple[str, str, str]]:
     for matrix in record.matrices:
         if matrix.status in ("not_finite", "failed"):
             yield NOT_JUDGED, matrix.name, matrix.note or matrix.status
-        for verdict in (*COUNTED, Verdict.UNDECIDED):
+        for verdict in FINDINGS:
             if any(row.verdict is verdict for row in matrix.directions):
                 yield verdict.value, matrix.name, _message(matrix, verdict)
     for row in record.skipped:
@@ -93,7 +98,7 @@ def _result(place: str, rule: str, name: str, message: str) -> dict[str, Any]:
     """One result at the place of the fine-tune; its matrix is the logical location."""
     return {
         "ruleId": rule,
-        "level": LEVELS[Verdict(rule)] if rule != NOT_JUDGED else "error",
+        "level": "error" if rule == NOT_JUDGED else _level(Verdict(rule)),
         "message": {"text": printable(message)},
         "locations": [
             {

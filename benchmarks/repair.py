@@ -2,7 +2,8 @@
 
 python benchmarks/repair.py [METHOD]
 
-With a METHOD, only its rows are measured, without their times, and put among the stored ones.  Needs the extra ``[hf]``; half an hour, nearly all of it testing accuracy.
+With a METHOD, only its rows are measured, without their times, and put among the stored ones.
+Needs the extra ``[hf]``; half an hour, nearly all of it testing accuracy.
 """
 
 from __future__ import annotations

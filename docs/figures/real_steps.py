@@ -1,4 +1,4 @@
-"""Steps 5 to 7 of the walk: MiniLM, the shipped adapter of rank 1, and how strong an update may be."""
+"""Steps 5 to 7 of the walk: MiniLM, the adapter of rank 1, and how strong an update may be."""
 
 from __future__ import annotations
 

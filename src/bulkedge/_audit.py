@@ -59,7 +59,7 @@ def audit(
         notice: Called with what was found in the journal.
 
     Returns:
-        The record: one row a matrix, one a direction, and every tensor that was skipped and why.
+        The record: one row per matrix, one per direction, and every skipped tensor with the reason.
 
     Raises:
         CheckpointError: If an input cannot be read or does not fit the other.

@@ -24,6 +24,9 @@ from ._errors import InputError
 DEFAULT_EPSILON = 0.5
 """The score below which Shuttleworth et al. count a direction; the default of every ε."""
 
+SCHEMA_VERSION = "2"
+"""The version of the schema that records are written by."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

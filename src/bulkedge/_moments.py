@@ -69,7 +69,7 @@ def collect_moments(
             distribution; of any other for its last hidden states, in random directions.
         device: Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
         partial: A file for the sums so far, written at most once a minute and when the run is
-            interrupted.  If it is there, of the same texts, model and settings, the run goes on
+            interrupted.  If it is there, of the same texts, model and settings, the run resumes
             from it, to the same moments.  Remove it once they are saved.
         progress: Called after each batch as ``progress(texts so far, texts in all)``.
 

@@ -64,7 +64,7 @@ def repair(
             None.
         method: What to do: ``Scale``, ``Clip``, ``Shrink``, ``Project`` or ``Protect``; ``Clip()``
             if None.
-        select: The mildest verdict that is treated: ``"rotated"``, the paper's count, or
+        select: The mildest verdict that is treated: ``"rotated"``, any new direction, or
             ``"intruder"``.
         significance: Treat only directions whose singular value noise like the base's bulk reaches
             with at most this probability.

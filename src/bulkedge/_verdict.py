@@ -25,7 +25,7 @@ class Verdict(str, Enum):
 
 
 COUNTED = (Verdict.ROTATED, Verdict.INTRUDER)
-"""The verdicts that make up the paper's count, the milder first."""
+"""The verdicts of new directions, the milder first."""
 
 HALF_THE_ENERGY = 0.5**0.5
 """The overlap at which half of a vector's square lies in the base's leading space."""

@@ -175,7 +175,8 @@ def test_nor_what_was_spent_before_a_certificate_was_given_up(method):
     assert certified(pair, recipe) is None
     judged = judge_pair(pair, recipe)
     assert judged.note == (
-        "the leading tuned values were not told apart from zero or not found: decided by dense SVDs"
+        "the leading tuned values were not distinguished from zero or not found: decided by "
+        "dense SVDs"
     )
     assert judged.passes > dense(pair, recipe).passes + 2
 

@@ -43,7 +43,7 @@ REMOTE += ["127.0.0.1.example.org:6379", "", "ray://127.0.0.1@10.0.0.7:10001"]
 
 @pytest.mark.parametrize("address", REMOTE)
 def test_remote_addresses_need_a_token(address, token_off):
-    with pytest.raises(InputError, match=r"expected RAY_AUTH_MODE=token, since whoever reaches"):
+    with pytest.raises(InputError, match=r"expected RAY_AUTH_MODE=token, since anyone who reaches"):
         RayEngine(address).check(Recipe())
 
 

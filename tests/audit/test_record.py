@@ -187,10 +187,10 @@ def test_the_default_of_epsilon_has_one_place():
 @pytest.mark.parametrize(
     ("page", "text"),
     [
-        ("docs/audit.md", "| `--epsilon` | score below which one counts | {} |"),
+        ("docs/audit.md", "| `--epsilon` | the score below which a direction is new | {} |"),
         ("docs/audit.md", "| `aligned` | score ≥ ε ({}) |"),
         ("docs/audit.md", "epsilon: {}\n"),
-        ("docs/faq.md", "\nε = {} are the paper's"),
+        ("docs/faq.md", "k = 10 and ε = {}, are those of Shuttleworth et al."),
         ("docs/simulate.md", "What counts as new is a score below {}\n"),
         ("README.md", "**aligned**: score ≥ {}."),
     ],

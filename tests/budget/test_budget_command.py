@@ -66,7 +66,7 @@ def test_a_matrix_without_a_limit_is_said_loudly(base, tmp_path):
         (["-r", 4, "--alpha", 8, "--peft", "f", "--csv", "./f"], "would be written twice"),
         (["-o", "out", "--csv", "out/budget.json"], "would be written twice"),
         (["--resume"], "--resume needs the folder of the journal"),
-        (["--resume", "-o", "x", "--force"], "--resume goes on with what --force would replace"),
+        (["--resume", "-o", "x", "--force"], "--resume continues what --force would replace"),
     ],
 )
 def test_what_does_not_go_together(base, options, words):
@@ -89,7 +89,9 @@ def test_a_glob_that_is_the_end_of_a_name(tmp_path):
 
 
 def test_it_says_what_to_do_next(base, tmp_path):
-    assert f"next: bulkedge budget {base} --rank 8 --alpha 16 --peft lora.json" in run(base).output
+    told = run(base).output
+    assert "next: write the settings for LoraConfig\n" in told
+    assert f"  bulkedge budget {base} --rank 8 --alpha 16 --peft lora.json" in told
     assert "next:" not in run(base, "-q").output
     peft = run(base, "-r", 4, "--alpha", 8, "--peft", tmp_path / "p.json")
     assert "next: train with" in peft.output

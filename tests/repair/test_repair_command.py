@@ -52,7 +52,7 @@ def test_methods_and_their_settings(options, settings, rank, pair, tmp_path):
     assert record.method == settings
     assert {row.rank_after for row in record.matrices} == {rank}
     assert record.after.summary.new_directions == 0
-    assert "4 directions new by the paper's count before, 0 after, 2 of 2 matrices" in done.stdout
+    assert "4 directions new before, 0 after, 2 of 2 matrices" in done.stdout
     assert "\x1b" not in done.output
     assert "b\\x1b[31m " in done.stdout
     assert "not carried over: optimizer.pt" in done.stdout
@@ -176,7 +176,7 @@ def test_force_is_not_for_the_copy(pair, tmp_path):
 
 def test_help_and_page_tell_the_exit_code_of_a_dry_run():
     (option,) = (option for option in repair.params if option.name == "dry_run")
-    assert "the exit code is that of the audit" in option.help
+    assert "The exit code is the audit's" in option.help
     page = (Path(__file__).parents[2] / "docs/repair.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| `--dry-run`"))
     assert "the exit code is that of the audit: 1 if there is something to repair" in row

@@ -98,8 +98,10 @@ def test_a_base_that_is_noise_is_told_apart(real):
         in " ".join(explanation(real))
     )
     told = steps(real)
-    assert told[0].text.startswith("pooler.dense.weight: the base looks like noise")
-    assert told[0].command.endswith("--exclude pooler.dense.weight")
+    assert told[0].text.startswith("pooler.dense: the base looks like noise")
+    assert told[0].command.endswith("--exclude pooler.dense")
+    assert told[0].brief.startswith("leave out pooler.dense, whose base looks untrained")
+    assert "--exclude pooler.dense -o repaired" in told[1].command
     assert [step.command.split()[1] for step in told[1:3]] == ["repair", "report"]
     assert "SpikeClip(model).attach(optimizer)" in {step.command for step in told}
 
@@ -107,7 +109,7 @@ def test_a_base_that_is_noise_is_told_apart(real):
 def test_a_finding_in_a_trained_matrix(tmp_path):
     record = made(tmp_path, spiked)
     assert headline(record) == "1 new direction in 1 of 4 matrices"
-    assert "Every verdict is that of float64 SVDs of both matrices" in " ".join(explanation(record))
+    assert "Every verdict is certain: two float64 SVDs decided it" in " ".join(explanation(record))
     assert [step.command.split()[1] for step in steps(record)] == ["repair", "report"]
 
 
@@ -164,9 +166,9 @@ def test_equal_models(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "says"),
     [
-        (("certified", "certified"), "Every verdict is proved by products with the matrices"),
-        (("dense", "dense"), "Every verdict is that of float64 SVDs of both matrices"),
-        (("certified", "dense"), "Every verdict is decided: 1 is proved by products"),
+        (("certified", "certified"), "Every verdict is proved from products with the matrices"),
+        (("dense", "dense"), "Every verdict is certain: two float64 SVDs decided it"),
+        (("certified", "dense"), "Every verdict is certain: 1 is proved from products"),
     ],
 )
 def test_how_sure_the_verdicts_are(tmp_path, methods, says):

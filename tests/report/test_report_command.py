@@ -58,7 +58,7 @@ def test_several_records(audited, tmp_path):
         (["-o", tmp_path / "r2.html", "--label", "A"], "expected 2 labels, one for each audit"),
         (
             ["-o", tmp_path / "r.pdf"],
-            "expected a name that ends in .html, .md, .xml, .csv or .parquet",
+            "expected a name that ends in .html, .md, .xml, .sarif, .csv or .parquet",
         ),
     ):
         result = run("report", *both, *options)

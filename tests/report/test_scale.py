@@ -79,8 +79,8 @@ def test_at_the_scale_that_is_told_nothing_is_new_and_well_above_it_is(record, t
 def test_terminal_markdown_and_page_tell_it_first(record):
     scale = f"{weaker(record).scale:.3f}"[:4]  # rounded down
     line = (
-        f"merge or serve it at ≤ {scale} of its strength to have no new direction: expected, "
-        "not measured; least in stronger; without 1 matrix whose base is noise"
+        f"to have no new direction, merge or serve it at ≤ {scale} of its strength: estimated, "
+        "not measured; set by stronger; 1 matrix whose base is noise left out"
     )
     assert line in printed(record).splitlines()
     assert line not in printed(record, brief=True)
@@ -112,11 +112,11 @@ def altered(record, expected):
 def test_where_the_expectation_is_wrong_it_says_so(record):
     one = altered(record, {"strong.weight": 1.25, "stronger.weight": 0.0996})
     wrong = (
-        "1 of 2 matrices with new directions stands below its own expected scale all the same, "
-        "and may have to be weaker still"
+        "1 of 2 matrices with new directions stands below its own estimate already, and may "
+        "have to be weaker still"
     )
     (line,) = report.scale.scale_lines(one)
-    assert line.startswith("merge or serve it at ≤ 0.099 of its strength")
+    assert line.startswith("to have no new direction, merge or serve it at ≤ 0.099 of")
     assert line.endswith(f"; {wrong}")
     assert report.scale.scale_sentences(one)[1] == f"{wrong}."
     (line,) = report.scale.scale_lines(altered(record, {"strong.weight": 1.25}))
@@ -195,8 +195,8 @@ def test_what_was_measured_is_told_of_all_matrices(record):
     found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
     (line,) = report.scale.scale_lines(found)
     assert line == (
-        "merge or serve it at ≤ 0.25 of its strength to have no new direction: measured; least in "
-        "weak; without 1 matrix whose base is noise"
+        "to have no new direction, merge or serve it at ≤ 0.25 of its strength: measured; set by "
+        "weak; 1 matrix whose base is noise left out"
     )
     (sentence,) = report.scale.scale_sentences(found)
     assert sentence.startswith("Merged or served at ≤ 0.25 of its strength it has no new direction")

@@ -227,7 +227,7 @@ def test_folders_that_hold_something_else(inputs, finished, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file; give a folder"):
         run(inputs, tmp_path / "file")
-    with pytest.raises(OutputError, match="exists, and is no frontier to go on with"):
+    with pytest.raises(OutputError, match="exists, and is not a frontier to resume"):
         run(inputs, tmp_path)
     with pytest.raises(OutputError, match="lies inside the input"):
         run(inputs, inputs / "adapter/out")

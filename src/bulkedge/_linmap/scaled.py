@@ -127,7 +127,7 @@ class RowScaled(LinearMap):
         inner = as_map(inner)
         if factors.shape != inner.shape[:1] or factors.dtype != inner.dtype:
             raise InputError(
-                f"expected {inner.shape[0]} factors in {inner.dtype}, one a row, got "
+                f"expected {inner.shape[0]} factors in {inner.dtype}, one per row, got "
                 f"{tuple(factors.shape)} in {factors.dtype}"
             )
         self.inner, self.factors = inner, factors

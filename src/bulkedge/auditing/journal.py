@@ -23,8 +23,9 @@ from typing_extensions import TypeVar
 from bulkedge import __version__
 from bulkedge._errors import OutputError
 from bulkedge.comparison.plan import Comparison
+from bulkedge.records.document import MAX_RECORD_BYTES
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import MAX_RECORD_BYTES, SCHEMA_VERSION, Inputs
+from bulkedge.records.record import SCHEMA_VERSION, Inputs
 from bulkedge.records.rows import Matrix
 
 from .inputs import plain
@@ -102,7 +103,7 @@ class Journal(Generic[R]):
 
     Args:
         path: The file; its folder is made.
-        resume: Whether to go on with what is there; else a new file takes its place.
+        resume: Whether to resume from what is there; else a new file takes its place.
         kind: The class of the rows.
 
     Attributes:

@@ -124,7 +124,7 @@ def predicted_rows(
         epsilon: The recipe's.
 
     Returns:
-        A row a spike.
+        One row per spike.
     """
     first = slice(len(tuned.sigma))
     found = predict_spikes(base, update.gamma[first].cpu(), epsilon=epsilon, draws=0)

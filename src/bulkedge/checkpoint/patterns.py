@@ -1,6 +1,6 @@
 """The rank and alpha patterns of an adapter: regular expressions that come with a file.
 
-They are written by whoever wrote the file, so they are matched by an engine that can be stopped:
+They are written by the author of the file, so they are matched by an engine that can be stopped:
 each match has a fraction of a second, all of them together ten.  Most of them are plain names, and
 a file may hold one for each module of a large model: those are looked up.
 """

@@ -12,18 +12,19 @@ import sys
 
 import click
 
-from bulkedge import __version__
 from bulkedge._errors import BulkedgeError, printable
 
 from ._audit import audit
 from ._budget import budget
 from ._frontier import frontier
+from ._group import Sections, help_, show_version
 from ._inspect import inspect
 from ._merge import merge
 from ._moments import moments
 from ._output import FAILURE, INTERRUPTED
 from ._repair import repair
 from ._report import report
+from ._show import show
 from ._simulate import simulate
 
 __all__ = [
@@ -37,17 +38,27 @@ __all__ = [
     "moments",
     "repair",
     "report",
+    "show",
     "simulate",
 ]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="bulkedge")
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]},
+             epilog="`bulkedge help COMMAND` has the options of a command.")  # fmt: skip
+@click.option("-V", "--version", is_flag=True, is_eager=True, expose_value=False,
+              callback=show_version, help="Show the version and exit.")  # fmt: skip
 def cli() -> None:
-    """Spectral instruments for neural-network weights."""
+    """Spectral instruments for neural-network weights.
+
+    Compare a fine-tuned model with its base, find the singular directions that the base did not
+    have, and take them out.
+    """
 
 
-for command in (audit, budget, frontier, inspect, merge, moments, repair, report, simulate):
+COMMANDS = (
+    audit, budget, frontier, help_, inspect, merge, moments, repair, report, show, simulate,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -24,12 +24,13 @@ from ._output import (
     recipe_of,
     recipe_options,
     show,
-    show_progress,
+    take_stdout,
     verdict_options,
     write,
     write_all,
     written_files,
 )
+from ._progress import show_progress
 from ._several import audit_several, plan_of, refuse_for_several
 
 if TYPE_CHECKING:
@@ -50,6 +51,17 @@ def _shard_numbers(
     return int(index), int(count)
 
 
+LABELS = {
+    "matrices": ("matrices to judge", ""),
+    "skipped": ("tensors to skip", ""),
+    "lost": ("updates that cannot be judged", ""),
+    "largest": ("largest matrix", ""),
+    "gigabytes_to_read": ("to read from disk", " GB"),
+    "gigabytes_of_memory": ("memory of each job, about", " GB"),
+    "teraflop": ("work, about", " TFLOP"),
+}
+"""How a dry run calls its facts, and their units; JSON has the bare names."""
+
 BASIS_VECTORS = 500
 """A certificate keeps at most this many basis vectors on either side, copies included."""
 SCALES = 13
@@ -63,20 +75,28 @@ SCALES = 13
 @click.option(
     "--method",
     type=click.Choice(["auto", "certified", "dense"]),
-    help="Intervals from products, two SVDs, or SVDs where intervals stay open.  [default: auto]",
+    help="certified: bounds from products; dense: two SVDs per matrix; auto: certified, then dense "
+    "where the bounds leave a verdict open.  [default: auto]",
 )
 @click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
-              help="Measure drift on the inputs of `bulkedge moments BASE`.")  # fmt: skip
+              help="Measure drift on these inputs, made by `bulkedge moments BASE`.")  # fmt: skip
 @click.option(
     "--critical-scale",
     is_flag=True,
     default=None,
-    help="Measure at what scale of an update the first is new.  [default: False]",
+    help="Measure the scale of each update at which the first new direction appears.  "
+    "[default: False]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for record.json; - prints the record as JSON.",
 )
 @click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the ranks in use as settings for LoraConfig(**…), JSON.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
-@click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
+@click.option("--resume", is_flag=True, help="Resume from the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes, one thread each.")  # fmt: skip
 @verdict_options
@@ -84,21 +104,29 @@ SCALES = 13
 @click.option("--cache", type=click.Path(path_type=Path), metavar="DIR",
               help="Keep SVDs of the base here for later audits of it.")  # fmt: skip
 @click.option(
-    "--shard", metavar="I/N", callback=_shard_numbers, help="Only part I of N; see merge."
+    "--shard",
+    metavar="I/N",
+    callback=_shard_numbers,
+    help="Audit only part I of N; see `bulkedge merge`.",
 )
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="Where to compute.")  # fmt: skip
-@click.option("--ray-address", default="auto", show_default=True, help="Of the Ray cluster.")
+              help="Compute on this machine or on a Ray cluster.")  # fmt: skip
+@click.option(
+    "--ray-address", default="auto", show_default=True, help="Address of the Ray cluster."
+)
 @click.option(
     "--insecure-ray", is_flag=True, help="Use a Ray cluster without token authentication."
 )
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, print what would be done, and stop."
+)
 def audit(base: Path, tuned: tuple[Path, ...], **options: Any) -> None:
     """Find the intruder dimensions that a fine-tune wrote into a model.
 
-    BASE is a .safetensors file, a model folder, or the id of a model on the Hugging Face hub;
-    TUNED is the same, or an adapter. Several TUNED are audited together, a record each and one
-    table. An adapter alone is audited against the base that it names.
+    BASE is a .safetensors file, a model folder, or the id of a model on the Hugging Face hub.
+    TUNED is the same, or an adapter. Several TUNED are audited together, with one record each and
+    one table. An adapter alone is audited against the base that it names. The exit code is 0 if
+    nothing was found, 1 for findings, and 2 if something could not be judged.
     """
     _check_options(options, several=len(tuned) > 1)
     fetch_if_asked((base, *tuned), options)
@@ -160,6 +188,7 @@ def _check_options(options: dict[str, Any], *, several: bool) -> None:
     """UsageError for options that do not go together."""
     if several:
         refuse_for_several(options)
+    take_stdout(options)
     if options["output"] is None and (options["resume"] or options["shard"]):
         what = "--resume" if options["resume"] else "--shard"
         raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
@@ -170,7 +199,7 @@ def _check_options(options: dict[str, Any], *, several: bool) -> None:
     if options["max_drift"] is not None and options["shard"]:
         raise click.UsageError("--max-drift judges the whole audit: give it to `bulkedge merge`")
     if options["resume"] and options["force"]:
-        raise click.UsageError("--resume goes on with what --force would replace; give one")
+        raise click.UsageError("--resume continues what --force would replace; give one of the two")
     if options["engine"] == "ray" and options["jobs"] != 1:
         raise click.UsageError("--jobs is for this machine; a Ray cluster decides for itself")
     if options["engine"] == "ray" and options["cache"] is not None:
@@ -219,14 +248,19 @@ def _say_what_is_kept(output: Path | None) -> Iterator[None]:
 
         journal = output / JOURNAL_NAME if output else None
         if journal and journal.exists() and not isinstance(error, OutputError):
-            _notice(f"finished matrices are kept in {journal}; --resume goes on from there")
+            _notice(f"finished matrices are kept in {journal}; --resume continues from there")
         raise
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     """Print facts on stdout, as lines or as JSON."""
-    text = "\n".join(printable(f"{name:20} {value}") for name, value in facts.items())
-    click.echo(json.dumps(facts, indent=2) if as_json else text)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for name, (label, unit) in LABELS.items():
+        click.echo(printable(f"{label:30} {facts[name]}{unit}"))
+    settings = ", ".join(f"{name}={value}" for name, value in facts["recipe"].items())
+    click.echo(printable(f"{'settings':30} {settings}"))
 
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:

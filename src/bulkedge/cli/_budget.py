@@ -20,49 +20,55 @@ from ._output import (
     check_folder,
     refuse_twice,
     show_as,
-    show_progress,
+    take_stdout,
     write,
 )
+from ._progress import show_progress
 
 if TYPE_CHECKING:
     from bulkedge.records.budget import BudgetRecord
 
 
-@click.command(short_help="How strong an update may be, before any training.")
+@click.command(short_help="Find how strong an update of each layer may be.")
 @click.argument("base", type=click.Path(path_type=Path))
-@click.option("-r", "--rank", type=int, help="Of the LoRA that is planned.")
-@click.option("--alpha", type=float, help="Its α.")
-@click.option("--rslora", is_flag=True, help="Its scale is α/√r, not α/r.")
+@click.option("-r", "--rank", type=int, help="Rank of the LoRA that you plan.")
+@click.option("--alpha", type=float, help="Its α (lora_alpha).")
+@click.option("--rslora", is_flag=True, help="Scale by α/√r in place of α/r.")
 @click.option("--like", type=click.Path(path_type=Path), metavar="ADAPTER",
-              help="Find the α of this adapter's layers instead.")  # fmt: skip
+              help="Find the α that suits each layer of this trained adapter.")  # fmt: skip
 @click.option("--level", type=float, default=1.0, show_default=True,
-              help="What part of θ_k an update may reach.")  # fmt: skip
+              help="The fraction of θ_k that an update may reach.")  # fmt: skip
 @click.option("--target", multiple=True, metavar="GLOB",
-              help="Only matrices that match; repeatable.  [default: all but embeddings, heads]",
+              help="Measure only these matrices; repeatable.  [default: all but embeddings, heads]",
               )  # fmt: skip
 @click.option("--exclude", multiple=True, metavar="GLOB",
-              help="No matrices that match; repeatable.")  # fmt: skip
+              help="Leave these matrices out; repeatable.")  # fmt: skip
 @click.option("-k", "--top-k", type=int, default=10, show_default=True,
-              help="Leading directions that an audit will judge.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random vectors.")
+              help="How many leading directions an audit will judge.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random vectors.")
 @click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
               help="Write settings for LoraConfig(**…), as JSON.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for budget.json.")
-@click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for budget.json; - prints it as JSON.",
+)
+@click.option("--resume", is_flag=True, help="Resume from the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Matrices at a time, one thread each.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace what is there.")
+              help="How many matrices at a time, one thread each.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write a row a matrix, for spreadsheets.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print the last line alone, no progress.")
+              help="Write one row per matrix, for spreadsheets.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print only the last line, no progress.")
 @download_option
 def budget(base: Path, **options: Any) -> None:
-    """How strong an update of each matrix may be, before any training.
+    """Find how strong an update of each matrix may be, before you train.
 
-    BASE is a .safetensors file or a model folder.  θ_c is the strength at which an update makes an
-    outlier, θ_k that at which the outlier stands among the k leading directions.  Exit code 2 if a
-    matrix that was asked for has no limit.
+    BASE is a .safetensors file or a model folder.  Above the strength θ_c an update makes a new
+    singular direction; above θ_k that direction is among the k leading ones.  The exit code is 2 if
+    a matrix that you asked for has no limit.
     """
     from bulkedge.auditing import JOURNAL_NAME, hold, keep_out
     from bulkedge.budgeting import budget as run
@@ -93,35 +99,42 @@ def budget(base: Path, **options: Any) -> None:
             )
         show_as(record, print_budget, options)
         _write_all(record, options)
-        if not options["quiet"] and (step := _next(record, base, options)):
-            _notice(f"next: {step}")
+        if not options["quiet"]:
+            for lead, line in zip(("next: ", "  "), _next(record, base, options), strict=False):
+                _notice(f"{lead}{line}")
     sys.exit(CLEAN if record.complete else FAILURE)
 
 
-def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> str | None:
-    """What to do with a budget; None where no matrix has a limit."""
+def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str]:
+    """What to do with a budget, and how; nothing where no matrix has a limit."""
     if not any(row.top_k_threshold is not None for row in record.matrices):
-        return None
+        return []
     quoted = shlex.quote(str(base))
     if options["like"] is not None:
         if not record.above:
-            return None
+            return []
         like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
-        return f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
+        command = f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
+        return ["weaken the layers above their limit", command]
     if options["peft"] is not None:
-        return f'train with {options["peft"]}, and Hold("leading"), which holds updates below θ_k'
-    if options["rank"] is None:
-        return f"bulkedge budget {quoted} --rank 8 --alpha 16 --peft lora.json"
-    rank, alpha = options["rank"], f"{options['alpha']:g}"
-    return f"bulkedge budget {quoted} --rank {rank} --alpha {alpha} --peft lora.json"
+        return [
+            f'train with {options["peft"]}, and with Hold("leading"), which keeps updates below θ_k'
+        ]
+    rank = 8 if options["rank"] is None else options["rank"]
+    alpha = "16" if options["alpha"] is None else f"{options['alpha']:g}"
+    return [
+        "write the settings for LoraConfig",
+        f"bulkedge budget {quoted} --rank {rank} --alpha {alpha} --peft lora.json",
+    ]
 
 
 def _check_options(options: dict[str, Any]) -> None:
     """What does not go together."""
+    take_stdout(options)
     if options["resume"] and options["output"] is None:
         raise click.UsageError("--resume needs the folder of the journal (--output DIR)")
     if options["resume"] and options["force"]:
-        raise click.UsageError("--resume goes on with what --force would replace; give one")
+        raise click.UsageError("--resume continues what --force would replace; give one of the two")
     if options["peft"] and options["like"] is None and None in (options["rank"], options["alpha"]):
         raise RecipeError("--peft needs --rank and --alpha of the LoRA, or --like an adapter")
     if (options["rank"] is None) != (options["alpha"] is None):
@@ -158,5 +171,5 @@ def _write_all(record: BudgetRecord, options: dict[str, Any]) -> None:
 
 
 def _notice(line: str) -> None:
-    """A word on stderr."""
+    """Print a line on stderr."""
     click.echo(printable(line), err=True)

@@ -25,8 +25,8 @@ Row = dict[str, Any]
 def inspect(path: Path, as_json: bool, download: bool) -> None:
     """List the tensors of a checkpoint or an adapter from its headers.
 
-    Of an adapter: its layers by the names of the weights that they update, and those that cannot
-    be used with the reason. The last line says what it is, and how its weights are quantised.
+    For an adapter, each layer has the name of the weight that it updates; a layer that cannot be
+    used has the reason.  The last line says what PATH is and how its weights are quantised.
     """
     from bulkedge.checkpoint import Adapter, open_path
 

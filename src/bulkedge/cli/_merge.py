@@ -15,6 +15,7 @@ from ._output import (
     check_folder,
     exit_code,
     show,
+    take_stdout,
     verdict_options,
     write_all,
     written_files,
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
     from bulkedge.records import Record
 
 
-@click.command(short_help="Make one record of those of all shards.")
+@click.command(short_help="Join the records of `audit --shard` into one.")
 @click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for record.json; - prints the record as JSON.",
+)
 @verdict_options
 def merge(parts: tuple[Path, ...], **options: Any) -> None:
-    """Make one record of those of all shards, and judge it.
+    """Join the records of all shards into one, and judge it.
 
     PARTS are the output folders of `audit --shard`, in any order.
     """
     from bulkedge.auditing import hold, merge_shards
 
+    take_stdout(options)
     output: Path | None = options["output"]
     if output is not None:
         check_folder(output, options["force"])

@@ -9,7 +9,8 @@ import click
 
 from bulkedge._errors import count
 
-from ._output import check_file, default_to_one_thread, show_progress
+from ._output import check_file, default_to_one_thread, refuse_stdout
+from ._progress import show_progress
 
 if TYPE_CHECKING:
     from bulkedge.moments import Moments
@@ -17,27 +18,27 @@ if TYPE_CHECKING:
 NAMED = 3  # so many layers are named
 
 
-@click.command(short_help="Measure what a model's layers are used on.")
+@click.command(short_help="Measure the inputs that a model's layers see on your texts.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="File to be written.")  # fmt: skip
+              help="The file to write.")  # fmt: skip
 @click.option("--tuned", type=click.Path(path_type=Path),
-              help="Fine-tune whose inputs are wanted: an adapter or a checkpoint.")  # fmt: skip
+              help="Measure the inputs of this fine-tune: an adapter or a checkpoint.")  # fmt: skip
 @click.option("--column", "--field", default="text", show_default=True,
-              help="Field of JSON, or column of Parquet.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Where to stop reading.")
+              help="Field of JSON or column of Parquet that holds the text.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens.")
 @click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only layers that match; repeatable."
+    "--include", multiple=True, metavar="GLOB", help="Measure only these layers; repeatable."
 )
 @click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Without layers that match; repeatable."
+    "--exclude", multiple=True, metavar="GLOB", help="Leave these layers out; repeatable."
 )
 @click.option("--rank", type=click.IntRange(min=1),
-              help="Keep so many eigenvectors of each wider input.  [default: all, up to "
+              help="Keep this many eigenvectors of each wider input.  [default: all, up to "
                    "--exact-width; 1024 beyond]")  # fmt: skip
 @click.option("--exact-width", type=click.IntRange(min=0),
-              help="Largest input that is summed up as a matrix.  [default: 4096]")  # fmt: skip
+              help="Widest input whose full second moment is kept.  [default: 4096]")  # fmt: skip
 @click.option(
     "--curvatures",
     is_flag=True,
@@ -47,16 +48,17 @@ NAMED = 3  # so many layers are named
 @click.option("--force", is_flag=True, help="Replace the output file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
-    """Measure what a model's layers are used on, for `repair --method protect`.
+    """Measure the inputs of a model's layers on your texts, for `repair --method protect`.
 
-    MODEL is the folder of a transformers model with its tokenizer.  TEXTS are files of one text a
-    line, JSON, JSONL or Parquet: a few hundred texts of the kind that is to be kept.  A run that
-    was stopped goes on when the command is repeated.
+    MODEL is the folder of a transformers model with its tokenizer.  TEXTS are files with one text
+    per line, or JSON, JSONL or Parquet: a few hundred texts of the kind that the model should keep.
+    Repeat the command to resume a run that was stopped.
     """
     from bulkedge._moments import collect_moments
     from bulkedge.moments import read_texts
 
     output: Path = options["output"]
+    refuse_stdout(output, "moments, which are numbers")
     _check_output(output, model, texts, options)
     default_to_one_thread()
     found = [text for path in texts for text in read_texts(path, options["column"])]

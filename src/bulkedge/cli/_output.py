@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, streams, files, progress."""
+"""What the commands share: exit codes, streams, files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bulkedge._errors import InputError, OutputError
+from bulkedge._errors import InputError, OutputError, printable
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._verdict import COUNTED
+
+from ._settings import project_settings
 
 if TYPE_CHECKING:
     from bulkedge.records import Recipe, Record
     from bulkedge.repairing import RepairRecord
 
 CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
+
+STDOUT = Path("-")
+"""The file name that means standard output."""
 
 COUNTED_NAMES = [verdict.value for verdict in COUNTED]
 """The verdicts that an option may name, the mildest first."""
@@ -33,36 +37,39 @@ def recipe_options(command: Command) -> Command:
     """The options of a command that audits: what a recipe has."""
     options = (
         click.option(
-            "-k", "--top-k", type=int, help="Leading tuned directions to judge.  [default: 10]"
+            "-k",
+            "--top-k",
+            type=int,
+            help="How many leading directions to judge in each matrix.  [default: 10]",
         ),
         click.option(
             "--epsilon",
             type=float,
-            help=f"Score below which one counts.  [default: {DEFAULT_EPSILON}]",
+            help=f"Score below which a direction is new.  [default: {DEFAULT_EPSILON}]",
         ),
         click.option(
             "--side",
             type=click.Choice(["left", "right", "both"]),
-            help="Singular vectors to compare.  [default: left]",
+            help="Which singular vectors to compare.  [default: left]",
         ),
         click.option(
-            "--include", multiple=True, metavar="GLOB", help="Only tensors that match; repeatable."
+            "--include", multiple=True, metavar="GLOB", help="Judge only these tensors; repeatable."
         ),
         click.option(
-            "--exclude", multiple=True, metavar="GLOB", help="No tensors that match; repeatable."
+            "--exclude", multiple=True, metavar="GLOB", help="Leave these tensors out; repeatable."
         ),
         click.option(
             "--partial",
             is_flag=True,
             default=None,
-            help="TUNED stores some weights only, to be loaded over BASE.  [default: False]",
+            help="TUNED stores only some weights and is loaded over BASE.  [default: False]",
         ),
         click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]"),
-        click.option("--seed", type=int, help="Seed of the solver's start block.  [default: 0]"),
+        click.option("--seed", type=int, help="Seed of the random start vectors.  [default: 0]"),
         click.option(
             "--recipe",
             type=click.Path(path_type=Path),
-            help="Recipe in YAML; options override it.",
+            help="Settings in YAML, in place of the project's; options override them.",
         ),
     )
     for option in reversed(options):
@@ -72,14 +79,29 @@ def recipe_options(command: Command) -> Command:
 
 def recipe_of(options: dict[str, Any]) -> Recipe:
     """The recipe file's settings, overridden by what was given on the command line."""
-    from bulkedge.records import Recipe, make_recipe, read_recipe
+    from bulkedge.records import Recipe, make_recipe
 
-    path: Path | None = options["recipe"]
-    settings = read_recipe(path) if path is not None else {}
+    settings, path = _settings_of(options)
     fields = Recipe.model_fields  # what is no option is for the file
     given = {n: v for n, v in options.items() if n in fields and v not in (None, ())}
     spelled = {name: f"--{name.replace('_', '-')}" for name in given}
     return make_recipe(settings | given, str(path or "options"), spelled)
+
+
+def _settings_of(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """The settings of the recipe that was given, else of the project that the command runs in."""
+    from bulkedge.records import read_recipe
+
+    path: Path | None = options["recipe"]
+    if path is not None:
+        return read_recipe(path), path
+    found = project_settings(Path.cwd())
+    if found is None:
+        return {}, None
+    settings, path = found
+    if not options.get("quiet"):
+        click.echo(printable(f"settings of {path}: {', '.join(map(str, settings))}"), err=True)
+    return settings, path
 
 
 def _not_negative(
@@ -110,7 +132,7 @@ columns_option = click.option(
     "--columns",
     callback=_names_of_columns,
     metavar="NAME,…",
-    help="Columns of the table besides the usual ones, such as over_threshold.",
+    help="More columns for the table, such as over_threshold.",
 )
 """The option of a command that shows a table of matrices."""
 
@@ -124,35 +146,50 @@ def verdict_options(command: Command) -> Command:
             "--csv",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Write a row a direction, for spreadsheets.",
+            help="Write one row per direction, for spreadsheets; - for stdout.",
         ),
         click.option(
             "--report",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Write a page to look at, .html; or .md, .xml (JUnit), .parquet.",
+            help="Write a report: .html (a page), .md, .xml (JUnit), .sarif or .parquet.",
         ),
         columns_option,
-        click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress."),
+        click.option("-q", "--quiet", is_flag=True, help="Print only the verdict, no progress."),
         click.option(
             "--fail-on",
             type=click.Choice([*COUNTED_NAMES, "never"]),
             default=COUNTED_NAMES[0],
             show_default=True,
-            help="Mildest verdict that makes the exit code 1; "
-            f"{COUNTED_NAMES[0]} is the paper's count.",
+            help="The mildest verdict that makes the exit code 1; "
+            f"{COUNTED_NAMES[0]}: any new direction.",
         ),
         click.option(
             "--max-drift",
             type=float,
             callback=_not_negative,
             metavar="X",
-            help="Mean drift above which the exit code is 1; needs moments.",
+            help="The mean drift above which the exit code is 1; needs --moments.",
         ),
     )
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def take_stdout(options: dict[str, Any]) -> None:
+    """Take ``-`` for stdout: of ``--output`` it is the record, as with ``--json``."""
+    if options["output"] == STDOUT:
+        options |= {"output": None, "as_json": True}
+    files = [name for name in ("csv", "record", "report", "peft") if options.get(name) == STDOUT]
+    if len(files) + options["as_json"] > 1:
+        raise click.UsageError("only one output can go to stdout (-): give the others a file")
+
+
+def refuse_stdout(path: Path | None, kind: str) -> None:
+    """UsageError for ``-`` where what is written cannot go to stdout."""
+    if path == STDOUT:
+        raise click.UsageError(f"--output -: stdout cannot hold {kind}; name a place on the disk")
 
 
 def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
@@ -170,7 +207,7 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
     if used and not (force or resume):
         raise OutputError(
             f"{output}: exists; give another folder, or --force to write into it, or --resume to "
-            "go on with its journal"
+            "resume from its journal"
         )
     refuse_held(output)
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
@@ -182,6 +219,8 @@ def check_file(path: Path, force: bool) -> None:
     """Whether a file may be written."""
     from bulkedge.auditing import refuse_held
 
+    if path == STDOUT:
+        return
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give a file")
     if os.path.lexists(path) and not force:
@@ -247,7 +286,7 @@ def write_report(record: Record | RepairRecord, options: dict[str, Any]) -> None
     if options["report"] is not None:
         kind, columns = format_of(options["report"]), options.get("columns", ())
         write(options["report"], render(record, kind, columns=columns))
-        if not options["quiet"]:
+        if not options["quiet"] and options["report"] != STDOUT:
             click.echo(f"report written to {options['report']}", err=True)
 
 
@@ -255,6 +294,10 @@ def write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; a link in its place is replaced, not followed."""
     from bulkedge.checkpoint.write import umask
 
+    if path == STDOUT:
+        click.echo(content, nl=False)
+        sys.stdout.flush()
+        return
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,35 +314,6 @@ def write(path: Path, content: str | bytes) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-@contextmanager
-def show_progress(quiet: bool, total: int, doing: str = "auditing") -> Iterator[Any]:
-    """A bar with the time left on stderr; nothing where stderr is no terminal."""
-    with show_phases(quiet) as bar:
-        yield bar and (lambda name, done, total_=total: bar(doing, name, done, total_))
-
-
-@contextmanager
-def show_phases(quiet: bool) -> Iterator[Any]:
-    """The same for several things that are done one after the other."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(doing: str, name: str, done: int, total: int) -> None:
-            if doing not in tasks:
-                tasks[doing] = bar.add_task(doing, total=total)
-            bar.update(tasks[doing], completed=done, total=total)
-
-        yield advance
-
-
 def show(record: Record, options: dict[str, Any]) -> None:
     """The record on stdout, as JSON or as a table."""
     from functools import partial
@@ -310,7 +324,9 @@ def show(record: Record, options: dict[str, Any]) -> None:
 
 
 def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -> None:
-    """A record on stdout, as JSON or as ``print_`` shows it in a console."""
+    """A record on stdout, as JSON or as ``print_`` shows it, unless a file is to go there."""
+    if STDOUT in (options.get(name) for name in ("csv", "record", "report", "peft")):
+        return
     if options["as_json"]:
         text = record.to_json()
         if sys.stdout.isatty():  # names may hold characters that act on a terminal

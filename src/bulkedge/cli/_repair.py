@@ -20,12 +20,13 @@ from ._output import (
     exit_code,
     recipe_of,
     recipe_options,
+    refuse_stdout,
     show_as,
-    show_phases,
     write,
     write_report,
     written_files,
 )
+from ._progress import show_phases
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,75 +53,101 @@ SETTINGS = (
 FILES = ("moments", "task_moments", "recollect")
 
 
-@click.command(short_help="Take the intruder dimensions out of a fine-tune.")
+@click.command(short_help="Take new directions out, or give back what was forgotten.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("tuned", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to be written.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for the repaired copy."
+)
 @click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
-              help="What to do.")  # fmt: skip
-@click.option("--keep", type=float, help="scale: what stays, 0 none to 1 all.  [default: 0]")
+              help="clip, project, scale, shrink: hold or remove directions; rescale: weaken "
+              "the whole update; protect: give back what was forgotten.")  # fmt: skip
+@click.option(
+    "--keep", type=float, help="scale: what remains of a direction, from 0 to 1.  [default: 0]"
+)
 @click.option(
     "--level",
     type=float,
-    help="clip, rescale: fraction of the threshold, such as 0.9.  [default: 1]",
+    help="clip, rescale: the fraction of the threshold to stay below.  [default: 1]",
 )
 @click.option("--of", type=click.Choice(["leading", "edge"]),
-              help="rescale: level of θ_k or of θ_c.  [default: leading]")  # fmt: skip
-@click.option("--uniform", type=float, metavar="S", help="rescale: one factor for all layers.")
-@click.option("--moments", type=click.Path(path_type=Path), metavar="FILE",
-              help="protect: of text to be kept, by `bulkedge moments BASE`.")  # fmt: skip
-@click.option("--task-moments", type=click.Path(path_type=Path), metavar="FILE",
-              help="protect: of the task, by `bulkedge moments BASE --tuned TUNED`.")  # fmt: skip
+              help="rescale: which threshold, θ_k or θ_c.  [default: leading]")  # fmt: skip
+@click.option("--uniform", type=float, metavar="S", help="rescale: multiply every update by S.")
+@click.option(
+    "--moments",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="protect: moments of the texts to keep, by `bulkedge moments BASE`.",
+)
+@click.option(
+    "--task-moments",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="protect: moments of the task, by `bulkedge moments BASE --tuned TUNED`.",
+)
 @click.option(
     "--strength",
     type=float,
-    help="protect: λ; larger keeps more of the base and less of the task.  [default: 1]",
+    help="protect: λ; a larger one keeps more of the base and less of the task.  [default: 1]",
 )
 @click.option("--task-texts", "recollect", type=click.Path(path_type=Path), metavar="FILE",
-              help="protect: of the task, read on TUNED without --task-moments, and on what each "
-              "of --rounds makes.")  # fmt: skip
+              help="protect: texts of the task, in place of --task-moments; read again after each "
+              "of --rounds.")  # fmt: skip
 @click.option("--target-drift", type=float, metavar="X",
-              help="protect: mean drift to be left, below what `audit --moments` reports; in "
-                   "place of --strength.")  # fmt: skip
-@click.option("--balance", type=click.Choice(["output", "drift", "layer"]),
-              help="protect: unit that is the same in every layer.  [default: output]")  # fmt: skip
+              help="protect: find the strength that leaves this mean drift; in place of "
+                   "--strength.")  # fmt: skip
+@click.option(
+    "--balance",
+    type=click.Choice(["output", "drift", "layer"]),
+    help="protect: the unit of cost that all layers share.  [default: output]",
+)
 @click.option("--sides", type=click.Choice(["one", "two"]),
               help="protect: two: outputs count, too, by curvatures in both moments.  "
                    "[default: one]")  # fmt: skip
 @click.option("--ridge", type=float, metavar="X",
               help="protect: part of its mean that is added to the diagonal of each moment.  "
               "[default: 0.03]")  # fmt: skip
-@click.option("--rounds", type=int, help="How often a matrix is treated at most.")
+@click.option("--rounds", type=int, help="The most times that a matrix is treated.")
 @click.option("--select", type=click.Choice(COUNTED_NAMES), default=COUNTED_NAMES[0],
-              show_default=True, help="Mildest verdict that is treated.")  # fmt: skip
-@click.option("--significance", type=float, metavar="P",
-              help="Only values that the base's noise reaches with probability P.")  # fmt: skip
-@click.option("--only", multiple=True, metavar="GLOB", help="Only matrices that match; repeatable.")
-@click.option("--max-rank", type=int, help="Largest rank of a repaired update.")
+              show_default=True, help="The mildest verdict to treat.")  # fmt: skip
+@click.option(
+    "--significance",
+    type=float,
+    metavar="P",
+    help="Treat only directions that noise would make with probability below P.",
+)
+@click.option(
+    "--only", multiple=True, metavar="GLOB", help="Treat only these matrices; repeatable."
+)
+@click.option("--max-rank", type=int, help="The largest rank of a repaired update.")
 @recipe_options
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Worker processes of the audits.")  # fmt: skip
+              help="Worker processes for the audits.")  # fmt: skip
 @click.option("--record", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write the record to a file as well.")  # fmt: skip
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write a page of both audits, .html; of the copy .md, .xml, .csv.")  # fmt: skip
+              help="Write the record to this file, too.")  # fmt: skip
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page of both audits (.html), or the copy's as .md, .xml, .csv.",
+)
 @click.option("--force", is_flag=True, help="Replace the files of --record and --report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone, no progress.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the verdict, no progress.")
 @click.option("--fail-on", type=click.Choice([*COUNTED_NAMES, "never"]),
-              help="Mildest verdict left that makes the code 1.  "
-              f"[default: {COUNTED_NAMES[0]}; of protect never]")  # fmt: skip
+              help="The mildest remaining verdict that makes the exit code 1.  "
+              f"[default: {COUNTED_NAMES[0]}; for protect: never]")  # fmt: skip
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Audit, say what would be done, write nothing; the exit code is that of the audit "
-    "(of protect 0 without --fail-on), or 2 if a matrix would be refused.",
+    help="Audit, print what would be done, and write nothing.  The exit code is the audit's (for "
+    "protect 0 without --fail-on), or 2 if a matrix would be refused.",
 )
 def repair(base: Path, tuned: Path, **options: Any) -> None:
-    """Take the intruder dimensions out of a fine-tune, or give back what it forgot (protect).
+    """Take new directions out of a fine-tune, or give back what it forgot (--method protect).
 
-    BASE and TUNED as for audit.  A copy of TUNED is written with the repaired matrices in it; what
-    is not repaired is carried over byte for byte.
+    BASE and TUNED are as for audit.  The output is a copy of TUNED with the repaired matrices in
+    it; everything else is copied byte for byte.
     """
     from bulkedge._repair import repair as run
     from bulkedge.auditing import keep_out, keep_out_of_inputs
@@ -153,7 +180,8 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     if record.output is not None and not options["quiet"]:
         copy = printable(record.output)
         click.echo(f"repaired copy written to {copy}", err=True)
-        click.echo(f"next: bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
+        click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
+        click.echo(f"  bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)
@@ -165,6 +193,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     """What does not go together."""
+    refuse_stdout(options["output"], "the folder of a repaired copy")
     if options["output"] is None and not options["dry_run"]:
         raise click.UsageError("name the folder to be written (--output DIR), or try --dry-run")
     if options["output"] is not None and options["dry_run"]:

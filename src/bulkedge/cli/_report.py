@@ -6,20 +6,24 @@ from pathlib import Path
 
 import click
 
-from ._output import check_file, columns_option, format_by_ending, write
+from ._output import STDOUT, check_file, columns_option, format_by_ending, write
 
-FORMATS = ("html", "markdown", "junit", "csv", "parquet")
+FORMATS = ("html", "markdown", "junit", "sarif", "csv", "parquet")
 """The keys of ``bulkedge.report.FORMATS``, here because that takes a second to import."""
 
 
-@click.command(short_help="Show records as a page, or for CI and spreadsheets.")
+@click.command(short_help="Write saved records as a page, for CI, or for a spreadsheet.")
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
-              help="The file to write.")  # fmt: skip
-@click.option("--format", "kind", type=click.Choice(FORMATS),
-              help="Which.  [default: by the ending: .html .md .xml .csv .parquet]")  # fmt: skip
+              help="The file to write; - for stdout, which needs --format.")  # fmt: skip
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    help="The format.  [default: by the ending: .html .md .xml .sarif .csv .parquet]",
+)
 @click.option("--label", "labels", multiple=True, metavar="NAME",
-              help="What to call a record, once for each, in their order.")  # fmt: skip
+              help="Name of a record on the page; give one for each, in order.")  # fmt: skip
 @columns_option
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 def report(
@@ -30,7 +34,7 @@ def report(
     columns: tuple[str, ...],
     force: bool,
 ) -> None:
-    """Show records as one page that opens offline, or for CI and spreadsheets.
+    """Write saved records as one page that opens offline, for CI, or for a spreadsheet.
 
     RECORDS are record.json files, or the output folders that hold them; several are shown side by
     side on one page. A repaired folder, or its repair.json, stands for both of its audits.
@@ -42,7 +46,8 @@ def report(
     check_file(output, force)
     shown = render([read(path) for path in records], kind, list(labels) or None, columns)
     write(output, shown)
-    click.echo(f"report written to {output}", err=True)
+    if output != STDOUT:
+        click.echo(f"report written to {output}", err=True)
 
 
 def _check_count(records: int, kind: str) -> None:

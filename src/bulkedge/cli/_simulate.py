@@ -12,7 +12,8 @@ import click
 
 from bulkedge._errors import MissingExtraError, OutputError, RecipeError
 
-from ._output import default_to_one_thread, show_progress, write
+from ._output import STDOUT, default_to_one_thread, write
+from ._progress import show_progress
 
 if TYPE_CHECKING:
     from bulkedge.simulate import Table
@@ -21,20 +22,25 @@ if TYPE_CHECKING:
 @click.command(short_help="Run an experiment on random matrices.")
 @click.argument("name", required=False)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder for table and figure."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for table and figure; - prints the table as JSON.",
 )
-@click.option("--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="Setting; repeatable.")
+@click.option("--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="A setting; repeatable.")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Settings in YAML; --set overrides them."
 )
-@click.option("--list", "as_list", is_flag=True, help="List experiments, or the settings of NAME.")
+@click.option(
+    "--list", "as_list", is_flag=True, help="List the experiments, or the settings of NAME."
+)
 @click.option("--force", is_flag=True, help="Overwrite table and figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table, or the list, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no messages.")
 def simulate(name: str | None, **options: Any) -> None:
     """Run an experiment on random matrices: a table (JSON) and a figure (SVG).
 
-    NAME is one of those that --list shows; no NAME lists them too.
+    --list shows every NAME.
     """
     from bulkedge.simulate import configure
 
@@ -43,6 +49,8 @@ def simulate(name: str | None, **options: Any) -> None:
         return
     experiment = configure(name, _settings(options), str(options["config"] or "settings"))
     out: Path | None = options["output"]
+    if out == STDOUT:
+        out, options["as_json"] = None, True
     if out is not None or not options["as_json"]:
         _check_free(out, name, options["force"])
     default_to_one_thread()

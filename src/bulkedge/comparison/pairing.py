@@ -129,7 +129,8 @@ def pair_adapter(base: Checkpoint, adapter: Adapter, recipe: Recipe) -> Pairing:
     pairing.skipped += [set_aside(r.info.name, r.reason) for r in adapter.unhandled if r.set_aside]
     pairing.unjudged_base = unjudged_base(base_layout, names, lost, recipe)
     lost += _pair_factors(base_layout, names, factors, recipe, pairing)
-    if factors and not any(pair.factors for pair in pairing.pairs):
+    wanted_factors = [name for name in factors if not _excluded(recipe, name)]
+    if wanted_factors and not any(pair.factors for pair in pairing.pairs):
         raise AdapterError(_why_wrong_base(adapter, base, factors, rule))
     pairing.skipped += [row_of(row, recipe) for row in lost]
     if adapter.config.ensure_weight_tying:

@@ -25,7 +25,7 @@ from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
-from .leftover import Pairing, not_a_weight, set_aside, why_excluded
+from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
 from .vocabulary import common_rows, rows_left_over
@@ -306,7 +306,9 @@ def _why_nothing(base: str | Path, tuned: str | Path, skipped: list[Skipped]) ->
         for (_, _, reason), names in ranked[:MAX_REASONS]
     )
     why = "; ".join(parts) or "the tuned side is empty"
-    return f"nothing to audit in {tuned} against {base}: {why}"
+    chosen = any(reason in (EXCLUDED, NOT_INCLUDED) for _, _, reason in groups)
+    remedy = "; change --include or --exclude" if chosen else ""
+    return f"nothing to audit in {tuned} against {base}: {why}{remedy}"
 
 
 def _rank(key: tuple[InputSide, bool, str], names: list[str]) -> tuple[bool, bool, int, str]:

@@ -219,7 +219,7 @@ def judge(
         remember=remember,
     )
     if found is None:
-        why = "the leading tuned values were not told apart from zero or not found"
+        why = "the leading tuned values were not distinguished from zero or not found"
     elif method == "certified" or not found.undecided:
         return found
     else:
@@ -353,7 +353,7 @@ def judge_vectors(
         epsilon: Score below which the paper counts an intruder.
 
     Returns:
-        One entry a vector that was judged.
+        One entry per vector that was judged.
     """
     if (count := count_nonzero_values(tuned)) == 0:
         return []

@@ -204,7 +204,7 @@ def _directions(
     overlap: Estimate,
     verdicts: Sequence[Verdict],
 ) -> list[Direction]:
-    """One entry a vector, as plain numbers."""
+    """One entry per vector, as plain numbers."""
     residuals = tuned.residuals / tuned.sigma[:1]
     columns = (tuned.sigma, residuals, matched, *score, *overlap)
     rows = zip(*(column.tolist() for column in columns), strict=False)

@@ -7,7 +7,7 @@ A tuned vector y is compared with the singular vectors u_i of the base on the sa
 
 where U_{2k} holds the 2k leading base vectors.  The paper calls y an intruder when its score is
 below ε.  A rotation among nearly equal base vectors lowers the score too, although nothing new was
-written.  The verdict distinguishes the two by the overlap; the paper's count is their sum.
+written.  The verdict distinguishes the two by the overlap; new directions are both together.
 
 Two choices make the score independent of how an SVD routine picks its basis.  Base vectors with
 σ_i = 0 do not count, because any basis of the null space is arbitrary.

@@ -61,7 +61,7 @@ def acting(layer: nn.Module, weight: Tensor) -> Tensor:
         weight: Its weight.
 
     Returns:
-        Shape ``(m, n)``; of an embedding as it is stored, one row an index.
+        Shape ``(m, n)``; of an embedding as it is stored, one row per index.
     """
     return weight.mT if type(layer).__name__ == "Conv1D" else weight.flatten(1)
 

@@ -1,4 +1,4 @@
-"""Sums on disk while a long collection runs, so that one that was stopped goes on."""
+"""Sums on disk while a long collection runs, so that a stopped one can resume."""
 
 from __future__ import annotations
 

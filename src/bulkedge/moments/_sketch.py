@@ -302,7 +302,7 @@ def output_power(weight: Tensor, moment: Moment) -> float:
     Cost: ``m n²``, of a sketch ``2 m n r``.
 
     Args:
-        weight: Shape ``(m, n)``; of an embedding ``(n, m)``, one row an index.
+        weight: Shape ``(m, n)``; of an embedding ``(n, m)``, one row per index.
         moment: C in any form.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .compare import MatrixChange, RecordComparison
 from .recipe import Recipe, make_recipe, read_recipe, takes_recipe
 from .record import (
     Counts,
@@ -19,9 +20,11 @@ __all__ = [
     "Counts",
     "Direction",
     "Matrix",
+    "MatrixChange",
     "Part",
     "Recipe",
     "Record",
+    "RecordComparison",
     "Run",
     "Skipped",
     "Summary",

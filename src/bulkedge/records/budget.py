@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from .document import Document
 from .ranges import ROUNDING, Count, Dtype, Positive, Size
-from .record import Document, Run, Skipped, Source, Tool
+from .record import Run, Skipped, Source, Tool
 from .rows import Bulk, Row
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from .document import Document
 from .ranges import Fraction, Real, Size
-from .record import Document, File, Run, Source, Tool
+from .record import File, Run, Source, Tool
 from .rows import Row
 
 if TYPE_CHECKING:

@@ -1,31 +1,30 @@
 """The record: the product of an audit, of which every report is a view.
 
-One row a matrix, one a direction.  The schema is versioned: a field may be added within a version,
-never change its meaning.
+One row per matrix, one per direction.  The schema is versioned: a field may be added within a
+version, never change its meaning.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from bulkedge._errors import CheckpointError
-from bulkedge.checkpoint.header import read_regular
+from bulkedge._fields import SCHEMA_VERSION
 from bulkedge.intruder import Verdict
 
+from .compare import RecordComparison, compare
+from .document import Document
 from .ranges import Bytes, Count, Digest, Fraction, Kind, Moment, Positive, Size
 from .recipe import Recipe
 from .rows import Matrix, Row
+from .views import as_frame, as_html, summary_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SCHEMA_VERSION = "2"
-MAX_RECORD_BYTES = 2**30
 InputSide = Literal["base", "tuned"]
 Fate = Literal["judged", "kept", "lost", "excluded", "apart"]
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
@@ -148,7 +147,7 @@ class Summary(Row):
     audited: Count = Field(description="Of these, compared direction by direction.")
     unchanged: Count = Field(description="Of these, equal to the base.")
     not_audited: Count = Field(description="Of these, not finite or failed.")
-    new_directions: Count = Field(description="The paper's count: directions with score < epsilon.")
+    new_directions: Count = Field(description="How many directions are new: score < epsilon.")
     verdicts: dict[Verdict, Count] = Field(description="Directions by verdict.")
     skipped: Count = Field(description="Rows in `skipped`.")
     lost: Count = Field(description="Of these, updates of weights, which went unjudged.")
@@ -208,48 +207,6 @@ class Part(Row):
         return self
 
 
-class Document(Row):
-    """A record that is a file of its own.
-
-    Attributes:
-        kind: What a message calls it.
-        file_name: What it is called in the folder that it is written to.
-    """
-
-    kind: ClassVar[str]
-    file_name: ClassVar[str]
-
-    def to_json(self) -> str:
-        """The record as indented JSON text with a final newline."""
-        return self.model_dump_json(indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> Self:
-        """Read a record back.
-
-        Args:
-            path: A file that :meth:`to_json` text was written to.
-
-        Returns:
-            The record.
-
-        Raises:
-            CheckpointError: If the file is missing, or is not a record of this schema.
-        """
-        try:
-            return cls.model_validate_json(read_regular(Path(path), MAX_RECORD_BYTES))
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: cannot be read ({error.strerror}); give the file of a {cls.kind}"
-            ) from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise CheckpointError(
-                f"{path}: not a {cls.kind} of schema {cls.model_fields['schema_version'].default} "
-                f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
-            ) from None
-
-
 class Record(Document):
     """The result of :func:`bulkedge.audit`."""
 
@@ -293,6 +250,51 @@ class Record(Document):
                     "there are moments"
                 )
         return self
+
+    def __repr__(self) -> str:
+        """What was found, of what, and how to see more: three lines."""
+        return summary_of(self)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook, with the worst matrices."""
+        return as_html(self)
+
+    def to_pandas(self, rows: Literal["matrices", "directions"] = "matrices") -> Any:
+        """The record as a data frame.
+
+        Args:
+            rows: ``"matrices"`` for one row per matrix, ``"directions"`` for one per direction.
+
+        Returns:
+            A ``pandas.DataFrame`` of every field that is a single value.
+
+        Raises:
+            MissingExtraError: Without pandas.
+
+        Example:
+            >>> record.to_pandas().nsmallest(3, "worst_score")  # doctest: +SKIP
+        """
+        return as_frame(self, rows)
+
+    def compare(self, other: Record) -> RecordComparison:
+        """What this audit and another found in the matrices that both have.
+
+        Args:
+            other: An audit by the same ``top_k``, ``epsilon`` and ``side``.
+
+        Returns:
+            A row for each matrix, which print as a short summary.
+
+        Raises:
+            InputError: If the settings differ.
+
+        Example:
+            >>> before.compare(after)  # doctest: +SKIP
+            8 new directions first, 0 second, in 37 matrices that both have
+        """
+        return compare(self, other)
 
 
 def count_tensors(tensors: list[Stored], matrices: list[Matrix]) -> Counts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,6 +38,20 @@ class Row(BaseModel):
     """A part of a record: frozen, no fields but its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
+
+    def keys(self) -> list[str]:
+        """The names of the fields: with ``row[name]`` so that a row is a mapping."""
+        return list(type(self).model_fields)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a field."""
+        if name not in type(self).model_fields:
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+# so that pandas.DataFrame(record.matrices) has a column for each field
+Mapping.register(Row)  # pyright: ignore[reportAttributeAccessIssue] — an ABC
 
 
 class Direction(Row):
@@ -240,11 +255,9 @@ class Matrix(Row):
     note: str | None = Field(None, description="What a reader should know about the status.")
     spectral_norm_base: Size | None = None
     spectral_norm_update: Size | None = None
-    new_directions: Count = Field(
-        0, description="The paper's count: directions with score < epsilon."
-    )
+    new_directions: Count = Field(0, description="How many directions are new: score < epsilon.")
     directions: list[Direction] = []
-    angles: list[Angles] = Field([], description="One a side.")
+    angles: list[Angles] = Field([], description="One per side.")
     passes: Count = Field(0, description="Block products with the base or the tuned matrix.")
     spectrum: Spectrum | None = Field(None, description="Of the base.")
     bulk: Bulk | None = Field(None, description="Of the base; null where none could be fitted.")
@@ -327,6 +340,15 @@ class Matrix(Row):
         # of one side alone, that of the outputs
         check_parts(along, self.drift, "drift")
         return self
+
+    def __repr__(self) -> str:
+        """A line: its directions and spectra would fill a page."""
+        worst = min((row.score for row in self.directions), default=None)
+        score = "" if worst is None else f", worst score {worst:.3f}"
+        new = f"{self.new_directions} new of {len(self.directions)}"
+        return f"<Matrix {self.name!r} {self.shape}: {self.status}, {new}{score}>"
+
+    __str__ = __repr__
 
     @property
     def energy_new(self) -> float | None:

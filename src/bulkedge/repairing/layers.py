@@ -3,7 +3,8 @@
 An update of rank r that was corrected by c columns has rank r + c at most.  Where its true rank is
 no larger than r, it is written in r columns; else in r + c, the first r as they were, or in fewer,
 by the optimal truncation, where a rank is the most that is wanted (Eckart and Young).  The scale
-stays what it was, so that whoever reads the factors and not the patterns of ranks is right, too.
+stays what it was, so that a program that reads the factors and no patterns of ranks is right,
+too.
 """
 
 from __future__ import annotations

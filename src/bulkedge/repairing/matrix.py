@@ -29,7 +29,7 @@ class Selection:
     """Which directions are treated.
 
     Attributes:
-        mildest: The mildest verdict, one of ``COUNTED``; the first is the paper's count.
+        mildest: The mildest verdict, one of ``COUNTED``; the first means any new direction.
         significance: Only those whose value noise like the base's bulk reaches with no more than
             this probability; None for any.
     """

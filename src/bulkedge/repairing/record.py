@@ -9,8 +9,9 @@ from typing_extensions import Self, TypedDict
 
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Record
+from bulkedge.records.document import Document
 from bulkedge.records.ranges import MOST, ROUNDING, Count, Fraction, Positive, Real, Size
-from bulkedge.records.record import SCHEMA_VERSION, Document, Tool
+from bulkedge.records.record import SCHEMA_VERSION, Tool
 from bulkedge.records.rows import Row
 
 from .method import METHODS
@@ -38,7 +39,7 @@ def _settings(method: dict[str, Any]) -> dict[str, Any]:
 
 
 def _counted(word: str) -> str:
-    """The word of a verdict of the paper's count."""
+    """The word of a verdict that counts as new."""
     words = [verdict.value for verdict in COUNTED]
     if word not in words:
         raise ValueError(f"expected one of {', '.join(words)}, got {word!r:.40}")

@@ -1,4 +1,4 @@
-"""What a record says in a line, how sure that is, and what to do about it, as commands."""
+"""What a record says in a line, how certain that is, and what to do about it, as commands."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ class Step:
     Attributes:
         text: What and why, a sentence that a command may follow.
         command: For a shell, or a line of Python; None if words say it all.
+        brief: What and why in a few words, for a terminal; None where the text is brief.
     """
 
     text: str
     command: str | None = None
+    brief: str | None = None
 
 
 def headline(record: Record) -> str:
@@ -64,24 +66,19 @@ def _found(record: Record) -> str:
 
 
 def explanation(record: Record) -> list[str]:
-    """How many, how far, how sure: sentences."""
-    summary, epsilon = record.summary, f"{record.recipe.epsilon:g}"
-    judged = sum(summary.verdicts.values())
+    """How many, how far, how certain: sentences."""
+    judged = sum(record.summary.verdicts.values())
     if not judged:
         return []
-    sentences = [
-        f"Of the {count(judged, 'leading singular direction')} of the tuned matrices "
-        f"{count(summary.new_directions, 'has', 'have')} no counterpart in the base (score below "
-        f"{epsilon}): {', '.join(_clause(record, verdict) for verdict in COUNTED)}."
-    ]
+    sentences = [_counted(record, judged)]
     noise = sum(matrix.new_directions for matrix in untrained(record))
     if noise:
         where = "is in a matrix" if noise == 1 else "are in matrices"
         sentences.append(f"{noise} of them {where} whose base looks untrained.")
     scores = [_lowest(matrix) for matrix in record.matrices]
     sentences.append(
-        f"The lowest score is {min(scores):.2f}; 1 is a direction of the base, 0 one that is "
-        "wholly new."
+        f"The lowest score is {min(scores):.2f}; 1 means that the base had the direction, 0 that "
+        "it is wholly new."
     )
     close = sum(0 <= score - record.recipe.epsilon < NEAR for score in scores)
     if close:
@@ -93,6 +90,19 @@ def explanation(record: Record) -> list[str]:
     return sentences
 
 
+def _counted(record: Record, judged: int) -> str:
+    """How many of the judged directions are new."""
+    found, epsilon = record.summary.new_directions, f"{record.recipe.epsilon:g}"
+    leading = f"{count(judged, 'leading singular direction')} of the tuned matrices"
+    if not found:
+        return f"None of the {leading} is new (score below {epsilon})."
+    clauses = ", ".join(_clause(record, verdict) for verdict in COUNTED)
+    return (
+        f"Of the {leading}, {count(found, 'has', 'have')} no counterpart in the base (score below "
+        f"{epsilon}): {clauses}."
+    )
+
+
 def _clause(record: Record, verdict: Verdict) -> str:
     """How many of the counted directions have a verdict, in words."""
     found = count(record.summary.verdicts[verdict], *APPEARANCE[verdict].clauses)
@@ -100,20 +110,22 @@ def _clause(record: Record, verdict: Verdict) -> str:
 
 
 def _how_sure(record: Record) -> str:
-    """By what the verdicts were decided, and with what certainty."""
+    """How the verdicts were decided, and how certain they are."""
     rows = [row for matrix in record.matrices for row in matrix.directions]
     decided = [row for row in rows if row.verdict is not Verdict.UNDECIDED]
     undecided = len(rows) - len(decided)
     proved = sum(row.method == "certified" for row in decided)
     svds = len(decided) - proved
-    products = "by products with the matrices, all rounding included, but for a probability of 1e-9"
+    products = "from products with the matrices, except with probability 1e-9"
     if not svds:
         how = f"proved {products}"
     elif not proved:
-        how = "that of float64 SVDs of both matrices, beyond their rounding"
+        how = "certain: two float64 SVDs decided it"
     else:
-        by_svds = count(svds, "is that", "are those")
-        how = f"decided: {count(proved, 'is', 'are')} proved {products}, {by_svds} of float64 SVDs"
+        by_svds = count(svds, "comes", "come")
+        how = (
+            f"certain: {count(proved, 'is', 'are')} proved {products}; {by_svds} from float64 SVDs"
+        )
     if undecided:
         few = count(undecided, "verdict is", "verdicts are")
         return f"{few} undecided. Each of the others is {how}."
@@ -124,9 +136,8 @@ def steps(record: Record) -> list[Step]:
     """What to do next, the most pressing first."""
     return [*_doubts(record), *_against_drift(record), *_remedies(record)] or [
         Step(
-            "Nothing to take out. Singular directions are all that this looks at: what the "
-            "fine-tune does to your task, and to what the model could do before, is yours to "
-            "measure."
+            "Nothing to take out. An audit sees singular directions only: evaluate your task, and "
+            "what the model could do before."
         )
     ]
 
@@ -148,19 +159,50 @@ def _doubts(record: Record) -> Iterator[Step]:
         )
     yield from map(Step, doubts_of_the_base(record))
     if record.summary.verdicts[Verdict.UNDECIDED]:
-        yield Step("Decide what is open, by SVDs:", audit_command(record, "--method", "dense"))
+        yield Step(
+            "Decide the undecided directions with full SVDs:",
+            audit_command(record, "--method", "dense"),
+        )
 
 
 def doubts_of_the_base(record: Record) -> list[str]:
-    """Why the base may be another model than the one that was fine-tuned; a question, if any."""
+    """Why the base may be another model than the one that was fine-tuned."""
+    doubts = []
     if _all_noise(record):
-        return ["The base looks like noise in every matrix: is this the pretrained model?"]
-    if _foreign(record):
-        return [
+        doubts.append("The base looks like noise in every matrix: is this the pretrained model?")
+    elif _foreign(record):
+        doubts.append(
             "In nearly every matrix the update is as large as the base: is this the model that "
             "the fine-tune began with?"
-        ]
-    return []
+        )
+    named = record.inputs.tuned.trained_on
+    if named is not None and not names_its_base(record):
+        doubts.append(
+            f"The adapter names {printable(named)} as its base, you gave "
+            f"{printable(record.inputs.base.path)}: are they the same model?"
+        )
+    return doubts
+
+
+def names_its_base(record: Record) -> bool:
+    """Whether the base that an adapter names is, by its name, the one that was given.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        True where the last part of the name is a part of the path; False without a name.
+    """
+    named = record.inputs.tuned.trained_on
+    if named is None:
+        return False
+    last = named.rstrip("/").rpartition("/")[2]
+    return bool(last) and _plain(last) in _plain(record.inputs.base.path)
+
+
+def _plain(name: str) -> str:
+    """A name as indexes, caches and folders all write it."""
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def _remedies(record: Record) -> Iterator[Step]:
@@ -169,28 +211,56 @@ def _remedies(record: Record) -> Iterator[Step]:
     if not found or _all_noise(record):
         return
     fresh = [matrix for matrix in untrained(record) if matrix.new_directions]
+    left_out = left_out_globs(record)
     if fresh:
-        names = [matrix.name.partition("[")[0] for matrix in fresh[:FEW]]
-        few = len(fresh) <= FEW
-        globs = [word for name in dict.fromkeys(names) for word in ("--exclude", name)]
+        names = ", ".join(printable(_module(matrix)) for matrix in fresh[:FEW])
+        few = bool(left_out)
         yield Step(
-            f"{', '.join(map(printable, names))}{'' if few else ' and others'}: the base looks "
-            "like noise. If it was never pretrained, everything is new there; leave it out"
+            f"{names}{'' if few else ' and others'}: the base looks like noise. If it was never "
+            "pretrained, everything is new there; leave it out"
             f"{':' if few else ' with --exclude.'}",
-            audit_command(record, *globs) if few else None,
+            audit_command(record, *left_out) if few else None,
+            f"leave out {names}, whose base looks untrained: all is new there",
         )
     if sum(matrix.new_directions for matrix in fresh) < found:
+        without = ", without what was never pretrained" if left_out else ""
         yield Step(
-            "Write a corrected copy. It may cost accuracy, so measure your task with it:",
-            repair_command(record),
+            f"Write a corrected copy{without}. It may cost accuracy, so evaluate it on your task:",
+            repair_command(record, *left_out),
+            f"write a corrected copy{without}, then evaluate it",
         )
-        yield Step("Look at both:", "bulkedge report repaired -o compare.html")
+        yield Step(
+            "Look at both audits on one page:",
+            "bulkedge report repaired -o compare.html",
+            "look at both audits on one page",
+        )
     if record.inputs.tuned.kind == "lora":
         yield Step(
-            "Train without them next time: a lower lora_alpha or learning rate, or, with "
-            "SpikeClip from bulkedge.tune,",
+            "Train without new directions next time: lower lora_alpha or the learning rate, or use "
+            "SpikeClip from bulkedge.tune:",
             "SpikeClip(model).attach(optimizer)",
+            "train without new directions next time, with SpikeClip from bulkedge.tune",
         )
+
+
+def left_out_globs(record: Record) -> list[str]:
+    """Options that leave out the matrices with new directions whose base looks untrained.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        ``--exclude`` and a name for each; nothing where there are none, or too many to name.
+    """
+    names = dict.fromkeys(_module(m) for m in untrained(record) if m.new_directions)
+    if not names or len(names) > FEW or _all_noise(record):
+        return []
+    return [word for name in names for word in ("--exclude", name)]
+
+
+def _module(matrix: Matrix) -> str:
+    """The name of a matrix as a glob that matches all its blocks."""
+    return matrix.name.partition("[")[0].removesuffix(".weight")
 
 
 def _against_drift(record: Record) -> Iterator[Step]:
@@ -200,11 +270,22 @@ def _against_drift(record: Record) -> Iterator[Step]:
         return
     yield Step(
         f"The update changes {drift.mean or 0.0:.2%} of the mean square of a layer's outputs on "
-        "the inputs of the moments. If the model has lost abilities, move the update away from "
-        "these inputs, without training; --task-moments keep more of the task:",
+        "the inputs of the moments. If the model has lost abilities, give them back without "
+        "training; --task-moments keep more of the task:",
         _command(
-            record, "repair", ["--method", "protect", "--moments", moments.path, "-o", "protected"]
+            record,
+            "repair",
+            [
+                "--method",
+                "protect",
+                "--moments",
+                moments.path,
+                *left_out_globs(record),
+                "-o",
+                "protected",
+            ],
         ),
+        "give back what was forgotten, without training; --task-moments keep more of the task",
     )
 
 
@@ -266,9 +347,9 @@ def audit_command(record: Record, *added: str) -> str:
     return _command(record, "audit", [*method, *added])
 
 
-def repair_command(record: Record) -> str:
-    """The repair of what a record is of, by the same recipe."""
-    return _command(record, "repair", ["-o", "repaired"])
+def repair_command(record: Record, *added: str) -> str:
+    """The repair of what a record is of, by the same recipe, with options added."""
+    return _command(record, "repair", [*added, "-o", "repaired"])
 
 
 def _command(record: Record, name: str, added: list[str]) -> str:

@@ -119,7 +119,7 @@ def budget_line(record: BudgetRecord) -> str:
 
 
 def _table(record: BudgetRecord) -> Table:
-    """One row a matrix, the smallest limits first."""
+    """One row per matrix, the smallest limits first."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
     rows = sorted(record.matrices, key=lambda row: row.top_k_threshold or 0.0)
@@ -140,7 +140,7 @@ def _shown(value: Value) -> str:
 
 
 def _skipped(record: BudgetRecord) -> list[str]:
-    """One line a reason, but for what was to be left out."""
+    """One line per reason, but for what was to be left out."""
     groups: dict[tuple[bool, str], list[str]] = {}
     for row in record.skipped:
         if not row.accepted:

@@ -85,7 +85,7 @@ def field(name: str) -> Column:
 
 
 def counts(verdict: Verdict) -> Column:
-    """How many directions of a matrix have a verdict; the paper's count is shown everywhere."""
+    """How many directions of a matrix have a verdict; what is new is shown everywhere."""
     counted = verdict in COUNTED
     return number(
         verdict.value,
@@ -175,7 +175,7 @@ COLUMNS = (
         wide=True,
     ),
     number("ratio", "ΔW/W₀", over_base, 2, views=frozenset({TERMINAL, PAGE}), wide=True),
-    number("over_top_k_threshold", "ΔW/θ_k", over_top_k_threshold, 2, views=EVERYWHERE),
+    number("over_top_k_threshold", "ΔW/θ_k", over_top_k_threshold, 2, views=EVERYWHERE, wide=True),
     number(
         "over_threshold", "ΔW/θ_c", over_threshold, 2, views=EVERYWHERE, optional=True, wide=True
     ),
@@ -187,6 +187,7 @@ COLUMNS = (
         views=frozenset({MARKDOWN, PAGE}),
         short="scale",
         low_first=True,
+        wide=True,
     ),
     *map(of_scale, ("expected", "low", "high")),
     number(

@@ -72,7 +72,7 @@ def is_notable(record: Record) -> bool:
 
 
 def _of_sums(record: Record) -> str:
-    """The ratio of sums, told apart from the mean of ratios."""
+    """The ratio of sums, beside the mean of ratios."""
     found = record.summary.drift
     if found is None or found.of_sums is None or found.measured < 2:
         return ""
@@ -96,7 +96,7 @@ def _vectors(record: Record) -> Iterator[str]:
 
 
 def _unknown(record: Record) -> Iterator[str]:
-    """What could not be measured, one line a reason, with the first name as example."""
+    """What could not be measured, one line per reason, with the first name as example."""
     groups: dict[str, list[str]] = {}
     for matrix in record.matrices:
         if matrix.status == "audited" and matrix.drift is None:

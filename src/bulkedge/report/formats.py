@@ -14,6 +14,7 @@ from bulkedge.repairing import RepairRecord
 
 from .checks import to_junit, to_markdown
 from .html import Shown, to_html
+from .sarif import to_sarif
 from .table import to_csv, to_parquet
 
 KINDS = (Record, RepairRecord)
@@ -38,6 +39,7 @@ FORMATS = {
     "html": Format((".html", ".htm"), None, has_table=True),
     "markdown": Format((".md",), to_markdown, has_table=True),
     "junit": Format((".xml",), to_junit),
+    "sarif": Format((".sarif",), to_sarif),
     "csv": Format((".csv",), to_csv),
     "parquet": Format((".parquet",), to_parquet),
 }
@@ -55,8 +57,8 @@ def render(
     Args:
         records: The record of an audit or a repair, or several of them for a page.  Formats other
             than HTML show what a repair left, or would begin with where it wrote nothing.
-        format: A key of ``FORMATS``: ``"html"``, ``"markdown"``, ``"junit"``, ``"csv"`` or
-            ``"parquet"``.
+        format: A key of ``FORMATS``: ``"html"``, ``"markdown"``, ``"junit"``, ``"sarif"``,
+            ``"csv"`` or ``"parquet"``.
         labels: What to call the audits on a page.
         columns: Names of columns that the table of a page or of Markdown has besides its usual
             ones, such as ``"over_threshold"``; CSV and Parquet have every column.

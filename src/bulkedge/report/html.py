@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeGuard, Union
 
 from bulkedge._errors import InputError, printable
 from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
-from .advice import explanation, headline, is_relative, steps, untrained
+from .advice import explanation, headline, is_relative, names_its_base, steps, untrained
 from .columns import CHOICES, PAGE, columns_of, over_base, over_top_k_threshold, worst_score
 from .curve import matrix_curve, whole_curve
 from .drift import drift_sentences
@@ -20,6 +20,7 @@ from .parts import document, filled, part
 from .scale import scale_sentences, told_weaker
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
+REPAIRED = "This is the fine-tune before its repair: see the audit after it, on this page."
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 
 
@@ -46,6 +47,7 @@ def to_html(
     """
     given = [records] if isinstance(records, (Record, RepairRecord)) else list(records)
     audits = [audit for record in given for audit in _audits(record)]
+    repaired = [id(record.before) for record in given if _is_done(record)]
     if not audits:
         raise InputError("expected at least one record, got none")
     if labels is not None and len(labels) != len(audits):
@@ -53,7 +55,11 @@ def to_html(
     chosen = [audit for _, audit in audits]
     names = list(labels) if labels is not None else _numbered([name for name, _ in audits])
     shown = {
-        "records": [_condensed(record, name) for record, name in zip(chosen, names, strict=True)],
+        "records": [
+            _condensed(record, name, repaired=id(record) in repaired)
+            for record, name in zip(chosen, names, strict=True)
+        ],
+        "open": 1 if len(given) == 1 and repaired else 0,
         "comparison": _compared(chosen, names),
         "columns": _columns(columns),
         "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
@@ -127,6 +133,11 @@ def _audits(record: Shown) -> list[tuple[str, Record]]:
     return [(f"{name}, as trained", before), *after]
 
 
+def _is_done(record: Shown) -> TypeGuard[RepairRecord]:
+    """Whether a record is of a repair that was written, with both of its audits."""
+    return isinstance(record, RepairRecord) and record.after is not None
+
+
 def _numbered(names: Sequence[str]) -> list[str]:
     """Names, with a number where one comes again."""
     return [
@@ -141,7 +152,7 @@ def _compared(records: Sequence[Record], names: Sequence[str]) -> str:
     return "New directions: " + ", ".join(map("{1} in {0}".format, names, counts))
 
 
-def _condensed(record: Record, label: str) -> dict[str, Any]:
+def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[str, Any]:
     """What the page shows of a record."""
     summary = record.summary
     bad = summary.new_directions or summary.not_audited or summary.lost
@@ -159,7 +170,9 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
         "curve": whole_curve(record),
         "drift": None if summary.drift is None else _short(summary.drift.mean),
         "moments": record.inputs.moments is not None,
-        "steps": [[step.text, step.command] for step in steps(record)],
+        "steps": [[REPAIRED, None]]
+        if repaired
+        else [[step.text, step.command] for step in steps(record)],
         "relative": is_relative(record),
         "about": _about(record),
         "epsilon": record.recipe.epsilon,
@@ -186,7 +199,8 @@ def _about(record: Record) -> str:
     )
     if inputs.tuned.trained_on is not None:
         named = printable(inputs.tuned.trained_on)
-        text += f" The adapter says that it was trained on {named}, which is not checked."
+        text += f" The adapter names {named} as its base"
+        text += ", as given." if names_its_base(record) else "; the base given has another name."
     if inputs.base.quantised is not None:
         text += f" The base is quantised: {printable(inputs.base.quantised)}."
     return text
@@ -260,7 +274,7 @@ def _ranks(matrix: Matrix) -> tuple[float | None, float | None]:
 
 
 def _short(x: float | None) -> float | None:
-    """Five digits; nothing for what is no number."""
+    """Five digits; nothing for what is not a number."""
     return None if x is None or x != x or abs(x) == float("inf") else float(f"{x:.5g}")
 
 

@@ -21,7 +21,7 @@ class Weaker:
         measured: Whether it is one that was measured; else it is expected.
         matrix: Whose it is.
         known: How many matrices it is the smallest of.
-        above: How many of them are expected to bear the update as it is, which they do not.
+        above: How many of them are expected to have no new direction, and do have one.
         untrained: How many more were left out, since their base looks like noise.
     """
 
@@ -36,8 +36,8 @@ class Weaker:
 def weaker(record: Record) -> Weaker | None:
     """The smallest critical scale of an update that makes new directions.
 
-    Where it is only expected, it is that of the matrices with new directions: the others bear their
-    updates as they are, whatever is expected of them.  Where it was measured, all count: a matrix
+    Where it is only expected, it is that of the matrices with new directions: the others need no
+    weaker update, whatever is expected of them.  Where it was measured, all count: a matrix
     may have a new direction at a smaller scale and none at 1.  One whose base looks untrained has
     nothing to lose, and is left out unless all are such.
 
@@ -82,15 +82,15 @@ def scale_lines(record: Record) -> list[str]:
         return []
     if why := _unknown(found):
         return [f"how much weaker to merge or serve it is NOT known: {why}"]
-    how = "measured" if found.measured else "expected, not measured"
+    how = "measured" if found.measured else "estimated, not measured"
     line = (
-        f"merge or serve it at ≤ {_down(found.scale)} of its strength to have no new direction: "
-        f"{how}; least in {found.matrix}"
+        f"to have no new direction, merge or serve it at ≤ {_down(found.scale)} of its strength: "
+        f"{how}; set by {found.matrix}"
     )
     if found.above:
         line += f"; {_off(found)}"
     if found.untrained:
-        line += f"; without {count(found.untrained, 'matrix', 'matrices')} whose base is noise"
+        line += f"; {count(found.untrained, 'matrix', 'matrices')} whose base is noise left out"
     return [line]
 
 
@@ -156,9 +156,7 @@ def _off(found: Weaker) -> str:
     """How often the expectation is wrong, and what follows."""
     of = f"of {count(found.known, 'matrix', 'matrices')} with new directions"
     below = "stands below its own" if found.above == 1 else "stand below their own"
-    return (
-        f"{found.above} {of} {below} expected scale all the same, and may have to be weaker still"
-    )
+    return f"{found.above} {of} {below} estimate already, and may have to be weaker still"
 
 
 def _down(scale: float) -> str:

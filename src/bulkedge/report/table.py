@@ -24,7 +24,7 @@ OF_DIRECTION = tuple(Direction.model_fields)
 
 
 def to_csv(record: Record) -> str:
-    """One row a direction; what could not be judged has a row too, without a direction.
+    """One row per direction; what could not be judged has a row too, without a direction.
 
     Args:
         record: What to write.

@@ -1,4 +1,4 @@
-"""A record in a terminal: a table of what was found, and the verdict in one line.
+"""A record in a terminal: a table of what was found, the verdict in one line, then hints.
 
 Names come out of files that strangers made: they are cleaned of control characters and passed to
 rich as plain ``Text``, never as markup.
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,12 +22,14 @@ from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 from .advice import broken, by_worst, doubts_of_the_base, steps
 from .columns import TERMINAL, Column, columns_of
 from .drift import drift_lines
+from .names import folded, short_name
 from .scale import scale_lines
 
 if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
 
 MAX_ROWS = 40
+MAX_STEPS = 3
 LEFT = "nothing as significant as asked for, or nothing to take"
 NOTABLE_LOSS = 1e-3
 """A table of repairs has a column of losses if one exceeds this: what dtype or rank left out."""
@@ -47,32 +50,37 @@ def print_record(
         InputError: If there is no column of a name.
     """
     affected = by_worst(record)
-    if not brief:
-        if affected:
-            console.print(_table(affected[:MAX_ROWS], _columns(record, columns)))
-            console.print()
-        if len(affected) > MAX_ROWS:
-            rest = len(affected) - MAX_ROWS
+    if not brief and affected:
+        console.print(_table(affected[:MAX_ROWS], _columns(record, columns), console.width))
+        console.print()
+        if (rest := len(affected) - MAX_ROWS) > 0:
             fewer = count(rest, "matrix", "matrices")
             console.print(f"… and {fewer} less affected: see the record (--output)")
-        for matrix in broken(record):
-            _print(console, f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}")
-        for line in _skipped_lines(record.skipped):
-            _print(console, line)
-        if record.summary.spikes:
-            _print(console, spikes_line(record))
     _print(console, verdict_line(record))
-    for line in [*([] if brief else scale_lines(record)), *drift_lines(record)]:
+    lines = drift_lines(record) if brief else _hints(record)
+    for line in lines:
         _print(console, line)
-    if not brief and (rounded := record.inputs.base.quantised):
-        _print(console, f"base: quantised, {rounded}: judged as it is read back")
     if not brief:
-        for doubt in doubts_of_the_base(record):
-            _print(console, f"doubt: {doubt}")
-        if record.summary.tensors is not None:
-            _print(console, tensors_line(record.summary.tensors))
-        for command in [step.command for step in steps(record) if step.command][:2]:
-            console.print(Text(f"next: {command}"), soft_wrap=True)  # to be copied in one piece
+        for step in [step for step in steps(record) if step.command][:MAX_STEPS]:
+            _print(console, f"next: {step.brief or step.text}")
+            console.print(Text(f"  {step.command}"), soft_wrap=True)  # to be copied in one piece
+
+
+def _hints(record: Record) -> list[str]:
+    """What a reader should know besides the verdict: first what may change it."""
+    lines = [
+        f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}" for matrix in broken(record)
+    ]
+    lines += [f"doubt: {doubt}" for doubt in doubts_of_the_base(record)]
+    lines += _skipped_lines(record.skipped)
+    if rounded := record.inputs.base.quantised:
+        lines.append(f"base: quantised, {rounded}: judged as it is read back")
+    lines += [*scale_lines(record), *drift_lines(record)]
+    if record.summary.spikes:
+        lines.append(spikes_line(record))
+    if record.summary.tensors is not None:
+        lines.append(tensors_line(record.summary.tensors))
+    return lines
 
 
 def verdict_line(record: Record) -> str:
@@ -86,8 +94,8 @@ def verdict_line(record: Record) -> str:
     judged = sum(summary.verdicts.values())
     are = "is" if summary.new_directions == 1 else "are"
     line = (
-        f"{summary.new_directions} of {count(judged, 'leading direction')} {are} new by the "
-        f"paper's count (score < {record.recipe.epsilon:g}), in {affected} of "
+        f"{summary.new_directions} of {count(judged, 'leading direction')} {are} new "
+        f"(score < {record.recipe.epsilon:g}), in {affected} of "
         f"{count(summary.audited, 'matrix', 'matrices')}: {', '.join(counts)}"
     )
     if len(record.recipe.sides) > 1:
@@ -137,7 +145,7 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
         done = [row for row in record.matrices if row.status == "repaired"]
         if done:
             console.print(_repaired_table(done[:MAX_ROWS]))
-            _print(console, "(changed: the correction over the update, in Frobenius norms)")
+            _print(console, "(changed: Frobenius norm of the correction over that of the update)")
             console.print()
         if len(done) > MAX_ROWS:
             more = count(len(done) - MAX_ROWS, "more matrix", "more matrices")
@@ -200,10 +208,10 @@ def repair_line(record: RepairRecord) -> str:
         treated = sum(row.intruders_before for row in done)
         matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
         mean = f"{_drift(done)}{_refused(record)}"
-        return f"would repair {matrices} with {new} new by the paper's count{mean}"
+        return f"would repair {matrices} with {new} new{mean}"
     after, name = record.after.summary, record.method["name"]
     line = (
-        f"{name}: {count(before, 'direction')} new by the paper's count before, "
+        f"{name}: {count(before, 'direction')} new before, "
         f"{after.new_directions} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
         f"changed{_drift(done)}{_refused(record)}"
     )
@@ -218,21 +226,21 @@ def cost_lines(record: RepairRecord) -> list[str]:
         return []
     if record.method["name"] == "protect":  # which may well move more than there was
         return [
-            f"the update was redirected, by {cost.mean:.0%} of its own norm on average; that does "
-            "not say what the task lost: measure the task, and what you wanted to keep"
+            f"the update was redirected, by {cost.mean:.0%} of its own norm on average; evaluate "
+            "the task, and what you wanted to keep, before you ship"
         ]
     line = (
-        f"of the update {cost.mean:.0%} was taken or moved on average, at most {cost.most:.0%} "
+        f"the repair changed {cost.mean:.0%} of each update on average, at most {cost.most:.0%} "
         f"({cost.matrix.removesuffix('.weight')}): evaluate before you ship"
     )
     if not cost.heavy:
         return [line]
     gone = "the update" if cost.heavy == "mean" else "one matrix's update"
-    return [line, f"WARNING: more than half of {gone} is gone; what it had learned may be, too"]
+    return [line, f"WARNING: more than half of {gone} is gone, and perhaps what it had learned"]
 
 
 def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
-    """One row a repaired matrix: its new directions, rank, and how far it moved."""
+    """One row per repaired matrix: its new directions, rank, and how far it moved."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
     lossy = any(row.loss > NOTABLE_LOSS for row in rows)
@@ -258,8 +266,8 @@ def spikes_line(record: Record) -> str:
     exceed = "exceeds" if summary.beyond_top_k_threshold == 1 else "exceed"
     its = "its" if summary.spikes == 1 else "their"
     return (
-        f"{summary.beyond_top_k_threshold} of {count(summary.spikes, 'spike')} of the update "
-        f"{exceed} the limit θ_k of {its} matrix: a hint, not a finding"
+        f"hint: {summary.beyond_top_k_threshold} of {count(summary.spikes, 'spike')} of the update "
+        f"{exceed} the limit θ_k of {its} matrix"
     )
 
 
@@ -270,13 +278,13 @@ def tensors_line(counts: Counts) -> str:
         for name in ("compared", "equal", "lost", "excluded", "apart")
     )
     return (
-        f"all {counts.base + counts.tuned} tensors of two or more dimensions (base {counts.base}, "
-        f"tuned {counts.tuned}) accounted for: {fates}"
+        f"tensors of two or more dimensions: {counts.base} in the base and {counts.tuned} in the "
+        f"fine-tune; {fates}"
     )
 
 
 def _by_side(record: Record) -> str:
-    """The paper's count on each side."""
+    """The new directions of each side."""
     counts = Counter(
         direction.side
         for matrix in record.matrices
@@ -293,15 +301,23 @@ def _columns(record: Record, chosen: Sequence[str]) -> list[Column]:
     return columns_of(TERMINAL, moments=record.inputs.moments is not None, chosen=chosen)
 
 
-def _table(matrices: Iterable[Matrix], columns: Sequence[Column]) -> Table:
-    """One row a matrix, its worst direction in view."""
+def _table(matrices: Sequence[Matrix], columns: Sequence[Column], width: int) -> Table:
+    """One row per matrix, its worst direction in view."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
     for column in columns:
         table.add_column(column.short or column.heading, justify="right", no_wrap=True)
+    room = width - sum(1 + _width(column, matrices) for column in columns)
     for matrix in matrices:
-        table.add_row(_name(matrix.name), *(_cell(column, matrix) for column in columns))
+        cells = (_cell(column, matrix) for column in columns)
+        table.add_row(Text("\n".join(folded(short_name(matrix.name), room))), *cells)
     return table
+
+
+def _width(column: Column, matrices: Iterable[Matrix]) -> int:
+    """The width of a column: of its heading, or of its longest value."""
+    heading = column.short or column.heading
+    return max(map(cell_len, (heading, *(column.show(matrix) for matrix in matrices))))
 
 
 def _cell(column: Column, matrix: Matrix) -> Text:
@@ -311,12 +327,12 @@ def _cell(column: Column, matrix: Matrix) -> Text:
 
 
 def _name(name: str) -> Text:
-    """A matrix by its module, which globs know, too: a table has few columns."""
-    return Text(printable(name.removesuffix(".weight")))
+    """The same as text that is no markup."""
+    return Text(short_name(name))
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
-    """One line a reason, with the first name as example; what is lost is said loudly."""
+    """One line per reason, with the first name as example; what is lost is said loudly."""
     groups: dict[tuple[bool, str], list[Skipped]] = {}
     for row in skipped:
         # the nearest names in parentheses belong to one row, not to the reason

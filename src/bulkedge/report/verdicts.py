@@ -22,8 +22,8 @@ class Appearance:
         light: Colour on a light page.
         dark: Colour on a dark page.
         style: Style of its count in a terminal, as rich names it; empty for none.
-        clauses: What a sentence on the paper's count says of one such direction, and of several;
-            empty of a verdict that is not in it.
+        clauses: What a sentence on new directions says of one with this verdict, and of several;
+            empty for a verdict that is not new.
     """
 
     several: str
@@ -45,9 +45,8 @@ APPEARANCE = {
     ),
     Verdict.ROTATED: Appearance(
         several="rotated",
-        meaning="New by that count, but at least half of it (its squared length) lies within the "
-        "space of the base's leading directions, twice as many as are judged: what was there has "
-        "turned.",
+        meaning="New, but mostly within the space of the base's leading directions (twice as many "
+        "as are judged): what was there has turned.",
         ink="#E69F00", mark="s", light="#b35c00", dark="#e69f00",
         clauses=(
             "lies mostly within the base's leading space",
@@ -56,13 +55,13 @@ APPEARANCE = {
     ),
     Verdict.INTRUDER: Appearance(
         several="intruders",
-        meaning="New, and mostly outside that space.",
+        meaning="New, and mostly outside the space of the base's leading directions.",
         ink="#D55E00", mark="D", light="#c0271d", dark="#ff7b6b", style="red",
         clauses=("does not", "do not"),
     ),
     Verdict.UNDECIDED: Appearance(
         several="undecided",
-        meaning="The interval of the score has the limit in it.",
+        meaning="The proved interval of the score contains the limit.",
         ink="#999999", mark="x", light="#6b5b95", dark="#b9a7e8",
     ),
 }  # fmt: skip
@@ -76,5 +75,5 @@ REPORTED = tuple(verdict for verdict in APPEARANCE if verdict is not EXPECTED)
 
 
 def is_counted(verdict: Verdict) -> bool:
-    """Whether a verdict is part of the paper's count, and so listed even where there is none."""
+    """Whether a verdict counts as new, and so is listed even where there is none."""
     return verdict in COUNTED

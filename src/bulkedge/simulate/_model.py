@@ -103,7 +103,7 @@ class Judged:
 
     @property
     def counted(self) -> int:
-        """The paper's count: the number of directions with score < ε."""
+        """The number of new directions: score < ε."""
         return int((self.scores.score < EPSILON).sum())
 
     def verdicts(self, kind: Verdict) -> int:

@@ -97,7 +97,7 @@ class Adapters(Experiment):
             "value_change": r"$\max_i|\Delta s_i|/s_1$",
             "score": r"mean score $\max_i|\langle u_i, û\rangle|$",
             "overlap": r"mean overlap $\|U_1^\top û\|$",
-            "counted": f"score < {EPSILON:g} (the paper's count)",
+            "counted": f"score < {EPSILON:g} (new)",
             "rotated": "of these rotated",
             "intruders": "of these intruders",
         }

@@ -43,7 +43,7 @@ class Folder:
             raise OutputError(f"{path}: is a file; give a folder")
         used = path.is_dir() and any(path.iterdir())
         if used and not (path / INPUTS).is_file():
-            raise OutputError(f"{path}: exists, and is no frontier to go on with; give another")
+            raise OutputError(f"{path}: exists, and is not a frontier to resume; give another")
 
     @property
     def audit_journal(self) -> Path:

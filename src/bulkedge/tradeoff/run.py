@@ -54,7 +54,7 @@ def frontier(
 
     Copies of the fine-tune are written, ``W0 + s ΔW`` for each factor s and ``Protect(strength=λ)``
     for each λ, every one as ``bulkedge repair`` writes it, and each is evaluated, as is the
-    fine-tune itself.  A run that was stopped goes on where it stood, when it is repeated: copies
+    fine-tune itself.  A run that was stopped resumes when it is repeated: copies
     of the same inputs and evaluations by the same command are kept.
 
     Cost: one audit, two solves for each layer and strength at most, and as many evaluations as

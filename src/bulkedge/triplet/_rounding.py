@@ -12,7 +12,7 @@ are applied to Gaussian vectors ω, in float64.  ``‖E ω‖ ≥ ‖E‖₂ |g|
 
     ‖E‖₂ ≤ √(2/π) · p^(−1/c) · max ‖E ω_j‖
 
-but for a probability p over the vectors, whatever E is (the argument of Halko, Martinsson, Tropp,
+except with probability p over the vectors, whatever E is (the argument of Halko, Martinsson, Tropp,
 SIAM Review 53 (2011), lemma 4.1, doi:10.1137/090771806, with the exact constant).  Rounding in
 float64 itself is bounded by the classical ``γ_n = n u / (1 − n u)`` (Higham, Accuracy and Stability
 of Numerical Algorithms, 2002, section 3.5), which holds for every order of summation.

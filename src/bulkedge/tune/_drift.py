@@ -113,7 +113,7 @@ def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
         moments: Of the base; its layers may have a prefix more or less than the model's.
 
     Returns:
-        One entry a matrix, in the same order.
+        One entry per matrix, in the same order.
 
     Raises:
         InputError: If a matrix is of another kind, a LoRA layer has a bias that is trained, a layer

@@ -48,7 +48,7 @@ def adapted_matrices(
         exclude: Patterns of the names of those that are left out.
 
     Returns:
-        One entry a layer, in the order of the model.
+        One entry per layer, in the order of the model.
 
     Raises:
         InputError: If there is none, one of them is not of the form ``W0 + s·B·A``, or two of them

@@ -44,7 +44,7 @@ class LayerFigures:
 
     @property
     def new_directions(self) -> int:
-        """The paper's count: intruders and rotated directions."""
+        """The new directions: intruders and rotated ones."""
         return self.intruders + self.rotated
 
 

@@ -31,7 +31,7 @@ TOKEN_MODE = ("RAY_AUTH_MODE", "token")
 class RayEngine:
     """Tasks on an existing Ray cluster, one CPU (or GPU) each; a killed node's are tried again.
 
-    Whoever reaches a Ray cluster without token authentication runs code on it, and what it sends
+    Anyone who reaches a Ray cluster without token authentication runs code on it, and what it sends
     back is unpickled here (CVE-2023-48022): addresses other than this machine's own loopback are
     refused unless ``RAY_AUTH_MODE=token`` is set.  bulkedge and torch must be the same versions on
     every node, and the inputs lie at the same paths with the same time of last change, as on a
@@ -71,7 +71,7 @@ class RayEngine:
         token = os.environ.get(TOKEN_MODE[0]) == TOKEN_MODE[1]
         if not (token or self.insecure or _on_loopback(self.address)):
             raise InputError(
-                f"Ray address {self.address!r}: expected RAY_AUTH_MODE=token, since whoever "
+                f"Ray address {self.address!r}: expected RAY_AUTH_MODE=token, since anyone who "
                 "reaches a cluster without it runs code there and here; set it for the cluster and "
                 "for this command, or accept the risk with --insecure-ray (insecure=True)"
             )

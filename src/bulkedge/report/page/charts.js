@@ -2,8 +2,7 @@
 // The charts of one matrix: what plotly is asked to draw.  Nothing here knows of the page around it.
 const charts = (() => {
   const root = document.documentElement;
-  const CONFIG = { displaylogo: false, showSendToCloud: false, responsive: true,
-    modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"] };
+  const CONFIG = { displaylogo: false, showSendToCloud: false, responsive: true, displayModeBar: false };
   const TICKS = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000];
   const number = (x, digits = 2) => x === null || x === undefined ? "–" : Number(x).toFixed(digits);
   const resolved = (name) => {  // light-dark() as the one that holds now

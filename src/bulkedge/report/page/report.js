@@ -7,7 +7,7 @@
   // the mild ones first, and then what counts as neither
   const counts = data.verdicts.filter(([, isCounted]) => isCounted).map(([name]) => name);
   const others = data.verdicts.filter(([, isCounted]) => !isCounted).map(([name]) => name);
-  const state = { record: 0, sort: "worst", down: false, filter: "", only: "affected", open: null, colour: "score" };
+  const state = { record: data.open, sort: "worst", down: false, filter: "", only: "affected", open: null, colour: "score" };
   let order = [];  // the names in the table, as they stand there
 
   // ---- small things
@@ -30,6 +30,8 @@
   const broken = (name) => name.split(/(?<=\.)/).flatMap((part, i) => i ? [el("wbr"), part] : [part]);
   /** A drift, which may be of any order. */
   const brief = (x, digits = 3) => x === null || x === undefined ? "–" : String(Number(Number(x).toPrecision(digits)));
+  /** A matrix by its module: the ending is the same in nearly every row. */
+  const short = (name) => name.replace(/\.weight$/, "");
   const percent = (x) => brief(x === null ? null : 100 * x, 2);
   /** A score with as many digits as tell it from the limit. */
   const told = (score) => number(score, score !== null && Math.abs(score - record().epsilon) < 0.01 ? 3 : 2);
@@ -41,7 +43,7 @@
     fill("verdict", several ? el("h2", { class: "of" }, r.label) : null,
       el("p", { class: `verdict ${r.kind}` }, r.headline),
       el("div", { class: "first" }, el("div", {},
-      r.explanation.length ? el("p", {}, r.explanation.join(" "), " ", el("a", { href: "#words" }, "Words")) : null,
+      r.explanation.length ? el("p", {}, r.explanation.join(" "), " ", el("a", { href: "#words" }, "What these words mean"), ", ", el("a", { href: "#severity" }, "how bad that is")) : null,
       el("ul", { class: "facts" },
         r.weaker ? fact(r.weaker[1], r.weaker[2]) : null,
         fact(s.audited, s.audited === 1 ? "matrix judged" : "matrices judged"), [...counts].reverse().map((name) => fact(s[name], name)),
@@ -66,7 +68,7 @@
       el("div", { role: "img", "aria-label": `New directions and lowest score against the scale. ${label}` }));
   }
   const fact = (value, what) => el("li", {}, el("b", {}, String(value)), el("span", { class: "faint" }, what));
-  const link = (name) => el("button", { type: "button", class: "link", onclick: () => go(name) }, broken(name));
+  const link = (name) => el("button", { type: "button", class: "link", onclick: () => go(name) }, broken(short(name)));
 
   // ---- records side by side
 
@@ -112,10 +114,10 @@
       const key = `${layer}\n${kind}`;
       cells.set(key, [...(cells.get(key) ?? []), m]);
     }
-    const rows = layers.map((layer) => el("tr", {}, el("th", { scope: "row" }, layer),
+    const rows = layers.map((layer) => el("tr", {}, el("th", { scope: "row" }, broken(layer)),
       kinds.map((kind) => el("td", {}, cell(cells.get(`${layer}\n${kind}`))))));
     // a matrix that is in no layer stands alone, in no column
-    rows.push(...lone.map(([kind, m]) => el("tr", {}, el("th", { scope: "row" }, kind),
+    rows.push(...lone.map(([kind, m]) => el("tr", {}, el("th", { scope: "row" }, broken(kind)),
       el("td", { colspan: Math.max(kinds.length, 1), class: "lone" }, cell([m])))));
     fill("map", el("thead", {}, el("tr", {}, el("td"), kinds.map((kind) => el("th", { scope: "col" }, kind)))), el("tbody", {}, rows));
     const [from, to] = state.colour === "score" ? [`≥ ${record().epsilon}: in the base`, "0: wholly new"]
@@ -209,8 +211,8 @@
     history.replaceState(null, "", `#${place}`);
   }
   function recall() {
-    const place = new URLSearchParams(location.hash.slice(1)), record_ = Number(place.get("record"));
-    if (record_ in data.records) state.record = record_;
+    const place = new URLSearchParams(location.hash.slice(1)), record_ = place.get("record");
+    if (record_ !== null && Number(record_) in data.records) state.record = Number(record_);
     state.open = record().matrices.some((m) => m.name === place.get("matrix")) ? place.get("matrix") : null;
   }
   function details(moved) {
@@ -226,7 +228,7 @@
     const step = (label, i) => el("button", { type: "button", disabled: at < 0 || !(i in order), onclick: () => go(order[i]) }, label);
     fill("detail-head", el("div", { class: "tools" }, step("‹ previous", at - 1), step("next ›", at + 1),
       el("button", { type: "button", onclick: () => { state.open = null; remember(); details(false); byId("matrices").scrollIntoView(); } }, "close")),
-      el("h2", { tabindex: "-1", id: "detail-name" }, broken(m.name)), el("p", { class: "faint" }, facts));
+      el("h2", { tabindex: "-1", id: "detail-name" }, broken(short(m.name))), el("p", { class: "faint" }, facts));
     byId("charts").replaceChildren();
     for (const [title, what, chart] of charts.of(m, record().epsilon)) {
       const area = el("div", { role: "img", "aria-label": `${title}. ${chart.label}` });
@@ -249,7 +251,7 @@
       : `${number(d.low, 3)} to ${number(d.high, 3)}`;
     fill("directions", el("thead", {}, el("tr", {}, heads.map((h) => el("th", { scope: "col" }, h)))),
       el("tbody", {}, m.directions.map((d) => el("tr", {}, [d.index, d.side, number(d.sigma, 3), number(d.score, 3), proved(d),
-        d.match < 0 ? "–" : d.match, `${Math.round(100 * d.overlap ** 2)} %`,
+        d.match < 0 ? "–" : d.match, `${number(100 * d.overlap ** 2, 1)} %`,
         ...moved.map(() => d.along === null ? "–" : `${Math.round(100 * d.along / m.drift)} %`),
         el("span", { class: `tag ${d.verdict}` }, d.verdict)].map((x) => el("td", {}, typeof x === "object" ? x : String(x)))))));
   }
@@ -273,7 +275,7 @@
     draw();
   });
   addEventListener("hashchange", () => {
-    if (location.hash === "#words") { byId("words").open = true; return; }
+    if (["#words", "#severity"].includes(location.hash)) { byId("words").open = true; byId(location.hash.slice(1)).scrollIntoView(); return; }
     recall(); draw();
   });
   // paper is white, and narrower than most windows

@@ -1,4 +1,4 @@
-"""The augmented least squares of the seeds: K with the constraints as further rows."""
+"""The augmented least squares of Scholz's note (2023): K with the constraints as further rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seeds' four systems, as corrected (docs/errata.md, A21 to A34).
+"""The four systems of Scholz's note (2023), as corrected (docs/errata.md, A21 to A34).
 
 With Ã = A/σ, P = I − ÃÃᵀ on the left and Q = I − ÃᵀÃ on the right side, and φ ⊥ U, ψ ⊥ V::
 
@@ -9,7 +9,7 @@ The push-through identity ``P⁻¹Ã = Ã Q⁻¹`` ties them: y = Ãz and w = Ã
 *Backward substitution* solves on the side of the cotangent: x and z only, then y and w by a
 product; an absent cotangent takes its two solutions with it.  *Forward substitution* solves on the
 other side: w from ``Q w = Ãᵀφ`` and y from ``P y = Ãψ``, then ``x = φ + Ãw`` and ``z = ψ + Ãᵀy``.
-The seeds go through the least-squares solution of ``Aμ = σφ`` instead, which loses the part of φ
+The note goes through the least-squares solution of ``Aμ = σφ`` instead, which loses the part of φ
 outside the range of A (A32).
 
 P and Q are singular in the block.  ``P + τUUᵀ`` is positive definite for τ > σ₁²/σ² − 1 and, on
@@ -31,7 +31,7 @@ from ._system import System
 
 @dataclass(frozen=True)
 class PushThrough:
-    """Dense solves on either side; a reference that keeps the seeds' structure.
+    """Dense solves on either side; a reference that keeps the structure of Scholz's note.
 
     Cost: forms A, AAᵀ and AᵀA; O(m³ + n³) a column.
 

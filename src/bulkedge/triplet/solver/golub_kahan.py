@@ -39,7 +39,7 @@ class GolubKahan:
 
     Cost: two passes over A a step, each with a block of at most ``k + oversample`` vectors; memory
     for ``max_steps`` blocks on either side.  Where ``max_steps`` are not enough, thick-restarted
-    :class:`BlockKrylov` goes on from there.
+    :class:`BlockKrylov` continues from there.
 
     Attributes:
         rtol: Stop when every residual is below ``rtol · σ₁``; None takes eps^¾ of the dtype.

@@ -275,7 +275,7 @@ def _saved_entries(state: TrainerState) -> list[dict[str, Any]]:
         state: Of the trainer, as it was read from the checkpoint.
 
     Returns:
-        One entry a holder, the latest.
+        One entry per holder, the latest.
     """
     callbacks: Any = state.stateful_callbacks or {}
     known = callbacks.get(Hold.__name__, [])

@@ -2,7 +2,7 @@
 
 A callback is given no trainer, and what it adds to the ``logs`` of ``on_log`` comes too late: the
 reporters are called before it.  They listen to the event ``on_log`` of the handler that calls all
-callbacks, whoever raises it.  A trainer's own ``log`` is no way there: some trainers average what
+callbacks, whatever raises it.  A trainer's own ``log`` is no way there: some trainers average what
 they have measured since the last call of it.
 """
 

@@ -1,0 +1,59 @@
+"""Settings that a project keeps in a file of its own, found as a linter finds its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from bulkedge._errors import RecipeError
+
+YAML, TOML = "bulkedge.yaml", "pyproject.toml"
+MAX_BYTES = 2**20
+
+
+def project_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The settings of the project that a folder belongs to.
+
+    The first folder that has some counts, from ``folder`` upwards; there, a ``bulkedge.yaml``
+    counts before a table ``[tool.bulkedge]`` in ``pyproject.toml``.
+
+    Args:
+        folder: Where the command was started.
+
+    Returns:
+        The settings, not yet checked, and their file; None without any.
+
+    Raises:
+        RecipeError: If a file of such a name cannot be read.
+    """
+    from bulkedge.records import read_recipe
+
+    for place in (folder, *folder.parents):
+        if (file := place / YAML).is_file():
+            return read_recipe(file), file
+        if (file := place / TOML).is_file() and (found := _table(file)) is not None:
+            return found, file
+    return None
+
+
+def _table(file: Path) -> dict[str, Any] | None:
+    """The table ``[tool.bulkedge]`` of a file; None without one."""
+    if sys.version_info >= (3, 11):
+        import tomllib  # novermin: guarded by the version
+    else:
+        import tomli as tomllib
+
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise RecipeError(f"{file}: has more than {MAX_BYTES} bytes; is it a project file?")
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{file}: cannot be read ({error.strerror}); mend or move it") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are such
+        raise RecipeError(f"{file}: not valid TOML: {' '.join(str(error).split())}") from None
+    tool = content.get("tool", {})
+    found = tool.get("bulkedge") if isinstance(tool, dict) else None
+    if found is not None and not isinstance(found, dict):
+        raise RecipeError(f"{file}: expected a table [tool.bulkedge], got {type(found).__name__}")
+    return found

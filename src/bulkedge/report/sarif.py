@@ -1,0 +1,113 @@
+"""A record as SARIF, which code-scanning services show beside other linters' findings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import quote
+
+from bulkedge._errors import count, printable
+from bulkedge._verdict import COUNTED, Verdict
+from bulkedge.records import Matrix, Record
+
+from .verdicts import APPEARANCE
+
+VERSION = "2.1.0"
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+NOT_JUDGED = "not-judged"
+FINDINGS = (*COUNTED, Verdict.UNDECIDED)
+"""The verdicts that are results; each is a rule."""
+
+
+def to_sarif(record: Record) -> str:
+    """One result for each affected matrix and verdict, as SARIF 2.1.0.
+
+    Args:
+        record: What to write.
+
+    Returns:
+        JSON.  What could not be judged is a result of the rule ``not-judged``.
+    """
+    driver = {
+        "name": "bulkedge",
+        "version": record.tool.version,
+        "rules": [*map(_rule, FINDINGS), _not_judged_rule()],
+    }
+    place = _place(record)
+    run = {
+        "tool": {"driver": driver},
+        "results": [_result(place, *found) for found in _found(record)],
+        "invocations": [{"executionSuccessful": record.summary.complete}],
+    }
+    return json.dumps({"$schema": SCHEMA, "version": VERSION, "runs": [run]}, indent=2) + "\n"
+
+
+def _level(verdict: Verdict) -> str:
+    """How grave a verdict is: the gravest of new directions, and an open one, are errors."""
+    return "error" if verdict in FINDINGS[-2:] else "warning"
+
+
+def _rule(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as a rule of a linter."""
+    return {
+        "id": verdict.value,
+        "shortDescription": {"text": APPEARANCE[verdict].meaning},
+        "defaultConfiguration": {"level": _level(verdict)},
+    }
+
+
+def _not_judged_rule() -> dict[str, Any]:
+    """The rule for what an audit could not judge."""
+    return {
+        "id": NOT_JUDGED,
+        "shortDescription": {"text": "Part of the fine-tune that could not be judged."},
+        "defaultConfiguration": {"level": "error"},
+    }
+
+
+def _found(record: Record) -> Iterator[tuple[str, str, str]]:
+    """Rule, name of a matrix, and message of each result."""
+    for matrix in record.matrices:
+        if matrix.status in ("not_finite", "failed"):
+            yield NOT_JUDGED, matrix.name, matrix.note or matrix.status
+        for verdict in FINDINGS:
+            if any(row.verdict is verdict for row in matrix.directions):
+                yield verdict.value, matrix.name, _message(matrix, verdict)
+    for row in record.skipped:
+        if row.lost:
+            yield NOT_JUDGED, row.name, row.reason
+
+
+def _message(matrix: Matrix, verdict: Verdict) -> str:
+    """How many directions of a matrix have a verdict, and the lowest score."""
+    scores = [row.score for row in matrix.directions if row.verdict is verdict]
+    number = count(len(scores), f"{verdict.value} direction")
+    return f"{matrix.name}: {number}, lowest score {min(scores):.3f}"
+
+
+def _place(record: Record) -> str:
+    """The fine-tune as a relative or absolute URI."""
+    path = PurePath(record.inputs.tuned.path)
+    uri = quote(path.as_posix())
+    return f"file://{uri}" if path.is_absolute() else uri
+
+
+def _result(place: str, rule: str, name: str, message: str) -> dict[str, Any]:
+    """One result at the place of the fine-tune; its matrix is the logical location."""
+    return {
+        "ruleId": rule,
+        "level": "error" if rule == NOT_JUDGED else _level(Verdict(rule)),
+        "message": {"text": printable(message)},
+        "locations": [
+            {
+                "physicalLocation": {
+                    "artifactLocation": {"uri": place},
+                    "region": {"startLine": 1},
+                },
+                "logicalLocations": [{"fullyQualifiedName": printable(name), "kind": "member"}],
+            }
+        ],
+        "partialFingerprints": {"matrix/v1": f"{rule}:{printable(name)}"},
+    }

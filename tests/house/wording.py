@@ -1,0 +1,138 @@
+"""The words that we do not write, what to write instead, and how long sentences are."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src/bulkedge"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "action.yml",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("examples/*/*.md")),
+]
+
+INSTEAD = {
+    r"how sure": "how certain",
+    r"how hardly": "with what probability",
+    r"(goes|go|went) on (where|with|from)\b": "resumes, continues",
+    r"go on with (it|its|the)": "resume",
+    r"\bwhoever\b|\bwhoso\b": "anyone who",
+    r"(^|\. )Who (only|wants|has|is)\b": "If you …",
+    r"\bbears?\b": "may be, can take",
+    r"serves? on its own": "works by itself",
+    r"\bthe seeds'|\b(of|by|in) the seeds\b(?! of)|\bthe seeds (say|go|have)": "Scholz's note",
+    r"\bneedle\b": "a narrow peak",
+    r"nothing is hidden": "say what is shown",
+    r"\bstands? right\b": "is to the right",
+    r"\b(a|one) (row|file|line|side|entry) an? (?!and|or)\w+": "one row per matrix",
+    r"\bone a (matrix|layer|direction|side|line|row|spike)\b": "one per matrix",
+    r"(this|project|recipe that) (it )?began with": "name the source",
+    r"\bis told apart|\bare told apart": "is distinguished",
+    r"\bbut for a (probability|few|share)": "except with probability",
+    r"(what|which) is no (terminal|number|weight|text|model)\b": "what is not a …",
+    r"paper's count": "new directions",
+    r"\ball the same\b": "nevertheless",
+    r"a word on stderr": "a line on stderr",
+    r"known before any training": "depends only on the base",
+    r"with the memory that": "each needs the memory that",
+    r"huggingface-cli": "hf",
+    r"\bthey? tells? how\b": "says how",
+    r"\ba hint, not a finding\b": "a hint",
+}
+"""Patterns that stopped readers, and what to write instead; a page that quotes one is in MAY."""
+
+MAY = {
+    ("CHANGELOG.md", ".*"),
+}
+"""Pages that may have a pattern: a file's name, and the pattern."""
+
+PLAIN = ("README", "quickstart", "audit", "repair", "fine-tuning", "report", "faq")
+"""The pages whose sentences are counted."""
+MEDIAN, LONGEST = 18, 40
+
+
+def said() -> Iterator[tuple[str, str]]:
+    """Every page, and every docstring and text of the source: a place, and what it says."""
+    for path in PAGES:
+        yield path.name, " ".join(prose(path.read_text(encoding="utf-8")))
+    for path in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = " ".join(node.value.split())
+                yield f"{path.relative_to(SOURCE)}:{node.lineno}", text
+    for path in sorted((SOURCE / "report/page").glob("*.html")):
+        yield path.name, path.read_text(encoding="utf-8")
+
+
+def dialect(text: str) -> list[tuple[str, str]]:
+    """The patterns that a text has, and what to write instead."""
+    found = []
+    for pattern, instead in INSTEAD.items():
+        if hit := re.search(pattern, text, re.IGNORECASE):
+            found.append((hit[0], instead))
+    return found
+
+
+FENCE = re.compile(r"^(```|    )")
+
+
+def prose(page: str) -> list[str]:
+    """The paragraphs and list items of a page, without code, tables, headings and formulas."""
+    page = re.sub(r"<!--.*?-->", "", page, flags=re.DOTALL)
+    page = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    page = re.sub(r"^\|.*$|^#.*$|^ {4,}\S.*$|^\[\^?\w+\]:.*$", "", page, flags=re.MULTILINE)
+    page = re.sub(r"!\[.*?\]\(.*?\)", "", page, flags=re.DOTALL)
+    page = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", page)
+    page = re.sub(r"\$[^$]*\$|`[^`\n]*`", "X", page)
+    blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", page)
+    return [" ".join(block.split()) for block in blocks if block.strip()]
+
+
+ABBREVIATED = r"(?<!e\.g)(?<!i\.e)(?<!et al)(?<!cf)(?<!vs)"
+
+
+def sentences(page: str) -> list[str]:
+    """The sentences of a page."""
+    found = []
+    for block in prose(page):
+        found += re.split(rf"{ABBREVIATED}(?<=[.!?])[\"*_)]*\s+|:\s*$", block)
+    return [s for s in found if s and len(WORD.findall(s)) > 2]
+
+
+WORD = re.compile(r"[^\W\d_][\w'’-]*")
+
+
+def lengths(page: str) -> list[int]:
+    """How many words each sentence has."""
+    return [len(WORD.findall(sentence)) for sentence in sentences(page)]
+
+
+def page_of(name: str) -> Path:
+    """A page by its short name."""
+    return ROOT / f"{name}.md" if name.isupper() else ROOT / f"docs/{name}.md"
+
+
+def main(*names: str) -> None:
+    """Print how long the sentences of each page are; with names, the long sentences of those."""
+    for path in [p for p in PAGES if p.suffix == ".md"] if not names else map(page_of, names):
+        text = path.read_text(encoding="utf-8")
+        found = lengths(text)
+        if found:
+            print(f"{path.name:34} {len(found):4} sentences, median {median(found):4}, "
+                  f"longest {max(found)}")  # fmt: skip
+        for sentence in sentences(text) if names else ():
+            if len(WORD.findall(sentence)) > LONGEST:
+                print(f"    {len(WORD.findall(sentence))}: {sentence}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -14,7 +14,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow test-oldest test-page docs lint bench bench-quick minilm clean
+.PHONY: demo test test-slow test-integrations test-oldest test-page docs lint bench bench-quick minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -35,6 +35,13 @@ test-oldest: $(VENV)/.dev
 	$(PIP) --no-deps --upgrade --target build/peft-oldest $(OLDEST)
 	PYTHONPATH=build/peft-oldest $(PYTEST) -m "not slow" \
 	  -W "ignore:Could not find a config file" tests/tune  # it looks online for models made here
+
+# the real trainers, of the versions in requirements.txt; writes the table of docs/fine-tuning.md
+INTEGRATIONS = build/integrations/site-packages
+test-integrations: $(VENV)/.dev
+	$(PIP) --no-deps --upgrade --target $(INTEGRATIONS) -r tests/integrations/requirements.txt
+	BULKEDGE_INTEGRATIONS=1 PYTHONPATH=$(INTEGRATIONS) $(BIN)/pytest -s tests/integrations
+	$(BIN)/python benchmarks/render.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

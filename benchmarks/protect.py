@@ -14,20 +14,19 @@ the last was ended.
 from __future__ import annotations
 
 import argparse
-import inspect
-import random
-import re
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import protect_arms as arms
+import protect_sides
 import torch
 from common import Cells
 from protect_adapters import ADAPTERS, BUILD, Adapter, glosses, make_data, train
 from protect_arms import Arm, Layer
-from protect_model import Bench, Tuned, load_pairs
+from protect_model import Bench, Tuned
+from protect_texts import KEPT, TEXTS, kept
 from torch import Tensor
 from transformers import logging as transformers_logging
 
@@ -36,13 +35,21 @@ import bulkedge
 SHIPPED = [adapter for adapter in ADAPTERS if adapter.shipped]
 TRAINED = [adapter for adapter in ADAPTERS if not adapter.shipped]
 SCALES = (0.5, 0.3, 0.7, 0.4, 0.9, 0.2, 0.6, 0.8)
-STRENGTHS = (1.0, 3.0, 0.3, 0.1)
+STRENGTHS = (1.0, 3.0, 0.3, 0.6)
+SIDED = (1.0, 3.0, 0.3)
+"""Strengths of two-sided arms."""
 STRONGEST = 10.0
 """Tried on verbs, too, of which scaling by 0.5 already keeps nearly all that the base could do."""
 SKETCHES = (8, 32, 128)
-OF_SEEDS = [a for a in TRAINED if a.seed or (a.part, a.rank) == ("verb", 2)]
-KEPT, GLOSSES = 800, 600
-"""Texts for C_b, and for C_t."""
+RIDGES = (1e-3, 0.3)
+"""Tried beside the default."""
+ROUNDS = 3
+FULL = ("classes", "embedding")
+"""The losses of which curvatures are taken: of the task, of what is kept."""
+LOSSES = (("states", "states"), ("states", "embedding"))
+"""Others that need no labels."""
+GLOSSES = 600
+"""Texts for C_t."""
 OTHERS: tuple[tuple[str, Arm, tuple[float, ...]], ...] = (
     ("budget", arms.budget, (0.4,)),
     ("cut at the edge", arms.cut, (0.4,)),
@@ -72,60 +79,9 @@ def tuned(adapter: Adapter) -> Tuned:
     return Tuned(adapter.folder)
 
 
-def kept(part: str, count: int = KEPT) -> list[str]:
-    """Texts of the kind to be kept; none of them is in a test."""
-    texts = [text for pair in load_pairs(part)["texts"] for text in pair]
-    if len(texts) < count:
-        raise SystemExit(f"expected {count} texts, got {len(texts)}; draw more from WordNet")
-    return texts[:count]
-
-
-def docstrings(count: int = KEPT) -> list[str]:
-    """First lines of Python's own documentation."""
-    import argparse
-    import asyncio
-    import collections
-    import email
-    import http
-    import json
-    import logging
-    import os
-    import statistics
-    import subprocess
-    import tarfile
-    import unittest
-    import zipfile
-
-    modules = (argparse, asyncio, collections, email, http, json, logging, os, statistics,
-               subprocess, tarfile, unittest, zipfile, random, inspect, re)  # fmt: skip
-    found: set[str] = set()
-    for module in modules:
-        for thing in vars(module).values():
-            for each in (thing, *(vars(thing).values() if inspect.isclass(thing) else ())):
-                known = getattr(each, "__doc__", None)
-                text = known.strip().split("\n")[0] if isinstance(known, str) else ""
-                if text.count(" ") > 2:
-                    found.add(text)
-    return random.Random(0).sample(sorted(found), min(count, len(found)))
-
-
-def shuffled() -> list[str]:
-    """The words of the texts to be kept, in any order over all of them."""
-    texts = kept("noun")
-    words = [word for text in texts for word in text.split()]
-    random.Random(0).shuffle(words)
-    left = iter(words)
-    return [" ".join(next(left) for _ in text.split()) for text in texts]
-
-
-TEXTS: dict[str, Callable[[], list[str]]] = {
-    **{str(count): partial(kept, "noun", count) for count in (200, 800)},
-    "sentences with nouns": lambda: [sentence for _, sentence in load_pairs("verb")["texts"]][:800],
-    "shuffled words": shuffled,
-    "Python's docstrings": docstrings,
-    **{str(count): partial(kept, "noun", count) for count in (50, 3_000, 400)},
-}
-"""Texts for C_b of the adapters of nouns."""
+def task_texts(part: str) -> list[str]:
+    """Glosses that adapters of a part were trained on."""
+    return [gloss for _, gloss in glosses(part)["train"][:GLOSSES]]
 
 
 @cache
@@ -136,7 +92,7 @@ def moments(key: str, adapter: Adapter | None = None) -> bulkedge.Moments:
         path.parent.mkdir(parents=True, exist_ok=True)
         if adapter is not None:
             tuned(adapter)
-            texts = [gloss for _, gloss in glosses(adapter.part)["train"][:GLOSSES]]
+            texts = task_texts(adapter.part)
         else:
             texts = kept("verb") if key == "verb" else TEXTS[key]()
         folder = None if adapter is None else adapter.folder
@@ -153,6 +109,27 @@ def treated(adapter: Adapter, arm: Arm, setting: float, texts: str = "") -> dict
         name: arm(Layer(name, weights[name], update, base[name].moment, task[name].moment), setting)
         for name, update in updates.items()
     }
+
+
+@lru_cache(1)
+def sided(adapter: Adapter, losses: tuple[str, str]) -> dict[str, protect_sides.Sided]:
+    """The layers of the encoder with curvatures of two losses: of task and base."""
+    base, task = base_moments(adapter.part), moments(f"task of {adapter.name}", adapter)
+    part, its = adapter.part, tuned(adapter)
+    outputs = (
+        protect_sides.curvatures(f"base {part}", part, None, kept(part), losses[1]),
+        protect_sides.curvatures(adapter.name, part, its, task_texts(part), losses[0]),
+    )
+    inputs = {name: (base[name].moment, task[name].moment) for name in its.updates}
+    return protect_sides.sided(inputs, outputs)
+
+
+def both_sides(
+    adapter: Adapter, strength: float, losses: tuple[str, str], **more: Any
+) -> dict[str, Tensor]:
+    """Two-sided on every layer of the encoder."""
+    layers, updates = sided(adapter, losses), tuned(adapter).updates
+    return {n: layers[n].solved(update, strength, **more).dense for n, update in updates.items()}
 
 
 def drift(adapter: Adapter, updates: Mapping[str, Tensor]) -> float:
@@ -194,7 +171,7 @@ class Plans:
 
     def add(
         self, adapter: Adapter, method: str, setting: float | str, updates: Callable[[], Any],
-        texts: str = "",
+        **more: Any,
     ) -> None:  # fmt: skip
         """Measure one arm of one adapter."""
 
@@ -203,12 +180,28 @@ class Plans:
             head = found if isinstance(found, Tuned) else tuned(adapter)
             dense = found.dense if isinstance(found, Tuned) else found
             row = bench(adapter.part).row(dense, head)
+            norm = sum(float(D.norm()) ** 2 for D in dense.values()) ** 0.5
             return {name: round(value, 5) for name, value in row.items()} | {
-                "drift": round(drift(adapter, dense), 6)
-            }
+                "drift": round(drift(adapter, dense), 6), "norm": round(norm, 3)
+            }  # fmt: skip
 
-        of = {"adapter": adapter.name, "method": method, "setting": setting}
-        self.cells.measure(of | ({"texts": texts} if texts else {}), figures)
+        self.cells.measure(
+            {"adapter": adapter.name, "method": method, "setting": setting} | more, figures
+        )
+
+    def protect(self, adapter: Adapter, strength: float, texts: str = "") -> None:
+        """One-sided at a strength, as it is by default."""
+        found = partial(treated, adapter, arms.protected, strength, texts)
+        more = {"texts": texts} if texts else {}
+        self.add(adapter, "protect", strength, found, ridge=arms.RIDGE, balance="output", **more)
+
+    def two_sided(
+        self, adapter: Adapter, strength: float, losses: tuple[str, str] = FULL, **more: Any
+    ) -> None:
+        """Two-sided at a strength."""
+        method = "two-sided" + ", A alone" * ("sweeps" in more)
+        found = partial(both_sides, adapter, strength, losses, **more)
+        self.add(adapter, method, strength, found, ridge=arms.RIDGE, losses=", ".join(losses))
 
     def base(self) -> None:
         """What the base does."""
@@ -220,13 +213,13 @@ class Plans:
         """As trained, scaled, protected."""
         for adapter in self.chosen(adapters):
             self.add(adapter, "as trained", 1.0, lambda a=adapter: tuned(a).dense)
-            strengths, scales = (
-                (4, 8) if adapter.shipped else (3, 3) if adapter.seed == 0 else (2, 2)
-            )
+            strengths, scales = (4, 8) if adapter.shipped else (3, 3)
             strongest = [STRONGEST] if adapter.part == "verb" else []
             for strength in [*STRENGTHS[:strengths], *strongest]:
-                found = partial(treated, adapter, arms.protected, strength)
-                self.add(adapter, "protect", strength, found)
+                self.protect(adapter, strength)
+            if adapter.part == "noun" and adapter.rank < 64 and not adapter.seed:
+                for strength in SIDED:
+                    self.two_sided(adapter, strength)
             for scale in SCALES[:scales]:
                 self.add(adapter, "scaled", scale, partial(treated, adapter, arms.scaled, scale))
 
@@ -256,28 +249,50 @@ class Plans:
 
     def texts(self) -> None:
         """Other texts, more or fewer of them, and no task moments."""
+        self.no_task()
         for name in TEXTS:
             if name != str(KEPT):
-                found = partial(treated, VARIED, arms.protected, 1.0, name)
-                self.add(VARIED, "protect", 1.0, found, name)
-        self.no_task()
+                self.protect(VARIED, 1.0, name)
 
     def no_task(self) -> None:
         """Every direction counts alike for the task."""
-        for strength in (0.1, 0.3):
+        for strength in (0.3, 0.1):
             found = partial(treated, VARIED, arms.without_task_moments, strength)
-            self.add(VARIED, "protect without task moments", strength, found)
+            self.add(VARIED, "protect without task moments", strength, found, ridge=arms.RIDGE)
 
     def sketches(self) -> None:
         """Moments that are not exact."""
         for rank in SKETCHES:
             found = partial(treated, VARIED, partial(arms.by_sketches, rank=rank), 1.0)
-            self.add(VARIED, f"protect by sketches of rank {rank}", 1.0, found)
+            method = f"protect by sketches of rank {rank}"
+            self.add(VARIED, method, 1.0, found, ridge=arms.RIDGE)
+
+    def ridges(self) -> None:
+        """Other ridges, on the shipped adapters."""
+        for adapter in self.chosen(SHIPPED[::-1]):
+            for ridge in RIDGES:
+                arm = partial(arms.protected, ridge=ridge)
+                found = partial(treated, adapter, arm, 1.0)
+                self.add(adapter, "another ridge", 1.0, found, ridge=ridge, balance="output")
+
+    def sides(self) -> None:
+        """Two-sided of other losses, and for A alone."""
+        for losses in LOSSES:
+            for strength in SIDED[:2]:
+                self.two_sided(VARIED, strength, losses)
+        for strength in SIDED[:2]:
+            self.two_sided(VARIED, strength, sweeps=0)
+
+    def rounds(self) -> None:
+        """The task's inputs measured again on what the round before has made, through files."""
+        for strength in STRENGTHS[:2]:
+            found = partial(in_rounds, VARIED, strength)
+            self.add(VARIED, f"protect, {ROUNDS} rounds", strength, found, ridge=arms.RIDGE)
 
     def files(self) -> None:
         """λ = 1 through files: new directions before and after, and the update that was written."""
         for adapter in self.chosen(SHIPPED):
-            of = {"adapter": adapter.name, "method": "files", "setting": 1.0}
+            of = {"adapter": adapter.name, "method": "files", "setting": 1.0, "ridge": arms.RIDGE}
             self.cells.measure(of, partial(through_files, adapter))
 
 
@@ -286,7 +301,7 @@ def through_files(adapter: Adapter) -> dict[str, Any]:
     import tempfile
 
     task = moments(f"task of {adapter.name}", adapter)
-    method = bulkedge.Protect(moments(str(KEPT)), task, 1.0, balance="layer")
+    method = bulkedge.Protect(moments(str(KEPT)), task, 1.0)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         record = bulkedge.repair(arms.BASE, adapter.folder, out, method=method, only=["encoder.*"])
@@ -301,9 +316,27 @@ def through_files(adapter: Adapter) -> dict[str, Any]:
     return {"intruders_before": counts[0], "intruders_after": counts[1], "error": error}
 
 
+def in_rounds(adapter: Adapter, strength: float) -> dict[str, Tensor]:
+    """What ``bulkedge.repair`` makes in rounds."""
+    import tempfile
+
+    def recollect(folder: Path) -> bulkedge.Moments:
+        return bulkedge.collect_moments(arms.BASE, task_texts(adapter.part), tuned=folder)
+
+    task = moments(f"task of {adapter.name}", adapter)
+    method = bulkedge.Protect(
+        base_moments(adapter.part), task, strength, rounds=ROUNDS, recollect=recollect
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        bulkedge.repair(arms.BASE, adapter.folder, out, method=method, only=["encoder.*"])
+        return Tuned(out).dense
+
+
 def main() -> None:
     """The plans by their names; all of them, the most wanted first."""
-    every = ("base", "shipped", "trained", "others", "texts", "sketches", "files")
+    every = ("base", "shipped", "trained", "texts", "sides", "ridges", "sketches", "others",
+             "rounds", "files")  # fmt: skip
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument(

@@ -25,6 +25,8 @@ from transformers import AutoTokenizer
 import bulkedge
 from bulkedge.rmt import fit_bulk
 
+RIDGE = 0.03
+"""As documented: part of the mean diagonal of a moment that is added to it."""
 REPLAY_STEPS = 50
 """A tenth of the training."""
 
@@ -60,18 +62,19 @@ def scaled(layer: Layer, scale: float) -> Tensor:
     return scale * layer.update.dense
 
 
-def protected(layer: Layer, strength: float) -> Tensor:
+def protected(layer: Layer, strength: float, ridge: float = RIDGE) -> Tensor:
     """``ΔW C_t (C_t + λ C_b)⁻¹`` as in docs/protect.md, densely.
 
     Written anew here, so that the figures do not depend on the code that they judge; the cells of
     the plan ``files`` say how far what ``bulkedge.repair`` writes is from it.
     """
-    return _protected(layer, strength, layer.base_moment, layer.task_moment)
+    return _protected(layer, strength, layer.base_moment, layer.task_moment, ridge)
 
 
 def without_task_moments(layer: Layer, strength: float) -> Tensor:
     """The same where every direction counts alike for the task."""
-    return _protected(layer, strength, layer.base_moment, torch.eye(layer.W0.shape[1]))
+    alike = mean(layer.base_moment) * torch.eye(layer.W0.shape[1])
+    return _protected(layer, strength, layer.base_moment, alike)
 
 
 def by_sketches(layer: Layer, strength: float, rank: int) -> Tensor:
@@ -87,15 +90,23 @@ def _sketched(C: Tensor, rank: int) -> Tensor:
     return kept + torch.diag((C.double() - kept).diagonal())
 
 
-def _protected(layer: Layer, strength: float, base: Tensor, task: Tensor) -> Tensor:
-    C_b, C_t = (_with_ridge(C) for C in (base, task))
-    A = torch.linalg.solve(C_t + strength * C_b, C_t @ layer.update.A.double().mT).mT
+def _protected(
+    layer: Layer, strength: float, base: Tensor, task: Tensor, ridge: float = RIDGE
+) -> Tensor:
+    C_b, C_t = (with_ridge(C, ridge) for C in (base, task))
+    exchange = mean(base) / mean(task)  # one λ for the whole model
+    A = torch.linalg.solve(C_t + strength * exchange * C_b, C_t @ layer.update.A.double().mT).mT
     return Update(layer.update.B, A.float(), layer.update.scale).dense  # as it is stored
 
 
-def _with_ridge(C: Tensor) -> Tensor:
+def with_ridge(C: Tensor, ridge: float = RIDGE) -> Tensor:
     """Mean diagonal 1, and the documented ridge."""
-    return C.double() / C.double().diagonal().mean() + 1e-3 * torch.eye(len(C)).double()
+    return C.double() / mean(C) + ridge * torch.eye(len(C)).double()
+
+
+def mean(C: Tensor) -> float:
+    """Of the diagonal."""
+    return float(C.double().diagonal().mean())
 
 
 def budget(layer: Layer, level: float) -> Tensor:

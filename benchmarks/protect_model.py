@@ -108,7 +108,7 @@ class Bench:
     def __init__(self, part: str, dtype: torch.dtype = torch.bfloat16) -> None:
         self.examples, self.pairs = glosses(part), load_pairs(part)
         self.categories = sorted({category for category, _ in self.examples["train"]})
-        tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
+        tokenizer = self.tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
         self.model = example.load_base(BASE, self.categories).eval()
         self.base = {
             name: module.weight.detach().clone()

@@ -18,9 +18,11 @@ from typing import Any
 
 import render_certified
 import render_finetune
+import render_integrations
 import render_law
 import render_moments
 import render_protect
+import render_random
 import render_repair
 import render_sides
 import render_tables as tables
@@ -188,13 +190,16 @@ def repairs() -> dict[str, Any]:
     return {
         "repair": render_repair.repair_table(measured("repair")["rows"]),
         "where": where("repair"),
+        "beside": render_repair.beside_table(cells("protect"), measured("repair")["rows"]),
     }
 
 
 def protects() -> dict[str, Any]:
     """Values of docs/protect.md."""
     found, causal = protect_results(), cells("protect_causal")
-    files = found.one(render_protect.SHIPPED["lora_r8"], "files", 1.0)
+    files = {
+        label: found.one(adapter, "files", 1.0) for label, adapter in render_protect.SHIPPED.items()
+    }
     return {
         "grid": render_protect.grid_table(found),
         "adapters": render_protect.adapters_table(found),
@@ -208,9 +213,12 @@ def protects() -> dict[str, Any]:
         "causals": render_protect.causal_figures(causal),
         "where": where_of_cells("protect"),
         "causal where": where_of_cells("protect_causal"),
-        "sides": render_sides.sides_table(measured("protect_sides")["rows"]),
-        "beyond": render_sides.gains(measured("protect_sides")["rows"]),
-        "sides where": where("protect_sides"),
+        "sides": render_sides.sides_table(found),
+        "beyond": render_sides.sides_figures(found),
+        "ridges": render_sides.ridges_table(found),
+        "costs": render_sides.costs_table(cells("protect_cost")),
+        "cost": render_sides.costs_figures(cells("protect_cost")),
+        "costs where": where_of_cells("protect_cost"),
     }
 
 
@@ -241,6 +249,10 @@ def finetunes() -> dict[str, Any]:
         "finetune where": where("finetune"),
         "monitor": measured("monitor"),
         "monitor where": where("monitor"),
+        "trainers": render_integrations.trainer_table(result("integrations")),
+        "trainer versions": render_integrations.versions(result("integrations")),
+        "packed": measured("packed_memory"),
+        "packed where": where("packed_memory"),
     }
 
 
@@ -305,14 +317,34 @@ def _repaired(adapter: str) -> dict[str, Any]:
 
 
 def law() -> dict[str, Any]:
-    """Values of docs/before-you-train.md."""
-    found = measured("law")
-    best = {row["predictor"]: row for row in found["predictors"]}
+    """Values of docs/before-you-train.md, and of docs/errata-intruders.md."""
+    found, drawn = measured("law"), measured("law_random")
+    seen, aside = found["seen"], found["aside"]
     return {
-        **{name: found[name] for name in ("matrices", "open", "come_and_go")},
-        "of": best,
-        "law_table": render_law.law_table(found["predictors"]),
+        "seen": seen,
+        "aside": aside,
+        "of": render_law.shares(aside),
+        "of_seen": render_law.shares(seen),
+        "aside_table": render_law.law_table(aside["predictors"], published=True),
+        "seen_table": render_law.law_table(seen["predictors"]),
+        "trained_error": 100 * aside["calibration"]["error"],
+        "draws": drawn["draws"],
+        "random_error": 100 * drawn["error"],
+        "curve": render_law.curve(drawn["curve"]),
         "law_where": where("law"),
+    }
+
+
+def random_matrices() -> dict[str, Any]:
+    """Values of docs/random-matrices.md."""
+    null, rows = measured("random_matrices_null"), measured("random_matrices_minilm")["rows"]
+    return {
+        "null": render_random.null_table(null),
+        "not_white": render_random.not_white(null),
+        "null where": where("random_matrices_null"),
+        "ends": render_random.ends_table(rows),
+        "of": render_random.ends(rows),
+        "ends where": where("random_matrices_minilm"),
     }
 
 
@@ -321,10 +353,12 @@ FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/before-you-train.md": law,
     "docs/benchmarks.md": benchmarks,
     "docs/certificate.md": hard_certificates,
+    "docs/errata-intruders.md": law,
     "docs/fine-tuning.md": finetunes,
     "docs/how-to-choose.md": choices,
     "docs/moments.md": moments,
     "docs/protect.md": protects,
+    "docs/random-matrices.md": random_matrices,
     "docs/repair.md": repairs,
     "docs/report.md": report_page,
     "examples/minilm_wordnet/README.md": first_table,

@@ -1,41 +1,73 @@
-"""The table of docs/before-you-train.md, from its stored result and the published figures."""
+"""The tables of docs/before-you-train.md, from stored results and the published figures."""
 
 from __future__ import annotations
 
 from typing import Any
 
-HEAD = """| predicted critical scale | within 2× | within 1.25× | measured over predicted, median | AUC at s = 1: r = 1, r = 8, both |
-|---|---|---|---|---|
+HEAD = """| predicted critical scale | within 2× | within 1.25× | exact over predicted, median | AUC at s = 1 (5 to 95 %) | within one adapter, mean |
+|---|---|---|---|---|---|
 """
 NAMES = {
-    "theta_c": "θ_c/‖ΔW‖₂: the outlier is born",
+    "aligned": "**the law, with the measured alignment** (`aligned_scale`; AUC: its score at 1)",
+    "generic": "random vectors of the same strengths (`generic_scale`; AUC: the chance by `predict`)",
     "theta_k": "θ_k/‖ΔW‖₂: it enters the leading ten",
+    "theta_c": "θ_c/‖ΔW‖₂: the outlier is born",
     "theta_1": "D(σ₁)^(−½)/‖ΔW‖₂: it overtakes σ₁",
     "sigma_k": "σ₁₀(W0)/‖ΔW‖₂: no theory",
     "sigma_1": "‖W0‖₂/‖ΔW‖₂",
-    "frobenius": "1/‖ΔW‖_F: an order, no scale",
+    "frobenius": "‖ΔW‖_F: an order, no scale",
 }
 PUBLISHED = (
-    ("*θ_c, published for other models (cited)*", "82 %", "", "", "0.89 (mean)"),
-    ("*the same with a second edge, from σ₁ (cited)*", "98 %", "", "", ""),
+    ("*θ_c, published for other models (cited)*", "82 %", "", "", "", "0.89 (mean over models)"),
+    ("*the same with a second edge, from σ₁ (cited)*", "98 %", "", "", "", ""),
 )
 """arXiv:2607.23711: 18 adapters, 9,840 layer scans, an AUC that is the mean over models."""
+CURVE = """| predicted chance | updates | mean chance | share with a new direction |
+|---|---|---|---|
+"""
 
 
-def law_table(predictors: list[dict[str, Any]]) -> str:
+def law_table(predictors: list[dict[str, Any]], *, published: bool = False) -> str:
     """Every predictor, then what was published."""
-    rows = [_row(row) for row in predictors] + [_line(cells) for cells in PUBLISHED]
-    return HEAD + "\n".join(rows)
+    found = {row["predictor"]: row for row in predictors}
+    rows = [_row(found[name]) for name in NAMES]
+    return HEAD + "\n".join(rows + [_line(cells) for cells in PUBLISHED if published])
+
+
+def curve(bins: list[dict[str, Any]]) -> str:
+    """The chance against what came true."""
+    rows = []
+    for row in bins:
+        low = min(int(10 * row["chance"]), 9) / 10
+        rows.append(_line([f"{low:.1f} to {low + 0.1:.1f}", str(row["count"]),
+                           f"{row['chance']:.2f}", f"{row['new']:.2f}"]))  # fmt: skip
+    return CURVE + "\n".join(rows)
+
+
+def shares(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Per cent within 2 and 1.25, and the AUC, of each predictor that has a scale."""
+    return {
+        row["predictor"]: {
+            "twice": 100 * row["within_2"],
+            "quarter": 100 * row["within_1.25"],
+            "median": row["median"],
+            "auc": row["auc"],
+            "within": row["auc_within"],
+        }
+        for row in found["predictors"]
+        if "median" in row
+    }
 
 
 def _row(row: dict[str, Any]) -> str:
     """One predictor."""
-    shares = [row["within_2"], row["within_1.25"]]
+    parts = [row.get("within_2"), row.get("within_1.25")]
     cells = [
         NAMES[row["predictor"]],
-        *("" if share is None else f"{share:.0%}".replace("%", " %") for share in shares),
-        "" if row["median"] is None else f"{row['median']:.2f}",
-        ", ".join(f"{value:.2f}" for value in row["auc"].values()),
+        *("" if share is None else f"{100 * share:.1f} %" for share in parts),
+        f"{row['median']:.2f}" if "median" in row else "",
+        f"{row['auc']:.3f} ({row['low']:.2f} to {row['high']:.2f})",
+        f"{row['auc_within']:.2f}",
     ]
     return _line(cells)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -16,15 +17,26 @@ Cell = dict[str, Any]
 SHIPPED = {"lora_r1": "nouns, r = 1, seed 0", "lora_r8": "nouns, r = 8, seed 0"}
 ABILITIES = ("recall", "mrr", "structure")
 """Retrieval by the share of first places and by mean reciprocal rank; likenesses."""
+PROTECTED = ("protect", "two-sided")
+"""Arms of the causal model."""
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t for a 95 % interval of a mean, by the number of values."""
+
+
+RIDGE, EARLIER = 0.03, 1e-3
+"""The default, and that of cells of an earlier one: an adapter has cells of one of them."""
 
 
 class Results:
     """The stored cells, by what they are of."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
-        self.cells = [cell["of"] | cell["figures"] for cell in cells]
+        self.cells = latest(cells)
+
+    def ridge(self, adapter: str) -> float:
+        """With which its cells were protected: one for all of them."""
+        (found,) = {c["ridge"] for c in self.of(adapter, "protect")}
+        return found
 
     @property
     def adapters(self) -> list[str]:
@@ -43,9 +55,9 @@ class Results:
 
     def others(self, adapter: str) -> list[Cell]:
         """Methods that are neither scaling nor protecting, in the order of their measurement."""
-        plain = ("as trained", "scaled", "files")
+        plain = ("as trained", "scaled", "files", "another ridge")
         cells = [c for c in self.cells if c["adapter"] == adapter and c["method"] not in plain]
-        return [c for c in cells if "protect" not in c["method"]]
+        return [c for c in cells if not c["method"].startswith(("protect", "two-sided"))]
 
     def one(self, adapter: str, method: str, setting: float) -> Cell:
         """The cell of a setting."""
@@ -75,13 +87,25 @@ class Results:
         kept, task = self.curve(adapter, than, ability)[-1]
         if gain is None and cell[ability] > kept and cell["task"] > task:
             return f"≥ {100 * (cell['task'] - task):+.1f}"
-        return _points(gain)
+        return points(gain)
 
     def gain_at_half(self, adapter: str, ability: str = "recall") -> float | None:
         """The task of protect at the retention of scaling by 0.5, less scaling's; in points."""
         half = self.one(adapter, "scaled", 0.5)
         known = between(self.curve(adapter, "protect", ability), half[ability])
         return None if known is None else 100 * (known - half["task"])
+
+
+def latest(cells: Iterable[Cell]) -> list[Cell]:
+    """What cells are of and their figures; of an adapter that was protected anew no earlier ones."""
+    known = [cell["of"] | cell["figures"] for cell in cells]
+    protected = [c for c in known if c["method"] == "protect"]
+    counts = Counter(c["adapter"] for c in protected if c["ridge"] == RIDGE and "texts" not in c)
+    return [
+        c
+        for c in known
+        if c["method"] != "protect" or (c["ridge"] == EARLIER) is (counts[c["adapter"]] < 2)
+    ]
 
 
 def between(curve: list[tuple[float, float]], at: float) -> float | None:
@@ -99,21 +123,27 @@ def interval(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {half:.1f}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in per cent."""
     return "beyond" if value is None else f"{100 * value:.1f} %"
 
 
-def _points(value: float | None) -> str:
+def points(value: float | None) -> str:
+    """A difference in points."""
     return "beyond" if value is None else f"{value:+.1f}"
 
 
-def _table(head: str, rows: Iterable[Iterable[str]]) -> str:
+def table(head: str, rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _arm(cell: Cell) -> str:
-    symbol = {"protect": "protect, λ = {:g}", "scaled": "scaled by {:g}"}
+    symbol = {
+        "protect": "protect, λ = {:g}", "two-sided": "two-sided, λ = {:g}",
+        "scaled": "scaled by {:g}",
+    }  # fmt: skip
     return symbol.get(cell["method"], cell["method"]).format(cell["setting"])
 
 
@@ -128,11 +158,11 @@ def grid_table(results: Results) -> str:
                 results.in_words(adapter, cell, ability) if protect else "" for ability in ABILITIES
             ]
             rows.append(
-                [label.replace("_", "-"), _arm(cell), _percent(cell["task"]),
-                 _percent(cell["recall"]), f"{cell['mrr']:.3f}", f"{cell['structure']:.2f}", *gains,
+                [label.replace("_", "-"), _arm(cell), percent(cell["task"]),
+                 percent(cell["recall"]), f"{cell['mrr']:.3f}", f"{cell['structure']:.2f}", *gains,
                  f"{cell['drift']:.4f}"]
             )  # fmt: skip
-    return _table(
+    return table(
         "| adapter | arm | task | retrieval | reciprocal rank | likenesses "
         "| against scaling to that retrieval | to that rank | to those likenesses | drift |",
         rows,
@@ -145,14 +175,14 @@ def adapters_table(results: Results) -> str:
     for adapter in results.adapters:
         trained, half = results.one(adapter, "as trained", 1.0), results.one(adapter, "scaled", 0.5)
         rows.append(
-            [adapter, _percent(results.base(adapter)["recall"]),
-             f"{_percent(trained['task'])}, {_percent(trained['recall'])}",
-             f"{_percent(half['task'])}, {_percent(half['recall'])}",
-             *(_points(results.gain_at_half(adapter, ability)) for ability in ABILITIES),
+            [adapter, f"{results.ridge(adapter):g}", percent(results.base(adapter)["recall"]),
+             f"{percent(trained['task'])}, {percent(trained['recall'])}",
+             f"{percent(half['task'])}, {percent(half['recall'])}",
+             *(points(results.gain_at_half(adapter, ability)) for ability in ABILITIES),
              *(_gains(results, adapter, strength) for strength in (0.3, 1.0, 3.0))]
         )  # fmt: skip
-    return _table(
-        "| adapter | the base's retrieval | as trained: task, retrieval | scaled by 0.5 "
+    return table(
+        "| adapter | ridge | the base's retrieval | as trained: task, retrieval | scaled by 0.5 "
         "| protect at that retrieval | at that reciprocal rank | at those likenesses "
         "| λ = 0.3 | λ = 1 | λ = 3 |",
         rows,
@@ -172,11 +202,11 @@ def methods_table(results: Results) -> str:
         for cell in results.others(adapter):
             rows.append(
                 [label.replace("_", "-"), cell["method"], str(cell["setting"]),
-                 _percent(cell["task"]), _percent(cell["recall"]), f"{cell['structure']:.2f}",
+                 percent(cell["task"]), percent(cell["recall"]), f"{cell['structure']:.2f}",
                  *(", ".join(results.in_words(adapter, cell, a, than) for a in ABILITIES)
                    for than in ("scaled", "protect"))]
             )  # fmt: skip
-    return _table(
+    return table(
         "| adapter | method | setting | task | retrieval | likenesses | against scaling "
         "| against protect |",
         rows,
@@ -193,11 +223,11 @@ def texts_table(results: Results) -> str:
     rows += [(c["texts"], c) for c in cells if not c["texts"].isdigit()]
     others = [c for c in results.cells if c["method"].startswith("protect ")]
     rows += [(f"800, {c['method'].removeprefix('protect ')}", c) for c in others]
-    return _table(
+    return table(
         "| texts for C_b | λ | task | retrieval | likenesses | against scaling to that retrieval "
         "| to that reciprocal rank | to those likenesses |",
         (
-            [texts, f"{c['setting']:g}", _percent(c["task"]), _percent(c["recall"]),
+            [texts, f"{c['setting']:g}", percent(c["task"]), percent(c["recall"]),
              f"{c['structure']:.2f}",
              *(results.in_words(adapter, c, ability) for ability in ABILITIES)]
             for texts, c in rows
@@ -268,37 +298,42 @@ def _over_seeds(results: Results, part: str) -> str:
 
 def causal_table(cells: Iterable[Cell]) -> str:
     """Perplexities of the causal model, and of scaling to the same perplexity of documentation."""
-    known = [cell["of"] | cell["figures"] for cell in cells]
-    arms = ["base", "as trained", "protect", "scaled"]
+    known = latest(cells)
+    arms = ["base", "as trained", *PROTECTED, "scaled"]
     known.sort(key=lambda c: (c["adapter"], arms.index(c["method"]), c["setting"]))
     rows = []
     for cell in known:
         curve = _perplexities(known, cell["adapter"])
-        scaled = between(curve, cell["documentation"]) if cell["method"] == "protect" else None
+        mine = cell["method"] in PROTECTED
+        scaled = between(curve, cell["documentation"]) if mine else None
         rows.append(
             [cell["adapter"], "the base" if cell["method"] == "base" else _arm(cell),
+             f"{cell['ridge']:g}" if "ridge" in cell else "",
              f"{cell['dictionary']:.1f}", f"{cell['documentation']:.1f}",
-             "" if cell["method"] != "protect" else "beyond" if scaled is None else f"{scaled:.1f}"]
+             "" if not mine else "beyond" if scaled is None else f"{scaled:.1f}"]
         )  # fmt: skip
-    return _table(
-        "| adapter | arm | perplexity of dictionary (task) | of documentation (kept) "
+    return table(
+        "| adapter | arm | ridge | perplexity of dictionary (task) | of documentation (kept) "
         "| dictionary, scaled to that documentation |",
         rows,
     )
 
 
 def causal_figures(cells: Iterable[Cell]) -> dict[str, Any]:
-    """At how many strengths protecting is better than scaling, and by how much."""
-    known = [cell["of"] | cell["figures"] for cell in cells]
-    ratios = []
-    for cell in (c for c in known if c["method"] == "protect"):
-        scaled = between(_perplexities(known, cell["adapter"]), cell["documentation"])
-        if scaled is not None:
-            ratios.append(100 * (1 - cell["dictionary"] / scaled))
-    return {
-        "count": len(ratios), "better": sum(r > 0 for r in ratios), "low": min(ratios),
-        "high": max(ratios),
-    }  # fmt: skip
+    """At how many strengths protecting is better than scaling, and by how much; for each arm."""
+    known = latest(cells)
+    found = {}
+    for method in PROTECTED:
+        ratios = []
+        for cell in (c for c in known if c["method"] == method):
+            scaled = between(_perplexities(known, cell["adapter"]), cell["documentation"])
+            if scaled is not None:
+                ratios.append(100 * (1 - cell["dictionary"] / scaled))
+        found[method] = {
+            "count": len(ratios), "better": sum(r > 0 for r in ratios),
+            "low": min(ratios, default=0.0), "high": max(ratios, default=0.0),
+        }  # fmt: skip
+    return found
 
 
 def _perplexities(cells: list[Cell], adapter: str) -> list[tuple[float, float]]:

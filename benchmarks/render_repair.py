@@ -30,3 +30,48 @@ def _row(row: dict[str, Any]) -> str:
         f"{row['peak_MB']} MB" if "peak_MB" in row else "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+BESIDE = {
+    ("as trained", 1.0): ("as trained", "as trained"),
+    ("scaled", 0.8): ("`Rescale(uniform=0.8)`", None),
+    ("scaled", 0.7): ("`Rescale(uniform=0.7)`", None),
+    ("scaled", 0.5): ("`Rescale(uniform=0.5)`", None),
+    ("scaled", 0.4): ("`Rescale(uniform=0.4)`", None),
+    ("budget", 0.4): ('`Rescale(level=0.4, of="edge")`', None),
+    ("cut at the edge", 0.4): (
+        "spikes cut at 0.4 θ_c, as `Clip(level=0.4)` does in one round",
+        None,
+    ),
+    ("repair: scale", ""): ("`Scale()`", "scale, keep 0"),
+    ("repair: project", ""): ("`Project()`", "project"),
+    ("repair: shrink", ""): ("`Shrink()`", "shrink"),
+    ("PEFT's reduce_intruder_dimension", 0.0): ("PEFT's function, λ = 0", "PEFT, λ 0"),
+    ("protect", 1.0): ("`Protect(…, strength=1)`", None),
+}
+"""Cells of ``protect.py`` by method and setting: what they are called, and in ``repair.json``."""
+BESIDE_HEAD = """| r = 8 | task | retrieval | drift | new directions |
+|---|---|---|---|---|
+"""
+
+
+def beside_table(cells: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """Scaling beside the repairs: what is kept of the task and of what nobody trained.
+
+    Args:
+        cells: Of ``protect.jsonl``.
+        rows: Of ``repair.json``, for the counts of new directions in the encoder.
+    """
+    counts = {r["method"]: r["after"]["encoder"] for r in rows if r["adapter"] == "lora-r8"}
+    found = {
+        (cell["of"]["method"], cell["of"]["setting"]): cell["figures"]
+        for cell in cells
+        if cell["of"].get("adapter") == "nouns, r = 8, seed 0" and "texts" not in cell["of"]
+    }
+    lines = []
+    for key, (name, counted) in BESIDE.items():
+        figures = found[key]
+        cell = [name, f"{100 * figures['task']:.1f} %", f"{100 * figures['recall']:.1f} %",
+                f"{figures['drift']:.4f}", str(counts[counted]) if counted else ""]  # fmt: skip
+        lines.append(f"| {' | '.join(cell)} |")
+    return BESIDE_HEAD + "\n".join(lines)

@@ -68,10 +68,21 @@ def every_tensor_is_accounted_for(monkeypatch):
 
 def _matrices(side, opened):
     for file in opened.files:
+        if file.suffix == ".gguf":
+            yield from _in_gguf(side, file)
         if file.suffix != ".safetensors":
             continue
         with open(file, "rb") as content:
             (length,) = struct.unpack("<Q", content.read(8))
             header = json.loads(content.read(length))
         header.pop("__metadata__", None)
-        yield from ((side, name) for name, entry in header.items() if len(entry["shape"]) > 1)
+        copies = getattr(opened, "superseded", {})
+        for name, entry in header.items():
+            if len(entry["shape"]) > 1 and f"{name} in {file.name}" not in copies:
+                yield side, name
+
+
+def _in_gguf(side, file):
+    from gguf import GGUFReader
+
+    yield from ((side, t.name) for t in GGUFReader(file).tensors if len(t.shape) > 1)

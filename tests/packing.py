@@ -65,3 +65,39 @@ def eight_bits(W: Tensor, name: str = "q") -> tuple[dict[str, Tensor], Tensor]:
     tensors = {f"{name}.weight": codes, f"{name}.SCB": largest}
     tensors[f"{name}.weight_format"] = torch.tensor(0, dtype=torch.uint8)
     return tensors, (codes.double() * largest.double()[:, None] / 127).float()
+
+
+def scaled(
+    W: Tensor,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    *,
+    per_row: bool = True,
+    scales: str = "weight_scale",
+    name: str = "q",
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same in fp8 with one scale for each row, or for all."""
+    largest = W.float().abs().amax(dim=1, keepdim=True) if per_row else W.float().abs().max()
+    scale = largest / torch.finfo(dtype).max
+    codes = (W.float() / scale).to(dtype)
+    return {f"{name}.weight": codes, f"{name}.{scales}": scale}, codes.float() * scale
+
+
+def affine(W: Tensor, bits: int, group: int, name: str = "q") -> tuple[dict[str, Tensor], Tensor]:
+    """The same as MLX packs it: words of 32 bits, the first code lowest, scales and biases."""
+    rows, columns = W.shape
+    grouped = W.double().reshape(rows, -1, group)
+    low, high = grouped.amin(dim=2), grouped.amax(dim=2)
+    scales, biases = ((high - low) / (2**bits - 1)).float(), low.float()
+    codes = ((grouped - biases[..., None]) / scales[..., None]).round().clamp(0, 2**bits - 1)
+    each = 32 // bits
+    words = [
+        [
+            sum(int(code) << (bits * i) for i, code in enumerate(row[at : at + each]))
+            for at in range(0, columns, each)
+        ]
+        for row in codes.reshape(rows, columns).tolist()
+    ]
+    numbers = codes * scales.double()[..., None] + biases.double()[..., None]
+    stored = torch.tensor(words, dtype=torch.int64).to(torch.uint32)
+    tensors = {f"{name}.weight": stored, f"{name}.scales": scales, f"{name}.biases": biases}
+    return tensors, numbers.reshape(rows, columns)

@@ -341,18 +341,29 @@ def test_what_the_page_says_of_protecting_is_what_was_measured():
     assert found.gain("nouns, r = 8, seed 0", replay, "structure", "protect") > 0
     at = {
         texts: found.gain("nouns, r = 8, seed 0", cell)
-        for texts in (None, "200", "shuffled words", "sentences with nouns", "Python's docstrings")
+        for texts in (
+            None,
+            *["50", "200", "3000"],
+            "shuffled words",
+            "sentences with nouns",
+            "Python's docstrings",
+        )
         for cell in found.of("nouns, r = 8, seed 0", "protect", texts=texts)
         if cell["setting"] == 1
     }
-    assert at["200"] > 0.75 * at[None]
+    assert at["50"] < at["200"] < at[None]
+    assert abs(at["3000"] - at[None]) < 1
     assert 0.25 * at[None] < at["shuffled words"] < 0.75 * at[None]
     assert max(abs(at["sentences with nouns"]), abs(at["Python's docstrings"])) < 0.5
-    files = found.one("nouns, r = 8, seed 0", "files", 1.0)
-    assert files["intruders_after"] > files["intruders_before"]
-    assert files["error"] < 1e-5
-    causal = tables.causal_figures(render.cells("protect_causal"))
+    files = [found.one(adapter, "files", 1.0) for adapter in tables.SHIPPED.values()]
+    one, other = (cell["intruders_after"] - cell["intruders_before"] for cell in files)
+    assert one * other < 0  # of one adapter more, of the other fewer
+    assert all(cell["error"] < 1e-5 for cell in files)
+    causal = tables.causal_figures(render.cells("protect_causal"))["protect"]
     assert causal["better"] == causal["count"] >= 6
+    sides = render.render_sides.sides_figures(found)
+    assert sides["two-sided r8"]["most"] > 1
+    assert sides["two-sided r1"]["most"] < 0  # why one side is the default
 
 
 AUTOMODULE = re.compile(r"^\.\. automodule:: ([\w.]+)$", re.MULTILINE)

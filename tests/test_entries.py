@@ -283,6 +283,8 @@ OTHERS = {
     "measure": "takes a matrix as it is stored, tried in update/test_products.py",
     "moment_misfit": "takes the values of measure",
     "critical_scale": "takes a base that was measured",
+    "generic_scale": "takes a base that was measured",
+    "aligned_scale": "takes triplets that a solver has found",
     "bracket_scale": "takes a function that says what is new",
     "svd_is_cheap": "takes a shape",
     "adapted_matrices": "finds layers; what uses them is above",

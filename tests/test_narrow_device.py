@@ -20,7 +20,10 @@ from helpers import save, save_adapter, some, weights
 from narrow import DEVICE, narrow_device
 
 SOURCE = Path(bulkedge.__file__).parent
-EXACT = ("_linmap", "triplet", "spectral", "intruder", "update", "comparison")
+EXACT = (
+    "_linmap", "triplet", "spectral", "intruder", "update", "comparison", "moments", "repairing",
+    "tune",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from bulkedge._errors import InputError
+from bulkedge._precision import exact
 from bulkedge.auditing.engine._device import check_device
 from bulkedge.checkpoint import Adapter, Resolver, TensorInfo, infer_rule, read_tensor
 from bulkedge.checkpoint.header import FLOATING
 from bulkedge.checkpoint.model import is_output
 from bulkedge.comparison import Plan, load, make_plan
 from bulkedge.moments import Collector, Moments
+from bulkedge.moments._losses import loss_of
 from bulkedge.moments._partial import Partial, digest_of
 from bulkedge.moments._read import checked_texts
 from bulkedge.moments._stream import EXACT_WIDTH
@@ -42,13 +44,15 @@ def collect_moments(
     exclude: str | Sequence[str] = (),
     rank: int | None = None,
     exact_width: int = EXACT_WIDTH,
+    curvatures: bool = False,
     device: str = "cpu",
     partial: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Moments:
     """Sum up the inputs of a model's layers while it reads texts.
 
-    Cost: one pass of the model over the texts, and as much again for the sums.
+    Cost: one pass of the model over the texts, and as much again for the sums; with curvatures
+    about three times that.
 
     Args:
         model: The folder of a transformers model and its tokenizer.
@@ -60,6 +64,9 @@ def collect_moments(
         exclude: Globs over those that are left out.
         rank: See :class:`Moments`.
         exact_width: Likewise.
+        curvatures: Whether to collect how much each output of a layer matters, too, by one backward
+            pass for each batch: of a causal model for its next token, drawn from its own
+            distribution; of any other for its last hidden states, in random directions.
         device: Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
         partial: A file for the sums so far, written at most once a minute and when the run is
             interrupted.  If it is there, of the same texts, model and settings, the run goes on
@@ -82,7 +89,10 @@ def collect_moments(
         raise InputError(f"expected max_tokens ≥ 1, got {max_tokens}")
     check_device(make_recipe({"device": device}).device)
     network, tokenizer = load_network(Path(model))
-    settings = {"include": include, "exclude": exclude, "rank": rank, "exact_width": exact_width}
+    settings = {
+        "include": include, "exclude": exclude, "rank": rank, "exact_width": exact_width,
+        "curvatures": curvatures,
+    }  # fmt: skip
     # before the fine-tune: moments are recognised by the base's weights
     moments = Moments(network, **settings)
     moments.tuned = tuned is not None
@@ -91,8 +101,10 @@ def collect_moments(
     tokens = tokens_of(network, tokenizer, kept, max_tokens)
     digest = digest_of(network.state_dict(), tokens, settings | {"model": settings_of(network)})
     network.to(device)
+    loss = loss_of(network.requires_grad_(False)) if curvatures else None
     with moments, _kept(partial, digest, moments.collector) as file:
-        for done in run_tokens(network, tokenizer, tokens, file.batches):
+        for done in run_tokens(network, tokenizer, tokens, file.batches, loss):
+            moments.collector.settle()
             file.keep()
             if progress is not None:
                 progress(done, len(tokens))
@@ -214,7 +226,7 @@ def _add_biases(
         if place is None or not fits or factors is None or factors.scale is None:
             yield f"{row.info.name!r} (a bias of a layer that has none)"
         else:
-            weights[place].add_(factors.scale * read_tensor(row.info).double())
+            weights[place].add_(factors.scale * exact(read_tensor(row.info)))
 
 
 def _is_vector(info: TensorInfo) -> bool:

@@ -81,6 +81,9 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
         first = first_new(base, change, grid, "left")
         assert found.low < first <= found.high
         assert (found.high <= 1) == bool(row.new_directions) or found.low < 1 < found.high
+        assert found.aligned == (row.update == "lora")
+        if found.aligned:
+            assert found.expected == pytest.approx(first, rel=0.06)
 
 
 def test_bases_that_are_judged_by_products_alone(tmp_path):
@@ -100,6 +103,22 @@ def test_bases_that_are_judged_by_products_alone(tmp_path):
     assert min(lowest_score(base, update, found.low, side) for side in sides) >= EPSILON
     assert min(lowest_score(base, update, found.high, side) for side in sides) < EPSILON
     assert found.expected == pytest.approx(found.high, rel=0.25)
+
+
+def test_a_base_that_is_judged_by_products_gives_its_leading_vectors(tmp_path):
+    """What the certificate has found of the base is enough for the law."""
+    base = trained(420, 400, 5)
+    B, A = 20 * orthonormal(420, 2, 6), 10 * orthonormal(400, 2, 7).mT
+    update = B @ A
+    path = save(tmp_path / "b.safetensors", {"l.weight": base.float()})
+    stored = {"l.lora_B.weight": B.float(), "l.lora_A.weight": A.float().contiguous()}
+    adapter = save_adapter(tmp_path / "a", stored, r=2, lora_alpha=2)
+    (row,) = bulkedge.audit(path, adapter, recipe={"top_k": K}).matrices
+    assert {direction.method for direction in row.directions} == {"certified"}
+    found = row.critical_scale
+    assert found.aligned
+    assert lowest_score(base, update, found.expected / 1.06, "left") >= EPSILON
+    assert lowest_score(base, update, found.expected * 1.06, "left") < EPSILON
 
 
 def test_an_end_that_is_open_widens_the_bracket():

@@ -241,6 +241,7 @@ def test_intervals(case, documents, tmp_path):
         Record.from_json(tmp_path / "r.json")
 
 
+POINT = {"scale": 1.0, "new": 1.0, "score": 0.2}
 LIMITS = {
     "ends in no order": ({"critical_scale": {"expected": None, "low": 2.0, "high": 1.0}},
                          "a low end below 1.0, got 2.0"),
@@ -249,7 +250,13 @@ LIMITS = {
     "more beyond the higher limit": ({"beyond_top_k_threshold": 99},
                                      "no more spikes beyond a higher limit, got .*99"),
     "more in use than there are": ({"in_use": 99}, "expected at most [0-9]+ spikes in use, got 99"),
+    "an effective rank above it": ({"effective_rank": 1e3}, "expected effective_rank of 1 to"),
+    "a stable rank below one": ({"stable_rank": 0.5}, "expected stable_rank of 1 to .*, got 0.5"),
+    "a curve in no order": ({"scale_curve": {"judged": [POINT | {"scale": 2.0}, POINT]}},
+                            "expected ascending scales, got .2.0, 1.0"),
     "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
+    "a scale out of reach": ({"critical_scale": {"expected": 1e30, "aligned": True}},
+                             "a critical scale within reach, got 1e[+]30"),
 }  # fmt: skip
 
 

@@ -351,7 +351,7 @@ def test_what_is_not_handled_is_named_with_the_reason(case, base, tmp_path):
 
 
 BAD_CONFIGS = {
-    "other_method": ({"peft_type": "IA3"}, "a 'IA3' adapter; only LORA is handled"),
+    "other_method": ({"peft_type": "IA3"}, "a 'IA3' adapter; it is not handled"),
     "no_type": ({"peft_type": None}, "peft_type: Input should be a valid string"),
     "rank": ({"r": "8"}, "r: Input should be a valid integer.*; save it again with PEFT"),
     "alpha": ({"lora_alpha": "NaN"}, "lora_alpha"),

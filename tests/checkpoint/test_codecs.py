@@ -17,6 +17,7 @@ from bulkedge.comparison.pair import load
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
+FP8 = torch.float8_e4m3fn
 CPU = torch.device("cpu")
 RECIPE = {"top_k": 3, "method": "dense"}
 
@@ -95,6 +96,9 @@ STORED = {
     "nf4": packing.four_bits,
     "fp4_nested": lambda W: packing.four_bits(W, "fp4", nested=True, block=16),
     "int8": packing.eight_bits,
+    "fp8_rows": packing.scaled,
+    "fp8_tensor": lambda W: packing.scaled(W, per_row=False, scales="scale_weight"),
+    "fp8_cast": lambda W: ({"q.weight": W.to(FP8)}, W.to(FP8).float()),
 }
 
 

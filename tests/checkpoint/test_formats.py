@@ -23,7 +23,7 @@ def test_a_full_model_is_no_adapter(tmp_path):
 
 def test_a_format_is_asked_before_those_that_claim_the_rest(tmp_path, monkeypatch):
     folder = save_adapter(tmp_path / "a", PAIR, peft_type="OWN")
-    with pytest.raises(AdapterError, match="a 'OWN' adapter; only LORA is handled"):
+    with pytest.raises(AdapterError, match="a 'OWN' adapter; it is not handled"):
         open_path(folder)
     claim(monkeypatch, lambda place: place.settings.get("peft_type") == "OWN")
     for path in (folder, folder / "adapter_model.safetensors"):

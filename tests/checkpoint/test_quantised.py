@@ -94,7 +94,8 @@ def test_one_scale_for_the_whole_weight(tmp_path):
 def test_fp8_without_fitting_scales_is_lost(scales, tmp_path):
     W8 = weights(6, 5).to(torch.float8_e4m3fn)
     other = {"k.weight": weights(4, 4)}
-    base = folder(tmp_path / "b", {"q.weight": W8} | scales | other)
+    config = {"quantization_config": {"quant_method": "fp8"}}
+    base = folder(tmp_path / "b", {"q.weight": W8} | scales | other, **config)
     plan, found = pairs(base, folder(tmp_path / "t", {"q.weight": weights(6, 5)} | other))
     assert list(found) == ["k.weight"]
     (lost,) = [row for row in plan.skipped if row.lost]
@@ -118,14 +119,6 @@ PACKED = {
         "experts.down_proj_scales": integers(2, 8, 1, dtype=torch.uint8),
     },
     "compressed-tensors": {"q.weight_packed": integers(8, 1), "q.weight_scale": weights(8, 1)},
-    "compressed-tensors or ModelOpt": {
-        "q.weight": weights(8, 8).to(torch.float8_e4m3fn),
-        "q.weight_scale": weights(8, 1),
-    },
-    "ComfyUI's scaled fp8": {
-        "q.weight": weights(8, 8).to(torch.float8_e4m3fn),
-        "q.scale_weight": torch.tensor(0.1),
-    },
 }  # fmt: skip
 
 

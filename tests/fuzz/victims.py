@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save
 
 from fuzz.mutate import join, split
 from helpers import weights
-from packing import eight_bits, four_bits
+from packing import affine, eight_bits, four_bits, scaled
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,63 @@ def _lora_file() -> Victim:
     )
 
 
+def _scaled() -> Victim:
+    """fp8 with a scale for each row, and with one for all; a full fine-tune that was only cast."""
+    base = scaled(weights(M, N), name="h.0.q")[0]
+    base |= scaled(weights(M, N, seed=1), per_row=False, scales="scale_weight", name="h.1.q")[0]
+    tuned = {f"h.{i}.q.weight": weights(M, N, seed=7).to(torch.float8_e4m3fn) for i in range(2)}
+    return Victim(_model("base", base) | _model("tuned", tuned), "base", "tuned")
+
+
+def _mlx() -> Victim:
+    """A base in four bits, and an adapter of MLX-LM on it."""
+    tensors = (
+        affine(weights(M, 16), 4, 8, name="h.0.q")[0] | affine(weights(M, 8), 8, 8, name="v")[0]
+    )
+    config = {"quantization": {"bits": 4, "group_size": 8, "v": {"bits": 8, "group_size": 8}}}
+    factors = {"h.0.q.lora_a": weights(16, 2), "h.0.q.lora_b": weights(2, M)}
+    settings = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 4.0}}
+    files = {
+        "tuned/adapters.safetensors": to_safetensors(factors),
+        "tuned/adapter_config.json": _json(settings),
+    }
+    return Victim(_model("base", tensors, config) | files, "base", "tuned")
+
+
+def _closed_form() -> Victim:
+    """LoHa on one layer, with patterns."""
+    shapes = {"w1_a": (M, 2), "w1_b": (2, N), "w2_a": (M, 2), "w2_b": (2, N)}
+    tensors = {
+        f"h.{i}.q.hada_{part}": weights(*shape, seed=i)
+        for i in (0, 1)
+        for part, shape in shapes.items()
+    }
+    adapter = _adapter(tensors, peft_type="LOHA", alpha=3, alpha_pattern={"h.0.q": 2})
+    return Victim(_model("base", _base()) | adapter, "base", "tuned")
+
+
+def _kronecker() -> Victim:
+    """LoKr on one layer."""
+    tensors = {"h.0.q.lokr_w1": weights(3, 1), "h.0.q.lokr_w2_a": weights(3, 2)}
+    tensors |= {"h.0.q.lokr_w2_b": weights(2, N)}
+    adapter = _adapter(tensors, peft_type="LOKR", alpha=3)
+    return Victim(_model("base", _base()) | adapter, "base", "tuned")
+
+
+def _gguf() -> Victim:
+    """A base with its rows in llama.cpp's order and in blocks, and a LoRA in GGUF on it."""
+    from ggufs import to_bytes
+
+    q, down = "blk.0.attn_q.weight", "blk.0.ffn_down.weight"
+    settings = {"attention.head_count": 2, "attention.head_count_kv": 2}
+    base = to_bytes({q: (weights(8, 6), None), down: (weights(6, 32), "Q8_0")}, settings=settings)
+    parts = {f"{q}.lora_a": (weights(2, 6), None), f"{q}.lora_b": (weights(8, 2), None)}
+    parts |= {f"{down}.lora_a": (weights(2, 32), None), f"{down}.lora_b": (weights(6, 2), None)}
+    kinds = {"general_type": "adapter", "adapter_type": "lora", "adapter_lora_alpha": 4.0}
+    tuned = to_bytes(parts, settings=settings, **kinds)
+    return Victim({"b.gguf": base, "t.gguf": tuned}, "b.gguf", "t.gguf")
+
+
 VICTIMS = {
     "files": _files,
     "half_precision": _half_precision,
@@ -306,5 +364,10 @@ VICTIMS = {
     "bitsandbytes": _bitsandbytes,
     "lora_file": _lora_file,
     "resized": _resized,
+    "scaled": _scaled,
+    "mlx": _mlx,
+    "closed_form": _closed_form,
+    "kronecker": _kronecker,
+    **({"gguf": _gguf} if find_spec("gguf") else {}),  # it is a test dependency
     "renamed_and_tied": _renamed_and_tied,
 }

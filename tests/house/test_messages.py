@@ -89,7 +89,7 @@ def test_every_message_is_asked_for_by_a_test():
 
 def test_a_message_that_no_test_asks_for_is_found():
     for _, _, text in some(messages()[::20]):
-        assert not is_asked_for(text, ["expected, got", "; leave it", "nothing of the kind"])
+        assert not is_asked_for(text, ["expected, got", "; leave it", "zebras graze here"])
 
 
 def plain(part):

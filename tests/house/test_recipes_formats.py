@@ -246,7 +246,7 @@ def test_a_codec(copy):
     edits = [
         ("src/bulkedge/checkpoint/codec/row_steps.py", CODEC),
         (CODEC_LIST, "\n__all__", "from .row_steps import RowSteps\n"),
-        (CODEC_LIST, "EightBits)\n", "RowSteps, "),
+        (CODEC_LIST, "MlxAffine)\n", "RowSteps, "),
         (CODEC_TESTS, "# for a matrix", MAKER),
         (CODEC_TESTS, '    "nibbles"', '    "row_steps": row_steps,\n'),
         (HOUSE, "`block_fp8`", "`row_steps`, "),
@@ -259,7 +259,7 @@ def test_an_adapter_format(copy):
     edits = [
         ("src/bulkedge/checkpoint/loha.py", FORMAT),
         (FORMATS, "from .peft", "from .loha import LOHA\n"),
-        (FORMATS, "PEFT_LORA, LORA_FILE)", "LOHA, "),
+        (FORMATS, "PEFT_OTHER, PEFT_LORA, LORA_FILE)", "LOHA, "),
         (HOUSE, "`kohya`", "`loha`, "),
         ("tests/checkpoint/test_loha.py", FORMAT_TESTS),
     ]

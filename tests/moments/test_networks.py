@@ -12,6 +12,7 @@ from bulkedge import InputError, OutputError, RecipeError
 from bulkedge._moments import collect_moments
 from bulkedge.cli import cli
 from bulkedge.moments import Moments, _partial, _texts
+from bulkedge.moments._curvatures import Curvatures
 from helpers import some
 
 transformers = pytest.importorskip("transformers")
@@ -123,13 +124,16 @@ def test_layers_and_ranks_are_chosen_and_losses_are_told(llama, texts, tmp_path)
     assert streamed["model.layers.0.mlp.down_proj"].moment.vectors.shape == (40, 1)
 
 
-@pytest.mark.parametrize("how", ["interrupted", "killed"])
+@pytest.mark.parametrize("how", ["interrupted", "killed", "in a backward pass"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_moments(
     how, llama, texts, tmp_path, small, monkeypatch
 ):
     whole, out = tmp_path / "whole.moments", tmp_path / "base.moments"
     partial = tmp_path / "base.moments.partial"
-    command(llama, texts, "-o", whole, "-q")
+    curvatures = how == "in a backward pass"
+    flags = ["--curvatures", "--exact-width", 24] if curvatures else []
+    settings = {"curvatures": True, "exact_width": 24} if curvatures else {}
+    command(llama, texts, "-o", whole, "-q", *flags)
     run, left = _texts.run_tokens, tmp_path / "left"
 
     def stopped(*arguments):
@@ -137,14 +141,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_moments(
             yield done
             if batch == 2:  # the file is of three batches now
                 shutil.copy(partial, left)
-                raise KeyboardInterrupt
+                if curvatures:
+                    monkeypatch.setattr(Curvatures, "_add", stopped_at("0.self_attn.q_proj"))
+                else:
+                    raise KeyboardInterrupt
 
     monkeypatch.setattr("bulkedge._moments.run_tokens", stopped)
     if how == "interrupted":
         monkeypatch.setattr(_partial, "EVERY", 1e9)  # it is written at the end alone
         monkeypatch.setattr(shutil, "copy", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        collect_moments(llama, TEXTS, partial=partial)
+        collect_moments(llama, TEXTS, partial=partial, **settings)
+    monkeypatch.undo()
     if how == "killed":  # nothing was written after the third batch
         left.replace(partial)
     assert json.loads(metadata_of(partial)["batches"]) == 3
@@ -155,8 +163,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_moments(
             calls.append(done)
             yield done
 
+    monkeypatch.setattr(_texts, "BATCH", 12)
     monkeypatch.setattr("bulkedge._moments.run_tokens", counted)
-    assert f"going on from {partial}" in command(llama, texts, "-o", out).output
+    assert f"going on from {partial}" in command(llama, texts, "-o", out, *flags).output
     assert metadata_of(out) == metadata_of(whole)
     expected = load_file(whole)
     for name, tensor in some(load_file(out).items()):
@@ -166,6 +175,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_moments(
     assert len(calls) == len(_texts.batches(lengths, 12)) - 3
 
 
+def stopped_at(layer):
+    """A gradient is added as ever until one of a layer comes."""
+    add = Curvatures._add
+
+    def stopped(self, name, *more):
+        if layer in name:
+            raise KeyboardInterrupt
+        add(self, name, *more)
+
+    return stopped
+
+
 def metadata_of(path):
     from safetensors import safe_open
 
@@ -173,10 +194,26 @@ def metadata_of(path):
         return file.metadata()
 
 
+def test_curvatures_from_the_command_line(llama, texts, tmp_path):
+    out = tmp_path / "base.moments"
+    result = command(llama, texts, "-o", out, "--curvatures")
+    assert "15 layers with curvatures of their outputs" in result.output  # the vocabulary is small
+    known = Moments.load(out).layers
+    assert known["model.embed_tokens"].curvature is None
+    for name, layer in some({n: x for n, x in known.items() if "embed" not in n}.items()):
+        assert layer.gradients == layer.count
+        assert layer.curvature.shape == (len(layer.curvature),) * 2, name
+        assert float(layer.curvature.diagonal().min()) > 0
+    # of logits z the gradient of the loss is p − (one drawn), whose second moment is diag(p) − p pᵀ
+    G = known["lm_head"].curvature
+    torch.testing.assert_close(G.sum(dim=0), torch.zeros(42, dtype=G.dtype), rtol=0, atol=1e-6)
+    assert float(G.trace()) == pytest.approx(1 - 1 / 42, rel=0.05)  # weights are random
+
+
 def test_a_partial_file_of_another_run_is_refused(llama, tmp_path, small):
     partial = tmp_path / "x.partial"
     collect_moments(llama, TEXTS[:4], partial=partial)
-    for change in ({"texts": TEXTS[:5]}, {"rank": 3}, {"exclude": "lm_head"}):
+    for change in ({"texts": TEXTS[:5]}, {"rank": 3}, {"curvatures": True}):
         settings = {"texts": TEXTS[:4]} | change
         with pytest.raises(InputError, match=r"x\.partial: was collected on other texts, of"):
             collect_moments(llama, partial=partial, **settings)

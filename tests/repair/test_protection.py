@@ -83,7 +83,7 @@ def test_an_adapter_gets_new_factors_on_the_input_side_alone(base, tmp_path, dty
         torch.testing.assert_close(after[name], expected)
     assert record.method == {
         "name": "protect", "strength": 1.0, "target_drift": None, "balance": "layer",
-        "task_moments": True, "rounds": 1,
+        "task_moments": True, "ridge": 0.03, "sides": "one", "rounds": 1,
     }  # fmt: skip
     for row in some(record.matrices):
         assert row.status == "repaired"

@@ -199,7 +199,7 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     record = RepairRecord.from_json(tmp_path / "out/repair.json")
     assert record.method == {
         "name": "protect", "strength": 2.0, "target_drift": None, "balance": "output",
-        "task_moments": False, "rounds": 1,
+        "task_moments": False, "ridge": 0.03, "sides": "one", "rounds": 1,
     }  # fmt: skip
     for row in some(record.matrices):
         assert row.drift_after < row.drift_before

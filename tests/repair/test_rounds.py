@@ -231,7 +231,7 @@ def test_the_command_reads_the_texts_of_the_task_itself(causal, tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "out/repair.json").read_text())["method"] == {
         "name": "protect", "strength": 1.0, "target_drift": None, "balance": "output",
-        "task_moments": True, "rounds": 2,
+        "task_moments": True, "ridge": 0.03, "sides": "one", "rounds": 2,
     }  # fmt: skip
     kept = Moments.load(tmp_path / "base.moments")
     for i, from_ in enumerate((tuned, tmp_path / "0")):

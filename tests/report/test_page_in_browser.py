@@ -80,6 +80,9 @@ def test_the_first_screen_says_how_many_where_and_what_next(show, records):
     assert f"bulkedge repair {MINILM}" in steps
     assert "--exclude pooler.dense.weight" in steps
     assert page.locator("#map button").count() == 37
+    assert page.locator("#verdict .facts li").first.inner_text().startswith("≤ 0.")
+    assert page.locator("#verdict .chart .plotly").count() == 1
+    assert "at 1 7 new" in page.locator("#verdict .chart > div").get_attribute("aria-label")
     for part in ("#verdict", "#next"):  # without scrolling
         box = page.locator(part).bounding_box()
         assert box["y"] + box["height"] < 900
@@ -109,8 +112,8 @@ def test_a_matrix_opens_by_mouse_by_keyboard_and_from_the_map(show, records):
     page = show(to_html(records[0]))
     page.click("#matrices tbody tr >> nth=0")
     assert page.locator("#detail-name").inner_text() == "pooler.dense.weight"
-    assert page.locator(".chart").count() == 6
-    assert page.locator(".chart .plotly").count() == 6
+    assert page.locator("#charts .chart").count() == 7
+    assert page.locator("#charts .plotly").count() == 7
     assert page.locator("#directions tbody tr").count() == 10
     page.locator("#matrices tbody tr").nth(1).locator(".link").focus()
     page.keyboard.press("Enter")
@@ -124,7 +127,7 @@ def test_a_matrix_opens_by_mouse_by_keyboard_and_from_the_map(show, records):
 def test_points_tell_what_they_are(show, records):
     page = show(to_html(records[0]))
     page.click("#matrices tbody tr >> nth=0")
-    point = page.locator(".chart").first.locator(".points path").first
+    point = page.locator("#charts .chart").first.locator(".points path").first
     point.hover(force=True)
     page.wait_for_selector(".hoverlayer text")
     assert "direction 0" in page.locator(".hoverlayer text").first.text_content()
@@ -225,6 +228,9 @@ def test_a_phone_shows_a_name_on_few_lines(show, records):
     page = show(to_html(records[0]), viewport={"width": 420, "height": 800})
     heights = [row.bounding_box()["height"] for row in page.locator("#matrices tbody tr").all()]
     assert max(heights) < 120
+    frame, plot = (page.locator(f"#verdict {part}").first.bounding_box()
+                   for part in (".chart", ".main-svg"))  # fmt: skip
+    assert plot["x"] + plot["width"] <= frame["x"] + frame["width"] + 1
     assert page.evaluate("document.documentElement.scrollWidth") <= 420
 
 
@@ -265,6 +271,7 @@ def test_a_fine_tune_without_findings_says_so(show, tmp_path):
     assert headline(page) == "No new direction in 1 matrix"
     assert "Nothing to take out" in page.locator("#next").inner_text()
     assert len(names(page)) == 1
+    assert page.locator("#verdict .chart").count() == 0  # one point is no curve
 
 
 def test_drift_colours_the_map_and_has_a_chart(show, tmp_path):

@@ -79,8 +79,8 @@ def test_at_the_scale_that_is_told_nothing_is_new_and_well_above_it_is(record, t
 def test_terminal_markdown_and_page_tell_it_first(record):
     scale = f"{weaker(record).scale:.3f}"[:4]  # rounded down
     line = (
-        f"merge or serve it at ≤ {scale} of its strength to have no new direction: expected (θ_k "
-        "over ΔW), not measured; least in stronger; without 1 matrix whose base is noise"
+        f"merge or serve it at ≤ {scale} of its strength to have no new direction: expected, "
+        "not measured; least in stronger; without 1 matrix whose base is noise"
     )
     assert line in printed(record).splitlines()
     assert line not in printed(record, brief=True)
@@ -112,8 +112,8 @@ def altered(record, expected):
 def test_where_the_expectation_is_wrong_it_says_so(record):
     one = altered(record, {"strong.weight": 1.25, "stronger.weight": 0.0996})
     wrong = (
-        "1 of 2 matrices with new directions stands below its limit θ_k all the same, and may "
-        "have to be weaker still"
+        "1 of 2 matrices with new directions stands below its own expected scale all the same, "
+        "and may have to be weaker still"
     )
     (line,) = report.scale.scale_lines(one)
     assert line.startswith("merge or serve it at ≤ 0.099 of its strength")
@@ -140,7 +140,8 @@ def test_each_matrix_has_its_scale_and_the_edge_is_a_column_of_choice(record):
     for row, matrix in some(zip(page["records"][0]["matrices"], record.matrices, strict=True)):
         norm = matrix.spectral_norm_update
         assert row["cells"]["over_top_k_threshold"][1] == f"{norm / matrix.top_k_threshold:.2f}"
-        assert row["cells"]["critical_scale"][1] == f"{matrix.top_k_threshold / norm:.2f}"
+        expected = matrix.critical_scale.expected
+        assert row["cells"]["critical_scale"][1] == f"{expected:.2f}"
         assert row["cells"]["over_threshold"][1] == f"{norm / matrix.threshold:.2f}"
         assert row["over"] == pytest.approx(norm / matrix.top_k_threshold, rel=1e-4)
     chosen = ["over_threshold", "critical_scale"]
@@ -234,8 +235,13 @@ def test_measures_that_do_not_saturate(tmp_path):
     assert 0 < int(new.sum()) == row.new_directions < K
     assert row.energy_new == pytest.approx(float(energy[new].sum() / energy.sum()), rel=1e-6)
     assert (row.spikes, row.in_use, row.beyond_top_k_threshold) == (3, 2, 2)  # 25 of 11,725 is left
-    chosen = ["energy_new", "in_use", "beyond_top_k_threshold"]
+    gamma = torch.linalg.svdvals(B @ A)[:3]
+    share = gamma / gamma.sum()
+    assert row.effective_rank == pytest.approx(float((-share * share.log()).sum().exp()), rel=1e-6)
+    assert row.stable_rank == pytest.approx(float((gamma / gamma[0]).square().sum()), rel=1e-6)
+    chosen = ["energy_new", "in_use", "beyond_top_k_threshold", "effective_rank", "stable_rank"]
     table = report.render(audit, "markdown", columns=chosen).partition("| matrix ")[2]
     head, _, cells = table.splitlines()[:3]
-    assert "| energy of new | rank in use | spikes > θ_k |" in head
-    assert f"| {row.energy_new:.2f} | 2 | 2 |" in cells
+    assert "| energy of new | rank in use | effective rank | stable rank | spikes > θ_k |" in head
+    ranks = f"{row.effective_rank:.1f} | {row.stable_rank:.1f}"
+    assert f"| {row.energy_new:.2f} | 2 | {ranks} | 2 |" in cells

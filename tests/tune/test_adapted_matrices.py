@@ -82,7 +82,6 @@ def test_patterns_and_adapters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"use_dora": True}, "got DoRA, whose rows are scaled as well"),
         ({"init_lora_weights": "pissa"}, "which moved the base"),
         ({"init_lora_weights": "olora"}, "which moved the base"),
     ],

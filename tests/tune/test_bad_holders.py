@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bulkedge import InputError, RecipeError
+from bulkedge import CheckpointError, InputError, RecipeError
 from bulkedge.tune import (
     AdaptedMatrix,
     IntruderPenalty,
@@ -133,11 +133,16 @@ def test_a_threshold_that_holds_nothing_is_refused(kind, value):
         WITH_THRESHOLDS[kind]([layer()], thresholds={"layer": value})
 
 
-@pytest.mark.parametrize("given", [[1, 2], 3.0, "layer", {("layer", 1.0)}])
+@pytest.mark.parametrize("given", [[1, 2], 3.0, {("layer", 1.0)}])
 @pytest.mark.parametrize("kind", WITH_THRESHOLDS)
 def test_thresholds_are_a_mapping(kind, given):
     with pytest.raises(InputError, match=r"expected thresholds by name, got \w+; give thresholds="):
         WITH_THRESHOLDS[kind]([layer()], thresholds=given)
+
+
+def test_a_file_of_thresholds_is_one_of_a_budget(tmp_path):
+    with pytest.raises(CheckpointError, match=r"missing: cannot be read .*; give the file of"):
+        SpikeClip([layer()], thresholds=tmp_path / "missing")
 
 
 @pytest.mark.parametrize("kind", WITH_THRESHOLDS)
@@ -370,7 +375,7 @@ def test_a_full_weight_has_no_factors_that_could_be_held():
     (matrix,) = full_matrices(nn.Linear(40, 50))
     Monitor([matrix])
     with pytest.raises(InputError, match=r"got a list with a NamedWeight"):
-        SpikeClip([matrix])
+        OrthonormalFactors([matrix])
 
 
 @pytest.mark.parametrize("given", ["x", None, [nn.Linear(40, 50)]])

@@ -232,6 +232,20 @@ def test_a_number_that_stops_is_one_of_all_layers(tmp_path):
     assert not (tmp_path / "checkpoint-1").exists()
 
 
+def test_a_rate_that_stops_is_one_per_layer_that_was_looked_at(tmp_path):
+    """It is known from the first look on, at one layer of two."""
+    monitor = IntruderMonitor(every=1, per_call=1, top_k=5, stop_at=0.5, full_passes=False)
+    model = make_model()
+    trainer = make_trainer(tmp_path, model, monitor, max_steps=6, learning_rate=1e-4)
+    for module in model.modules():
+        if hasattr(module, "lora_B"):
+            torch.nn.init.normal_(module.lora_B["default"].weight, std=2.0)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert monitor.history[0][1]["bulkedge/intruders_per_layer"] >= 1
+    assert monitor.figure().axes
+
+
 def test_a_trainer_of_another_kind_is_told(tmp_path):
     """One that calls the events itself: the figures are in the history."""
     monitor = IntruderMonitor(every=1, top_k=5)
@@ -244,7 +258,7 @@ def test_a_trainer_of_another_kind_is_told(tmp_path):
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match="expected stop_at ≥ 1"):
+    with pytest.raises(InputError, match="expected stop_at to be positive"):
         IntruderMonitor(stop_at=0)
 
 

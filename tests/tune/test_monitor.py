@@ -1,5 +1,6 @@
 """The monitor in a plain loop: its figures are those of the audit, its turns, its state."""
 
+import io
 import json
 
 import pytest
@@ -334,3 +335,28 @@ def test_the_energy_share_is_that_of_the_new_directions():
     assert int(new.sum()) == monitor.figures["w"].new_directions
     share = float(squares[new].sum() / squares.sum())
     assert monitor.metrics()["bulkedge/energy_share"] == pytest.approx(share, rel=1e-4)
+
+
+def test_the_run_as_a_figure():
+    pytest.importorskip("matplotlib")
+    monitor = Monitor([adapted(6.0)], every=1, top_k=3)
+    with pytest.raises(InputError, match="got no check yet; call check"):
+        monitor.figure()
+    for _ in range(3):
+        monitor.step()
+    figure = monitor.figure()
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == [
+        "new directions", "per layer", "lowest score", "strongest spike / θ", "energy share",
+    ]  # fmt: skip
+    scores = figure.axes[2].lines[0]
+    assert list(scores.get_xdata()) == [1, 2, 3]
+    assert list(scores.get_ydata()) == [x["bulkedge/lowest_score"] for _, x in monitor.history]
+    figure.savefig(io.BytesIO())
+
+
+def test_what_a_check_costs_is_told_from_the_first_one_on():
+    monitor = Monitor([adapted(6.0)], every=100)
+    assert monitor.check_seconds == 0
+    monitor.check()
+    assert 0 < monitor.metrics()["bulkedge/check_seconds"] == monitor.check_seconds < 10

@@ -211,8 +211,8 @@ def test_a_resumed_run_has_the_same_holders(tmp_path):
             )
 
 
-def test_a_model_without_adapters_has_nothing_to_hold(tmp_path):
-    trainer = make_trainer(tmp_path, make_base(), callbacks=[Hold("edge")])
+def test_a_model_without_adapters_has_no_drift_to_hold(tmp_path, moments):
+    trainer = make_trainer(tmp_path, make_base(), callbacks=[Hold("drift", 0.1, moments=moments)])
     with pytest.raises(InputError, match=r"expected adapted layers, found none .*get_peft_model"):
         trainer.train()
 

@@ -1,11 +1,22 @@
 """The critical scale, held against SVDs of scaled updates."""
 
+import math
+
 import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge.update import BaseSpectrum, critical_scale
-from helpers import oracle_scores, weights
+from bulkedge.triplet import thin_svd
+from bulkedge.update import (
+    BaseSpectrum,
+    aligned_scale,
+    critical_scale,
+    generic_scale,
+    predict_spikes,
+    update_svd,
+)
+from bulkedge.update._reduced import _chain, measured
+from helpers import oracle_scores, some, weights
 
 GRID = 1.05
 
@@ -18,12 +29,117 @@ def first_new(W0, update, k, expected):
     return s
 
 
+def trained(m, n, seed):
+    """Noise under six outliers."""
+    U, V = (torch.linalg.qr(weights(size, 6, seed=seed + size)).Q for size in (m, n))
+    return weights(m, n, seed=seed).double() / n**0.5 + (U * torch.linspace(9, 4, 6)) @ V.mT
+
+
+def leaning(W0, rank, seed, lean):
+    """An update whose vectors lean towards the leading ones of the base."""
+    U, _, V = thin_svd(W0)
+    B = weights(len(U), rank, seed=seed) + lean * U[:, :rank]
+    A = weights(len(V), rank, seed=seed + 1) + lean * V[:, 1 : rank + 1]
+    return update_svd(B.double(), A.double().mT, 0.05, W0.shape)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (24, 24)])
+def test_where_all_triplets_are_kept_the_small_matrix_is_exact(shape):
+    W0 = trained(*shape, 1)
+    update, svd = leaning(W0, 3, 4, 2.0), thin_svd(W0)
+    small = measured(svd, svd[1], shape, update, 5)
+    change = update.P @ update.Q.mT
+    for scale in (0.2, 0.7, 1.0, 2.5, 9.0):
+        s = torch.tensor(scale * update.norm / float(svd[1][0]), dtype=torch.float64)
+        for problem, turned in ((small, False), (small.T, True)):
+            pair = (W0.mT, (W0 + scale * change).mT) if turned else (W0, W0 + scale * change)
+            exact = oracle_scores(*pair, 5).min()
+            assert float(problem.lowest_score(s, 5)) == pytest.approx(float(exact), abs=1e-9)
+
+
+@pytest.mark.parametrize("zeros", [0, 30])
+def test_a_chain_has_the_moments_of_the_rest(zeros):
+    values = torch.linspace(2, 0.1, 50, dtype=torch.float64)
+    C = _chain(values, zeros, 2)
+    for power in (1, 2, 3):
+        moment = torch.linalg.matrix_power(C @ C.mT, power)[0, 0]
+        exact = values.pow(2 * power).sum() / (50 + zeros)
+        assert float(moment) == pytest.approx(float(exact), rel=1e-12)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_known_update_turns_new_where_the_law_says(side):
+    """Against SVDs on a grid; beyond 32 triplets the base is known by its bulk alone."""
+    ratios = []
+    for seed in range(4):
+        W0 = trained(150, 200, seed)
+        update, base = leaning(W0, 1 + seed, 40 + seed, 1.5 * (seed % 3)), BaseSpectrum.of(W0)
+        U, S, V = thin_svd(W0)
+        leading = U[:, :32], S[:32], V[:, :32]
+        found = aligned_scale(base, leading, update, top_k=6, sides=[side])
+        change = update.P @ update.Q.mT
+        pair = (W0, change) if side == "left" else (W0.mT, change.mT)
+        exact = first_new(*pair, 6, 1.2 * critical_scale(base, update.norm, top_k=6))
+        ratios.append(abs(math.log(found / exact)))
+    assert max(ratios) < math.log(1.15)
+    assert sorted(ratios)[2] < math.log(GRID)
+
+
+def test_what_lies_along_the_base_never_turns_new():
+    W0 = trained(60, 80, 0)
+    U, S, V = thin_svd(W0)
+    along = update_svd(U[:, :1], V[:, :1].mT, 3.0, W0.shape)
+    assert aligned_scale(BaseSpectrum.of(W0), (U, S, V), along) is None
+    nothing = update_svd(0 * U[:, :1], V[:, :1].mT, 3.0, W0.shape)
+    assert aligned_scale(BaseSpectrum.of(W0), (U, S, V), nothing) is None
+
+
+def haar(size, rank, seed):
+    return torch.linalg.qr(weights(size, rank, seed=seed).double()).Q
+
+
+def test_scale_and_chance_of_strengths_alone_are_those_of_random_vectors():
+    W0 = trained(60, 80, 0)
+    base, gamma = BaseSpectrum.of(W0), torch.tensor([1.0, 0.8, 0.5], dtype=torch.float64)
+    expected = generic_scale(base, gamma, top_k=6, draws=31)
+    drawn = [
+        (haar(60, 3, 2 * i) * gamma) @ haar(80, 3, 2 * i + 1).mT for i in range(60)
+    ]  # fmt: skip
+    new = [
+        [float(oracle_scores(W0, W0 + s * expected * D, 6).min()) < 0.5 for D in drawn]
+        for s in (0.75, 1.0, 1.4)
+    ]
+    shares = [sum(row) / len(row) for row in new]
+    assert shares[0] < 0.5 < shares[2]
+    for s, share in some(zip((0.75, 1.0, 1.4), shares, strict=True)):
+        told = predict_spikes(base, s * expected * gamma, top_k=6, draws=200).chance
+        assert told == pytest.approx(share, abs=3 * math.sqrt(0.25 / len(drawn)))
+
+
+def test_the_chance_of_nothing_and_of_what_was_not_asked_for():
+    base = BaseSpectrum.of(trained(60, 80, 0))
+    assert predict_spikes(base, [0.0]).chance == 0.0
+    assert math.isnan(predict_spikes(base, [1.0], draws=0).chance)
+    assert predict_spikes(base, [1.0], draws=0).top_k_threshold == critical_scale(base, 1.0)
+    assert generic_scale(base, [0.0]) is None
+    with pytest.raises(InputError, match="expected one row of finite strengths ≥ 0"):
+        generic_scale(base, [-1.0])
+
+
+def test_triplets_that_do_not_fit():
+    W0 = trained(60, 80, 0)
+    base, update, (U, S, V) = BaseSpectrum.of(W0), leaning(W0, 1, 3, 0.0), thin_svd(W0)
+    with pytest.raises(InputError, match="triplets and spikes of a base of shape"):
+        aligned_scale(base, (V, S, U), update)
+    with pytest.raises(InputError, match="expected the 10 leading triplets and more, got 4"):
+        aligned_scale(base, (U[:, :4], S[:4], V[:, :4]), update)
+
+
 @pytest.mark.parametrize("k", [1, 4, 8])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_generic_update_turns_new_near_where_it_is_expected_to(k, seed):
     """Within a factor of two: beside a base vector an outlier mixes with it, and is new later."""
-    U, V = (torch.linalg.qr(weights(size, 6, seed=seed + size)).Q for size in (150, 200))
-    W0 = weights(150, 200, seed=seed).double() / 200**0.5 + (U * torch.linspace(9, 4, 6)) @ V.mT
+    W0 = trained(150, 200, seed)
     u, v = weights(150, seed=seed + 7), weights(200, seed=seed + 8)
     update = torch.outer(u, v) / (u.norm() * v.norm())
     expected = critical_scale(BaseSpectrum.of(W0), 1.0, top_k=k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .engine import Engine, LocalEngine, RayEngine
 from .inputs import keep_out, keep_out_of_inputs
 from .lock import JOURNAL_NAME, hold, refuse_held
-from .run import Notice, Progress, run_plan
+from .run import Notice, Progress, run_plan, run_plans
 from .shard import Shard, merge_shards
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "merge_shards",
     "refuse_held",
     "run_plan",
+    "run_plans",
 ]

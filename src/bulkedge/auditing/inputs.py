@@ -27,6 +27,7 @@ class Watch:
 
     Args:
         plan: The plan.
+        known: Digests of files that another watch has read, as those of a base in common.
 
     Attributes:
         digests: SHA-256 of each file by its path.
@@ -36,10 +37,11 @@ class Watch:
         CheckpointError: If a file cannot be read.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, known: Mapping[Path, str] | None = None) -> None:
         self._files = plan.files
         self._before = stamps(self._files)
-        self.digests = digests(self._files)
+        read = {file: known[file] for file in self._files if known and file in known}
+        self.digests = read | digests(file for file in self._files if file not in read)
         self.inputs = Inputs(
             base=source(plan.base, self.digests),
             tuned=source(plan.tuned, self.digests),

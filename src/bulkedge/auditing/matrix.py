@@ -13,13 +13,22 @@ import torch
 
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
-from bulkedge.intruder import Judgement
+from bulkedge.intruder import Judgement, compute_anew
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
-from bulkedge.update import BaseSpectrum, UpdateSVD, budget, critical_scale, measure_base
+from bulkedge.update import (
+    BaseSpectrum,
+    UpdateSVD,
+    aligned_scale,
+    budget,
+    critical_scale,
+    measure_base,
+)
 
+from .curve import expected_curve, judged_point, scale_curve
 from .drift import Drift, drift_of
-from .rows import angle_rows, bulk_row, direction_rows, in_use, predicted_rows, spectrum_row
+from .known import KnownBases
+from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, rank_fields, spectrum_row
 from .scale import measured_scale
 
 ZEROS = (
@@ -28,7 +37,7 @@ ZEROS = (
 )
 
 
-def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
+def audit_matrix(comparison: Comparison, recipe: Recipe, known: KnownBases | None = None) -> Matrix:
     """The row of one matrix.
 
     Cost: some 15 to 30 products with the base or the tuned matrix, each with a block of 16 vectors;
@@ -37,31 +46,39 @@ def audit_matrix(comparison: Comparison, recipe: Recipe) -> Matrix:
     Args:
         comparison: What to compare.
         recipe: How.
+        known: What is known of the base, where several fine-tunes of it are audited.
 
     Returns:
         The row.  A matrix that cannot be audited says so in ``status`` and ``note``; the others
         go on.
     """
     try:
-        return _audit(comparison, recipe)
+        return _audit(comparison, recipe, known)
     except Exception as error:  # whatever it is: the others go on, and the exit code is 2
         return _row(comparison, "failed", note=f"{type(error).__name__}: {error}")
 
 
-def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
+def _audit(comparison: Comparison, recipe: Recipe, known: KnownBases | None) -> Matrix:
     """Load, look for the easy ends, else judge."""
-    pair = load(comparison, torch.device(recipe.device))
+    device = torch.device(recipe.device)
+    remember = compute_anew if known is None else known.of(comparison, device)
+    pair = load(comparison, device, remember)
     if problem := _not_finite(pair):
         return _row(comparison, "not_finite", note=problem)
     norm_update = pair.update_norm(recipe.seed)
     if norm_update == 0:
         drift = None if comparison.inputs is None else 0.0  # whatever the inputs are
         return _row(comparison, "unchanged", drift=drift)
-    judged = judge_pair(pair, recipe)
+    judged = judge_pair(pair, recipe, remember)
     if judged.tuned.rank == 0:
         return _row(comparison, "failed", note=ZEROS)
     shape = (pair.base.shape[0], pair.base.shape[1])
-    base, problem = measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype)
+    # by products alone, the spectrum depends on the tuned matrix, too
+    exact = judged.computed_count == len(judged.spectrum)
+    base, problem = (remember if exact else compute_anew)(
+        f"bulk, {judged.method}",
+        lambda: measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype),
+    )
     notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
     drift = _drift(comparison, pair, judged, recipe)
     moved = drift if isinstance(drift, Drift) else None
@@ -77,10 +94,9 @@ def _audit(comparison: Comparison, recipe: Recipe) -> Matrix:
         spectrum=spectrum_row(judged.spectrum),
         passes=judged.passes,
         low_rank=pair.low_rank is not None,
-        spikes=None if pair.spikes is None else pair.spikes.rank,
-        in_use=None if pair.spikes is None else in_use(pair.spikes.gamma),
+        **({} if pair.spikes is None else rank_fields(pair.spikes.gamma)),
         **_theory(base, pair.spikes, judged, recipe),
-        critical_scale=_critical_scale(base, pair, judged, recipe, norm_update),
+        **_scales(base, pair, judged, recipe, norm_update),
         **({"drift_note": drift} if moved is None else moved.fields),
     )
 
@@ -123,13 +139,31 @@ def _theory(
     }
 
 
-def _critical_scale(
+def _scales(
     base: BaseSpectrum | None, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
-) -> CriticalScale | None:
-    """The scale that is expected of the update, and between which two it was measured to be."""
-    expected = None if base is None else critical_scale(base, strongest, top_k=recipe.top_k)
+) -> dict[str, object]:
+    """The critical scale that is expected or was measured, and the curve that it is a point of."""
+    at_one = judged_point(1.0, (row.score for row in judged.directions), recipe.epsilon)
+    seen, curve = [], []
+    found = None if base is None else _expected_scale(base, pair, judged, recipe, strongest)
     if recipe.critical_scale:
-        return measured_scale(pair, judged, recipe, expected)
+        found, seen = measured_scale(pair, judged, recipe, found)
+    if base is not None and pair.spikes is not None and found is not None:
+        curve = expected_curve(base, pair.spikes.gamma, recipe)
+    return {"critical_scale": found, "scale_curve": scale_curve(curve, [*seen, at_one])}
+
+
+def _expected_scale(
+    base: BaseSpectrum, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
+) -> CriticalScale | None:
+    """By how the update lies to the leading vectors of the base, else by its norm alone."""
+    top_k = min(recipe.top_k, len(base.values))
+    if pair.spikes is not None and len(judged.base[1]) >= top_k:
+        expected = aligned_scale(
+            base, judged.base, pair.spikes, top_k=top_k, epsilon=recipe.epsilon, sides=recipe.sides
+        )
+        return CriticalScale(expected=expected, aligned=True)
+    expected = critical_scale(base, strongest, top_k=recipe.top_k)
     return None if expected is None else CriticalScale(expected=expected)
 
 

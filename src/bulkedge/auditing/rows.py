@@ -76,6 +76,10 @@ def bulk_row(base: BaseSpectrum, *, exact: bool) -> Bulk:
         misfit_limit=fit.misfit_limit,
         spikes=fit.spikes,
         p_value=fit.p_value,
+        repulsion=None if fit.repulsion is None else fit.repulsion.ratio,
+        repulsion_p_value=None if fit.repulsion is None else fit.repulsion.p_value,
+        small=None if fit.lower is None else fit.lower.outliers,
+        small_p_value=None if fit.lower is None else fit.lower.p_value,
     )
 
 
@@ -83,6 +87,29 @@ def in_use(gamma: Tensor) -> int:
     """How many of the strongest spikes carry 99 % of the energy ``Σ γ²``."""
     energy = gamma.square().cumsum(0)
     return int((energy < IN_USE * energy[-1]).sum()) + 1 if len(gamma) else 0
+
+
+def rank_fields(gamma: Tensor) -> dict[str, float | int]:
+    """How many of the spikes of an update count, by several measures; none without spikes.
+
+    Args:
+        gamma: The spikes, descending, shape ``(r,)``.
+
+    Returns:
+        ``spikes``, their number; ``in_use``, how many of the strongest carry 99 % of ``Σ γ²``;
+        ``effective_rank``, ``exp(−Σ p log p)`` with ``p = γ/Σγ`` (Roy and Vetterli, EUSIPCO 2007);
+        ``stable_rank``, ``Σ γ²/γ₁²``.
+    """
+    if not len(gamma):
+        return {"spikes": 0, "in_use": 0}
+    share = gamma / gamma[0]
+    part = share / share.sum()
+    return {
+        "spikes": len(gamma),
+        "in_use": in_use(share),
+        "effective_rank": float(torch.special.entr(part).sum().exp()),
+        "stable_rank": float(share.square().sum()),
+    }
 
 
 def predicted_rows(
@@ -100,7 +127,7 @@ def predicted_rows(
         A row a spike.
     """
     first = slice(len(tuned.sigma))
-    found = predict_spikes(base, update.gamma[first].cpu(), epsilon=epsilon)
+    found = predict_spikes(base, update.gamma[first].cpu(), epsilon=epsilon, draws=0)
     left = (update.u[:, first].mT @ tuned.u).square()
     right = (update.v[:, first].mT @ tuned.v).square()
     inside = tuned.sigma <= found.edge  # these are bulk, whatever they carry

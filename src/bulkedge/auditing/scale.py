@@ -19,19 +19,22 @@ from bulkedge._precision import exact
 from bulkedge.comparison import Pair
 from bulkedge.intruder import Judgement, judge, svd_is_cheap
 from bulkedge.records import Recipe
-from bulkedge.records.rows import CriticalScale
+from bulkedge.records.rows import CriticalScale, ScalePoint
 from bulkedge.triplet import thin_svd
 from bulkedge.update import Secular, bracket_scale
+
+from .curve import judged_point
 
 SAFETY = 8.0
 """The residual of a vector over the gap bounds its error; a score has to clear ε by this many."""
 
 Probe = Callable[[float], bool | None]
+Seen = list[ScalePoint]
 
 
 def measured_scale(
-    pair: Pair, judged: Judgement, recipe: Recipe, expected: float | None
-) -> CriticalScale:
+    pair: Pair, judged: Judgement, recipe: Recipe, found: CriticalScale | None
+) -> tuple[CriticalScale, Seen]:
     """The critical scale between two scales that were judged.
 
     Cost: about a dozen judgements of the matrix; where SVDs are cheap and the update is a product
@@ -41,33 +44,40 @@ def measured_scale(
         pair: The base and its update.
         judged: What was found at s = 1.
         recipe: How many directions, which sides, which ε.
-        expected: Where to begin; at 1 if None.
+        found: What is expected, where to begin; at 1 if nothing is.
 
     Returns:
-        The bracket.
+        The bracket, and what was judged at each scale but 1.
     """
-    probe = _probe(pair, recipe)
+    seen: Seen = []
+    probe = _probe(pair, recipe, seen)
     at_one = _is_new(
         [row.score_lower for row in judged.directions],
         [row.score_upper for row in judged.directions],
         recipe.epsilon,
     )
-    found = bracket_scale(probe, 1.0 if expected is None else expected, {1.0: at_one})
-    return CriticalScale(
-        expected=expected, low=found.low, high=found.high, undecided=found.undecided
+    known = found or CriticalScale(expected=None)
+    bracket = bracket_scale(probe, known.expected or 1.0, {1.0: at_one})
+    measured = CriticalScale(
+        expected=known.expected,
+        aligned=known.aligned,
+        low=bracket.low,
+        high=bracket.high,
+        undecided=bracket.undecided,
     )
+    return measured, seen
 
 
-def _probe(pair: Pair, recipe: Recipe) -> Probe:
+def _probe(pair: Pair, recipe: Recipe, seen: Seen) -> Probe:
     """Whether a scaled update makes something new, by the cheapest way that is exact or proved."""
     shape = (pair.base.shape[0], pair.base.shape[1])
     cheap = recipe.method == "dense" or svd_is_cheap(shape, recipe.top_k)
     if cheap and pair.low_rank is not None:
-        return _by_secular_equation(pair.base, pair.low_rank, recipe)
-    return _by_judgement(pair, recipe, "dense" if cheap else "certified")
+        return _by_secular_equation(pair.base, pair.low_rank, recipe, seen)
+    return _by_judgement(pair, recipe, "dense" if cheap else "certified", seen)
 
 
-def _by_secular_equation(base: Tensor, update: LowRank, recipe: Recipe) -> Probe:
+def _by_secular_equation(base: Tensor, update: LowRank, recipe: Recipe, seen: Seen) -> Probe:
     U, S, V = thin_svd(exact(base))
     k = min(recipe.top_k, *base.shape)
 
@@ -80,6 +90,7 @@ def _by_secular_equation(base: Tensor, update: LowRank, recipe: Recipe) -> Probe
         values = equation.singular_values(min(k + 1, *base.shape))
         error = _vector_errors(values, found.residuals)
         scores = [getattr(found, f"{side}_score") for side in recipe.sides]
+        seen.append(judged_point(scale, torch.cat(scores).tolist(), recipe.epsilon))
         return _is_new(
             torch.cat([score - error for score in scores]).tolist(),
             torch.cat([score + error for score in scores]).tolist(),
@@ -99,7 +110,7 @@ def _vector_errors(values: Tensor, residuals: Tensor) -> Tensor:
     return SAFETY * (residuals + rounding) / torch.minimum(above, below)
 
 
-def _by_judgement(pair: Pair, recipe: Recipe, method: str) -> Probe:
+def _by_judgement(pair: Pair, recipe: Recipe, method: str, seen: Seen) -> Probe:
     base, update, k, spikes = pair.base_map(), pair.update_map(), recipe.top_k, pair.spikes
     seed = pair.seed(recipe.seed)
 
@@ -117,6 +128,7 @@ def _by_judgement(pair: Pair, recipe: Recipe, method: str) -> Probe:
             start=None if spikes is None else (spikes.u[:, :k], spikes.v[:, :k]),
             seed=seed,
         )
+        seen.append(judged_point(scale, (row.score for row in judged.directions), recipe.epsilon))
         return _is_new(
             [row.score_lower for row in judged.directions],
             [row.score_upper for row in judged.directions],

@@ -66,11 +66,11 @@ def lora_config(record: BudgetRecord) -> dict[str, Any]:
     ranks = {keys[module]: found.rank for module, found in layers.items() if found.rank != rank}
     return {
         "r": rank,
-        "lora_alpha": _plain(alpha),
+        "lora_alpha": plain(alpha),
         "use_rslora": record.settings.rslora,
-        "target_modules": _targets(keys),
+        "target_modules": targets_of(keys),
         "rank_pattern": ranks,
-        "alpha_pattern": {keys[module]: _plain(found.alpha) for module, found in layers.items()},
+        "alpha_pattern": {keys[module]: plain(found.alpha) for module, found in layers.items()},
     }
 
 
@@ -124,14 +124,14 @@ def _other_modules(record: BudgetRecord, layers: Mapping[str, Allowance]) -> lis
     return [module for module in Counter(modules) if module not in layers]
 
 
-def _targets(keys: Mapping[str, str]) -> list[str] | str:
+def targets_of(keys: Mapping[str, str]) -> list[str] | str:
     """What ``target_modules`` is to be: the paths, or one expression where they say too much."""
     if all(key == re.escape(module) for module, key in keys.items()):
         return list(keys)
     return rf"(.*\.)?({'|'.join(keys.values())})"
 
 
-def _plain(value: float) -> float:
+def plain(value: float) -> float:
     """A number of six digits, rounded down; a whole one as an integer, as PEFT writes it."""
     if value == int(value):
         return int(value)

@@ -50,6 +50,8 @@ class Adapter:
         flattened: Whether the names have underscores for dots, as kohya's scripts write them.
         beside: Weights files and indexes in the same folder that are no part of it.
         method: The name of its method; a record has it in lower case.
+        origin: What one line says of who wrote it; empty of what needs no word.
+        stored: All stored tensors, of a file that is no safetensors; empty of any other.
     """
 
     path: Path
@@ -62,6 +64,8 @@ class Adapter:
     flattened: bool = False
     beside: tuple[str, ...] = ()
     method: str = "LoRA"
+    origin: str = ""
+    stored: tuple[TensorInfo, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -55,6 +55,7 @@ class AdapterConfig(BaseModel):
     ensure_weight_tying: bool = False
     peft_version: str | None = None
     base_model_name_or_path: Any = None
+    revision: Any = None
 
     @cached_property
     def owned(self) -> dict[str, list[str]]:
@@ -116,15 +117,15 @@ def checked_config(content: Mapping[str, Any], source: Path | str) -> AdapterCon
     Raises:
         AdapterError: If a field is wrong, or the update is not ``s·B·A`` of that base.
     """
+    if isinstance(kind := content.get("peft_type"), str) and kind != "LORA":
+        raise AdapterError(
+            f"{source}: a {kind!r:.40} adapter; it is not handled: merge it into the model and "
+            "audit the merged checkpoint"
+        )
     try:
         config = AdapterConfig.model_validate(content)
     except ValidationError as error:
         raise AdapterError(f"{source}: {problems(error)}; save it again with PEFT") from None
-    if config.peft_type != "LORA":
-        raise AdapterError(
-            f"{source}: a {config.peft_type!r:.40} adapter; only LORA is handled, merge it into "
-            "the model and audit the merged checkpoint"
-        )
     init = str(config.init_lora_weights).lower()
     if init.startswith(CHANGES_THE_BASE):
         raise AdapterError(

@@ -15,6 +15,7 @@ from bulkedge._globs import unwrapped
 from .adapter import Adapter
 from .adapter_config import CONFIG
 from .header import TensorInfo, read_header
+from .hub import located
 from .read import PICKLES, Checkpoint, confined, convert, open_checkpoint, read_json, weights_beside
 
 WEIGHTS = "adapter_model.safetensors"
@@ -45,10 +46,14 @@ class Place:
     """What lies at a path, read as far as a format asks: headers and small files alone.
 
     Attributes:
-        path: What the caller named: a file, a model's folder, or an adapter's.
+        path: What the caller named: a file, a model's folder, or an adapter's; of a model that was
+            named by its id, its folder in the hub's cache.
     """
 
     path: str | Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", located(self.path))
 
     @property
     def folder(self) -> Path:

@@ -8,12 +8,15 @@ from bulkedge._errors import AdapterError, CheckpointError
 
 from .adapter import Adapter
 from .format import AdapterFormat, Place
+from .gguf_lora import GGUF_LORA
 from .kohya import LORA_FILE
+from .mlx import MLX
 from .peft import PEFT_LORA
+from .peft_other import PEFT_OTHER
 from .read import Checkpoint
 
-FORMATS = (PEFT_LORA, LORA_FILE)
-"""All formats.  The first that claims a place reads it; a new one stands before these two, of which
+FORMATS = (GGUF_LORA, MLX, PEFT_OTHER, PEFT_LORA, LORA_FILE)
+"""All formats.  The first that claims a place reads it; a new one stands before the last two:
 PEFT's claims every folder with a configuration, and kohya's all factors without weights."""
 
 

@@ -20,9 +20,14 @@ from bulkedge._errors import CheckpointError, count
 from bulkedge._globs import unwrapped
 
 from .codec import Codec, weights_of
+from .codec.gguf import gguf_weight
+from .gguf import ENDING, read_gguf
+from .gguf_names import gguf_config, heads_of, model_names
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
+from .hub import located
 
 MAX_FILE_NAME_BYTES = 255
+MAX_GGUF_PARTS = 999
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -38,6 +43,10 @@ class Checkpoint:
             them; ``info.name`` is the one in the file.
         config: The content of ``config.json`` beside them, empty without one.
         beside: Weights files and indexes in the same folder that are no part of it.
+        superseded: Copies of tensors in files that the index does not take them from, and why they
+            are not read.
+        codecs: What the tensors are, by name, where the file itself says so; None where names and
+            dtypes tell.
     """
 
     path: Path
@@ -46,10 +55,14 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    codecs: Mapping[str, Codec] | None = None
+    superseded: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> dict[str, Codec]:
         """What the tensors are, by the names of the weights that they hold."""
+        if self.codecs is not None:
+            return dict(self.codecs)
         return weights_of(self.tensors, self.config)
 
     @property
@@ -64,7 +77,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read the headers of a ``.safetensors`` file, a model folder or a sharded one.
 
     Args:
-        path: The file, the folder, or the ``….safetensors.index.json``.
+        path: The file, the folder, the ``….safetensors.index.json``, or the id of a model in the
+            hub's cache, ``org/name[@revision]``.
 
     Returns:
         The checkpoint; no tensor has been read.
@@ -75,7 +89,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     if not str(path):
         raise CheckpointError("expected a path, got an empty one; is a variable unset?")
-    path = Path(path)
+    path = Path(located(path))
     if not os.path.exists(path):  # Path.exists raises for an impossible name
         raise CheckpointError(f"{path}: no such file or folder; nothing is fetched, check the path")
     if path.is_dir():
@@ -84,10 +98,64 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_shards(path, path)
     if path.suffix in PICKLES:
         raise CheckpointError(f"{path}: {convert('model.safetensors')}")
+    if path.suffix == ENDING:
+        return _open_gguf(path, path)
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: expected a .safetensors file or a model folder")
+        wanted = "expected a .safetensors file, a .gguf file or a model folder"
+        raise CheckpointError(f"{path}: {wanted}")
     tensors, _ = read_header(path)
     return Checkpoint(path, "file", (path,), _plain(tensors, path), _read_config(path.parent))
+
+
+def _open_gguf(file: Path, path: Path) -> Checkpoint:
+    """A model in GGUF, with the names that its tensors have in the model it was converted from."""
+    parts, settings = [file], read_gguf(file)[0]
+    if type(count_ := settings.get("split.count")) is int and count_ > 1:
+        parts = _parts_of_gguf(file, count_)
+    stored = {name: (part, t) for part in parts for name, t in read_gguf(part)[1].items()}
+    names = model_names_of(file, settings, list(stored))
+    codecs = {
+        names[name]: gguf_weight(tensor, part, names[name], heads_of(name, settings))
+        for name, (part, tensor) in stored.items()
+    }
+    if len(codecs) != len(stored):
+        raise CheckpointError(f"{file}: two tensors of it have one name in the model")
+    infos = {name: codec.info for name, codec in codecs.items()}
+    beside = weights_beside(path, parts) if path != file else ()
+    config = gguf_config(settings, infos)
+    return Checkpoint(path, "gguf", tuple(parts), infos, config, beside, codecs)
+
+
+def _parts_of_gguf(file: Path, count_: int) -> list[Path]:
+    """The files of a model that was split, beside one of them."""
+    stem, dash, _ = file.name.rpartition(f"-of-{count_:05d}{ENDING}")
+    if not dash or count_ > MAX_GGUF_PARTS or not stem[-5:].isdecimal():
+        raise CheckpointError(f"{file}: one of {count_} parts; give it the name it was split with")
+    ends = [f"{stem[:-5]}{i + 1:05d}-of-{count_:05d}{ENDING}" for i in range(count_)]
+    parts = [confined(file.parent / name, file.parent) for name in ends]
+    if missing := [part.name for part in parts if not os.path.lexists(part)]:
+        raise CheckpointError(f"{file}: {missing[0]!r} is missing beside it; finish the download")
+    return parts
+
+
+def model_names_of(file: Path, settings: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    """The names that tensors of a GGUF file have in the model.
+
+    Args:
+        file: The file.
+        settings: What it says.
+        names: Of its tensors.
+
+    Returns:
+        Names in the model by names in the file.
+
+    Raises:
+        CheckpointError: Without the library that has the table.
+    """
+    try:
+        return model_names(str(settings.get("general.architecture")), names)
+    except ImportError:
+        raise CheckpointError(f'{file}: to read GGUF: pip install "bulkedge[gguf]"') from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,7 +188,16 @@ def convert(name: str) -> str:
     """What to do about a pickle that should be the safetensors file ``name``."""
     return (
         "it is a pickle, which can run code when it is read; convert it where you trust it: "
-        f"safetensors.torch.save_file(torch.load(FILE, weights_only=True), {name!r})"
+        "safetensors.torch.save_file({k: v.clone() for k, v in "
+        f"torch.load(FILE, weights_only=True).items()}}, {name!r})"
+    )
+
+
+def _convert_model(folder: Path) -> str:
+    """What to do about a folder of pickles: transformers converts shards and tied weights, too."""
+    return (
+        "pickles, which can run code when they are read; convert the model where you trust it: "
+        f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained(OTHER)"
     )
 
 
@@ -179,7 +256,19 @@ def _open_folder(folder: Path) -> Checkpoint:
         return Checkpoint(folder, "folder", (files[0],), named, _read_config(folder), beside)
     if len(indexes) == 1 and not os.path.lexists(single):  # not even a dangling link
         return _open_shards(indexes[0], folder)
+    if not files and not indexes and (gguf := _only_gguf(folder)) is not None:
+        return _open_gguf(confined(gguf, folder), folder)
     raise CheckpointError(f"{folder}: {_why_not_a_model(folder, files, indexes)}")
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The one model in GGUF in a folder, or the first part of it."""
+    found = sorted(folder.glob(f"*{ENDING}"))
+    stems = {file.name.partition("-00001-of-")[0].partition("-of-")[0] for file in found}
+    first = [file for file in found if "-00001-of-" in file.name]
+    if len(first) == 1 and len({stem.rpartition("-")[0] or stem for stem in stems}) <= 2:
+        return first[0]
+    return found[0] if len(found) == 1 else None
 
 
 def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> str:
@@ -187,7 +276,13 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
     if files or indexes:
         names = ", ".join(path.name for path in [*indexes, *files][:5])
         return f"several checkpoints and no telling which ({names}); name the file"
+    if several := sorted(p.name for p in folder.glob(f"*{ENDING}")):
+        return f"several GGUF files and no telling which ({', '.join(several[:5])}); name the file"
+    if remedy := _training_state(folder):
+        return remedy
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles and os.path.lexists(folder / "config.json"):
+        return f"found only {pickles[0]!r}: {_convert_model(folder)}"
     if pickles:
         return f"found only {pickles[0]!r}: {convert('model.safetensors')}"
     below = {p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/*.safetensors*")}
@@ -196,6 +291,26 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
         names = ", ".join(repr(str(p.relative_to(folder))) for p in sorted(below)[:5])
         return f"no .safetensors file in this folder itself, but below it: name one of {names}"
     return "no .safetensors file in this folder; is it the model's folder?"
+
+
+def _training_state(folder: Path) -> str | None:
+    """What to do about the state of a training run in pieces; None of any other folder."""
+    if (script := folder / "zero_to_fp32.py").exists() or list(folder.glob("global_step*")):
+        run = f"python {script}" if script.exists() else "python zero_to_fp32.py of DeepSpeed"
+        return (
+            "the state of DeepSpeed's ZeRO in pieces, no model; put it together where you trust "
+            f"it: {run} {folder} OTHER --safe_serialization"
+        )
+    for pieces in (folder, *(p for p in folder.glob("pytorch_model_fsdp*") if p.is_dir())):
+        if any(pieces.glob("*.distcp")):
+            return (
+                "the state of FSDP in pieces (.distcp), no model; put it together where you trust "
+                f"it: accelerate merge-weights {pieces} OTHER"
+            )
+    if models := sorted(p.name for p in folder.glob("models--*") if p.is_dir()):
+        name = models[0].removeprefix("models--").replace("--", "/", 1)
+        return f"the cache of the hub, no model; name one of it by its id, such as {name}"
+    return None
 
 
 def _open_shards(index: Path, path: Path) -> Checkpoint:
@@ -217,13 +332,18 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
             "finish the download"
         )
     tensors: dict[str, TensorInfo] = {}
+    superseded: dict[str, str] = {}
     for file in files:
         shard_tensors, _ = read_header(confined(file, folder))
         for name, info in shard_tensors.items():
-            if weight_map.get(name) != file.name:
+            if name in weight_map and weight_map[name] != file.name:
+                chosen = weight_map[name]
+                superseded[f"{name} in {file.name}"] = f"superseded: the index takes {chosen!r}"
+                continue
+            if name not in weight_map:
                 raise CheckpointError(
-                    f"{index}: tensor {name!r} lies in {file.name!r}, the index says "
-                    f"{weight_map.get(name)!r:.100}; the folder mixes two checkpoints"
+                    f"{index}: tensor {name!r} lies in {file.name!r}, the index does not have it; "
+                    "the folder mixes two checkpoints"
                 )
             tensors[name] = info
     if absent := [name for name in weight_map if name not in tensors]:
@@ -233,7 +353,8 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
         )
     beside = weights_beside(folder, (*files, index)) if path == folder else ()
     named = _plain(tensors, path)
-    return Checkpoint(path, "sharded", files, named, _read_config(folder), beside)
+    config = _read_config(folder)
+    return Checkpoint(path, "sharded", files, named, config, beside, superseded=superseded)
 
 
 def _plain(tensors: Mapping[str, TensorInfo], path: Path) -> dict[str, TensorInfo]:

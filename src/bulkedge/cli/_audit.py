@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import click
 
 from bulkedge._errors import BulkedgeError, OutputError, printable
 
+from ._hub import base_of, download_option, fetch_if_asked
 from ._output import (
     CLEAN,
     check_file,
@@ -24,14 +26,16 @@ from ._output import (
     show,
     show_progress,
     verdict_options,
+    write,
     write_all,
     written_files,
 )
+from ._several import audit_several, plan_of, refuse_for_several
 
 if TYPE_CHECKING:
     from bulkedge.auditing import Engine
     from bulkedge.comparison import Comparison, Plan
-    from bulkedge.records import Recipe
+    from bulkedge.records import Recipe, Record
 
 
 def _shard_numbers(
@@ -54,7 +58,7 @@ SCALES = 13
 
 @click.command(short_help="Find the intruder dimensions of a fine-tune.")
 @click.argument("base", type=click.Path(path_type=Path))
-@click.argument("tuned", type=click.Path(path_type=Path))
+@click.argument("tuned", type=click.Path(path_type=Path), nargs=-1)
 @recipe_options
 @click.option(
     "--method",
@@ -69,11 +73,16 @@ SCALES = 13
     default=None,
     help="Measure at what scale of an update the first is new.  [default: False]",
 )
+@click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the ranks in use as settings for LoraConfig(**…), JSON.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Go on with the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes, one thread each.")  # fmt: skip
 @verdict_options
+@download_option
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR",
+              help="Keep SVDs of the base here for later audits of it.")  # fmt: skip
 @click.option(
     "--shard", metavar="I/N", callback=_shard_numbers, help="Only part I of N; see merge."
 )
@@ -84,21 +93,31 @@ SCALES = 13
     "--insecure-ray", is_flag=True, help="Use a Ray cluster without token authentication."
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, stop.")
-def audit(base: Path, tuned: Path, **options: Any) -> None:
+def audit(base: Path, tuned: tuple[Path, ...], **options: Any) -> None:
     """Find the intruder dimensions that a fine-tune wrote into a model.
 
-    BASE is a .safetensors file or a model folder; TUNED is the same, or a PEFT LoRA adapter folder.
+    BASE is a .safetensors file, a model folder, or the id of a model on the Hugging Face hub;
+    TUNED is the same, or an adapter. Several TUNED are audited together, a record each and one
+    table. An adapter alone is audited against the base that it names.
     """
-    from dataclasses import replace
+    _check_options(options, several=len(tuned) > 1)
+    fetch_if_asked((base, *tuned), options)
+    if not tuned:
+        base, tuned = base_of(base, options), (base,)
+    if len(tuned) == 1:
+        _audit_one(base, tuned[0], options)
+    else:
+        audit_several(base, tuned, options)
 
+
+def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
+    """Audit one fine-tune, show what was found, and exit."""
     from bulkedge.auditing import JOURNAL_NAME, Shard, hold, keep_out_of_inputs, run_plan
-    from bulkedge.comparison import make_plan, with_moments
 
-    _check_options(options)
     recipe = recipe_of(options)
-    plan = make_plan(base, tuned, recipe)
-    if options["moments"] is not None:
-        plan = with_moments(plan, options["moments"])
+    plan = plan_of(base, tuned, recipe, options)
+    if options["peft"] is not None:
+        _check_ranks(plan)
     engine = _engine(options)
     engine.check(recipe)
     shard = Shard(*options["shard"]) if options["shard"] else None
@@ -119,6 +138,7 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
                 plan,
                 recipe,
                 engine=engine,
+                cache=options["cache"],
                 shard=shard,
                 journal=output / JOURNAL_NAME if output else None,
                 resume=options["resume"],
@@ -127,6 +147,8 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
             )
         show(record, options)
         write_all(record, options)
+        if options["peft"] is not None:
+            _write_ranks(record, options["peft"], quiet=options["quiet"])
     if shard is not None:  # findings in a part must not stop what waits for it
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")
@@ -134,19 +156,43 @@ def audit(base: Path, tuned: Path, **options: Any) -> None:
     sys.exit(exit_code(record, options["fail_on"], options["max_drift"]))
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(options: dict[str, Any], *, several: bool) -> None:
     """UsageError for options that do not go together."""
+    if several:
+        refuse_for_several(options)
     if options["output"] is None and (options["resume"] or options["shard"]):
         what = "--resume" if options["resume"] else "--shard"
         raise click.UsageError(f"{what} needs the folder of the journal (--output DIR)")
     if options["max_drift"] is not None and options["moments"] is None:
         raise click.UsageError("--max-drift needs the inputs to measure it on (--moments FILE)")
+    if options["peft"] is not None and options["shard"]:
+        raise click.UsageError("--peft is of the whole audit, not of a part: leave out --shard")
     if options["max_drift"] is not None and options["shard"]:
         raise click.UsageError("--max-drift judges the whole audit: give it to `bulkedge merge`")
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume goes on with what --force would replace; give one")
     if options["engine"] == "ray" and options["jobs"] != 1:
         raise click.UsageError("--jobs is for this machine; a Ray cluster decides for itself")
+    if options["engine"] == "ray" and options["cache"] is not None:
+        raise click.UsageError("--cache is a folder of this machine; a Ray cluster has none")
+
+
+def _check_ranks(plan: Plan) -> None:
+    """UsageError where no update has a rank to tell PEFT."""
+    if not any(c.factors is not None and c.factors.rank for c in plan.comparisons):
+        raise click.UsageError("--peft is of the ranks of a LoRA: TUNED has no low-rank update")
+
+
+def _write_ranks(record: Record, file: Path, *, quiet: bool) -> None:
+    """The ranks in use, as settings of PEFT."""
+    from bulkedge.budgeting import rank_config
+    from bulkedge.budgeting.ranks import without_rank
+
+    write(file, json.dumps(rank_config(record), indent=2) + "\n")
+    for name in without_rank(record):
+        _notice(f"{name}: NOT in {file}: no plain low-rank update of a layer")
+    if not quiet:
+        _notice(f"written to {file}")
 
 
 def _engine(options: dict[str, Any]) -> Engine:

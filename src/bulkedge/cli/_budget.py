@@ -12,6 +12,7 @@ import click
 
 from bulkedge._errors import RecipeError, printable
 
+from ._hub import download_option, fetch_if_asked
 from ._output import (
     CLEAN,
     FAILURE,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE",
               help="Write a row a matrix, for spreadsheets.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line alone, no progress.")
+@download_option
 def budget(base: Path, **options: Any) -> None:
     """How strong an update of each matrix may be, before any training.
 
@@ -67,6 +69,7 @@ def budget(base: Path, **options: Any) -> None:
     from bulkedge.report import print_budget
 
     _check_options(options)
+    fetch_if_asked(filter(None, (base, options["like"])), options)
     output: Path | None = options["output"]
     if output is not None:
         check_folder(output, options["force"], resume=options["resume"])

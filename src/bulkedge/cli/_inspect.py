@@ -10,6 +10,8 @@ import click
 
 from bulkedge._errors import count, printable
 
+from ._hub import download_option, fetch_if_asked
+
 if TYPE_CHECKING:
     from bulkedge.checkpoint import Adapter, Checkpoint, TensorInfo
 
@@ -19,7 +21,8 @@ Row = dict[str, Any]
 @click.command(short_help="List the tensors of a checkpoint or adapter.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def inspect(path: Path, as_json: bool) -> None:
+@download_option
+def inspect(path: Path, as_json: bool, download: bool) -> None:
     """List the tensors of a checkpoint or an adapter from its headers.
 
     Of an adapter: its layers by the names of the weights that they update, and those that cannot
@@ -27,13 +30,13 @@ def inspect(path: Path, as_json: bool) -> None:
     """
     from bulkedge.checkpoint import Adapter, open_path
 
+    fetch_if_asked((path,), {"download": download, "quiet": as_json})
     opened, kind = open_path(path), ""
     if isinstance(opened, Adapter):
         rows = _adapter_rows(opened)
         summary, kind = _summary(opened), opened.kind
     else:
-        tensors = opened.tensors.items()
-        rows = [_tensor(name, info) | {"file": info.file.name} for name, info in tensors]
+        rows = _model_rows(opened)
         summary = _what_model(opened)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -45,6 +48,17 @@ def inspect(path: Path, as_json: bool) -> None:
 
 def _tensor(name: str, info: TensorInfo) -> Row:
     return {"name": name, "shape": list(info.shape), "dtype": info.dtype}
+
+
+def _model_rows(model: Checkpoint) -> list[Row]:
+    """The tensors as they are stored; those of GGUF with the shape of their numbers."""
+    rows: list[Row] = []
+    for name, info in model.tensors.items():
+        row = _tensor(name, info)
+        if model.codecs is not None and (codec := model.weights[name]).quantised:
+            row |= {"shape": list(codec.shape), "dtype": codec.quantised}
+        rows.append(row | {"file": info.file.name})
+    return rows
 
 
 def _adapter_rows(adapter: Adapter) -> list[Row]:
@@ -86,12 +100,15 @@ def _summary(adapter: Adapter) -> str:
         parts += f", {count(len(unusable), 'layer')} NOT usable"
     base = adapter.config.base_model_name_or_path
     trained = f"; trained on {printable(base)}" if isinstance(base, str) and base else ""
-    return f"{adapter.method} adapter: {parts}{trained}"
+    origin = adapter.origin and f" {adapter.origin}"
+    return f"{adapter.method} adapter{origin}: {parts}{trained}"
 
 
 def _what_model(model: Checkpoint) -> str:
     """What a full model is, in one line."""
-    form = {"file": "one file", "folder": "one file and its configuration"}.get(model.kind)
+    form = {"gguf": "GGUF", "file": "one file", "folder": "one file and its configuration"}.get(
+        model.kind
+    )
     form = form or count(len(model.files), "shard")
     kind = model.config.get("model_type")
     name = f" of type {printable(kind)}" if isinstance(kind, str) else ""

@@ -38,6 +38,11 @@ NAMED = 3  # so many layers are named
                    "--exact-width; 1024 beyond]")  # fmt: skip
 @click.option("--exact-width", type=click.IntRange(min=0),
               help="Largest input that is summed up as a matrix.  [default: 4096]")  # fmt: skip
+@click.option(
+    "--curvatures",
+    is_flag=True,
+    help="Measure how much each output of a layer matters, too, by a backward pass.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--force", is_flag=True, help="Replace the output file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -58,7 +63,8 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
     partial = output.with_name(f"{output.name}.partial")
     if partial.exists() and not options["quiet"]:
         click.echo(f"going on from {partial}", err=True)
-    names = ("tuned", "max_tokens", "include", "exclude", "rank", "exact_width", "device")
+    names = ("tuned", "max_tokens", "include", "exclude", "rank", "exact_width", "curvatures",
+             "device")  # fmt: skip
     given = {name: options[name] for name in names if options[name] not in (None, ())}
     with show_progress(options["quiet"], len(found), "reading") as progress:
         measured = collect_moments(
@@ -100,6 +106,8 @@ def _summary_lines(measured: Moments, texts: int, output: Path) -> list[str]:
         lines.append(f"{count(len(idle), 'layer')} did not run: {_named(idle)}")
     if odd := collector.unmeasured:
         lines.append(f"{count(len(odd), 'weight')} of no layer with inputs: {_named(odd)}")
+    if of := [name for name, layer in layers.items() if layer.curvature is not None]:
+        lines.append(f"{count(len(of), 'layer')} with curvatures of their outputs")
     losses = {n: x.moment.loss for n, x in layers.items() if isinstance(x.moment, Sketch)}
     if losses:
         worst = max(losses, key=losses.__getitem__)

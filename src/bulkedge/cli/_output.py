@@ -196,7 +196,7 @@ def written_files(options: dict[str, Any]) -> list[Path]:
     """The files beside the output that were asked for, the ending of a report checked."""
     if options["report"] is not None:
         format_by_ending(options["report"])
-    files = [options[n] for n in ("csv", "record", "report") if options.get(n) is not None]
+    files = [options[n] for n in ("csv", "peft", "record", "report") if options.get(n) is not None]
     # a repair's folder is a copy of the fine-tune, and holds no record of its own
     refuse_twice(files, None if "record" in options else options["output"])
     return files

@@ -41,6 +41,8 @@ SETTINGS = (
     "strength",
     "target_drift",
     "balance",
+    "ridge",
+    "sides",
     "moments",
     "task_moments",
     "recollect",
@@ -82,6 +84,12 @@ FILES = ("moments", "task_moments", "recollect")
                    "place of --strength.")  # fmt: skip
 @click.option("--balance", type=click.Choice(["output", "drift", "layer"]),
               help="protect: unit that is the same in every layer.  [default: output]")  # fmt: skip
+@click.option("--sides", type=click.Choice(["one", "two"]),
+              help="protect: two: outputs count, too, by curvatures in both moments.  "
+                   "[default: one]")  # fmt: skip
+@click.option("--ridge", type=float, metavar="X",
+              help="protect: part of its mean that is added to the diagonal of each moment.  "
+              "[default: 0.03]")  # fmt: skip
 @click.option("--rounds", type=int, help="How often a matrix is treated at most.")
 @click.option("--select", type=click.Choice(COUNTED_NAMES), default=COUNTED_NAMES[0],
               show_default=True, help="Mildest verdict that is treated.")  # fmt: skip
@@ -200,19 +208,21 @@ def _method(
         if field in given:
             given[field] = Moments.load(given[field])
     if "recollect" in given:
-        given["recollect"] = _reader(base, given["recollect"], device)
+        curvatures = given.get("sides") == "two"
+        given["recollect"] = _reader(base, given["recollect"], device, curvatures=curvatures)
         given.setdefault("task_moments", given["recollect"](tuned))
     return method(**given)
 
 
-def _reader(base: Path, file: Path, device: str) -> Callable[[Path], Moments]:
+def _reader(base: Path, file: Path, device: str, *, curvatures: bool) -> Callable[[Path], Moments]:
     """What measures the task's inputs on a fine-tune."""
     from bulkedge._moments import collect_moments
     from bulkedge.moments import read_texts
 
     texts = read_texts(file)
     default_to_one_thread()
-    return lambda tuned: collect_moments(base, texts, tuned=tuned, device=device)
+    settings: dict[str, Any] = {"device": device, "curvatures": curvatures}
+    return lambda tuned: collect_moments(base, texts, tuned=tuned, **settings)
 
 
 def _option(field: str) -> str:

@@ -111,7 +111,7 @@ def _fates(
 def matrices_in(side: Checkpoint | Adapter) -> list[TensorInfo]:
     """The tensors of two or more dimensions in the files of one side."""
     if not isinstance(side, Checkpoint):
-        infos = read_header(side.files[0])[0].values()
+        infos = side.stored or read_header(side.files[0])[0].values()
         return [info for info in infos if len(info.shape) > 1]
     packed = {codec.info.name for codec in side.weights.values() if len(codec.shape) > 1}
     return [info for info in side.tensors.values() if len(info.shape) > 1 or info.name in packed]

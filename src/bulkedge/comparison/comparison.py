@@ -38,6 +38,11 @@ class Comparison:
         return self.base.transposed
 
     @property
+    def base_key(self) -> tuple[str, str]:
+        """What comparisons with the same base matrix have in common: its file and its name."""
+        return str(self.base.info.file), self.base.name
+
+    @property
     def matrices(self) -> tuple[StoredMatrix, ...]:
         """The full matrices of both sides."""
         return (self.base,) if self.tuned is None else (self.base, self.tuned)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum
 from bulkedge._precision import exact, exact_device
-from bulkedge.intruder import Judgement, judge
+from bulkedge.intruder import Judgement, Remember, compute_anew, judge
 from bulkedge.records import Recipe
 from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import UpdateSVD, update_svd
@@ -161,12 +161,13 @@ class Pair:
         return RowScaled(inner.T, factors).T if self.per_column else RowScaled(inner, factors)
 
 
-def load(comparison: Comparison, device: torch.device) -> Pair:
+def load(comparison: Comparison, device: torch.device, remember: Remember = compute_anew) -> Pair:
     """Read the tensors of one comparison.
 
     Args:
         comparison: What to read.
         device: Where to put it.
+        remember: Where the base is kept, if several are compared with it.
 
     Returns:
         The pair.
@@ -174,7 +175,7 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
     Raises:
         CheckpointError: If a tensor cannot be read.
     """
-    base = comparison.base.read().to(device)
+    base: Tensor = remember("base", lambda: comparison.base.read().to(device))
     replaced = comparison.tuned.read().to(device) if comparison.tuned else None
     if replaced is not None and torch.equal(replaced, base):
         replaced = None  # PEFT stores the base of an adapted embedding a second time
@@ -192,12 +193,13 @@ def load(comparison: Comparison, device: torch.device) -> Pair:
     )
 
 
-def judge_pair(pair: Pair, recipe: Recipe) -> Judgement:
+def judge_pair(pair: Pair, recipe: Recipe, remember: Remember = compute_anew) -> Judgement:
     """Judge a pair as a recipe asks for; see :func:`bulkedge.intruder.judge`.
 
     Args:
         pair: Base and tuned matrix.
         recipe: How many directions, which sides, which method.
+        remember: Where what is computed of the base is kept, if several are judged against it.
 
     Returns:
         What was found.
@@ -214,6 +216,7 @@ def judge_pair(pair: Pair, recipe: Recipe) -> Judgement:
         # the search for the tuned vectors starts from the spikes of a low-rank update
         start=None if spikes is None else (spikes.u[:, :k], spikes.v[:, :k]),
         seed=pair.seed(recipe.seed),
+        remember=remember,
     )
 
 

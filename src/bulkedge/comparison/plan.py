@@ -27,6 +27,7 @@ from .account import Dropped, account
 from .comparison import Comparison
 from .leftover import Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
+from .parameters import judged_aside
 from .vocabulary import common_rows, rows_left_over
 
 __all__ = ["Comparison", "Plan", "make_plan"]
@@ -135,7 +136,7 @@ def _vectors(
                 yield None, row.info
     for each in dropped:
         base, tuned = each.comparison.base, each.comparison.tuned
-        if each.fate == "apart" and tuned is not None and len(base.codec.shape) == 1:
+        if each.fate == "apart" and tuned is not None and len(base.codec.shape) != 2:
             yield base.info, tuned.info
 
 
@@ -166,11 +167,14 @@ def _why_no_base(base: str | Path, tuned: str | Path) -> str:
     return f"{base}: is an adapter; the base model comes first, then what was made of it"
 
 
-def _not_read(side: str, opened: Checkpoint | Adapter) -> list[Skipped]:
+def _not_read(side: InputSide, opened: Checkpoint | Adapter) -> list[Skipped]:
     """A row for each other weights file of a folder, because the user may have meant that one."""
     read = "the sharded checkpoint" if opened.kind == "sharded" else opened.files[0].name
     reason = f"not read: in the {side} folder {read} is taken; name this file to audit it instead"
-    return [set_aside(name, reason) for name in opened.beside]
+    rows = [set_aside(name, reason) for name in opened.beside]
+    if isinstance(opened, Checkpoint):
+        rows += [set_aside(name, why, side) for name, why in opened.superseded.items()]
+    return rows
 
 
 def _choose(
@@ -213,8 +217,7 @@ def _why_not(comparison: Comparison, recipe: Recipe) -> tuple[str, Fate] | None:
     for codec in tuned:
         if reason := not_a_weight(codec):
             return f"{reason}, where the base has a weight {base.shape}: {DAMAGED}", "lost"
-    reason = _not_handled(comparison)
-    return (reason, "lost") if reason else None
+    return _not_handled(comparison)
 
 
 def _place(matrix: StoredMatrix, order: dict[str, int]) -> tuple[int, bool, int, tuple[int, int]]:
@@ -223,15 +226,18 @@ def _place(matrix: StoredMatrix, order: dict[str, int]) -> tuple[int, bool, int,
     return order[matrix.info.name], shared, matrix.expert or 0, matrix.rows or (0, 0)
 
 
-def _not_handled(comparison: Comparison) -> str | None:
-    """Why a pair of weights cannot be judged, None if it can."""
+def _not_handled(comparison: Comparison) -> tuple[str, Fate] | None:
+    """Why a pair of weights cannot be judged, and what that makes of it; None if it can."""
+    for matrix in comparison.matrices:
+        if reason := matrix.codec.unreadable:
+            return reason, "lost"
     for matrix in comparison.matrices:
         codec = matrix.codec
-        if codec.unreadable:
-            return codec.unreadable
         name, shape = codec.name, codec.shape
         if len(shape) > 2 and not (is_stack(name, shape) or is_kernel(name, shape)):
-            return f"{len(shape)}-D tensor: neither a kernel nor a stack of experts by name"
+            known = judged_aside(comparison, len(shape))
+            unknown = f"{len(shape)}-D tensor: neither a kernel nor a stack of experts by name"
+            return known or (unknown, "lost")
     return None
 
 

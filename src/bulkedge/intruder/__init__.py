@@ -3,7 +3,7 @@
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._verdict import COUNTED, HALF_THE_ENERGY, Verdict, verdict
 
-from ._judge import Judgement, judge, judge_vectors, svd_is_cheap
+from ._judge import Judgement, Remember, compute_anew, judge, judge_vectors, svd_is_cheap
 from ._side import Direction, OneSide
 from ._ties import ties
 from .certificate import Certificate, certify
@@ -18,10 +18,12 @@ __all__ = [
     "Direction",
     "Judgement",
     "OneSide",
+    "Remember",
     "Scores",
     "Verdict",
     "base_vectors",
     "certify",
+    "compute_anew",
     "judge",
     "judge_vectors",
     "scores",

@@ -9,9 +9,9 @@ for a base stored so); their rounding is part of every bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ DecidingMethod = Literal["certified", "dense"]
 DENSE_WORK = 15.0
 """Two eigenvalue problems cost this many times the cube of the shorter side, in the operations that
 :attr:`Bidiagonalization.work` counts."""
+Remember = Callable[[str, Callable[[], Any]], Any]
+"""Called as ``remember(what, compute)``: what was computed of the same base before, or
+``compute()``.  ``what`` is ``"svd"`` (its thin SVD) or ``"values"`` (its singular values)."""
+
 DENSE_UP_TO = 384
 """Two dense SVDs cost less than a certificate up to this length of the shorter side."""
 ALL_VALUES_UP_TO = 512
@@ -94,6 +98,11 @@ class Judgement:
         return float(self.spectrum[0])
 
     @property
+    def base(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Leading left vectors, values and right vectors of the base, as far as they are known."""
+        return next(iter(self.sides.values())).base
+
+    @property
     def directions(self) -> list[Direction]:
         """The directions of all sides."""
         return [direction for side in self.sides.values() for direction in side.directions]
@@ -102,6 +111,11 @@ class Judgement:
     def undecided(self) -> int:
         """How many directions are undecided."""
         return sum(direction.verdict is Verdict.UNDECIDED for direction in self.directions)
+
+
+def compute_anew(what: str, compute: Callable[[], Any]) -> Any:
+    """Remember nothing: the :data:`Remember` of a base that is judged once."""
+    return compute()
 
 
 def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
@@ -144,6 +158,7 @@ def judge(
     dtype: torch.dtype = torch.float32,
     start: tuple[Tensor, Tensor] | None = None,
     seed: int | None = None,
+    remember: Remember = compute_anew,
 ) -> Judgement:
     """Judge the k leading tuned directions by the cheapest method that decides them.
 
@@ -161,6 +176,8 @@ def judge(
         dtype: Of the products of the certificate.
         start: Vectors to begin the search for the tuned ones with, ``(m, j)`` and ``(n, j)``.
         seed: Of the random vectors.
+        remember: Where the base's SVD and values are kept, if several matrices are judged against
+            it.
 
     Returns:
         The verdicts with their intervals, and what was learnt of the base on the way.
@@ -187,10 +204,19 @@ def judge(
     if W.shape != W0.shape:
         raise InputError(f"expected two matrices of one shape, got {W0.shape} and {W.shape}")
     if method == "dense" or (method == "auto" and svd_is_cheap(W0.shape, k)):
-        return by_svds(W0, W, k, epsilon=epsilon, sides=sides)
+        return by_svds(W0, W, k, epsilon=epsilon, sides=sides, remember=remember)
     most = affordable_steps(W0.shape, k) if method == "auto" else None
     found, spent = by_products(
-        W0, W, k, epsilon=epsilon, sides=sides, dtype=dtype, start=start, seed=seed, most=most
+        W0,
+        W,
+        k,
+        epsilon=epsilon,
+        sides=sides,
+        dtype=dtype,
+        start=start,
+        seed=seed,
+        most=most,
+        remember=remember,
     )
     if found is None:
         why = "the leading tuned values were not told apart from zero or not found"
@@ -198,7 +224,7 @@ def judge(
         return found
     else:
         why = f"the certificate left {found.undecided} directions open"
-    judged = by_svds(W0, W, k, epsilon=epsilon, sides=sides)
+    judged = by_svds(W0, W, k, epsilon=epsilon, sides=sides, remember=remember)
     return replace(judged, passes=judged.passes + spent, note=f"{why}: decided by dense SVDs")
 
 
@@ -213,6 +239,7 @@ def by_products(
     start: tuple[Tensor, Tensor] | None = None,
     seed: int | None = None,
     most: int | None = None,
+    remember: Remember = compute_anew,
 ) -> tuple[Judgement | None, int]:
     """Intervals from products alone; see :func:`judge`, where ``most`` is a number of steps.
 
@@ -260,7 +287,7 @@ def by_products(
     first = judged[sides[0]]
     spectrum, computed_count = first.spectrum, first.computed_count
     if min(W.shape) <= ALL_VALUES_UP_TO:
-        spectrum = all_values(W0).cpu()
+        spectrum = remember("values", lambda: all_values(W0).cpu())
         computed_count = len(spectrum)
     passes = tuned.passes + sum(side.passes for side in judged.values())
     judgement = Judgement(_in_double(tuned), judged, "certified", spectrum, computed_count, passes)
@@ -274,10 +301,11 @@ def by_svds(
     *,
     epsilon: float = DEFAULT_EPSILON,
     sides: Sequence[VectorSide] = ("left",),
+    remember: Remember = compute_anew,
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
     W0, W = W0.to(torch.float64), W.to(torch.float64)
-    vectors, tuned = _factors(W0, W, min(k, *W.shape), sides)
+    vectors, tuned = _factors(W0, W, min(k, *W.shape), sides, remember)
     judged: dict[VectorSide, OneSide] = {
         side: svd_side(vectors, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
         for side in sides
@@ -287,7 +315,7 @@ def by_svds(
 
 
 def _factors(
-    W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide]
+    W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide], remember: Remember
 ) -> tuple[tuple[Tensor, Tensor, Tensor], SingularTriplets]:
     """All of the base and the k leading triplets of the tuned matrix."""
     tuned = None
@@ -296,9 +324,11 @@ def _factors(
     ) is None:
         tuned = singular_triplet(W, k, solver=DenseSVD())
     if small:
-        return thin_svd(W0.to_dense()), tuned
+        return remember("svd", lambda: thin_svd(W0.to_dense())), tuned
     longer: VectorSide = "left" if W.shape[0] > W.shape[1] else "right"
-    return base_factors(W0.to_dense(), long_side=longer in sides), tuned
+    # what is kept has to serve those who ask for other sides, too
+    both = longer in sides or remember is not compute_anew
+    return remember("svd", lambda: base_factors(W0.to_dense(), long_side=both)), tuned
 
 
 def judge_vectors(

@@ -72,6 +72,7 @@ class OneSide:
         spectrum: Singular values of the base, descending, shape ``(min(m, n),)``.
         computed_count: How many leading ones of them are computed; a quadrature gives the others.
         passes: Products with the base.
+        base: Leading left vectors, values and right vectors of the base, as far as they are known.
     """
 
     directions: list[Direction]
@@ -81,6 +82,7 @@ class OneSide:
     spectrum: Tensor
     computed_count: int
     passes: int
+    base: tuple[Tensor, Tensor, Tensor]
 
 
 def certified_side(
@@ -132,6 +134,7 @@ def certified_side(
         verdicts=found.verdicts,
     )
     lower, upper = found.cosines
+    own, values, other = found.leading
     return OneSide(
         directions=directions,
         cosines_lower=lower,
@@ -140,6 +143,7 @@ def certified_side(
         spectrum=found.spectrum,
         computed_count=len(found.base_sigma),
         passes=found.passes,
+        base=(own, values, other) if side == "left" else (other, values, own),
     )
 
 
@@ -188,7 +192,7 @@ def svd_side(
     inside = known.vectors[:, :subspace].mT @ Y
     cosines = torch.linalg.svdvals(inside).clamp_max(1.0)
     similarity = inside.abs().mT
-    return OneSide(directions, cosines, cosines, similarity, sigma, len(sigma), 0)
+    return OneSide(directions, cosines, cosines, similarity, sigma, len(sigma), 0, base)
 
 
 def _directions(

@@ -35,7 +35,7 @@ from bulkedge._fields import (
 from bulkedge._linmap import MatrixLike, as_map
 from bulkedge._precision import exact, full_precision
 from bulkedge._verdict import Verdict
-from bulkedge.triplet import Bidiagonalization
+from bulkedge.triplet import Bidiagonalization, Ritz
 from bulkedge.triplet.solver._start import gaussian
 
 from ._clusters import presumed_complete
@@ -50,6 +50,8 @@ FALSE_NORM = 1.001
 """A given ‖W0‖_F is refused as false if the largest singular value exceeds it by this factor."""
 DROP_TOLERANCE = 4.0
 """Directions smaller than this are not added to the space, in units of eps ‖W0‖_F."""
+LEADING = 32
+"""So many leading vectors of the base are given back, where they have converged."""
 ASSUMED_NOISE = 16.0
 """The recurrences are assumed to err by this, in the same units, until that is measured."""
 
@@ -72,6 +74,8 @@ class Certificate:
         similarity: |cosine| of each vector with each of the leading base vectors, as far as they
             have converged, shape ``(k, 2k)``.
         base_sigma: Leading singular values of the base, as far as they have converged.
+        leading: The first of them with their left and right vectors, ``(m, q)``, ``(q,)`` and
+            ``(n, q)``; no more than 32, or the subspace if that is more.
         spectrum: All singular values of the base, shape ``(min(m, n),)``: first those, then what
             the quadrature of the process makes of the rest.
         steps: Steps that were taken.
@@ -89,6 +93,7 @@ class Certificate:
     cosines: tuple[Tensor, Tensor]
     similarity: Tensor
     base_sigma: Tensor
+    leading: tuple[Tensor, Tensor, Tensor]
     spectrum: Tensor
     steps: int
     passes: int
@@ -269,6 +274,7 @@ def _certificate(question: Question, found: Assessment, process: Bidiagonalizati
         cosines=cosine_interval(question, evidence, found.clusters),
         similarity=t[:subspace].abs().mT,
         base_sigma=evidence.ritz.sigma[:known],
+        leading=_leading(process, evidence.ritz, min(known, max(LEADING, subspace))),
         spectrum=guess_spectrum(
             evidence.ritz,
             known,
@@ -280,6 +286,15 @@ def _certificate(question: Question, found: Assessment, process: Bidiagonalizati
         steps=process.passes // 2,
         passes=process.passes + process.check_passes,
     )
+
+
+def _leading(process: Bidiagonalization, ritz: Ritz, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading Ritz triplets, in float64."""
+    left, right = (
+        basis @ small[:, :count].to(basis)
+        for basis, small in ((process.left, ritz.left), (process.right, ritz.right))
+    )
+    return exact(left), ritz.sigma[:count], exact(right)
 
 
 def _converged_values(found: Assessment) -> int:

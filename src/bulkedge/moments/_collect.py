@@ -17,7 +17,9 @@ from bulkedge._errors import InputError, RecipeError
 from bulkedge._globs import as_globs, check_globs, matches
 from bulkedge._precision import full_precision
 
+from ._curvatures import Curvatures, in_backward
 from ._inputs import input_kind, input_rows, input_width, is_time_first, second_moment
+from ._powers import Powers
 from ._stream import EXACT_WIDTH, products, random_columns, stream_columns
 from ._sums import Part, Sum, added
 from ._watched import check_weight, unmeasured, watched
@@ -60,11 +62,15 @@ class Collector:
         rank: Number of eigenvectors that are kept of an input wider than ``exact_width``; 1024 if
             None.
         exact_width: The largest width that is summed up as a matrix.
+        curvatures: Whether gradients by the outputs of linear layers are summed up, too, in the
+            backward pass that follows a call.
 
     Attributes:
         widths: n of each layer that is watched, by its path.
         counted: Number of calls of the model that the sums are of.
         whole: Whether nothing is just being added to the sums.
+        curvatures: Sums over these gradients.
+        powers: Sums over the outputs of layers whose inputs are wider than ``exact_width``.
         unmeasured: Names of weights that are of no layer with inputs, such as stacked experts.
 
     Raises:
@@ -88,6 +94,7 @@ class Collector:
         exclude: str | Iterable[str] = (),
         rank: int | None = None,
         exact_width: int = EXACT_WIDTH,
+        curvatures: bool = False,
     ) -> None:
         if rank is not None and rank < 1:
             raise InputError(f"expected rank ≥ 1, got {rank}")
@@ -102,11 +109,14 @@ class Collector:
         self._has_encoder = any("encoder" in name.split(".") for name in self.layers)
         self._model, self._handles = model, []
         self.counted, self.whole = 0, True
+        self._ended = 0  # calls that have ended, and not been counted
         self._shared: dict[str, Sum] = {}
         self._pass = _Pass()
         self._orders: dict[str, bool] = {}
         self._guessed: set[str] = set()
         self._matrices: dict[tuple[int, torch.device], Tensor] = {}
+        self.powers = Powers(self._text_rows)
+        self.curvatures = Curvatures(self.layers, exact_width if curvatures else 0, self._text_rows)
 
     @property
     def sums(self) -> dict[str, tuple[Tensor, int]]:
@@ -118,7 +128,7 @@ class Collector:
         return {name: (own.total, own.count) for name, own in known if own.count}
 
     def go_on_from(self, sums: Mapping[str, tuple[Tensor, int]]) -> None:
-        """Start with sums that were collected before.
+        """Start with sums over inputs that were collected before.
 
         Args:
             sums: As :attr:`sums` gives them; tensors that are one object stay shared.
@@ -143,6 +153,10 @@ class Collector:
         for name, layer in self.layers.items():
             hook = _hook(self, name)
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            if self._columns.get(name):
+                self._handles.append(layer.register_forward_hook(self.powers.hook(name)))
+            if name in self.curvatures.layers:
+                self._handles.append(layer.register_forward_hook(self.curvatures.hook(name)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,7 +164,7 @@ class Collector:
             handle.remove()
         self._handles = []
         if not self._pass.masks:  # else the model was stopped half-way
-            self._count()  # layers that were called without the model
+            self.settle()
         self._pass, self._matrices = _Pass(), {}
         if unsure := sorted(self._guessed - self._orders.keys()):
             warnings.warn(
@@ -160,39 +174,58 @@ class Collector:
             )
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if _in_backward():
+        if in_backward():
             return
         if not self._pass.masks:
-            self._count()
+            self.settle()
             self._pass.raised = sys.exc_info()[1]
         self._pass.masks.append(_mask(model, args, kwargs))
 
     def _end_call(self) -> None:
-        if _in_backward() or not self._pass.masks:
+        if in_backward() or not self._pass.masks:
             return
         self._pass.masks.pop()
         if self._pass.masks:
             return  # a call within a call
         if sys.exc_info()[1] is not self._pass.raised:
-            self._pass = _Pass()
-        else:
+            self._drop()
+        elif not self.curvatures.awaited:
             self._count(calls=1)
+        else:
+            self._ended = 1
+
+    def settle(self) -> None:
+        """Count the last call, of which no more is to come: its backward pass has ended.
+
+        The next call, and the end of the collection, do so themselves.
+        """
+        self._count(calls=self._ended)
+
+    def _drop(self) -> None:
+        """Forget a call that has failed."""
+        self._pass, self._ended = _Pass(), 0
+        self.curvatures.drop()
+        self.powers.drop()
+
+    def _text_rows(self, name: str) -> tuple[Tensor | None, bool]:
+        """Which rows of a layer are text, while it runs; and whether its length comes first."""
+        unmasked = self._has_encoder and DECODER in name.split(".")
+        keep = self._pass.masks[-1] if self._pass.masks and not unmasked else None
+        return keep, self._orders.get(name, False)
 
     @torch.inference_mode(False)  # whatever the model runs in: sums are changed in place
     @torch.no_grad()
     def _called(self, name: str, x: Tensor) -> None:
         """Note the inputs of one call of a layer, unless another had the same."""
-        if _in_backward():
+        if in_backward():
             return
         if not self._pass.masks and name in self._pass.calls:
-            self._count()  # called again without the model: what it had is not kept in memory
-        # the mask is that of an encoder's text where there is one
-        unmasked = self._has_encoder and DECODER in name.split(".")
-        key = id(x), unmasked, *input_kind(self.layers[name])
+            self.settle()  # called again without the model: what it had is not kept in memory
+        keep, _ = self._text_rows(name)  # that of an encoder's text where there is one
+        key = id(x), keep is None, *input_kind(self.layers[name])
         known = self._pass.seen.get(key)
         version = 0 if x.is_inference() else x._version
         if known is None or known[0]() is not x or known[1] != version:
-            keep = self._pass.masks[-1] if self._pass.masks and not unmasked else None
             part = self._part(name, x.detach(), keep)
             known = self._pass.seen[key] = weakref.ref(x), version, part
         self._pass.calls.setdefault(name, []).append(known[2])
@@ -238,7 +271,9 @@ class Collector:
         seen, self._pass.calls, self._pass.seen = self._pass.calls, {}, {}
         self.whole = False  # until all of it is: an interruption may come at any moment
         self._shared |= added(self._shared, seen)
-        self.counted += calls
+        self.curvatures.settle()
+        self.powers.settle()
+        self.counted, self._ended = self.counted + calls, 0
         self.whole = True
 
 
@@ -259,11 +294,6 @@ def _chosen(
     for name, layer in chosen.items():
         check_weight(name, layer.weight)
     return chosen
-
-
-def _in_backward() -> bool:
-    """Whether autograd is at work: then gradient checkpointing runs layers a second time."""
-    return torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint asks
 
 
 def _hook(collector: Collector, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import CheckpointError, OutputError
+from bulkedge._precision import exact
 from bulkedge.checkpoint import TensorInfo, read_header
 from bulkedge.checkpoint.elements import read_tensor
 from bulkedge.checkpoint.write import umask
@@ -47,15 +48,15 @@ def write_layers(path: Path, layers: Mapping[str, Layer], tuned: bool | None = N
     tensors: dict[str, Tensor] = {}
     table: dict[str, dict[str, Any]] = {}
     for name, layer in layers.items():
-        moment, row = layer.moment, {"count": layer.count, "output": layer.output}
-        key = names.setdefault(id(moment), f"moment.{len(names)}")
-        if isinstance(moment, Sketch):
-            tensors |= {f"{key}.{part}": _stored(getattr(moment, part)) for part in PARTS}
-            row["loss"] = moment.loss
-        else:
-            tensors[key] = _stored(moment)
+        key = names.setdefault(id(layer.moment), f"moment.{len(names)}")
+        row = {"count": layer.count, "output": layer.output, "moment": key}
+        row |= _put(tensors, key, layer.moment)
+        if layer.curvature is not None:
+            key = f"curvature.{name}"
+            of = {"moment": key, "count": layer.gradients}
+            row["curvature"] = of | _put(tensors, key, layer.curvature)
         tensors[f"sample.{name}"] = layer.sample.cpu()
-        table[name] = row | {"moment": key}
+        table[name] = row
     metadata = {"format": FORMAT, "layers": json.dumps(table)}
     if tuned is not None:
         metadata["model"] = TUNED if tuned else BASE
@@ -70,6 +71,15 @@ def write_layers(path: Path, layers: Mapping[str, Layer], tuned: bool | None = N
         with suppress(OSError, ValueError):
             building.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error})") from None
+
+
+def _put(tensors: dict[str, Tensor], key: str, moment: Moment) -> dict[str, float]:
+    """Add a moment to what is to be stored; returns what the table says of a sketch."""
+    if not isinstance(moment, Sketch):
+        tensors[key] = _stored(moment)
+        return {}
+    tensors |= {f"{key}.{part}": _stored(getattr(moment, part)) for part in PARTS}
+    return {"loss": moment.loss}
 
 
 def _order(file: Path) -> None:
@@ -115,7 +125,11 @@ class StoredLayer:
         Raises:
             CheckpointError: If the file was changed, or is damaged.
         """
-        return read_layers(self.file, (self.name,))[self.name]
+        tensors, metadata = _header(self.file)
+        with _damage_named(self.file):
+            row = {**json.loads(metadata["layers"])[self.name]}
+            row.pop("curvature", None)  # not asked for where a layer is read alone
+            return _layers(self.file, tensors, {self.name: row})[self.name]
 
     def sample(self) -> Tensor:
         """Some entries of the layer's weight, see :func:`sample`.
@@ -173,27 +187,29 @@ def is_of_tuned(path: Path) -> bool | None:
         CheckpointError: If it is no such file, or of an earlier version.
     """
     _, metadata = _header(path)
+    return _of_tuned(metadata)
+
+
+def _of_tuned(metadata: Mapping[str, str]) -> bool | None:
     return {TUNED: True, BASE: False}.get(metadata.get("model", ""))
 
 
-def read_layers(path: Path, names: Collection[str] | None = None) -> dict[str, Layer]:
+def read_moments(path: Path) -> tuple[dict[str, Layer], bool | None]:
     """Read a file of moments.
 
     Args:
         path: The file.
-        names: The paths of the layers that are wanted; all if None.
 
     Returns:
-        What is known of each layer, by its path.
+        What is known of each layer, by its path; and whether it is of a fine-tune's inputs, None if
+        the file does not say.
 
     Raises:
         CheckpointError: If it is no such file, of an earlier version, or damaged.
     """
     tensors, metadata = _header(path)
     with _damage_named(path):
-        table = json.loads(metadata["layers"])
-        wanted = table if names is None else {name: table[name] for name in names}
-        return _layers(path, tensors, wanted)
+        return _layers(path, tensors, json.loads(metadata["layers"])), _of_tuned(metadata)
 
 
 def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -237,15 +253,30 @@ def _layers(
         if count < 1 or not 0 <= output < math.inf:
             raise ValueError(f"layer {name!r}: {count} inputs, output {output}")
         sample = read_tensor(tensors[f"sample.{name}"])
-        found[name] = Layer(moments[key], count, sample, output)
+        curvature = _curvature(path, name, tensors, row)
+        found[name] = Layer(moments[key], count, sample, output, *curvature)
     return found
+
+
+def _curvature(
+    path: Path, name: str, tensors: Mapping[str, TensorInfo], row: Mapping[str, Any]
+) -> tuple[Moment | None, int]:
+    """The curvature of a layer, and of how many gradients it is."""
+    if "curvature" not in row:
+        return None, 0
+    of = row["curvature"]
+    found, count = _read(tensors, str(of["moment"]), of), int(of["count"])
+    _check(path, name, found)
+    if count < 1:
+        raise ValueError(f"layer {name!r}: {count} gradients")
+    return found, count
 
 
 def _read(tensors: Mapping[str, TensorInfo], key: str, row: Mapping[str, Any]) -> Moment:
     """A moment in the form that it was stored in, in float64."""
     if "loss" not in row:
-        return read_tensor(tensors[key]).double()
-    vectors, values, rest = (read_tensor(tensors[f"{key}.{part}"]).double() for part in PARTS)
+        return exact(read_tensor(tensors[key]))
+    vectors, values, rest = (exact(read_tensor(tensors[f"{key}.{part}"])) for part in PARTS)
     return Sketch(vectors, values, rest, float(row["loss"]))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bulkedge._errors import InputError
+from bulkedge._precision import exact
 
 CHUNK = 4096
 """Rows whose products are summed up in float32."""
@@ -85,16 +86,25 @@ def input_rows(
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         rows = _patches(layer, x)
     elif isinstance(layer, nn.Embedding):
-        return _kept(x[..., None], keep, time_first)[:, 0]
+        return kept_rows(x[..., None], keep, time_first)[:, 0]
     else:
-        rows = _kept(x, keep, time_first)
+        rows = kept_rows(x, keep, time_first)
     if not bool(rows.isfinite().all()):
         raise InputError("expected finite inputs, got NaN or infinity; run the model in float32")
     return rows
 
 
-def _kept(x: Tensor, keep: Tensor | None, time_first: bool) -> Tensor:
-    """The rows of a block, those of padding left out where its shape says which they are."""
+def kept_rows(x: Tensor, keep: Tensor | None, time_first: bool) -> Tensor:
+    """The rows of a block, those of padding left out where its shape says which they are.
+
+    Args:
+        x: Shape ``(…, n)``.
+        keep: As of :func:`input_rows`.
+        time_first: Likewise.
+
+    Returns:
+        Shape ``(rows, n)``.
+    """
     rows = x.reshape(-1, x.shape[-1])
     if keep is None or keep.numel() != len(rows):
         return rows  # a pooled state, or tokens that a router has chosen
@@ -150,8 +160,8 @@ def second_moment(rows: Tensor, width: int) -> Tensor:
     if len(rows) <= CHUNK:
         rows = rows.float()
         return rows.mT @ rows
-    total = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
+    total = exact(torch.zeros(width, width, device=rows.device))
     for part in rows.split(CHUNK):
         part = part.float()
-        total += part.mT @ part
+        total += (part.mT @ part).to(total.device)
     return total

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bulkedge._precision import exact
+
 from ._sketch import Moment
 
 SAMPLE = 64
@@ -26,12 +28,17 @@ class Layer:
         sample: Some entries of the layer's weight, to recognise the model by.
         output: ``tr(W C Wᵀ) = E‖W x‖²`` for the weight W that was run: of a layer that an adapter
             wraps the layer's own.  Of an embedding ``Σ pᵢ ‖Wᵢ‖²``.
+        curvature: ``G = E[g gᵀ]``, g the gradient of a loss by the layer's outputs, shape
+            ``(m, m)`` or a :class:`Sketch`; None where no gradients were collected.
+        gradients: Number of gradients.
     """
 
     moment: Moment
     count: int
     sample: Tensor
     output: float
+    curvature: Moment | None = None
+    gradients: int = 0
 
 
 def sample(weight: Tensor) -> Tensor:
@@ -52,4 +59,4 @@ def alike(one: Tensor, other: Tensor) -> bool:
     """Whether two samples are of one weight, before or after some training."""
     if one.shape != other.shape or torch.equal(one, other):
         return one.shape == other.shape
-    return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)) > ALIKE
+    return float(torch.nn.functional.cosine_similarity(exact(one), exact(other), dim=0)) > ALIKE

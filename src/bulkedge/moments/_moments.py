@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bulkedge._errors import InputError
 
 from ._collect import Collector
-from ._file import is_of_tuned, read_layers, write_layers
+from ._file import read_moments, write_layers
 from ._inputs import acting
 from ._layer import Layer, alike, sample
 from ._sketch import ROWS, Moment, Sketch, mean, output_power, sketch
@@ -33,6 +33,10 @@ class Moments:
             inputs up to ``exact_width`` are kept as matrices, and 1024 eigenvectors of wider ones.
         exact_width: The largest width that is summed up as a matrix while the model runs.  Of a
             wider input there are only sums of thin products, which the sketch is made of.
+        curvatures: Whether to collect ``G = E[g gᵀ]`` of each linear layer, too, g the gradients by
+            its outputs in the backward pass that follows a call.  The loss is the caller's: summed
+            over texts, not a mean, so that each counts alike.  Layers of more than ``exact_width``
+            outputs have none.
 
     Attributes:
         tuned: Whether they are of a fine-tune's inputs, as ``collect_moments`` says; None if
@@ -62,14 +66,16 @@ class Moments:
         exclude: str | Sequence[str] = (),
         rank: int | None = None,
         exact_width: int = EXACT_WIDTH,
+        curvatures: bool = False,
     ) -> None:
         self._rank = rank
         self.tuned: bool | None = None
         self._collector: Collector | None = None
         if model is not None:
             self._collector = Collector(
-                model, include=include, exclude=exclude, rank=rank, exact_width=exact_width
-            )
+                model, include=include, exclude=exclude, rank=rank, exact_width=exact_width,
+                curvatures=curvatures,
+            )  # fmt: skip
         weights = {} if self._collector is None else self._collector.weights
         self._samples = {name: sample(weight) for name, weight in weights.items()}
         self._known: dict[str, Layer] = {}
@@ -88,25 +94,30 @@ class Moments:
         """What is known of each layer that has run, by its path."""
         if (collector := self._collector) is None:
             return self._known
+        collector.settle()
         return {
             name: Layer(
-                self._mean(total, count), count, self._samples[name], self._output(collector, name)
+                self._mean(total, count), count, self._samples[name], self._output(collector, name),
+                *self._curvature(collector, name),
             )
             for name, (total, count) in collector.sums.items()
-        }
+        }  # fmt: skip
+
+    def _curvature(self, collector: Collector, name: str) -> tuple[Moment | None, int]:
+        """The curvature of a layer, and of how many gradients it is."""
+        known = collector.curvatures.sums.get(name)
+        if known is None:
+            return None, 0
+        return _moment(known.total / known.count, self._rank), known.count
 
     def _output(self, collector: Collector, name: str) -> float:
         """The output of a layer, computed once at each count."""
         total, count = collector.sums[name]
         if self._outputs.get(name, (0, 0.0))[0] != count:
             weight = acting(collector.layers[name], collector.weights[name])
-            # a sum need not become a mean, in memory, for this
-            power = (
-                output_power(weight, self._mean(total, count))
-                if is_stream(total)
-                else output_power(weight, total) / count
-            )
-            self._outputs[name] = count, power
+            # a sum need not become a mean, in memory, for this; of a stream there is none
+            power = collector.powers.sums[name] if is_stream(total) else output_power(weight, total)
+            self._outputs[name] = count, power / count
         return self._outputs[name][1]
 
     def _mean(self, total: Tensor, count: int) -> Moment:
@@ -202,7 +213,9 @@ class Moments:
             key = id(layer.moment)
             if key not in done:
                 done[key] = _thin(layer.moment, rank)
-            found._known[name] = replace(layer, moment=done[key])
+            G = layer.curvature
+            G = None if G is None else _thin(G, rank)
+            found._known[name] = replace(layer, moment=done[key], curvature=G)
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -224,6 +237,7 @@ class Moments:
         """The layers with means in float32, so that no second copy in float64 is made of a sum."""
         if (collector := self._collector) is None:
             return self._known
+        collector.settle()
         means: dict[int, Moment] = {}
         found: dict[str, Layer] = {}
         for name, (total, count) in collector.sums.items():
@@ -231,7 +245,8 @@ class Moments:
                 whole = self._rank is None and not is_stream(total)
                 means[id(total)] = _float(total, count) if whole else self._mean(total, count)
             output = self._output(collector, name)
-            found[name] = Layer(means[id(total)], count, self._samples[name], output)
+            G = self._curvature(collector, name)
+            found[name] = Layer(means[id(total)], count, self._samples[name], output, *G)
         return found
 
     @classmethod
@@ -248,7 +263,7 @@ class Moments:
             CheckpointError: If it is none, or damaged.
         """
         found = cls()
-        found._known, found.tuned = read_layers(Path(path)), is_of_tuned(Path(path))
+        found._known, found.tuned = read_moments(Path(path))
         return found
 
 
@@ -283,4 +298,16 @@ def _mean(parts: Sequence[Layer], weights: Sequence[float]) -> Layer:
         sum(part.count for part in parts),
         parts[0].sample,
         sum(share * part.output for share, part in zip(shares, parts, strict=True)),
+        *_mean_curvature(parts, weights),
     )
+
+
+def _mean_curvature(parts: Sequence[Layer], weights: Sequence[float]) -> tuple[Moment | None, int]:
+    """The same of their curvatures, each gradient with the weight of its texts."""
+    known = [part.curvature for part in parts if part.curvature is not None]
+    if not known:
+        return None, 0
+    if len(known) < len(parts):
+        raise InputError("only some of the moments to be merged have curvatures; collect them all")
+    counts = [w * part.gradients for w, part in zip(weights, parts, strict=True)]
+    return mean(known, [count / sum(counts) for count in counts]), sum(x.gradients for x in parts)

@@ -22,7 +22,9 @@ from bulkedge.checkpoint.write import umask
 from ._collect import Collector
 from ._layer import sample
 
-FORMAT = "bulkedge partial moments 1"
+FORMAT = "bulkedge partial moments 2"
+CURVATURE = "curvature."
+"""How the names of sums over gradients begin."""
 EVERY = 60.0
 """Seconds between two writes, at least."""
 SHARE = 20.0
@@ -64,11 +66,17 @@ class Partial:
                 "remove it to start anew, or repeat that command to finish it"
             )
         try:
-            table = json.loads(metadata["layers"])
+            table, gradients, powers = (
+                json.loads(metadata[key]) for key in ("layers", "gradients", "powers")
+            )
             sums = {key: read_tensor(info) for key, info in tensors.items()}
             self.collector.go_on_from(
                 {name: (sums[row["sum"]], int(row["count"])) for name, row in table.items()}
             )
+            self.collector.curvatures.go_on_from(
+                {n: (sums[f"{CURVATURE}{n}"], int(count)) for n, count in gradients.items()}
+            )
+            self.collector.powers.sums = {n: float(power) for n, power in powers.items()}
             self.batches = int(metadata["batches"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: damaged ({error}); remove it to start anew") from None
@@ -103,7 +111,11 @@ class Partial:
             key = names.setdefault(id(total), f"sum.{len(names)}")
             tensors[key] = total.cpu().contiguous()
             table[name] = {"sum": key, "count": count}
+        curvatures = self.collector.curvatures.sums
+        tensors |= {f"{CURVATURE}{n}": x.total.cpu().contiguous() for n, x in curvatures.items()}
         metadata = {
+            "gradients": json.dumps({name: x.count for name, x in curvatures.items()}),
+            "powers": json.dumps(self.collector.powers.sums),
             "format": FORMAT,
             "digest": self.digest,
             "batches": str(self.batches),

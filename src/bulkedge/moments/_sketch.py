@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._precision import exact
 
 DENSE = 1024
 """Matrices up to this width are decomposed in full; wider ones by subspace iteration."""
@@ -114,7 +115,7 @@ def right_times(W: Tensor, moment: Moment) -> Tensor:
         >>> right_times(torch.ones(1, 2), torch.tensor([3.0, 4.0])).tolist()
         [[3.0, 4.0]]
     """
-    W = W.to(torch.float64)
+    W = exact(W)
     if isinstance(moment, Sketch):
         vectors, values, rest = (x.to(W) for x in (moment.vectors, moment.values, moment.rest))
         return (W @ vectors * values) @ vectors.mT + W * rest
@@ -169,7 +170,7 @@ def sketch(C: Tensor, rank: int) -> Sketch:
         raise InputError(f"expected a square second moment, got shape {tuple(C.shape)}")
     if rank < 1:
         raise InputError(f"expected rank ≥ 1, got {rank}")
-    C, rank = C.to(torch.float64), min(rank, len(C))
+    C, rank = exact(C), min(rank, len(C))
     vectors, values = _leading(C, rank)
     left = C - (vectors * values) @ vectors.mT
     rest = left.diagonal().clamp(min=0).clone()
@@ -312,7 +313,7 @@ def output_power(weight: Tensor, moment: Moment) -> float:
         5.0
     """
     if isinstance(moment, Tensor) and moment.ndim == 1:
-        squares = weight.detach().to(torch.float64).square().sum(dim=1)
+        squares = exact(weight.detach()).square().sum(dim=1)
         return float(squares @ moment.to(squares))
     parts = weight.detach().split(ROWS)
-    return sum(float((right_times(W, moment) * W.to(torch.float64)).sum()) for W in parts)
+    return sum(float((right_times(W, moment) * exact(W)).sum()) for W in parts)

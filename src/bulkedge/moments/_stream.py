@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bulkedge._precision import exact
+
 from ._sketch import Sketch, norm_of, nystrom
 
 EXACT_WIDTH = 4096
@@ -96,7 +98,7 @@ def from_products(total: Tensor, rank: int) -> Sketch:
         >>> torch.allclose((found.vectors * found.values) @ found.vectors.mT, C.double(), atol=1e-3)
         True
     """
-    total = total.to(torch.float64)
+    total = exact(total)
     n, columns = len(total), total.shape[1] - 1
     omega = random_columns(n, columns).to(total)
     used = columns - PROBES

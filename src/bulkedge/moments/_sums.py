@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from bulkedge._precision import exact
 
 ROWS = 1024
 """Rows of a sum that are added at a time."""
@@ -74,7 +75,7 @@ def _add(own: Sum, part: Part) -> None:
 def _first(part: Part, uses: Mapping[int, int]) -> Sum:
     """A sum of one part, which it takes the place of, if no other needs it."""
     total = part.total.clone() if uses[id(part)] > 1 else part.total
-    return Sum(total.to(torch.float64), part.count)
+    return Sum(exact(total), part.count)
 
 
 def _own(names: Sequence[str], sums: Mapping[str, Sum]) -> Sum | None:

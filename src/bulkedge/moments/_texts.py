@@ -13,6 +13,8 @@ import torch
 
 from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
 
+from ._losses import Loss
+
 Progress = Callable[[int, int], None]
 """Called as ``progress(texts so far, texts in all)``."""
 
@@ -101,7 +103,11 @@ def tokens_of(
 
 
 def run_tokens(
-    network: Any, tokenizer: Any, tokens: Sequence[Sequence[int]], first: int = 0
+    network: Any,
+    tokenizer: Any,
+    tokens: Sequence[Sequence[int]],
+    first: int = 0,
+    loss: Loss | None = None,
 ) -> Iterator[int]:
     """Run a transformers model on texts, for its hooks alone.
 
@@ -110,16 +116,21 @@ def run_tokens(
         tokenizer: Its tokenizer, which knows the token of padding.
         tokens: The ids of each text.
         first: Number of batches that were run before.
+        loss: What to take gradients of, in one backward pass for each batch; None for none.
 
     Yields:
         The number of texts so far, after each batch.
     """
     order = batches([len(ids) for ids in tokens], BATCH)
     done = sum(map(len, order[:first]))
-    for batch in order[first:]:
+    for number, batch in enumerate(order[first:], start=first):
         inputs = _padded([tokens[i] for i in batch], tokenizer, network.device)
-        with torch.no_grad(), _errors_explained():
-            network(**inputs)
+        with torch.set_grad_enabled(loss is not None), _errors_explained():
+            if loss is None:
+                network(**inputs)
+            else:  # each batch draws the same, whether or not the run was stopped before it
+                generator = torch.Generator(network.device).manual_seed(number)
+                loss(network, inputs, generator).backward()
         done += len(batch)
         yield done
 

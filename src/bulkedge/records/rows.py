@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+MOST_SCALED = 2.0**40
+"""No update is judged at a larger scale."""
+FARTHEST = 8.5
+"""No scale is expected at which an update exceeds this many times the norm of its base."""
+
+
 class Row(BaseModel):
     """A part of a record: frozen, no fields but its own."""
 
@@ -117,13 +123,61 @@ class Bulk(Row):
     misfit_limit: Size = Field(description="What noise reaches once in a thousand times.")
     spikes: Count = Field(description="How many values of the base stand beyond the edge.")
     p_value: Fraction = Field(description="Of the last of them; of the largest value without any.")
+    repulsion: Fraction | None = Field(
+        None,
+        description="Mean ratio of neighbouring spacings below the edge, 0.53 in noise; null where "
+        "not all values are exact.",
+    )
+    repulsion_p_value: Fraction | None = Field(
+        None, description="Of noise with a ratio as far from that: below 0.001 it is not white."
+    )
+    small: Count | None = Field(
+        None, description="How many values stand below the lower edge; null as `repulsion`."
+    )
+    small_p_value: Fraction | None = Field(
+        None, description="Of the last of them; of the smallest value without any."
+    )
+
+
+class ScalePoint(Row):
+    """The leading directions of a matrix whose update is scaled by some factor."""
+
+    scale: Size = Field(le=MOST_SCALED, description="The factor; 1 is the update as it is.")
+    new: Size = Field(
+        le=MOST, description="How many have a score below epsilon; expected: the mean."
+    )
+    score: Fraction = Field(description="The lowest score; expected: its median, 1 without a new.")
+
+
+class ScaleCurve(Row):
+    """New directions and lowest score against the factor on the update."""
+
+    expected: list[ScalePoint] = Field(
+        [], description="Of generic spikes of its strengths, at 13 scales from 1/32 to 2."
+    )
+    judged: list[ScalePoint] = Field(
+        [], description="As judged: at 1, and where the critical scale was sought."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        """Ascending scales."""
+        for points in (self.expected, self.judged):
+            scales = [point.scale for point in points]
+            if sorted(set(scales)) != scales:
+                raise ValueError(f"expected ascending scales, got {scales[:4]}")
+        return self
 
 
 class CriticalScale(Row):
     """The factor on an update at which the first of the leading directions falls below ε."""
 
     expected: Size | None = Field(
-        description="Of a generic update of its strength: θ_k / ‖ΔW‖₂; null without a limit."
+        description="By the law: from how the update lies to the base where `aligned`, else θ_k / "
+        "‖ΔW‖₂, that of a generic update; null where nothing is expected to turn new."
+    )
+    aligned: bool = Field(
+        default=False, description="Whether `expected` knows the vectors of the update."
     )
     low: Size | None = Field(
         default=None,
@@ -201,6 +255,9 @@ class Matrix(Row):
         None, description="Strength beyond which it stands among the top_k directions, too."
     )
     critical_scale: CriticalScale | None = None
+    scale_curve: ScaleCurve | None = Field(
+        None, description="What scaling the update does to its new directions."
+    )
     spikes: Count | None = Field(None, description="Spikes of a low-rank update: its true rank.")
     supercritical: Count | None = Field(None, description="Of these, beyond the threshold.")
     beyond_top_k_threshold: Count | None = Field(
@@ -208,6 +265,13 @@ class Matrix(Row):
     )
     in_use: Count | None = Field(
         None, description="How many of the strongest spikes carry 99 % of the update's energy."
+    )
+    effective_rank: Size | None = Field(
+        None,
+        description="exp(−Σ pᵢ log pᵢ), pᵢ = γᵢ/Σγ, of its spikes γ; null for a dense update.",
+    )
+    stable_rank: Size | None = Field(
+        None, description="‖ΔW‖_F²/‖ΔW‖₂², of its spikes; null for a dense update."
     )
     predicted: list[Predicted] = Field([], description="The strongest of them, at most top_k.")
     drift: Size | None = Field(
@@ -230,17 +294,23 @@ class Matrix(Row):
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
-        """Of the spikes fewer exceed the higher limit; the expected scale is that limit's."""
+        """Of the spikes fewer exceed the higher limit; a generic scale is that limit's."""
         exceed = (self.spikes, self.supercritical, self.beyond_top_k_threshold)
         counts = [count for count in exceed if count is not None]
         if counts != sorted(counts, reverse=True):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
         if self.spikes is not None and (self.in_use or 0) > self.spikes:
             raise ValueError(f"expected at most {self.spikes} spikes in use, got {self.in_use}")
-        expected = None if self.critical_scale is None else self.critical_scale.expected
-        if expected is not None:
-            norm = self.spectral_norm_update or 0.0
-            check_ratio(self.top_k_threshold or 0.0, norm, expected, "critical scale")
+        for name in ("effective_rank", "stable_rank"):
+            rank = getattr(self, name)
+            if rank is not None and not (self.spikes and 0.999 <= rank <= 1.001 * self.spikes):
+                raise ValueError(f"expected {name} of 1 to {self.spikes}, got {rank}")
+        found, norm = self.critical_scale, self.spectral_norm_update or 0.0
+        if found is not None and found.expected is not None:
+            if not found.aligned:
+                check_ratio(self.top_k_threshold or 0.0, norm, found.expected, "critical scale")
+            elif found.expected * norm > FARTHEST * (self.spectral_norm_base or 0.0):
+                raise ValueError(f"expected a critical scale within reach, got {found.expected}")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 from bulkedge.comparison.pair import TILE, Pair, row_norms
 
 from .method import Correction
@@ -125,4 +126,4 @@ def _added(start: Tensor, correction: Correction, dtype: torch.dtype) -> Tensor:
 def _tiles(start: Tensor, correction: Correction) -> Iterator[Tensor]:
     """``start + X Yᵀ`` in float64, some rows at a time."""
     for W, X in zip(start.split(TILE), correction.X.split(TILE), strict=True):
-        yield torch.addmm(W.double(), X, correction.Y.mT)
+        yield torch.addmm(exact(W), X, correction.Y.mT)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 
-from .solve import NOT_POSITIVE, RIDGE, Scaled, moved, solver
+from .solve import NOT_POSITIVE, Scaled, moved, solver
 
 OCTAVES = 30
 """The strengths of the grid lie between 2⁻³⁰ and 2³⁰, a factor of two apart: between them the
@@ -38,6 +39,7 @@ class Basis:
         R: Shape ``(n, n)``, with ``C_t = R Rᵀ``.
         inverse: R⁻¹.
         mu: ``C_b = R diag(μ) Rᵀ``, shape ``(n,)``, not negative.
+        ridge: Of ``C_b``.
 
     Example:
         >>> basis = Basis.of(Scaled.of(torch.eye(2)), Scaled.of(torch.eye(2)))
@@ -48,6 +50,7 @@ class Basis:
     R: Tensor
     inverse: Tensor
     mu: Tensor
+    ridge: float
 
     @classmethod
     def of(cls, base: Scaled, task: Scaled) -> Basis:
@@ -71,11 +74,11 @@ class Basis:
         mu, Q = torch.linalg.eigh((middle + middle.mT) / 2)
         if not float(mu[0]) > 0:
             raise InputError(NOT_POSITIVE)
-        return cls(L @ Q, torch.linalg.solve_triangular(L.mT, Q, upper=True).mT, mu)
+        return cls(L @ Q, torch.linalg.solve_triangular(L.mT, Q, upper=True).mT, mu, base.ridge)
 
     def times(self, A: Tensor, strength: float) -> Tensor:
         """``A T`` at one strength; see :func:`protected`."""
-        return (A.double() @ self.R / (1 + strength * self.mu)) @ self.inverse
+        return (exact(A) @ self.R / (1 + strength * self.mu)) @ self.inverse
 
     def moved(self, update: Tensor | LowRank, strengths: Sequence[float]) -> Tensor:
         """``tr(D' C D'ᵀ)`` at many strengths, C the moment of the base without its ridge.
@@ -90,9 +93,9 @@ class Basis:
         if isinstance(update, LowRank):
             X = update.scale * (torch.linalg.qr(update.B, mode="r").R @ (update.A @ self.R))
         else:
-            X = update.double() @ self.R
+            X = exact(update) @ self.R
         # D' = Σ g_i (column i of X) (row i of R⁻¹): a quadratic form in the g's
-        H = (X.mT @ X) * (torch.diag(self.mu) - RIDGE * self.inverse @ self.inverse.mT)
+        H = (X.mT @ X) * (torch.diag(self.mu) - self.ridge * self.inverse @ self.inverse.mT)
         g = 1 / (1 + torch.tensor(strengths, dtype=H.dtype, device=H.device)[:, None] * self.mu)
         return ((g @ H) * g).sum(dim=1)
 
@@ -133,7 +136,7 @@ def curve(
         if isinstance(update, LowRank):
             now = LowRank(update.B, solve(update.A), update.scale)
         else:
-            now = solve(update.double())
+            now = solve(exact(update))
         found.append(moved(now, base.moment) / output)
     return torch.tensor(found, dtype=torch.float64)
 

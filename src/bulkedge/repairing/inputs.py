@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._precision import exact
 from bulkedge.checkpoint import Checkpoint
 from bulkedge.checkpoint.model import is_input, is_output, ties
 from bulkedge.comparison import Comparison, Plan, by_weight, check_inputs, find_inputs
@@ -37,6 +38,11 @@ class Inputs:
         return self.base.moment, None if self.task is None else self.task.moment
 
     @property
+    def curvatures(self) -> tuple[Moment | None, Moment | None]:
+        """``G_b`` and ``G_t`` of the layer's outputs, where they were collected."""
+        return self.base.curvature, None if self.task is None else self.task.curvature
+
+    @property
     def rows(self) -> bool:
         """Whether they are those of an embedding: indices of the rows of the weight as stored."""
         return isinstance(self.base.moment, Tensor) and self.base.moment.ndim == 1
@@ -46,8 +52,22 @@ class Inputs:
         pairs = zip(self.moments, other.moments, strict=True)
         return all(one is two or _equal(one, two) for one, two in pairs)
 
-    def doubt(self) -> str | None:
-        """What to know of moments of few inputs; None of enough."""
+    def doubt(self, *, outputs: bool = False) -> str | None:
+        """What to know of moments of few inputs; None of enough.
+
+        Args:
+            outputs: Whether to ask of curvatures of few gradients, too.
+
+        Returns:
+            The first of these.
+        """
+        for what, layer in self._each() if outputs else ():
+            m = 0 if layer.curvature is None else width(layer.curvature)
+            if layer.gradients < m:
+                return (
+                    f"the {what} curvatures are of {layer.gradients} gradients for a width of {m}: "
+                    "in the directions that they leave open the ridge decides; measure more texts"
+                )
         for what, layer in self._each():
             n = width(layer.moment)
             if not self.rows and layer.count < n:
@@ -136,7 +156,7 @@ class Known:
         for comparison in {part.base.info.name: part for part in parts}.values():
             found = self.of(comparison)
             W0 = replace(comparison.base, rows=None).read()
-            W0 = (W0.mT if found.rows else W0).double()
+            W0 = exact(W0.mT if found.rows else W0)
             base += found.base.output / _mean_square(found.base)
             if found.task is None:
                 task += float(W0.square().sum())
@@ -160,8 +180,8 @@ class Known:
 
     def _look_up(self, comparison: Comparison) -> Inputs:
         task = None if self._task is None else self._task.of(comparison)[0]
-        base, exact = self._base.of(comparison)
-        whole = exact and comparison.base.rows is None
+        base, same = self._base.of(comparison)
+        whole = same and comparison.base.rows is None
         found = Inputs(base, task, base.output if whole else None)
         name = comparison.base.info.name
         tied = self._tied.get(name)
@@ -223,7 +243,7 @@ def _one_tensor(name: str, other: str, measured: _Measured, plan: Plan) -> bool:
 
 def _mean_square(layer: Layer) -> float:
     """The mean of the diagonal of a moment; 1 of zeros, which are refused where they are used."""
-    return float(diagonal(layer.moment).double().mean()) or 1.0
+    return float(exact(diagonal(layer.moment)).mean()) or 1.0
 
 
 def _bytes(layer: Layer) -> bytes:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison.pair import Pair
 from bulkedge.update import update_svd
@@ -157,15 +158,15 @@ def _error(part: Part, B: Tensor, A: Tensor, magnitude: Tensor | None) -> float:
     """``‖stored − meant‖_F`` of a part whose layer is stored as ``B A``."""
     if part.meant is not None and magnitude is not None:  # with DoRA, rounding changes every row
         scale, meant = part.stored.scale, part.meant
-        update = LowRank(scale * B[_rows(part)].double(), A.double())
-        norms = magnitude[_rows(part)].double()
+        update = LowRank(scale * exact(B[_rows(part)]), exact(A))
+        norms = exact(magnitude[_rows(part)])
         now = replace(meant, factors=update, magnitude=norms)
         W, V = (pair.tuned_map(torch.float64).to_dense() for pair in (meant, now))
         return float(torch.linalg.vector_norm(V - W))
     old_B, old_A, scale = part.stored.read()
     X, Y = part.correction.X, part.correction.Y
-    wide = torch.cat([scale * B[_rows(part)].double(), -scale * old_B, -X], dim=1)
-    tall = torch.cat([A.double(), old_A, Y.mT])
+    wide = torch.cat([scale * exact(B[_rows(part)]), -scale * old_B, -X], dim=1)
+    tall = torch.cat([exact(A), old_A, Y.mT])
     return LowRank(wide, tall).norm_bound()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, LowRank
+from bulkedge._precision import exact
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import COUNTED, Direction, Judgement, Verdict
 from bulkedge.records import Recipe
@@ -139,9 +140,9 @@ def _case(
         base=pair.base_map(wide),
         tuned=pair.tuned_map(wide),
         update=difference,
-        sigma=triplets.sigma[found].double(),
-        u=triplets.u[:, found].double(),
-        v=triplets.v[:, found].double(),
+        sigma=exact(triplets.sigma[found]),
+        u=exact(triplets.u[:, found]),
+        v=exact(triplets.v[:, found]),
         left=torch.tensor([(i, "left") in sides for i in index]),
         right=torch.tensor([(i, "right") in sides for i in index]),
         spikes=pair.spikes,
@@ -162,10 +163,10 @@ def _exact(pair: Pair, judged: Judgement) -> SingularTriplets:
     )
 
 
-def _matched(rough: SingularTriplets, exact: SingularTriplets, index: list[int]) -> Tensor:
-    """The places of rough triplets among exact ones, whose order rounding may have changed."""
-    inside = (rough.u[:, index].mT.double() @ exact.u.double()).abs()
-    inside *= (rough.v[:, index].mT.double() @ exact.v.double()).abs()
+def _matched(rough: SingularTriplets, refined: SingularTriplets, index: list[int]) -> Tensor:
+    """The places of rough triplets among refined ones, whose order rounding may have changed."""
+    inside = (exact(rough.u[:, index].mT) @ exact(refined.u)).abs()
+    inside *= (exact(rough.v[:, index].mT) @ exact(refined.v)).abs()
     places: list[int] = []
     for row in inside:
         row[places] = -1.0
@@ -208,5 +209,5 @@ def norm_of_change(before: Pair, correction: Correction) -> float:
     if not correction.anew:
         return LowRank(correction.X, correction.Y.mT).norm_bound()
     W = before.tuned_map(torch.float64).to_dense()
-    meant = torch.addmm(before.base.double(), correction.X, correction.Y.mT)
+    meant = torch.addmm(exact(before.base), correction.X, correction.Y.mT)
     return float(torch.linalg.vector_norm(meant - W))

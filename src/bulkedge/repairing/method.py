@@ -27,6 +27,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._fields import SHARE, check_fields, whole
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 from bulkedge.rmt import BulkFit, fit_bulk
 from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import UpdateSVD
@@ -84,7 +85,7 @@ class Correction:
     @classmethod
     def none(cls, shape: tuple[int, int], device: torch.device) -> Correction:
         """The correction that changes nothing."""
-        X, Y = (torch.zeros(size, 0, dtype=torch.float64, device=device) for size in shape)
+        X, Y = (exact(torch.zeros(size, 0, device=device)) for size in shape)
         return cls(X, Y)
 
 

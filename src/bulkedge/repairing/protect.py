@@ -10,6 +10,9 @@ from bulkedge._errors import InputError
 from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_fields, one_of, optional, whole
 from bulkedge.moments import Moments
 
+from .both import has_curvatures
+from .solve import RIDGE
+
 DEFAULT_STRENGTH = 1.0
 """The strength that is used where neither a strength nor a drift is asked for."""
 
@@ -33,6 +36,11 @@ class Protect:
             that one costs λ of the other wherever it is.  ``"output"``: mean squares of the layers'
             outputs.  ``"drift"``: parts of what the base's weight puts out.  ``"layer"``: both
             moments scaled to mean diagonal 1, each layer for itself.
+        ridge: Part of the mean diagonal that is added to each moment, for directions that few texts
+            have used.
+        sides: ``"one"``: the outputs of a layer count alike.  ``"two"``: each as much as the loss
+            depends on it, by the curvatures in both moments, see :class:`Sides`; the factor on the
+            output side is new, too.  That was measured to be better at rank 8 and worse at rank 1.
         rounds: How often every update is protected.  Each round after the first measures the task's
             inputs on what the round before has made, since a protected layer changes the inputs of
             those above it, and protects ΔW as it was trained: to protect what is protected would
@@ -44,7 +52,8 @@ class Protect:
 
     Raises:
         InputError: If the strength is negative, the drift is not positive, both are given, the
-            balance is none of the three, or rounds have nothing that measures the inputs.
+            balance is none of the three, there are no curvatures for two sides, or rounds have
+            nothing that measures the inputs.
 
     References:
         Jin et al., "Dataless knowledge fusion by merging weights of language models",
@@ -56,6 +65,8 @@ class Protect:
     strength: float | None = None
     target_drift: float | None = None
     balance: str = "output"
+    ridge: float = RIDGE
+    sides: str = "one"
     rounds: int = 1
     recollect: Callable[[Path], Moments] | None = None
 
@@ -65,6 +76,8 @@ class Protect:
             strength=optional(NOT_NEGATIVE),
             target_drift=optional(POSITIVE),
             balance=one_of("output", "drift", "layer"),
+            ridge=POSITIVE,
+            sides=one_of("one", "two"),
             rounds=whole(1),
         )
         if self.strength is not None and self.target_drift is not None:
@@ -81,8 +94,23 @@ class Protect:
                 "expected task moments of the fine-tune's inputs, got those of the base; measure "
                 "them with `bulkedge moments BASE TEXTS --tuned TUNED`"
             )
+        if self.sides == "two":
+            self._check_sides()
         if self.rounds > 1 and not callable(self.recollect):
             raise InputError(
                 f"expected recollect for {self.rounds} rounds, got {self.recollect!r:.60}; give a "
                 "function of a folder that returns the task's moments on the fine-tune in it"
+            )
+
+    def _check_sides(self) -> None:
+        """Raise unless both sides can be protected."""
+        if self.target_drift is not None or self.balance == "drift":
+            raise InputError(
+                "expected a strength, in units of the outputs or of a layer, for two sides: drift "
+                "does not tell what they keep; leave out the drift, or ask for one side"
+            )
+        if not (has_curvatures(self.moments) and has_curvatures(self.task_moments)):
+            raise InputError(
+                "expected curvatures in both moments for two sides, got some without; collect them "
+                "with `bulkedge moments … --curvatures`"
             )

@@ -6,26 +6,28 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError, OutputError
 from bulkedge._linmap import LowRank
-from bulkedge._precision import one_thread
+from bulkedge._precision import exact, exact_device, one_thread
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison import EXPERTS, Comparison, Pair, Plan, load
 from bulkedge.moments import Moments
 from bulkedge.records import Matrix, Recipe
 
+from .both import Both, why_one_sided
 from .curve import curve, response, strength_for
 from .inputs import Inputs, Known
 from .layers import Layer, Stored
 from .output import Output, key_of
 from .protect import DEFAULT_STRENGTH, Protect
-from .solve import Pairs, Solve, moved, pair_of, solver
+from .solve import Pairs, Solve, difference, moved, pair_of, solver
 from .work import Options, Row, Work, covers, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
@@ -34,6 +36,8 @@ BEYOND = "the protected numbers are beyond those of its dtype; scale the update 
 
 Update = Tensor | LowRank
 """ΔW so that its inputs are its columns: full, or as factors."""
+Solution = Callable[[Update], Update]
+"""``ΔW ↦ D'``, in the form in which it is given."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,10 @@ class Protection(Work):
         self.method = method
         self.strength = DEFAULT_STRENGTH if method.strength is None else method.strength
         self._known = Known(plan, method.moments, method.task_moments)
-        device = torch.device(recipe.device)
-        self._solvers, self._responses = Pairs(solver, device), Pairs(response, device)
+        device = exact_device(torch.device(recipe.device))
+        self._solvers = Pairs(solver, device, method.ridge)
+        self._responses = Pairs(response, device, method.ridge)
+        self._both: Both | None = None
         self._done: dict[str, Protected] = {}  # by the first tensor of the factors
         self._layers: dict[str, tuple[Layer, Stored]] = {}
         self._sharing: dict[str, list[Comparison]] = {}  # likewise
@@ -86,6 +92,8 @@ class Protection(Work):
             "target_drift": self.method.target_drift,
             "balance": self.method.balance,
             "task_moments": self.method.task_moments is not None,
+            "ridge": self.method.ridge,
+            "sides": self.method.sides,
             "rounds": self.method.rounds,
         }
 
@@ -101,7 +109,11 @@ class Protection(Work):
     ) -> None:
         """See :meth:`Work.treat`; the strength is found first, if a drift is asked for."""
         if todo and self.strength:
-            self._known = Known(self.plan, self.method.moments, self._task(todo, output, progress))
+            task = self._task(todo, output, progress)
+            self._known = Known(self.plan, self.method.moments, task)
+            if self.method.sides == "two" and task is not None:
+                device = exact_device(torch.device(self.recipe.device))
+                self._both = Both(self.method.moments, task, self.method.ridge, device)
         if self.method.target_drift is not None:
             with one_thread():
                 self.strength = self._strength_for(self.method.target_drift, todo)
@@ -148,8 +160,9 @@ class Protection(Work):
             return []
         basis = self._responses(*inputs.moments)
         base, task = inputs.moments
-        base, task = base.to(pair.base.device), None if task is None else task.to(pair.base.device)
-        drifts = curve(update, *pair_of(base, task), basis, power)
+        device = exact_device(pair.base.device)
+        base, task = base.to(device), None if task is None else task.to(device)
+        drifts = curve(update, *pair_of(base, task, self.method.ridge), basis, power)
         return [(drifts, moved(update, base) / power, self._exchange(comparison))]
 
     def _exchange(self, comparison: Comparison) -> float:
@@ -206,17 +219,32 @@ class Protection(Work):
         if row.update_norm == 0:
             row.status = "left"
             return
-        strength = self.strength * self._exchange(comparison)
-        solve = self._solvers(*inputs.moments, strength)
-        row.strength = strength
+        row.strength, solve, note = self._solution(comparison, inputs)
         if isinstance(before, LowRank):
             now, row.error = self._factors(comparison, inputs, solve)
         else:
-            now, row.error = self._full(comparison, inputs, pair, solve(before), output)
-        row.change = _norm(_difference(now, before))
+            now, row.error = self._full(
+                comparison, inputs, pair, cast("Tensor", solve(before)), output
+            )
+        row.change = _norm(difference(now, before))
         row.energy = 1 - (_norm(now) / row.update_norm) ** 2
-        row.status, row.rounds, row.note = "repaired", self.method.rounds, inputs.doubt()
+        row.status, row.rounds, row.note = "repaired", self.method.rounds, note
         row.drift_after = _drift(now, power, inputs)
+
+    def _solution(
+        self, comparison: Comparison, inputs: Inputs
+    ) -> tuple[float, Solution, str | None]:
+        """The strength of a layer for scaled moments, what solves it, and what to know of it."""
+        note = None
+        if self._both is not None:
+            note = why_one_sided(comparison, inputs, len(self._sharing.get(_first(comparison), ())))
+            if note is None:
+                layer = self._both.layer(inputs, alone=self.method.balance == "layer")
+                solution = partial(layer.solved, strength=self.strength)
+                return self.strength * layer.unit, solution, inputs.doubt(outputs=True)
+        strength = self.strength * self._exchange(comparison)
+        solve = self._solvers(*inputs.moments, strength)
+        return strength, partial(_one_sided, solve), inputs.doubt() or note
 
     def _full(
         self,
@@ -227,19 +255,19 @@ class Protection(Work):
         output: Output | None,
     ) -> tuple[Tensor, float]:
         """The protected difference as it is stored, and what its dtype leaves out."""
-        W0 = _base(pair, inputs).double()
+        W0 = exact(_base(pair, inputs))
         meant = W0 + update
         stored = meant.to(pair.dense_part.dtype)
         if not bool(stored.isfinite().all()):
             raise InputError(BEYOND)
         if output is not None and comparison.tuned is not None:
             output.write_matrix(comparison.tuned, (stored.mT if inputs.rows else stored).cpu())
-        return stored.double() - W0, _norm(stored.double() - meant)
+        return exact(stored) - W0, _norm(exact(stored) - meant)
 
     def _factors(
-        self, comparison: Comparison, inputs: Inputs, solve: Solve
+        self, comparison: Comparison, inputs: Inputs, solve: Solution
     ) -> tuple[LowRank, float]:
-        """The same of factors: the one on the input side alone is new."""
+        """The same of factors; of one side the one on the input side alone is new."""
         update = _correctable(comparison)
         first = _first(comparison)
         done = self._done.get(first) or self._whole(comparison, update, inputs, solve)
@@ -250,25 +278,24 @@ class Protection(Work):
             _on_columns(LowRank(B[rows], A, update.scale), inputs)
             for B, A in (done.meant, done.held)
         )
-        return held, _norm(_difference(held, meant))
+        return held, _norm(difference(held, meant))
 
     def _whole(
-        self, comparison: Comparison, update: Correctable, inputs: Inputs, solve: Solve
+        self, comparison: Comparison, update: Correctable, inputs: Inputs, solve: Solution
     ) -> Protected:
         """The factors of a layer, protected once for all matrices that share them."""
         whole = update.whole()
-        B, A, _ = whole.read()
-        if inputs.rows:
-            B = solve(B.mT.to(self.recipe.device)).mT.cpu()
-        else:
-            A = solve(A.to(self.recipe.device)).cpu()
+        B, A, scale = whole.read()
+        device = exact_device(torch.device(self.recipe.device))
+        found = solve(_on_columns(LowRank(B.to(device), A.to(device), scale), inputs))
+        B, A = (x.cpu() for x in _on_columns(cast("LowRank", found), inputs).tensors)
         tensors = whole.stored([(B, A)], None)
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise InputError(BEYOND)
         stored = Stored(tensors, whole.rank, [])
         self._layers[key_of(comparison.tuned_name, self.plan.tuned)] = Layer(whole, []), stored
         held = whole.rounded(B, A, None)
-        return Protected((B, A), (held[0].double(), held[1].double()))
+        return Protected((B, A), (exact(held[0]), exact(held[1])))
 
     def _store(self, output: Output | None) -> None:
         """Write the factors of all layers."""
@@ -312,7 +339,7 @@ def _update(pair: Pair, inputs: Inputs) -> Update:
     """``W − W0`` in float64, likewise."""
     if pair.factors is not None:
         return _on_columns(pair.factors, inputs)
-    difference = pair.dense_part.double() - pair.base.double()
+    difference = exact(pair.dense_part) - exact(pair.base)
     return difference.mT if inputs.rows else difference
 
 
@@ -320,13 +347,11 @@ def _on_columns(update: LowRank, inputs: Inputs) -> LowRank:
     return LowRank(update.A.mT, update.B.mT, update.scale) if inputs.rows else update
 
 
-def _difference(now: Update, before: Update) -> Update:
-    """``now − before``; of factors that have B in common."""
-    if isinstance(now, LowRank) and isinstance(before, LowRank):
-        return LowRank(now.B, now.A - before.A.to(now.A), now.scale)
-    if isinstance(now, Tensor) and isinstance(before, Tensor):
-        return now - before
-    raise TypeError("expected two updates of one form")
+def _one_sided(solve: Solve, update: Update) -> Update:
+    """A full update, or the factor on the input side, by the solver of a pair of moments."""
+    if isinstance(update, LowRank):
+        return LowRank(update.B, solve(update.A), update.scale)
+    return solve(update)
 
 
 def _norm(update: Update) -> float:

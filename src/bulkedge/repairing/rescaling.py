@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
-from bulkedge._precision import one_thread
+from bulkedge._precision import exact, one_thread
 from bulkedge.checkpoint import Adapter, StoredUpdate
 from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.checkpoint.lora import alpha_of
@@ -105,14 +105,14 @@ class Rescaling(Work):
         if (stored := comparison.tuned) is None:
             raise InputError(FULL)
         base, tuned = comparison.base.read(), stored.read()
-        row.update_norm = _norm(t.double() - b.double() for b, t in _tiles(base, tuned))
+        row.update_norm = _norm(exact(t) - exact(b) for b, t in _tiles(base, tuned))
         s = self._factor(comparison, self.norms[comparison.base.name], base)
         self._found(row, s)
         if s == 1:
             return
         scaled = torch.cat([_between(b, t, s).to(tuned.dtype) for b, t in _tiles(base, tuned)])
         tiles = _tiles(base, tuned, scaled)
-        row.error = _norm(x.double() - _between(b, t, s) for b, t, x in tiles)
+        row.error = _norm(exact(x) - _between(b, t, s) for b, t, x in tiles)
         if output is not None:
             output.write_matrix(stored, scaled)
 
@@ -236,7 +236,7 @@ def _write(path: Path, config: Mapping[str, Any]) -> None:
 
 def _between(base: Tensor, tuned: Tensor, s: float) -> Tensor:
     """``W0 + s (W − W0)`` of some rows, in float64."""
-    return base.double() + s * (tuned.double() - base.double())
+    return exact(base) + s * (exact(tuned) - exact(base))
 
 
 def _tiles(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -27,11 +27,14 @@ from torch import Tensor
 
 from bulkedge._fields import NOT_NEGATIVE, check_values, whole
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 from bulkedge.moments import Moment
 
 from .curve import Basis
-from .solve import Scaled
+from .solve import RIDGE, Scaled
 
+NEARLY = 1e-13
+"""Part of the mean diagonal that is added to the small systems, which may be singular."""
 SWEEPS = 8
 """How often both factors are solved for: from the factors as trained few sweeps are enough."""
 
@@ -53,7 +56,7 @@ class Sides:
         >>> one, two = torch.eye(2), torch.diag(torch.tensor([1.0, 3.0]))
         >>> layer = Sides.of((one, one), (two, one))
         >>> layer.solved(torch.eye(2), 1.0).diagonal().round(decimals=2).tolist()
-        [0.5, 0.25]
+        [0.49, 0.25]
     """
 
     inputs: Basis
@@ -61,12 +64,18 @@ class Sides:
     unit: float
 
     @classmethod
-    def of(cls, inputs: tuple[Moment, Moment], outputs: tuple[Moment, Moment]) -> Sides:
+    def of(
+        cls,
+        inputs: tuple[Moment, Moment],
+        outputs: tuple[Moment, Moment],
+        ridge: float = RIDGE,
+    ) -> Sides:
         """Decompose both pairs; about ``15 (m³ + n³)`` in float64.
 
         Args:
             inputs: ``C_b`` and ``C_t``, as they were measured, shape ``(n, n)``.
             outputs: ``G_b`` and ``G_t``, likewise, shape ``(m, m)``.
+            ridge: Of all four, in parts of their mean diagonals.
 
         Returns:
             The layer.
@@ -74,7 +83,7 @@ class Sides:
         Raises:
             InputError: If one of them is zero or not positive.
         """
-        (C_b, C_t), (G_b, G_t) = ([Scaled.of(x) for x in pair] for pair in (inputs, outputs))
+        (C_b, C_t), (G_b, G_t) = ([Scaled.of(x, ridge) for x in pair] for pair in (inputs, outputs))
         unit = C_b.mean * G_b.mean / (C_t.mean * G_t.mean)
         return cls(Basis.of(C_b, C_t), Basis.of(G_b, G_t), unit)
 
@@ -82,6 +91,10 @@ class Sides:
     def solved(self, update: Tensor, strength: float, sweeps: int = ...) -> Tensor: ...
     @overload
     def solved(self, update: LowRank, strength: float, sweeps: int = ...) -> LowRank: ...
+    @overload
+    def solved(
+        self, update: Tensor | LowRank, strength: float, sweeps: int = ...
+    ) -> Tensor | LowRank: ...
     def solved(
         self, update: Tensor | LowRank, strength: float, sweeps: int = SWEEPS
     ) -> Tensor | LowRank:
@@ -104,9 +117,9 @@ class Sides:
         check_values("Sides", strength=(strength, NOT_NEGATIVE), sweeps=(sweeps, whole(0)))
         S, R, weight = self.outputs, self.inputs, strength * self.unit
         if isinstance(update, Tensor):
-            Y = (S.R.mT @ update.double() @ R.R) / (1 + weight * torch.outer(S.mu, R.mu))
+            Y = (S.R.mT @ exact(update) @ R.R) / (1 + weight * torch.outer(S.mu, R.mu))
             return S.inverse.mT @ Y @ R.inverse
-        P0, Q0 = S.R.mT @ update.B.double(), update.A.double() @ R.R
+        P0, Q0 = S.R.mT @ exact(update.B), exact(update.A) @ R.R
         P, Q = P0, _right(P0, P0, Q0, weight * S.mu, R.mu)
         for _ in range(sweeps):
             P = _right(Q.mT, Q0.mT, P0.mT, weight * R.mu, S.mu).mT
@@ -117,4 +130,7 @@ class Sides:
 def _right(P: Tensor, P0: Tensor, Q0: Tensor, nu: Tensor, mu: Tensor) -> Tensor:
     """The Q that minimises ``Σ (P Q − P0 Q0)² + ν μᵀ (P Q)²``."""
     systems = P.mT @ P + mu[:, None, None] * ((P.mT * nu) @ P)
+    # factors of a lower rank than they have columns leave some of Q open: it is nearly zero there
+    diagonals = systems.diagonal(dim1=1, dim2=2)
+    diagonals += NEARLY * diagonals.mean(dim=1, keepdim=True)
     return torch.linalg.solve(systems, (P.mT @ P0 @ Q0).mT[..., None])[..., 0].mT

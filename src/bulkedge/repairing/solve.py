@@ -22,10 +22,12 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
+from bulkedge._precision import exact
 from bulkedge.moments import Moment, Sketch, diagonal, right_times, to_dense
 
-RIDGE = 1e-3
-"""Part of the mean diagonal that is added to both moments, for directions that no text has used."""
+RIDGE = 0.03
+"""Part of the mean diagonal that is added to both moments, for directions that few texts have used:
+the task and what is kept are those of a tenth or a hundredth of it, the update is smaller."""
 KEPT = 2
 """Number of factorised pairs of moments that are kept: the projections of one attention share a
 pair, and one other layer may come between them."""
@@ -45,6 +47,7 @@ class Scaled:
     Attributes:
         moment: As it was measured, in any form.
         mean: Of its diagonal.
+        ridge: Added to the diagonal, in parts of its mean.
 
     Raises:
         InputError: If the mean is not positive.
@@ -52,35 +55,36 @@ class Scaled:
 
     moment: Moment
     mean: float
+    ridge: float
 
     @classmethod
-    def of(cls, moment: Moment) -> Scaled:
+    def of(cls, moment: Moment, ridge: float = RIDGE) -> Scaled:
         """A measured moment, scaled."""
-        mean = float(diagonal(moment).double().mean())
+        mean = float(exact(diagonal(moment)).mean())
         if not mean > 0:
             raise InputError("expected inputs that are not all zero, got a moment of zero")
-        return cls(moment, mean)
+        return cls(moment, mean, ridge)
 
     def times(self, A: Tensor) -> Tensor:
         """``A C``."""
-        return right_times(A, self.moment) / self.mean + RIDGE * A
+        return right_times(A, self.moment) / self.mean + self.ridge * A
 
     def dense(self) -> Tensor:
         """C, shape ``(n, n)``, a new tensor in float64."""
-        C = to_dense(self.moment).double() / self.mean
-        C.diagonal().add_(RIDGE)
+        C = exact(to_dense(self.moment)) / self.mean
+        C.diagonal().add_(self.ridge)
         return C
 
     def rest(self) -> Tensor:
         """The diagonal part of a diagonal or a sketch, shape ``(n,)``."""
         rest = self.moment.rest if isinstance(self.moment, Sketch) else self.moment
-        return rest.double() / self.mean + RIDGE
+        return exact(rest) / self.mean + self.ridge
 
     def half(self) -> Tensor:
         """``V values^½``, shape ``(n, r)``, of a sketch; without columns of a diagonal."""
         if isinstance(self.moment, Sketch):
-            values = self.moment.values.double() / self.mean
-            return self.moment.vectors.double() * values.clamp_min(0.0).sqrt()
+            values = exact(self.moment.values) / self.mean
+            return exact(self.moment.vectors) * values.clamp_min(0.0).sqrt()
         return self.moment.new_zeros(len(self.moment), 0, dtype=torch.float64)
 
     @property
@@ -89,7 +93,9 @@ class Scaled:
         return isinstance(self.moment, Sketch) or self.moment.ndim == 1
 
 
-def protected(A: Tensor, base: Moment, task: Moment | None, strength: float) -> Tensor:
+def protected(
+    A: Tensor, base: Moment, task: Moment | None, strength: float, ridge: float = RIDGE
+) -> Tensor:
     """``A T`` with ``T = C_t (C_t + λ C_b)⁻¹``.
 
     Cost: one Cholesky factorisation in float64, n³/3; of sketches of k vectors together one thin
@@ -100,6 +106,7 @@ def protected(A: Tensor, base: Moment, task: Moment | None, strength: float) -> 
         base: ``C_b``: shape ``(n, n)``, or ``(n,)`` if it is diagonal, or a sketch.
         task: ``C_t``, likewise; the identity if None.
         strength: λ ≥ 0.
+        ridge: Added to the diagonals of both, in parts of their means.
 
     Returns:
         Shape ``(r, n)``, float64; A itself for λ = 0.
@@ -110,18 +117,18 @@ def protected(A: Tensor, base: Moment, task: Moment | None, strength: float) -> 
     Example:
         >>> A, C = torch.eye(2), torch.diag(torch.tensor([2.0, 0.0]))
         >>> protected(A, C, None, 1.0).diagonal().round(decimals=2).tolist()
-        [0.33, 1.0]
+        [0.34, 0.97]
     """
     if strength == 0:
-        return A.double()
-    return solver(*pair_of(base, task), strength)(A.double())
+        return exact(A)
+    return solver(*pair_of(base, task, ridge), strength)(exact(A))
 
 
-def pair_of(base: Moment, task: Moment | None) -> tuple[Scaled, Scaled]:
+def pair_of(base: Moment, task: Moment | None, ridge: float = RIDGE) -> tuple[Scaled, Scaled]:
     """Both moments scaled, the identity standing in for a task that was not measured."""
     if task is None:
         task = torch.ones_like(diagonal(base), dtype=torch.float64)
-    return Scaled.of(base), Scaled.of(task)
+    return Scaled.of(base, ridge), Scaled.of(task, ridge)
 
 
 def solver(base: Scaled, task: Scaled, strength: float) -> Solve:
@@ -178,10 +185,11 @@ class Pairs(Generic[T]):
     Args:
         make: What to make of both moments, scaled, and of what else is asked with.
         device: Where to compute.
+        ridge: Of both moments.
     """
 
-    def __init__(self, make: Callable[..., T], device: torch.device) -> None:
-        self._make, self._device = make, device
+    def __init__(self, make: Callable[..., T], device: torch.device, ridge: float = RIDGE) -> None:
+        self._make, self._device, self._ridge = make, device, ridge
         self._kept: OrderedDict[tuple[Any, ...], tuple[Moment, Moment | None, T]] = OrderedDict()
 
     def __call__(self, base: Moment, task: Moment | None, *more: float) -> T:
@@ -200,7 +208,7 @@ class Pairs(Generic[T]):
             while len(self._kept) >= KEPT:  # before the next one takes its memory
                 self._kept.popitem(last=False)
             at = None if task is None else task.to(self._device)
-            made = self._make(*pair_of(base.to(self._device), at), *more)
+            made = self._make(*pair_of(base.to(self._device), at, self._ridge), *more)
             self._kept[key] = base, task, made
         self._kept.move_to_end(key)
         return self._kept[key][2]
@@ -221,10 +229,10 @@ def moved(update: Tensor | LowRank, moment: Moment) -> float:
         8.0
     """
     if isinstance(update, LowRank):
-        A, B = update.A.double(), update.B.double()
+        A, B = exact(update.A), exact(update.B)
         inner = right_times(A, moment) @ A.mT
         return float(update.scale**2 * ((B.mT @ B) * inner).sum())
-    W = update.double()
+    W = exact(update)
     return float((W * right_times(W, moment)).sum())
 
 
@@ -245,3 +253,31 @@ def drift(update: Tensor | LowRank, W0: Tensor, moment: Moment) -> float:
     """
     there, gone = moved(W0, moment), moved(update, moment)
     return gone / there if there else float("inf") if gone else 0.0
+
+
+def difference(now: Tensor | LowRank, before: Tensor | LowRank) -> Tensor | LowRank:
+    """``now − before`` of two updates of one form, of factors in the sum of their ranks.
+
+    Args:
+        now: An update.
+        before: Another.
+
+    Returns:
+        The difference.
+
+    Raises:
+        TypeError: If one is full and the other is not.
+
+    Example:
+        >>> B, A = torch.ones(2, 1), torch.ones(1, 3)
+        >>> difference(LowRank(B, 3 * A), LowRank(2 * B, A)).to_dense().tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    if isinstance(now, LowRank) and isinstance(before, LowRank):
+        if torch.equal(now.B, before.B.to(now.B)) and now.scale == before.scale:
+            return LowRank(now.B, now.A - before.A.to(now.A), now.scale)
+        wide = torch.cat([now.scale * now.B, -before.scale * before.B.to(now.B)], dim=1)
+        return LowRank(wide, torch.cat([now.A, before.A.to(now.A)]))
+    if isinstance(now, Tensor) and isinstance(before, Tensor):
+        return now - before
+    raise TypeError("expected two updates of one form")

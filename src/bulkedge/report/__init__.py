@@ -5,6 +5,7 @@ from .checks import to_junit, to_markdown
 from .formats import FORMATS, format_of, read, render
 from .frontier import frontier_csv, frontier_page, print_frontier
 from .html import to_html
+from .several import print_several, several_csv, several_line
 from .table import to_csv, to_parquet
 from .terminal import findings, print_record, print_repair, verdict_line
 
@@ -19,8 +20,11 @@ __all__ = [
     "print_frontier",
     "print_record",
     "print_repair",
+    "print_several",
     "read",
     "render",
+    "several_csv",
+    "several_line",
     "to_csv",
     "to_html",
     "to_junit",

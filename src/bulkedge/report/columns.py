@@ -194,6 +194,17 @@ COLUMNS = (
     ),
     number("in_use", "rank in use", lambda m: m.in_use, 0, views=EVERYWHERE, optional=True),
     number(
+        "effective_rank",
+        "effective rank",
+        lambda m: m.effective_rank,
+        1,
+        views=EVERYWHERE,
+        optional=True,
+    ),
+    number(
+        "stable_rank", "stable rank", lambda m: m.stable_rank, 1, views=EVERYWHERE, optional=True
+    ),
+    number(
         "beyond_top_k_threshold",
         "spikes > θ_k",
         lambda m: m.beyond_top_k_threshold,

@@ -14,9 +14,10 @@ from bulkedge.repairing import RepairRecord
 
 from .advice import explanation, headline, is_relative, steps, untrained
 from .columns import CHOICES, PAGE, columns_of, over_base, over_top_k_threshold, worst_score
+from .curve import matrix_curve, whole_curve
 from .drift import drift_sentences
 from .parts import document, filled, part
-from .scale import scale_sentences
+from .scale import scale_sentences, told_weaker
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
@@ -154,6 +155,8 @@ def _condensed(record: Record, label: str) -> dict[str, Any]:
             *scale_sentences(record),
             *drift_sentences(record),
         ],
+        "weaker": told_weaker(record),
+        "curve": whole_curve(record),
         "drift": None if summary.drift is None else _short(summary.drift.mean),
         "moments": record.inputs.moments is not None,
         "steps": [[step.text, step.command] for step in steps(record)],
@@ -214,6 +217,8 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
         "drift": _short(matrix.drift),
         "driftNote": None if matrix.drift_note is None else printable(matrix.drift_note),
         "driftParts": [[row.index, _short(row.drift)] for row in matrix.drift_parts],
+        "curve": matrix_curve(matrix),
+        "ranks": [matrix.spikes, matrix.in_use, *map(_short, _ranks(matrix))],
         "threshold": _short(matrix.threshold),
         "top_k_threshold": _short(matrix.top_k_threshold),
         "edge": None if matrix.bulk is None else _short(matrix.bulk.edge),
@@ -247,6 +252,11 @@ def _matrix(matrix: Matrix, fresh: bool) -> dict[str, Any]:
             for row in matrix.predicted
         ],
     }
+
+
+def _ranks(matrix: Matrix) -> tuple[float | None, float | None]:
+    """The effective and the stable rank of an update."""
+    return matrix.effective_rank, matrix.stable_rank
 
 
 def _short(x: float | None) -> float | None:

@@ -82,7 +82,7 @@ def scale_lines(record: Record) -> list[str]:
         return []
     if why := _unknown(found):
         return [f"how much weaker to merge or serve it is NOT known: {why}"]
-    how = "measured" if found.measured else "expected (θ_k over ΔW), not measured"
+    how = "measured" if found.measured else "expected, not measured"
     line = (
         f"merge or serve it at ≤ {_down(found.scale)} of its strength to have no new direction: "
         f"{how}; least in {found.matrix}"
@@ -122,6 +122,23 @@ def scale_sentences(record: Record) -> list[str]:
     return sentences
 
 
+def told_weaker(record: Record) -> tuple[float, str, str] | None:
+    """The same for a place where there is little room.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        The scale, the same as text, and what it is; None where nothing has to be weaker, or it is
+        not known how much.
+    """
+    found = weaker(record)
+    if found is None or _unknown(found):
+        return None
+    nothing = "nothing is new, measured" if found.measured else "nothing expected to be new"
+    return found.scale, f"≤ {_down(found.scale)}", f"of its strength: {nothing}"
+
+
 def _scale(matrix: Matrix) -> float:
     """The critical scale of a matrix that has one."""
     scale = critical_scale(matrix)
@@ -138,8 +155,10 @@ def _unknown(found: Weaker) -> str | None:
 def _off(found: Weaker) -> str:
     """How often the expectation is wrong, and what follows."""
     of = f"of {count(found.known, 'matrix', 'matrices')} with new directions"
-    below = "stands below its limit" if found.above == 1 else "stand below their limits"
-    return f"{found.above} {of} {below} θ_k all the same, and may have to be weaker still"
+    below = "stands below its own" if found.above == 1 else "stand below their own"
+    return (
+        f"{found.above} {of} {below} expected scale all the same, and may have to be weaker still"
+    )
 
 
 def _down(scale: float) -> str:

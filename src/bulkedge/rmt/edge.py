@@ -36,9 +36,13 @@ from .empirical_bulk import (
     count_outliers,
     descending,
 )
+from .lower_edge import LowerEdge, fit_lower_edge, white_lower_edge
+from .spacings import MIN_RATIOS, SpacingTest, spacing_test
 from .tracy_widom import TracyWidom
 from .white_bulk import WhiteBulk
 
+REPULSION_LIMIT = 1e-3
+"""Noise repels so unusually as to be called none once in a thousand times."""
 FIRST_TESTS = 16
 """How many values are tested before all others are."""
 MIN_NORM = 1e-60
@@ -63,6 +67,10 @@ class BulkFit:
         p_value: Chance that noise alone makes the last of them as large; of the largest value if
             there are none.
         bulk: What a further spike meets: :class:`WhiteBulk` or :class:`EmpiricalBulk`.
+        repulsion: Whether the values below the edge repel as those of noise; None where not all of
+            them are computed, or they are too few.
+        lower: The lower end of the bulk, and what lies below it; None as above, and where the
+            smallest values coincide.
     """
 
     shape: tuple[int, int]
@@ -74,11 +82,16 @@ class BulkFit:
     spikes: int
     p_value: float
     bulk: Bulk = field(repr=False)
+    repulsion: SpacingTest | None = field(default=None, repr=False)
+    lower: LowerEdge | None = field(default=None, repr=False)
 
     @property
     def white(self) -> bool:
-        """Whether the Marchenko–Pastur law describes the values."""
-        return self.misfit <= self.misfit_limit
+        """Whether the values are those of noise.
+
+        That is: the Marchenko–Pastur law describes them, and they repel as noise does.
+        """
+        return self.misfit <= self.misfit_limit and _repels(self.repulsion)
 
     @property
     def threshold(self) -> float:
@@ -126,8 +139,10 @@ def fit_bulk(
             these can be spikes.  All if None.
 
     Returns:
-        The fit.  ``white`` tells whether the Marchenko–Pastur law describes the values; where it
-        does not, edge, spikes and bulk are empirical.  At most p/8 values can be spikes of a white
+        The fit.  ``white`` tells whether the Marchenko–Pastur law describes the values, and they
+        repel as noise does: what has its density alone is none, such as two blocks of noise beside
+        zeros in place of a full matrix.  Of noise each test fails once in a thousand times.  Where
+        one does, edge, spikes and bulk are empirical.  At most p/8 values can be spikes of a white
         bulk, p/20 of an empirical one; more are taken for bulk.
 
     Raises:
@@ -164,11 +179,19 @@ def fit_bulk(
     if not found[p // 2] > 0:
         raise InputError("expected a matrix with a bulk, got one whose median singular value is 0")
     noise = fit_white(found, (m, n))
-    if noise.misfit <= misfit_limit(p):
-        spikes, p_value = _count_white(found, noise, significance, exact)
-        bulk: Bulk = WhiteBulk((m, n), noise.sigma)
-    else:
+    white = noise.misfit <= misfit_limit(p)
+    spikes, p_value = (
+        _count_white(found, noise, significance, exact)
+        if white
+        else count_outliers(found, significance=significance, exact=exact)
+    )
+    repulsion = _repulsion(found[spikes:], exact >= p)
+    if white and not _repels(repulsion):
+        white = False
         spikes, p_value = count_outliers(found, significance=significance, exact=exact)
+        repulsion = _repulsion(found[spikes:], exact >= p)
+    bulk: Bulk = WhiteBulk((m, n), noise.sigma)
+    if not white:
         bulk = EmpiricalBulk(found, (m, n), outliers=spikes)
     return BulkFit(
         shape=(m, n),
@@ -180,6 +203,8 @@ def fit_bulk(
         spikes=spikes,
         p_value=p_value,
         bulk=bulk,
+        repulsion=repulsion,
+        lower=_lower(found, noise, spikes if white else None, significance, exact >= p),
     )
 
 
@@ -220,6 +245,34 @@ def edge_test(
     spikes = count("k", k, 1, min(shape)) - 1
     points, leave = _enter_values(value)
     return leave(_p_values(points, shape, sigma, spikes, fitted=fitted))
+
+
+def _repels(found: SpacingTest | None) -> bool:
+    """Whether values repel as those of noise, as far as that is known."""
+    return found is None or found.p_value >= REPULSION_LIMIT
+
+
+def _repulsion(values: np.ndarray, known: bool) -> SpacingTest | None:
+    """How the values of a bulk repel, where all are known and there are enough."""
+    if not known or len(values) < MIN_RATIOS + 2:
+        return None
+    return spacing_test(values)
+
+
+def _lower(
+    values: np.ndarray, noise: WhiteFit, spikes: int | None, significance: float, known: bool
+) -> LowerEdge | None:
+    """The lower end, of noise with so many spikes, or of what no law describes."""
+    m, n = noise.shape
+    if not known or len(values) <= MIN_VALUES:
+        return None
+    if spikes is not None:
+        rest = (m - spikes, n - spikes)
+        return white_lower_edge(values[spikes:], rest, noise.sigma, significance)
+    try:
+        return fit_lower_edge(values, (m, n), significance=significance)
+    except InputError:  # a matrix that lacks rank has no lower edge
+        return None
 
 
 def _enter_values(value: Array) -> tuple[Tensor, Callable[[Tensor], Any]]:

@@ -65,7 +65,7 @@ class Transition(Experiment):
             base = Base.of(noise(shape, generator))
             spectrum = BaseSpectrum.from_values(base.S, shape)
             strengths = torch.tensor(self.strengths, dtype=torch.float64)
-            predicted = predict_spikes(spectrum, strengths, epsilon=EPSILON)
+            predicted = predict_spikes(spectrum, strengths, epsilon=EPSILON, draws=0)
             for i, theta in enumerate(self.strengths):
                 u, vt = spiked_update(shape, torch.ones(1), generator)
                 top = base.secular((theta * u, vt)).triplets(1)

@@ -14,8 +14,9 @@ from ._layers import AdaptedMatrix, adapted_matrices
 from .clip import SpikeClip
 from .control import LayerState, RankController
 from .drift import DriftClip, DriftPenalty
+from .figures import LayerFigures
 from .holder import AdapterHolder, Holder, ThresholdHolder
-from .monitor import LayerFigures, Monitor, Watched
+from .monitor import Monitor, Watched
 from .orthonormal import OrthonormalFactors
 from .penalty import IntruderPenalty
 from .triplets import LeadingTriplets

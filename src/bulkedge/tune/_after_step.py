@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from bulkedge._errors import InputError
 
-from ._matrix import AdaptedMatrix, is_distributed
+from ._held import Held
+from ._matrix import is_distributed
 
 SHOWN = 5
 """How many names an error message lists."""
@@ -28,7 +29,7 @@ class _Hook:
     """
 
     def __init__(
-        self, optimizer: Any, matrices: Sequence[AdaptedMatrix], action: Callable[[], object]
+        self, optimizer: Any, matrices: Sequence[Held], action: Callable[[], object]
     ) -> None:
         self.optimizer, self.matrices, self.action = optimizer, matrices, action
 
@@ -39,7 +40,7 @@ class _Hook:
 
 
 def after_step(
-    optimizer: Any, matrices: Sequence[AdaptedMatrix], action: Callable[[], object]
+    optimizer: Any, matrices: Sequence[Held], action: Callable[[], object]
 ) -> RemovableHandle:
     """Register an action to be run after each step of an optimiser.
 
@@ -81,7 +82,7 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
+def require_trained(optimizer: Any, matrices: Sequence[Held]) -> None:
     """InputError unless an optimiser trains what is trained of the matrices, as it is saved."""
     inner = unwrapped(optimizer)
     if all(callable(getattr(inner, mode, None)) for mode in ("train", "eval")):
@@ -94,7 +95,7 @@ def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
     others = [matrix for matrix in matrices if not parameters.train(matrix)]
     if matrices and len(others) == len(matrices):
         raise _not_trained(f"an optimiser of what is held, got {type(inner).__name__}", matrices)
-    if by_another := [x.name for x in others if any(p.requires_grad for p in x.parameters)]:
+    if by_another := [x.name for x in others if _is_trained(x)]:
         more = f" and {len(by_another) - SHOWN} more" if len(by_another) > SHOWN else ""
         raise InputError(
             f"expected one optimiser of all that is held, got {type(inner).__name__}, which does "
@@ -104,7 +105,7 @@ def require_trained(optimizer: Any, matrices: Sequence[AdaptedMatrix]) -> None:
         )
 
 
-def require_in_model(model: torch.nn.Module, matrices: Sequence[AdaptedMatrix]) -> None:
+def require_in_model(model: torch.nn.Module, matrices: Sequence[Held]) -> None:
     """InputError unless a model has some of the matrices."""
     parameters = _Parameters(model.parameters())
     if matrices and not any(map(parameters.train, matrices)):
@@ -113,7 +114,7 @@ def require_in_model(model: torch.nn.Module, matrices: Sequence[AdaptedMatrix]) 
         )
 
 
-def _not_trained(expected: str, matrices: Sequence[AdaptedMatrix]) -> InputError:
+def _not_trained(expected: str, matrices: Sequence[Held]) -> InputError:
     """The error for a model that was copied or changed after a holder was built on it."""
     return InputError(
         f"expected {expected}, which has no trained factor of the {len(matrices)} matrices, "
@@ -139,16 +140,22 @@ class _Parameters:
                 first = x.storage_offset()
                 self._spans[_storage(x)].append(range(first, first + x.numel()))
 
-    def train(self, matrix: AdaptedMatrix) -> bool:
+    def train(self, matrix: Held) -> bool:
         """Whether a trained factor of a matrix is one of them, or a view of one."""
         matrix.prepare_factors()
-        factors = zip(matrix.in_memory(), matrix.trained, strict=True)
-        return any(trained and self._hold(x) for x, trained in factors)
+        matrix.in_memory()
+        sides = zip(matrix.leaves, matrix.trained, strict=True)
+        return any(trained and self._hold(x) for side, trained in sides for x in side)
 
     def _hold(self, x: Tensor) -> bool:
         if is_distributed(x):
             return id(x) in self._spread
         return any(x.storage_offset() in span for span in self._spans.get(_storage(x), ()))
+
+
+def _is_trained(matrix: Held) -> bool:
+    """Whether any of its parameters requires a gradient."""
+    return any(x.requires_grad for side in matrix.leaves for x in side)
 
 
 def _storage(x: Tensor) -> object:

@@ -83,7 +83,7 @@ def changeable_factors(matrices: Sequence[AdaptedMatrix]) -> list[Changeable]:
             owners[storage].add(pair)
 
     def changeable(matrix: AdaptedMatrix) -> Changeable:
-        own = [len(owners[storage_key(x)]) == 1 for x in matrix.parameters]
+        own = [all(len(owners[storage_key(x)]) == 1 for x in side) for side in matrix.leaves]
         trained = matrix.trained
         return trained[0] and own[0], trained[1] and own[1]
 
@@ -137,8 +137,8 @@ def _write_lowered(targets: Sequence[_Target]) -> None:
 
 
 def _factor_pairs(matrices: Sequence[AdaptedMatrix]) -> list[frozenset[object]]:
-    """The two factors of each, by where they are stored."""
-    return [frozenset(storage_key(x) for x in matrix.parameters) for matrix in matrices]
+    """The factors of each, by where they are stored."""
+    return [frozenset(storage_key(x) for side in m.leaves for x in side) for m in matrices]
 
 
 def _batches_without_ties(pairs: Sequence[frozenset[object]]) -> list[list[int]]:

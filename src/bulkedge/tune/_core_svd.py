@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._guard import finite
+from bulkedge._precision import exact
 
 from ._matrix import AdaptedMatrix
 
@@ -60,7 +61,7 @@ class CoreSVD:
         Returns:
             B and A, in float64.
         """
-        B, A = B.double(), A.double()
+        B, A = exact(B), exact(A)
         exceeds = self.gamma > aim
         power = 0.5 if all(changeable) else 1.0
         weight = (aim / self.gamma[exceeds]) ** power - 1
@@ -130,13 +131,35 @@ def effective_rank(gamma: Tensor) -> float:
     total = float(finite("the singular values", gamma).sum())
     if total <= 0:
         return 0.0
-    p = gamma.double() / total
+    p = exact(gamma) / total
     return float(torch.exp(-torch.xlogy(p, p).sum()))
+
+
+def inner_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """``X Yᵀ`` of each pair in float64; those of one shape in one product.
+
+    Args:
+        left: Each of shape ``(r, n)``.
+        right: As many, each of the shape of its partner.
+
+    Returns:
+        Each of shape ``(r, r)``, in the same order.
+    """
+    groups: dict[object, list[int]] = defaultdict(list)
+    for i, (X, Y) in enumerate(zip(left, right, strict=True)):
+        groups[X.shape, X.dtype, Y.dtype, X.device].append(i)
+    found: dict[int, Tensor] = {}
+    for members in groups.values():
+        X = exact(torch.stack([left[i] for i in members]))
+        same = all(left[i] is right[i] for i in members)
+        Y = X if same else exact(torch.stack([right[i] for i in members]))
+        found |= zip(members, X @ Y.mT, strict=True)
+    return [found[i] for i in range(len(left))]
 
 
 def _grams(rows: Sequence[Tensor]) -> Tensor:
     """``X Xᵀ`` of each, in float64."""
-    return torch.stack([X.double() @ X.double().mT for X in rows])
+    return torch.stack(inner_products(rows, rows))
 
 
 def _require_finite(names: Sequence[str], *grams: Tensor) -> None:

@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._precision import full_precision
+from bulkedge._precision import exact, full_precision
 from bulkedge.checkpoint.names import infer_rule
 from bulkedge.moments import Layer, Moment, Moments, Sketch, alike, sample, width
 from bulkedge.moments._watched import plain_name
 
+from ._core_svd import inner_products
 from ._full import FullMatrix
-from ._matrix import AdaptedMatrix, is_distributed
+from ._matrix import DORA, AdaptedMatrix, is_distributed
 
+SMALLEST = 1e-30
+"""A drift below this may be that of squares that are too small for single precision."""
 REMEDY = "collect moments of the base that is trained with `bulkedge moments`, or with Moments"
 """What to do where moments do not fit a model."""
 
@@ -36,10 +39,14 @@ class Shared:
 
     Args:
         moment: C, as it was measured.
+
+    Attributes:
+        trace: ``tr C``.
     """
 
     def __init__(self, moment: Moment) -> None:
         self._moment = moment
+        self.trace = _trace(moment)
 
     def times(self, A: Tensor) -> Tensor:
         """``A C`` in the dtype of A, shape ``(r, n)``; a sketch takes two thin products."""
@@ -47,6 +54,19 @@ class Shared:
         if isinstance(now, Sketch):
             return (A @ now.vectors * now.values) @ now.vectors.mT + A * now.rest
         return A * now if now.ndim == 1 else A @ now
+
+
+@dataclass(frozen=True)
+class Grams:
+    """What the drift of an update of low rank is, in r×r matrices, float64.
+
+    Attributes:
+        of_B: ``BᵀB``.
+        of_A: ``A C Aᵀ``.
+    """
+
+    of_B: Tensor
+    of_A: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,11 @@ class LayerDrift:
     moment: Shared
     output: float
 
+    @property
+    def factor(self) -> float:
+        """What ``tr(BᵀB · A C Aᵀ)`` is multiplied with: s² over the output."""
+        return self.matrix.scale**2 / self.output  # pyright: ignore[reportAttributeAccessIssue]
+
     def value(self) -> Tensor:
         """The present drift, a scalar that is differentiable in the trained weights.
 
@@ -77,8 +102,7 @@ class LayerDrift:
             return _FullDrift.apply(update, self.moment, self.output)  # pyright: ignore
         matrix.prepare_factors()
         update = matrix.update_map()
-        factor = update.scale**2 / self.output
-        return _LowRankDrift.apply(update.B, update.A, self.moment, factor)  # pyright: ignore
+        return _LowRankDrift.apply(update.B, update.A, self.moment, self.factor)  # pyright: ignore
 
 
 def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
@@ -102,6 +126,12 @@ def layer_drifts(matrices: Sequence[Any], moments: Moments) -> list[LayerDrift]:
             raise InputError(
                 f"{matrix.name}: expected an AdaptedMatrix or a FullMatrix, whose drift is known, "
                 f"got {type(matrix).__name__}; leave out moments="
+            )
+        if matrix.form == DORA:
+            raise InputError(
+                f"{matrix.name}: expected W0 + s·B·A, whose drift is known, got DoRA, whose rows "
+                "are scaled as well; leave it out with exclude=, hold it with SpikeClip, or train "
+                "it with use_dora=False"
             )
         if isinstance(matrix, AdaptedMatrix) and (bias := matrix.bias_beside):
             raise InputError(
@@ -154,9 +184,62 @@ def measure(layers: Sequence[LayerDrift]) -> list[float]:
     Raises:
         InputError: If one is not finite.
     """
-    with torch.no_grad():
-        own = [x.double() for x in values(layers)]
+    return [drift for drift, _ in measure_grams(layers)]
+
+
+def measure_grams(layers: Sequence[LayerDrift]) -> list[tuple[float, Grams | None]]:
+    """The present drift of each layer, and what it is made of.
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        Drifts and Gram matrices, in the same order; none where a number was too large or too small
+        for them.
+
+    Raises:
+        InputError: If a drift is not finite.
+    """
+    with torch.no_grad(), precise(layers):
+        grams = _grams_of(layers)
+        own = [
+            exact(layer.value()) if made is None else layer.factor * (made.of_B * made.of_A).sum()
+            for layer, made in zip(layers, grams, strict=True)
+        ]
         found = torch.stack([x.to(own[0].device) for x in own]).tolist() if own else []
+        for i, layer in enumerate(layers):
+            # of factors of very different sizes one square may be infinite, the other zero
+            if not SMALLEST < found[i] < math.inf:
+                found[i], grams[i] = float(layer.value()), None
+    _require_finite(layers, found)
+    return list(zip(found, grams, strict=True))
+
+
+def _grams_of(layers: Sequence[LayerDrift]) -> list[Grams | None]:
+    """The Gram matrices of the updates of low rank; None for weights that are trained in full.
+
+    Cost: one product of each A with its C, and O((m + n) r²).
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        In the same order.
+    """
+    found: list[Grams | None] = [None] * len(layers)
+    low = [i for i, layer in enumerate(layers) if isinstance(layer.matrix, AdaptedMatrix)]
+    adapted: list[Any] = [layers[i].matrix for i in low]
+    factors = [matrix.factors for matrix in adapted]
+    B, A = [x.mT for x, _ in factors], [x for _, x in factors]
+    AC = [layers[i].moment.times(x.to(m.dtype)) for i, x, m in zip(low, A, adapted, strict=True)]
+    pairs = zip(low, inner_products(B, B), inner_products(AC, A), strict=True)
+    for i, of_B, of_A in pairs:
+        found[i] = Grams(of_B, of_A)
+    return found
+
+
+def _require_finite(layers: Sequence[LayerDrift], found: Sequence[float]) -> None:
+    """InputError that names the first layer whose drift is not finite."""
     for layer, drift in zip(layers, found, strict=True):
         if not math.isfinite(drift):
             what = "entries" if isinstance(layer.matrix, FullMatrix) else "factors"
@@ -164,7 +247,6 @@ def measure(layers: Sequence[LayerDrift]) -> list[float]:
                 f"{layer.matrix.name}: expected finite {what}, got NaN or infinity; training has "
                 "diverged: lower the learning rate, or go back to a checkpoint"
             )
-    return found
 
 
 class _LowRankDrift(torch.autograd.Function):
@@ -177,16 +259,16 @@ class _LowRankDrift(torch.autograd.Function):
         B, A = B / b, A / a
         AC = moment.times(A)
         K, G = B.mT @ B, AC @ A.mT
-        b, a = b.double(), a.double()
+        b, a = exact(b), exact(a)
         ctx.factor = factor
         ctx.save_for_backward(B, AC, K, G, b, a)
-        return (factor * (b * a) ** 2 * (K.double() * G.double()).sum()).to(K.dtype)
+        return (factor * (b * a) ** 2 * (exact(K) * exact(G)).sum()).to(K)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
         B, AC, K, G, b, a = ctx.saved_tensors
-        slope = 2 * ctx.factor * g.double() * b * a
+        slope = 2 * ctx.factor * exact(g) * b * a
         with full_precision(g.device):
             in_B, in_A = (slope * a).to(B.dtype) * (B @ G), (slope * b).to(B.dtype) * (K @ AC)
         return in_B, in_A, None, None
@@ -207,6 +289,13 @@ class _FullDrift(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
         (DC,) = ctx.saved_tensors
         return 2 * g / ctx.output * DC, None, None
+
+
+def _trace(moment: Moment) -> float:
+    """``tr C``."""
+    if isinstance(moment, Sketch):
+        return float(moment.values.sum() + moment.rest.sum())
+    return float(moment.diagonal().sum() if moment.ndim == 2 else moment.sum())
 
 
 def _power_of_two(x: Tensor) -> Tensor:

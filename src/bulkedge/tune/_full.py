@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from bulkedge._errors import InputError
 from bulkedge._fields import check_values, instance
 from bulkedge._linmap import Difference, LinearMap
+from bulkedge._precision import exact
 from bulkedge.rmt.empirical_bulk import MIN_VALUES
 from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._matrix import (
+    IN_FULL,
     distribute_like,
     frozen_map,
     gathered,
@@ -28,6 +31,8 @@ LEADING = 16
 """How many singular values of a dense update are computed."""
 PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original$")
 """The name of a parameter from which a parametrization computes a weight."""
+TO_SAVE = re.compile(r"\.modules_to_save\.[^.]+\.")
+"""What PEFT puts into the name of a module that it trains in full beside an adapter."""
 
 
 class FullMatrix:
@@ -49,6 +54,11 @@ class FullMatrix:
         [1.0, 1.0, 1.0]
     """
 
+    form = IN_FULL
+    """See :attr:`AdaptedMatrix.form`."""
+    side = "left"
+    """See :attr:`AdaptedMatrix.side`."""
+
     def __init__(self, name: str, base: Tensor, weight: Tensor) -> None:
         self.name, self.base, self._weight = name, base, weight
         _require_shape(self, weight)
@@ -69,40 +79,80 @@ class FullMatrix:
     @property
     def strengths(self) -> Tensor:
         """The leading singular values of ``W − W0``."""
-        weight = self._in_memory()
-        base = self._base_beside(weight)
-        if is_distributed(weight):
-            update = frozen_map(weight.detach() - base, product_dtype(weight.dtype))
-        else:
-            update = Difference(weight.detach(), base, product_dtype(weight.dtype))
-        found = singular_triplet(
-            update, min(LEADING, *self.shape), solver=GolubKahan(rtol=1e-2), strict=False
-        )
-        return found.sigma.double()
+        solver = GolubKahan(rtol=1e-2)
+        update = self.difference_map()
+        found = singular_triplet(update, min(LEADING, *self.shape), solver=solver, strict=False)
+        return exact(found.sigma)
 
     @property
     def stored_dtype(self) -> torch.dtype:
         """The dtype in which the base is stored, whose rounding is no bulk."""
         return self.base.dtype
 
+    @property
+    def leaves(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The parameter, or a view of it; see :attr:`AdaptedMatrix.leaves`."""
+        return (self.weight,), ()
+
+    @property
+    def trained(self) -> tuple[bool, bool]:
+        """Whether the weight is trained; see :attr:`AdaptedMatrix.trained`."""
+        return self.weight.requires_grad, False
+
+    def check(self) -> None:
+        """InputError unless the weight is there, with the shape of its base."""
+        self.weight  # noqa: B018 — raises
+
+    def prepare_factors(self) -> None:
+        """Nothing: a weight is written where it is found."""
+
+    def in_memory(self) -> Tensor:
+        """The weight; InputError if it is on the meta device."""
+        return require_in_memory(self.name, self.weight)
+
+    def difference_map(self) -> LinearMap:
+        """``W − W0`` as a map."""
+        weight = self.in_memory()
+        base, dtype = self._base_beside(weight), product_dtype(weight.dtype)
+        if is_distributed(weight):
+            return frozen_map(weight.detach() - base, dtype)
+        return Difference(weight.detach(), base, dtype)
+
+    def subtract(self, X: Tensor, Y: Tensor) -> None:
+        """``W ← W − X Yᵀ``, rounded once to the dtype of the weight.
+
+        Args:
+            X: Shape ``(m, k)``.
+            Y: Shape ``(n, k)``.
+
+        Raises:
+            InputError: If the weight is frozen.
+        """
+        if not self.trained[0]:
+            raise InputError(
+                f"{self.name}: expected a weight that is trained, got a frozen one beyond its "
+                "limit; leave it out with exclude="
+            )
+        weight = self.in_memory().detach()
+        change = distribute_like(X @ Y.mT, weight)
+        with torch.no_grad():
+            weight.copy_((weight.to(change.dtype) - change).to(weight.dtype))
+
     def difference(self) -> Tensor:
         """``W − W0``, differentiable in W, in the dtype of products; for whole weights."""
-        weight = self._in_memory()
+        weight = self.in_memory()
         dtype = product_dtype(weight.dtype)
         return gathered(weight).to(dtype) - gathered(self._base_beside(weight)).to(dtype)
 
     def base_map(self) -> LinearMap:
         """W0 as a map, with products in float32, or in float64 if the weight is in float64."""
-        weight = self._in_memory()
+        weight = self.in_memory()
         return frozen_map(self._base_beside(weight), product_dtype(weight.dtype))
 
     def tuned_map(self) -> LinearMap:
         """W as a map, with products in the same dtype."""
-        weight = self._in_memory()
+        weight = self.in_memory()
         return frozen_map(weight, product_dtype(weight.dtype))
-
-    def _in_memory(self) -> Tensor:
-        return require_in_memory(self.name, self.weight)
 
     def _base_beside(self, weight: Tensor) -> Tensor:
         """W0 on the device of the weight, spread over processes as the weight is."""
@@ -117,10 +167,11 @@ class NamedWeight(FullMatrix):
         model: The model.
         name: The name of the parameter, or of the weight that a parametrization computes.
         base: W0 as the layer stores it: ``(n, m)`` in a ``Conv1D`` of transformers.
+        copied: Whether it is a copy of the value that the weight had when this was built.
     """
 
-    def __init__(self, model: nn.Module, name: str, base: Tensor) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, name: str, base: Tensor, *, copied: bool = False) -> None:
+        self._model, self.copied = model, copied
         self._transposed = _stores_transposed(model, name)
         self.name, self.base = name, self._acting(base)
         self.weight  # noqa: B018 — raises if it does not fit
@@ -182,23 +233,79 @@ def full_matrices(
         [('0.weight', (30, 40))]
     """
     check_values("full_matrices", model=(model, instance(nn.Module, "a module")))
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    names = [
-        PARAMETRIZED.sub(r"\1", name)
+    names = [PARAMETRIZED.sub(r"\1", name) for name in trained_weights(model)]
+    used = select(names, str, include, exclude)
+    return [full_matrix(model, name, base) for name in used]
+
+
+def full_matrix(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> FullMatrix:
+    """One weight that is trained in full, with its base; see :func:`full_matrices`.
+
+    Args:
+        model: The model.
+        name: Of the weight.
+        base: The weights before training by name, or None.
+
+    Returns:
+        The matrix.
+    """
+    kept = original_name(name) != name and find_weight(model, original_name(name)) is not None
+    copied = base is None and not kept
+    return NamedWeight(model, name, _base_of(model, name, base), copied=copied)
+
+
+def trained_weights(model: nn.Module, *, embeddings: bool = False) -> list[str]:
+    """The matrices that are trained in full, as the model names them: no factors of adapters.
+
+    Args:
+        model: The model.
+        embeddings: Whether embeddings are among them.
+
+    Returns:
+        Names.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    factors = {id(x) for m in model.modules() if is_adapter(m) for x in _own(m)}
+    return [
+        name
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
         and parameter.ndim == 2
         and min(parameter.shape) >= MIN_VALUES
-        and id(parameter) not in embeddings
+        and (embeddings or id(parameter) not in tables)
+        and id(parameter) not in factors
     ]
-    used = select(names, str, include, exclude)
-    return [NamedWeight(model, name, _base_of(model, name, base)) for name in used]
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a module is a layer of PEFT, with a base and adapters."""
+    return hasattr(module, "get_base_layer") and hasattr(module, "adapter_layer_names")
+
+
+def _own(layer: Any) -> list[Tensor]:
+    """The parameters of the adapters of a layer of PEFT, without its base."""
+    return [x for name, x in layer.named_parameters() if not name.startswith("base_layer.")]
+
+
+def original_name(name: str) -> str:
+    """The name of the frozen original that PEFT keeps of a weight of ``modules_to_save``.
+
+    Args:
+        name: Such as ``head.modules_to_save.default.weight``.
+
+    Returns:
+        ``head.original_module.weight``; the name itself for any other.
+    """
+    return TO_SAVE.sub(".original_module.", name)
 
 
 def _base_of(model: nn.Module, name: str, base: Mapping[str, Tensor] | None) -> Tensor:
-    """The base of a weight: a copy of it, or what the caller gives, spread as the weight is."""
+    """The base of a weight: a copy of it, what PEFT or the caller has, spread as the weight is."""
     with torch.no_grad():
         weight = find_weight(model, name)
+        kept = find_weight(model, original_name(name)) if original_name(name) != name else None
+    if kept is not None and weight is not None and kept.shape == weight.shape:
+        return kept.detach()
     if base is None and weight is not None:
         return require_in_memory(name, weight).detach().clone()
     known = (base or {}).get(name)

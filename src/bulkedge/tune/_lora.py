@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from bulkedge._errors import InputError
+from bulkedge._linmap import LinearMap
 
 from ._matrix import AdaptedMatrix, product_dtype, require_in_memory
+from ._strips import strips_of
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -34,34 +36,40 @@ class LoraMatrix(AdaptedMatrix):
         name: The name of the layer in the model.
         adapter: Which of its adapters.
         is_explicit: Whether the caller named the adapter; if not, it must stay the active one.
+        path: The path of the layer in the model; ``name`` if None.
 
     Raises:
         InputError: If the layer does not compute ``W0 + s·B·A`` with the pretrained W0; or, at a
             later use, if the layer or the adapter is gone or replaced by one that does not fit.
     """
 
-    def __init__(self, model: nn.Module, name: str, adapter: str, *, is_explicit: bool) -> None:
-        self.name = name
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        adapter: str,
+        *,
+        is_explicit: bool,
+        path: str | None = None,
+    ) -> None:
+        self.name, self.path = name, name if path is None else path
         self.scaling = self._scaling
         self._model, self._adapter, self._is_explicit = model, adapter, is_explicit
         self._shapes: list[tuple[int, ...]] = []
         self.check()
         layer = self._layer()
-        _require_pretrained_base(name, _config_of(model, name, adapter))
+        _require_pretrained_base(name, _config_of(model, self.path, adapter))
         if getattr(layer.get_base_layer(), "groups", 1) != 1:
             raise InputError(f"{name}: expected a convolution without groups; leave it out")
+        if self._is_table(layer):
+            self.side = "right"
         self._shapes = [tuple(x.shape) for x in self.parameters]
 
     @property
     def base(self) -> Tensor:
         """W0, shape ``(m, n)``: a view of the weight in the model, or an unpacked copy of it."""
         self.check()
-        layer = self._layer()
-        module = layer.get_base_layer()
-        base = _weight(self.name, module)
-        if self._is_table(layer) or getattr(layer, "fan_in_fan_out", False):
-            base = base.T
-        base = require_in_memory(self.name, base.detach().flatten(1))
+        base = require_in_memory(self.name, self._acting(self._layer()).detach())
         if tuple(base.shape) != self.shape:
             raise InputError(
                 f"{self.name}: expected a base of shape {self.shape}, that of its update, got "
@@ -69,18 +77,37 @@ class LoraMatrix(AdaptedMatrix):
             )
         return base
 
+    def base_map(self) -> LinearMap:
+        """W0 as a map; of a large base that is packed some rows are unpacked at a time."""
+        self.check()
+        layer = self._layer()
+        if not self._is_table(layer) and not getattr(layer, "fan_in_fan_out", False):
+            strips = strips_of(layer.get_base_layer(), self.shape, self.dtype)
+            if strips is not None:
+                return strips
+        return super().base_map()
+
+    def _acting(self, layer: Any) -> Tensor:
+        """The base weight as it acts on inputs, unpacked if it is packed."""
+        base = _weight(self.name, layer.get_base_layer())
+        if self._is_table(layer) or getattr(layer, "fan_in_fan_out", False):
+            base = base.T
+        return base.flatten(1)
+
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
         """B and A in the shapes in which they are trained; convolutions have more dimensions."""
-        layer = self._layer()
-        if self._is_table(layer):
-            found = layer.lora_embedding_B[self._adapter], layer.lora_embedding_A[self._adapter]
-        else:
-            found = layer.lora_B[self._adapter].weight, layer.lora_A[self._adapter].weight
+        found = self._found(self._layer())
         shapes = [tuple(x.shape) for x in found]
         if self._shapes and shapes != self._shapes:
             raise self._changed(f"factors of shapes {shapes}, which were {self._shapes}")
         return found
+
+    def _found(self, layer: Any) -> tuple[Tensor, Tensor]:
+        """B and A as the layer has them now."""
+        if self._is_table(layer):
+            return layer.lora_embedding_B[self._adapter], layer.lora_embedding_A[self._adapter]
+        return layer.lora_B[self._adapter].weight, layer.lora_A[self._adapter].weight
 
     def prepare_factors(self) -> None:
         """Check that the layer computes ``W0 + s·B·A`` with this adapter, and free gathered copies.
@@ -93,7 +120,7 @@ class LoraMatrix(AdaptedMatrix):
             return
         from torch.distributed.fsdp import FSDPModule
 
-        path = self.name.split(".")
+        path = self.path.split(".")
         for depth in range(len(path) + 1):
             module = self._model.get_submodule(".".join(path[:depth]))
             if isinstance(module, FSDPModule):
@@ -114,12 +141,12 @@ class LoraMatrix(AdaptedMatrix):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which products are computed."""
-        return product_dtype(self._layer().get_base_layer().weight.dtype)
+        return product_dtype(self._stored(self._layer()).dtype)
 
     @property
     def stored_dtype(self) -> torch.dtype:
         """See :attr:`AdaptedMatrix.stored_dtype`; float32 of a base that is packed."""
-        stored = self._layer().get_base_layer().weight.dtype
+        stored = self._stored(self._layer()).dtype
         return stored if stored.is_floating_point and stored.itemsize > 1 else torch.float32
 
     @property
@@ -132,6 +159,10 @@ class LoraMatrix(AdaptedMatrix):
         bias = getattr(layer.get_base_layer(), "bias", None)
         return "a bias that is trained" if bias is not None and bias.requires_grad else None
 
+    def _stored(self, layer: Any) -> Tensor:
+        """The base weight as it is stored, packed or not."""
+        return layer.get_base_layer().weight
+
     def _scaling(self) -> float:
         """The scale as PEFT computed it: α/r, α/√r with rsLoRA, or what a caller set."""
         return self._layer().scaling[self._adapter]
@@ -142,7 +173,7 @@ class LoraMatrix(AdaptedMatrix):
 
     def _layer(self) -> Any:
         """The present layer; InputError if it is gone, or has no such adapter any more."""
-        layer: Any = _module(self._model, self.name)
+        layer: Any = _module(self._model, self.path)
         if layer is None:
             raise self._changed("no such module")
         if not _is_lora(layer):
@@ -154,16 +185,20 @@ class LoraMatrix(AdaptedMatrix):
     def check(self) -> None:
         """InputError unless the layer computes ``W0 + s·B·A`` with this adapter."""
         layer = self._layer()
-        if not self._is_explicit and (active := _active(layer)) != [self._adapter]:
+        if not self._is_explicit and (active := adapters_of(layer, None)) != [self._adapter]:
             raise InputError(
                 f"{self.name}: expected the adapter {self._adapter!r} to be the active one, got "
                 f"{', '.join(active) or 'none'}; switch back before the step, or name the adapter "
                 "that is meant with adapter="
             )
-        if what := _unsupported(layer, self._adapter):
+        if what := self._unsupported(layer):
             raise InputError(
                 f"{self.name}: expected W0 + s·B·A, got {what}; leave it out with exclude="
             )
+
+    def _unsupported(self, layer: Any) -> str | None:
+        """What the layer computes if that is not ``W0 + s·B·A``; else None."""
+        return unsupported(layer, self._adapter)
 
     def _changed(self, found: str) -> InputError:
         """The error for a layer that is not the one that was found at first."""
@@ -178,19 +213,10 @@ def lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [(name, layer) for name, layer in model.named_modules() if _is_lora(layer)]  # pyright: ignore
 
 
-def has_adapter(layer: Any, adapter: str | None) -> bool:
-    """Whether a layer has an adapter; any active one if None."""
-    return adapter in layer.scaling if adapter is not None else bool(_active(layer))
-
-
-def adapter_of(name: str, layer: Any, adapter: str | None) -> str:
-    """The adapter of a layer that is to be used: the one that is named, or the one active one."""
-    if adapter is not None:
-        return adapter
-    active = _active(layer)
-    if len(active) > 1:
-        raise InputError(f"{name}: {len(active)} adapters are active; name one with adapter=")
-    return active[0]
+def adapters_of(layer: Any, adapter: str | None) -> list[str]:
+    """The adapters of a layer that are meant: the one that is named, or all active ones."""
+    known = [adapter] if adapter is not None else list(layer.active_adapters)
+    return [name for name in known if name in layer.scaling]
 
 
 @functools.cache
@@ -206,11 +232,6 @@ def _lora_layer() -> type | tuple[()]:
 def _is_lora(layer: object) -> bool:
     """Whether a module is one of PEFT's LoRA layers."""
     return isinstance(layer, _lora_layer())
-
-
-def _active(layer: Any) -> list[str]:
-    """The active adapters that a layer has."""
-    return [known for known in layer.active_adapters if known in layer.scaling]
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
@@ -259,20 +280,36 @@ def _require_pretrained_base(name: str, config: Any) -> None:
         )
 
 
-def _unsupported(layer: Any, adapter: str) -> str | None:
-    """What the layer computes if that is not ``W0 + s·B·A``; else None."""
-    from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
+def unsupported(layer: Any, adapter: str, *, with_dora: bool = False) -> str | None:
+    """What a layer computes if that is not ``W0 + s·B·A``; else None.
+
+    Args:
+        layer: One of PEFT's.
+        adapter: Which of its adapters.
+        with_dora: Whether DoRA is no reason.
+
+    Returns:
+        What it is, for a message.
+    """
+    from peft.tuners.lora.layer import MultiheadAttention
 
     variant = getattr(layer, "lora_variant", {}).get(adapter)
-    if isinstance(layer, (MultiheadAttention, ParamWrapper)):
-        return f"a {type(layer).__name__}, whose factors are of several matrices"
+    if isinstance(layer, MultiheadAttention):
+        return "a MultiheadAttention, whose factors are of several matrices"
+    if hasattr(layer, "lora_E"):
+        return "AdaLoRA, whose factors have singular values between them"
     if layer.merged:
         return "a merged adapter: unmerge it"
-    if layer.use_dora.get(adapter):
-        return "DoRA, whose rows are scaled as well"
+    if has_dora(layer, adapter):
+        return None if with_dora else "DoRA, whose rows are scaled as well"
     if variant is not None:
         return f"a LoRA variant ({type(variant).__name__})"
     return None
+
+
+def has_dora(layer: Any, adapter: str) -> bool:
+    """Whether an adapter of a layer is a DoRA."""
+    return bool(getattr(layer, "use_dora", {}).get(adapter))
 
 
 def _weight(name: str, module: nn.Module) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._linmap import Dense, LinearMap, LowRank, Sum
 from bulkedge.update import UpdateSVD, update_svd
+
+SEVERAL, DORA, IN_FULL = "several active adapters", "DoRA", "a weight that is trained in full"
+"""The forms of a matrix that are not ``W0 + s·B·A`` of two factors."""
 
 
 def _one() -> float:
@@ -41,6 +45,10 @@ class AdaptedMatrix:
 
     name: str
     scaling: Callable[[], float]
+    form: str | None = None
+    """What it is, for messages, if it is more than ``W0 + s·B·A`` of two factors; else None."""
+    side: Literal["left", "right"] = "left"
+    """Which singular vectors an audit judges at its defaults: of a table those of its rows."""
 
     def __init__(
         self, name: str, base: Tensor, A: Tensor, B: Tensor, scaling: Callable[[], float] = _one
@@ -80,6 +88,12 @@ class AdaptedMatrix:
     def parameters(self) -> tuple[Tensor, Tensor]:
         """B and A in the shapes in which they are trained; convolutions have more dimensions."""
         return self._B, self._A
+
+    @property
+    def leaves(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What B and A are made of, as it is trained; more than one a side of added adapters."""
+        B, A = self.parameters
+        return (B,), (A,)
 
     @property
     def trained(self) -> tuple[bool, bool]:
@@ -176,7 +190,7 @@ class AdaptedMatrix:
 
     @property
     def strengths(self) -> Tensor:
-        """The singular values of the update, descending, float64, shape ``(≤ r,)``."""
+        """The singular values of the update, descending, float64; of a dense one the leading."""
         return self.spikes().gamma
 
     @property

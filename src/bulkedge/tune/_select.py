@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from bulkedge._errors import InputError
 from bulkedge._globs import as_globs, check_globs, matches
+from bulkedge.moments._watched import plain_name
 
 LAYERS = ("layer that can be held or watched", "print the names with model.named_modules()")
 """What error messages call the candidates, and how to list their names."""
@@ -14,12 +15,12 @@ LAYERS = ("layer that can be held or watched", "print the names with model.named
 T = TypeVar("T")
 
 
-def members(given: object, method: str) -> list[Any]:
+def members(given: object, *methods: str) -> list[Any]:
     """The matrices of a sequence that is given in place of a model.
 
     Args:
         given: What the caller gives.
-        method: What each of them must have, besides a name.
+        methods: What each of them must have one of, besides a name.
 
     Returns:
         The matrices.
@@ -28,12 +29,12 @@ def members(given: object, method: str) -> list[Any]:
         InputError: If it is no sequence, or one of its members is no such matrix.
     """
     found = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else None
-    odd = [x for x in found or () if not _has(x, method)]
+    odd = [x for x in found or () if not any(_has(x, method) for method in methods)]
     if found is None or odd:
         got = f"a {type(given).__name__}" + (f" with a {type(odd[0]).__name__}" if odd else "")
         raise InputError(
-            f"expected a model that PEFT has wrapped, or a list of matrices with {method}(), got "
-            f"{got}; AdaptedMatrix is such a matrix"
+            "expected a model that PEFT has wrapped, or a list of matrices with "
+            f"{methods[0]}(), got {got}; AdaptedMatrix is such a matrix"
         )
     return found
 
@@ -64,10 +65,24 @@ def select(
         RecipeError: If a pattern matches no candidate.
     """
     wanted, unwanted, known = as_globs(include), as_globs(exclude), list(candidates)
+    names = [names_of(name(one)) for one in known]
     if known:
-        check_globs((*wanted, *unwanted), [name(one) for one in known], *LAYERS)
+        check_globs((*wanted, *unwanted), [x for both in names for x in both], *LAYERS)
     return [
         one
-        for one in known
-        if matches((name(one),), wanted) and not matches((name(one),), unwanted)
+        for one, both in zip(known, names, strict=True)
+        if matches(both, wanted) and not matches(both, unwanted)
     ]
+
+
+def names_of(name: str) -> tuple[str, str]:
+    """The names by which patterns may choose a matrix: its own, and that of an audit.
+
+    Args:
+        name: Such as ``base_model.model.encoder.0.query``.
+
+    Returns:
+        The name itself, and ``encoder.0.query.weight``.
+    """
+    plain = plain_name(name.removesuffix(".weight"))
+    return name, plain if plain.endswith("]") else f"{plain}.weight"

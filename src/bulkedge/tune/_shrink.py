@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._precision import exact
 
 from ._clip_spikes import FARTHEST, MARGIN_GROWTH, PASSES, Changeable
 from ._core_svd import RANK_TOLERANCE
-from ._drift import LayerDrift, measure, precise
+from ._drift import Grams, LayerDrift, measure, precise
 
 MARGIN = 1e-6
 """Drift is lowered to this fraction below its limit: the rounding of products in float32."""
+FINE = 1e-3
+"""A rounding by less is a margin; by more it is measured."""
 NEWTON_STEPS = 60
 """How many steps find λ at most; about six do."""
 
@@ -31,16 +35,21 @@ class Target:
         changeable: Whether B and A may be changed.
         scale: Whether the update is scaled as a whole: its factors are those of other layers, too,
             and a change of shape for one might raise the drift of another.
+        grams: What the drift is made of, as it was measured; measured anew if None.
     """
 
     layer: LayerDrift
     drift: float
     changeable: Changeable
     scale: bool
+    grams: Grams | None = None
 
 
 def lower(targets: Sequence[Target], limit: float) -> None:
-    """Write the nearest factors whose drift is at the limit, measured after they are rounded.
+    """Write the nearest factors whose drift is at the limit, as they are rounded.
+
+    Single and double precision round by so little that the margin is known beforehand; other
+    factors are measured again once they are written.
 
     Args:
         targets: Layers of which no two share both factors.
@@ -52,13 +61,15 @@ def lower(targets: Sequence[Target], limit: float) -> None:
     for target in targets:
         _require_possible(target, limit)
     with precise([target.layer for target in targets]):
-        directions = [_Directions(target) for target in targets]
-    margins, left = [MARGIN] * len(targets), list(range(len(targets)))
-    for _ in range(PASSES):
-        for i in left:
-            aim = max(0.0, limit * (1 - margins[i]))
-            matrix: Any = targets[i].layer.matrix  # adapted: a holder has no others
-            matrix.write(*directions[i].lowered(aim))
+        found = directions(targets)
+    margins = [max(MARGIN, one.rounding * (one.rounding <= FINE)) for one in found]
+    left = list(range(len(targets)))
+    for turn in range(PASSES):
+        _write([found[i] for i in left], [max(0.0, limit * (1 - margins[i])) for i in left])
+        if turn == 0:
+            left = [i for i in left if found[i].rounding > FINE]
+        if not left:
+            return
         now = dict(zip(left, measure([targets[i].layer for i in left]), strict=True))
         left = [i for i in left if now[i] > limit]
         if not left:
@@ -90,69 +101,148 @@ def _diverged(target: Target, limit: float) -> InputError:
     )
 
 
-class _Directions:
-    """The directions in which ``S = A Aᵀ`` and ``G = A C Aᵀ`` are both diagonal.
+@dataclass(frozen=True)
+class Directions:
+    """The directions in which ``S = A Aᵀ`` and ``G = A C Aᵀ`` are both diagonal, for one layer.
 
     ``S = T Tᵀ`` and ``G = T diag(g) Tᵀ``, so that ``S (S + λG)⁻¹ = T diag(1/(1 + λg)) T⁺``.
 
-    Args:
-        target: The layer, with its present factors.
+    Attributes:
+        target: The layer.
+        factors: B and A in float64.
+        T: Shape ``(r, r)``, zero columns where A has not full rank.
+        inverse: Its pseudo-inverse.
+        g: Shape ``(r,)``.
+        shares: The drift of each direction as a share of the whole.
+        rounding: By what part the rounding of the factors may raise the drift.
     """
 
-    def __init__(self, target: Target) -> None:
-        matrix: Any = target.layer.matrix
-        B, A = (x.double().clone() for x in matrix.factors)
-        self.B, self.A, self.target = B, A, target
-        AC = target.layer.moment.times(A.to(matrix.dtype)).double()
-        values, vectors = torch.linalg.eigh(A @ A.mT)
-        counted = values > RANK_TOLERANCE * values[-1]
-        root = vectors[:, counted] * values[counted].sqrt()
-        inverse = vectors[:, counted] / values[counted].sqrt()
-        small = inverse.mT @ (AC @ A.mT) @ inverse
-        g, Q = torch.linalg.eigh((small + small.mT) / 2)
-        self.T, self.T_inverse = root @ Q, (inverse @ Q).mT
-        self.g = g.clamp_min(0)
-        # the drift of each direction, as shares of the whole
-        self.shares = (B @ self.T).square().sum(dim=0) * self.g
-        self.shares = self.shares / self.shares.sum()
+    target: Target
+    factors: tuple[Tensor, Tensor]
+    T: Tensor
+    inverse: Tensor
+    g: list[float]
+    shares: list[float]
+    rounding: float
 
-    def lowered(self, aim: float) -> tuple[Tensor, Tensor]:
-        """The factors with a lower drift; each takes half of the change if both may be changed.
+    def weights(self, aim: float) -> list[float]:
+        """What is left of each direction at a lower drift.
 
         Args:
             aim: The drift.
 
         Returns:
-            B and A.
+            Numbers between 0 and 1; the factors that are changed share them.
         """
-        part, changeable = aim / self.target.drift, self.target.changeable
+        part = aim / self.target.drift
         if self.target.scale or part == 0:
-            weight = torch.full_like(self.g, part**0.5)
+            kept = [part**0.5] * len(self.g)
         else:
-            weight = 1 / (1 + _multiplier(self.g, self.shares, part) * self.g)
-        power = 0.5 if all(changeable) else 1.0
-        small = self.T * (weight**power - 1) @ self.T_inverse
-        B = self.B + self.B @ small if changeable[0] else self.B
-        A = self.A + small @ self.A if changeable[1] else self.A
-        return B, A
+            found = _multiplier(self.g, self.shares, part)
+            kept = [1 / (1 + found * x) for x in self.g]
+        power = 0.5 if all(self.target.changeable) else 1.0
+        return [x**power for x in kept]
 
 
-def _multiplier(g: Tensor, shares: Tensor, part: float) -> float:
+def directions(targets: Sequence[Target]) -> list[Directions]:
+    """The directions of each layer; those of one rank are found together.
+
+    Args:
+        targets: The layers.
+
+    Returns:
+        In the same order.
+    """
+    groups = defaultdict(list)
+    for i, target in enumerate(targets):
+        matrix: Any = target.layer.matrix  # adapted: a holder has no others
+        groups[matrix.rank, matrix.factors[1].device].append(i)
+    found: dict[int, Directions] = {}
+    for members in groups.values():
+        found |= zip(members, _of_one_rank([targets[i] for i in members]), strict=True)
+    return [found[i] for i in range(len(targets))]
+
+
+def _of_one_rank(targets: Sequence[Target]) -> list[Directions]:
+    """The directions of layers whose factors have one rank."""
+    matrices: list[Any] = [target.layer.matrix for target in targets]
+    stored = [matrix.factors for matrix in matrices]
+    factors = [(exact(B).clone(), exact(A).clone()) for B, A in stored]
+    known = [
+        target.grams or _grams(target.layer, *x) for target, x in zip(targets, factors, strict=True)
+    ]
+    S = torch.stack([A @ A.mT for _, A in factors])
+    G, K = (torch.stack([getattr(x, name) for x in known]).to(S) for name in ("of_A", "of_B"))
+    values, vectors = torch.linalg.eigh(S)
+    counted = values > RANK_TOLERANCE * values[:, -1:]
+    sizes = values.where(counted, torch.ones_like(values)).sqrt()
+    root = vectors * (sizes * counted)[:, None]
+    inverse = vectors * (counted / sizes)[:, None]
+    small = inverse.mT @ G @ inverse
+    g, Q = torch.linalg.eigh((small + small.mT) / 2)
+    T, T_inverse = root @ Q, (inverse @ Q).mT
+    g = g.clamp_min(0)
+    shares = (T * (K @ T)).sum(dim=1) * g
+    total = shares.sum(dim=1)
+    sides = [x.diagonal(dim1=1, dim2=2).sum(dim=1) for x in (K, S)]
+    spread = (sides[0] * sides[1] / total).sqrt().tolist()
+    shares = (shares / total[:, None]).tolist()
+    rows = zip(targets, factors, T, T_inverse, g.tolist(), shares, strict=True)
+    return [
+        Directions(*row, rounding=_rounding(row[0], B, one))
+        for row, (B, _), one in zip(rows, stored, spread, strict=True)
+    ]
+
+
+def _rounding(target: Target, B: Tensor, spread: float) -> float:
+    """By what part the rounding of both factors may raise the drift ``‖B A C^½‖²``.
+
+    With a relative rounding ε of B and of A, ``‖B A C^½‖`` changes by 2ε‖B‖‖A‖√(tr C) at most.
+
+    Args:
+        target: The layer.
+        B: A factor as it is stored.
+        spread: ``‖B‖‖A‖ / ‖B A C^½‖``.
+
+    Returns:
+        The part.
+    """
+    eps = torch.finfo(B.dtype).eps / 2
+    return 4 * eps * spread * target.layer.moment.trace**0.5
+
+
+def _grams(layer: LayerDrift, B: Tensor, A: Tensor) -> Grams:
+    """The Gram matrices of factors, where those of the measurement cannot be used."""
+    AC = exact(layer.moment.times(A.to(layer.matrix.dtype)))  # pyright: ignore
+    return Grams(B.mT @ B, AC @ A.mT)
+
+
+def _write(found: Sequence[Directions], aims: Sequence[float]) -> None:
+    """Write the factors with lower drifts; each takes half of the change if both may change."""
+    for one, aim in zip(found, aims, strict=True):
+        less = one.T.new_tensor(one.weights(aim)) - 1
+        small = one.T * less @ one.inverse
+        (B, A), changeable = one.factors, one.target.changeable
+        matrix: Any = one.target.layer.matrix
+        matrix.write(B + B @ small if changeable[0] else B, A + small @ A if changeable[1] else A)
+
+
+def _multiplier(g: Sequence[float], shares: Sequence[float], part: float) -> float:
     """λ with ``Σ sharesᵢ/(1 + λ gᵢ)² = part``.
 
     Newton's method on the inverse root of the sum, which is increasing and concave in λ: from 0
     it rises to the solution and never passes it.
 
     Args:
-        g: The drift of each direction for its size, shape ``(r,)``.
+        g: The drift of each direction for its size.
         shares: The drift of each as a share of the whole.
         part: The drift that is to be left, as a share.
 
     Returns:
         λ.
     """
-    largest = float(g.max())
-    pairs = list(zip((g / largest).tolist(), shares.tolist(), strict=True))  # a few plain numbers
+    largest = max(g)
+    pairs = [(x / largest, share) for x, share in zip(g, shares, strict=True)]
     found = 0.0
     for _ in range(NEWTON_STEPS):
         total = sum(share / (1 + found * x) ** 2 for x, share in pairs)

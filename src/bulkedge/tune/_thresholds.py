@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, Union
 
 import torch
 
 from bulkedge._errors import InputError, RecipeError
 from bulkedge._fields import POSITIVE, as_real, check_values, number, one_of
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import exact
 from bulkedge.intruder import certify
+from bulkedge.records.budget import BudgetRecord
 from bulkedge.triplet.solver._start import generic
 from bulkedge.update import BaseSpectrum, measure_base
+
+from ._select import names_of
 
 EXACT_UP_TO = 1024
 """The shorter side up to which all singular values of a base are computed."""
@@ -30,6 +36,8 @@ LEADING = 10
 SHOWN = 5
 """How many names a note lists."""
 
+Thresholds = Union[Mapping[str, float], str, "os.PathLike[str]"]
+"""Thresholds by name, or the file of a budget."""
 Line = Literal["edge", "leading"]
 """The strength at which a generic spike makes an outlier of the base (θ_c), or at which its value
 reaches the k-th of the base, and it enters the leading k (θ_k)."""
@@ -75,17 +83,17 @@ def base_spectrum(name: str, base: LinearMap, stored: torch.dtype = torch.float3
         InputError: If it is not finite, or is not in memory.
     """
     _require_numbers(name, base)
-    shape, exact = base.shape, min(base.shape)
+    shape, known = base.shape, min(base.shape)
     with torch.no_grad():
-        if exact <= EXACT_UP_TO:
-            values = torch.linalg.svdvals(base.to_dense().double()).cpu()
+        if known <= EXACT_UP_TO:
+            values = torch.linalg.svdvals(exact(base.to_dense())).cpu()
         else:
             # an error of 1 leaves the verdict on the start vector open, so that all steps are taken
             like = torch.empty(0, dtype=base.dtype, device=base.device)
             start = generic(base.shape[0], 1, like)
             found = certify(base, start, errors=torch.ones(1), max_steps=QUADRATURE_STEPS)
-            values, exact = found.spectrum, len(found.base_sigma)
-    spectrum, problem = measure_base(values, (shape[0], shape[1]), exact, stored)
+            values, known = found.spectrum, len(found.base_sigma)
+    spectrum, problem = measure_base(values, (shape[0], shape[1]), known, stored)
     if spectrum is None:
         raise NoBulkError(
             f"{name}: expected a base with a bulk, got none ({problem}); leave it out"
@@ -107,13 +115,14 @@ def _require_numbers(name: str, base: LinearMap) -> None:
 
 
 def measure_thresholds(
-    matrices: Sequence[HasBase], known: Mapping[str, float] | None = None, of: Line = "edge"
+    matrices: Sequence[HasBase], known: Thresholds | None = None, of: Line = "edge"
 ) -> dict[str, float]:
     """The threshold of every matrix by its name; a matrix whose base has none is left out.
 
     Args:
         matrices: The matrices.
-        known: Thresholds by name that are not measured again; each name is that of a matrix.
+        known: Thresholds by name that are not measured again; each name is that of a matrix.  Or
+            a file that ``bulkedge budget`` has written: what is in it is not measured again.
         of: Which line.
 
     Returns:
@@ -123,8 +132,11 @@ def measure_thresholds(
         InputError: If a known threshold is not positive and finite, or a base is not finite.
         RecipeError: If a known threshold has the name of no matrix.
     """
-    given = known_thresholds(known)
-    _require_matrices(given, [matrix.name for matrix in matrices])
+    if isinstance(known, (str, os.PathLike)):
+        given = _from_budget(known, [matrix.name for matrix in matrices], of)
+    else:
+        given = known_thresholds(known)
+        _require_matrices(given, [matrix.name for matrix in matrices])
     found = {}
     for matrix in matrices:
         theta = given.get(matrix.name)
@@ -150,7 +162,7 @@ def _threshold(matrix: HasBase, of: Line) -> float:
 
 
 def with_threshold(
-    matrices: Sequence[Based], known: Mapping[str, float] | None = None, of: Line = "edge"
+    matrices: Sequence[Based], known: Thresholds | None = None, of: Line = "edge"
 ) -> tuple[list[Based], dict[str, float]]:
     """The matrices that can be held, and their thresholds; one note names those that cannot.
 
@@ -231,6 +243,43 @@ def known_thresholds(known: object) -> dict[str, float]:
     for name, theta in given.items():
         check_values("thresholds=", **{f"the threshold of {name}": (theta, POSITIVE)})
     return {name: as_real(theta) or 0.0 for name, theta in given.items()}
+
+
+def saved_thresholds(given: Thresholds | None) -> dict[str, float] | str | None:
+    """Thresholds, or the path of their file, as JSON can hold them.
+
+    Args:
+        given: What a callback is given.
+
+    Returns:
+        The same, checked.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return os.fspath(given)
+    return None if given is None else known_thresholds(given)
+
+
+def _from_budget(path: str | os.PathLike[str], names: Sequence[str], of: Line) -> dict[str, float]:
+    """The thresholds that a budget has of matrices of these names; 0 of one without a limit."""
+    record = BudgetRecord.from_json(Path(path))
+    if of == "leading" and record.settings.top_k != LEADING:
+        raise InputError(
+            f"{path}: expected a budget of the {LEADING} leading directions, got one of "
+            f"{record.settings.top_k}; make it anew with --top-k {LEADING}"
+        )
+    rows = {row.name: row for row in record.matrices if row.status != "failed"}
+    found = {}
+    for name in names:
+        row = rows.get(names_of(name)[1])
+        if row is not None:
+            found[name] = (row.threshold if of == "edge" else row.top_k_threshold) or 0.0
+    if not found:
+        raise InputError(
+            f"{path}: expected a budget of the base that is trained, got one without any of "
+            f"{len(names)} layers, {names[0]} among them; make it with `bulkedge budget` of this "
+            "base"
+        )
+    return found
 
 
 def _require_matrices(known: Mapping[str, float], names: Sequence[str]) -> None:

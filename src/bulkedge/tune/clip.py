@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ._layers import Adapted
-from ._thresholds import Line
+from torch import Tensor
+
+from bulkedge._fields import NOT_NEGATIVE, check_values
+
+from ._layers import Adapted, require_same_layers
+from ._matrix import DORA, IN_FULL, SEVERAL
+from ._saved import BY_NAME, entries
+from ._thresholds import Line, Thresholds, known_thresholds
 from .holder import LEVEL, ThresholdHolder
 
 
@@ -24,6 +31,12 @@ class SpikeClip(ThresholdHolder):
     replaced or spread over processes (FSDP2) meanwhile.  A frozen factor stays as it is, and the
     other factor takes the whole change.
 
+    If several adapters are active, their sum is held.  The limit of a DoRA is one of its whole
+    update ``W − W0``, its magnitudes included: the spikes of ``s·B·A`` are clipped, and if the
+    update is still too strong, it is moved towards zero as a whole.  So is that of a weight that is
+    trained in full, whose singular values are lowered one by one.  Either takes some products with
+    the base.
+
     :class:`bulkedge.Clip` does the same to a finished fine-tune.
 
     Args:
@@ -31,10 +44,14 @@ class SpikeClip(ThresholdHolder):
         level: Where to hold the spikes, in units of their threshold.
         of: Which threshold: ``"edge"`` is θ_c; ``"leading"`` is θ_k, beyond which a generic spike
             is one of the ten leading directions.
-        thresholds: Thresholds by name, for layers whose threshold is known already.
+        thresholds: Thresholds by name, or a file that ``bulkedge budget`` has written, for layers
+            whose threshold is known already.
         adapter: Which adapter; the active one if None.
         include: Patterns of module names.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are held, too, for which a copy of each base
+            is kept; if None, they are in a model without adapters.
+        base: The weights before training by name, if the model has been trained already.
 
     Attributes:
         thresholds: The threshold of each layer that is held, by name.
@@ -61,16 +78,20 @@ class SpikeClip(ThresholdHolder):
         0.5
     """
 
+    takes = (SEVERAL, DORA, IN_FULL)
+
     def __init__(
         self,
         model: Adapted,
         *,
         level: float = LEVEL,
         of: Line = "edge",
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        full: bool | None = None,
+        base: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -80,6 +101,8 @@ class SpikeClip(ThresholdHolder):
             adapter=adapter,
             include=include,
             exclude=exclude,
+            full=full,
+            base=base,
         )
         self.strongest: dict[str, float] = {}
         self.clipped = 0
@@ -95,3 +118,24 @@ class SpikeClip(ThresholdHolder):
             self.strongest[matrix.name] = float(gamma[0]) / self.thresholds[matrix.name]
         self.clipped = len(changed)
         return self.clipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """The thresholds, and what the last step found, as JSON."""
+        return {"thresholds": dict(self.thresholds), "strongest": dict(self.strongest)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, with its thresholds.
+
+        Raises:
+            InputError: If it is the state of other layers, or not what :meth:`state_dict` returns;
+                then nothing is changed.
+        """
+        saved = entries(type(self).__name__, state, thresholds=BY_NAME, strongest=BY_NAME)
+        thresholds = known_thresholds(saved["thresholds"])
+        names = [matrix.name for matrix in self.matrices]
+        require_same_layers(names, thresholds)
+        require_same_layers(names, [*names, *saved["strongest"]])  # there may be no step yet
+        found = {name: (x, NOT_NEGATIVE) for name, x in saved["strongest"].items()}
+        check_values("the state of SpikeClip", **found)
+        self.thresholds = thresholds
+        self.strongest = {name: float(x) for name, x in saved["strongest"].items()}

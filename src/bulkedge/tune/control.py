@@ -15,7 +15,7 @@ from ._clip_spikes import changeable_factors, first_of_tied
 from ._core_svd import effective_rank
 from ._layers import Adapted, AdaptedMatrix, require_same_layers
 from ._saved import BY_NAME, entries
-from ._thresholds import Line, known_thresholds
+from ._thresholds import Line, Thresholds, known_thresholds
 from .holder import LEVEL, ThresholdHolder
 
 AT_LIMIT = 0.9
@@ -59,7 +59,8 @@ class RankController(ThresholdHolder):
         start: With how many directions each layer begins; a quarter of its rank if None.
         grow: How many directions are added or taken away at a time.
         every: Steps between changes of rank.
-        thresholds: Thresholds by name, for layers whose threshold is known already.
+        thresholds: Thresholds by name, or a file that ``bulkedge budget`` has written, for layers
+            whose threshold is known already.
         adapter: Which adapter; the active one if None.
         include: Patterns of module names.
         exclude: Patterns of the names of those that are left out.
@@ -88,6 +89,8 @@ class RankController(ThresholdHolder):
         (2, 2)
     """
 
+    takes = ()
+
     def __init__(
         self,
         model: Adapted,
@@ -97,7 +100,7 @@ class RankController(ThresholdHolder):
         start: int | None = None,
         grow: int = 1,
         every: int = 20,
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),

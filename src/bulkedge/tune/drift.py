@@ -13,7 +13,7 @@ from bulkedge._fields import NOT_NEGATIVE, POSITIVE, check_values
 from bulkedge.moments import Moments
 
 from ._clip_spikes import changeable_factors, first_of_tied
-from ._drift import LayerDrift, layer_drifts, measure, values
+from ._drift import Grams, LayerDrift, layer_drifts, measure, measure_grams, values
 from ._layers import Adapted, AdaptedMatrix, require_same_layers
 from ._saved import BY_NAME, entries
 from ._shrink import Target, lower
@@ -183,22 +183,25 @@ class DriftClip(AdapterHolder):
         Returns:
             How many layers were changed.
         """
-        found = measure(self._layers)
+        found = measure_grams(self._layers)
         names = [matrix.name for matrix in self.matrices]
-        self.drift = dict(zip(names, found, strict=True))
-        beyond = [i for i, drift in enumerate(found) if drift > self.limit]
+        self.drift = {name: drift for name, (drift, _) in zip(names, found, strict=True)}
+        beyond = [i for i, (drift, _) in enumerate(found) if drift > self.limit]
         self.clipped = len(beyond)
         if beyond:
             self._lower(beyond, found)
         return self.clipped
 
-    def _lower(self, beyond: Sequence[int], found: Sequence[float]) -> None:
+    def _lower(self, beyond: Sequence[int], found: Sequence[tuple[float, Grams | None]]) -> None:
         """Lower the layers beyond the limit: those with factors of their own together."""
         with torch.no_grad():
             changeable, first = changeable_factors(self.matrices), first_of_tied(self.matrices)
             tied = [i for i in beyond if first.count(first[i]) > 1]
             alone = [i for i in beyond if i not in tied]
-            own = [Target(self._layers[i], found[i], changeable[i], scale=False) for i in alone]
+            own = [
+                Target(self._layers[i], found[i][0], changeable[i], scale=False, grams=found[i][1])
+                for i in alone
+            ]
             lower(own, self.limit)
             for i in tied:
                 (drift,) = measure([self._layers[i]])  # it may have been lowered with another one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from bulkedge._fields import check_values
 
 from ._after_step import after_step
+from ._clip_dense import DenseClip, is_dense
 from ._clip_spikes import clip_spikes
+from ._held import held_matrices, require_form
 from ._layers import Adapted, adapted_matrices
-from ._thresholds import LINE, Line, check_level, with_threshold
+from ._matrix import SEVERAL, AdaptedMatrix
+from ._thresholds import LINE, Line, Thresholds, check_level, with_threshold
 
 LEVEL = 0.9
 """The level at which spikes are held by default, in units of their threshold."""
@@ -60,7 +63,7 @@ class AdapterHolder(ABC):
         matrices: The adapted matrices that are held.
 
     Raises:
-        InputError: If there is no adapted matrix.
+        InputError: If there is no adapted matrix, or one of a form that this holder does not take.
         RecipeError: If a pattern matches no layer.
 
     Example:
@@ -77,6 +80,10 @@ class AdapterHolder(ABC):
         1.0
     """
 
+    matrices: list[Any]
+    takes: ClassVar[tuple[str, ...]] = (SEVERAL,)
+    """The forms besides ``W0 + s·B·A`` of one adapter that :meth:`step` can hold."""
+
     def __init__(
         self,
         model: Adapted,
@@ -86,6 +93,7 @@ class AdapterHolder(ABC):
         exclude: str | Sequence[str] = (),
     ) -> None:
         self.matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
+        require_form(self, self.matrices)
 
     @abstractmethod
     def step(self) -> object:
@@ -129,10 +137,14 @@ class ThresholdHolder(AdapterHolder):
         level: Where to hold the spikes, in units of their threshold.
         of: Which threshold: ``"edge"`` is θ_c, beyond which a generic spike makes an outlier;
             ``"leading"`` is θ_k ≥ θ_c, beyond which it is one of the ten leading directions.
-        thresholds: Thresholds by name, for layers whose threshold is known already.
+        thresholds: Thresholds by name, or a file that ``bulkedge budget`` has written, for layers
+            whose threshold is known already.
         adapter: Which adapter; the active one if None.
         include: Patterns of module names.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are held, too, for which a copy of each base
+            is kept; if None, they are in a model without adapters.
+        base: The weights before training by name, if the model has been trained already.
 
     Attributes:
         level: The level.
@@ -150,16 +162,22 @@ class ThresholdHolder(AdapterHolder):
         *,
         level: float = LEVEL,
         of: Line = "edge",
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        full: bool | None = None,
+        base: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_level(self, level)
         check_values(self, of=(of, LINE))
-        super().__init__(model, adapter=adapter, include=include, exclude=exclude)
+        found = held_matrices(
+            model, adapter=adapter, include=include, exclude=exclude, full=full, base=base
+        )
+        require_form(self, found)
         self.level = level
-        self.matrices, self.thresholds = with_threshold(self.matrices, thresholds, of)
+        self.matrices, self.thresholds = with_threshold(found, thresholds, of)
+        self._dense = DenseClip()
 
     @property
     def limits(self) -> list[float]:
@@ -176,4 +194,15 @@ class ThresholdHolder(AdapterHolder):
             InputError: If a factor is not finite, or a limit is exceeded and no factor may be
                 changed.
         """
-        return clip_spikes(self.matrices, self.limits)
+        # of a DoRA first the spikes of its factors, then the update as a whole
+        adapted = [i for i, x in enumerate(self.matrices) if isinstance(x, AdaptedMatrix)]
+        limits = self.limits
+        own = [self.matrices[i] for i in adapted]
+        gammas, changed = clip_spikes(own, [limits[i] for i in adapted])
+        before = dict(zip(adapted, gammas, strict=True))
+        lowered = {adapted[i] for i in changed}
+        for i, matrix in enumerate(self.matrices):
+            if is_dense(matrix):
+                before[i], was = self._dense.clip(matrix, limits[i])
+                lowered |= {i} if was else set()
+        return [before[i] for i in range(len(self.matrices))], sorted(lowered)

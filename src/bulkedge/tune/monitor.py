@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Union
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from bulkedge._errors import InputError
 from bulkedge._fields import (
     DEFAULT_EPSILON,
-    NOT_NEGATIVE,
     POSITIVE_SHARE,
-    SHARE,
     check_values,
     each,
-    optional,
     whole,
 )
 from bulkedge._linmap import LinearMap
@@ -28,14 +25,22 @@ from bulkedge.triplet import GolubKahan, singular_triplet
 
 from ._core_svd import effective_rank
 from ._drift import layer_drifts, measure
-from ._layers import adapted_matrices, require_same_layers
+from ._figure import draw
+from ._held import held_matrices
+from ._layers import require_same_layers
 from ._matrix import like
 from ._saved import BY_NAME, entries
 from ._select import members, select
-from ._thresholds import known_thresholds, measure_thresholds
+from ._thresholds import Thresholds, known_thresholds, measure_thresholds
+from .figures import LayerFigures, energy_share, read_figures, summary, totals
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
+KEPT_AS = torch.float16
+"""The dtype in which the vectors are kept from which the next check starts."""
 
 
 class Watched(Protocol):
@@ -65,54 +70,17 @@ class Watched(Protocol):
         ...
 
 
-@dataclass
-class LayerFigures:
-    """The figures of a layer at its latest check.
-
-    Attributes:
-        step: The step of the check.
-        intruders: How many leading directions score below ε, and lie mostly outside the base's
-            leading space.
-        rotated: How many score below ε but lie mostly inside that space.
-        undecided: How many verdicts the certificate left open; these are in no other count.
-        worst: The lowest score.
-        energy: The share of the leading directions' energy, ``Σ σ²``, that those have which score
-            below ε.
-        strongest: The strongest spike of the update over θ_c; None if the base has no bulk.
-        effective_rank: The effective rank of the update's spikes.
-        drift: ``tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ)``; None without moments.
-    """
-
-    step: int
-    intruders: int
-    rotated: int
-    undecided: int
-    worst: float
-    energy: float
-    strongest: float | None
-    effective_rank: float
-    drift: float | None = None
-
-    @property
-    def new_directions(self) -> int:
-        """The paper's count: intruders and rotated directions."""
-        return self.intruders + self.rotated
-
-
-def _read_figures(name: str, saved: object) -> LayerFigures:
-    """The saved figures of a layer; InputError if they are none."""
-    counts = dict.fromkeys(("step", "intruders", "rotated", "undecided"), whole(0))
-    numbers = dict.fromkeys(("worst", "effective_rank"), NOT_NEGATIVE)
-    unknown = dict.fromkeys(("strongest", "drift"), optional(NOT_NEGATIVE))
-    return LayerFigures(**entries(name, saved, energy=SHARE, **counts, **numbers, **unknown))
-
-
 Model = Union[nn.Module, Sequence[Watched]]  # noqa: UP007 — Python 3.10
 """A model that PEFT has wrapped, or matrices to be watched."""
 
 
 def watched_matrices(
-    model: Model, adapter: str | None, include: str | Sequence[str], exclude: str | Sequence[str]
+    model: Model,
+    adapter: str | None,
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
+    full: bool | None = None,
+    base: Mapping[str, Tensor] | None = None,
 ) -> list[Watched]:
     """The matrices that are watched, each with a name of its own.
 
@@ -121,15 +89,26 @@ def watched_matrices(
         adapter: Which adapter; the active one if None.
         include: Patterns of names.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are watched, too; if None, they are in a
+            model without adapters.
+        base: The weights before training by name, or None.
 
     Returns:
         At least one.
     """
-    found: list[Watched]
     if isinstance(model, nn.Module):
-        found = list(adapted_matrices(model, adapter=adapter, include=include, exclude=exclude))
-    else:
-        found = select(members(model, "tuned_map"), lambda x: x.name, include, exclude)
+        return list(
+            held_matrices(
+                model,
+                adapter=adapter,
+                include=include,
+                exclude=exclude,
+                full=full,
+                base=base,
+                watched=True,
+            )
+        )
+    found = select(members(model, "tuned_map"), lambda x: x.name, include, exclude)
     _require_names([matrix.name for matrix in found])
     return found
 
@@ -151,15 +130,20 @@ class Monitor:
         per_call: How many layers are checked at a time.
         top_k: How many leading directions are judged.
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
-        thresholds: θ_c by name, for matrices whose threshold is known already.
+        thresholds: θ_c by name, or a file that ``bulkedge budget`` has written, for matrices whose
+            threshold is known already.
         moments: Second moments of the base's inputs, for the drift of each layer.
         adapter: Which adapter; the active one if None.
         include: Patterns of the names of modules, or of matrices.
         exclude: Patterns of the names of those that are left out.
+        full: Whether weights that are trained in full are watched, too, for which a copy of each
+            base is kept; if None, they are in a model without adapters.
+        base: The weights before training by name, if the model has been trained already.
 
     Attributes:
         steps: The number of steps so far.
         figures: The latest figures of each layer that was checked, by name.
+        history: ``(step, metrics)`` of every check.
 
     Raises:
         InputError: If a number is not positive, there is nothing to watch, two matrices have the
@@ -184,23 +168,26 @@ class Monitor:
         per_call: int = 2,
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         moments: Moments | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        full: bool | None = None,
+        base: Mapping[str, Tensor] | None = None,
     ) -> None:
         counts = {"every": every, "per_call": per_call, "top_k": top_k}
         check_values(self, epsilon=(epsilon, POSITIVE_SHARE), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
-        self.matrices = watched_matrices(model, adapter, include, exclude)
+        self.matrices = watched_matrices(model, adapter, include, exclude, full, base)
         self.thresholds = measure_thresholds(self.matrices, thresholds)
         drifts = [] if moments is None else layer_drifts(self.matrices, moments)
         self._drifts = {drift.matrix.name: drift for drift in drifts}
         self.steps = self._next = 0
         self.figures: dict[str, LayerFigures] = {}
         self._last: dict[str, tuple[Tensor, Tensor]] = {}
-        self._started, self._seconds = time.perf_counter(), 0.0
+        self._started, self._seconds, self._looks = time.perf_counter(), 0.0, 0
+        self.history: list[tuple[int, dict[str, float]]] = []
 
     def step(self) -> bool:
         """To be called after each step of the optimiser.
@@ -233,7 +220,9 @@ class Monitor:
                 except InputError as error:
                     raise InputError(f"{matrix.name}: after step {self.steps}: {error}") from error
                 self._next += 1
+                self._looks += 1
         self._seconds += time.perf_counter() - started
+        self.history.append((self.steps, self.metrics()))
 
     @property
     def worst_layer(self) -> str | None:
@@ -251,7 +240,8 @@ class Monitor:
         Returns:
             ``bulkedge/coverage``, the fraction of layers that were checked so far; over these
             layers ``lowest_score``, ``strongest_spike`` (the highest over θ_c), ``energy_share``,
-            ``effective_rank`` and ``new_directions_per_layer`` (means), with moments ``drift``
+            ``effective_rank``, ``new_directions_per_layer`` and ``intruders_per_layer`` (means),
+            ``check_seconds``, what a check of ``per_call`` layers takes, with moments ``drift``
             (of all of them, ``Σ tr(ΔW C ΔWᵀ)/Σ tr(W0 C W0ᵀ)``) and ``highest_drift``; and
             ``overhead``, the monitor's fraction of the time.  The counts ``new_directions``,
             which is ``intruders`` and ``rotated``, and ``undecided`` are totals over all layers,
@@ -261,24 +251,34 @@ class Monitor:
         if not self.figures:
             return {}
         seen = list(self.figures.values())
+        found = {"coverage": len(seen) / len(self.matrices)} | summary(seen)
         elapsed = max(time.perf_counter() - self._started, 1e-9)
-        found = {
-            "coverage": len(seen) / len(self.matrices),
-            "new_directions_per_layer": _mean([layer.new_directions for layer in seen]),
-            "lowest_score": min(layer.worst for layer in seen),
-            "energy_share": _mean([layer.energy for layer in seen]),
-            "effective_rank": _mean([layer.effective_rank for layer in seen]),
-        }
         if self.steps:
             found["overhead"] = self._seconds / elapsed
-        if known := [layer.strongest for layer in seen if layer.strongest is not None]:
-            found["strongest_spike"] = max(known)
+        found["check_seconds"] = self.check_seconds
         if self._drifts:
             found |= self._drift_in_all()
         if self.complete:
-            for count in ("new_directions", "intruders", "rotated", "undecided"):
-                found[count] = float(sum(getattr(layer, count) for layer in seen))
+            found |= totals(seen)
         return {f"bulkedge/{name}": value for name, value in found.items()}
+
+    @property
+    def check_seconds(self) -> float:
+        """What a check of ``per_call`` layers takes, in seconds, by the layers seen so far."""
+        count = min(self.per_call, len(self.matrices))
+        return count * self._seconds / self._looks if self._looks else 0.0
+
+    def figure(self) -> Figure:
+        """The run so far as a figure of matplotlib: a curve for each kind of figure over the steps.
+
+        Returns:
+            The figure; ``figure.savefig("run.png")`` writes it.
+
+        Raises:
+            InputError: If nothing was checked yet.
+            MissingExtraError: Without matplotlib.
+        """
+        return draw(self.history, self.epsilon)
 
     def _drift_in_all(self) -> dict[str, float]:
         """The drift of the layers that were checked, together and at most; of none, nothing."""
@@ -316,7 +316,7 @@ class Monitor:
         thresholds, names = known_thresholds(saved["thresholds"]), [x.name for x in self.matrices]
         require_same_layers(self.thresholds, thresholds)
         require_same_layers(names, [*names, *saved["layers"]])  # some may not be checked yet
-        figures = {name: _read_figures(name, x) for name, x in saved["layers"].items()}
+        figures = {name: read_figures(name, x) for name, x in saved["layers"].items()}
         self.steps, self._next = saved["steps"], saved["next"]
         self.thresholds, self.figures = thresholds, figures
 
@@ -330,9 +330,10 @@ class Monitor:
             init=like(W, self._last.get(matrix.name)),
             strict=False,
         )
-        self._last[matrix.name] = tuned.u, tuned.v
+        self._last[matrix.name] = tuned.u.to(KEPT_AS), tuned.v.to(KEPT_AS)
+        side: Any = getattr(matrix, "side", "left")
         found = judge_vectors(
-            matrix.base_map(), tuned, "left", subspace=2 * self.top_k, epsilon=self.epsilon
+            matrix.base_map(), tuned, side, subspace=2 * self.top_k, epsilon=self.epsilon
         )
         verdicts = [direction.verdict for direction in found]
         drift = self._drifts.get(matrix.name)
@@ -345,22 +346,11 @@ class Monitor:
             undecided=verdicts.count(Verdict.UNDECIDED),
             # a weight of zeros has no directions
             worst=min((direction.score for direction in found), default=1.0),
-            energy=_energy_share(tuned.sigma, verdicts),
+            energy=energy_share(tuned.sigma, verdicts),
             strongest=None if theta is None else strongest / theta,
             effective_rank=effective_rank(gamma),
             drift=None if drift is None else measure([drift])[0],
         )
-
-
-def _energy_share(sigma: Tensor, verdicts: Sequence[Verdict]) -> float:
-    """The share of ``Σ σ²`` that new directions have; of as many values as there are verdicts."""
-    squares = sigma[: len(verdicts)].double().square().tolist()
-    new = sum(x for x, verdict in zip(squares, verdicts, strict=True) if verdict in COUNTED)
-    return new / sum(squares) if any(squares) else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _require_names(names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import check_values, instance, one_of, optional
+from bulkedge._precision import exact
 
 from ._layers import Adapted, AdaptedMatrix
 from .holder import AdapterHolder
@@ -56,6 +57,8 @@ class OrthonormalFactors(AdapterHolder):
         >>> [round(float(gamma), 4) for gamma in torch.linalg.svdvals(0.5 * B @ A)[:4]]
         [0.5, 0.5, 0.5, 0.0]
     """
+
+    takes = ()
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ def _require_orthonormal(matrix: AdaptedMatrix) -> None:
     for which, X, trained in zip("BA", _columns(matrix), matrix.trained, strict=True):
         if trained:
             continue
-        gram = X.double().mT @ X.double()
+        gram = (x := exact(X)).mT @ x
         error = float((gram - torch.eye(len(gram)).to(gram)).abs().max())
         if not error <= ROUNDING * torch.finfo(X.dtype).eps:
             raise InputError(
@@ -138,7 +141,7 @@ def orthonormal(X: Tensor, method: Retraction) -> Tensor:
         Shape and dtype of X.
     """
     # float64, which neither autocast nor TF32 rounds to fewer digits
-    Q, R = torch.linalg.qr(X.double())
+    Q, R = torch.linalg.qr(exact(X))
     if method == "polar":
         U, _, Vt = torch.linalg.svd(R)
         return (Q @ (U @ Vt)).to(X.dtype)

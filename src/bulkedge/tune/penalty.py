@@ -15,8 +15,9 @@ from bulkedge._linmap import LinearMap
 from bulkedge._precision import full_precision
 from bulkedge.triplet import GolubKahan, singular_triplet
 
+from ._held import require_form
 from ._layers import Adapted, AdaptedMatrix, adapted_matrices
-from ._matrix import like, require_in_memory
+from ._matrix import SEVERAL, like, require_in_memory
 from ._saved import entries
 from ._thresholds import NoBulkError, base_spectrum, note_without_bulk
 
@@ -138,6 +139,8 @@ class IntruderPenalty(Scheduled):
         (True, torch.Size([50, 1]))
     """
 
+    takes = (SEVERAL,)
+
     def __init__(
         self,
         model: Adapted,
@@ -153,6 +156,7 @@ class IntruderPenalty(Scheduled):
         super().__init__(weight)
         self.k = k
         matrices = adapted_matrices(model, adapter=adapter, include=include, exclude=exclude)
+        require_form(self, matrices)
         self.layers = [found for x in matrices if (found := _prepare(x, k)) is not None]
         note_without_bulk(matrices, self.matrices)
         self.per_call = min(per_call or len(self.layers), len(self.layers))

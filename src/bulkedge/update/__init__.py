@@ -8,7 +8,13 @@ from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
 from ._measure import MOMENTS, measure_base, moment_misfit
 from ._products import Measured, measure
 from ._update_svd import UpdateSVD, update_svd
-from .critical import ScaleBracket, bracket_scale, critical_scale
+from .critical import (
+    ScaleBracket,
+    aligned_scale,
+    bracket_scale,
+    critical_scale,
+    generic_scale,
+)
 from .perturbation import (
     EigenPerturbation,
     SingularPerturbation,
@@ -44,11 +50,13 @@ __all__ = [
     "SingularPerturbation",
     "SystemSolver",
     "UpdateSVD",
+    "aligned_scale",
     "bracket_scale",
     "budget",
     "critical_scale",
     "eigen_perturbation",
     "eigenvalue_perturbation",
+    "generic_scale",
     "measure",
     "measure_base",
     "moment_misfit",

@@ -32,9 +32,9 @@ SMALL = 1024
 """Shorter side up to which all singular values are computed in float64: a second at most."""
 BLOCK = 16
 """Random vectors that the process begins with."""
-FIRST, EVERY, LAST = 8, 2, 32
+FIRST, EVERY, LAST = 8, 1, 32
 """After how many steps the values are looked at first, how often then, and when it ends."""
-CONVERGED = 1e-2
+CONVERGED = 3e-2
 """A value counts as converged if its residual is below this part of it; its error is far less."""
 NOISE = 4.0
 """Rounding of a step in units of eps ‖W0‖_F, as assumed by the solvers."""
@@ -112,6 +112,8 @@ def _require_finite(W0: Tensor) -> None:
         raise InputError(
             f"expected a real matrix with entries, got {W0.dtype} of shape {tuple(W0.shape)}"
         )
+    if torch.linalg.vector_norm(W0, dtype=torch.promote_types(W0.dtype, torch.float32)).isfinite():
+        return  # a sum of squares costs less than a look at each entry, and misses none
     if bad := sum(int((~rows.isfinite()).sum()) for rows in W0.split(1024)):
         raise InputError(f"expected finite entries, got {bad} NaN or Inf; save the model again")
 

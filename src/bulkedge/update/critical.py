@@ -7,12 +7,19 @@ The critical scale of an update is the smallest factor s at which one of the k l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._fields import NOT_NEGATIVE, check_values
+from bulkedge._fields import DEFAULT_EPSILON, NOT_NEGATIVE, POSITIVE_SHARE, check_values, whole
+from bulkedge.rmt._arrays import Array, enter_real
 
+from ._reduced import Reduced, drawn, measured
+from ._update_svd import UpdateSVD
 from .predict import BaseSpectrum, budget
 
 WIDTH = 1.1
@@ -23,6 +30,14 @@ LADDER = 1.25
 """Below a bracket the search looks again, in steps by this factor."""
 RUNGS = 6
 """This many steps of the ladder are tried."""
+FINE = 1.05
+"""A small matrix is looked at in steps by this factor."""
+LOWEST, HIGHEST = 0.25, 8.0
+"""Between these, in units of ``σ_k(W0)/‖ΔW‖₂``; lower where the lowest is new already."""
+AT_ONCE = 16
+"""So many steps are taken together."""
+GENERIC_DRAWS = 15
+"""The scale of a generic update is the median over this many draws."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ def _bisect(beyond: Callable[[float], bool], start: float) -> tuple[float | None
 
 
 def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10) -> float | None:
-    """The critical scale that is expected of a generic update: ``θ_k / ‖ΔW‖₂``.
+    """The critical scale by the one number that a budget has: ``θ_k / ‖ΔW‖₂``.
 
     An outlier is nearly all new where it is born, at θ_c, and counts once it stands among the k
     leading directions, at θ_k; the strongest spike is the first to get there.  Cost: none, once the
@@ -133,7 +148,6 @@ def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10)
         Xie, arXiv:2607.23711, with θ_c in the place of θ_k.
 
     Example:
-        >>> import torch
         >>> W0 = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
         >>> round(critical_scale(BaseSpectrum.of(W0), 2 * 200**0.5), 2)  # twice the threshold
         0.5
@@ -141,3 +155,151 @@ def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10)
     check_values("critical_scale", strongest=(strongest, NOT_NEGATIVE))
     limit = budget(spectrum, 1, top_k=top_k).top_k_threshold
     return limit / strongest if strongest > 0 and limit > 0 else None
+
+
+def generic_scale(
+    spectrum: BaseSpectrum,
+    theta: Array,
+    *,
+    top_k: int = 10,
+    epsilon: float = DEFAULT_EPSILON,
+    draws: int = GENERIC_DRAWS,
+) -> float | None:
+    """The critical scale of an update of which the strengths alone are known.
+
+    The median over draws of its vectors, beside the base's own leading values: all spikes at once,
+    with the mixing of vectors and the repulsion of values.  Cost: some ten milliseconds.
+
+    Args:
+        spectrum: The base.
+        theta: Strengths, the singular values of the update, shape ``(r,)``.
+        top_k: How many leading directions are judged.
+        epsilon: The score below which one is new, on the left.
+        draws: Of the vectors.
+
+    Returns:
+        The scale, within a few per cent; None for no update, or where nothing turns new within a
+        factor of 64.
+
+    Raises:
+        InputError: If strengths are not one row, or a setting makes no sense.
+
+    References:
+        Benaych-Georges and Nadakuditi, arXiv:1103.2221, for the part of the bulk.
+
+    Example:
+        >>> W0 = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+        >>> 0.4 < generic_scale(BaseSpectrum.of(W0), [2 * 200**0.5]) < 0.7
+        True
+    """
+    _check("generic_scale", top_k, epsilon)
+    check_values("generic_scale", draws=(draws, whole(1)))
+    strengths = enter_real(theta)[0].cpu()
+    if strengths.ndim != 1 or not bool((strengths.isfinite() & (strengths >= 0)).all()):
+        raise InputError(f"expected one row of finite strengths ≥ 0, got {theta!r:.60}")
+    gamma = strengths[strengths > 0].sort(descending=True).values
+    if len(gamma) == 0:
+        return None
+    problems = drawn(spectrum.values, spectrum.shape, gamma, top_k, draws, seed=0)
+    return _scale(_first_new([problems], top_k, epsilon, (draws,)).median(), spectrum, gamma)
+
+
+def aligned_scale(
+    spectrum: BaseSpectrum,
+    leading: tuple[Tensor, Tensor, Tensor],
+    update: UpdateSVD,
+    *,
+    top_k: int = 10,
+    epsilon: float = DEFAULT_EPSILON,
+    sides: Sequence[Literal["left", "right"]] = ("left",),
+) -> float | None:
+    """The critical scale of an update that is known, beside the leading triplets of its base.
+
+    How the update lies to these is measured; the rest of the base answers it by its bulk.  Cost:
+    O((m + n) q r) for the components, q = 32 triplets, and some 30 eigenproblems of q + 4r rows;
+    no product with the base.
+
+    Args:
+        spectrum: The base.
+        leading: Its leading triplets, U ``(m, q)``, σ ``(q,)`` and V ``(n, q)``, q ≥ ``top_k``.
+        update: Its spikes; the 64 strongest count.
+        top_k: How many leading directions are judged.
+        epsilon: The score below which one is new.
+        sides: On which.
+
+    Returns:
+        The scale, within a few per cent of that of the small matrix; None for no update, or where
+        nothing turns new within a factor of 64.
+
+    Raises:
+        InputError: If there are fewer than ``top_k`` triplets, shapes do not fit, or a setting
+            makes no sense.
+
+    Example:
+        >>> from bulkedge.triplet import thin_svd
+        >>> from bulkedge.update import Secular, update_svd
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> W0, B, A = (
+        ...     torch.randn(shape, generator=generator).double()
+        ...     for shape in [(60, 80), (60, 1), (1, 80)]
+        ... )
+        >>> update = update_svd(B, A, 0.1, (60, 80))
+        >>> found = aligned_scale(BaseSpectrum.of(W0), thin_svd(W0), update)
+        >>> scores = [
+        ...     Secular.from_svd(*thin_svd(W0), B, A, 0.1 * scale).triplets(10).left_score.min()
+        ...     for scale in (found / 1.05, found * 1.05)
+        ... ]
+        >>> bool(scores[1] < 0.5 <= scores[0])
+        True
+    """
+    _check("aligned_scale", top_k, epsilon)
+    U, sigma, V = leading
+    shapes = (len(U), len(V)), (len(update.P), len(update.Q))
+    if shapes != (spectrum.shape, spectrum.shape) or not U.shape[1] == len(sigma) == V.shape[1]:
+        raise InputError(
+            f"expected triplets and spikes of a base of shape {spectrum.shape}, got {shapes[0]} "
+            f"and {shapes[1]}"
+        )
+    if len(sigma) < min(top_k, len(spectrum.values)):
+        raise InputError(f"expected the {top_k} leading triplets and more, got {len(sigma)}")
+    if update.rank == 0:
+        return None
+    problem = measured(leading, spectrum.values, spectrum.shape, update, top_k)
+    problems = [problem if side == "left" else problem.T for side in sides]
+    return _scale(_first_new(problems, top_k, epsilon), spectrum, update.gamma)
+
+
+def _check(name: str, top_k: int, epsilon: float) -> None:
+    check_values(name, top_k=(top_k, whole(1)), epsilon=(epsilon, POSITIVE_SHARE))
+
+
+def _scale(found: Tensor, spectrum: BaseSpectrum, gamma: Tensor) -> float | None:
+    """A scale in units of ``σ₁/‖ΔW‖₂`` as one of the update; None for none."""
+    scale = float(found) * float(spectrum.values[0]) / float(gamma[0])
+    return scale if 0 < scale < math.inf else None
+
+
+def _first_new(
+    problems: Sequence[Reduced], top_k: int, epsilon: float, batch: tuple[int, ...] = ()
+) -> Tensor:
+    """The first scale of a grid at which one of the leading k scores below ε; ∞ without one."""
+    start, size = problems[0].sigma_k, math.log(FINE)
+    grid = LOWEST * FINE ** torch.arange(int(math.log(HIGHEST / LOWEST) / size) + 1).to(start)
+
+    def first(grid: Tensor) -> Tensor:
+        found = torch.full(batch, math.inf, dtype=torch.float64)
+        for part in (start * grid).split(AT_ONCE):
+            scales = part.reshape(-1, *(1 for _ in batch))
+            scores = [one.lowest_score(scales.expand(-1, *batch), top_k) for one in problems]
+            new = torch.stack(scores).amin(0) < epsilon
+            hits = torch.where(new, scales, math.inf).amin(0)
+            found = torch.minimum(found, hits)
+            if bool(found.isfinite().all()):
+                break
+        return found
+
+    found = first(grid)
+    if bool((found <= start * grid[0]).any()):
+        below = grid[0] * FINE ** torch.arange(-int(math.log(REACH) / size), 0).to(start)
+        found = torch.minimum(found, first(below))
+    return found / math.sqrt(FINE)

@@ -16,8 +16,10 @@ reaches ε², the paper's criterion, is that of |x_i| < t √((1 − w_i)/w_i) f
 t = ε/√(1 − ε²), once the rest of the sum is taken for its mean: a product of error functions.
 
 The base's own outliers are no part of the bulk: beside one of them, two vectors mix and two values
-repel, which is left out here.
-Where the update's vectors are *not* generic, the exact answer is :class:`~bulkedge.update.Secular`.
+repel, which no formula for a single spike has.  So the chance that the layer has a new direction
+*among the k leading* is counted over draws of all the update's vectors
+(:mod:`bulkedge.update._reduced`).  Where they are known, :func:`~bulkedge.update.aligned_scale`
+uses them, and :class:`~bulkedge.update.Secular` is the exact answer.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from bulkedge._fields import DEFAULT_EPSILON, renamed
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
 from bulkedge.rmt._arrays import Array, count, enter_real, real
 
+from ._reduced import drawn
 from ._update_svd import require_real, update_svd
 
 HALF_ERF = 0.4769362762044699
@@ -42,6 +45,10 @@ MEDIAN_STEPS = 60
 """Newton's method for a median takes some 6 steps, and no more than this."""
 MEDIAN_ERROR = 1e-13
 """A median is found when a step moves its logarithm by less than this."""
+DRAWS = 64
+"""The chance of a layer is counted over this many draws: its error is 0.06 at most."""
+STRONG = 1e6
+"""From this many norms of the base on, an update has the leading directions to itself."""
 
 
 class Expectation(str, Enum):
@@ -135,6 +142,9 @@ class Prediction:
         left_new: Chance that the score of û is below ε.
         right_new: The same of v̂.
         expected: The verdict on the left side.
+        top_k_threshold: θ_k, the line that counts: beyond it an outlier is among the k judged.
+        chance: That one of these k is new on the left, all spikes together; NaN where it was not
+            asked for.
     """
 
     theta: Tensor
@@ -151,6 +161,8 @@ class Prediction:
     left_new: Tensor
     right_new: Tensor
     expected: tuple[Expectation, ...]
+    top_k_threshold: float
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -186,11 +198,13 @@ def predict(
     scale: float = 1.0,
     *,
     epsilon: float = DEFAULT_EPSILON,
+    top_k: int = 10,
+    draws: int = DRAWS,
 ) -> Prediction:
     """What the update ``scale·B·A`` is expected to do to a base that it is independent of.
 
     Cost: O((m+n) r²) for the spikes and O(p r) for each, p = min(m, n), once the base's singular
-    values are known.
+    values are known; milliseconds for 64 draws.
 
     Args:
         base: W0, shape ``(m, n)``, or what is known of it.
@@ -198,6 +212,8 @@ def predict(
         A: Shape ``(r, n)``.
         scale: The number in front, α/r or α/√r for a LoRA.
         epsilon: The score below which a direction counts as new.
+        top_k: How many leading directions an audit judges.
+        draws: Of the update's vectors, for the chance of the layer; 0 leaves it out.
 
     Returns:
         The prediction, a row for each non-zero singular value of the update.
@@ -219,11 +235,16 @@ def predict(
     """
     spectrum = base if isinstance(base, BaseSpectrum) else BaseSpectrum.of(base)
     theta = update_svd(B, A, scale, spectrum.shape).gamma.cpu()
-    return predict_spikes(spectrum, theta, epsilon=epsilon)
+    return predict_spikes(spectrum, theta, epsilon=epsilon, top_k=top_k, draws=draws)
 
 
 def predict_spikes(
-    spectrum: BaseSpectrum, theta: Array, *, epsilon: float = DEFAULT_EPSILON
+    spectrum: BaseSpectrum,
+    theta: Array,
+    *,
+    epsilon: float = DEFAULT_EPSILON,
+    top_k: int = 10,
+    draws: int = DRAWS,
 ) -> Prediction:
     """The prediction for spikes of given strengths: :func:`predict` before there is an update.
 
@@ -231,13 +252,15 @@ def predict_spikes(
         spectrum: The base.
         theta: Strengths, shape ``(r,)``, in any order: a list, array or tensor.
         epsilon: The score below which a direction counts as new.
+        top_k: How many leading directions an audit judges.
+        draws: As for :func:`predict`.
 
     Returns:
         The prediction, its fields float64 tensors on the CPU.
 
     Raises:
-        InputError: If strengths are not one row, one is negative or not finite, or ε is not in
-            (0, 1].
+        InputError: If strengths are not one row, one is negative or not finite, ε is not in
+            (0, 1], or a count is none.
 
     Example:
         >>> W0 = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
@@ -274,6 +297,8 @@ def predict_spikes(
         left_new=left_new,
         right_new=right_new,
         expected=tuple(map(_expectation, spike.supercritical.tolist(), left_new.tolist())),
+        top_k_threshold=budget(spectrum, 1, top_k=top_k).top_k_threshold,
+        chance=_chance_among(spectrum, strengths, epsilon, count("top_k", top_k, 1), draws),
     )
 
 
@@ -321,6 +346,21 @@ def budget(
         rslora=None if alpha is None else threshold * math.sqrt(rank) / alpha,
         top_k_threshold=threshold if reached <= bulk.edge else bulk.strength(reached),
     )
+
+
+def _chance_among(
+    spectrum: BaseSpectrum, theta: Tensor, epsilon: float, top_k: int, draws: int
+) -> float:
+    """The share of drawn updates that make one of the k leading left directions new."""
+    draws = count("draws", draws, 0)
+    gamma = theta[theta > 0].sort(descending=True).values
+    if draws == 0:
+        return math.nan
+    if len(gamma) == 0:
+        return 0.0
+    problems = drawn(spectrum.values, spectrum.shape, gamma, top_k, draws, seed=0)
+    scale = (gamma[:1] / spectrum.values[0]).clamp(max=STRONG)
+    return float((problems.lowest_score(scale.expand(draws), top_k) < epsilon).sum()) / draws
 
 
 def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Tensor]:

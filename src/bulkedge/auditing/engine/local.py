@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from bulkedge._errors import BulkedgeError
 from bulkedge._fields import check_fields, whole
 from bulkedge._precision import one_thread
+from bulkedge.auditing.known import KnownBases
 from bulkedge.auditing.matrix import audit_matrix
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.recipe import Recipe
@@ -37,12 +39,15 @@ class LocalEngine:
 
     Attributes:
         jobs: How many.
+        known: Where what is computed of a base is kept, for several fine-tunes of it; each worker
+            has its own in memory.
 
     Raises:
         InputError: If ``jobs`` < 1.
     """
 
     jobs: int = 1
+    known: KnownBases | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, jobs=whole(1))
@@ -55,6 +60,11 @@ class LocalEngine:
     def check(self, recipe: Recipe) -> None:
         """Raise unless torch can compute on the recipe's device."""
         check_device(recipe.device)
+
+    @property
+    def _audit(self) -> Audit:
+        """What computes a row."""
+        return audit_matrix if self.known is None else partial(audit_matrix, known=self.known)
 
     def rows(
         self, comparisons: Sequence[Comparison], recipe: Recipe
@@ -72,11 +82,11 @@ class LocalEngine:
             BulkedgeError: If a worker process died.
         """
         if self.jobs > 1 and comparisons:
-            yield from _parallel(comparisons, recipe, self.jobs)
+            yield from _parallel(comparisons, recipe, self.jobs, self._audit)
             return
         for i, comparison in enumerate(comparisons):
             with one_thread():
-                row = audit_matrix(comparison, recipe)
+                row = self._audit(comparison, recipe)
             yield i, row
 
 
@@ -95,13 +105,13 @@ class _Worker:
 
 
 def _parallel(
-    comparisons: Sequence[Comparison], recipe: Recipe, jobs: int
+    comparisons: Sequence[Comparison], recipe: Recipe, jobs: int, audit: Audit
 ) -> Generator[tuple[int, Matrix]]:
     """One matrix at a time to each worker, the largest first; at the end, all are killed."""
     waiting = deque(largest_first(comparisons))
     workers: list[_Worker] = []
     try:
-        _start(workers, min(jobs, len(comparisons)), recipe)
+        _start(workers, min(jobs, len(comparisons)), recipe, audit)
         busy = {worker.pipe: worker for worker in workers}
         for worker in workers:
             worker.give(i := waiting.popleft(), comparisons[i])
@@ -117,7 +127,7 @@ def _parallel(
         _end(workers)
 
 
-def _start(workers: list[_Worker], count: int, recipe: Recipe) -> None:
+def _start(workers: list[_Worker], count: int, recipe: Recipe, audit: Audit) -> None:
     """Begin the processes; those begun are in the list even where one cannot be."""
     # spawn: a forked child of a process that has used torch threads or CUDA may hang
     context = multiprocessing.get_context("spawn")
@@ -126,7 +136,7 @@ def _start(workers: list[_Worker], count: int, recipe: Recipe) -> None:
     with _interrupts_held():
         for _ in range(count):
             here, there = context.Pipe()
-            process = context.Process(target=_work, args=(there, recipe, audit_matrix), daemon=True)
+            process = context.Process(target=_work, args=(there, recipe, audit), daemon=True)
             process.start()
             there.close()  # so that the pipe ends with the process
             workers.append(_Worker(process, here))

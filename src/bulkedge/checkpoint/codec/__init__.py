@@ -13,7 +13,9 @@ from .base import Codec
 from .bitsandbytes_4bit import FourBits
 from .bitsandbytes_8bit import EightBits
 from .block_fp8 import BlockFp8
+from .mlx import MlxAffine
 from .plain import Companion, Plain
+from .scaled import Scaled
 
 __all__ = [
     "CODECS",
@@ -22,11 +24,13 @@ __all__ = [
     "Companion",
     "EightBits",
     "FourBits",
+    "MlxAffine",
     "Plain",
+    "Scaled",
     "weights_of",
 ]
 
-CODECS: tuple[type[Codec], ...] = (BlockFp8, FourBits, EightBits)
+CODECS: tuple[type[Codec], ...] = (Scaled, BlockFp8, FourBits, EightBits, MlxAffine)
 """Each is asked in turn whether it can read a tensor; what none of them claims is plain."""
 
 

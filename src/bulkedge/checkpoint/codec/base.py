@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.header import BITS, TensorInfo
 
 if TYPE_CHECKING:  # listing names needs no torch
@@ -114,6 +115,15 @@ class Codec(ABC):
         """The relative rounding of numbers that are written; 0 if it is not known."""
         return 0.0
 
+    def refuse_unreadable(self) -> None:
+        """Raise where it cannot be read.
+
+        Raises:
+            CheckpointError: If it cannot.
+        """
+        if self.unreadable:
+            raise CheckpointError(f"{self.info.file}: tensor {self.info.name!r}: {self.unreadable}")
+
     def extent(self, expert: int | None) -> tuple[int, int]:
         """The weight as one matrix, kernels flattened, or that of one expert: rows and columns."""
         shape = self.shape if expert is None else self.shape[1:]
@@ -146,3 +156,29 @@ class Codec(ABC):
             file: A copy of the file, to be changed.
         """
         raise NotImplementedError(f"{type(self).__name__}: {self.read_only}")
+
+
+@dataclass(frozen=True)
+class Checked(Codec):
+    """A weight in several tensors, which were compared when it was claimed.
+
+    Attributes:
+        info: The tensor that holds the numbers.
+        problem: Why it cannot be read; None if it can.
+    """
+
+    problem: str | None = None
+
+    @property
+    def unreadable(self) -> str | None:
+        """Where settings or tensors do not fit together."""
+        return self.problem
+
+
+class Upright(Checked):
+    """One that lies as ``(out, in)`` always: it was turned before it was packed."""
+
+    @property
+    def upright(self) -> bool:
+        """Always."""
+        return True

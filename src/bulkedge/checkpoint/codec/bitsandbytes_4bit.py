@@ -25,7 +25,7 @@ from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.elements import read_bytes, read_elements, torch_dtypes
 from bulkedge.checkpoint.header import FLOATING, TensorInfo, parse_json
 
-from .base import Codec, Rows, Shape
+from .base import Rows, Shape, Upright
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -90,21 +90,20 @@ class _State:
 
 
 @dataclass(frozen=True)
-class FourBits(Codec):
+class FourBits(Upright):
     """A weight in nf4 or fp4.
 
     Attributes:
         info: The packed numbers; of any dtype, since FSDP wants them to look like others.
+        problem: Why it cannot be read; None if it can.
         method: ``nf4`` or ``fp4``.
         state: The settings; None where they are damaged.
         parts: The tensors beside it, by the last part of their names.
-        problem: Why it cannot be read; None if it can.
     """
 
     method: str = "nf4"
     state: _State | None = None
     parts: Mapping[str, TensorInfo] = field(default_factory=dict, hash=False)
-    problem: str | None = None
 
     companion_endings = tuple(f".weight.{part}" for part in PARTS) + tuple(
         STATE + method for method in TABLES
@@ -131,8 +130,8 @@ class FourBits(Codec):
             state = _checked(info, method, parts)
         except _UnfitError as error:
             reason = f"bitsandbytes {method}: {error}; save the model again"
-            return cls(info, method, None, parts, reason)
-        return cls(info, method, state, parts)
+            return cls(info, reason, method, None, parts)
+        return cls(info, None, method, state, parts)
 
     @property
     def shape(self) -> Shape:
@@ -146,11 +145,6 @@ class FourBits(Codec):
         return f"bitsandbytes {self.method}{' with double quantisation' if nested else ''}"
 
     @property
-    def upright(self) -> bool:
-        """Always: what a model stores as ``(in, out)`` is turned before it is packed."""
-        return True
-
-    @property
     def companions(self) -> tuple[TensorInfo, ...]:
         """Largest values, tables and settings."""
         return tuple(self.parts.values())
@@ -159,11 +153,6 @@ class FourBits(Codec):
     def bits(self) -> int:
         """Four."""
         return 4
-
-    @property
-    def unreadable(self) -> str | None:
-        """Where settings or tensors do not fit together."""
-        return self.problem
 
     @property
     def read_only(self) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Codec, Rows
+from .base import Rows, Upright
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -28,19 +28,18 @@ STRIP = 2**20
 
 
 @dataclass(frozen=True)
-class EightBits(Codec):
+class EightBits(Upright):
     """A weight in int8.
 
     Attributes:
         info: The codes, ``(out, in)``.
+        problem: Why it cannot be read; None if it can.
         scales: The largest absolute value of each row.
         layout: One byte that says in which order the codes lie; None if nothing does.
-        problem: Why it cannot be read; None if it can.
     """
 
     scales: TensorInfo | None = None
     layout: TensorInfo | None = None
-    problem: str | None = None
 
     companion_endings = (SCALES, LAYOUT)
 
@@ -57,7 +56,7 @@ class EightBits(Codec):
         scales, layout = tensors.get(stem + SCALES), tensors.get(stem + LAYOUT)
         if info.dtype != "I8" or stem == name or scales is None:
             return None
-        return cls(info, scales, layout, _why_unreadable(info, scales, layout))
+        return cls(info, _why_unreadable(info, scales, layout), scales, layout)
 
     @property
     def quantised(self) -> str:
@@ -65,19 +64,9 @@ class EightBits(Codec):
         return "bitsandbytes int8"
 
     @property
-    def upright(self) -> bool:
-        """Always: what a model stores as ``(in, out)`` is turned before it is packed."""
-        return True
-
-    @property
     def companions(self) -> tuple[TensorInfo, ...]:
         """The scales, and the byte that tells the order."""
         return tuple(info for info in (self.scales, self.layout) if info is not None)
-
-    @property
-    def unreadable(self) -> str | None:
-        """Where the tensors do not fit together."""
-        return self.problem
 
     @property
     def read_only(self) -> str | None:

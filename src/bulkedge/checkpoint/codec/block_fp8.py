@@ -71,9 +71,9 @@ class BlockFp8(Codec):
         return () if self.scales is None else (self.scales,)
 
     @property
-    def quantised(self) -> str:
-        """Always."""
-        return "fp8 with scales"
+    def quantised(self) -> str | None:
+        """With scales."""
+        return "fp8 with scales" if self.scales is not None else None
 
     @property
     def unreadable(self) -> str | None:
@@ -89,6 +89,7 @@ class BlockFp8(Codec):
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; in float32."""
+        self.refuse_unreadable()
         result = Plain(self.info).read(expert, rows, file).float()
         if self.scales is None:
             return result

@@ -23,6 +23,7 @@ const charts = (() => {
   function draw(area, { traces, layout }) {
     const grid = resolved("line"), axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid };
     const whole = { ...layout, margin: { l: 55, r: 15, t: 32, b: 45 },
+      ...(layout.yaxis2 ? { yaxis2: { ...axis, ...layout.yaxis2 } } : {}),
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: resolved("ink"), size: 12 },
       showlegend: layout.showlegend ?? false, legend: { orientation: "h", x: 0, y: 1.16 },
@@ -96,6 +97,31 @@ const charts = (() => {
         yaxis: { title: { text: "strength θ / θ_k" } } } };
   }
 
+  const SCALES = [0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
+  /** New directions above, the lowest score below, against the scale of the update. */
+  function scaled(curve, epsilon, weaker) {
+    const place = ([scale]) => Math.log10(scale), all = [...curve.expected, ...curve.judged];
+    const trace = (points, i, y, look) => ({ x: points.map(place), y: points.map((p) => p[i]), yaxis: y, type: "scatter",
+      customdata: points.map((p) => p[0]), hovertemplate: i === 1 ? "at %{customdata:.3g}: %{y:.3g} new<extra></extra>" : "at %{customdata:.3g}: score %{y:.3g}<extra></extra>", ...look });
+    const line = { mode: "lines", name: "expected", line: { color: resolved("aligned"), width: 2 } };
+    const dots = { mode: curve.judged.length > 1 ? "lines+markers" : "markers", name: "judged",
+      line: { color: resolved("intruder"), width: 1 }, marker: { size: 7, color: resolved("intruder") } };
+    const mark = (scale, dash) => ({ type: "line", x0: Math.log10(scale), x1: Math.log10(scale), y0: 0, y1: 1, yref: "paper",
+      line: { color: resolved("faint"), dash, width: 1.5 } });
+    const marks = [mark(1, "dash"), { ...across(epsilon), yref: "y2" }];
+    if (weaker) marks.push(mark(weaker, "dot"));
+    const far = Math.max(1, ...curve.judged.map((p) => p[0])), near = Math.min(...all.map((p) => p[0]));
+    const told = curve.judged.map(([scale, fresh, score]) => `at ${Number(scale.toPrecision(2))} ${Number(fresh.toPrecision(2))} new, lowest ${number(score)}`);
+    return { label: (told.length > 12 ? told.filter((_, i) => i % 4 === 0) : told).join("; "),
+      traces: [trace(curve.expected, 1, "y", line), trace(curve.judged, 1, "y", dots),
+        trace(curve.expected, 2, "y2", { ...line, showlegend: false }), trace(curve.judged, 2, "y2", { ...dots, showlegend: false })],
+      layout: { showlegend: curve.expected.length > 0, shapes: marks,
+        xaxis: { title: { text: "scale of the update" }, anchor: "y2", range: [Math.log10(near) - 0.03, Math.log10(Math.max(2, far)) + 0.03],
+          tickvals: SCALES.map((s) => Math.log10(s)), ticktext: SCALES.map(String), zeroline: false },
+        yaxis: { title: { text: "new" }, domain: [0.5, 1], rangemode: "tozero" },
+        yaxis2: { title: { text: "lowest score" }, domain: [0, 0.42], range: [0, 1.05] } } };
+  }
+
   function outliers(m) {
     const found = m.predicted.filter((p) => p.location !== null);
     const measured = found.filter((p) => p.measured !== null);
@@ -144,9 +170,11 @@ const charts = (() => {
       if (m.predicted.some((p) => p.location !== null)) shown.push(["Where spikes should and do stand out",
         "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Apart, they tell that the update leans on the base's own directions.", outliers(m)]);
     }
+    if (m.curve && m.curve.expected.length + m.curve.judged.length > 1) shown.push(["If the update is scaled",
+      "New directions, and the lowest score, against the factor on the update. Line: as expected of one that knows nothing of the base. Dots: as judged. 1, dashed, is the update as it is.", scaled(m.curve, epsilon)]);
     if (m.drift && m.driftParts.length) shown.push(["What carries the drift",
       "The part of the drift in each singular direction of the update, those with the most first. They need not be its strongest ones: what counts is how much of the inputs lies along them.", carriers(m)]);
     return shown;
   }
-  return { draw, of, number, resolved };
+  return { draw, of, scaled, number, resolved };
 })();

@@ -40,18 +40,30 @@
     const r = record(), s = r.summary;
     fill("verdict", several ? el("h2", { class: "of" }, r.label) : null,
       el("p", { class: `verdict ${r.kind}` }, r.headline),
+      el("div", { class: "first" }, el("div", {},
       r.explanation.length ? el("p", {}, r.explanation.join(" "), " ", el("a", { href: "#words" }, "Words")) : null,
       el("ul", { class: "facts" },
+        r.weaker ? fact(r.weaker[1], r.weaker[2]) : null,
         fact(s.audited, s.audited === 1 ? "matrix judged" : "matrices judged"), [...counts].reverse().map((name) => fact(s[name], name)),
         others.map((name) => s[name] ? fact(s[name], name) : null),
         s.not_audited ? fact(s.not_audited, "not audited") : null,
-        s.lost ? fact(s.lost, s.lost === 1 ? "update not judged" : "updates not judged") : null));
+        s.lost ? fact(s.lost, s.lost === 1 ? "update not judged" : "updates not judged") : null)), howWeak(r)));
+    const weak = document.querySelector("#verdict .chart > div");
+    if (weak) charts.draw(weak, charts.scaled(r.curve, r.epsilon, r.weaker?.[0]));
     const worst = r.matrices.filter((m) => m.new_directions > 0).sort((a, b) => a.untrained - b.untrained || a.worst - b.worst)[0];
     fill("next", el("h3", {}, several ? `What to do next about ${r.label}` : "What to do next"),
       el("ol", {}, r.steps.map(([what, command]) => el("li", {}, what, command === null ? null : [" ", el("code", {}, command)])),
         worst ? el("li", { class: "screen" }, "See the worst of them: ", link(worst.name)) : null),
       r.relative && r.steps.some(([, command]) => command?.startsWith("bulkedge")) ? el("p", { class: "faint" }, "Commands are for the folder in which the audit was run.") : null);
     fill("about", r.about);
+  }
+  /** The frame of the curve against the scale; nothing where there is one point alone. */
+  function howWeak(r) {
+    if (r.curve.expected.length + r.curve.judged.length < 2) return null;
+    const { label } = charts.scaled(r.curve, r.epsilon, r.weaker?.[0]);
+    return el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, "If the update is merged or served weaker"),
+      el("p", { class: "faint" }, "Lines: as expected of an update that knows nothing of the base. Dots: as judged. 1 is the update as it is.")),
+      el("div", { role: "img", "aria-label": `New directions and lowest score against the scale. ${label}` }));
   }
   const fact = (value, what) => el("li", {}, el("b", {}, String(value)), el("span", { class: "faint" }, what));
   const link = (name) => el("button", { type: "button", class: "link", onclick: () => go(name) }, broken(name));
@@ -207,7 +219,7 @@
     byId("details").hidden = m === undefined;
     if (m === undefined) return;
     const facts = [`${m.shape.join(" × ")}, ${m.dtype}`,
-      m.rank === null ? "dense update" : `LoRA of rank ${m.rank}, scale ${number(m.scale)}`,
+      m.rank === null ? "dense update" : `LoRA of rank ${m.rank}, scale ${number(m.scale)}`, ranks(m),
       m.passes ? `${m.passes} passes over the matrix` : null, m.untrained ? "the base looks untrained" : null,
       m.drift === null ? null : `drift ${brief(m.drift)}`, m.driftNote === null ? null : `drift not measured: ${m.driftNote}`, m.note].filter(Boolean).join(" · ");
     const at = order.indexOf(m.name);
@@ -225,6 +237,10 @@
     if (!moved) return;
     byId("detail-name").focus({ preventScroll: true });
     byId("details").scrollIntoView({ behavior: "auto", block: "start" });
+  }
+  function ranks(m) {
+    const [all, used, effective, stable] = m.ranks;
+    return all ? `rank in use ${used} of ${all}, effective ${number(effective, 1)}, stable ${number(stable, 1)}` : null;
   }
   function directionTable(m) {
     const moved = m.drift && m.directions.some((d) => d.along !== null) ? ["part of the drift"] : [];

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Union
 
@@ -17,9 +17,10 @@ from transformers.trainer_callback import (
 from transformers.training_args import TrainingArguments
 
 from bulkedge._errors import InputError
+from bulkedge._fields import FLAG, check_values, optional
 from bulkedge._globs import as_globs
 from bulkedge.tune._after_step import require_trained
-from bulkedge.tune._thresholds import check_level
+from bulkedge.tune._thresholds import Thresholds, check_level, saved_thresholds
 from bulkedge.tune.clip import SpikeClip
 from bulkedge.tune.drift import DriftClip, check_limit
 from bulkedge.tune.holder import LEVEL, Holder
@@ -27,11 +28,14 @@ from bulkedge.tune.holder import LEVEL, Holder
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
 from ._penalty import adapted_of
 from ._report import handler_of
+from ._supported import require_writable
 
 LINES = ("leading", "edge")
 """The names of what spikes are held below."""
 DEFAULTS = {"include": ["*"], "exclude": []}
 """The patterns that choose all layers."""
+ONLY_SPIKES = ("thresholds", "full")
+"""The settings that only a limit of spikes has."""
 What = Union[str, Holder, Callable[[nn.Module], Holder]]  # noqa: UP007 — Python 3.10
 """A name, a holder, or a function from the model to one."""
 
@@ -61,6 +65,10 @@ class Hold(TrainerCallback, ExportableState):
         adapter: Which adapter; the active one if None.
         include: Patterns of module names.
         exclude: Patterns of the names of those that are left out.
+        thresholds: For ``"leading"`` and ``"edge"``: thresholds by name, or a file that
+            ``bulkedge budget`` has written, for layers whose threshold is known already.
+        full: For ``"leading"`` and ``"edge"``: whether weights that are trained in full are held,
+            too; if None, they are in a model without adapters.
 
     Attributes:
         holder: The holder, once training has begun.
@@ -85,12 +93,16 @@ class Hold(TrainerCallback, ExportableState):
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        thresholds: Thresholds | None = None,
+        full: bool | None = None,
     ) -> None:
         self.what, self.limit, self.moments = what, limit, moments
         self.options: dict[str, Any] = {
             "adapter": adapter,
             "include": as_globs(include),
             "exclude": as_globs(exclude),
+            "thresholds": saved_thresholds(thresholds),
+            "full": full,
         }
         self.holder: Holder | None = None
         self.saved: dict[str, Any] = {}  # set by a trainer that restores a callback
@@ -105,9 +117,15 @@ class Hold(TrainerCallback, ExportableState):
     ) -> None:
         """Build the holder; load the state of a resumed run, or hold for the first time."""
         self._require_alone()
-        self.holder = self._build(kwargs["model"])
-        if not self._resume(state):
+        require_writable(kwargs["model"], kwargs.get("optimizer"))
+        own = self._own_entry(state)
+        self.holder = self._build(kwargs["model"], own)
+        if state.global_step:
+            _require_known_bases(adapted_of(self.holder))
+        if own is None:
             self._step(kwargs.get("optimizer"))
+        else:
+            self._resume(own)
 
     def on_optimizer_step(
         self,
@@ -129,14 +147,17 @@ class Hold(TrainerCallback, ExportableState):
         saved = {"holder": kind, "state": state}
         return {"args": given | self.options, "attributes": {"saved": saved}}
 
-    def _build(self, model: nn.Module) -> Holder:
-        """The holder of a model."""
+    def _build(self, model: nn.Module, own: Mapping[str, Any] | None = None) -> Holder:
+        """The holder of a model; thresholds of the run that is resumed are not measured again."""
         what, options = self.what, self.options
         if what == "drift":
             moments, limit = self.moments, self.limit  # which were checked when they were given
-            return DriftClip(model, read_moments(moments), limit, **options)  # pyright: ignore
+            chosen = {name: options[name] for name in ("adapter", "include", "exclude")}
+            return DriftClip(model, read_moments(moments), limit, **chosen)  # pyright: ignore
         if isinstance(what, str):
             level = LEVEL if self.limit is None else self.limit
+            if own is not None and own["holder"] == SpikeClip.__name__ and own["state"]:
+                options = options | {"thresholds": own["state"].get("thresholds")}
             return SpikeClip(model, level=level, of=what, **options)  # pyright: ignore
         built: Any = what if _is_holder(what) else what(model)  # pyright: ignore
         if not _is_holder(built):
@@ -146,11 +167,11 @@ class Hold(TrainerCallback, ExportableState):
             )
         return built
 
-    def _resume(self, state: TrainerState) -> bool:
-        """Load what the holder in this place had saved; whether the run that is resumed had any."""
+    def _own_entry(self, state: TrainerState) -> dict[str, Any] | None:
+        """What the holder in this place had saved; None if no run with holders is resumed."""
         saved = _saved_entries(state) if state.global_step else []
         if not saved:
-            return False
+            return None
         known = getattr(handler_of(self), "callbacks", [self])
         holds = [callback for callback in known if isinstance(callback, Hold)]
         if len(holds) != len(saved):
@@ -158,7 +179,10 @@ class Hold(TrainerCallback, ExportableState):
                 f"expected the {len(saved)} holders of the run that is resumed, got {len(holds)}; "
                 "give the callbacks of that run"
             )
-        own: Any = saved[next(i for i, callback in enumerate(holds) if callback is self)]
+        return saved[next(i for i, callback in enumerate(holds) if callback is self)]
+
+    def _resume(self, own: Mapping[str, Any]) -> None:
+        """Load the state of the holder in this place."""
         kind = type(self.holder).__name__
         if own["holder"] != kind:
             raise InputError(
@@ -167,7 +191,6 @@ class Hold(TrainerCallback, ExportableState):
             )
         if own["state"] is not None:
             self.holder.load_state_dict(own["state"])  # pyright: ignore
-        return True
 
     def _require_alone(self) -> None:
         """InputError if another callback holds with the same holder."""
@@ -187,6 +210,16 @@ class Hold(TrainerCallback, ExportableState):
             self.holder.step()
 
 
+def _require_known_bases(matrices: Sequence[object]) -> None:
+    """InputError if a base was copied from the weights of a run that is resumed."""
+    if odd := [x for x in matrices if getattr(x, "copied", False)]:
+        raise InputError(
+            f"{odd[0].name}: expected the weight before training, got what it is in the checkpoint "  # pyright: ignore
+            "that is resumed; give Hold(lambda model: SpikeClip(model, base=...)) the state_dict() "
+            "of the model that training began with"
+        )
+
+
 def _is_holder(what: object) -> bool:
     """Whether it is a holder, and not a class of holders."""
     return isinstance(what, Holder) and not isinstance(what, type)
@@ -197,6 +230,7 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
     if what == "drift":
         check_limit(Hold.__name__, limit)
         check_moments(moments, is_needed=True)
+        _require_unused(what, {name: options[name] for name in ONLY_SPIKES})
         return
     names = isinstance(what, str) and what in LINES
     if not names and (isinstance(what, str) or not (_is_holder(what) or callable(what))):
@@ -204,13 +238,20 @@ def _check(what: object, limit: Any, moments: object, options: dict[str, Any]) -
             f"expected 'leading', 'edge', 'drift', a holder with a step() or a function from the "
             f"model to one, got {what!r:.60}{_remedy(what)}"
         )
+    check_values(Hold.__name__, full=(options["full"], optional(FLAG)))
     chosen = {"limit": limit, "adapter": options["adapter"]}
+    chosen |= {name: options[name] for name in ONLY_SPIKES}
     chosen |= {name: options[name] for name, all_ in DEFAULTS.items() if options[name] != all_}
     unused = {"moments": moments} | ({} if names else chosen)
-    if odd := [name for name, given in unused.items() if given is not None]:
-        raise InputError(f"expected no {odd[0]}= with {what!r:.60}, which makes no use of it")
+    _require_unused(what, unused)
     if limit is not None:
         check_level(Hold.__name__, limit, "limit")
+
+
+def _require_unused(what: object, given: dict[str, Any]) -> None:
+    """InputError if a setting is given that would be ignored."""
+    if odd := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"expected no {odd[0]}= with {what!r:.60}, which makes no use of it")
 
 
 def _remedy(what: object) -> str:

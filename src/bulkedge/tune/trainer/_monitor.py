@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import distributed, nn
@@ -21,6 +21,7 @@ from bulkedge._errors import InputError
 from bulkedge._fields import (
     DEFAULT_EPSILON,
     FLAG,
+    POSITIVE,
     POSITIVE_SHARE,
     check_values,
     each,
@@ -28,13 +29,18 @@ from bulkedge._fields import (
     whole,
 )
 from bulkedge._globs import as_globs
-from bulkedge.tune._matrix import is_distributed
-from bulkedge.tune._thresholds import known_thresholds
+from bulkedge.tune._figure import draw
+from bulkedge.tune._full import FullMatrix
+from bulkedge.tune._thresholds import Thresholds, saved_thresholds
 from bulkedge.tune.monitor import Model, Monitor, Watched
 
 from ._figures import write_figures
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
 from ._report import handler_of, report
+from ._supported import takes_part
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILE = "bulkedge.json"
 """The file of a checkpoint with the figures of all layers."""
@@ -64,13 +70,17 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         full_passes: Check all layers when training begins and when it ends, so that the last
             figures are those of the adapter that is saved.  With ``load_best_model_at_end`` the
             best checkpoint is checked once it is loaded; its figures are in the history alone.
-        thresholds: θ_c by name, for layers whose threshold is known already.
+        thresholds: θ_c by name, or a file that ``bulkedge budget`` has written, for layers whose
+            threshold is known already.
         moments: :class:`bulkedge.Moments` of the base, or their file: the drift is logged, too.
         adapter: Which adapter; the active one if None.
         include: Patterns of module names.
         exclude: Patterns of the names of those that are left out.
-        stop_at: Stop training when there are so many intruders (not counting ``rotated``) in all
-            layers together; never before every layer was checked.
+        full: Whether weights that are trained in full are watched, too; if None, they are in a
+            model without adapters.  A run of theirs is resumed with ``watch``.
+        stop_at: Stop training when there are so many intruders (not counting ``rotated``).  A whole
+            number is one in all layers together, and stops nothing before every layer was checked;
+            a fraction such as 0.5 is one per layer that was checked.
         save_at: Save a checkpoint when there are so many for the first time.
         watch: Matrices to watch instead of the model's LoRA layers, or a function that is called
             with the model when training begins and returns them: for a full fine-tune
@@ -97,19 +107,20 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
         full_passes: bool = True,
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Thresholds | None = None,
         moments: MomentsOrPath | None = None,
         adapter: str | None = None,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
-        stop_at: int | None = None,
-        save_at: int | None = None,
+        full: bool | None = None,
+        stop_at: float | None = None,
+        save_at: float | None = None,
         watch: Watch | None = None,
     ) -> None:
         counts = {"every": every, "per_call": per_call, "top_k": top_k}
         limits = {"stop_at": stop_at, "save_at": save_at}
         check_values(self, epsilon=(epsilon, POSITIVE_SHARE), full_passes=(full_passes, FLAG))
-        check_values(self, **each(counts, whole(1)), **each(limits, optional(whole(1))))
+        check_values(self, **each(counts, whole(1)), **each(limits, optional(POSITIVE)))
         check_moments(moments, is_needed=False)
         self.every, self.stop_at, self.save_at, self.watch = every, stop_at, save_at, watch
         self.full_passes, self.moments = full_passes, moments
@@ -118,10 +129,11 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             "per_call": per_call,
             "top_k": top_k,
             "epsilon": epsilon,
-            "thresholds": None if thresholds is None else known_thresholds(thresholds),
+            "thresholds": saved_thresholds(thresholds),
             "adapter": adapter,
             "include": as_globs(include),
             "exclude": as_globs(exclude),
+            "full": full,
         }
         self.monitor: Monitor | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -146,7 +158,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         saved = self._saved_in(state) if state.global_step else {}
         figures, self._has_saved = saved.get("figures"), bool(saved.get("has_saved"))
         self.monitor = None
-        if _takes_part(kwargs["model"], args):
+        if takes_part(kwargs["model"], args):
             self.monitor = self._begin(kwargs["model"], figures)
         if self.full_passes and not figures:
             self._check(args, state, control, None)
@@ -163,15 +175,23 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         if not is_last and state.global_step % self.every:
             return
         count = None if is_last or self.monitor is None else self.monitor.per_call
-        intruders = self._check(args, state, control, count)
+        figures = self._check(args, state, control, count)
         if self.save_at is None and self.stop_at is None:
             return
-        # the same number in all processes: if one stopped alone, the others would wait for it
-        intruders = _of_process_0(intruders)
-        if self.save_at is not None and intruders >= self.save_at and not self._has_saved:
+        # the same numbers in all processes: if one stopped alone, the others would wait for it
+        figures = _of_process_0(figures)
+        if _reached(self.save_at, figures) and not self._has_saved:
             control.should_save = self._has_saved = True
-        if self.stop_at is not None and intruders >= self.stop_at:
+        if _reached(self.stop_at, figures):
             control.should_training_stop = True
+
+    def figure(self) -> Figure:
+        """The run so far as a figure of matplotlib; see :meth:`Monitor.figure`.
+
+        Returns:
+            The figure.
+        """
+        return draw(self.history, self.options["epsilon"])
 
     def on_log(
         self,
@@ -233,8 +253,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         thresholds: Any = figures.get("thresholds")
         monitor = Monitor(watched, **(options | {"thresholds": thresholds}))
         monitor.load_state_dict(figures)
-        if callable(self.watch):
-            _require_its_base(monitor)
+        _require_its_base(monitor)
         return monitor
 
     def _check(
@@ -243,17 +262,17 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         count: int | None,
-    ) -> int:
-        """Check layers and log; the number of intruders, 0 before all layers were checked."""
+    ) -> dict[str, float]:
+        """Check layers and log; the figures, none where this process checks nothing."""
         if self.monitor is None:
-            return 0
+            return {}
         self.monitor.steps = state.global_step
         self.monitor.check(count)
         figures = self.monitor.metrics()
         self.history.append((state.global_step, figures))
         if state.is_world_process_zero:
             report(self._handler, figures, args, state, control)
-        return int(figures.get("bulkedge/intruders", 0))
+        return figures
 
     def _is_current(self, state: TrainerState) -> bool:
         """Whether all figures are of the present step; so where this process checks nothing."""
@@ -282,25 +301,22 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         return known.get("attributes", {}).get("saved", {})
 
 
-def _takes_part(model: nn.Module, args: TrainingArguments) -> bool:
-    """Whether this process checks layers; InputError if its parameters are parts of others."""
-    parameters = list(model.parameters())
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):
-        found, remedy = "those of DeepSpeed's ZeRO-3", "use ZeRO-2, or FSDP2"
-    elif any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        found, remedy = "the flat ones of FSDP1", "set fsdp_version to 2"
-    else:
-        return args.process_index == 0 or any(is_distributed(parameter) for parameter in parameters)
-    raise InputError(f"expected whole parameters, or those of FSDP2, got {found}; {remedy}")
-
-
-def _of_process_0(number: int) -> int:
-    """The number of process 0, in all processes."""
+def _of_process_0(figures: dict[str, float]) -> dict[str, float]:
+    """The figures of process 0, in all processes."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return number
-    numbers = [number]
-    distributed.broadcast_object_list(numbers, src=0)
-    return numbers[0]
+        return figures
+    known = [figures]
+    distributed.broadcast_object_list(known, src=0)
+    return known[0]
+
+
+def _reached(limit: float | None, figures: Mapping[str, float]) -> bool:
+    """Whether there are so many intruders, in all or per layer."""
+    if limit is None:
+        return False
+    per_layer = isinstance(limit, float) and not limit.is_integer()
+    name = "intruders_per_layer" if per_layer else "intruders"
+    return figures.get(f"bulkedge/{name}", 0) >= limit
 
 
 def _require_its_base(monitor: Monitor) -> None:
@@ -308,7 +324,7 @@ def _require_its_base(monitor: Monitor) -> None:
     with torch.no_grad():
         for matrix in monitor.matrices:
             known = monitor.figures.get(matrix.name)
-            if known is None or not known.strongest:
+            if known is None or not known.strongest or not isinstance(matrix, FullMatrix):
                 continue
             if float(matrix.strengths[0]) == 0:
                 raise InputError(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from bulkedge.tune._after_step import require_in_model
+from bulkedge.tune._full import FullMatrix
+from bulkedge.tune._held import Held
 from bulkedge.tune._matrix import AdaptedMatrix
 
 
@@ -62,6 +64,7 @@ class PenaltyMixin:
         return not scaled
 
 
-def adapted_of(owner: object) -> list[AdaptedMatrix]:
-    """The adapted matrices that a holder changes, or that a penalty depends on."""
-    return [x for x in getattr(owner, "matrices", ()) if isinstance(x, AdaptedMatrix)]
+def adapted_of(owner: object) -> list[Held]:
+    """The matrices that a holder changes, or that a penalty depends on."""
+    held = (AdaptedMatrix, FullMatrix)
+    return [x for x in getattr(owner, "matrices", ()) if isinstance(x, held)]

@@ -1,0 +1,150 @@
+"""Several fine-tunes of one base in one ``bulkedge audit``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bulkedge._errors import printable
+
+from ._output import CLEAN, check_folder, exit_code, show_progress, write
+
+if TYPE_CHECKING:
+    from bulkedge.comparison import Plan
+    from bulkedge.records import Recipe, Record
+
+TABLE, PAGE = "comparison.csv", "comparison.html"
+"""What is written into the output folder, beside a folder for each fine-tune."""
+
+GRAVEST_FIRST = (2, 1, CLEAN)
+"""Exit codes: what could not be judged outranks findings."""
+
+
+def refuse_for_several(options: dict[str, Any]) -> None:
+    """UsageError for options that several fine-tunes cannot have."""
+    if options["output"] is None and not options["dry_run"]:
+        raise click.UsageError("several TUNED need a folder for their records (--output DIR)")
+    for name in ("shard", "csv", "report"):
+        if options[name] is not None:
+            what = "is for one TUNED" if name == "shard" else "is written into --output for several"
+            raise click.UsageError(f"--{name} {what}; leave it out")
+    if options["engine"] == "ray":
+        raise click.UsageError("--engine ray takes one TUNED at a time")
+
+
+def plan_of(base: Path, tuned: Path, recipe: Recipe, options: dict[str, Any]) -> Plan:
+    """What is to be compared, with moments where they were given."""
+    from bulkedge.comparison import make_plan, with_moments
+
+    plan = make_plan(base, tuned, recipe)
+    return plan if options["moments"] is None else with_moments(plan, options["moments"])
+
+
+def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) -> None:
+    """Audit several fine-tunes of one base, show them side by side, and exit."""
+    from bulkedge.auditing import JOURNAL_NAME, hold, keep_out_of_inputs, run_plans
+
+    from ._output import recipe_of
+
+    recipe = recipe_of(options)
+    plans = {n: plan_of(base, path, recipe, options) for n, path in names_of(tuned).items()}
+    if options["dry_run"]:
+        facts = {name: len(plan.comparisons) for name, plan in plans.items()}
+        text = "\n".join(f"{printable(name):40} {n} matrices" for name, n in facts.items())
+        click.echo(json.dumps(facts, indent=2) if options["as_json"] else text)
+        return
+    output: Path = options["output"]
+    folders = [output / name for name in plans]
+    for plan in plans.values():
+        keep_out_of_inputs(output, plan)
+    check_folder(output, options["force"] or options["resume"])
+    for folder in folders:
+        check_folder(folder, options["force"] or options["resume"])
+    total = sum(len(plan.comparisons) for plan in plans.values())
+    with ExitStack() as held, show_progress(options["quiet"], total) as progress:
+        for folder in folders:
+            held.enter_context(hold(folder))
+        found = run_plans(
+            list(plans.values()),
+            recipe,
+            jobs=options["jobs"],
+            cache=options["cache"],
+            journals=[folder / JOURNAL_NAME for folder in folders],
+            resume=options["resume"],
+            progress=progress,
+            notice=None if options["quiet"] else lambda line: click.echo(printable(line), err=True),
+        )
+        records = dict(zip(plans, found, strict=True))
+        _show(records, options)
+        _write(records, options)
+    codes = {exit_code(r, options["fail_on"], options["max_drift"]) for r in found}
+    sys.exit(next(code for code in GRAVEST_FIRST if code in codes))
+
+
+def names_of(paths: Sequence[Path]) -> dict[str, Path]:
+    """A name for each fine-tune: the last parts of its path that tell it from the others.
+
+    Args:
+        paths: What the user gave.
+
+    Returns:
+        The paths by name.
+
+    Raises:
+        click.UsageError: If one is given twice.
+
+    Example:
+        >>> list(names_of([Path("a/checkpoint-5"), Path("b/checkpoint-5"), Path("c")]))
+        ['a_checkpoint-5', 'b_checkpoint-5', 'c']
+    """
+    absolute = [path.absolute() for path in paths]
+    if twice := [path for path, n in Counter(absolute).items() if n > 1]:
+        raise click.UsageError(f"{twice[0]} is given twice; leave one out")
+    parts = [[p.removesuffix(".safetensors") for p in path.parts if p != "/"] for path in absolute]
+    found = ["" for _ in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        tails = ["_".join(names[-depth:]).replace("@", "_") for names in parts]
+        counts = Counter(tails)
+        found = [had or (t if counts[t] == 1 else "") for had, t in zip(found, tails, strict=True)]
+        if all(found) and len(set(found)) == len(found):
+            break
+    taken = Counter(found)
+    unique = [n if n and taken[n] == 1 else f"{n}_{i}" for i, n in enumerate(found)]
+    return dict(zip(unique, paths, strict=True))
+
+
+def _show(records: dict[str, Record], options: dict[str, Any]) -> None:
+    """The table on stdout; as JSON the summaries by name."""
+    from rich.console import Console
+
+    from bulkedge.report import print_several
+
+    if options["as_json"]:
+        facts = {name: record.summary.model_dump(mode="json") for name, record in records.items()}
+        click.echo(json.dumps(facts, indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:  # a pipe has no edge to fold at
+        console = Console(width=160)
+    print_several(records, console, brief=options["quiet"])
+
+
+def _write(records: dict[str, Record], options: dict[str, Any]) -> None:
+    """A record for each fine-tune, and the table and the page of all."""
+    from bulkedge.report import several_csv, to_html
+
+    output: Path = options["output"]
+    for name, record in records.items():
+        write(output / name / record.file_name, record.to_json())
+    write(output / TABLE, several_csv(records))
+    page = to_html(list(records.values()), list(records), options["columns"])
+    write(output / PAGE, page)
+    if not options["quiet"]:
+        click.echo(f"records, {TABLE} and {PAGE} written to {output}", err=True)

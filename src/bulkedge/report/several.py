@@ -1,0 +1,142 @@
+"""Several fine-tunes of one base side by side: in a terminal and for spreadsheets.
+
+The page of several records is that of :mod:`bulkedge.report.html`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bulkedge._errors import count, printable
+from bulkedge._verdict import COUNTED, Verdict
+from bulkedge.records import Record
+
+from .columns import over_top_k_threshold, worst_score
+from .table import cell
+
+Named = Mapping[str, Record]
+"""The records by the names of their fine-tunes."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One number of a fine-tune.
+
+    Attributes:
+        name: For programs.
+        heading: For people.
+        value: The number; None where there is none.
+        digits: After the decimal point; None of a count.
+    """
+
+    name: str
+    heading: str
+    value: Callable[[Record], float | None]
+    digits: int | None = None
+
+    def shown(self, record: Record) -> str:
+        """The number as text."""
+        value = self.value(record)
+        if value is None:
+            return ""
+        return str(value) if self.digits is None else f"{value:.{self.digits}f}"
+
+
+def _of_verdict(verdict: Verdict) -> _Column:
+    name = verdict.value
+    return _Column(name, name, lambda record: record.summary.verdicts[verdict])
+
+
+def _most(of: Callable[[Any], float | None], pick: Callable[..., Any]) -> Callable[[Record], Any]:
+    """The largest or the smallest of what is known of the matrices."""
+    return lambda record: pick(
+        (v for m in record.matrices if (v := of(m)) is not None), default=None
+    )
+
+
+COLUMNS = (
+    _Column("audited", "matrices", lambda record: record.summary.audited),
+    _Column("directions", "directions", lambda record: sum(record.summary.verdicts.values())),
+    _Column("new", "new", lambda record: record.summary.new_directions),
+    *map(_of_verdict, (*COUNTED, Verdict.UNDECIDED)),
+    _Column("worst_score", "worst score", _most(worst_score, min), 3),
+    _Column("over_top_k_threshold", "max ΔW/θ_k", _most(over_top_k_threshold, max), 2),
+    _Column(
+        "beyond_top_k_threshold",
+        "spikes > θ_k",
+        lambda record: record.summary.beyond_top_k_threshold,
+    ),
+    _Column("drift", "drift", lambda record: record.summary.drift and record.summary.drift.mean, 4),
+    _Column("lost", "lost", lambda record: record.summary.lost + record.summary.not_audited),
+)
+"""Every column but the name of the fine-tune."""
+
+
+def several_line(records: Named) -> str:
+    """How many of the fine-tunes have new directions, in one sentence.
+
+    Args:
+        records: By fine-tune.
+
+    Returns:
+        The sentence.
+    """
+    new = [name for name, record in records.items() if record.summary.new_directions]
+    line = f"{len(new)} of {count(len(records), 'fine-tune')} have new leading directions"
+    if new:
+        most = max(new, key=lambda name: records[name].summary.new_directions)
+        line += f", most of them {printable(most)}: {records[most].summary.new_directions}"
+    if open_ := [name for name, record in records.items() if not record.summary.complete]:
+        line += f"; of {len(open_)} not everything could be judged: {printable(', '.join(open_))}"
+    return line
+
+
+def print_several(records: Named, console: Console, *, brief: bool = False) -> None:
+    """Print a row for each fine-tune, and what they come to.
+
+    Args:
+        records: By fine-tune.
+        console: Where.
+        brief: The last line alone.
+    """
+    if not brief:
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("fine-tune", overflow="fold")
+        columns = _columns(records)
+        for column in columns:
+            table.add_column(column.heading, justify="right")
+        for name, record in records.items():
+            table.add_row(Text(printable(name)), *(column.shown(record) for column in columns))
+        console.print(table)
+        console.print()
+    console.print(Text(several_line(records)), soft_wrap=True)
+
+
+def several_csv(records: Named) -> str:
+    """A row for each fine-tune.
+
+    Args:
+        records: By fine-tune.
+
+    Returns:
+        Text with a heading; text that begins like a formula has a quotation mark in front.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(["fine-tune", *(column.name for column in COLUMNS)])
+    for name, record in records.items():
+        writer.writerow([cell(name), *(cell(column.value(record)) for column in COLUMNS)])
+    return text.getvalue()
+
+
+def _columns(records: Named) -> list[_Column]:
+    """The columns in which any fine-tune has a number."""
+    return [c for c in COLUMNS if any(c.value(record) is not None for record in records.values())]

@@ -156,7 +156,7 @@ class Inside:
     """
 
     def __init__(self, process: Bidiagonalization, Y: Tensor) -> None:
-        self.process, self.Y = process, exact(Y).to(process.map.device)
+        self.process, self.Y = process, exact(Y.to(process.map.device))
         self.known = torch.zeros(0, Y.shape[1], dtype=torch.float64)
 
     def coordinates(self) -> Tensor:

@@ -285,6 +285,7 @@ OTHERS = {
     "critical_scale": "takes a base that was measured",
     "generic_scale": "takes a base that was measured",
     "aligned_scale": "takes triplets that a solver has found",
+    "aligned_scores": "takes triplets that a solver has found",
     "bracket_scale": "takes a function that says what is new",
     "svd_is_cheap": "takes a shape",
     "adapted_matrices": "finds layers; what uses them is above",

@@ -86,29 +86,18 @@ def test_what_is_judged_at_a_scale_is_what_svds_find_there(inputs, records):
         assert (point.scale, point.new) == (1.0, matrix.new_directions)
 
 
-def test_the_expected_curve_is_near_what_generic_updates_do(inputs):
-    """Of vectors that know nothing of the base: the mean over draws, by dense SVDs."""
-    base = inputs[0]["one"]
-    from bulkedge.auditing.curve import expected_curve
-    from bulkedge.records import make_recipe
-    from bulkedge.update import BaseSpectrum
-
-    gamma = torch.tensor([70.0, 45.0], dtype=torch.float64)
-    recipe = make_recipe({"top_k": K, "side": "both"})
-    points = expected_curve(BaseSpectrum.of(base), gamma, recipe)
-    assert [point.scale for point in points] == list(SCALES)
-    assert points[0].new == 0
-    assert points[0].score == 1
-    for point in some([p for p in points if p.scale in (0.5, 1.0, 2.0)]):
-        found = []
-        for seed in range(24):
-            u, v = (torch.linalg.qr(draw(size, 2, seed=9 + 2 * seed + i)).Q
-                    for i, size in enumerate(SHAPE))  # fmt: skip
-            found.append(oracle(base, (u * gamma) @ v.mT, point.scale))
-        new, score = np.mean(found, axis=0)
-        spread = np.std(found, axis=0) / 24**0.5
-        assert abs(point.new - new) < 4 * spread[0] + 0.5
-        assert abs(point.score - score) < 4 * spread[1] + 0.12  # the lowest of several medians
+def test_the_expected_curve_is_near_what_svds_find(inputs, records):
+    bases, updates, _ = inputs
+    for matrix in some(records[False].matrices):
+        name = matrix.name.removesuffix(".weight")
+        points = matrix.scale_curve.expected
+        assert [point.scale for point in points] == list(SCALES)
+        found = [oracle(bases[name], updates[name][0] @ updates[name][1], s) for s in SCALES]
+        assert points[0].new == found[0][0] == 0
+        assert points[-1].new == found[-1][0] > 1
+        for point, (new, score) in zip(points, found, strict=True):
+            assert abs(point.new - new) <= 1
+            assert point.score == pytest.approx(score, abs=0.1)
 
 
 def test_a_dense_update_has_what_was_judged_and_no_expected_curve(tmp_path):

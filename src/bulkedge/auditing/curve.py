@@ -1,7 +1,7 @@
 """New directions and lowest score against a factor on the update.
 
-What generic spikes of the update's strengths are expected to do follows from the base's singular
-values alone; what was judged, at 1 and wherever the critical scale was sought, stands beside it.
+What is expected follows from how the update lies to the leading vectors of its base.  What was
+judged, at 1 and wherever the critical scale was sought, stands beside it.
 """
 
 from __future__ import annotations
@@ -12,44 +12,36 @@ from torch import Tensor
 
 from bulkedge.records import Recipe
 from bulkedge.records.rows import ScaleCurve, ScalePoint
-from bulkedge.update import BaseSpectrum, budget, predict_spikes
+from bulkedge.update import BaseSpectrum, UpdateSVD, aligned_scores
 
 SCALES = tuple(2 ** (j / 2) for j in range(-10, 3))
 """The scales of the expected curve: 1/32 to 2, two to an octave, 1 among them."""
 
 
-def expected_curve(base: BaseSpectrum, gamma: Tensor, recipe: Recipe) -> list[ScalePoint]:
-    """What is expected of generic spikes, each times a scale.
-
-    A spike counts once it stands among the k leading directions, at θ_k, with its chance to be new
-    there.  Cost: a prediction of each spike at each scale at which it does.
+def expected_curve(
+    base: BaseSpectrum, leading: tuple[Tensor, Tensor, Tensor], update: UpdateSVD, recipe: Recipe
+) -> list[ScalePoint]:
+    """What the scaled update is expected to do, by :func:`bulkedge.update.aligned_scores`.
 
     Args:
         base: The base.
-        gamma: The spikes of the update.
+        leading: Its leading triplets.
+        update: The spikes of the update.
         recipe: How many directions and which sides are judged, and ε.
 
     Returns:
         A point for each of :data:`SCALES`.
     """
-    limit = budget(base, 1, top_k=recipe.top_k).top_k_threshold
-    strongest = gamma[: recipe.top_k].cpu()
-    points = []
-    for scale in SCALES:
-        leading = scale * strongest[scale * strongest > limit]
-        if not len(leading):
-            points.append(ScalePoint(scale=scale, new=0.0, score=1.0))
-            continue
-        found = predict_spikes(base, leading, epsilon=recipe.epsilon)
-        # NaN where float64 does not tell the outlier from the edge: nothing is expected there
-        new = sum(getattr(found, f"{side}_new").nan_to_num(0.0).sum() for side in recipe.sides)
-        scores = [getattr(found, f"{side}_score").nan_to_num(1.0).min() for side in recipe.sides]
-        points.append(ScalePoint(scale=scale, new=float(new), score=float(min(scores))))
-    return points
+    top_k = min(recipe.top_k, len(base.values))
+    found = aligned_scores(base, leading, update, SCALES, top_k=top_k, sides=recipe.sides)
+    return [
+        judged_point(scale, scores.flatten().tolist(), recipe.epsilon)
+        for scale, scores in zip(SCALES, found, strict=True)
+    ]
 
 
 def judged_point(scale: float, scores: Iterable[float], epsilon: float) -> ScalePoint:
-    """What was judged at one scale.
+    """What all scores at one scale come to.
 
     Args:
         scale: The factor.

@@ -148,8 +148,8 @@ def _scales(
     found = None if base is None else _expected_scale(base, pair, judged, recipe, strongest)
     if recipe.critical_scale:
         found, seen = measured_scale(pair, judged, recipe, found)
-    if base is not None and pair.spikes is not None and found is not None:
-        curve = expected_curve(base, pair.spikes.gamma, recipe)
+    if base is not None and pair.spikes is not None and found is not None and found.aligned:
+        curve = expected_curve(base, judged.base, pair.spikes, recipe)
     return {"critical_scale": found, "scale_curve": scale_curve(curve, [*seen, at_one])}
 
 

@@ -168,7 +168,7 @@ class ScaleCurve(Row):
     """New directions and lowest score against the factor on the update."""
 
     expected: list[ScalePoint] = Field(
-        [], description="Of generic spikes of its strengths, at 13 scales from 1/32 to 2."
+        [], description="By how it lies to the base, at 13 scales from 1/32 to 2."
     )
     judged: list[ScalePoint] = Field(
         [], description="As judged: at 1, and where the critical scale was sought."

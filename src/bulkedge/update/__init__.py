@@ -11,6 +11,7 @@ from ._update_svd import UpdateSVD, update_svd
 from .critical import (
     ScaleBracket,
     aligned_scale,
+    aligned_scores,
     bracket_scale,
     critical_scale,
     generic_scale,
@@ -51,6 +52,7 @@ __all__ = [
     "SystemSolver",
     "UpdateSVD",
     "aligned_scale",
+    "aligned_scores",
     "bracket_scale",
     "budget",
     "critical_scale",

@@ -62,19 +62,23 @@ class Reduced:
         """The transposed problem, whose left vectors are the right ones."""
         return Reduced(self.known, self.sigma_k, self.core.mT, self.right, self.left)
 
-    def lowest_score(self, s: Tensor, k: int) -> Tensor:
-        """The lowest score among the k leading left directions.
+    def scores(self, s: Tensor, k: int) -> Tensor:
+        """The scores of the k leading left directions.
 
         Args:
             s: Scales, in units of ``σ₁(W0)/‖ΔW‖₂``, a shape that goes with that of the factors.
             k: How many directions.
 
         Returns:
-            Shaped like the scales.
+            Shaped like the scales, and k more, the strongest direction last.
         """
         moved = self.core + s[..., None, None] * (self.left @ self.right.mT)
         vectors = torch.linalg.eigh(moved @ moved.mT).eigenvectors
-        return vectors[..., : self.known, -k:].abs().amax(-2).amin(-1)
+        return vectors[..., : self.known, -k:].abs().amax(-2)
+
+    def lowest_score(self, s: Tensor, k: int) -> Tensor:
+        """The lowest of :meth:`scores`, shaped like the scales."""
+        return self.scores(s, k).amin(-1)
 
 
 def how_many(values: Tensor, top_k: int) -> int:

@@ -253,6 +253,68 @@ def aligned_scale(
         True
     """
     _check("aligned_scale", top_k, epsilon)
+    problem = _measured(spectrum, leading, update, top_k)
+    if problem is None:
+        return None
+    problems = [problem if side == "left" else problem.T for side in sides]
+    return _scale(_first_new(problems, top_k, epsilon), spectrum, update.gamma)
+
+
+def aligned_scores(
+    spectrum: BaseSpectrum,
+    leading: tuple[Tensor, Tensor, Tensor],
+    update: UpdateSVD,
+    scales: Sequence[float],
+    *,
+    top_k: int = 10,
+    sides: Sequence[Literal["left", "right"]] = ("left",),
+) -> Tensor:
+    """The scores of the leading directions of ``W0 + s ΔW``, by the law of :func:`aligned_scale`.
+
+    Cost: as there, with one eigenproblem for each scale and side.
+
+    Args:
+        spectrum: The base.
+        leading: Its leading triplets, as for :func:`aligned_scale`.
+        update: Its spikes, at least one.
+        scales: The factors s on the update.
+        top_k: How many leading directions are judged.
+        sides: On which.
+
+    Returns:
+        Shape ``(len(scales), len(sides), top_k)``, the strongest direction first.
+
+    Raises:
+        InputError: As of :func:`aligned_scale`, and for an update of zero.
+
+    Example:
+        >>> from bulkedge.triplet import thin_svd
+        >>> from bulkedge.update import update_svd
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> shapes = [(60, 80), (60, 1), (1, 80)]
+        >>> W0, B, A = (torch.randn(shape, generator=generator).double() for shape in shapes)
+        >>> update = update_svd(B, A, 0.5, (60, 80))
+        >>> found = aligned_scores(BaseSpectrum.of(W0), thin_svd(W0), update, [0.0, 1.0], top_k=1)
+        >>> [round(float(score), 2) for score in found.flatten()]
+        [1.0, 0.32]
+    """
+    check_values("aligned_scores", top_k=(top_k, whole(1)))
+    problem = _measured(spectrum, leading, update, top_k)
+    if problem is None:
+        raise InputError("expected an update with spikes, got zero")
+    unit = float(update.gamma[0]) / float(spectrum.values[0])
+    s = torch.as_tensor(scales, dtype=torch.float64) * unit
+    problems = [problem if side == "left" else problem.T for side in sides]
+    return torch.stack([one.scores(s, top_k).flip(-1) for one in problems], dim=1)
+
+
+def _measured(
+    spectrum: BaseSpectrum,
+    leading: tuple[Tensor, Tensor, Tensor],
+    update: UpdateSVD,
+    top_k: int,
+) -> Reduced | None:
+    """The small matrix of base and update; None for no update."""
     U, sigma, V = leading
     shapes = (len(U), len(V)), (len(update.P), len(update.Q))
     if shapes != (spectrum.shape, spectrum.shape) or not U.shape[1] == len(sigma) == V.shape[1]:
@@ -264,9 +326,7 @@ def aligned_scale(
         raise InputError(f"expected the {top_k} leading triplets and more, got {len(sigma)}")
     if update.rank == 0:
         return None
-    problem = measured(leading, spectrum.values, spectrum.shape, update, top_k)
-    problems = [problem if side == "left" else problem.T for side in sides]
-    return _scale(_first_new(problems, top_k, epsilon), spectrum, update.gamma)
+    return measured(leading, spectrum.values, spectrum.shape, update, top_k)
 
 
 def _check(name: str, top_k: int, epsilon: float) -> None:

@@ -36,15 +36,10 @@ from bulkedge._fields import DEFAULT_EPSILON, renamed
 from bulkedge.rmt import BulkFit, Spike, fit_bulk
 from bulkedge.rmt._arrays import Array, count, enter_real, real
 
+from ._median import chance_below, median_score
 from ._reduced import drawn
 from ._update_svd import require_real, update_svd
 
-HALF_ERF = 0.4769362762044699
-"""The error function is one half here."""
-MEDIAN_STEPS = 60
-"""Newton's method for a median takes some 6 steps, and no more than this."""
-MEDIAN_ERROR = 1e-13
-"""A median is found when a step moves its logarithm by less than this."""
 DRAWS = 64
 """The chance of a layer is counted over this many draws: its error is 0.06 at most."""
 STRONG = 1e6
@@ -280,8 +275,8 @@ def predict_spikes(
     stronger = spike.theta.argsort(descending=True, stable=True).argsort()
     place = (others > spike.location[:, None]).sum(1) + stronger
     nothing = torch.where(spike.supercritical, 0.0, math.nan)
-    left_new, right_new = (_chance_below(epsilon, side) + nothing for side in (left, right))
-    left_score, right_score = (_median_score(side) + nothing for side in (left, right))
+    left_new, right_new = (chance_below(epsilon, side) + nothing for side in (left, right))
+    left_score, right_score = (median_score(side) + nothing for side in (left, right))
     return Prediction(
         theta=spike.theta,
         threshold=bulk.threshold,
@@ -379,33 +374,6 @@ def _component_weights(spectrum: BaseSpectrum, spike: Spike) -> tuple[Tensor, Te
         null = (size - p) * own / rho
         sides.append(weight / (weight.sum(-1, keepdim=True) + null))
     return sides[0], sides[1]
-
-
-def _chance_below(epsilon: float | Tensor, weight: Tensor) -> Tensor:
-    """Chance that every component stays below ε."""
-    epsilon = torch.as_tensor(epsilon, dtype=weight.dtype)[..., None]
-    tangent = epsilon / (1 - epsilon.square()).sqrt()
-    rest = (1 - weight).clamp_min(torch.finfo(torch.float64).tiny)  # ε = 1 makes the tangent ∞
-    return torch.erf(tangent * (rest / (2 * weight)).sqrt()).prod(-1)
-
-
-def _median_score(weight: Tensor) -> Tensor:
-    """The ε with a chance of one half."""
-    # Σ log erf(c_i t) = −log 2 in u = log t: concave, so that Newton's method climbs to the root
-    # from below, without bisection; there the largest component alone has that chance.
-    rest = (1 - weight).clamp_min(torch.finfo(torch.float64).tiny)
-    c = (rest / (2 * weight)).sqrt()
-    u = (HALF_ERF / c.amin(-1)).log()
-    for _ in range(MEDIAN_STEPS):
-        x = u.exp()[:, None] * c
-        chance = torch.erf(x)
-        slope = (x * (-x.square()).exp() / chance).nan_to_num(0.0).sum(-1) * (2 / math.pi**0.5)
-        moved = -(chance.log().sum(-1) + math.log(2)) / slope
-        u = u + moved
-        if bool((moved.abs() <= MEDIAN_ERROR).all()):
-            break
-    t = u.exp()
-    return t / torch.hypot(t, torch.ones_like(t))
 
 
 def _expectation(supercritical: bool, new: float) -> Expectation:

@@ -91,7 +91,7 @@ class AdaptedMatrix:
 
     @property
     def leaves(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """What B and A are made of, as it is trained; more than one a side of added adapters."""
+        """What B and A are made of, as it is trained; more than one of each where adapters are added."""
         B, A = self.parameters
         return (B,), (A,)
 

@@ -138,6 +138,7 @@ PROCESSES = {"subprocess", "pty", "ctypes"}
 # what an engine is, and what loads its own modules late
 MAY = {
     "auditing/engine/ray.py": {"socket", "urllib"},
+    "report/sarif.py": {"urllib"},  # quotes paths
     "checkpoint/hub.py": {"huggingface_hub"},  # its cache alone, local_files_only
     "cli/_hub.py": {"huggingface_hub"},  # --download
 }
@@ -145,8 +146,8 @@ MAY = {
 MAY |= {"tradeoff/evaluation.py": {"subprocess"}}
 # their classes, for a model that the caller has built already
 MAY |= {f"tune/{name}.py": {"peft", "transformers"} for name in (
-    "_layers", "_lora", "trainer/__init__", "trainer/_hold", "trainer/_monitor", "trainer/_penalty",
-    "trainer/_report",
+    "_experts", "_layers", "_lora", "trainer/__init__", "trainer/_hold", "trainer/_monitor",
+    "trainer/_penalty", "trainer/_report", "trainer/_supported",
     "peft/__init__", "peft/config", "peft/export", "peft/layer", "peft/model", "peft/spectral",
 )}  # fmt: skip
 CALLS = {

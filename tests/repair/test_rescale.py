@@ -269,7 +269,7 @@ def test_the_command(base, tmp_path):
     done = CliRunner().invoke(cli, [*command, "-o", str(tmp_path / "o"), "--uniform", "0.7"])
     assert done.exit_code in (0, 1), done.output
     assert "rescale:" in done.output
-    assert "30% was taken or moved on average, at most 30%" in done.output
+    assert "changed 30% of each update on average, at most 30%" in done.output
     assert "evaluate before you ship" in done.output
     assert "WARNING" not in done.output
     strong = CliRunner().invoke(cli, [*command, "--dry-run", "--uniform", "0.4"])

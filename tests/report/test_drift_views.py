@@ -112,7 +112,8 @@ def test_advice_follows_the_drift_and_keeps_the_moments(records, files):
     folder, _ = files
     record = records["strong, base"]
     command = next(step.command for step in steps(record) if "method protect" in f"{step.command}")
-    assert f"--method protect --moments {folder / 'base.moments'} -o protected" in command
+    assert f"--method protect --moments {folder / 'base.moments'} --exclude 0" in command
+    assert command.endswith("-o protected")
     assert f"--moments {folder / 'base.moments'}" in audit_command(record)
     for name in ("weak, base", "strong, "):
         assert not any("protect" in f"{step.command}" for step in steps(records[name]))

@@ -105,7 +105,12 @@ def monitor_fully_sharded(rank):
         figures.append(monitor.metrics())
     for name, value in some(figures[0].items()):
         # parts are judged by products, a small whole by its SVD, which leaves fewer verdicts open
-        if name not in ("bulkedge/overhead", "bulkedge/undecided", "bulkedge/lowest_score"):
+        if name not in (
+            "bulkedge/overhead",
+            "bulkedge/check_seconds",
+            "bulkedge/undecided",
+            "bulkedge/lowest_score",
+        ):
             assert figures[1][name] == pytest.approx(value, rel=1e-3), name
     # products say of a score no more than that it is below ε
     worst = [found["bulkedge/lowest_score"] for found in figures]

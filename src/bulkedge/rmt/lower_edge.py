@@ -61,10 +61,10 @@ def lower_edge_test(value: Array, shape: tuple[int, int], *, sigma: float) -> An
     With ``a = |m − n|``, ``μ = (√(m − ½) − √(n − ½))²`` and ``ς`` as for the upper edge with minus
     signs, the square λ of the smallest value over τ² follows
 
-        a ≤ 64   ``P(λ > x) = det(1 − T)`` at ``s = 2(m + n)x``, T of kernel ``½√s J_a(√(s x y))``
-                  on (0, 1): for square matrices ``exp(−s/8 − √s/2)``; from a = 12 on s is moved a
-                  little so that place and scale are those of the next line
-        else      ``(ν − log λ)/t`` by the Tracy–Widom law, ``t = ς/μ``, ``ν = log μ + t²/8``
+    - a ≤ 64: ``P(λ > x) = det(1 − T)`` at ``s = 2(m + n)x``, T of kernel ``½√s J_a(√(s x y))`` on
+      (0, 1). For square matrices it is ``exp(−s/8 − √s/2)``. From a = 12 on s is moved a little, so
+      that place and scale are those of the next law.
+    - else: ``(ν − log λ)/t`` by the Tracy–Widom law, ``t = ς/μ``, ``ν = log μ + t²/8``.
 
     Both are limits for large matrices: from some ten rows and columns on they are good to 0.02.
     The error of a sigma that was fitted to the same values is not accounted for: it is a small part

@@ -52,7 +52,6 @@ from bulkedge.tune import (
     OrthonormalFactors,
     RankController,
     SpikeClip,
-    effective_rank,
     hold_update,
 )
 from bulkedge.update import (
@@ -60,6 +59,7 @@ from bulkedge.update import (
     ConjugateGradients,
     Secular,
     budget,
+    effective_rank,
     eigen_perturbation,
     eigenvalue_perturbation,
     predict,

@@ -319,14 +319,17 @@ def test_qlora_of_a_real_model_from_audit_to_repair(library, tmp_path):
     model = AutoModel.from_pretrained(MINILM, quantization_config=config, device_map="cpu")
     model.save_pretrained(tmp_path / "base")
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"]))
+    adapted = {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in model.named_modules() if hasattr(layer, "lora_B")
+    }  # fmt: skip
+    # before a product, for which bitsandbytes packs them anew for the processor
+    packed = {name: layer.base_layer.weight for name, layer in adapted.items()}
+    exact = {n: library.dequantize_4bit(w.data, w.quant_state) for n, w in packed.items()}
     trained(model)
-    exact = {}
-    for name, layer in some((n, m) for n, m in model.named_modules() if hasattr(m, "lora_B")):
-        W0 = library.dequantize_4bit(
-            layer.base_layer.weight.data, layer.base_layer.weight.quant_state
-        )
-        update = layer.get_delta_weight("default")
-        exact[name.removeprefix("base_model.model.")] = W0, W0.double() + update.double()
+    for name, layer in adapted.items():
+        update = layer.get_delta_weight("default").detach()
+        exact[name] = exact[name], exact[name].double() + update.double()
     model.save_pretrained(tmp_path / "lora")
     record = bulkedge.audit(tmp_path / "base", tmp_path / "lora")
     assert record.summary.complete
@@ -346,6 +349,6 @@ def test_qlora_of_a_real_model_from_audit_to_repair(library, tmp_path):
     assert after.summary.new_directions < record.summary.new_directions
     for name, layer in some((n, m) for n, m in loaded.named_modules() if hasattr(m, "lora_B")):
         W0, W = exact[name.removeprefix("base_model.model.")]
-        found = W0.double() + layer.get_delta_weight("default").double()
+        found = W0.double() + layer.get_delta_weight("default").detach().double()
         scores = oracle_scores(W0, found, 3)
         assert scores.min() > oracle_scores(W0, W, 3).min()

@@ -66,7 +66,8 @@ def seconds(*arguments: object) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "bulkedge", "audit", *map(str, arguments), "-q"]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-    if done.returncode not in (0, 1):
+    # an exception of Python's has the code of findings
+    if done.returncode not in (0, 1) or b"Traceback" in done.stderr:
         raise SystemExit(done.stderr.decode())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)

@@ -101,3 +101,46 @@ def affine(W: Tensor, bits: int, group: int, name: str = "q") -> tuple[dict[str,
     stored = torch.tensor(words, dtype=torch.int64).to(torch.uint32)
     tensors = {f"{name}.weight": stored, f"{name}.scales": scales, f"{name}.biases": biases}
     return tensors, numbers.reshape(rows, columns)
+
+
+def words(codes: Tensor, bits: int) -> Tensor:
+    """Codes of a row in 32-bit words, the first in the lowest bits."""
+    each = 32 // bits
+    rows = [row + [0] * (-len(row) % each) for row in codes.tolist()]
+    packed = [
+        [sum(int(c) << bits * i for i, c in enumerate(row[at : at + each])) for at in
+         range(0, len(row), each)] for row in rows
+    ]  # fmt: skip
+    return torch.tensor(packed, dtype=torch.int64).to(torch.int32)
+
+
+def packed_int(
+    W: Tensor, bits: int = 4, group: int = 5, *, symmetric: bool = True, name: str = "q"
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same in integers as compressed-tensors packs them, with a scale for each group."""
+    half = 2 ** (bits - 1)
+    grouped = W.float().reshape(len(W), -1, group)
+    scales = grouped.abs().amax(dim=2) / (half - 0.5)
+    zeros = torch.zeros_like(scales) if symmetric else (grouped.mean(dim=2) / scales).round()
+    codes = (grouped / scales[..., None] + zeros[..., None]).round().clamp(-half, half - 1)
+    tensors = {
+        f"{name}.weight_packed": words(codes.reshape(W.shape) + half, bits),
+        f"{name}.weight_scale": scales,
+        f"{name}.weight_shape": torch.tensor(W.shape),
+    }
+    if not symmetric:
+        tensors[f"{name}.weight_zero_point"] = words((zeros + half).mT, bits).mT.contiguous()
+    return tensors, ((codes - zeros[..., None]) * scales[..., None]).reshape(W.shape)
+
+
+def fp4(W: Tensor, group: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes of E2M1, the exponents of their groups as MXFP4 stores them, and the numbers."""
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    table = torch.cat([table, -table])
+    grouped = W.float().unflatten(-1, (-1, group))
+    exponents = (grouped.abs().amax(dim=-1) / 6).log2().ceil()
+    scaled = grouped / exponents.exp2()[..., None]
+    codes = (scaled[..., None] - table).abs().argmin(dim=-1).to(torch.uint8)
+    numbers = (table[codes.int()] * exponents.exp2()[..., None]).reshape(W.shape)
+    low, high = codes.reshape(*W.shape[:-1], -1, 2).unbind(dim=-1)
+    return low + 16 * high, (exponents + 127).to(torch.uint8), numbers

@@ -96,6 +96,7 @@ STORED = {
     "nf4": packing.four_bits,
     "fp4_nested": lambda W: packing.four_bits(W, "fp4", nested=True, block=16),
     "int8": packing.eight_bits,
+    "packed_int": packing.packed_int,
     "fp8_rows": packing.scaled,
     "fp8_tensor": lambda W: packing.scaled(W, per_row=False, scales="scale_weight"),
     "fp8_cast": lambda W: ({"q.weight": W.to(FP8)}, W.to(FP8).float()),

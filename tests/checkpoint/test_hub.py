@@ -79,16 +79,19 @@ FAILING = {
 
 def test_fetched_whole_once_and_then_read_without_the_network(repositories, tmp_path):
     with Hub(repositories, gated=["org/gated"]) as hub:
-        *failed, lora, base, again = bulkedge(
+        *failed, repaired, lora, base, again = bulkedge(
             hub.url,
             tmp_path,
             *(f"inspect --json --download {name}" for name in FAILING),
+            f"repair --download org/base org/lora -o {tmp_path / 'repaired'} --fail-on never",
             "inspect --download org/lora",
             "inspect --download org/base@main",
             "inspect --download org/base",
         )
         for (name, message), found in zip(FAILING.items(), failed, strict=True):
             assert found == (2, "", f"bulkedge: {name.partition('@')[0]}: {message}\n")
+        assert repaired[2].startswith("fetching org/base from the hub\nfetching org/lora from")
+        assert (repaired[0], open_path(tmp_path / "repaired").method) == (0, "LoRA")
         assert lora[1].endswith("LoRA adapter: 1 layer updated by factors of rank 2; trained on "
                                 "org/base\n")  # fmt: skip
         assert base == again == (0, base[1], "fetching org/base from the hub\n")

@@ -114,11 +114,11 @@ PACKED = {
         "q.weight.quant_map": weights(16),
     },
     "bitsandbytes (8 bits)": {"q.weight": integers(8, 8), "q.SCB": weights(8)},
-    "MXFP4": {
-        "experts.down_proj_blocks": integers(2, 8, 1, 16, dtype=torch.uint8),
-        "experts.down_proj_scales": integers(2, 8, 1, dtype=torch.uint8),
-    },
     "compressed-tensors": {"q.weight_packed": integers(8, 1), "q.weight_scale": weights(8, 1)},
+    "GPTQ": {"q.qweight": integers(2, 8), "q.scales": weights(1, 8), "q.g_idx": integers(16)},
+    "AWQ": {"q.qweight": integers(16, 1), "q.scales": weights(1, 8), "q.qzeros": integers(1, 1)},
+    "HQQ": {"q.W_q": integers(8, 4, dtype=torch.uint8), "q.scale": weights(1, 8)},
+    "torchao": {"q._weight_qdata": integers(8, 4, dtype=torch.int8), "q._weight_scale": weights(8)},
 }  # fmt: skip
 
 
@@ -135,8 +135,20 @@ def test_packed_weights_are_refused_by_name(method, tmp_path):
             make_plan(base, tuned, Recipe())
 
 
+def test_the_configuration_names_the_method(tmp_path):
+    config = {"quantization_config": {"quant_method": "awq"}}
+    packed = folder(tmp_path / "b", PACKED["GPTQ or AWQ"], **config)
+    with pytest.raises(CheckpointError, match="a weight quantised by AWQ, whose"):
+        make_plan(packed, save(tmp_path / "t.safetensors", {"q.weight": weights(4, 4)}), Recipe())
+
+
 def test_weights_of_such_names_are_weights(tmp_path):
-    both = {"up_blocks": weights(4, 4), "q.weight_scale": weights(4, 4), "q.weight": weights(4, 4)}
+    both = {
+        "up_blocks": weights(4, 4),
+        "a.W_q": weights(4, 4),
+        "q.weight_scale": weights(4, 4),
+        "q.weight": weights(4, 4),
+    }
     base = save(tmp_path / "base.safetensors", both)
     tuned = {name: W + 1 for name, W in both.items()}
     plan, found = pairs(base, save(tmp_path / "tuned.safetensors", tuned))

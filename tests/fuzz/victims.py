@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from fuzz.mutate import join, split
 from helpers import weights
-from packing import affine, eight_bits, four_bits, scaled
+from packing import affine, eight_bits, four_bits, fp4, packed_int, scaled
 
 
 @dataclass(frozen=True)
@@ -297,6 +297,15 @@ def _scaled() -> Victim:
     return Victim(_model("base", base) | _model("tuned", tuned), "base", "tuned")
 
 
+def _packed() -> Victim:
+    """Packed integers, MXFP4, and a LoRA on both."""
+    base = packed_int(weights(M, 16), 4, 8, symmetric=False, name="h.0.q")[0]
+    codes, scales, _ = fp4(weights(M, 32))
+    base |= {"h.1.q.weight_packed": codes, "h.1.q.weight_scale": scales}
+    factors = _pair("h.0.q", M, 16) | _pair("h.1.q", M, 32)
+    return Victim(_model("base", base) | _adapter(factors), "base", "tuned")
+
+
 def _mlx() -> Victim:
     """A base in four bits, and an adapter of MLX-LM on it."""
     tensors = (
@@ -365,6 +374,7 @@ VICTIMS = {
     "lora_file": _lora_file,
     "resized": _resized,
     "scaled": _scaled,
+    "packed": _packed,
     "mlx": _mlx,
     "closed_form": _closed_form,
     "kronecker": _kronecker,

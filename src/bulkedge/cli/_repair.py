@@ -12,6 +12,7 @@ import click
 
 from bulkedge._errors import OutputError, RecipeError, printable
 
+from ._hub import download_option, fetch_if_asked
 from ._output import (
     COUNTED_NAMES,
     FAILURE,
@@ -121,6 +122,7 @@ FILES = ("moments", "task_moments", "recollect")
 )
 @click.option("--max-rank", type=int, help="The largest rank of a repaired update.")
 @recipe_options
+@download_option
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes for the audits.")  # fmt: skip
 @click.option("--record", type=click.Path(path_type=Path), metavar="FILE",
@@ -155,6 +157,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     from bulkedge.report import print_repair
 
     _check_options(options)
+    fetch_if_asked((base, tuned), options)
     recipe = recipe_of({name: value for name, value in options.items() if name != "method"})
     if files := written_files(options):
         plan = make_plan(base, tuned, recipe)

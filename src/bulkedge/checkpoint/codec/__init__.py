@@ -13,7 +13,9 @@ from .base import Codec
 from .bitsandbytes_4bit import FourBits
 from .bitsandbytes_8bit import EightBits
 from .block_fp8 import BlockFp8
+from .fp4 import Fp4
 from .mlx import MlxAffine
+from .packed_int import PackedInt
 from .plain import Companion, Plain
 from .scaled import Scaled
 
@@ -24,13 +26,17 @@ __all__ = [
     "Companion",
     "EightBits",
     "FourBits",
+    "Fp4",
     "MlxAffine",
+    "PackedInt",
     "Plain",
     "Scaled",
     "weights_of",
 ]
 
-CODECS: tuple[type[Codec], ...] = (Scaled, BlockFp8, FourBits, EightBits, MlxAffine)
+CODECS: tuple[type[Codec], ...] = (
+    Scaled, BlockFp8, FourBits, EightBits, MlxAffine, Fp4, PackedInt
+)  # fmt: skip
 """Each is asked in turn whether it can read a tensor; what none of them claims is plain."""
 
 

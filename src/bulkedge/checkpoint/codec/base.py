@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # listing names needs no torch
 Shape = tuple[int, ...]
 Rows = tuple[int, int]
 
+STRIP = 2**20
+"""About how many numbers of a packed weight are unpacked at once."""
+
 NO_WEIGHT = "a bias or scales: not a weight"
 
 
@@ -182,3 +185,57 @@ class Upright(Checked):
     def upright(self) -> bool:
         """Always."""
         return True
+
+
+class Packed(Upright):
+    """One whose rows are packed in groups, several numbers in a byte or a word."""
+
+    @property
+    def read_only(self) -> str | None:
+        """Always: a change of one number may need another scale for its group."""
+        return f"{self.quantised}: its groups would have to be quantised anew"
+
+    def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
+        """See :meth:`Codec.read`; a strip of rows at a time."""
+        self.refuse_unreadable()
+        height, width = self.extent(expert)
+        start, stop = rows or (0, height)
+        step = max(1, STRIP // width)
+        at = (expert or 0) * height
+        first = self.unpack(at + start, min(step, stop - start), file)
+        result = first.new_empty(stop - start, width)
+        result[: len(first)] = first
+        for row in range(start + step, stop, step):
+            strip = self.unpack(at + row, min(step, stop - row), file)
+            result[row - start : row - start + step] = strip
+        return result
+
+    @abstractmethod
+    def unpack(self, first: int, count: int, file: Path | None) -> Tensor:
+        """Some rows as numbers.
+
+        Args:
+            first: The first one, counted through all experts.
+            count: How many.
+            file: A copy of the file to read from; None for the file itself.
+
+        Returns:
+            Shape ``(count, columns)``.
+        """
+
+
+def unpacked(content: bytearray, bits: int) -> Tensor:
+    """The codes in some bytes, the first in the lowest bits.
+
+    Args:
+        content: The bytes.
+        bits: Of a code, 1, 2, 4 or 8.
+
+    Returns:
+        Shape ``(codes,)``, uint8.
+    """
+    import torch
+
+    packed = torch.frombuffer(content, dtype=torch.uint8)
+    shifts = range(0, 8, bits)
+    return torch.stack([(packed >> s) & (2**bits - 1) for s in shifts], dim=1).flatten()

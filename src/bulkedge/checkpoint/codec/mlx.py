@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Rows, Shape, Upright
+from .base import Packed, Shape, unpacked
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -24,12 +24,9 @@ SCALES, BIASES = ".scales", ".biases"
 BITS = (2, 4, 8)
 """The numbers of bits whose codes do not cross a byte."""
 
-STRIP = 2**20
-"""About how many numbers are unpacked at once."""
-
 
 @dataclass(frozen=True)
-class MlxAffine(Upright):
+class MlxAffine(Packed):
     """A weight in groups.
 
     Attributes:
@@ -85,37 +82,13 @@ class MlxAffine(Upright):
         """Those of a code."""
         return self.code_bits or super().bits
 
-    @property
-    def read_only(self) -> str | None:
-        """Always: a change of one number may need another scale for its group."""
-        return f"{self.quantised}: its groups would have to be quantised anew"
-
-    def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
-        """See :meth:`Codec.read`; in float32, a strip of rows at a time."""
-        import torch
-
-        self.refuse_unreadable()
-        height, width = self.extent(expert)
-        start, stop = rows or (0, height)
-        result = torch.empty(stop - start, width)
-        step = max(1, STRIP // width)
-        for at in range(start, stop, step):
-            size = min(step, stop - at)
-            first = (expert or 0) * height + at
-            result[at - start : at - start + size] = self._rows(first, size, width)
-        return result
-
-    def _rows(self, first: int, count: int, width: int) -> Tensor:
-        """Some rows of the flattened stack."""
-        import torch
-
+    def unpack(self, first: int, count: int, file: Path | None) -> Tensor:
+        """See :meth:`Packed.unpack`; in float32."""
+        width = self.shape[-1]
         row_bytes = width * self.code_bits // 8
-        packed = read_bytes(self.info, first * row_bytes, count * row_bytes)
-        content = torch.frombuffer(packed, dtype=torch.uint8)
-        mask, shifts = 2**self.code_bits - 1, range(0, 8, self.code_bits)
-        codes = torch.stack([(content >> s) & mask for s in shifts], dim=1)
+        packed = read_bytes(self.info, first * row_bytes, count * row_bytes, file)
         scales, biases = (self._groups(part, first, count) for part in self.companions)
-        grouped = codes.float().reshape(count, scales.shape[1], -1)
+        grouped = unpacked(packed, self.code_bits).float().reshape(count, scales.shape[1], -1)
         return (grouped * scales[..., None] + biases[..., None]).reshape(count, width)
 
     def _groups(self, part: TensorInfo, first: int, count: int) -> Tensor:

@@ -18,6 +18,7 @@ root by the delta method.  Several spikes in general position act each alone, at
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Bulk(ABC):
     def traces(self, z: Tensor) -> Traces:
         """φ_u, φ_v and their derivatives at float64 ``z`` ≥ edge."""
 
-    @property
+    @functools.cached_property
     def threshold(self) -> float:
         """θ_c = D(b⁺)^(−1/2), the strength beyond which a spike makes an outlier."""
         return float(self._strength(torch.tensor(self.edge, dtype=torch.float64)))

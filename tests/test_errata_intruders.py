@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from scipy import integrate, linalg
 
 from bulkedge.intruder import base_vectors, scores
@@ -30,6 +31,7 @@ from bulkedge.rmt import (
     spike,
     stieltjes,
     strength,
+    vector_test,
 )
 from bulkedge.triplet import thin_svd
 from bulkedge.update import (
@@ -42,7 +44,7 @@ from bulkedge.update import (
     secular_function,
     singular_perturbation,
 )
-from helpers import some
+from helpers import MINILM, some
 from noise import outlier, unit
 
 SEED = 0
@@ -634,6 +636,20 @@ def test_B26_the_references_are_given_in_full():
     assert "Benaych-Georges and Nadakuditi, arXiv:1103.2221" in WhiteBulk.__doc__
 
 
+def test_B27_a_trained_matrix_repels_as_noise_and_is_none():
+    name = "encoder.layer.0.attention.self.key.weight"
+    with safe_open(MINILM / "model.safetensors", "pt") as file:
+        W = file.get_tensor(name).double()
+    U, S, _ = torch.linalg.svd(W)
+    found = fit_bulk(S, tuple(W.shape))
+    assert found.misfit > 5 * found.misfit_limit
+    assert found.repulsion.p_value > 0.05
+    odd = [int((vector_test(U[:, i : i + 10]).p_value < 0.01).sum()) for i in (0, 187, 374)]
+    assert odd[0] >= 8
+    assert odd[1] <= 2
+    assert odd[2] >= 6
+
+
 def test_the_page_names_every_test_and_only_tests_that_exist():
     page = PAGE.read_text()
     named = set(re.findall(r"tests/test_errata_intruders\.py::(test_\w+)", page))
@@ -641,7 +657,7 @@ def test_the_page_names_every_test_and_only_tests_that_exist():
     assert named <= defined, named - defined
     entries = {name for name in defined if re.match(r"test_B\d\d_", name)}
     assert entries <= named, entries - named
-    assert {name[6:8] for name in entries} == {f"{i:02}" for i in range(1, 27)}
-    assert re.findall(r"^\*\*B(\d\d?),", page, re.MULTILINE) == [str(i) for i in range(1, 27)]
+    assert {name[6:8] for name in entries} == {f"{i:02}" for i in range(1, 28)}
+    assert re.findall(r"^\*\*B(\d\d?),", page, re.MULTILINE) == [str(i) for i in range(1, 28)]
     first = (PAGE.parent / "errata.md").read_text()
     assert f"]({PAGE.name})" in first

@@ -147,5 +147,5 @@ def test_parts_that_do_not_fit_are_refused(make, message):
 
 @pytest.mark.parametrize("factors", [gaussian(6, 1).flatten(), gaussian(7, 1), D.float()], ids=str)
 def test_row_factors_must_fit(factors):
-    with pytest.raises(InputError, match=r"expected 7 factors in torch\.float64, one a row, got"):
+    with pytest.raises(InputError, match=r"expected 7 factors in torch\.float64, one per row, got"):
         RowScaled(Dense(W0), factors)

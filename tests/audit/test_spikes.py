@@ -160,7 +160,8 @@ def test_a_record_written_before_these_fields_is_still_read(tmp_path):
     data = json.loads(audit_lora(tmp_path, noise(60, 40), B, A, 50.0).to_json())
     for field in ("spikes", "supercritical"):
         del data["summary"][field]
-    for field in ("bulk", "threshold", "spikes", "supercritical", "predicted"):
+    fields = ("bulk", "threshold", "spikes", "supercritical", "predicted")
+    for field in (*fields, "effective_rank", "stable_rank"):
         del data["matrices"][0][field]
     (tmp_path / "old.json").write_text(json.dumps(data))
     assert Record.from_json(tmp_path / "old.json").matrices[0].bulk is None

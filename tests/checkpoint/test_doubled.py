@@ -29,8 +29,9 @@ def test_experts_of_no_bytes(shape, tmp_path):
 def test_more_experts_than_anyone_has_are_no_stack(tmp_path):
     many = {name: torch.zeros(MAX_EXPERTS + 1, 1, 1) for name in (NAME, "experts.weight")}
     path = save(tmp_path / "x.safetensors", many)
+    other = save(tmp_path / "y.safetensors", {name: many[name] + 1 for name in many})
     with pytest.raises(NothingAuditedError, match="neither a kernel nor a stack"):
-        make_plan(path, path, Recipe())
+        make_plan(path, other, Recipe())
     assert is_stack(NAME, (MAX_EXPERTS, 1, 1))
     assert not is_kernel("experts.weight", (3, 2, 2))
 

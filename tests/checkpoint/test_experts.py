@@ -332,10 +332,19 @@ def test_three_dimensions_that_are_no_experts(tmp_path):
     both = {"pos_embed": weights(1, 5, 4), "q.weight": weights(4, 4)}
     both["mixer.weight"] = weights(2, 3, 256)  # longer than any kernel
     base = save(tmp_path / "base.safetensors", both)
-    plan = make_plan(base, save(tmp_path / "tuned.safetensors", both), Recipe())
+    plan = make_plan(base, save(tmp_path / "equal.safetensors", both), Recipe())
+    assert {(row.name, row.reason, row.lost) for row in plan.skipped} == {
+        (name, "equal on both sides: a parameter that is no layer", False)
+        for name in ("pos_embed", "mixer.weight")
+    }
+    changed = {name: tensor + (tensor.ndim == 3) for name, tensor in both.items()}
+    both["table"] = both.pop("pos_embed")
+    base = save(tmp_path / "base.safetensors", both)
+    changed["table"] = changed.pop("pos_embed")
+    plan = make_plan(base, save(tmp_path / "tuned.safetensors", changed), Recipe())
     assert {(row.name, row.reason, row.lost) for row in plan.skipped} == {
         (name, "3-D tensor: neither a kernel nor a stack of experts by name", True)
-        for name in ("pos_embed", "mixer.weight")
+        for name in ("table", "mixer.weight")
     }
 
 

@@ -94,7 +94,7 @@ BAD = {
         {"q.weight": W8, "k.weight": W8, "k.weight_scale": torch.ones(1)}, {}, "scale_inv"
     ),
     "groups": (
-        {"q.weight": W8, "q.weight_scale": torch.ones(M, 2)}, {}, "in groups they are not handled"
+        {"q.weight": W8, "q.weight_scale": torch.ones(M, 2)}, {}, "scales of groups are not handled"
     ),
     "columns": ({"q.weight": W8, "q.weight_scale": torch.ones(1, M)}, {}, "not those of its rows"),
     "integers": (

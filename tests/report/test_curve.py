@@ -94,7 +94,7 @@ def test_the_expected_curve_is_near_what_svds_find(inputs, records):
         found = [oracle(bases[name], updates[name][0] @ updates[name][1], s) for s in SCALES]
         assert points[0].new == found[0][0] == 0
         assert points[-1].new == found[-1][0] > 1
-        for point, (new, score) in zip(points, found, strict=True):
+        for point, (new, score) in some(zip(points, found, strict=True)):
             assert abs(point.new - new) <= 1
             assert point.score == pytest.approx(score, abs=0.1)
 

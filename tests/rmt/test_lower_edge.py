@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from scipy import special
 
 from bulkedge._errors import InputError
@@ -18,10 +17,9 @@ from bulkedge.rmt import (
     fit_bulk,
     fit_lower_edge,
     lower_edge_test,
-    vector_test,
 )
 from bulkedge.rmt._bessel import bessel, hard_edge_survival
-from helpers import MINILM, some
+from helpers import some
 from noise import noise_values
 
 LEVELS = (0.01, 0.05, 0.5)
@@ -142,17 +140,3 @@ def test_what_has_no_lower_end_is_refused_or_left_out():
     with pytest.raises(InputError, match=r"they have no edge|got equal ones"):
         fit_lower_edge(values, (60, 60))
     assert fit_bulk(values, (60, 60)).lower is None
-
-
-def test_a_trained_matrix_repels_as_noise_and_is_none():
-    name = "encoder.layer.0.attention.self.key.weight"
-    with safe_open(MINILM / "model.safetensors", "pt") as file:
-        W = file.get_tensor(name).double()
-    U, S, _ = torch.linalg.svd(W)
-    found = fit_bulk(S, tuple(W.shape))
-    assert found.misfit > 5 * found.misfit_limit
-    assert found.repulsion.p_value > 0.05
-    odd = [int((vector_test(U[:, i : i + 10]).p_value < 0.01).sum()) for i in (0, 187, 374)]
-    assert odd[0] >= 8
-    assert odd[1] <= 2
-    assert odd[2] >= 6

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge.tune import AdaptedMatrix, SpikeClip, effective_rank
+from bulkedge.tune import AdaptedMatrix, SpikeClip
 from bulkedge.tune._core_svd import core_svds
-from bulkedge.update import BaseSpectrum
+from bulkedge.update import BaseSpectrum, effective_rank
 from cases import orthonormal
 
 WIDE = torch.float64

@@ -10,7 +10,7 @@ from torch import Tensor
 from bulkedge.intruder import HALF_THE_ENERGY, Judgement
 from bulkedge.records.rows import Angles, Bulk, Direction, Predicted, Spectrum
 from bulkedge.triplet import SingularTriplets
-from bulkedge.update import BaseSpectrum, Prediction, UpdateSVD, predict_spikes
+from bulkedge.update import BaseSpectrum, Prediction, UpdateSVD, effective_rank, predict_spikes
 
 from .drift import Drift
 
@@ -103,11 +103,10 @@ def rank_fields(gamma: Tensor) -> dict[str, float | int]:
     if not len(gamma):
         return {"spikes": 0, "in_use": 0}
     share = gamma / gamma[0]
-    part = share / share.sum()
     return {
         "spikes": len(gamma),
         "in_use": in_use(share),
-        "effective_rank": float(torch.special.entr(part).sum().exp()),
+        "effective_rank": effective_rank(share),
         "stable_rank": float(share.square().sum()),
     }
 

@@ -14,7 +14,8 @@ import click
 
 from bulkedge._errors import printable
 
-from ._output import CLEAN, check_folder, exit_code, show_progress, write
+from ._output import CLEAN, check_folder, exit_code, write
+from ._progress import show_progress
 
 if TYPE_CHECKING:
     from bulkedge.comparison import Plan

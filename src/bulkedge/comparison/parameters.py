@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from bulkedge._precision import exact
 from bulkedge.records.record import Fate
 
 from .comparison import Comparison
@@ -52,4 +53,4 @@ def _equal(comparison: Comparison) -> bool:
     import torch
 
     base, tuned = (matrix.codec.read(None, None) for matrix in comparison.matrices)
-    return torch.equal(base.double(), tuned.double())
+    return torch.equal(exact(base), exact(tuned))

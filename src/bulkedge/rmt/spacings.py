@@ -156,8 +156,9 @@ def unfold(values: Array, law: Law | None = None, *, degree: int = 9) -> np.ndar
     if law is not None:
         return len(ascending) * law.cdf(ascending)
     ranks = np.arange(len(ascending)) + 0.5
-    fit = np.polynomial.Chebyshev.fit(ascending, ranks, degree)
-    return np.asarray(fit(ascending))
+    points = ascending / (np.abs(ascending).max() or 1.0)  # subnormal numbers have no inverse
+    fit = np.polynomial.Chebyshev.fit(points, ranks, degree)
+    return np.asarray(fit(points))
 
 
 def _ascending(values: Array, least: int) -> np.ndarray:

@@ -8,7 +8,6 @@ the extra ``[hf]`` has a module of its own, :mod:`bulkedge.tune.peft` and
 import importlib
 from typing import TYPE_CHECKING
 
-from ._core_svd import effective_rank
 from ._full import FullMatrix, full_matrices
 from ._layers import AdaptedMatrix, adapted_matrices
 from .clip import SpikeClip
@@ -50,7 +49,6 @@ __all__ = [
     "ThresholdHolder",
     "Watched",
     "adapted_matrices",
-    "effective_rank",
     "full_matrices",
     "hold_update",
 ]

@@ -19,8 +19,9 @@ from ._dora import DoraMatrix
 from ._full import FullMatrix
 from ._matrix import like
 
-RTOL = 1e-3
-"""The residual of a leading triplet; the error of its value is the square of it over a gap."""
+RTOL = 1e-5
+"""The residual of a leading triplet. Clipped values lie close together: there a value may
+be too low by that much."""
 MARGIN = 1e-5
 """Spikes are lowered to this fraction below their limit: the error of a measured value."""
 FIRST = 4

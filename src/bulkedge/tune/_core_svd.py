@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._guard import finite
 from bulkedge._precision import exact
 
 from ._matrix import AdaptedMatrix
@@ -105,34 +104,6 @@ def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
             parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)
             found |= {i: CoreSVD(*rest) for i, *rest in parts}
     return [found[i] for i in range(len(matrices))]
-
-
-def effective_rank(gamma: Tensor) -> float:
-    """``exp(−Σ p_j log p_j)`` with ``p = γ / Σγ``: r for r equal spikes, 0 for none.
-
-    Args:
-        gamma: Singular values, shape ``(r,)``.
-
-    Returns:
-        Between 1 and r.
-
-    Raises:
-        InputError: If they are not real and finite.
-
-    References:
-        Roy and Vetterli, EUSIPCO 2007: The effective rank.
-
-    Example:
-        >>> effective_rank(torch.tensor([1.0, 1.0, 0.0]))
-        2.0
-    """
-    if gamma.is_complex():
-        raise InputError(f"expected real singular values, got {gamma.dtype}")
-    total = float(finite("the singular values", gamma).sum())
-    if total <= 0:
-        return 0.0
-    p = exact(gamma) / total
-    return float(torch.exp(-torch.xlogy(p, p).sum()))
 
 
 def inner_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:

@@ -91,7 +91,7 @@ class AdaptedMatrix:
 
     @property
     def leaves(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """What B and A are made of, as it is trained; more than one a side of added adapters."""
+        """What B and A are made of, as it is trained; several where adapters are added up."""
         B, A = self.parameters
         return (B,), (A,)
 

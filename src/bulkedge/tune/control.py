@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import NOT_NEGATIVE, check_values, each, optional, whole
+from bulkedge.update import effective_rank
 
 from ._clip_spikes import changeable_factors, first_of_tied
-from ._core_svd import effective_rank
 from ._layers import Adapted, AdaptedMatrix, require_same_layers
 from ._saved import BY_NAME, entries
 from ._thresholds import Line, Thresholds, known_thresholds

@@ -22,8 +22,8 @@ from bulkedge._linmap import LinearMap
 from bulkedge.intruder import COUNTED, Verdict, judge_vectors
 from bulkedge.moments import Moments
 from bulkedge.triplet import GolubKahan, singular_triplet
+from bulkedge.update import effective_rank
 
-from ._core_svd import effective_rank
 from ._drift import layer_drifts, measure
 from ._figure import draw
 from ._held import held_matrices

@@ -7,7 +7,7 @@ from singular values alone (:func:`predict`, :func:`budget`).
 from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
 from ._measure import MOMENTS, measure_base, moment_misfit
 from ._products import Measured, measure
-from ._update_svd import UpdateSVD, update_svd
+from ._update_svd import UpdateSVD, effective_rank, update_svd
 from .critical import (
     ScaleBracket,
     aligned_scale,
@@ -56,6 +56,7 @@ __all__ = [
     "bracket_scale",
     "budget",
     "critical_scale",
+    "effective_rank",
     "eigen_perturbation",
     "eigenvalue_perturbation",
     "generic_scale",

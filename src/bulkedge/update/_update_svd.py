@@ -108,6 +108,34 @@ def update_svd(B: Tensor, A: Tensor, scale: float, shape: tuple[int, int]) -> Up
     return UpdateSVD(Q_B @ X * root, Q_A @ Y * root, gamma)
 
 
+def effective_rank(gamma: Tensor) -> float:
+    """``exp(−Σ p_j log p_j)`` with ``p = γ / Σγ``: r for r equal spikes, 0 for none.
+
+    Args:
+        gamma: Singular values, shape ``(r,)``.
+
+    Returns:
+        Between 1 and r.
+
+    Raises:
+        InputError: If they are not real and finite.
+
+    References:
+        Roy and Vetterli, EUSIPCO 2007: The effective rank.
+
+    Example:
+        >>> effective_rank(torch.tensor([1.0, 1.0, 0.0]))
+        2.0
+    """
+    if gamma.is_complex():
+        raise InputError(f"expected real singular values, got {gamma.dtype}")
+    total = float(finite("the singular values", gamma).sum())
+    if total <= 0:
+        return 0.0
+    p = exact(gamma) / total
+    return float(torch.exp(-torch.xlogy(p, p).sum()))
+
+
 def require_real(name: str, x: Tensor) -> Tensor:
     """``x`` in float64, without its history; InputError unless it is real and finite."""
     if not isinstance(x, Tensor) or x.is_complex():

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from bulkedge._errors import BulkedgeError
-from bulkedge._fields import check_fields, whole
+from bulkedge._fields import check_fields, instance, optional, whole
 from bulkedge._precision import one_thread
 from bulkedge.auditing.known import KnownBases
 from bulkedge.auditing.matrix import audit_matrix
@@ -50,7 +50,7 @@ class LocalEngine:
     known: KnownBases | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, jobs=whole(1))
+        check_fields(self, jobs=whole(1), known=optional(instance(KnownBases, "what is known")))
 
     @property
     def name(self) -> str:

@@ -136,8 +136,8 @@ def _why_unreadable(info: TensorInfo, scales: TensorInfo, zero: TensorInfo | Non
     if scales.dtype not in FLOATING or scales.size not in (1, rows):
         found = f"{scales.dtype} {scales.shape}"
         return (
-            f"{info.dtype} tensor: its scales are {found}, expected one number or {rows}, one a "
-            "row; in groups they are not handled, dequantise it with the library that wrote it"
+            f"{info.dtype} tensor: its scales are {found}, expected one number, or {rows}, one "
+            "for each row; scales of groups are not handled, dequantise it with what wrote it"
         )
     if scales.size == rows > 1 and scales.shape[0] != rows:
         return f"{info.dtype} tensor: scales of shape {scales.shape} are not those of its rows"

@@ -53,8 +53,8 @@ class GolubKahan:
             measured in float64, by two passes each.  Few vectors beyond k prove little: give it an
             ``oversample`` of 8.  None asks for no proof and judges by residuals alone, as every
             other iterative solver does.
-        restart: Go on with :class:`BlockKrylov` where ``max_steps`` are not enough; False returns
-            what there is, with ``Status.MAX_STEPS``.
+        restart: Continue with :class:`BlockKrylov` where ``max_steps`` are not enough; False
+            returns what there is, with ``Status.MAX_STEPS``.
 
     Example:
         >>> from bulkedge.triplet import singular_triplet

@@ -100,9 +100,13 @@ class Bulk(ABC):
     def traces(self, z: Tensor) -> Traces:
         """φ_u, φ_v and their derivatives at float64 ``z`` ≥ edge."""
 
-    @functools.cached_property
+    @property
     def threshold(self) -> float:
         """θ_c = D(b⁺)^(−1/2), the strength beyond which a spike makes an outlier."""
+        return self._threshold
+
+    @functools.cached_property
+    def _threshold(self) -> float:
         return float(self._strength(torch.tensor(self.edge, dtype=torch.float64)))
 
     def supercritical(self, theta: Array) -> Any:

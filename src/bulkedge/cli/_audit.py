@@ -95,7 +95,6 @@ SCALES = 13
 )
 @click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the ranks in use as settings for LoraConfig(**…), JSON.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for record.json.")
 @click.option("--resume", is_flag=True, help="Resume from the journal in the output folder.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Worker processes, one thread each.")  # fmt: skip

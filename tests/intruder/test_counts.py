@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.intruder import judge
 from bulkedge.intruder._search import Search
+from bulkedge.rmt import EmpiricalBulk
+from bulkedge.update import BaseSpectrum, predict_spikes
 
 ALLOWED = 1.1
 FACTORISATIONS = {"linalg_eigh", "linalg_svd", "_linalg_svd", "_linalg_eigh", "linalg_cholesky_ex"}
@@ -26,6 +28,9 @@ CASES = {
     ("near ties", 400, 700): (20, 0, 2, 1_195),
     ("noise", 64, 64): (4, 0, 0, 200),
 }
+
+# the same bases: transforms of an empirical bulk, and operations, of its fit and its predictions
+FITS = {("noise", 64, 64): (0, 998), ("trained", 200, 200): (10, 1_250)}
 
 
 @dataclass
@@ -81,4 +86,20 @@ def test_no_count_has_risen(case, most, monkeypatch):
     for name, now, before in zip(
         ("passes", "checks", "factorisations", "operations"), figures, most, strict=True
     ):
+        assert now <= ALLOWED * before, (case, name, figures)
+
+
+@pytest.mark.parametrize(("case", "most"), FITS.items(), ids=lambda x: str(x))
+def test_no_count_of_a_fit_and_its_predictions_has_risen(case, most, monkeypatch):
+    values = torch.linalg.svdvals(made(*case)[0].to_dense().double())
+    calls, traces = [], EmpiricalBulk.traces
+    monkeypatch.setattr(EmpiricalBulk, "traces", lambda *a: calls.append(1) or traces(*a))
+    theta = torch.linspace(3, 0.2, 12)
+    predict_spikes(BaseSpectrum.from_values(values, case[1:]), theta)  # tables are made once
+    calls.clear()
+    with Counts() as counts:
+        found = predict_spikes(BaseSpectrum.from_values(values, case[1:]), theta)
+    assert {True, False} == set(found.supercritical.tolist())
+    figures = (len(calls), counts.operations)
+    for name, now, before in zip(("transforms", "operations"), figures, most, strict=True):
         assert now <= ALLOWED * before, (case, name, figures)

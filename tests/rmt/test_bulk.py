@@ -496,15 +496,36 @@ def test_closed_integrals_over_the_first_values(g, w, soft):
         pieces = [integrate.quad(integrand, *ends, **options)[0] for ends in ((0, cut), (cut, 1))]
         return sum(pieces)
 
-    value, slope = (_average_soft if soft else _average_hard)(double(g), w)
-    assert float(value) == pytest.approx(moment(1), rel=1e-11)
-    assert float(slope) == pytest.approx(-moment(2), rel=1e-11)
+    for point, lib in ((double(g), torch), (np.asarray(g), np)):
+        value, slope = (_average_soft if soft else _average_hard)(point, w, lib)
+        assert float(value) == pytest.approx(moment(1), rel=1e-11)
+        assert float(slope) == pytest.approx(-moment(2), rel=1e-11)
 
 
 def test_at_a_soft_edge_the_average_is_finite():
-    value, slope = _average_soft(double(0.0), 0.5)
+    value, slope = _average_soft(double(0.0), 0.5, torch)
     assert float(value) == 6.0
     assert float(slope) == -math.inf
+
+
+@pytest.mark.parametrize(
+    "values", [uniform(60) ** 2 + 0.1, uniform(60) + 0.1], ids=["soft", "hard"]
+)
+def test_traces_are_the_same_with_a_gradient_and_without(values):
+    bulk = EmpiricalBulk(values, (60, 90))
+    for z in (double([1.0, 1.0 + 1e-9, 1.3, 1e3, math.nan]) * bulk.edge, double(1.1 * bulk.edge)):
+        with_gradient = bulk.traces(z.clone().requires_grad_())
+        assert with_gradient.left.requires_grad
+        for one, other in some(zip(bulk.traces(z), with_gradient, strict=True)):
+            assert one.shape == other.shape == z.shape
+            torch.testing.assert_close(one, other.detach(), rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_the_threshold_is_computed_once(monkeypatch):
+    bulk = EmpiricalBulk(uniform(60) ** 2, (60, 90))
+    first = bulk.threshold
+    monkeypatch.setattr(EmpiricalBulk, "traces", None)
+    assert bulk.threshold == first > 0
 
 
 def test_the_slopes_are_derivatives():

@@ -194,6 +194,17 @@ def test_joins_are_smooth_and_cdf_is_monotone(beta):
 
 
 @pytest.mark.parametrize("beta", BETAS)
+def test_values_are_the_same_with_a_gradient_and_without(beta):
+    x = torch.linspace(-20, 20, 101, dtype=torch.float64)
+    law = TracyWidom(beta)
+    for function in (law.cdf, law.sf, law.pdf, law.logcdf, law.logsf):
+        with_gradient = function(x.clone().requires_grad_())
+        assert with_gradient.requires_grad
+        torch.testing.assert_close(function(x), with_gradient.detach(), rtol=1e-13, atol=0)
+        assert torch.equal(torch.func.vmap(function)(x), with_gradient.detach())
+
+
+@pytest.mark.parametrize("beta", BETAS)
 def test_density_is_the_derivative(beta):
     law = TracyWidom(beta)
     x = np.linspace(-11, 7, 61)

@@ -325,7 +325,7 @@ def _factors(
         tuned = singular_triplet(W, k, solver=DenseSVD())
     if small:
         return remember("svd", lambda: thin_svd(W0.to_dense())), tuned
-    longer: VectorSide = "left" if W.shape[0] > W.shape[1] else "right"
+    longer: VectorSide = "left" if W.shape[0] >= W.shape[1] else "right"
     # what is kept has to serve those who ask for other sides, too
     both = longer in sides or remember is not compute_anew
     return remember("svd", lambda: base_factors(W0.to_dense(), long_side=both)), tuned

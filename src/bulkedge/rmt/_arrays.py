@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real, as_whole
@@ -144,6 +145,29 @@ def slack(x: Array) -> float:
         return max(MIN_SLACK, 2 * torch.finfo(dtype).eps)
     dtype = np.asarray(x).dtype
     return max(MIN_SLACK, 2 * float(np.finfo(dtype if dtype.kind == "f" else float).eps))
+
+
+def plain(x: Tensor) -> np.ndarray | None:
+    """The numbers of a tensor, for NumPy, whose calls on few numbers cost a tenth of torch's.
+
+    Args:
+        x: Any shape.
+
+    Returns:
+        The same memory; None where torch has to see what is computed: on another device, for a
+        derivative, inside a transform.
+
+    Example:
+        >>> plain(torch.ones(2, requires_grad=True)) is None, plain(torch.ones(2))
+        (True, array([1., 1.], dtype=float32))
+    """
+    derived = x.requires_grad and torch.is_grad_enabled()
+    if derived or type(x) is not Tensor or x.device.type != "cpu":
+        return None
+    transforms = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if transforms or torch.compiler.is_compiling():
+        return None
+    return x.detach().numpy()
 
 
 def elementwise(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Array], Any]:

@@ -18,6 +18,7 @@ root by the delta method.  Several spikes in general position act each alone, at
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +103,10 @@ class Bulk(ABC):
     @property
     def threshold(self) -> float:
         """θ_c = D(b⁺)^(−1/2), the strength beyond which a spike makes an outlier."""
+        return self._threshold
+
+    @functools.cached_property
+    def _threshold(self) -> float:
         return float(self._strength(torch.tensor(self.edge, dtype=torch.float64)))
 
     def supercritical(self, theta: Array) -> Any:

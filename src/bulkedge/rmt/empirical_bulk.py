@@ -24,7 +24,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._fields import renamed
 
-from ._arrays import Array, count, enter_real, real
+from ._arrays import Array, count, enter_real, plain, real
 from .bulk import Bulk, Traces, checked_shape
 from .tracy_widom import TracyWidom
 
@@ -191,65 +191,74 @@ class EmpiricalBulk(Bulk):
 
     def traces(self, z: Tensor) -> Traces:
         """See :meth:`Bulk.traces`."""
+        points = plain(z)
+        if points is None:
+            return self._traces(z, self.body.to(z.device), torch)
+        with np.errstate(all="ignore"):
+            found = self._traces(points, self.body.numpy(), np)
+        return Traces(*(torch.from_numpy(np.asarray(x)) for x in found))
+
+    def _traces(self, z: Any, body: Any, lib: Any) -> Traces:
+        """The same, of torch or of NumPy: ``lib`` is the one of the two that z and body are of."""
         m, n = self.shape
         p = min(m, n)
-        body = self.body.to(z.device)
         inverse = 1 / ((z[..., None] - body) * (z[..., None] + body))
-        top, top_slope = self._smooth(z)
+        top, top_slope = self._smooth(z, lib)
         total = self.weight * (z * inverse.sum(-1) + top)
         slope = self.weight * (
-            inverse.sum(-1) - 2 * (z[..., None] * inverse).square().sum(-1) + top_slope
+            inverse.sum(-1) - 2 * lib.square(z[..., None] * inverse).sum(-1) + top_slope
         )
         return Traces(
             (total + (m - p) / z) / m,
             (total + (n - p) / z) / n,
-            (slope - (m - p) / z.square()) / m,
-            (slope - (n - p) / z.square()) / n,
+            (slope - (m - p) / lib.square(z)) / m,
+            (slope - (n - p) / lib.square(z)) / n,
         )
 
-    def _smooth(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _smooth(self, z: Any, lib: Any) -> tuple[Any, Any]:
         """``count·E[z/(z² − t²)]`` and its slope over the smooth density of the first values t."""
         # With t = b − w x the density is constant in x on (0, 1) for a hard edge, 3√x/2 for a soft
         # one; and z/(z² − t²) = ½/(z − t) + ½/(z + t).
         edge = self.fitted
-        below = (z - edge.position).clamp_min(0.0)
+        below = lib.clip(z - edge.position, 0.0, None)
         average = _average_hard if edge.hard else _average_soft
-        near, near_slope = average(below, edge.width)
-        far, far_slope = average(z + edge.position, -edge.width)
+        near, near_slope = average(below, edge.width, lib)
+        far, far_slope = average(z + edge.position, -edge.width, lib)
         return edge.count * (near + far) / 2, edge.count * (near_slope + far_slope) / 2
 
 
-def _average_hard(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
-    """``∫₀¹ dx/(g + w x)`` and its derivative by g."""
-    return (w / g).log1p() / w, -1 / (g * (g + w))
+def _average_hard(g: Any, w: float, lib: Any) -> tuple[Any, Any]:
+    """``∫₀¹ dx/(g + w x)`` and its derivative by g, of NumPy or torch."""
+    return lib.log1p(w / g) / w, -1 / (g * (g + w))
 
 
-def _average_soft(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
+def _average_soft(g: Any, w: float, lib: Any) -> tuple[Any, Any]:
     """``∫₀¹ 3√x/2 dx/(g + w x)`` and its derivative by g, for w > −g."""
     # With x = y² and q = g/|w| it is (3/w)(1 − T), T = √q·arctan(1/√q), or √q·artanh(1/√q) if w < 0
     near = g < SERIES_FROM * abs(w)
-    far, far_slope = _average_soft_far(torch.where(near, SERIES_FROM * abs(w), g), w)
-    q = torch.where(near, g, SERIES_FROM * abs(w)) / abs(w)
-    root = q.sqrt()
+    far, far_slope = _average_soft_far(lib.where(near, SERIES_FROM * abs(w), g), w)
+    q = lib.where(near, g, SERIES_FROM * abs(w)) / abs(w)
+    root = lib.sqrt(q)
     if w > 0:
-        angle = torch.atan2(torch.ones_like(root), root)
+        angle = lib.arctan2(lib.ones_like(root), root)
         T, slope = root * angle, angle / (2 * root) - 0.5 / (1 + q)
     else:
-        angle = torch.atanh(1 / root)
+        angle = lib.arctanh(1 / root)
         T, slope = root * angle, angle / (2 * root) - 0.5 / (q - 1)
     return (
-        torch.where(near, (1 - T) * 3 / w, far),
-        torch.where(near, -slope * 3 / (w * abs(w)), far_slope),
+        lib.where(near, (1 - T) * 3 / w, far),
+        lib.where(near, -slope * 3 / (w * abs(w)), far_slope),
     )
 
 
-def _average_soft_far(g: Tensor, w: float) -> tuple[Tensor, Tensor]:
+def _average_soft_far(g: Any, w: float) -> tuple[Any, Any]:
     """The same by its series in w/g, since 1 − T loses the digits of g/|w|."""
-    total, slope = torch.zeros_like(g), torch.zeros_like(g)
+    ratio = w / g
+    total = slope = 0.0 * g
     for k in reversed(range(SERIES_TERMS)):
-        total = 3 / (2 * k + 3) - w / g * total
-        slope = 3 * (k + 1) / (2 * k + 3) - w / g * slope
-    return total / g, -slope / g.square()
+        total = 3 / (2 * k + 3) - ratio * total
+        slope = 3 * (k + 1) / (2 * k + 3) - ratio * slope
+    return total / g, -slope / (g * g)
 
 
 def _studentised(values: np.ndarray, tests: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from bulkedge._fields import check_fields, one_of
 
 from ._airy import operator, survival
 from ._arc import gauss_legendre
-from ._arrays import elementwise
+from ._arrays import elementwise, plain
 from ._law import Law, keep_nan
 
 _LEFT, _JOIN, _RIGHT = -12.0, -2.0, 4.0
@@ -221,14 +221,21 @@ def _interpolate(coefficients: np.ndarray, x: Tensor, interval: tuple[float, flo
     """A Chebyshev sum and its derivative, by Clenshaw's recurrence."""
     low, high = interval
     y = (2 * x - low - high) / (high - low)
-    slope = _clenshaw(chebyshev.chebder(coefficients), y) * (2 / (high - low))
-    return _Slope(_clenshaw(coefficients, y), slope)
+    points = plain(y)
+    value, slope = (
+        _clenshaw(sum_, y)
+        if points is None
+        else torch.from_numpy(np.asarray(_clenshaw(sum_, points)))
+        for sum_ in (coefficients, chebyshev.chebder(coefficients))
+    )
+    return _Slope(value, slope * (2 / (high - low)))
 
 
-def _clenshaw(coefficients: np.ndarray, y: Tensor) -> Tensor:
-    one = two = torch.zeros_like(y)
+def _clenshaw(coefficients: np.ndarray, y: Any) -> Any:
+    """The sum at points of NumPy or torch, of their kind."""
+    one, two, twice = 0.0 * y, 0.0, 2 * y
     for c in coefficients[:0:-1].tolist():
-        one, two = c + 2 * y * one - two, one
+        one, two = c + twice * one - two, one
     return float(coefficients[0]) + y * one - two
 
 

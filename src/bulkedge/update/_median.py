@@ -22,8 +22,15 @@ def median_score(weight: Tensor) -> Tensor:
         weight: Mean squared components on each base vector, shape ``(r, p)``.
 
     Returns:
-        Shape ``(r,)``.
+        Shape ``(r,)``; NaN where a weight is, as of a spike that makes no outlier.
     """
+    known = weight.isfinite().all(-1)
+    found = weight.new_full(known.shape, math.nan)
+    found[known] = _median(weight[known])
+    return found
+
+
+def _median(weight: Tensor) -> Tensor:
     # Σ log erf(c_i t) = −log 2 in u = log t: concave, so that Newton's method climbs to the root
     # from below, without bisection; there the largest component alone has that chance.
     rest = (1 - weight).clamp_min(torch.finfo(torch.float64).tiny)

@@ -10,6 +10,7 @@ from bulkedge.triplet import thin_svd
 from bulkedge.update import (
     BaseSpectrum,
     aligned_scale,
+    aligned_scores,
     critical_scale,
     generic_scale,
     predict_spikes,
@@ -19,6 +20,25 @@ from bulkedge.update._reduced import _chain, measured
 from helpers import oracle_scores, some, weights
 
 GRID = 1.05
+
+
+def test_more_directions_than_there_are_and_a_base_of_lower_rank():
+    U, S, V = thin_svd(torch.randn(30, 40, generator=torch.Generator().manual_seed(1)).double())
+    B, A = torch.ones(30, 1).double(), torch.eye(40)[:1].double()
+    update = update_svd(B, A, 1.0, (30, 40))
+    base = BaseSpectrum.of((U * S) @ V.mT)
+    for find in (
+        lambda k: aligned_scale(base, (U, S, V), update, top_k=k),
+        lambda k: generic_scale(base, [1.0], top_k=k),
+        lambda k: aligned_scores(base, (U, S, V), update, [1.0], top_k=k).flatten().tolist(),
+        lambda k: predict_spikes(base, [1.0], top_k=k).chance,
+    ):
+        assert find(60) == find(30)
+    S = torch.where(torch.arange(30) < 12, S, 0.0)
+    deficient = BaseSpectrum.of((U * S) @ V.mT)
+    # any update makes a 13th direction, which is new; below rounding nothing is told
+    found = aligned_scale(deficient, (U, S, V), update, top_k=13)
+    assert 1e-16 < found < 1e-12
 
 
 def first_new(W0, update, k, expected):

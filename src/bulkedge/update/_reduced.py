@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._precision import exact
+from bulkedge.triplet import resolution
 
 from ._update_svd import UpdateSVD
 
@@ -45,7 +46,8 @@ class Reduced:
 
     Attributes:
         known: q, how many leading base vectors are rows of their own, the first ones.
-        sigma_k: The k-th value of the base over the first.
+        sigma_k: The k-th value of the base over the first, or what rounding leaves of it if that is
+            more.
         core: The base, shape ``(d, d)``.
         left: The update's left factor, shape ``(..., d, r)``: several where they are drawn.
         right: Its right factor, shape ``(..., d, r)``.
@@ -167,7 +169,8 @@ def _assembled(
     nothing = b.new_zeros(*b.shape[:-2], levels * r, r)
     R, T = (_outside(x, gamma, levels) for x in (b, a))
     left, right = torch.cat([b, R, nothing], dim=-2), torch.cat([a, nothing, T], dim=-2)
-    return Reduced(q, values[min(top_k, p) - 1], core, left, right)
+    sigma_k = values[min(top_k, p) - 1].clamp_min(float(resolution(values, shape)))
+    return Reduced(q, sigma_k, core, left, right)
 
 
 def _outside(inside: Tensor, gamma: Tensor, levels: int) -> Tensor:

@@ -136,7 +136,7 @@ def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10)
     Args:
         spectrum: The base.
         strongest: ``‖ΔW‖₂``.
-        top_k: How many leading directions are judged.
+        top_k: How many leading directions are judged; all if there are fewer.
 
     Returns:
         The scale; None for no update, or a base whose edge is hard, which has no limit.
@@ -173,7 +173,7 @@ def generic_scale(
     Args:
         spectrum: The base.
         theta: Strengths, the singular values of the update, shape ``(r,)``.
-        top_k: How many leading directions are judged.
+        top_k: How many leading directions are judged; all if there are fewer.
         epsilon: The score below which one is new, on the left.
         draws: Of the vectors.
 
@@ -193,6 +193,7 @@ def generic_scale(
         True
     """
     _check("generic_scale", top_k, epsilon)
+    top_k = min(top_k, *spectrum.shape)
     check_values("generic_scale", draws=(draws, whole(1)))
     strengths = enter_real(theta)[0].cpu()
     if strengths.ndim != 1 or not bool((strengths.isfinite() & (strengths >= 0)).all()):
@@ -215,7 +216,9 @@ def aligned_scale(
 ) -> float | None:
     """The critical scale of an update that is known, beside the leading triplets of its base.
 
-    How the update lies to these is measured; the rest of the base answers it by its bulk.  Cost:
+    How the update lies to these is measured; the rest of the base answers it by its bulk.  An
+    update along base vectors beyond the q leading ones, which strengthens what the base has, is
+    taken for a generic one there: its scale may be far off.  Cost:
     O((m + n) q r) for the components, q = 32 triplets, and some 30 eigenproblems of q + 4r rows;
     no product with the base.
 
@@ -223,7 +226,7 @@ def aligned_scale(
         spectrum: The base.
         leading: Its leading triplets, U ``(m, q)``, σ ``(q,)`` and V ``(n, q)``, q ≥ ``top_k``.
         update: Its spikes; the 64 strongest count.
-        top_k: How many leading directions are judged.
+        top_k: How many leading directions are judged; all if there are fewer.
         epsilon: The score below which one is new.
         sides: On which.
 
@@ -253,6 +256,7 @@ def aligned_scale(
         True
     """
     _check("aligned_scale", top_k, epsilon)
+    top_k = min(top_k, *spectrum.shape)
     problem = _measured(spectrum, leading, update, top_k)
     if problem is None:
         return None
@@ -282,7 +286,8 @@ def aligned_scores(
         sides: On which.
 
     Returns:
-        Shape ``(len(scales), len(sides), top_k)``, the strongest direction first.
+        Shape ``(len(scales), len(sides), k)``, k = ``min(top_k, m, n)``, the strongest direction
+        first.
 
     Raises:
         InputError: As of :func:`aligned_scale`, and for an update of zero.
@@ -299,6 +304,7 @@ def aligned_scores(
         [1.0, 0.32]
     """
     check_values("aligned_scores", top_k=(top_k, whole(1)))
+    top_k = min(top_k, *spectrum.shape)
     problem = _measured(spectrum, leading, update, top_k)
     if problem is None:
         raise InputError("expected an update with spikes, got zero")

@@ -348,7 +348,7 @@ def _chance_among(
 ) -> float:
     """The share of drawn updates that make one of the k leading left directions new."""
     draws = count("draws", draws, 0)
-    gamma = theta[theta > 0].sort(descending=True).values
+    gamma, top_k = theta[theta > 0].sort(descending=True).values, min(top_k, *spectrum.shape)
     if draws == 0:
         return math.nan
     if len(gamma) == 0:

@@ -69,7 +69,7 @@ def weaker(record: Record) -> Weaker | None:
 
 
 def scale_lines(record: Record) -> list[str]:
-    """How much weaker, in a line of a terminal.
+    """How much weaker, in lines of a terminal: the limit, whose it is, and where it is wrong.
 
     Args:
         record: An audit.
@@ -83,15 +83,12 @@ def scale_lines(record: Record) -> list[str]:
     if why := _unknown(found):
         return [f"how much weaker to merge or serve it is NOT known: {why}"]
     how = "measured" if found.measured else "estimated, not measured"
-    line = (
-        f"to have no new direction, merge or serve it at ≤ {_down(found.scale)} of its strength: "
-        f"{how}; set by {found.matrix}"
-    )
-    if found.above:
-        line += f"; {_off(found)}"
+    scale = f"≤ {_down(found.scale)} of its strength: {how}"
+    limit = f"this limit is set by {found.matrix}"
     if found.untrained:
-        line += f"; {count(found.untrained, 'matrix', 'matrices')} whose base is noise left out"
-    return [line]
+        limit += f"; {count(found.untrained, 'matrix', 'matrices')} whose base is noise left out"
+    lines = [f"to have no new direction, merge or serve it at {scale}", limit]
+    return [*lines, _off(found)] if found.above else lines
 
 
 def scale_sentences(record: Record) -> list[str]:
@@ -154,9 +151,8 @@ def _unknown(found: Weaker) -> str | None:
 
 def _off(found: Weaker) -> str:
     """How often the expectation is wrong, and what follows."""
-    of = f"of {count(found.known, 'matrix', 'matrices')} with new directions"
-    below = "stands below its own" if found.above == 1 else "stand below their own"
-    return f"{found.above} {of} {below} estimate already, and may have to be weaker still"
+    of = f"{found.above} of {count(found.known, 'matrix', 'matrices')} with new directions"
+    return f"the estimate is too high for {of}, which may have to be weaker still"
 
 
 def _down(scale: float) -> str:

@@ -350,6 +350,7 @@ def test_a_record_is_a_data_frame(record):
     frame = pandas.DataFrame(record.matrices)
     assert set(frame.columns) == set(bulkedge.records.Matrix.model_fields)
     assert list(frame["name"]) == ["a.weight", "b.weight"]
+    print(frame, record.to_pandas())  # pandas looks into every cell that is a mapping
     flat = record.to_pandas().set_index("name")
     assert flat.loc["a.weight", "intruder"] == 1
     assert flat.loc["a.weight", "worst_score"] == min(
@@ -358,6 +359,11 @@ def test_a_record_is_a_data_frame(record):
     directions = record.to_pandas("directions")
     assert len(directions) == 8
     assert set(directions["verdict"]) <= {"aligned", "rotated", "intruder", "undecided"}
+
+
+def test_what_is_no_record_is_not_compared(record):
+    with pytest.raises(InputError, match="expected another record of an audit, got int"):
+        record.compare(3)
 
 
 def test_rows_are_mappings(record):

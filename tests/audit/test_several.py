@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 import bulkedge
@@ -122,8 +124,11 @@ def test_the_command_writes_a_record_each_and_one_table_and_page(inputs, alone, 
     ("options", "message"),
     [
         ([], "several TUNED need a folder for their records"),
-        (["--output", "o", "--shard", "1/2"], "--shard is for one TUNED"),
-        (["--output", "o", "--csv", "x.csv"], "--csv is written into --output"),
+        (["--output", "o", "--shard", "1/2"], "--shard is for one, but several"),
+        (["--output", "-"], "--output -: several records need a folder"),
+        (["--output", "o", "--csv", "x.csv"], "comparison.csv is written into DIR"),
+        (["--output", "o", "--report", "x.html"], "comparison.html is written into DIR"),
+        (["--output", "o", "--peft", "x.json"], "audit that adapter alone for its ranks"),
         (["--output", "o", "--engine", "ray"], "takes one TUNED at a time"),
     ],
 )
@@ -145,6 +150,30 @@ def test_names_tell_paths_apart():
     assert len(set(found)) == len(found)
     assert found[2] == "b"
     assert not any("/" in name for name in found)
+
+
+def test_names_stay_inside_the_output_folder(tmp_path, monkeypatch):
+    (tmp_path / "a/ft/sub").mkdir(parents=True)
+    (tmp_path / "comparison.csv").mkdir()
+    monkeypatch.chdir(tmp_path / "a/ft/sub")
+    found = list(names_of([Path(".."), tmp_path / "comparison.csv", Path("/")]))
+    assert not {"", ".", "..", "comparison.csv", "comparison.html"} & set(found)
+    assert found[0] == "ft"
+    with pytest.raises(click.UsageError, match="is given twice"):
+        names_of([tmp_path / "a/ft", tmp_path / "a/ft/sub/.."])
+
+
+def test_a_cache_that_was_changed_is_computed_again(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from bulkedge.auditing.known import _read, _write
+
+    file = tmp_path / "x.safetensors"
+    values = {"S": torch.arange(5).double()}
+    _write(file, values)
+    assert torch.equal(_read(file, {"S": (5,)})[0], values["S"])
+    save_file({"S": load_file(file)["S"] + 1}, file)
+    assert _read(file, {"S": (5,)}) is None
 
 
 def test_a_cache_that_cannot_be_written(inputs, tmp_path):

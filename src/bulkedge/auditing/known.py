@@ -8,6 +8,7 @@ on, the content of the base's files included: a changed base has other names.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ space of the matrix in float64."""
 
 STORED = {"svd": ("U", "S", "V"), "values": ("S",)}
 """What is kept on disk, and the tensors of each."""
+
+CHECKSUM = "sha256"
+"""The entry of a file's metadata that its tensors must fit; what does not is computed again."""
 
 
 @dataclass
@@ -122,15 +126,26 @@ def _read(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[torch.Tens
     if not os.path.lexists(file):
         return None
     try:
-        infos = read_header(file)[0]
+        infos, metadata = read_header(file)[:2]
         if {name: info.shape for name, info in infos.items()} != shapes:
             return None
         found = {name: read_tensor(info) for name, info in infos.items()}
     except CheckpointError:
         return None
+    if (metadata or {}).get(CHECKSUM) != _checksum(found):
+        return None
     if not all(t.dtype is torch.float64 and bool(t.isfinite().all()) for t in found.values()):
         return None
     return tuple(found[name] for name in ("U", "S", "V") if name in found)
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the bytes of all tensors, in the order of their names."""
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        hashed.update(name.encode() + b"\0")
+        hashed.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
 
 
 def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -143,7 +158,7 @@ def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     try:
         descriptor, building = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.")
         os.close(descriptor)
-        save_file(values, building)
+        save_file(values, building, {CHECKSUM: _checksum(values)})
         os.replace(building, file)
     except (OSError, SafetensorError):  # a full disk: the next audit computes it again
         if building is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import click
 
 from bulkedge._errors import printable
 
-from ._output import CLEAN, check_folder, exit_code, write
+from ._output import CLEAN, STDOUT, check_folder, exit_code, write
 from ._progress import show_progress
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 TABLE, PAGE = "comparison.csv", "comparison.html"
 """What is written into the output folder, beside a folder for each fine-tune."""
 
+FOR_ONE = {
+    "shard": "it splits the audit of one fine-tune",
+    "csv": f"{TABLE} is written into DIR",
+    "report": f"{PAGE} is written into DIR",
+    "peft": "audit that adapter alone for its ranks",
+}
+"""The options that several fine-tunes cannot have, and what there is instead."""
+RESERVED = ("", ".", "..", TABLE, PAGE)
+"""No fine-tune is called so: its folder would be another, or a file of the command."""
+
 GRAVEST_FIRST = (2, 1, CLEAN)
 """Exit codes: what could not be judged outranks findings."""
 
@@ -32,10 +43,14 @@ def refuse_for_several(options: dict[str, Any]) -> None:
     """UsageError for options that several fine-tunes cannot have."""
     if options["output"] is None and not options["dry_run"]:
         raise click.UsageError("several TUNED need a folder for their records (--output DIR)")
-    for name in ("shard", "csv", "report"):
+    if options["output"] == STDOUT:
+        raise click.UsageError("--output -: several records need a folder; give --output DIR")
+    for name, instead in FOR_ONE.items():
         if options[name] is not None:
-            what = "is for one TUNED" if name == "shard" else "is written into --output for several"
-            raise click.UsageError(f"--{name} {what}; leave it out")
+            names = "is for one" if name == "shard" else "names one file"
+            raise click.UsageError(
+                f"--{name} {names}, but several fine-tunes were given: leave it out; {instead}"
+            )
     if options["engine"] == "ray":
         raise click.UsageError("--engine ray takes one TUNED at a time")
 
@@ -105,10 +120,11 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
         >>> list(names_of([Path("a/checkpoint-5"), Path("b/checkpoint-5"), Path("c")]))
         ['a_checkpoint-5', 'b_checkpoint-5', 'c']
     """
-    absolute = [path.absolute() for path in paths]
-    if twice := [path for path, n in Counter(absolute).items() if n > 1]:
+    resolved = [Path(os.path.realpath(path)) for path in paths]
+    if twice := [path for path, n in Counter(resolved).items() if n > 1]:
         raise click.UsageError(f"{twice[0]} is given twice; leave one out")
-    parts = [[p.removesuffix(".safetensors") for p in path.parts if p != "/"] for path in absolute]
+    places = [_named(path) for path in paths]
+    parts = [[p.removesuffix(".safetensors") for p in place.parts[1:]] for place in places]
     found = ["" for _ in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         tails = ["_".join(names[-depth:]).replace("@", "_") for names in parts]
@@ -116,9 +132,25 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
         found = [had or (t if counts[t] == 1 else "") for had, t in zip(found, tails, strict=True)]
         if all(found) and len(set(found)) == len(found):
             break
-    taken = Counter(found)
-    unique = [n if n and taken[n] == 1 else f"{n}_{i}" for i, n in enumerate(found)]
-    return dict(zip(unique, paths, strict=True))
+    return dict(zip(_unique(found), paths, strict=True))
+
+
+def _named(path: Path) -> Path:
+    """Where a path lies, without links and ``..`` above it, under the name that was given."""
+    if path.name in ("", ".."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names of which none is another's, whatever case a disk ignores, or reserved."""
+    taken = {name.casefold() for name in RESERVED}
+    found: list[str] = []
+    for name in names:
+        tries = (name, *(f"{name or 'fine-tune'}_{i}" for i in range(2, len(names) + 3)))
+        found.append(next(name for name in tries if name.casefold() not in taken))
+        taken.add(found[-1].casefold())
+    return found
 
 
 def _show(records: dict[str, Record], options: dict[str, Any]) -> None:

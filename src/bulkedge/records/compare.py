@@ -83,6 +83,8 @@ def compare(first: Audited, second: Audited) -> RecordComparison:
     Raises:
         InputError: If the audits judged other directions, or by another ε.
     """
+    if not isinstance(second, type(first)):
+        raise InputError(f"expected another record of an audit, got {type(second).__name__}")
     for name in SAME:
         mine, other = getattr(first.recipe, name), getattr(second.recipe, name)
         if mine != other:

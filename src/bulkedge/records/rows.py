@@ -43,6 +43,14 @@ class Row(BaseModel):
         """The names of the fields: with ``row[name]`` so that a row is a mapping."""
         return list(type(self).model_fields)
 
+    def __len__(self) -> int:
+        """The number of fields."""
+        return len(type(self).model_fields)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The fields with their values: pandas prints a mapping by them."""
+        return [(name, getattr(self, name)) for name in self.keys()]
+
     def __getitem__(self, name: str) -> Any:
         """The value of a field."""
         if name not in type(self).model_fields:

@@ -10,13 +10,14 @@ from bulkedge._errors import MissingExtraError, count, printable
 from bulkedge._verdict import COUNTED, Verdict
 
 from .recipe import Recipe
-from .rows import Direction, Matrix
+from .rows import Bulk, CriticalScale, Direction, Matrix, Row
 
 MOST_SHOWN = 10
 """So many matrices a notebook shows, the worst first."""
-NESTED = ("shape", "directions", "angles", "spectrum", "bulk", "critical_scale", "predicted",
-          "drift_parts")  # fmt: skip
-"""The fields of a matrix that are no single value; a data frame leaves them out."""
+LISTS = ("shape", "directions", "angles", "spectrum", "predicted", "drift_parts", "scale_curve")
+"""The fields of a matrix that hold many values; a data frame leaves them out."""
+PARTS: dict[str, type[Row]] = {"bulk": Bulk, "critical_scale": CriticalScale}
+"""The fields that hold a few single values; a data frame has a column ``bulk_edge`` for each."""
 
 
 class Audited(Protocol):
@@ -161,10 +162,15 @@ def _direction(matrix: Matrix, row: Direction) -> dict[str, Any]:
 
 def _flat(matrix: Matrix) -> dict[str, Any]:
     """The single values of a matrix, and what its directions amount to."""
-    fields = (name for name in Matrix.model_fields if name not in NESTED)
+    fields = (name for name in Matrix.model_fields if name not in (*LISTS, *PARTS))
     scores = [row.score for row in matrix.directions]
     return {
         **{name: getattr(matrix, name, None) for name in fields},
+        **{
+            f"{part}_{name}": getattr(getattr(matrix, part, None), name, None)
+            for part, kind in PARTS.items()
+            for name in kind.model_fields
+        },
         "rows": matrix.shape[0],
         "columns": matrix.shape[1],
         **{v.value: sum(row.verdict is v for row in matrix.directions) for v in Verdict},

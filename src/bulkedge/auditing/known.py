@@ -144,7 +144,7 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
     hashed = hashlib.sha256()
     for name in sorted(tensors):
         hashed.update(name.encode() + b"\0")
-        hashed.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        hashed.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
 
 

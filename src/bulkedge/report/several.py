@@ -62,6 +62,11 @@ def _most(of: Callable[[Any], float | None], pick: Callable[..., Any]) -> Callab
     )
 
 
+def _mean_drift(record: Record) -> float | None:
+    """None without moments."""
+    return None if record.summary.drift is None else record.summary.drift.mean
+
+
 COLUMNS = (
     _Column("audited", "matrices", lambda record: record.summary.audited),
     _Column("directions", "directions", lambda record: sum(record.summary.verdicts.values())),
@@ -74,7 +79,7 @@ COLUMNS = (
         "spikes > θ_k",
         lambda record: record.summary.beyond_top_k_threshold,
     ),
-    _Column("drift", "drift", lambda record: record.summary.drift and record.summary.drift.mean, 4),
+    _Column("drift", "drift", _mean_drift, 4),
     _Column("lost", "lost", lambda record: record.summary.lost + record.summary.not_audited),
 )
 """Every column but the name of the fine-tune."""

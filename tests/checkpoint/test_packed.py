@@ -86,7 +86,7 @@ def test_a_lora_on_the_experts_of_gpt_oss(tmp_path):
     (plain / "config.json").write_text((base / "config.json").read_text())
     expected = make_plan(plain, adapter, Recipe()).comparisons
     assert len(comparisons) == len(expected) == 2
-    for packed, unpacked in zip(comparisons, expected, strict=True):
+    for packed, unpacked in some(zip(comparisons, expected, strict=True)):
         sides = [load(c, torch.device("cpu")) for c in (packed, unpacked)]
         one, other = (pair.tuned_map().to_dense() for pair in sides)
         torch.testing.assert_close(one, other)

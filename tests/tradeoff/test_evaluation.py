@@ -91,7 +91,7 @@ def test_gains_are_those_of_an_interpolation():
             for i, (t, k) in enumerate(zip(tasks, keeps, strict=True))
         ]
         held = [point(f"p{i}", "protected", i + 1, *rng.random(2)) for i in range(8)]
-        found = gains([*rng.permutation(np.array(line, dtype=object)), *held], axes)
+        found = gains([*(line[i] for i in rng.permutation(len(line))), *held], axes)
         assert [gain.point for gain in found] == [p.name for p in held]
         for gain, p in some(zip(found, held, strict=True)):
             task, keep = p.values["t"], p.values["k"]

@@ -63,14 +63,8 @@ class Operations(TorchDispatchMode):
 def made(kind: str, shape: list[int], rank: int) -> Pair:
     """A base of the kind, and a LoRA half of whose spikes are strong."""
     (m, n), generator = shape, torch.Generator().manual_seed(0)
-    if kind == "trained":
-        W0, _, _ = made_up_model.trained_like(m, n, generator)
-        theta = torch.linspace(8, 0.2, rank)
-    else:
-        W0 = torch.randn(m, n, generator=generator) / (m**0.5 + n**0.5)
-        theta = torch.linspace(3, 0.2, rank)
-    u, v = (made_up_model.orthonormal(size, rank, generator) for size in (m, n))
-    return Pair(W0, None, LowRank((u * theta).double(), v.mT.double()))
+    W0, B, A = made_up_model.base_and_factors(kind, m, n, rank, generator)
+    return Pair(W0, None, LowRank(B, A))
 
 
 def judged(pair: Pair) -> dict[str, Any]:

@@ -34,14 +34,8 @@ FIGURE = Path(__file__).parents[1] / "docs/figures/certified_cost.svg"
 def make_pair(kind: str, m: int, n: int, rank: int, seed: int = 0) -> Pair:
     """A base and a LoRA of the rank, half of whose spikes are strong enough to lead."""
     generator = torch.Generator().manual_seed(seed)
-    if kind == "trained":
-        W0, _, _ = made_up_model.trained_like(m, n, generator)
-        theta = torch.linspace(8, 0.2, rank)
-    else:
-        W0 = torch.randn(m, n, generator=generator) / (m**0.5 + n**0.5)
-        theta = torch.linspace(3, 0.2, rank)
-    u, v = (made_up_model.orthonormal(size, rank, generator) for size in (m, n))
-    return Pair(W0, None, LowRank((u * theta).double(), v.mT.double()))
+    W0, B, A = made_up_model.base_and_factors(kind, m, n, rank, generator)
+    return Pair(W0, None, LowRank(B, A))
 
 
 def audit_one(pair: Pair, recipe: Recipe) -> Judgement:

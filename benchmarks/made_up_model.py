@@ -46,6 +46,20 @@ def trained_like(m: int, n: int, generator: torch.Generator) -> tuple[torch.Tens
     return W, U, V
 
 
+def base_and_factors(
+    kind: str, m: int, n: int, rank: int, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """A base, ``trained`` or noise, with B and A of which half of the spikes are strong."""
+    if kind == "trained":
+        W0, _, _ = trained_like(m, n, generator)
+        theta = torch.linspace(8, 0.2, rank)
+    else:
+        W0 = torch.randn(m, n, generator=generator) / (m**0.5 + n**0.5)
+        theta = torch.linspace(3, 0.2, rank)
+    u, v = (orthonormal(size, rank, generator) for size in (m, n))
+    return W0, (u * theta).double(), v.mT.double()
+
+
 def factors(
     U: torch.Tensor, V: torch.Tensor, *, planted: bool, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:

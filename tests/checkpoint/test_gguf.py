@@ -153,7 +153,7 @@ def blocks(kind, rows, columns):
      "IQ4_XS", "IQ3_S", "IQ2_S", "TQ1_0", "TQ2_0", "MXFP4", "BF16", "F16"],
 )  # fmt: skip
 def test_the_numbers_of_a_block_are_those_of_the_library(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("bulkedge.checkpoint.codec.gguf.STRIP", 1024)
+    monkeypatch.setattr("bulkedge.checkpoint.codec.base.STRIP", 1024)
     packed = blocks(kind, 9, 512)
     file = write({DOWN: (packed, kind)}, tmp_path / "x.gguf")
     expected = gguf.dequantize(packed.numpy(), gguf.GGMLQuantizationType[kind])

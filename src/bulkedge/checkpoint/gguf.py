@@ -15,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bulkedge._errors import CheckpointError
-
-from .header import CAP_VARIABLE, MAX_NAME_LENGTH, MAX_NAME_PARTS, json_cap, open_regular
+from .header import (
+    CAP_VARIABLE,
+    MAX_NAME_LENGTH,
+    MAX_NAME_PARTS,
+    DamagedError,
+    json_cap,
+    naming,
+    open_regular,
+)
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ENDING = ".gguf"
@@ -45,10 +51,6 @@ TYPES = {
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
 }  # fmt: skip
 """The types of tensors by their number: name, numbers in a block, and bytes of a block."""
-
-
-class _DamagedError(Exception):
-    """What is wrong with a file; :func:`read_gguf` adds where."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,10 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         CheckpointError: If it is not a regular file, or its header is damaged, hostile or larger
             than is read.
     """
-    try:
+    with naming(path):
         file, size = open_regular(path)
         with file:
             return _Reader(file, size).read()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); check the path"
-        ) from None
-    except _DamagedError as error:
-        raise CheckpointError(
-            f"{path}: {error}; the file is damaged or hostile, fetch it again"
-        ) from None
 
 
 class _Reader:
@@ -119,21 +113,21 @@ class _Reader:
     def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         """The whole of it."""
         if self.take(4) != MAGIC:
-            raise _DamagedError(f"{self.size} bytes that do not begin with GGUF")
+            raise DamagedError(f"{self.size} bytes that do not begin with GGUF")
         version = self.number("<I")
         if version not in VERSIONS:
-            raise _DamagedError(f"GGUF version {version}, expected 2 or 3 in little endian")
+            raise DamagedError(f"GGUF version {version}, expected 2 or 3 in little endian")
         tensors, pairs = self.number("<Q"), self.number("<Q")
         settings: dict[str, Any] = {}
         for _ in range(self.count(pairs, 13)):
             key = self.text()
             if key is None or key in settings:
-                raise _DamagedError(f"the setting {key!r:.80} is there twice, or has a huge name")
+                raise DamagedError(f"the setting {key!r:.80} is there twice, or has a huge name")
             settings[key] = self.value(self.number("<I"))
         entries = [self.entry() for _ in range(self.count(tensors, 24))]
         alignment = settings.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT:
-            raise _DamagedError(f"general.alignment {alignment!r:.40}")
+            raise DamagedError(f"general.alignment {alignment!r:.40}")
         data = -(-self.at // alignment) * alignment
         return settings, self.placed(entries, data)
 
@@ -142,14 +136,14 @@ class _Reader:
         self.skip(count)
         content = self.file.read(count)
         if len(content) != count:
-            raise _DamagedError("the header ends too early")
+            raise DamagedError("the header ends too early")
         return content
 
     def skip(self, count: int) -> None:
         """Count some bytes as read; the caller reads them, or moves over them."""
         self.at += count
         if self.at > self.cap:
-            raise _DamagedError(
+            raise DamagedError(
                 "the header ends too early" if self.at > self.size else self.too_large
             )
 
@@ -161,9 +155,9 @@ class _Reader:
     def count(self, claimed: int, each: int) -> int:
         """A number of things, of which each takes some bytes of what is left."""
         if claimed > (self.size - self.at) // each:
-            raise _DamagedError(f"{claimed} entries in {self.size - self.at} bytes")
+            raise DamagedError(f"{claimed} entries in {self.size - self.at} bytes")
         if claimed > (self.cap - self.at) // each:
-            raise _DamagedError(self.too_large)
+            raise DamagedError(self.too_large)
         return claimed
 
     def number(self, form: str) -> Any:
@@ -189,7 +183,7 @@ class _Reader:
         if kind == STRING:
             return self.text()
         if kind != ARRAY or depth > MAX_NESTING:
-            raise _DamagedError(f"a setting of type {kind}")
+            raise DamagedError(f"a setting of type {kind}")
         inner, length = self.number("<I"), self.number("<Q")
         if inner in SCALARS:
             width = struct.calcsize(SCALARS[inner])
@@ -204,10 +198,10 @@ class _Reader:
         """Name, shape, type and offset of a tensor."""
         name = self.text()
         if name is None or len(name) > MAX_NAME_LENGTH or name.count(".") >= MAX_NAME_PARTS:
-            raise _DamagedError(f"a tensor's name is no text or too long: {name!r:.80}")
+            raise DamagedError(f"a tensor's name is no text or too long: {name!r:.80}")
         dimensions = self.number("<I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise _DamagedError(f"tensor {name!r}: {dimensions} dimensions")
+            raise DamagedError(f"tensor {name!r}: {dimensions} dimensions")
         shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))[::-1]
         return name, shape, self.number("<I"), self.number("<Q")
 
@@ -218,12 +212,12 @@ class _Reader:
         found: dict[str, GgufTensor] = {}
         for name, shape, kind, offset in entries:
             if name in found:
-                raise _DamagedError(f"tensor {name!r} is there twice")
+                raise DamagedError(f"tensor {name!r} is there twice")
             found[name] = _tensor(name, shape, kind, data + offset)
         end = data
         for tensor in sorted(found.values(), key=lambda t: t.start):
             if tensor.start < end or tensor.start + tensor.nbytes > self.size:
-                raise _DamagedError(f"tensor {tensor.name!r} overlaps another, or leaves the file")
+                raise DamagedError(f"tensor {tensor.name!r} overlaps another, or leaves the file")
             end = tensor.start + tensor.nbytes
         return found
 
@@ -231,8 +225,8 @@ class _Reader:
 def _tensor(name: str, shape: tuple[int, ...], kind: int, start: int) -> GgufTensor:
     """A tensor whose shape and type fit together."""
     if kind not in TYPES:
-        raise _DamagedError(f"tensor {name!r}: type number {kind}, which is not known here")
+        raise DamagedError(f"tensor {name!r}: type number {kind}, which is not known here")
     spelled, block, size = TYPES[kind]
     if 0 in shape or math.prod(shape) >= MAX_SIZE or shape[-1] % block:
-        raise _DamagedError(f"tensor {name!r}: bad shape {shape!r:.60} of {spelled}")
+        raise DamagedError(f"tensor {name!r}: bad shape {shape!r:.60} of {spelled}")
     return GgufTensor(name, spelled, shape, start, block, size)

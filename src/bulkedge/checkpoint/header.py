@@ -18,6 +18,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,8 +94,30 @@ class TensorInfo:
         return self.size * BITS[self.dtype] // 8
 
 
-class _DamagedError(Exception):
-    """What is wrong with a header; :func:`read_header` adds where."""
+class DamagedError(Exception):
+    """What is wrong with a header; :func:`naming` adds where."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """CheckpointError that names the file, where its header cannot be read or is damaged.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: In place of an OSError or a :class:`DamagedError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the path"
+        ) from None
+    except DamagedError as error:
+        raise CheckpointError(
+            f"{path}: {error}; the file is damaged or hostile, fetch it again"
+        ) from None
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -110,20 +133,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         CheckpointError: If it is not a regular file, or its header is damaged, hostile or larger
             than the cap.
     """
-    try:
+    with naming(path):
         text, data_size = _read_bytes(path)
         data = 8 + len(text)
         stored, metadata = _parse(text)
         entries = {name: _check_entry(name, entry) for name, entry in stored.items()}
         _check_tiling([span for _, _, span in entries.values()], data_size)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); check the path"
-        ) from None
-    except _DamagedError as error:
-        raise CheckpointError(
-            f"{path}: {error}; the file is damaged or hostile, fetch it again"
-        ) from None
     infos = {
         name: TensorInfo(name, dtype, shape, path, data + span[0])
         for name, (dtype, shape, span) in entries.items()
@@ -222,12 +237,12 @@ def _read_bytes(path: Path) -> tuple[bytes, int]:
     with file:
         prefix = file.read(8)
         if prefix == b"version ":
-            raise _DamagedError("a Git LFS pointer, not the file itself (run `git lfs pull`)")
+            raise DamagedError("a Git LFS pointer, not the file itself (run `git lfs pull`)")
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or not 2 <= length <= size - 8:
-            raise _DamagedError(f"{size} bytes, truncated or not safetensors")
+            raise DamagedError(f"{size} bytes, truncated or not safetensors")
         if length > (cap := json_cap()):
-            raise _DamagedError(
+            raise DamagedError(
                 f"header of {length} bytes exceeds {cap} ({CAP_VARIABLE} raises that)"
             )
         return file.read(length), size - 8 - length
@@ -236,20 +251,20 @@ def _read_bytes(path: Path) -> tuple[bytes, int]:
 def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensor entries and metadata from the JSON text."""
     if text.lstrip(b" \t\n\r")[:1] not in (b"{", b"["):
-        raise _DamagedError("header is not valid JSON (it must begin with {)")
+        raise DamagedError("header is not valid JSON (it must begin with {)")
     numbers = {"parse_int": _integer, "parse_float": _finite, "parse_constant": _no_constant}
     try:
         header = _load_json(text, **numbers)
     except ValueError as error:
-        raise _DamagedError(f"header is not valid JSON ({error})") from None
+        raise DamagedError(f"header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
-        raise _DamagedError("header is not a JSON object")
+        raise DamagedError("header is not a JSON object")
     if SURROGATE.search(text):
         _check_strings(header)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _DamagedError("__metadata__ is not an object of strings")
+        raise DamagedError("__metadata__ is not an object of strings")
     return header, metadata
 
 
@@ -275,7 +290,7 @@ def _check_strings(header: Any) -> None:
     for box in _levels(header):
         for string in (s for part in box for s in _parts(part) if isinstance(s, str)):
             if any("\ud800" <= c <= "\udfff" for c in string):
-                raise _DamagedError(f"a name or another string is no text: {string[:60]!r}")
+                raise DamagedError(f"a name or another string is no text: {string[:60]!r}")
 
 
 def _levels(value: Any) -> Iterator[list[Any]]:
@@ -306,18 +321,18 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
     """Dtype, shape and byte span of one tensor, once its description holds together."""
     if len(name) > MAX_NAME_LENGTH:
-        raise _DamagedError(f"a tensor's name has {len(name)} characters: {name[:60]!r}…")
+        raise DamagedError(f"a tensor's name has {len(name)} characters: {name[:60]!r}…")
     if name.count(".") >= MAX_NAME_PARTS:
-        raise _DamagedError(f"a tensor's name has over {MAX_NAME_PARTS} parts: {name[:60]!r}…")
+        raise DamagedError(f"a tensor's name has over {MAX_NAME_PARTS} parts: {name[:60]!r}…")
     dtype, shape, span = _fields(name, entry)
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise _DamagedError(f"tensor {name!r}: unknown dtype {dtype!r:.60}")
+        raise DamagedError(f"tensor {name!r}: unknown dtype {dtype!r:.60}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _DamagedError(f"tensor {name!r}: bad shape {shape!r:.60}")
+        raise DamagedError(f"tensor {name!r}: bad shape {shape!r:.60}")
     if not _are_counts(span) or len(span) != 2:
-        raise _DamagedError(f"tensor {name!r}: bad data_offsets {span!r:.60}")
+        raise DamagedError(f"tensor {name!r}: bad data_offsets {span!r:.60}")
     if 8 * (span[1] - span[0]) != _product(name, shape) * BITS[dtype]:
-        raise _DamagedError(f"tensor {name!r}: {dtype} {shape} does not fill bytes {span}")
+        raise DamagedError(f"tensor {name!r}: {dtype} {shape} does not fill bytes {span}")
     return dtype, tuple(shape), (span[0], span[1])
 
 
@@ -329,9 +344,9 @@ def _fields(name: str, entry: Any) -> list[Any]:
         found = [entry[field] for field in FIELDS]
         others = [value for key, value in entry.items() if key not in FIELDS]
         if sum(1 for _ in _levels(others)) > 1 + MAX_NESTING:
-            raise _DamagedError(f"tensor {name!r}: nested too deeply")
+            raise DamagedError(f"tensor {name!r}: nested too deeply")
     else:
-        raise _DamagedError(f"tensor {name!r}: expected dtype, shape and data_offsets")
+        raise DamagedError(f"tensor {name!r}: expected dtype, shape and data_offsets")
     dtype = found[0]
     if isinstance(dtype, dict) and list(dtype.values()) == [None]:
         dtype = next(iter(dtype))
@@ -344,7 +359,7 @@ def _product(name: str, shape: list[int]) -> int:
     for size in shape:
         product *= size
         if product >= MAX_SIZE:
-            raise _DamagedError(f"tensor {name!r}: bad shape {shape!r:.60}")
+            raise DamagedError(f"tensor {name!r}: bad shape {shape!r:.60}")
     return product
 
 
@@ -358,7 +373,7 @@ def _check_tiling(spans: list[tuple[int, int]], data_size: int) -> None:
     end = 0
     for start, stop in sorted(spans):
         if start != end:
-            raise _DamagedError(f"tensors overlap or leave a hole at byte {min(start, end)}")
+            raise DamagedError(f"tensors overlap or leave a hole at byte {min(start, end)}")
         end = stop
     if end != data_size:
-        raise _DamagedError(f"header describes {end} bytes of tensors, the file has {data_size}")
+        raise DamagedError(f"header describes {end} bytes of tensors, the file has {data_size}")

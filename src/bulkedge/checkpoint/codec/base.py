@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -200,15 +200,14 @@ class Packed(Upright):
         self.refuse_unreadable()
         height, width = self.extent(expert)
         start, stop = rows or (0, height)
-        step = max(1, STRIP // width)
-        at = (expert or 0) * height
-        first = self.unpack(at + start, min(step, stop - start), file)
-        result = first.new_empty(stop - start, width)
-        result[: len(first)] = first
-        for row in range(start + step, stop, step):
-            strip = self.unpack(at + row, min(step, stop - row), file)
-            result[row - start : row - start + step] = strip
-        return result
+        offset = (expert or 0) * height
+        result = None
+        for at, size in strips(start, stop, width):
+            strip = self.unpack(offset + at, size, file)
+            if result is None:  # the first strip tells the dtype
+                result = strip.new_empty(stop - start, width)
+            result[at - start : at - start + size] = strip
+        return self.unpack(offset + start, 0, file) if result is None else result
 
     @abstractmethod
     def unpack(self, first: int, count: int, file: Path | None) -> Tensor:
@@ -222,6 +221,22 @@ class Packed(Upright):
         Returns:
             Shape ``(count, columns)``.
         """
+
+
+def strips(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
+    """Rows in strips of about :data:`STRIP` numbers: the first row of each, and how many it has.
+
+    Args:
+        start: The first row.
+        stop: The first one that is not wanted.
+        width: Numbers in a row.
+
+    Yields:
+        First row and count.
+    """
+    step = max(1, STRIP // width)
+    for at in range(start, stop, step):
+        yield at, min(step, stop - at)
 
 
 def unpacked(content: bytearray, bits: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Rows, Upright
+from .base import Rows, Upright, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -22,9 +22,6 @@ if TYPE_CHECKING:  # listing names needs no torch
 SCALES, LAYOUT = ".SCB", ".weight_format"
 ONE_127TH = 7.874015718698502e-3
 """1/127 as the library multiplies by it, in single precision."""
-
-STRIP = 2**20
-"""About how many numbers are unpacked at once."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,7 @@ class EightBits(Upright):
         height, width = self.extent(expert)
         start, stop = rows or (0, height)
         result = torch.empty(stop - start, width)
-        step = max(1, STRIP // width)
-        for at in range(start, stop, step):
-            size = min(step, stop - at)
+        for at, size in strips(start, stop, width):
             content = read_bytes(self.info, at * width, size * width, file)
             codes = torch.frombuffer(content, dtype=torch.int8).reshape(size, width)
             strip = result[at - start : at - start + size].copy_(codes)

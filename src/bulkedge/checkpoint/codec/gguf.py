@@ -18,16 +18,13 @@ from bulkedge.checkpoint.elements import read_bytes, torch_dtypes
 from bulkedge.checkpoint.gguf import GgufTensor
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Codec, Rows, Shape
+from .base import Codec, Rows, Shape, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
 
 UNSUPPORTED = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64")
 """Types that hold no weights, or that the library does not read."""
-
-STRIP = 2**20
-"""About how many numbers are unpacked at once."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +113,7 @@ class GgufWeight(Codec):
         start, stop = rows or (0, height)
         dtype = torch_dtypes()[self.type] if self.plain else torch.float32
         result = torch.empty(stop - start, width, dtype=dtype)
-        step = max(1, STRIP // width)
-        for at in range(start, stop, step):
-            size = min(step, stop - at)
+        for at, size in strips(start, stop, width):
             strip = self._rows((expert or 0) * height + at, size, width, file)
             result[self._places(at - start, size, height)] = strip
         return result

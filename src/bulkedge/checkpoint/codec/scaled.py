@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge.checkpoint.elements import read_bytes, read_tensor, torch_dtypes
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Checked, Codec, Rows
+from .base import Checked, Codec, Rows, strips
 from .block_fp8 import FP8
 from .block_fp8 import SCALES as BLOCK_SCALES
 
@@ -30,9 +30,6 @@ OTHERS = (".input_scale", ".scale_input", ".output_scale", ".comfy_quant", ".wei
 
 MARK = "scaled_fp8"
 """An empty tensor of this name says that ComfyUI's scales lie beside the weights."""
-
-STRIP = 2**20
-"""About how many numbers are unpacked at once."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +100,7 @@ class Scaled(Checked):
         result = torch.empty(
             stop - start, width, dtype=torch.float32 if scales is None else scales.dtype
         )
-        step = max(1, STRIP // width)
-        for at in range(start, stop, step):
-            size = min(step, stop - at)
+        for at, size in strips(start, stop, width):
             first = ((expert or 0) * height + at) * width
             content = read_bytes(self.info, first, size * width, file)
             codes = torch.frombuffer(content, dtype=torch_dtypes()[self.info.dtype])

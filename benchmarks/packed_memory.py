@@ -33,7 +33,7 @@ RANK = 16
 def main() -> None:
     """Measure one layer of each shape."""
     torch.set_num_threads(1)
-    measure(*WARM_UP)  # what is loaded and allocated once is no cost of a layer
+    measure(*WARM_UP)  # so that what is allocated only once does not count as the cost of a layer
     rows = [measure(m, n) for m, n in SHAPES]
     kept = {
         what: sum(

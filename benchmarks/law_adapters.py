@@ -11,21 +11,17 @@ one core: these are not adapters to use, but updates as training makes them.  Ea
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import random
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from protect_adapters import BASE, ROOT, example, glosses, make_data
+from protect_adapters import BASE, ROOT, categories_of, example, fit, train_missing
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers import AutoTokenizer
 
 from bulkedge.tune import OrthonormalFactors
 
@@ -115,42 +111,22 @@ def train(adapter: Trained) -> None:
     """Train one adapter as the example does, and write it."""
     random.seed(0)
     torch.manual_seed(adapter.rank)
-    examples = glosses(adapter.part)["train"]
-    categories = sorted({category for category, _ in examples})
-    tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
-    model, start = prepared(adapter, categories), BUILD / f"{adapter.name}-start"
-    options = {}
+    model = prepared(adapter, categories_of(adapter.part))
+    start, saving = BUILD / f"{adapter.name}-start", {}
     if adapter.kind == "pissa":
         model.peft_config["default"].init_lora_weights = True
         model.save_pretrained(start)
         model.peft_config["default"].init_lora_weights = "pissa"
-        options = {"path_initial_model_for_weight_conversion": str(start)}
+        saving = {"path_initial_model_for_weight_conversion": str(start)}
     held = OrthonormalFactors(model) if adapter.kind == "orthonormal" else None
     hook = register_optimizer_step_post_hook(lambda *_: held.step() if held else None)
-    began = time.perf_counter()
-    stream = example.batches(examples, tokenizer, categories, BATCH)
-    example.train(model, stream, steps=STEPS, learning_rate=adapter.learning_rate)
-    hook.remove()
-    model.save_pretrained(adapter.folder, **options)
-    shutil.rmtree(start, ignore_errors=True)
-    facts = asdict(adapter) | {"learning_rate": adapter.learning_rate, "alpha": adapter.alpha}
-    facts |= {"steps": STEPS, "batch": BATCH, "seconds": round(time.perf_counter() - began)}
-    (adapter.folder / "training.json").write_text(json.dumps(facts) + "\n")  # last: it is whole
-    print(json.dumps(facts), flush=True)
-
-
-def main() -> None:
-    """Data, then every adapter that is not there yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    make_data(arguments.wordnet)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    for adapter in adapters():
-        if not (adapter.folder / "training.json").exists():
-            train(adapter)
+    facts = asdict(adapter) | {"alpha": adapter.alpha}
+    try:
+        fit(model, adapter, steps=STEPS, batch=BATCH, facts=facts, **saving)
+    finally:
+        hook.remove()
+        shutil.rmtree(start, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main()
+    train_missing(adapters(), train, __doc__)

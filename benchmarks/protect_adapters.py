@@ -16,8 +16,10 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import AutoTokenizer
@@ -99,31 +101,79 @@ def train(adapter: Adapter) -> None:
     """Train one adapter as the example does."""
     random.seed(adapter.seed)
     torch.manual_seed(adapter.seed)
-    examples = glosses(adapter.part)["train"]
-    categories = sorted({category for category, _ in examples})
+    base = example.load_base(BASE, categories_of(adapter.part))
+    fit(
+        example.add_lora(base, adapter.rank, 2.0 * adapter.rank),
+        adapter,
+        steps=adapter.steps,
+        batch=BATCH,
+        facts=asdict(adapter),
+    )
+
+
+class Planned(Protocol):
+    """An adapter to be trained: on what glosses, how fast, and where it will lie."""
+
+    @property
+    def part(self) -> str:
+        """Part of speech."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """At the first step."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where it will lie."""
+        ...
+
+
+def categories_of(part: str) -> list[str]:
+    """The categories of a part of speech."""
+    return sorted({category for category, _ in glosses(part)["train"]})
+
+
+def fit(
+    model: Any, adapter: Planned, *, steps: int, batch: int, facts: dict[str, Any], **saving: Any
+) -> None:
+    """Train a prepared model on the glosses, and write it with what is known of it.
+
+    Args:
+        model: PEFT's, on MiniLM with a head.
+        adapter: What it is.
+        steps: Of training.
+        batch: Glosses a step.
+        facts: For ``training.json``, which comes last: where it is, the folder is whole.
+        **saving: For ``save_pretrained``.
+    """
     tokenizer = AutoTokenizer.from_pretrained(BASE, local_files_only=True)
-    model = example.add_lora(example.load_base(BASE, categories), adapter.rank, 2.0 * adapter.rank)
     started = time.perf_counter()
-    stream = example.batches(examples, tokenizer, categories, BATCH)
-    example.train(model, stream, steps=adapter.steps, learning_rate=adapter.learning_rate)
-    model.save_pretrained(adapter.folder)
-    facts = asdict(adapter) | {"learning_rate": adapter.learning_rate, "batch": BATCH}
+    examples, categories = glosses(adapter.part)["train"], categories_of(adapter.part)
+    stream = example.batches(examples, tokenizer, categories, batch)
+    example.train(model, stream, steps=steps, learning_rate=adapter.learning_rate)
+    model.save_pretrained(adapter.folder, **saving)
+    facts = facts | {"learning_rate": adapter.learning_rate, "steps": steps, "batch": batch}
     facts["seconds"] = round(time.perf_counter() - started)
-    (adapter.folder / "training.json").write_text(json.dumps(facts) + "\n")  # last: it is whole
+    (adapter.folder / "training.json").write_text(json.dumps(facts) + "\n")
     print(json.dumps(facts), flush=True)
 
 
-def main() -> None:
-    """Data, then every adapter that is not there yet."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+P = TypeVar("P", bound=Planned)
+
+
+def train_missing(adapters: Iterable[P], how: Callable[[P], None], doc: str | None) -> None:
+    """A command: data, then every adapter that is not there yet."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     make_data(arguments.wordnet)
-    for adapter in ADAPTERS:
+    for adapter in adapters:
         if not (adapter.folder / "training.json").exists():
-            train(adapter)
+            how(adapter)
 
 
 if __name__ == "__main__":
-    main()
+    train_missing(ADAPTERS, train, __doc__)

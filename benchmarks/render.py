@@ -187,10 +187,13 @@ def choices() -> dict[str, Any]:
 
 def repairs() -> dict[str, Any]:
     """Values of docs/repair.md."""
+    beside = render_repair.Beside(cells("rescale"), protect_results())
     return {
         "repair": render_repair.repair_table(measured("repair")["rows"]),
         "where": where("repair"),
-        "beside": render_repair.beside_table(cells("protect"), measured("repair")["rows"]),
+        "beside": beside.table(),
+        "gain": beside.figures(),
+        "beside where": where_of_cells("rescale"),
     }
 
 

@@ -1,8 +1,11 @@
-"""The table of docs/repair.md, from its stored result."""
+"""The tables of docs/repair.md, from their stored results."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from render_protect import SHIPPED, Cell, Results, between, percent, table
 
 HEAD = """| adapter | method | new directions: encoder, pooler | accuracy | changed | rank | time | memory |
 |---|---|---|---|---|---|---|---|
@@ -33,45 +36,84 @@ def _row(row: dict[str, Any]) -> str:
 
 
 BESIDE = {
-    ("as trained", 1.0): ("as trained", "as trained"),
-    ("scaled", 0.8): ("`Rescale(uniform=0.8)`", None),
-    ("scaled", 0.7): ("`Rescale(uniform=0.7)`", None),
-    ("scaled", 0.5): ("`Rescale(uniform=0.5)`", None),
-    ("scaled", 0.4): ("`Rescale(uniform=0.4)`", None),
-    ("budget", 0.4): ('`Rescale(level=0.4, of="edge")`', None),
-    ("cut at the edge", 0.4): (
-        "spikes cut at 0.4 θ_c, as `Clip(level=0.4)` does in one round",
-        None,
-    ),
-    ("repair: scale", ""): ("`Scale()`", "scale, keep 0"),
-    ("repair: project", ""): ("`Project()`", "project"),
-    ("repair: shrink", ""): ("`Shrink()`", "shrink"),
-    ("PEFT's reduce_intruder_dimension", 0.0): ("PEFT's function, λ = 0", "PEFT, λ 0"),
-    ("protect", 1.0): ("`Protect(…, strength=1)`", None),
+    "as trained": "as trained",
+    "rescale, uniform 0.7": "`Rescale(uniform=0.7)`",
+    "rescale, uniform 0.5": "`Rescale(uniform=0.5)`",
+    "rescale, level 1 (θ_k)": "`Rescale(level=1)`",
+    "rescale, level 1, of edge (θ_c)": '`Rescale(level=1, of="edge")`',
+    "clip": "`Clip()`",
+    "scale, keep 0.5": "`Scale(0.5)`",
+    "project": "`Project()`",
+    "shrink": "`Shrink()`",
+    "PEFT, λ 0.5": "PEFT's function, λ = 0.5",
+    "protect": "`Protect(…, strength=1)`",
 }
-"""Cells of ``protect.py`` by method and setting: what they are called, and in ``repair.json``."""
-BESIDE_HEAD = """| r = 8 | task | retrieval | drift | new directions |
-|---|---|---|---|---|
-"""
+"""Methods of ``rescale.py``, in the order of the table, and what they are called."""
 
 
-def beside_table(cells: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    """Scaling beside the repairs: what is kept of the task and of what nobody trained.
+class Beside:
+    """Every method on both adapters, and what scaling leaves at its norm and at its retrieval.
 
     Args:
-        cells: Of ``protect.jsonl``.
-        rows: Of ``repair.json``, for the counts of new directions in the encoder.
+        cells: Of ``rescale.jsonl``.
+        results: Of ``protect.jsonl``, for the scales in between and for protecting.
     """
-    counts = {r["method"]: r["after"]["encoder"] for r in rows if r["adapter"] == "lora-r8"}
-    found = {
-        (cell["of"]["method"], cell["of"]["setting"]): cell["figures"]
-        for cell in cells
-        if cell["of"].get("adapter") == "nouns, r = 8, seed 0" and "texts" not in cell["of"]
-    }
-    lines = []
-    for key, (name, counted) in BESIDE.items():
-        figures = found[key]
-        cell = [name, f"{100 * figures['task']:.1f} %", f"{100 * figures['recall']:.1f} %",
-                f"{figures['drift']:.4f}", str(counts[counted]) if counted else ""]  # fmt: skip
-        lines.append(f"| {' | '.join(cell)} |")
-    return BESIDE_HEAD + "\n".join(lines)
+
+    def __init__(self, cells: Iterable[dict[str, Any]], results: Results) -> None:
+        self.results = results
+        self.known: dict[str, dict[str, Cell]] = {}
+        for cell in cells:
+            self.known.setdefault(cell["of"]["adapter"], {})[cell["of"]["method"]] = cell["figures"]
+        for label, adapter in SHIPPED.items():
+            counts = results.one(adapter, "files", 1.0)
+            found = results.one(adapter, "protect", 1.0) | {"new": counts["intruders_after"]}
+            self.known[label.replace("_", "-")]["protect"] = found
+
+    def at_norm(self, label: str, norm: float, figure: str) -> float | None:
+        """A figure of the update as a whole, scaled to a norm."""
+        adapter = SHIPPED[label.replace("-", "_")]
+        trained = self.known[label]["as trained"]["norm"]
+        cells = self.results.of(adapter, "as trained", "scaled")
+        return between(sorted((c["setting"] * trained, c[figure]) for c in cells), norm)
+
+    def gain(self, label: str, cell: Cell) -> float | None:
+        """How much more of the task a method keeps than scaling to its retrieval, in points."""
+        return self.results.gain(SHIPPED[label.replace("-", "_")], cell)
+
+    def table(self) -> str:
+        """All of them."""
+        return table(
+            "| adapter | method | accuracy | retrieval | new directions | ‖ΔW‖ | drift "
+            "| scaled to that norm: accuracy, retrieval | against scaling to that retrieval |",
+            (self._row(label, method) for label in self.known for method in BESIDE),
+        )
+
+    def _row(self, label: str, method: str) -> list[str]:
+        cell = self.known[label][method]
+        scaled = [self.at_norm(label, cell["norm"], figure) for figure in ("task", "recall")]
+        plain = method == "as trained" or "uniform" in method
+        gain = self.gain(label, cell)
+        return [
+            label, BESIDE[method], percent(cell["task"]), percent(cell["recall"]),
+            str(cell["new"]), f"{cell['norm']:.1f}", f"{cell['drift']:.4f}",
+            "" if plain else ", ".join(percent(value) for value in scaled),
+            "" if plain or gain is None else f"{gain:+.1f}",
+        ]  # fmt: skip
+
+    def figures(self) -> dict[str, float]:
+        """The figures of the prose: gains over scaling, of the methods that take parts."""
+        parts = ("clip", "scale, keep 0.5", "project", "shrink", "PEFT, λ 0.5")
+        layers = ("rescale, level 1 (θ_k)", "rescale, level 1, of edge (θ_c)")
+        found: dict[str, float] = {}
+        for name, methods in (("parts", parts), ("layers", layers), ("protect", ("protect",))):
+            gains = [self.gain(label, cells[m]) for label, cells in self.known.items()
+                     for m in methods]  # fmt: skip
+            known = [gain for gain in gains if gain is not None]
+            found |= {f"{name}_low": min(known), f"{name}_high": max(known)}
+        back = [
+            100 * (cell["recall"] - at)
+            for label, cells in self.known.items()
+            for m in parts
+            if (at := self.at_norm(label, (cell := cells[m])["norm"], "recall")) is not None
+        ]
+        return found | {"norm_low": min(back), "norm_high": max(back)}

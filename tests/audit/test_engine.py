@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import bulkedge
-from bulkedge import BulkedgeError, InputError, LocalEngine, Recipe
+from bulkedge import BulkedgeError, InputError, LocalEngine, RayEngine, Recipe
 from bulkedge._precision import one_thread
+from bulkedge.auditing import run_plan
 from bulkedge.auditing.engine._order import largest_first
 from bulkedge.comparison import make_plan
 from bulkedge.intruder import Verdict
@@ -269,6 +270,20 @@ def test_an_engine_of_ones_own(pair):
     record = bulkedge.audit(*pair, engine=Backwards())
     assert (record.run.engine, record.run.jobs) == ("backwards", None)
     assert record.matrices == bulkedge.audit(*pair).matrices
+
+
+def test_settings_that_an_engine_would_not_use_are_refused(pair, tmp_path):
+    plan = make_plan(*pair, Recipe())
+    engine = RayEngine("local")
+    with pytest.raises(InputError, match=r"cache='.*c': a folder of .*'ray' does not use; leave"):
+        run_plan(plan, Recipe(), engine=engine, cache=str(tmp_path / "c"))
+    assert not (tmp_path / "c").exists()
+    for given in (engine, LocalEngine(3)):
+        with pytest.raises(InputError, match=r"jobs=2: the engine that was given has its own"):
+            bulkedge.audit(*pair, jobs=2, engine=given)
+    record = run_plan(plan, Recipe(), engine=LocalEngine(), cache=tmp_path / "c")
+    assert record.matrices == bulkedge.audit(*pair).matrices
+    assert some(list((tmp_path / "c").iterdir()))
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """The Ray engine: what it refuses, and a cluster of two nodes of which one is killed."""
 
+import functools
 import importlib.util
 import os
 import sys
+import types
 
 import pytest
 
@@ -134,6 +136,37 @@ def test_a_cluster_without_gpus(tmp_path, monkeypatch):
     files = pair(tmp_path, 1, 20)
     with pytest.raises(InputError, match=r"device 'cuda': the Ray cluster has no GPU"):
         bulkedge.audit(*files, engine=RayEngine("local"), recipe=Recipe(device="cuda"))
+
+
+class Finished:
+    """A Ray whose tasks are finished as soon as they are begun."""
+
+    exceptions = types.SimpleNamespace(RayError=ConnectionError)
+
+    def __init__(self):
+        self.looks = 0
+
+    def is_initialized(self):
+        return True
+
+    def remote(self, **_):
+        return lambda task: types.SimpleNamespace(remote=functools.partial(functools.partial, task))
+
+    def wait(self, references, num_returns, timeout=None):
+        self.looks += 1
+        return references[:num_returns], references[num_returns:]
+
+    def get(self, reference):
+        return reference()
+
+
+def test_many_tasks_that_are_finished_take_two_looks(tmp_path, monkeypatch):
+    found = Finished()
+    monkeypatch.setattr(module, "_import_ray", lambda: found)
+    comparisons = make_plan(*pair(tmp_path, 6, 20), Recipe()).comparisons
+    rows = list(RayEngine("local").rows(comparisons, Recipe()))
+    assert sorted(position for position, _ in rows) == list(range(6))
+    assert found.looks == 2
 
 
 # ---- a cluster on loopback

@@ -124,7 +124,7 @@ def test_equal_spikes_sink_at_rank_f_squared():
     """F = 3: all of them are outliers up to rank 4, none is a new direction from rank 16 on."""
     table = run("rank", size=200, norm=3.0, ranks=[1, 2, 4, 16, 24], repeats=4)
     equal = table.where(spikes="equal")
-    for name in ("strongest", "effective_rank"):
+    for name in ("strongest", "participation_ratio"):
         expected = 3 / np.sqrt([1, 2, 4, 16, 24]) if name == "strongest" else [1, 2, 4, 16, 24]
         np.testing.assert_allclose(equal.numbers(name), expected, rtol=1e-10)
     assert equal.column("above") == equal.column("theory_outliers") == [1, 2, 4, 0, 0]
@@ -134,7 +134,8 @@ def test_equal_spikes_sink_at_rank_f_squared():
     assert (equal.numbers("intruders")[3:] <= 0.5).all()
     rough = table.where(spikes="uneven")
     assert (rough.numbers("strongest")[1:] > equal.numbers("strongest")[1:]).all()
-    assert (rough.numbers("effective_rank")[1:] < equal.numbers("effective_rank")[1:]).all()
+    uneven, alike = (found.numbers("participation_ratio")[1:] for found in (rough, equal))
+    assert (uneven < alike).all()
 
 
 def test_root_scaling_keeps_spikes_above_to_larger_ranks():

@@ -59,9 +59,11 @@ def run_plan(
         The record.
 
     Raises:
-        InputError: If there is a journal to resume from, but its path is not given.
+        InputError: If there is a journal to resume from, but its path is not given; or a cache or
+            a number of jobs for an engine that takes none.
     """
     engine = engine or LocalEngine(jobs)
+    _check_engine(engine, jobs, cache)
     engine.check(recipe)
     if resume and journal is None:
         raise InputError("expected the journal to resume from, got none; give journal=PATH")
@@ -69,12 +71,23 @@ def run_plan(
         keep_out_of_inputs(os.fspath(written), plan)
     started = _Start()
     work = _Work(plan, recipe, shard)
-    if cache is not None and isinstance(engine, LocalEngine):
+    if cache is not None:
         engine = replace(engine, known=KnownBases(Path(cache), work.watch.digests))
     with open_journal(journal, resume=resume) as book:
         taken = work.resume(book, notice) if book and resume else 0
         _compute([work], [book], engine, progress)
     return _record(work, engine, started, taken)
+
+
+def _check_engine(engine: Engine, jobs: int, cache: str | os.PathLike[str] | None) -> None:
+    """Raise where a setting would have no effect on an engine."""
+    if jobs not in (1, engine.jobs):
+        raise InputError(f"jobs={jobs}: the engine that was given has its own; leave out jobs")
+    if cache is not None and not isinstance(engine, LocalEngine):
+        raise InputError(
+            f"cache={os.fspath(cache)!r}: a folder of this machine, which the engine "
+            f"{engine.name!r} does not use; leave it out, or compute with LocalEngine"
+        )
 
 
 def run_plans(

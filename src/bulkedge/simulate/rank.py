@@ -39,7 +39,7 @@ class Rank(Experiment):
     }
     measured: ClassVar = {
         "strongest": "‖ΔW‖₂/θ_c",
-        "effective_rank": "‖ΔW‖_F⁴/Σθ⁴, r for equal spikes",
+        "participation_ratio": "‖ΔW‖_F⁴/Σθ⁴, r for equal spikes",
         "above": "spikes above θ_c",
         "outliers": "singular values beyond what noise reaches once in 20 times",
         "intruders": f"of these, those with score < {EPSILON:g}",
@@ -115,7 +115,7 @@ def measure(base: Base, update: Factors) -> Row:
     score = base.scores(outliers.u).score
     return {
         "strongest": float(theta[0]),
-        "effective_rank": float(theta.square().sum().square() / theta.pow(4).sum()),
+        "participation_ratio": float(theta.square().sum().square() / theta.pow(4).sum()),
         "above": int((theta > 1 + 1e-9).sum()),  # a spike at θ_c is not above it
         "outliers": len(outliers),
         "intruders": int((score < EPSILON).sum()),

@@ -160,7 +160,9 @@ def _tasks(
         pending[task.remote(comparisons[i], recipe, versions(), seen)] = i
     try:
         while pending:
-            finished, _ = ray.wait(list(pending), num_returns=1)
+            ray.wait(list(pending), num_returns=1)
+            # all that are there: one look for each would cost the square of the number of tasks
+            finished, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
             for reference in finished:
                 i = pending.pop(reference)
                 yield i, _receive(ray, reference, comparisons[i])

@@ -1,0 +1,341 @@
+"""What an audit takes beside the matrices themselves: plans, schedulers, journals, clusters.
+
+python benchmarks/scale.py [PART ...]
+
+Parts: ``matrices`` (some large ones, judged), ``dry-run`` (what it says against what is then used),
+``plans`` (headers of models up to a trillion parameters, in sparse files), ``rows`` (journal and
+record), ``processes`` (of this machine), ``cluster`` (the scheduler for Ray on a simulated cluster
+of 1,000 nodes, some of them slow or lost), ``ray`` (a real one on this machine, where Ray is
+installed).  All but ``matrices`` and ``dry-run`` compute no matrix: a task returns a row that was
+computed once.  Seconds are those of the processor, on one thread, unless told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import before_after
+import made_up_model
+import scale_cluster
+import scale_models
+import torch
+from common import Cells, peak_of
+from protect_adapters import BASE, EXAMPLE
+from torch.utils.flop_counter import FlopCounterMode
+
+import bulkedge
+from bulkedge import Recipe
+from bulkedge.auditing.engine import local
+from bulkedge.auditing.engine import ray as ray_engine
+from bulkedge.auditing.inputs import files_of, stamps
+from bulkedge.auditing.journal import Journal
+from bulkedge.comparison import Comparison, make_plan
+from bulkedge.records import Matrix, summarise
+
+MATRICES = ((2_048, 7_168), (4_096, 4_096), (8_192, 8_192))
+"""Of an expert, and two more."""
+ROWS, TASKS = 2_000, 5_000
+NODES, SLOW, LOST = (1_000, 10_000), 10, 10
+"""Nodes; one in 100 that takes ten times as long; how many are lost of each 1,000."""
+ADAPTER = EXAMPLE / "lora-r8"
+LAYER = "encoder.layer.2.intermediate.dense"
+
+
+# ---- matrices
+
+
+def judged(shape: scale_models.Shape) -> dict[str, Any]:
+    """Seconds and passes of one matrix with a LoRA of rank 16, half of whose spikes are strong."""
+    pair = before_after.made("trained", list(shape), 16)
+    begun = time.process_time()
+    found = before_after.judged(pair)
+    return {"seconds": round(time.process_time() - begun, 3), "passes": found["passes"]}
+
+
+# ---- what a dry run says
+
+
+def factorisations() -> dict[Any, Callable[..., int]]:
+    """Operations of LAPACK's, which torch's own counter leaves out."""
+    aten = torch.ops.aten
+
+    def square(factor: float) -> Callable[..., int]:
+        return lambda shape, *_, **__: round(factor * shape[-1] ** 3)
+
+    def tall(factor: float) -> Callable[..., int]:
+        return lambda shape, *_, **__: round(factor * max(shape[-2:]) * min(shape[-2:]) ** 2)
+
+    return {
+        aten.linalg_cholesky_ex: square(1 / 3), aten._linalg_eigh: square(9),
+        aten.linalg_qr: tall(4), aten._linalg_svd: tall(12), aten.linalg_ldl_factor_ex: square(1),
+        aten.linalg_lu_factor_ex: square(2 / 3),
+    }  # fmt: skip
+
+
+def dry_run(base: Path, tuned: Path) -> dict[str, Any]:
+    """What is said, and what is used by one job."""
+    command = [sys.executable, "-m", "bulkedge", "audit", str(base), str(tuned)]
+    told = json.loads(subprocess.run([*command, "--dry-run", "--json"], check=True,
+                                     capture_output=True, text=True).stdout)  # fmt: skip
+    peak = peak_of([*command, "--fail-on", "never", "-q"])
+    begun = time.process_time()
+    with FlopCounterMode(display=False, custom_mapping=factorisations()) as counted:
+        bulkedge.audit(base, tuned)
+    return {
+        "matrices": told["matrices"],
+        "told": {"gigabytes": told["gigabytes_of_memory"], "teraflop": told["teraflop"]},
+        "used": {"gigabytes": peak / 1e9, "teraflop": counted.get_total_flops() / 1e12},
+        "seconds": round(time.process_time() - begun, 1),
+    }
+
+
+def dry_run_of_large() -> dict[str, Any]:
+    """The same for two blocks of the shape of a 7B model."""
+    with tempfile.TemporaryDirectory() as folder:
+        made_up_model.make(Path(folder) / "made", 1, layers=2)
+        return dry_run(Path(folder) / "made/base", Path(folder) / "made/adapter")
+
+
+# ---- plans
+
+
+def planned(name: str) -> dict[str, Any]:
+    """A model's plan, from headers alone; in this process."""
+    (model,) = (m for m in scale_models.MODELS if m.name == name)
+    with tempfile.TemporaryDirectory() as folder:
+        base, adapter = scale_models.write_sparse(model, Path(folder))
+        size = sum(file.stat().st_size for file in base.iterdir())
+        before, begun = _peak(), time.process_time()
+        plan = make_plan(base, adapter, Recipe())
+        spent = time.process_time() - begun
+        peak, looked = _peak(), time.process_time()
+        for _ in range(20):
+            stamps(plan.files)
+        looked = (time.process_time() - looked) / 20
+        return {
+            "matrices": len(plan.comparisons),
+            "files": len(plan.files),
+            "gigabytes": round(size / 1e9),
+            "seconds": round(spent, 2),
+            "memory": peak - before,
+            "look_at_files": looked,
+        }
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_a_process(part: str, *more: str) -> dict[str, Any]:
+    """The figures of a part in a process of its own."""
+    command = [sys.executable, __file__, f"--{part}", *more]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+# ---- rows
+
+
+@cache
+def row() -> Matrix:
+    """One that was computed, with ten directions."""
+    recipe = {"include": [f"*{LAYER}*"]}
+    (found,) = bulkedge.audit(BASE, ADAPTER, recipe=recipe).matrices
+    return found
+
+
+def rows() -> dict[str, Any]:
+    """What a journal and a record take for each row."""
+    many = [row().model_copy(update={"name": f"model.layers.{i}.weight"}) for i in range(ROWS)]
+    with tempfile.TemporaryDirectory() as folder:
+        clock, begun = time.perf_counter(), time.process_time()
+        with Journal(Path(folder) / "journal") as journal:
+            for i, one in enumerate(many):
+                journal.append(f"{i:064x}", one)
+        spent, waited = time.process_time() - begun, time.perf_counter() - clock
+        size = (Path(folder) / "journal").stat().st_size
+        begun = time.process_time()
+        with Journal(Path(folder) / "journal", resume=True) as journal:
+            taken = journal.take([f"{i:064x}" for i in range(ROWS)])
+        resumed = time.process_time() - begun
+    if len(taken) != ROWS:
+        raise SystemExit(f"{len(taken)} of {ROWS} rows came back")
+    begun = time.process_time()
+    summarise(many, [])
+    return {
+        "journal_bytes": size / ROWS,
+        "append_seconds": spent / ROWS,
+        "append_clock_seconds": waited / ROWS,
+        "resume_seconds": resumed / ROWS,
+        "summary_seconds": (time.process_time() - begun) / ROWS,
+    }
+
+
+# ---- schedulers
+
+
+def comparisons(count: int) -> list[Comparison]:
+    """The same matrix of MiniLM many times."""
+    recipe = Recipe(include=[f"*{LAYER}*"])
+    return list(make_plan(BASE, ADAPTER, recipe).comparisons) * count
+
+
+def nothing(_: Comparison, __: Recipe, *, found: Matrix) -> Matrix:
+    """In the place of an audit."""
+    return found
+
+
+def processes() -> dict[str, Any]:
+    """Two worker processes that compute nothing: what a matrix takes of the one that asks."""
+    todo, audit = comparisons(TASKS), partial(nothing, found=row())
+    found = local._parallel(todo, Recipe(), 2, audit)
+    next(found)  # the processes are there
+    clock, begun = time.perf_counter(), time.process_time()
+    count = sum(1 for _ in found)
+    return {
+        "seconds": (time.process_time() - begun) / count,
+        "clock_seconds": (time.perf_counter() - clock) / count,
+    }
+
+
+def costs() -> scale_models.Costs:
+    """Seconds of an audit by size, as measured here."""
+    cells = Cells("scale").known.values()
+    return scale_models.Costs(
+        {tuple(c["of"]["shape"]): c["figures"]["seconds"] for c in cells
+         if c["of"]["part"] == "matrices"}
+    )  # fmt: skip
+
+
+def on_cluster(nodes: int, kind: str, ray_seconds: float) -> dict[str, Any]:
+    """The real scheduler with the matrices of the largest model on a simulated cluster."""
+    known = costs()
+    seconds = cache(lambda shape: known.of(shape))
+    slow = dict.fromkeys(range(0, nodes, 100), float(SLOW)) if "slow" in kind else {}
+    lost = range(1, nodes, 1_000 // LOST) if "lost" in kind else ()
+    with tempfile.TemporaryDirectory() as folder:
+        model = scale_models.MODELS[-1]
+        todo = make_plan(*scale_models.write_sparse(model, Path(folder)), Recipe()).comparisons
+        whole = sum(seconds(c.base.shape) for c in todo) / nodes
+        cluster = scale_cluster.Cluster(
+            nodes, lambda c: seconds(c.base.shape), row().model_dump(), ray_seconds, slow,
+            {node: (i + 1) / (len(lost) + 1) * whole for i, node in enumerate(lost)},
+        )  # fmt: skip
+        begun = time.process_time()
+        count = sum(1 for _ in ray_engine._tasks(cluster, todo, Recipe()))
+        spent = time.process_time() - begun
+    if count != len(todo):
+        raise SystemExit(f"{count} of {len(todo)} rows came back")
+    return {
+        "matrices": count,
+        "ended": max(cluster.ended, cluster.now),
+        "share": cluster.work / nodes,
+        "largest": max(seconds(c.base.shape) for c in todo),
+        "driver": cluster.driver,
+        "tries_lost": cluster.tries_lost,
+        "spent": spent,
+    }
+
+
+def simulated(*_: Any) -> tuple[str, dict[str, Any]]:
+    """In the place of an audit on a node."""
+    return "", json.loads(os.environ["BULKEDGE_ROW"])
+
+
+def dies_at_times(*_: Any) -> tuple[str, dict[str, Any]]:
+    """The same, by a worker that is lost one time in fifty."""
+    if int.from_bytes(os.urandom(2), "little") % 50 == 0:
+        os._exit(3)
+    return simulated()
+
+
+def on_ray() -> dict[str, Any]:
+    """A real cluster of this machine, of two places."""
+    import ray
+
+    os.environ["BULKEDGE_ROW"] = json.dumps(row().model_dump(mode="json"))
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+        object_store_memory=80 * 2**20, _node_ip_address="127.0.0.1",
+    )  # fmt: skip
+    try:
+        found = {}
+        for name, task, count in (("warm", simulated, 50), ("plain", simulated, ROWS),
+                                  ("lost", dies_at_times, 200)):  # fmt: skip
+            ray_engine.audit_on_node = task  # pyright: ignore[reportAttributeAccessIssue]
+            todo = comparisons(count)
+            clock, begun = time.perf_counter(), time.process_time()
+            done = sum(1 for _ in ray_engine._tasks(ray, todo, Recipe()))
+            found[name] = {
+                "tasks": done,
+                "seconds": (time.process_time() - begun) / done,
+                "clock_seconds": (time.perf_counter() - clock) / done,
+            }
+        return found
+    finally:
+        ray.shutdown()
+
+
+def scheduler_rows() -> float:
+    """What a row takes of the process that asks, with `stamps` and its check."""
+    todo = comparisons(1)[0]
+    begun = time.process_time()
+    for _ in range(500):
+        stamps(files_of(todo))
+    return (time.process_time() - begun) / 500
+
+
+# ---- the parts
+
+
+def main() -> None:
+    """Those that are named, or all; each figure is stored once it is measured."""
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--plans"]:
+        print(json.dumps(planned(sys.argv[2])))
+        return
+    if sys.argv[1:2] == ["--ray"]:
+        print(json.dumps(on_ray()))
+        return
+    cells = Cells("scale")
+    for part in sys.argv[1:] or ("matrices", "dry-run", "plans", "rows", "processes", "ray",
+                                 "cluster"):  # fmt: skip
+        measure(cells, part)
+
+
+def measure(cells: Cells, part: str) -> None:
+    """One part."""
+    of = {"part": part}
+    if part == "matrices":
+        for shape in MATRICES:
+            cells.measure(of | {"shape": list(shape)}, partial(judged, shape))
+    elif part == "dry-run":
+        cells.measure(of | {"model": "MiniLM, r = 8"}, lambda: dry_run(BASE, ADAPTER))
+        cells.measure(of | {"model": "two blocks of a 7B shape, r = 16"}, dry_run_of_large)
+    elif part == "plans":
+        for model in scale_models.MODELS:
+            cells.measure(of | {"model": model.name}, partial(in_a_process, "plans", model.name))
+    elif part == "cluster":
+        ray = next(c for c in cells.known.values() if c["of"]["part"] == "ray")
+        each = ray["figures"]["plain"]["seconds"]
+        for nodes in NODES:
+            for kind in ("plain", "lost", "slow", "lost and slow"):
+                figures = partial(on_cluster, nodes, kind, each)
+                cells.measure(of | {"nodes": nodes, "kind": kind}, figures)
+    else:
+        how = {"rows": rows, "processes": processes, "ray": partial(in_a_process, "ray")}
+        cells.measure(of, how[part])
+
+
+if __name__ == "__main__":
+    main()

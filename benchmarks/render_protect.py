@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -23,20 +22,11 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t for a 95 % interval of a mean, by the number of values."""
 
 
-RIDGE, EARLIER = 0.03, 1e-3
-"""The default, and that of cells of an earlier one: an adapter has cells of one of them."""
-
-
 class Results:
     """The stored cells, by what they are of."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
-        self.cells = latest(cells)
-
-    def ridge(self, adapter: str) -> float:
-        """With which its cells were protected: one for all of them."""
-        (found,) = {c["ridge"] for c in self.of(adapter, "protect")}
-        return found
+        self.cells = flat(cells)
 
     @property
     def adapters(self) -> list[str]:
@@ -96,16 +86,9 @@ class Results:
         return None if known is None else 100 * (known - half["task"])
 
 
-def latest(cells: Iterable[Cell]) -> list[Cell]:
-    """What cells are of and their figures; of an adapter that was protected anew no earlier ones."""
-    known = [cell["of"] | cell["figures"] for cell in cells]
-    protected = [c for c in known if c["method"] == "protect"]
-    counts = Counter(c["adapter"] for c in protected if c["ridge"] == RIDGE and "texts" not in c)
-    return [
-        c
-        for c in known
-        if c["method"] != "protect" or (c["ridge"] == EARLIER) is (counts[c["adapter"]] < 2)
-    ]
+def flat(cells: Iterable[Cell]) -> list[Cell]:
+    """What cells are of, and their figures."""
+    return [cell["of"] | cell["figures"] for cell in cells]
 
 
 def between(curve: list[tuple[float, float]], at: float) -> float | None:
@@ -175,14 +158,14 @@ def adapters_table(results: Results) -> str:
     for adapter in results.adapters:
         trained, half = results.one(adapter, "as trained", 1.0), results.one(adapter, "scaled", 0.5)
         rows.append(
-            [adapter, f"{results.ridge(adapter):g}", percent(results.base(adapter)["recall"]),
+            [adapter, percent(results.base(adapter)["recall"]),
              f"{percent(trained['task'])}, {percent(trained['recall'])}",
              f"{percent(half['task'])}, {percent(half['recall'])}",
              *(points(results.gain_at_half(adapter, ability)) for ability in ABILITIES),
              *(_gains(results, adapter, strength) for strength in (0.3, 1.0, 3.0))]
         )  # fmt: skip
     return table(
-        "| adapter | ridge | the base's retrieval | as trained: task, retrieval | scaled by 0.5 "
+        "| adapter | the base's retrieval | as trained: task, retrieval | scaled by 0.5 "
         "| protect at that retrieval | at that reciprocal rank | at those likenesses "
         "| λ = 0.3 | λ = 1 | λ = 3 |",
         rows,
@@ -298,7 +281,7 @@ def _over_seeds(results: Results, part: str) -> str:
 
 def causal_table(cells: Iterable[Cell]) -> str:
     """Perplexities of the causal model, and of scaling to the same perplexity of documentation."""
-    known = latest(cells)
+    known = flat(cells)
     arms = ["base", "as trained", *PROTECTED, "scaled"]
     known.sort(key=lambda c: (c["adapter"], arms.index(c["method"]), c["setting"]))
     rows = []
@@ -321,7 +304,7 @@ def causal_table(cells: Iterable[Cell]) -> str:
 
 def causal_figures(cells: Iterable[Cell]) -> dict[str, Any]:
     """At how many strengths protecting is better than scaling, and by how much; for each arm."""
-    known = latest(cells)
+    known = flat(cells)
     found = {}
     for method in PROTECTED:
         ratios = []

@@ -29,6 +29,7 @@ import made_up_model
 import scale_cluster
 import scale_models
 import torch
+from click.testing import CliRunner
 from common import Cells, peak_of
 from protect_adapters import BASE, EXAMPLE
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,6 +40,7 @@ from bulkedge.auditing.engine import local
 from bulkedge.auditing.engine import ray as ray_engine
 from bulkedge.auditing.inputs import stamps
 from bulkedge.auditing.journal import Journal
+from bulkedge.cli import cli
 from bulkedge.comparison import Comparison, make_plan
 from bulkedge.records import Matrix, summarise
 
@@ -111,22 +113,24 @@ def dry_run_of_large() -> dict[str, Any]:
 
 
 def planned(name: str) -> dict[str, Any]:
-    """A model's plan, from headers alone; in this process."""
+    """A dry run of a model, from headers alone; in this process."""
     (model,) = (m for m in scale_models.MODELS if m.name == name)
     with tempfile.TemporaryDirectory() as folder:
         base, adapter = scale_models.write_sparse(model, Path(folder))
-        size = sum(file.stat().st_size for file in base.iterdir())
         before, begun = _peak(), time.process_time()
-        plan = make_plan(base, adapter, Recipe())
-        spent = time.process_time() - begun
-        peak, looked = _peak(), time.process_time()
+        command = ["audit", str(base), str(adapter), "--dry-run", "--json"]
+        told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+        spent, peak = time.process_time() - begun, _peak()
+        files = [file for part in (base, adapter) for file in part.glob("*.safetensors")]
+        looked = time.process_time()
         for _ in range(20):
-            stamps(plan.files)
+            stamps(files)
         looked = (time.process_time() - looked) / 20
         return {
-            "matrices": len(plan.comparisons),
-            "files": len(plan.files),
-            "gigabytes": round(size / 1e9),
+            "matrices": told["matrices"],
+            "files": len(files),
+            "gigabytes": round(sum(file.stat().st_size for file in base.iterdir()) / 1e9),
+            "gigabytes_of_memory": told["gigabytes_of_memory"],
             "seconds": round(spent, 2),
             "memory": peak - before,
             "look_at_files": looked,
@@ -313,9 +317,7 @@ def measure(cells: Cells, part: str) -> None:
             cells.measure(of | {"shape": list(shape)}, partial(judged, shape))
     elif part == "dry-run":
         cells.measure(of | {"model": "MiniLM, r = 8"}, lambda: dry_run(BASE, ADAPTER))
-        cells.measure(
-            of | {"model": "a block of the shape of a 7B model, r = 16"}, dry_run_of_large
-        )
+        cells.measure(of | {"model": "one block of a 7B shape, r = 16"}, dry_run_of_large)
     elif part == "plans":
         for model in scale_models.MODELS:
             cells.measure(of | {"model": model.name}, partial(in_a_process, "plans", model.name))

@@ -47,7 +47,9 @@ from bulkedge.records import Matrix, summarise
 MATRICES = ((2_048, 7_168), (4_096, 4_096), (8_192, 8_192))
 """Of an expert, and two more."""
 ROWS, TASKS = 2_000, 5_000
-CLUSTERS = ((1_000, "plain"), (1_000, "lost and slow"), (10_000, "lost and slow"))
+CLUSTERS = ((1_000, "plain"), (1_000, "lost and slow"), (100, "plain"))
+BLOCKS = 10
+"""Of the largest model, on the simulated cluster."""
 SLOW, LOST = 10, 10
 """One node in 100 takes ten times as long; so many of each 1,000 are lost meanwhile."""
 ADAPTER = EXAMPLE / "lora-r8"
@@ -222,13 +224,13 @@ def costs() -> scale_models.Costs:
 
 
 def on_cluster(nodes: int, kind: str, ray_seconds: float) -> dict[str, Any]:
-    """The real scheduler with the matrices of the largest model on a simulated cluster."""
+    """The real scheduler with blocks of the largest model on a simulated cluster."""
     known = costs()
     seconds = cache(lambda shape: known.of(shape))
     slow = dict.fromkeys(range(0, nodes, 100), float(SLOW)) if "slow" in kind else {}
     lost = range(1, nodes, 1_000 // LOST) if "lost" in kind else ()
     with tempfile.TemporaryDirectory() as folder:
-        model = scale_models.MODELS[-1]
+        model = scale_models.MODELS[-1].of_blocks(BLOCKS)
         todo = make_plan(*scale_models.write_sparse(model, Path(folder)), Recipe()).comparisons
         whole = sum(seconds(c.base.shape) for c in todo) / nodes
         cluster = scale_cluster.Cluster(

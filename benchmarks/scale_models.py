@@ -9,7 +9,7 @@ import json
 import math
 from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class Model:
     blocks: tuple[tuple[int, dict[str, Shape]], ...]
     inputs: tuple[tuple[int, ...], ...]
     experts: tuple[tuple[dict[str, Shape], int], ...] = ()
+
+    def of_blocks(self, count: int) -> Model:
+        """The same with so many blocks of the last kind."""
+        return replace(self, blocks=(*self.blocks[:-1], (count, self.blocks[-1][1])))
 
     def layers(self) -> Iterator[tuple[int, dict[str, Shape]]]:
         """Every block by its number, with the matrices that it has."""

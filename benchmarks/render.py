@@ -24,6 +24,7 @@ import render_moments
 import render_protect
 import render_random
 import render_repair
+import render_scale
 import render_sides
 import render_tables as tables
 
@@ -355,6 +356,13 @@ def random_matrices() -> dict[str, Any]:
     }
 
 
+def scale() -> dict[str, Any]:
+    """Values of docs/scale.md."""
+    turns, budget = measured("before_after")["rows"], measured("budget")
+    found = render_scale.Scale(cells("scale"), turns, budget, cells("protect_cost"))
+    return found.values() | {"where": where_of_cells("scale")}
+
+
 FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme,
     "docs/before-you-train.md": law,
@@ -368,6 +376,7 @@ FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/random-matrices.md": random_matrices,
     "docs/repair.md": repairs,
     "docs/report.md": report_page,
+    "docs/scale.md": scale,
     "examples/minilm_wordnet/README.md": first_table,
 }
 """Pages with figures, and what has their values."""

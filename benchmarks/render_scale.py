@@ -52,7 +52,6 @@ class Scale:
             "models": self.models(),
             "plans": self.plans(),
             "moments": self.moments(),
-            "dry": self.dry_runs(),
             "clusters": self.clusters(),
             "of": self.figures(),
         }
@@ -124,18 +123,6 @@ class Scale:
             "| protect, processor time | memory of a job |",
             rows,
         )
-
-    def dry_runs(self) -> str:
-        """What a dry run says, and what is used."""
-        rows = []
-        for cell in self.of("dry-run"):
-            told, used = cell["told"], cell["used"]
-            for what, unit in (("gigabytes", "GB"), ("teraflop", "TFLOP")):
-                rows.append(
-                    [cell["model"], str(cell["matrices"]), f"{told[what]:.2f} {unit}",
-                     f"{used[what]:.2f} {unit}", f"{100 * (told[what] / used[what] - 1):+.0f} %"]
-                )  # fmt: skip
-        return table("| model | matrices | dry run | used | dry run over used |", rows)
 
     def clusters(self) -> str:
         """The scheduler for Ray on simulated nodes."""

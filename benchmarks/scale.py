@@ -2,36 +2,32 @@
 
 python benchmarks/scale.py [PART ...]
 
-Parts: ``matrices`` (some large ones, judged), ``dry-run`` (what it says against what is then used),
-``plans`` (headers of models up to a trillion parameters, in sparse files), ``rows`` (journal and
-record), ``processes`` (of this machine), ``cluster`` (the scheduler for Ray on a simulated cluster
-of 1,000 nodes, some of them slow or lost), ``ray`` (a real one on this machine, where Ray is
-installed).  All but ``matrices`` and ``dry-run`` compute no matrix: a task returns a row that was
-computed once.  Seconds are those of the processor, on one thread, unless told.
+Parts: ``matrices`` (some large ones, judged), ``plans`` (dry runs on the headers of models up to a
+trillion parameters, in sparse files), ``rows`` (the journal), ``processes`` (of this machine), and
+``cluster`` (the scheduler for Ray on simulated nodes, some of them slow or lost).  All but
+``matrices`` compute no matrix: a task returns a row that was computed once.  Seconds are those of
+the processor, on one thread, unless told.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import before_after
-import made_up_model
 import scale_cluster
 import scale_models
 import torch
 from click.testing import CliRunner
-from common import Cells, peak_of
-from torch.utils.flop_counter import FlopCounterMode
+from common import Cells
 
 import bulkedge
 from bulkedge import Recipe
@@ -66,50 +62,6 @@ def judged(shape: scale_models.Shape) -> dict[str, Any]:
     begun = time.process_time()
     found = before_after.judged(pair)
     return {"seconds": round(time.process_time() - begun, 3), "passes": found["passes"]}
-
-
-# ---- what a dry run says
-
-
-def factorisations() -> dict[Any, Callable[..., int]]:
-    """Operations of LAPACK's, which torch's own counter leaves out."""
-    aten = torch.ops.aten
-
-    def square(factor: float) -> Callable[..., int]:
-        return lambda shape, *_, **__: round(factor * shape[-1] ** 3)
-
-    def tall(factor: float) -> Callable[..., int]:
-        return lambda shape, *_, **__: round(factor * max(shape[-2:]) * min(shape[-2:]) ** 2)
-
-    return {
-        aten.linalg_cholesky_ex: square(1 / 3), aten._linalg_eigh: square(9),
-        aten.linalg_qr: tall(4), aten._linalg_svd: tall(12), aten.linalg_ldl_factor_ex: square(1),
-        aten.linalg_lu_factor_ex: square(2 / 3),
-    }  # fmt: skip
-
-
-def dry_run(base: Path, tuned: Path) -> dict[str, Any]:
-    """What is said, and what is used by one job."""
-    command = [sys.executable, "-m", "bulkedge", "audit", str(base), str(tuned)]
-    told = json.loads(subprocess.run([*command, "--dry-run", "--json"], check=True,
-                                     capture_output=True, text=True).stdout)  # fmt: skip
-    peak = peak_of([*command, "--fail-on", "never", "-q"])
-    begun = time.process_time()
-    with FlopCounterMode(display=False, custom_mapping=factorisations()) as counted:
-        bulkedge.audit(base, tuned)
-    return {
-        "matrices": told["matrices"],
-        "told": {"gigabytes": told["gigabytes_of_memory"], "teraflop": told["teraflop"]},
-        "used": {"gigabytes": peak / 1e9, "teraflop": counted.get_total_flops() / 1e12},
-        "seconds": round(time.process_time() - begun, 1),
-    }
-
-
-def dry_run_of_large() -> dict[str, Any]:
-    """The same for a block of the shape of a 7B model."""
-    with tempfile.TemporaryDirectory() as folder:
-        made_up_model.make(Path(folder) / "made", 1, layers=1)
-        return dry_run(Path(folder) / "made/base", Path(folder) / "made/adapter")
 
 
 # ---- plans
@@ -224,9 +176,7 @@ def costs() -> scale_models.Costs:
     )  # fmt: skip
 
 
-def on_cluster(
-    todo: Sequence[Comparison], nodes: int, kind: str, ray_seconds: float
-) -> dict[str, Any]:
+def on_cluster(todo: Sequence[Comparison], nodes: int, kind: str) -> dict[str, Any]:
     """The real scheduler on a simulated cluster."""
     known = costs()
     seconds = cache(lambda shape: known.of(shape))
@@ -234,7 +184,7 @@ def on_cluster(
     lost = range(1, nodes, 1_000 // LOST) if "lost" in kind else ()
     whole = sum(seconds(c.base.shape) for c in todo) / nodes
     cluster = scale_cluster.Cluster(
-        nodes, lambda c: seconds(c.base.shape), row().model_dump(), ray_seconds, slow,
+        nodes, lambda c: seconds(c.base.shape), row().model_dump(), slow,
         {node: (i + 1) / (len(lost) + 1) * whole for i, node in enumerate(lost)},
     )  # fmt: skip
     count = sum(1 for _ in ray_engine._tasks(cluster, todo, Recipe()))
@@ -252,54 +202,12 @@ def on_cluster(
 
 def clusters(cells: Cells) -> None:
     """Blocks of the largest model on each of them."""
-    ray = next((c for c in cells.known.values() if c["of"]["part"] == "ray"), None)
-    each = ray["figures"]["plain"]["seconds"] if ray else 0.0
     with tempfile.TemporaryDirectory() as folder:
         model = scale_models.MODELS[-1].of_blocks(BLOCKS)
         todo = make_plan(*scale_models.write_sparse(model, Path(folder)), Recipe()).comparisons
         for nodes, kind in CLUSTERS:
-            figures = partial(on_cluster, todo, nodes, kind, each)
+            figures = partial(on_cluster, todo, nodes, kind)
             cells.measure({"part": "cluster", "nodes": nodes, "kind": kind}, figures)
-
-
-def simulated(*_: Any) -> tuple[str, dict[str, Any]]:
-    """In the place of an audit on a node."""
-    return "", json.loads(os.environ["BULKEDGE_ROW"])
-
-
-def dies_at_times(*_: Any) -> tuple[str, dict[str, Any]]:
-    """The same, by a worker that is lost one time in twenty."""
-    if os.urandom(1)[0] % 20 == 0:
-        os._exit(3)
-    return simulated()
-
-
-def on_ray() -> dict[str, Any]:
-    """A real cluster of this machine, of two places."""
-    import ray
-
-    os.environ["BULKEDGE_ROW"] = json.dumps(row().model_dump(mode="json"))
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-        object_store_memory=80 * 2**20, _node_ip_address="127.0.0.1",
-    )  # fmt: skip
-    try:
-        found = {}
-        for name, task, count in (("warm", simulated, 50), ("plain", simulated, 500),
-                                  ("lost", dies_at_times, 60)):  # fmt: skip
-            ray_engine.audit_on_node = task  # pyright: ignore[reportAttributeAccessIssue]
-            todo = comparisons(count)
-            clock, begun = time.perf_counter(), time.process_time()
-            done = sum(1 for _ in ray_engine._tasks(ray, todo, Recipe()))
-            found[name] = {
-                "tasks": done,
-                "seconds": (time.process_time() - begun) / done,
-                "clock_seconds": (time.perf_counter() - clock) / done,
-            }
-        return found
-    finally:
-        ray.shutdown()
 
 
 # ---- the parts
@@ -311,12 +219,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--plans"]:
         print(json.dumps(planned(sys.argv[2])))
         return
-    if sys.argv[1:2] == ["--ray"]:
-        print(json.dumps(on_ray()))
-        return
     cells = Cells("scale")
-    for part in sys.argv[1:] or ("matrices", "dry-run", "plans", "rows", "processes", "ray",
-                                 "cluster"):  # fmt: skip
+    for part in sys.argv[1:] or ("matrices", "plans", "rows", "processes", "cluster"):
         measure(cells, part)
 
 
@@ -326,17 +230,13 @@ def measure(cells: Cells, part: str) -> None:
     if part == "matrices":
         for shape in MATRICES:
             cells.measure(of | {"shape": list(shape)}, partial(judged, shape))
-    elif part == "dry-run":
-        cells.measure(of | {"model": "MiniLM, r = 8"}, lambda: dry_run(BASE, ADAPTER))
-        cells.measure(of | {"model": "one block of a 7B shape, r = 16"}, dry_run_of_large)
     elif part == "plans":
         for model in scale_models.MODELS:
             cells.measure(of | {"model": model.name}, partial(in_a_process, "plans", model.name))
     elif part == "cluster":
         clusters(cells)
     else:
-        how = {"rows": rows, "processes": processes, "ray": partial(in_a_process, "ray")}
-        cells.measure(of, how[part])
+        cells.measure(of, {"rows": rows, "processes": processes}[part])
 
 
 if __name__ == "__main__":

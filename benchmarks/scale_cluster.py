@@ -31,14 +31,13 @@ class LostTask(Exception):
 class Cluster:
     """In the place of the module ``ray``: nodes of one task each, on a clock of their own.
 
-    The clock goes on by what the caller's code takes of a real processor between two calls, and
-    by what Ray itself takes for a task.
+    The clock adds what the caller's code takes of a real processor between two calls.  What Ray
+    itself takes is not in it.
 
     Attributes:
         nodes: How many.
         seconds: Of a matrix on an ordinary node.
         row: What a task returns.
-        ray_seconds: What Ray takes of the caller's processor for each task, begin and end together.
         slow: How many times longer a node takes, by its number.
         losses: When nodes are lost, by their number, in seconds.
     """
@@ -46,7 +45,6 @@ class Cluster:
     nodes: int
     seconds: Callable[[Comparison], float]
     row: dict[str, Any]
-    ray_seconds: float = 0.0
     slow: dict[int, float] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
 
@@ -75,7 +73,7 @@ class Cluster:
         """What makes a function a task."""
 
         def begin(comparison: Comparison, *_: Any) -> Task:
-            self._entered(self.ray_seconds)
+            self._entered()
             self._waiting.append(task := Task(comparison, max_retries))
             self.work += self.seconds(comparison)
             self._run()
@@ -108,8 +106,8 @@ class Cluster:
 
     # ---- time
 
-    def _entered(self, more: float = 0.0) -> None:
-        spent = time.process_time() - self._left + more
+    def _entered(self) -> None:
+        spent = time.process_time() - self._left
         self.driver += spent
         self.now += spent
 

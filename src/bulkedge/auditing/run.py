@@ -71,7 +71,7 @@ def run_plan(
         keep_out_of_inputs(os.fspath(written), plan)
     started = _Start()
     work = _Work(plan, recipe, shard)
-    if cache is not None:
+    if cache is not None and isinstance(engine, LocalEngine):
         engine = replace(engine, known=KnownBases(Path(cache), work.watch.digests))
     with open_journal(journal, resume=resume) as book:
         taken = work.resume(book, notice) if book and resume else 0

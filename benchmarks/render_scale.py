@@ -157,6 +157,8 @@ class Scale:
                 "largest": most * bytes_ / 1e6,
                 "resume_all": most * rows["resume_seconds"],
                 "limit": MAX_RECORD_BYTES / 1e6,
+                "busy": most * (processes["seconds"] + rows["append_seconds"]),
+                "waits": most * (processes["seconds"] + rows["append_clock_seconds"]),
             },
             "process": 1e3 * processes["seconds"],
             "expert": self.audit.of((2_048, 7_168)),

@@ -131,14 +131,15 @@ class Scale:
             "lost and slow": "1 % slow by 10 times, 1 % lost",
         }
         rows = [
-            [f"{cell['nodes']:,}", kinds[cell["kind"]], f"{cell['share']:,.0f} s",
-             f"{cell['ended']:,.0f} s", f"{cell['tries_lost']}",
+            [f"{cell['nodes']:,}", kinds[cell["kind"]], f"{cell['share']:,.1f} s",
+             f"{cell['largest']:,.1f} s",
+             f"{cell['ended']:,.1f} s", f"{cell['tries_lost']}",
              f"{1e3 * cell['driver'] / cell['matrices']:.2f} ms",
-             f"{cell['driver']:.0f} s"]
+             f"{cell['driver']:.1f} s"]
             for cell in self.of("cluster")
         ]  # fmt: skip
         return table(
-            "| nodes | they are | work over nodes | ended after | tries lost | scheduler, a matrix | in all |",
+            "| nodes | they are | work over nodes | longest matrix | ended after | tries lost | scheduler, a matrix | in all |",
             rows,
         )
 

@@ -138,7 +138,7 @@ def takes_recipe(function: Callable[P, R]) -> Callable[P, R]:
 class _Loader(yaml.SafeLoader):
     """Plain values, and no key twice in a mapping, of which PyYAML would keep the last."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping as it is written: before anything is merged into it."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}

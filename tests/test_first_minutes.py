@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import bulkedge
+import practice
 from bulkedge import CheckpointError, InputError, MissingExtraError, Record
 from bulkedge.cli import cli
 from bulkedge.cli._group import EXAMPLES, SECTIONS
@@ -65,38 +66,11 @@ def test_every_command_has_a_section_and_an_example():
         assert " ".join(told.split()).endswith(" ".join("  ".join(lines).split()))
 
 
-EVALUATE = """
-import json, pathlib, sys
-config = json.loads((pathlib.Path(sys.argv[1]) / "adapter_config.json").read_text())
-print(json.dumps({"task": config["lora_alpha"], "kept": 1 / (1 + config["lora_alpha"])}))
-"""
-WORDS = [f"w{i}" for i in range(20)]
-
-
 @pytest.fixture
 def model(tmp_path):
-    """A small causal model with its tokenizer, an adapter, texts and an evaluation."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    config = transformers.LlamaConfig(
-        vocab_size=22, hidden_size=24, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "BASE")
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")  # noqa: S106
-    plain = tokenizers.Tokenizer(words)
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(
-        tmp_path / "BASE"
-    )
-    name = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
-    factors = {name.format("A"): weights(2, 24), name.format("B"): weights(32, 2)}
-    save_adapter(tmp_path / "TUNED", factors)
-    (tmp_path / "keep.txt").write_text("\n".join(" ".join(WORDS[i : i + 6]) for i in range(14)))
-    (tmp_path / "evaluate.py").write_text(EVALUATE)
-    return tmp_path
+    """A small model with its tokenizer, an adapter, texts and an evaluation."""
+    pytest.importorskip("transformers")
+    return practice.fill(tmp_path)
 
 
 def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -78,13 +79,20 @@ def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for lines in some(EXAMPLES.values()):
         for line in some(lines):
-            program, *arguments = shlex.split(line)
+            program, *words = shlex.split(line)
+            arguments = [name for word in words for name in (sorted(glob(word)) or [word])]
             ended = CliRunner().invoke(cli, arguments)
             assert program == "bulkedge"
             assert ended.exit_code in (0, 1), (line, ended.output)
             assert isinstance(ended.exception, SystemExit | None), (line, ended.exception)
     written = ["report.html", "out/record.json", "summary.md", "repaired/repair.json"]
-    written += ["base.moments", "points/frontier.html", "lora.json", "whole/record.json"]
+    written += [
+        "several/comparison.html",
+        "base.moments",
+        "points/frontier.html",
+        "lora.json",
+        "whole/record.json",
+    ]
     assert [name for name in written if not (model / name).stat().st_size] == []
 
 

@@ -99,7 +99,7 @@ def test_a_base_that_is_noise_is_told_apart(real):
     affected = [m for m in real.matrices if m.new_directions]
     pooler = next(m for m in affected if m.name.startswith("pooler"))
     assert (
-        f"{pooler.new_directions} of them are in matrices whose base looks untrained"
+        f"{pooler.new_directions} of the new ones are in matrices whose base looks untrained"
         in " ".join(explanation(real))
     )
     told = steps(real)

@@ -76,7 +76,7 @@ def test_the_first_screen_says_how_many_where_and_what_next(show, records):
     assert headline(page) == "8 new directions in 8 of 37 matrices"
     told, steps = page.locator("#verdict").inner_text(), page.locator("#next").inner_text()
     assert "Every verdict is certain: two float64 SVDs decided it" in told
-    assert "1 of them is in a matrix whose base looks untrained" in told
+    assert "1 of the new ones is in a matrix whose base looks untrained" in told
     assert f"bulkedge repair {MINILM}" in steps
     assert "--exclude pooler.dense" in steps
     assert page.locator("#map button").count() == 37

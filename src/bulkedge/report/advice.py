@@ -75,7 +75,7 @@ def explanation(record: Record) -> list[str]:
     noise = sum(matrix.new_directions for matrix in untrained(record))
     if noise:
         where = "is in a matrix" if noise == 1 else "are in matrices"
-        sentences.append(f"{noise} of them {where} whose base looks untrained.")
+        sentences.append(f"{noise} of the new ones {where} whose base looks untrained.")
     scores = [_lowest(matrix) for matrix in record.matrices]
     sentences.append(
         f"The lowest score is {min(scores):.2f}; 1 means that the base had the direction, 0 that "

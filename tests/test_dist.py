@@ -50,3 +50,13 @@ def test_one_version_everywhere():
     versions = [name for name, dated in sections if dated]
     assert sections[0][0] in ("Unreleased", bulkedge.__version__)
     assert bulkedge.__version__ in versions
+
+
+def test_the_oldest_releases_are_those_that_the_project_allows():
+    """Of each dependency its lower end, but of torch and of developers' tools none."""
+    oldest = load(ROOT / "scripts/oldest.py")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pins = dict(pin.split("==") for pin in some(oldest.oldest(text)))
+    assert {"numpy", "pydantic", "transformers", "peft", "matplotlib", "pyarrow", "gguf"} <= set(pins)
+    assert not {"torch", "pytest", "ruff", "bulkedge", "ray"} & set(pins)
+    assert all(f"{name}>={version}" in text for name, version in pins.items())

@@ -209,7 +209,8 @@ def test_a_terminal_says_what_is_open(tmp_path):
         "may be new or not: its score is between 0.45 and 0.55, and the limit is 0.5"
     )
     assert "direction 0: new, with a score of at most 0.3, but rotated or intruder is" in overlap
-    assert overlap.endswith("is between 0.7 and 0.72, and the limit is 0.707")
+    assert "between 0.49 and 0.518 of its squared length" in overlap
+    assert overlap.endswith("and the limit is 0.5")
     assert rest == "undecided: 1 more direction; the record has the intervals"
     empty = record.summary.model_copy(update={"verdicts": dict.fromkeys(Verdict, 0)})
     assert certainty_lines(record.model_copy(update={"summary": empty})) == []

@@ -222,7 +222,7 @@ def as_map(matrix: MatrixLike) -> LinearMap:
     if isinstance(matrix, torch.nn.Module):
         what = "layer.weight"
         if isinstance(matrix, torch.nn.modules.conv._ConvNd):  # of its kernel it is another norm
-            what = "Convolution(layer.weight, input_size) of bulkedge.spectral"
+            what = "Convolution.of(layer, input_size) of bulkedge.spectral"
         raise InputError(
             f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; pass {what}, "
             "or use spectral_cap(layer) to bound its norm"

@@ -79,8 +79,9 @@ def _open(record: Record, matrix: Matrix, row: Direction) -> str:
     if row.score_upper < limit:
         return (
             f"{name}: new, with a score of at most {row.score_upper:.3g}, but rotated or intruder "
-            f"is open: its overlap is between {row.overlap_lower:.3g} and "
-            f"{row.overlap_upper:.3g}, and the limit is {HALF_THE_ENERGY:.3g}"
+            f"is open: between {row.overlap_lower**2:.3g} and {row.overlap_upper**2:.3g} of its "
+            f"squared length lies within the base's leading space, and the limit is "
+            f"{HALF_THE_ENERGY**2:.3g}"
         )
     return (
         f"{name}: may be new or not: its score is between {row.score_lower:.3g} and "

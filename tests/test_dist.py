@@ -57,6 +57,8 @@ def test_the_oldest_releases_are_those_that_the_project_allows():
     oldest = load(ROOT / "scripts/oldest.py")
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pins = dict(pin.split("==") for pin in some(oldest.oldest(text)))
-    assert {"numpy", "pydantic", "transformers", "peft", "matplotlib", "pyarrow", "gguf"} <= set(pins)
+    assert {"numpy", "pydantic", "transformers", "peft", "matplotlib", "pyarrow", "gguf"} <= set(
+        pins
+    )
     assert not {"torch", "pytest", "ruff", "bulkedge", "ray"} & set(pins)
     assert all(f"{name}>={version}" in text for name, version in pins.items())

@@ -93,7 +93,8 @@ def run_commands(code, workspace):
     for name in ("base.moments", "task.moments"):
         if f"-o {name}" in code:  # it makes them itself
             (workspace / name).unlink()
-    practice.run_all(code, run, is_not_run)
+    wanted = sum(not is_not_run(words) for words in practice.commands(code))
+    assert practice.run_all(code, run, is_not_run) == wanted
 
 
 @pytest.mark.parametrize(

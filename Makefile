@@ -14,7 +14,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow test-integrations test-oldest test-page test-wheel dist docs lint bench bench-quick minilm clean
+.PHONY: demo test test-slow test-integrations test-oldest test-page test-ray test-wheel dist docs lint bench bench-quick minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -29,12 +29,31 @@ test: $(VENV)/.dev $(MINILM)/model.safetensors
 test-slow: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(PYTEST)
 
-# what builds on PEFT's own classes, with the oldest version that is supported
-OLDEST = peft==0.18.1
-test-oldest: $(VENV)/.dev
-	$(PIP) --no-deps --upgrade --target build/peft-oldest $(OLDEST)
-	PYTHONPATH=build/peft-oldest $(PYTEST) -m "not slow" \
-	  -W "ignore:Could not find a config file" tests/tune  # it looks online for models made here
+# the oldest supported release of every dependency but torch, in an environment of their own, and
+# the tests of what is built on them
+OLDEST_ENV = build/oldest-env
+OLDEST_TESTS = tests/tune tests/checkpoint tests/moments tests/report tests/budget tests/simulate \
+  tests/audit/test_record.py tests/audit/test_several.py tests/repair/test_peft_defects.py \
+  $(wildcard tests/test_*.py)
+test-oldest: $(OLDEST_ENV)/.made $(MINILM)/model.safetensors
+	$(OLDEST_ENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" \
+	  -W "ignore:Could not find a config file" $(OLDEST_TESTS)  # PEFT looks online for models made here
+
+$(OLDEST_ENV)/.made: pyproject.toml scripts/oldest.py | $(VENV)/.dev
+	rm -rf $(OLDEST_ENV) && $(PYTHON) -m venv $(OLDEST_ENV)
+	$(BIN)/python scripts/oldest.py > $(OLDEST_ENV)/oldest.txt
+	$(OLDEST_ENV)/bin/pip --disable-pip-version-check install --quiet --no-compile \
+	  -c constraints.txt -c $(OLDEST_ENV)/oldest.txt $(TORCH) -e .[dev] "pyparsing<3.3"  # newer warn
+	@touch $@
+
+# a cluster of two nodes on this machine, of which one is killed; the result is stored
+RAY_ENV = build/ray-env
+test-ray: | $(VENV)/.dev
+	$(PYTHON) -m venv $(RAY_ENV)
+	$(RAY_ENV)/bin/pip --disable-pip-version-check install --quiet --no-compile \
+	  -c constraints.txt $(TORCH) -e .[ray] pytest pytest-timeout hypothesis
+	$(RAY_ENV)/bin/python -m pytest tests/audit/test_ray.py --junit-xml build/ray.xml
+	$(BIN)/python scripts/ray_result.py build/ray.xml $(RAY_ENV)/bin/python
 
 # the real trainers, of the versions in requirements.txt; writes the table of docs/fine-tuning.md
 INTEGRATIONS = build/integrations/site-packages
@@ -55,14 +74,17 @@ dist: $(VENV)/.dev
 	  --no-tips --eval-annotations src/bulkedge
 	$(BIN)/python scripts/dist.py $(URL)
 
-# the first minutes, from the installed wheel: dependencies are those of $(VENV), the package is not
+# the wheel in a clean environment: an audit with what it asks for and nothing else, then the first
+# minutes and every page, with the tests' own dependencies
 WHEEL = build/wheel-env
+IN_WHEEL = $(WHEEL)/bin/pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 test-wheel: dist $(MINILM)/model.safetensors
-	rm -rf $(WHEEL) && $(BIN)/python -m venv $(WHEEL)
-	$(WHEEL)/bin/pip --disable-pip-version-check install --quiet --no-deps dist/bulkedge-*.whl
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-	  > $$($(WHEEL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz-dependencies.pth
-	$(WHEEL)/bin/python -c "import bulkedge; assert 'wheel-env' in bulkedge.__file__, bulkedge.__file__"
+	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)
+	$(IN_WHEEL) dist/bulkedge-*.whl
+	$(WHEEL)/bin/bulkedge --version
+	$(WHEEL)/bin/bulkedge audit $(MINILM) $(EXAMPLE)/lora-r1 --fail-on never --quiet
+	$(IN_WHEEL) "$$(echo dist/bulkedge-*.whl)[dev]"
+	cd tests && ../$(WHEEL)/bin/python -c "import bulkedge; assert 'wheel-env' in bulkedge.__file__"
 	PATH=$(CURDIR)/$(WHEEL)/bin:$$PATH $(WHEEL)/bin/python -m pytest tests/test_first_minutes.py \
 	  tests/test_public.py tests/test_docs.py -k "not site_builds"
 

@@ -321,6 +321,7 @@ def _repaired(adapter: str) -> dict[str, Any]:
         "after": after["after"]["encoder"],
         "accuracy_before": 100 * before["accuracy"],
         "accuracy_after": 100 * after["accuracy"],
+        "accuracy_without_pooler": 100 * rows["clip, without the pooler"]["accuracy"],
     }
 
 

@@ -117,7 +117,8 @@ def test_table_and_verdict(inputs):
         "1 of 10 leading directions is new (score < 0.5), in 1 of 1 matrix: 0 rotated, 1 intruder; "
         "1 matrix unchanged"
     )
-    assert lines[4].startswith("to have no new direction, merge or serve it at ≤ ")
+    assert lines[4].startswith("certainty: every verdict is ")
+    assert lines[5].startswith("weaker: to have no new direction, merge or serve it at ≤ ")
     assert lines[-3] == (
         "tensors of two or more dimensions: 2 in the base and 2 in the fine-tune; 2 compared, "
         "2 equal, 0 lost, 0 excluded, 0 apart"

@@ -1,6 +1,7 @@
 """What is shipped: the files of a wheel and an sdist, and the README as an index shows it."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -50,3 +51,22 @@ def test_one_version_everywhere():
     versions = [name for name, dated in sections if dated]
     assert sections[0][0] in ("Unreleased", bulkedge.__version__)
     assert bulkedge.__version__ in versions
+
+
+def test_the_last_run_on_a_cluster_passed():
+    """By `make test-ray`, which is no part of CI: with the nodes, of which one was killed."""
+    stored = json.loads((ROOT / "benchmarks/results/ray.json").read_text(encoding="utf-8"))
+    assert (stored["failures"], stored["errors"], stored["skipped"]) == (0, 0, 0)
+    assert "test_a_killed_nodes_matrices_are_computed_elsewhere" in stored["seconds"]
+
+
+def test_the_oldest_releases_are_those_that_the_project_allows():
+    """Of each dependency its lower end, but of torch and of developers' tools none."""
+    oldest = load(ROOT / "scripts/oldest.py")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pins = dict(pin.split("==") for pin in some(oldest.oldest(text)))
+    assert {"numpy", "pydantic", "transformers", "peft", "matplotlib", "pyarrow", "gguf"} <= set(
+        pins
+    )
+    assert not {"torch", "pytest", "ruff", "bulkedge", "ray"} & set(pins)
+    assert all(f"{name}>={version}" in text for name, version in pins.items())

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import warnings
@@ -19,8 +18,11 @@ import yaml
 from rich.console import Console
 
 import bulkedge
+import practice
+from bulkedge._moments import collect_moments
 from bulkedge.cli import audit, budget, frontier, repair
-from bulkedge.records import make_recipe, read_recipe
+from bulkedge.cli._settings import project_settings
+from bulkedge.records import Recipe, make_recipe, read_recipe
 from bulkedge.report import print_record
 from commands import run
 from helpers import EXAMPLE, MINILM, some
@@ -33,19 +35,9 @@ PAGES = [
     *sorted(ROOT.glob("examples/*/*.md")),
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# `make` would start this very test, training takes minutes; both have their own checks
-NOT_RUN = (
-    "make ",
-    ".venv/bin/",
-    "pip install",
-    "bulkedge audit BASE",
-    "bulkedge budget BASE",
-    "bulkedge repair BASE",
-    "bulkedge moments BASE",
-    "bulkedge frontier BASE",
-    "hf download",
-    "git clone",
-)
+# `make` would start this very test, training takes minutes, the rest needs a network
+NOT_RUN = (["make"], [".venv/bin/pip"], [".venv/bin/python"], ["pip"], ["hf", "download"],
+           ["git", "clone"])  # fmt: skip
 
 
 CONTINUED = ("fine-tuning.md",)  # each block goes on where the one before stopped
@@ -72,37 +64,84 @@ def load_script(path):
 ONE_AFTER_THE_OTHER = ("quickstart.md",)  # each command uses what the ones before have written
 
 
+@pytest.fixture(scope="session")
+def practice_files(tmp_path_factory):
+    """A small BASE and TUNED, with moments of both."""
+    folder = practice.fill(tmp_path_factory.mktemp("practice"))
+    texts = practice.LINES
+    collect_moments(folder / "BASE", texts).save(folder / "base.moments")
+    tuned = collect_moments(folder / "BASE", texts, tuned=folder / "TUNED")
+    tuned.save(folder / "task.moments")
+    return folder
+
+
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
+def workspace(tmp_path, monkeypatch, practice_files):
     """A folder in which the paths of the pages lead somewhere, and what they write may lie."""
-    for name in ("build", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    for path in (ROOT / "build", ROOT / "examples", *practice_files.iterdir()):
+        (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     return tmp_path
 
 
-def run_commands(code):
-    for line in some(code.replace("\\\n", " ").splitlines()):
-        command = line.partition("#")[0].strip()
-        if not command or command.startswith(NOT_RUN):
-            continue
-        program, *arguments = shlex.split(command)
-        assert program == "bulkedge", f"{command}: only the command itself is run here"
-        ended = run(*arguments)
-        assert ended.returncode in (0, 1), (command, ended.stderr)
+def is_not_run(words):
+    return any(words[: len(start)] == start for start in NOT_RUN)
+
+
+def run_commands(code, workspace):
+    for name in ("base.moments", "task.moments"):
+        if f"-o {name}" in code:  # it makes them itself
+            (workspace / name).unlink()
+    wanted = sum(not is_not_run(words) for words in practice.commands(code))
+    assert practice.run_all(code, run, is_not_run) == wanted
 
 
 @pytest.mark.parametrize(
     ("page", "code"), [b for b in blocks("sh") if b.values[0].name not in ONE_AFTER_THE_OTHER]
 )
 def test_shell_blocks_run(page, code, workspace):
-    run_commands(code)
+    run_commands(code, workspace)
+
+
+def test_the_jobs_of_a_cluster_run(workspace):
+    """Each job of the array, then the one that waits for all."""
+    (array,), (merge,) = ([code] for _, code in (block.values for block in blocks("bash")))
+    first, last = map(int, re.search(r"--array=(\d)-(\d)", array).groups())
+    for task in range(first, last + 1):
+        job = array.replace("$SLURM_ARRAY_TASK_ID", str(task)).replace("-j 4", "-j 1")
+        run_commands(job, workspace)
+    run_commands(merge, workspace)
+    whole = bulkedge.Record.from_json(workspace / "whole/record.json")
+    assert whole.summary.matrices == len(bulkedge.audit("BASE", "TUNED").matrices)
+
+
+def test_targets_of_make_are_there():
+    """What the pages say to make, which the tests cannot."""
+    known = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
+    pages = [code for _, code in (block.values for block in blocks("sh"))]
+    said = [words[1] for code in pages for words in practice.commands(code) if words[0] == "make"]
+    assert set(some(said)) <= known
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("toml"))
+def test_settings_of_a_project_are_valid(page, code, tmp_path):
+    (tmp_path / "pyproject.toml").write_text(code)
+    settings, _ = project_settings(tmp_path)
+    assert make_recipe(settings) != Recipe()
+
+
+def test_the_other_output_that_pages_show_is_real():
+    shown_ = {page.name: code for page, code in (block.values for block in blocks("text"))
+              if page.name in ("quickstart.md", "frontier.md")}  # fmt: skip
+    assert shown_["quickstart.md"] in (ROOT / "README.md").read_text()
+    assert len(json.loads(shown_["frontier.md"])) > 1
 
 
 @pytest.mark.parametrize("name", ONE_AFTER_THE_OTHER)
 def test_commands_of_a_page_run_one_after_the_other(name, workspace):
     pages = [block.values for block in blocks("sh")]
-    run_commands("".join(code for page, code in pages if page.name == name))
+    run_commands("".join(code for page, code in pages if page.name == name), workspace)
 
 
 @pytest.mark.parametrize(

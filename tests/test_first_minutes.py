@@ -5,12 +5,14 @@ import os
 import shlex
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import bulkedge
+import practice
 from bulkedge import CheckpointError, InputError, MissingExtraError, Record
 from bulkedge.cli import cli
 from bulkedge.cli._group import EXAMPLES, SECTIONS
@@ -65,38 +67,11 @@ def test_every_command_has_a_section_and_an_example():
         assert " ".join(told.split()).endswith(" ".join("  ".join(lines).split()))
 
 
-EVALUATE = """
-import json, pathlib, sys
-config = json.loads((pathlib.Path(sys.argv[1]) / "adapter_config.json").read_text())
-print(json.dumps({"task": config["lora_alpha"], "kept": 1 / (1 + config["lora_alpha"])}))
-"""
-WORDS = [f"w{i}" for i in range(20)]
-
-
 @pytest.fixture
 def model(tmp_path):
-    """A small causal model with its tokenizer, an adapter, texts and an evaluation."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    config = transformers.LlamaConfig(
-        vocab_size=22, hidden_size=24, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "BASE")
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")  # noqa: S106
-    plain = tokenizers.Tokenizer(words)
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(
-        tmp_path / "BASE"
-    )
-    name = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
-    factors = {name.format("A"): weights(2, 24), name.format("B"): weights(32, 2)}
-    save_adapter(tmp_path / "TUNED", factors)
-    (tmp_path / "keep.txt").write_text("\n".join(" ".join(WORDS[i : i + 6]) for i in range(14)))
-    (tmp_path / "evaluate.py").write_text(EVALUATE)
-    return tmp_path
+    """A small model with its tokenizer, an adapter, texts and an evaluation."""
+    pytest.importorskip("transformers")
+    return practice.fill(tmp_path)
 
 
 def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):
@@ -104,14 +79,35 @@ def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for lines in some(EXAMPLES.values()):
         for line in some(lines):
-            program, *arguments = shlex.split(line)
+            program, *words = shlex.split(line)
+            arguments = [name for word in words for name in (sorted(glob(word)) or [word])]
             ended = CliRunner().invoke(cli, arguments)
             assert program == "bulkedge"
             assert ended.exit_code in (0, 1), (line, ended.output)
             assert isinstance(ended.exception, SystemExit | None), (line, ended.exception)
     written = ["report.html", "out/record.json", "summary.md", "repaired/repair.json"]
-    written += ["base.moments", "points/frontier.html", "lora.json", "whole/record.json"]
+    written += [
+        "several/comparison.html",
+        "base.moments",
+        "points/frontier.html",
+        "lora.json",
+        "whole/record.json",
+    ]
     assert [name for name in written if not (model / name).stat().st_size] == []
+
+
+def test_no_help_warns(tmp_path):
+    """Compiled and imported anew, since a warning of either is given once."""
+    code = """
+import sys
+from bulkedge.cli import cli
+for name in [None, *sorted(cli.commands)]:
+    cli([*filter(None, [name]), "--help"], standalone_mode=False)
+"""
+    fresh = [sys.executable, "-W", "error", "-X", f"pycache_prefix={tmp_path}", "-c", code]
+    ended = subprocess.run(fresh, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("Usage: ") == 1 + len(cli.commands)
 
 
 def test_help_of_an_unknown_command(run):
@@ -274,6 +270,55 @@ def test_settings_that_cannot_be_used(text, message, run, tmp_path):
         raise told.exception
 
 
+@pytest.mark.parametrize(
+    "settings", [{"top_k": True}, {"epsilon": True}, {"seed": False}, {"split": {"a": [True]}}]
+)
+def test_a_truth_value_is_no_number(settings):
+    name = next(iter(settings))
+    with pytest.raises(bulkedge.RecipeError, match=rf"recipe: {name}.*: expected a number, got "):
+        bulkedge.records.make_recipe(settings)
+    with pytest.raises(bulkedge.RecipeError, match=r"repeats: expected a number, got True"):
+        bulkedge.simulate.configure("transition", {"repeats": True})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("top_k: 2\nside: left\ntop_k: 3\n", r"'top_k' is given twice, in lines 1 and 3; leave"),
+        ("split:\n  a: [1]\n  a: [2]\n", r"'a' is given twice, in lines 2 and 3"),
+        ('{"top_k": 1, "top_k": 2}', r"'top_k' is given twice, in line 1; leave one out"),
+    ],
+)
+def test_a_key_given_twice_is_an_error(text, message, run, tmp_path):
+    (tmp_path / "twice.yaml").write_text(text)
+    for command in (f"{AUDIT} --recipe twice.yaml", "simulate transition --config twice.yaml"):
+        with pytest.raises(bulkedge.RecipeError, match=message):
+            raise run(command).exception
+
+
+def test_merged_keys_may_be_overridden(tmp_path):
+    (tmp_path / "m.yaml").write_text("a: {b: &b {<<: &c {x: 1}, x: 2}}\nd: {<<: *b, y: 3}\n")
+    found = bulkedge.records.read_recipe(tmp_path / "m.yaml")
+    assert found["a"]["b"] == {"x": 2}
+
+
+def test_settings_in_two_places_empty_or_overridden(run, tmp_path):
+    project, own = tmp_path / "pyproject.toml", tmp_path / "bulkedge.yaml"
+    project.write_text("[tool.bulkedge]\ntop_k = 3\n")
+    for empty in ("", "# none yet\n", "{}\n"):
+        own.write_text(empty)
+        assert run(f"{AUDIT} --dry-run").stderr == f"settings of {project}: top_k\n"
+    own.write_text("top_k: 2\nepsilon: 0.4\n")
+    told = f"settings of {own}: epsilon (options override top_k); [tool.bulkedge] of {project} is"
+    assert run(f"{AUDIT} --dry-run -k 4").stderr == f"{told} not used\n"
+    assert ": none used (options" in run(f"{AUDIT} --dry-run -k 4 --epsilon 0.3").stderr
+    project.write_text("[tool.bulkedge\n")  # broken, and not needed
+    assert run(f"{AUDIT} --dry-run").stderr == f"settings of {own}: top_k, epsilon\n"
+    own.write_text("")
+    project.unlink()
+    assert run(f"{AUDIT} --dry-run").stderr == ""
+
+
 def test_settings_that_cannot_be_read(run, tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").touch()
 
@@ -343,6 +388,9 @@ def test_a_record_is_read_from_text_or_file(record, tmp_path):
     assert Record.from_json(record.to_json()) == record == Record.from_json(tmp_path / "r.json")
     with pytest.raises(CheckpointError, match=r"the text given: not a bulkedge record of schema"):
         Record.from_json('{"a": 1}')
+    (tmp_path / "cut.json").write_text(record.to_json()[:-20])  # no field is to blame
+    with pytest.raises(CheckpointError, match=r"of schema 2 \(Invalid JSON"):
+        Record.from_json(tmp_path / "cut.json")
 
 
 def test_a_record_is_a_data_frame(record):

@@ -77,6 +77,27 @@ def check_values(owner: object, **settings: tuple[Any, Rule]) -> None:
         _read(owner if isinstance(owner, str) else type(owner).__name__, name, given, rule)
 
 
+def no_truth_value(value: Any) -> Any:
+    """A setting that is a number, or a list of some, on its way to pydantic: it takes True for 1.
+
+    Args:
+        value: What was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If it is True or False, or holds one of them.
+
+    Example:
+        >>> no_truth_value([1, 2.5])
+        [1, 2.5]
+    """
+    if any(isinstance(x, bool) for x in (value if isinstance(value, list | tuple) else (value,))):
+        raise ValueError("expected a number")
+    return value
+
+
 def each(values: Mapping[str, Any], rule: Rule) -> dict[str, tuple[Any, Rule]]:
     """Settings for :func:`check_values` that all have the same rule."""
     return {name: (value, rule) for name, value in values.items()}

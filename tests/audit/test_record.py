@@ -226,7 +226,7 @@ def test_recipe_is_frozen_and_checked(value):
     [
         ("top_k: [", "not valid YAML"),
         ("- 1", "expected fields and values, got list"),
-        ("", "expected fields and values, got NoneType"),
+        ("", "holds no settings; write some, or leave the file out"),
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("seed: 2024-13-45", "not valid YAML: month must be in"),
         ("top_k: !!int x", "not valid YAML"),

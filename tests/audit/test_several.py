@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import bulkedge
 from bulkedge import Recipe, Record
 from bulkedge.auditing import known, run_plans
-from bulkedge.cli import cli
+from bulkedge.cli import _audit, _several, cli
 from bulkedge.cli._several import names_of
 from bulkedge.comparison import make_plan
 from helpers import save, save_adapter, weights
@@ -124,17 +124,73 @@ def test_the_command_writes_a_record_each_and_one_table_and_page(inputs, alone, 
     ("options", "message"),
     [
         ([], "several TUNED need a folder for their records"),
-        (["--output", "o", "--shard", "1/2"], "--shard is for one, but several"),
+        (["--output", "o", "--shard", "1/2"], "--shard is for one fine-tune, but several"),
         (["--output", "-"], "--output -: several records need a folder"),
         (["--output", "o", "--csv", "x.csv"], "comparison.csv is written into DIR"),
         (["--output", "o", "--report", "x.html"], "comparison.html is written into DIR"),
         (["--output", "o", "--peft", "x.json"], "audit that adapter alone for its ranks"),
-        (["--output", "o", "--engine", "ray"], "takes one TUNED at a time"),
+        (["--output", "o", "--engine", "ray"], "--engine is for one fine-tune"),
+        (["--output", "o", "--ray-address", "h:1"], "--ray-address is for one fine-tune"),
+        (["--output", "o", "--insecure-ray"], "audit each alone on the cluster"),
     ],
 )
 def test_what_several_cannot_have(options, message, inputs):
     done = run(*inputs, *options)
     assert (done.exit_code, message in done.output) == (2, True), done.output
+
+
+def test_every_option_has_an_effect_or_is_refused(inputs, tmp_path, monkeypatch):
+    """What no code looks at would be ignored in silence."""
+    read = set()
+
+    class Watched(dict):
+        def __getitem__(self, name):
+            read.add(name)
+            return super().__getitem__(name)
+
+        def get(self, name, default=None):
+            read.add(name)
+            return super().get(name, default)
+
+    given = {str(o.name) for o in cli.commands["audit"].params if isinstance(o, click.Option)}
+    assert not set(_several.FOR_ONE) & _several.HANDLED
+    assert given == set(_several.FOR_ONE) | _several.HANDLED
+
+    def watched(function):
+        return lambda *args: function(*args[:-1], Watched(args[-1]))
+
+    for name in ("audit_several", "fetch_if_asked"):
+        monkeypatch.setattr(_audit, name, watched(getattr(_audit, name)))
+    assert run(*inputs, "--output", tmp_path / "o").exit_code == 1
+    assert _several.HANDLED - set(Recipe.model_fields) - {"recipe"} <= read
+
+
+@pytest.mark.parametrize("options", [["--ray-address", "h:1"], ["--insecure-ray"]])
+def test_a_cluster_is_named_for_the_engine_that_uses_it(options, inputs):
+    assert "need --engine ray" in run(*inputs[:2], *options).output
+
+
+def test_all_that_are_bad_are_named(inputs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run(*inputs, tmp_path / "gone", tmp_path / "empty", "--dry-run")
+    assert isinstance(done.exception, bulkedge.InputError)
+    told = str(done.exception)
+    assert told.startswith("2 of 5 fine-tunes cannot be audited: ")
+    assert str(tmp_path / "gone") in told
+    assert str(tmp_path / "empty") in told
+    alone = run(*inputs, tmp_path / "gone", "--dry-run")
+    assert str(alone.exception).startswith(str(tmp_path / "gone"))
+    nowhere = run(tmp_path / "no", *inputs[1:], "--dry-run")
+    assert str(nowhere.exception).count(str(tmp_path / "no")) == 1
+
+
+def test_the_folder_of_several_names_its_subfolders(alone, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(alone[0].to_json())
+    done = CliRunner().invoke(cli, ["show", str(tmp_path)])
+    message = f"in a, b; give one of these folders, such as {tmp_path / 'a'}"
+    assert message in str(done.exception)
 
 
 def test_a_dry_run_and_a_fine_tune_given_twice(inputs):

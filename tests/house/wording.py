@@ -29,6 +29,7 @@ INSTEAD = {
     r"\bbears?\b": "may be, can take",
     r"serves? on its own": "works by itself",
     r"\bthe seeds'|\b(of|by|in) the seeds\b(?! of)|\bthe seeds (say|go|have)": "Scholz's note",
+    r"\bthe seed('s (update|formula)| of this project)": "Scholz's note",
     r"\bneedle\b": "a narrow peak",
     r"nothing is hidden": "say what is shown",
     r"\bstands? right\b": "is to the right",
@@ -54,7 +55,8 @@ MAY = {
 }
 """Pages that may have a pattern: a file's name, and the pattern."""
 
-PLAIN = ("README", "quickstart", "audit", "repair", "fine-tuning", "report", "faq")
+PLAIN = ("README", "CONTRIBUTING", "quickstart", "audit", "repair", "fine-tuning", "report", "faq",
+         "certificate", "architecture")  # fmt: skip
 """The pages whose sentences are counted."""
 MEDIAN, LONGEST = 18, 40
 

@@ -273,6 +273,9 @@ def test_defect_09_quantised_weights_are_refused_by_name(tmp_path):
         bulkedge.repair(base, adapter, tmp_path / "out")
 
 
+@pytest.mark.skipif(
+    int(transformers.__version__.partition(".")[0]) < 5, reason="Mixtral stacks experts since 5"
+)
 def test_defect_10_experts(tmp_path):
     record, _ = check(
         mixtral,

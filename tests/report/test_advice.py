@@ -18,6 +18,7 @@ from bulkedge.report.advice import (
     repair_command,
     steps,
 )
+from bulkedge.report.certainty import certainty_lines
 from cases import orthonormal
 from helpers import EXAMPLE, MINILM, save, weights
 
@@ -98,7 +99,7 @@ def test_a_base_that_is_noise_is_told_apart(real):
     affected = [m for m in real.matrices if m.new_directions]
     pooler = next(m for m in affected if m.name.startswith("pooler"))
     assert (
-        f"{pooler.new_directions} of them are in matrices whose base looks untrained"
+        f"{pooler.new_directions} of the new ones are in matrices whose base looks untrained"
         in " ".join(explanation(real))
     )
     told = steps(real)
@@ -187,3 +188,29 @@ def test_how_sure_the_verdicts_are(tmp_path, methods, says):
     assert explanation(record.model_copy(update={"matrices": [matrix]}))[-1].startswith(
         "1 verdict is undecided. Each of the others is"
     )
+
+
+def test_a_terminal_says_what_is_open(tmp_path):
+    record = made(tmp_path, spiked)
+    assert certainty_lines(record)[0].startswith("certainty: every verdict is ")
+    row = record.matrices[0].directions[0]
+    ends = [(0.45, 0.55, 0.1, 0.9), (0.2, 0.3, 0.7, 0.72)] * 2
+    keys = ("score_lower", "score_upper", "overlap_lower", "overlap_upper")
+    rows = [
+        row.model_copy(update={"verdict": Verdict.UNDECIDED, **dict(zip(keys, x, strict=True))})
+        for x in ends
+    ]
+    matrix = record.matrices[0].model_copy(update={"directions": rows})
+    first, score, overlap, _, rest = certainty_lines(
+        record.model_copy(update={"matrices": [matrix]})
+    )
+    assert first == "certainty: 4 verdicts are undecided"
+    assert score.endswith(
+        "may be new or not: its score is between 0.45 and 0.55, and the limit is 0.5"
+    )
+    assert "direction 0: new, with a score of at most 0.3, but rotated or intruder is" in overlap
+    assert "between 0.49 and 0.518 of its squared length" in overlap
+    assert overlap.endswith("and the limit is 0.5")
+    assert rest == "undecided: 1 more direction; the record has the intervals"
+    empty = record.summary.model_copy(update={"verdicts": dict.fromkeys(Verdict, 0)})
+    assert certainty_lines(record.model_copy(update={"summary": empty})) == []

@@ -80,6 +80,13 @@ def test_scripts_are_those_of_the_policy_and_no_others():
     assert "innerHTML" not in own
 
 
+def test_the_points_stand_there_without_a_script():
+    record = made()
+    (static,) = re.findall(r"<noscript>\n(.*?)</noscript>", frontier_page(record), re.DOTALL)
+    assert static.count("<tr>") == 1 + len(record.points)
+    assert f"<td>{record.points[0].name}</td>" in static
+
+
 def test_hostile_names_end_no_script():
     page = frontier_page(made(names=(HOSTILE, "kept"), name=HOSTILE))
     assert page.count("</script>") == 4

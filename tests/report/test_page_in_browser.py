@@ -76,7 +76,7 @@ def test_the_first_screen_says_how_many_where_and_what_next(show, records):
     assert headline(page) == "8 new directions in 8 of 37 matrices"
     told, steps = page.locator("#verdict").inner_text(), page.locator("#next").inner_text()
     assert "Every verdict is certain: two float64 SVDs decided it" in told
-    assert "1 of them is in a matrix whose base looks untrained" in told
+    assert "1 of the new ones is in a matrix whose base looks untrained" in told
     assert f"bulkedge repair {MINILM}" in steps
     assert "--exclude pooler.dense" in steps
     assert page.locator("#map button").count() == 37
@@ -86,6 +86,17 @@ def test_the_first_screen_says_how_many_where_and_what_next(show, records):
     for part in ("#verdict", "#next"):  # without scrolling
         box = page.locator(part).bounding_box()
         assert box["y"] + box["height"] < 900
+
+
+def test_the_verdict_needs_no_script(show, records):
+    page = show(to_html(records, ["one", "eight"]), java_script_enabled=False)
+    told = page.locator("main").inner_text()
+    assert "8 new directions in 8 of 37 matrices" in told
+    assert "22 new directions in 16 of 37 matrices" in told
+    assert told.count("Every verdict is certain: two float64 SVDs decided it") == 2
+    assert f"bulkedge repair {MINILM}" in told
+    assert page.locator("noscript tbody tr").count() == 8 + 16
+    assert page.locator("select, input, #theme").filter(visible=True).count() == 0
 
 
 def test_the_table_is_sorted_and_filtered(show, records):

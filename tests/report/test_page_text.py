@@ -92,6 +92,20 @@ def test_hostile_names_end_no_script(hostile):
     assert "&lt;/script&gt;" in page  # in the title
 
 
+def test_the_verdict_and_the_worst_stand_there_without_a_script(records):
+    (static,) = re.findall(r"<noscript>\n(.*?)</noscript>", to_html(records), re.DOTALL)
+    assert "8 new directions in 8 of 37 matrices" in static
+    assert "22 new directions in 16 of 37 matrices" in static
+    assert static.count("<tr>") == 2 + 8 + 16
+    assert "<td>pooler.dense</td>" in static
+
+
+def test_names_are_no_markup_without_a_script(hostile):
+    (static,) = re.findall(r"<noscript>\n(.*?)</noscript>", to_html(hostile), re.DOTALL)
+    assert "<img" not in static
+    assert "<script" not in static
+
+
 def test_a_page_is_small(records):
     assert len(to_html(records[0])) < 2e6
     per_matrix = len(json.dumps(data_of(to_html(records[0])))) / len(records[0].matrices)

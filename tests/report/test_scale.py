@@ -79,9 +79,9 @@ def test_at_the_scale_that_is_told_nothing_is_new_and_well_above_it_is(record, t
 def test_terminal_markdown_and_page_tell_it_first(record):
     scale = f"{weaker(record).scale:.3f}"[:4]  # rounded down
     told = [
-        f"to have no new direction, merge or serve it at ≤ {scale} of its strength: estimated, "
-        "not measured",
-        "this limit is set by stronger; 1 matrix whose base is noise left out",
+        f"weaker: to have no new direction, merge or serve it at ≤ {scale} of its strength "
+        "(an estimate)",
+        "weaker: stronger sets this limit; 1 matrix is left out, because its base looks untrained",
     ]
     lines = printed(record).splitlines()
     at = lines.index(told[0])
@@ -90,12 +90,14 @@ def test_terminal_markdown_and_page_tell_it_first(record):
         assert line not in printed(record, brief=True)
         assert line.replace("<", "&lt;") in report.to_markdown(record).split("\n\n")
     (shown,) = data_of(record)["records"]
-    sentence = (
-        f"Merged or served at ≤ {scale} of its strength it is expected to have no new direction; "
-        "that is not measured (critical scale, the least of 2 matrices with new directions, in "
-        "stronger; 1 other is left out, whose base looks untrained)."
-    )
-    assert sentence in shown["explanation"]
+    sentences = [
+        f"Merged or served at ≤ {scale} of its strength, no new direction is expected; that is an "
+        "estimate.",
+        "stronger sets this limit, the lowest critical scale of 2 matrices with new directions.",
+        "1 other is left out, because its base looks untrained.",
+    ]
+    at = shown["explanation"].index(sentences[0])
+    assert shown["explanation"][at : at + 3] == sentences
 
 
 def data_of(record, **options):
@@ -120,14 +122,14 @@ def test_where_the_expectation_is_wrong_it_says_so(record):
         "weaker still"
     )
     told = report.scale.scale_lines(one)
-    assert told[0].startswith("to have no new direction, merge or serve it at ≤ 0.099 of")
-    assert told[1:] == ["this limit is set by stronger", wrong]
-    assert report.scale.scale_sentences(one)[1] == f"T{wrong[1:]}."
+    assert told[0].startswith("weaker: to have no new direction, merge or serve it at ≤ 0.099 of")
+    assert told[1:] == ["weaker: stronger sets this limit", f"weaker: {wrong}"]
+    assert report.scale.scale_sentences(one)[2] == f"T{wrong[1:]}."
     (line,) = report.scale.scale_lines(altered(record, {"strong.weight": 1.25}))
-    assert line.startswith("how much weaker to merge or serve it is NOT known: the estimate is too")
+    assert line.startswith("weaker: by how much is NOT known: the estimate is too high")
     assert "for 1 of 1 matrix with" in line
     (sentence,) = report.scale.scale_sentences(altered(record, {"strong.weight": 1.25}))
-    assert sentence.startswith("How much weaker it must be merged or served is not known: the esti")
+    assert sentence.startswith("It is not known how much weaker it must be merged or served: the e")
 
 
 def test_without_new_directions_nothing_has_to_be_weaker(record):
@@ -199,12 +201,14 @@ def test_what_was_measured_is_told_of_all_matrices(record):
     assert names == ["noise.weight", "strong.weight", "stronger.weight", "weak.weight"]
     found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
     assert report.scale.scale_lines(found) == [
-        "to have no new direction, merge or serve it at ≤ 0.25 of its strength: measured",
-        "this limit is set by weak; 1 matrix whose base is noise left out",
+        "weaker: to have no new direction, merge or serve it at ≤ 0.25 of its strength (measured)",
+        "weaker: weak sets this limit; 1 matrix is left out, because its base looks untrained",
     ]
-    (sentence,) = report.scale.scale_sentences(found)
-    assert sentence.startswith("Merged or served at ≤ 0.25 of its strength it has no new direction")
-    assert "as measured (critical scale, the least of 3 matrices, in weak; 1 other" in sentence
+    assert report.scale.scale_sentences(found) == [
+        "Merged or served at ≤ 0.25 of its strength, no direction is new, as measured.",
+        "weak sets this limit, the lowest critical scale of 3 matrices.",
+        "1 other is left out, because its base looks untrained.",
+    ]
     lines = printed(found).splitlines()
     assert lines[0].split()[3] == "scale"
     assert "0.4–0.44" in next(line for line in lines if line.startswith("stronger"))
@@ -216,8 +220,7 @@ def test_what_was_measured_is_told_of_all_matrices(record):
     assert "--critical-scale" in report.advice.audit_command(found)
     lost = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.0, 0.01), (0.25, None)])
     assert report.scale.scale_lines(lost) == [
-        "how much weaker to merge or serve it is NOT known: no scale was found at which nothing is "
-        "new in stronger"
+        "weaker: by how much is NOT known: no scale was found at which nothing is new in stronger"
     ]
 
 

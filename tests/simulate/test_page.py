@@ -66,7 +66,7 @@ def test_the_transition_is_quoted_right():
     }
     theory = [said(table, f"theory_{side}_overlap", "{:.3f}", **wide) for side in two]
     assert f"left overlap is {two['left']} (theory {theory[0]})" in TEXT
-    assert f"longer side, {two['right']} ({theory[1]})" in TEXT
+    assert f"longer side, is {two['right']} ({theory[1]})" in TEXT
     near = {"shape": "square", "strength": 1.2}
     assert f"chance of {said(table, 'predicted_new', '{:.2f}', **near)} on the square" in TEXT
     assert f"and {said(table, 'new', '{:.2f}', **near)} of the draws" in TEXT
@@ -80,9 +80,9 @@ def test_dense_against_low_rank_is_quoted_right():
     table = stored("full_vs_lora")
     at = {"norm": 8.0, "base": "signals"}
     low, full = at | {"update": "low rank"}, at | {"update": "dense"}
-    assert f"makes {said(table, 'outliers', **low)} new outliers and the paper counts" in TEXT
-    assert f"counts {said(table, 'counted', **low)} of the ten leading" in TEXT
-    dense = f"makes {said(table, 'outliers', **full)} and {said(table, 'counted', **full)} are"
+    assert f"makes {said(table, 'outliers', **low)} new outliers, and" in TEXT
+    assert f"and {said(table, 'counted', **low)} of the ten leading directions count" in TEXT
+    dense = f"makes {said(table, 'outliers', **full)}, and {said(table, 'counted', **full)} count."
     assert dense in TEXT
     noise = full | {"base": "noise"}
     assert f"{said(table, 'counted', **noise)} of ten directions fall below 0.5" in TEXT
@@ -98,7 +98,7 @@ def test_universality_is_quoted_right():
         return said(table, name, "{:.0f} %", 100, entries=entries)
 
     assert f"a spike is found in {share('t3')} of pure noise" in TEXT
-    assert f"an overlap of {said(table, 'left_overlap', '{:.2f}', entries='t3')} in place" in TEXT
+    assert f"an overlap of {said(table, 'left_overlap', '{:.2f}', entries='t3')} instead" in TEXT
     assert f"still {share('t5')} of matrices" in TEXT
     assert f"it is {share('t10')}, with Gaussian entries {share('gaussian')}, at" in TEXT
     assert table.where(entries="correlated").column("white") == [0.0]

@@ -211,6 +211,8 @@ def test_a_result_prints_shapes_and_figures_but_no_vectors():
 
 
 def test_a_module_is_told_what_to_pass_instead():
+    with pytest.raises(InputError, match=r"got Conv2d; pass Convolution\.of\(layer, input_si"):
+        singular_triplet(torch.nn.Conv2d(2, 3, 3))
     with pytest.raises(InputError, match=r"got Linear; pass layer\.weight, or use spectral_cap"):
         singular_triplet(torch.nn.Linear(3, 4))
     with pytest.raises(InputError, match=r"got k=2\.0; k must be an integer"):

@@ -220,9 +220,12 @@ def as_map(matrix: MatrixLike) -> LinearMap:
     if isinstance(matrix, LinearMap):
         return matrix
     if isinstance(matrix, torch.nn.Module):
+        what = "layer.weight"
+        if isinstance(matrix, torch.nn.modules.conv._ConvNd):  # of its kernel it is another norm
+            what = "Convolution.of(layer, input_size) of bulkedge.spectral"
         raise InputError(
-            f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; pass "
-            "layer.weight, or use spectral_cap(layer) to bound its norm"
+            f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; pass {what}, "
+            "or use spectral_cap(layer) to bound its norm"
         )
     if not isinstance(matrix, Tensor):
         raise InputError(

@@ -148,7 +148,7 @@ def _why_not(
     if matches(names, exclude) or (target and not matches(names, target)):
         return _left_out(name, "left out by target or exclude", True)
     if not target and (reason := _unusual(name, codec)):
-        return _left_out(name, f"{reason}: name it with target to have its limit")
+        return _left_out(name, f"{reason}: name it in --target to have its limit")
     if codec.unreadable:
         return Skipped(name=name, reason=codec.unreadable, lost=True, side="base")
     if len(codec.shape) > 2 and not (is_stack(name, codec.shape) or is_kernel(name, codec.shape)):

@@ -31,7 +31,7 @@ from ._output import (
     written_files,
 )
 from ._progress import show_progress
-from ._several import audit_several, plan_of, refuse_for_several
+from ._several import HANDLED, audit_several, plan_of, refuse_for_several
 
 if TYPE_CHECKING:
     from bulkedge.auditing import Engine
@@ -134,7 +134,7 @@ def audit(base: Path, tuned: tuple[Path, ...], **options: Any) -> None:
     if len(tuned) == 1:
         _audit_one(base, tuned[0], options)
     else:
-        audit_several(base, tuned, options)
+        audit_several(base, tuned, {name: options[name] for name in HANDLED})
 
 
 def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
 def _check_options(options: dict[str, Any], *, several: bool) -> None:
     """UsageError for options that do not go together."""
     if several:
-        refuse_for_several(options)
+        refuse_for_several(click.get_current_context(), options)
     take_stdout(options)
     if options["output"] is None and (options["resume"] or options["shard"]):
         what = "--resume" if options["resume"] else "--shard"
@@ -199,6 +199,8 @@ def _check_options(options: dict[str, Any], *, several: bool) -> None:
         raise click.UsageError("--max-drift judges the whole audit: give it to `bulkedge merge`")
     if options["resume"] and options["force"]:
         raise click.UsageError("--resume continues what --force would replace; give one of the two")
+    if options["engine"] != "ray" and (options["insecure_ray"] or options["ray_address"] != "auto"):
+        raise click.UsageError("--ray-address and --insecure-ray need --engine ray")
     if options["engine"] == "ray" and options["jobs"] != 1:
         raise click.UsageError("--jobs is for this machine; a Ray cluster decides for itself")
     if options["engine"] == "ray" and options["cache"] is not None:

@@ -22,7 +22,11 @@ SECTIONS = {
 
 OTHERS = "Others"
 EXAMPLES = {
-    "audit": ("bulkedge audit BASE TUNED --report report.html", "bulkedge audit BASE TUNED -o out"),
+    "audit": (
+        "bulkedge audit BASE TUNED --report report.html",
+        "bulkedge audit BASE TUNED -o out",
+        "bulkedge audit BASE run/checkpoint-* -o several",
+    ),
     "show": ("bulkedge show out",),
     "report": ("bulkedge report out -o summary.md",),
     "inspect": ("bulkedge inspect TUNED",),

@@ -16,7 +16,7 @@ from bulkedge._errors import InputError, OutputError, printable
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._verdict import COUNTED
 
-from ._settings import project_settings
+from ._settings import also_in, project_settings
 
 if TYPE_CHECKING:
     from bulkedge.records import Recipe, Record
@@ -100,8 +100,19 @@ def _settings_of(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
         return {}, None
     settings, path = found
     if not options.get("quiet"):
-        click.echo(printable(f"settings of {path}: {', '.join(map(str, settings))}"), err=True)
+        click.echo(printable(_told(settings, path, options)), err=True)
     return settings, path
+
+
+def _told(settings: dict[str, Any], path: Path, options: dict[str, Any]) -> str:
+    """Which settings of a project are used; an option overrides its own."""
+    used = [str(name) for name in settings if options.get(str(name)) in (None, ())]
+    overridden = [str(name) for name in settings if str(name) not in used]
+    line = f"settings of {path}: {', '.join(used) or 'none used'}"
+    if overridden:
+        line += f" (options override {', '.join(overridden)})"
+    unused = also_in(path)
+    return line + (f"; [tool.bulkedge] of {unused} is not used" if unused else "")
 
 
 def _not_negative(

@@ -103,7 +103,7 @@ FILES = ("moments", "task_moments", "recollect")
     help="protect: the unit of cost that all layers share.  [default: output]",
 )
 @click.option("--sides", type=click.Choice(["one", "two"]),
-              help="protect: two: outputs count, too, by curvatures in both moments.  "
+              help="protect: two weighs outputs, too, by curvatures in both moments.  "
                    "[default: one]")  # fmt: skip
 @click.option("--ridge", type=float, metavar="X",
               help="protect: part of its mean that is added to the diagonal of each moment.  "

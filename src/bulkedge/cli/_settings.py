@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def project_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
     """The settings of the project that a folder belongs to.
 
     The first folder that has some counts, from ``folder`` upwards; there, a ``bulkedge.yaml``
-    counts before a table ``[tool.bulkedge]`` in ``pyproject.toml``.
+    counts before a table ``[tool.bulkedge]`` in ``pyproject.toml``.  One without any setting counts
+    as if it were not there.
 
     Args:
         folder: Where the command was started.
@@ -30,10 +32,28 @@ def project_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:
     from bulkedge.records import read_recipe
 
     for place in (folder, *folder.parents):
-        if (file := place / YAML).is_file():
-            return read_recipe(file), file
-        if (file := place / TOML).is_file() and (found := _table(file)) is not None:
-            return found, file
+        own, shared = place / YAML, place / TOML
+        if own.is_file() and (found := read_recipe(own, may_be_empty=True)):
+            return found, own
+        if shared.is_file() and (found := _table(shared)):
+            return found, shared
+    return None
+
+
+def also_in(file: Path) -> Path | None:
+    """The project file beside a ``bulkedge.yaml`` whose table of settings is not used.
+
+    Args:
+        file: Where the settings in use come from.
+
+    Returns:
+        The other file; None without one, and where it cannot be read: nothing depends on it.
+    """
+    other = file.parent / TOML
+    if file.name != YAML or not other.is_file():
+        return None
+    with suppress(RecipeError):
+        return other if _table(other) else None
     return None
 
 

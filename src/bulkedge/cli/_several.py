@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import printable
+from bulkedge._errors import BulkedgeError, InputError, printable
 
-from ._output import CLEAN, STDOUT, check_folder, exit_code, write
+from ._output import CLEAN, STDOUT, check_folder, exit_code, recipe_of, write
 from ._progress import show_progress
 
 if TYPE_CHECKING:
@@ -25,13 +25,22 @@ if TYPE_CHECKING:
 TABLE, PAGE = "comparison.csv", "comparison.html"
 """What is written into the output folder, beside a folder for each fine-tune."""
 
+HANDLED = frozenset({
+    "top_k", "epsilon", "side", "include", "exclude", "partial", "device", "seed", "recipe",
+    "method", "moments", "critical_scale", "output", "resume", "jobs", "force", "as_json",
+    "columns", "quiet", "fail_on", "max_drift", "download", "cache", "dry_run",
+})  # fmt: skip
+"""The options that several fine-tunes can have; any other is refused where it is given."""
 FOR_ONE = {
-    "shard": "it splits the audit of one fine-tune",
-    "csv": f"{TABLE} is written into DIR",
-    "report": f"{PAGE} is written into DIR",
-    "peft": "audit that adapter alone for its ranks",
+    "shard": "",
+    "csv": f"; {TABLE} is written into DIR",
+    "report": f"; {PAGE} is written into DIR",
+    "peft": "; audit that adapter alone for its ranks",
+    "engine": "; audit each alone on the cluster",
+    "ray_address": "; audit each alone on the cluster",
+    "insecure_ray": "; audit each alone on the cluster",
 }
-"""The options that several fine-tunes cannot have, and what there is instead."""
+"""What there is instead of an option that is refused."""
 RESERVED = ("", ".", "..", TABLE, PAGE)
 """No fine-tune is called so: its folder would be another, or a file of the command."""
 
@@ -39,20 +48,21 @@ GRAVEST_FIRST = (2, 1, CLEAN)
 """Exit codes: what could not be judged outranks findings."""
 
 
-def refuse_for_several(options: dict[str, Any]) -> None:
+def refuse_for_several(context: click.Context, options: dict[str, Any]) -> None:
     """UsageError for options that several fine-tunes cannot have."""
+    for option in context.command.params:
+        name = str(option.name)
+        if not isinstance(option, click.Option) or name in HANDLED:
+            continue
+        if options[name] not in (None, (), False, option.get_default(context)):
+            raise click.UsageError(
+                f"{option.opts[-1]} is for one fine-tune, but several were given: leave it "
+                f"out{FOR_ONE.get(name, '')}"
+            )
     if options["output"] is None and not options["dry_run"]:
         raise click.UsageError("several TUNED need a folder for their records (--output DIR)")
     if options["output"] == STDOUT:
         raise click.UsageError("--output -: several records need a folder; give --output DIR")
-    for name, instead in FOR_ONE.items():
-        if options[name] is not None:
-            names = "is for one" if name == "shard" else "names one file"
-            raise click.UsageError(
-                f"--{name} {names}, but several fine-tunes were given: leave it out; {instead}"
-            )
-    if options["engine"] == "ray":
-        raise click.UsageError("--engine ray takes one TUNED at a time")
 
 
 def plan_of(base: Path, tuned: Path, recipe: Recipe, options: dict[str, Any]) -> Plan:
@@ -63,14 +73,35 @@ def plan_of(base: Path, tuned: Path, recipe: Recipe, options: dict[str, Any]) ->
     return plan if options["moments"] is None else with_moments(plan, options["moments"])
 
 
+def _plans(
+    base: Path, tuned: dict[str, Path], recipe: Recipe, options: dict[str, Any]
+) -> dict[str, Plan]:
+    """What is to be compared, by fine-tune; an error names all that cannot be."""
+    plans, problems = dict[str, "Plan"](), dict[str, BulkedgeError]()
+    for name, path in tuned.items():
+        try:
+            plans[name] = plan_of(base, path, recipe, options)
+        except BulkedgeError as error:
+            problems[name] = error
+    if not problems:
+        return plans
+    if len(set(map(str, problems.values()))) == 1:  # one alone is bad, or the base is
+        raise next(iter(problems.values()))
+    told = [
+        str(error) if str(tuned[name]) in str(error) else f"{name}: {error}"
+        for name, error in problems.items()
+    ]
+    raise InputError(
+        f"{len(problems)} of {len(tuned)} fine-tunes cannot be audited: {'; '.join(told)}"
+    )
+
+
 def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) -> None:
     """Audit several fine-tunes of one base, show them side by side, and exit."""
     from bulkedge.auditing import JOURNAL_NAME, hold, keep_out_of_inputs, run_plans
 
-    from ._output import recipe_of
-
     recipe = recipe_of(options)
-    plans = {n: plan_of(base, path, recipe, options) for n, path in names_of(tuned).items()}
+    plans = _plans(base, names_of(tuned), recipe, options)
     if options["dry_run"]:
         facts = {name: len(plan.comparisons) for name, plan in plans.items()}
         text = "\n".join(f"{printable(name):40} {n} matrices" for name, n in facts.items())

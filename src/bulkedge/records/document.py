@@ -58,9 +58,10 @@ class Document(Row):
             ) from None
         except ValidationError as error:
             first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
             raise CheckpointError(
                 f"{name}: not a {cls.kind} of schema {cls.model_fields['schema_version'].default} "
-                f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
+                f"({f'{place}: ' if place else ''}{first['msg']})"
             ) from None
 
     def __repr__(self) -> str:

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from bulkedge._errors import RecipeError, settings_problems
-from bulkedge._fields import DEFAULT_EPSILON
+from bulkedge._fields import DEFAULT_EPSILON, no_truth_value
 from bulkedge.checkpoint.header import read_regular
 
 from .ranges import Positive
@@ -31,7 +39,7 @@ def _known_device(text: str) -> str:
 
 Device = Annotated[str, AfterValidator(_known_device)]
 Glob = Annotated[str, Field(min_length=1)]
-Rows = Positive
+Rows = Annotated[Positive, BeforeValidator(no_truth_value)]
 
 
 class Recipe(BaseModel):
@@ -71,6 +79,8 @@ class Recipe(BaseModel):
     )
     device: Device = Field("cpu", description="Where to compute.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the solver's start block.")
+
+    _numbers = field_validator("top_k", "epsilon", "seed", mode="before")(no_truth_value)
 
     @property
     def sides(self) -> tuple[Literal["left", "right"], ...]:
@@ -125,11 +135,29 @@ def takes_recipe(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Plain values, and no key twice in a mapping, of which PyYAML would keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written: before anything is merged into it."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            named, line = (key.tag, key.value), key.start_mark.line + 1
+            if named in lines:
+                first = lines[named]
+                where = f"in line {line}" if line == first else f"in lines {first} and {line}"
+                raise yaml.YAMLError(f"{key.value!r:.40} is given twice, {where}; leave one out")
+            lines[named] = line
+        return node
+
+
+def read_recipe(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
     """The settings in a YAML (or JSON) recipe file, not yet checked.
 
     Args:
         path: The file.
+        may_be_empty: Whether a file without a setting, or with comments alone, will do.
 
     Returns:
         Its mapping.
@@ -138,12 +166,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: If it cannot be read, or is not one mapping.
     """
     try:
-        settings = yaml.safe_load(read_regular(path, MAX_RECIPE_BYTES).decode("utf-8"))
+        text = read_regular(path, MAX_RECIPE_BYTES).decode("utf-8")
+        settings = yaml.load(text, _Loader)  # noqa: S506 — a safe one
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); is it a recipe?") from None
     # ValueError: PyYAML builds dates and integers that are none, and text that is no UTF-8
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if settings is None:
+        if may_be_empty:
+            return {}
+        raise RecipeError(f"{path}: holds no settings; write some, or leave the file out")
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: expected fields and values, got {type(settings).__name__}")
     return settings

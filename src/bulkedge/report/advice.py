@@ -12,6 +12,7 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import Recipe
 
+from .certainty import certainty
 from .columns import worst_score
 from .drift import is_notable
 from .verdicts import APPEARANCE
@@ -74,7 +75,7 @@ def explanation(record: Record) -> list[str]:
     noise = sum(matrix.new_directions for matrix in untrained(record))
     if noise:
         where = "is in a matrix" if noise == 1 else "are in matrices"
-        sentences.append(f"{noise} of them {where} whose base looks untrained.")
+        sentences.append(f"{noise} of the new ones {where} whose base looks untrained.")
     scores = [_lowest(matrix) for matrix in record.matrices]
     sentences.append(
         f"The lowest score is {min(scores):.2f}; 1 means that the base had the direction, 0 that "
@@ -86,7 +87,7 @@ def explanation(record: Record) -> list[str]:
             f"{count(close, 'matrix has', 'matrices have')} a score less than {NEAR:g} above "
             "the limit."
         )
-    sentences.append(_how_sure(record))
+    sentences.append(certainty(record))
     return sentences
 
 
@@ -107,29 +108,6 @@ def _clause(record: Record, verdict: Verdict) -> str:
     """How many of the counted directions have a verdict, in words."""
     found = count(record.summary.verdicts[verdict], *APPEARANCE[verdict].clauses)
     return f"{found} ({verdict.value})"
-
-
-def _how_sure(record: Record) -> str:
-    """How the verdicts were decided, and how certain they are."""
-    rows = [row for matrix in record.matrices for row in matrix.directions]
-    decided = [row for row in rows if row.verdict is not Verdict.UNDECIDED]
-    undecided = len(rows) - len(decided)
-    proved = sum(row.method == "certified" for row in decided)
-    svds = len(decided) - proved
-    products = "from products with the matrices, except with probability 1e-9"
-    if not svds:
-        how = f"proved {products}"
-    elif not proved:
-        how = "certain: two float64 SVDs decided it"
-    else:
-        by_svds = count(svds, "comes", "come")
-        how = (
-            f"certain: {count(proved, 'is', 'are')} proved {products}; {by_svds} from float64 SVDs"
-        )
-    if undecided:
-        few = count(undecided, "verdict is", "verdicts are")
-        return f"{few} undecided. Each of the others is {how}."
-    return f"Every verdict is {how}."
 
 
 def steps(record: Record) -> list[Step]:

@@ -18,6 +18,8 @@ from .sarif import to_sarif
 from .table import to_csv, to_parquet
 
 KINDS = (Record, RepairRecord)
+NAMED = 10
+"""So many of a folder's subfolders are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,22 @@ def _in_folder(folder: Path) -> Path:
     for kind in KINDS:
         if (folder / kind.file_name).exists():
             return folder / kind.file_name
+    if inner := _subfolders(folder):
+        more = f" and {len(inner) - NAMED} more" if len(inner) > NAMED else ""
+        names = ", ".join(path.name for path in inner[:NAMED])
+        raise CheckpointError(
+            f"{folder}: holds the records of several fine-tunes, in {names}{more}; give one of "
+            f"these folders, such as {inner[0]}"
+        )
     raise CheckpointError(
         f"{folder}: holds no {Record.file_name}; run `bulkedge audit BASE TUNED -o DIR` first, "
         "then give DIR"
     )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that hold a record."""
+    names = [kind.file_name for kind in KINDS]
+    with suppress(OSError):
+        return sorted(p for p in folder.iterdir() if any((p / n).is_file() for n in names))
+    return []

@@ -15,6 +15,7 @@ from bulkedge._errors import count, printable
 from bulkedge.records.frontier import Arm, FrontierRecord, Gain, Measured
 
 from .parts import document, part
+from .static import without_script
 from .table import cell
 
 NAMED = 2
@@ -134,7 +135,8 @@ def frontier_page(record: FrontierRecord) -> str:
     Raises:
         InputError: If the package is damaged.
     """
-    name = printable(Path(record.tuned.path).name or "tuned")
+    name, shown = printable(Path(record.tuned.path).name or "tuned"), _shown(record)
+    rows = [[printable(point.name), *_cells(record, point)] for point in record.in_order]
     return document(
         part("frontier.html"),
         "frontier",
@@ -142,7 +144,13 @@ def frontier_page(record: FrontierRecord) -> str:
         subtitle=name,
         script="frontier.js",
         css=part("report.css") + _styles(),
-        shown=_shown(record),
+        shown=shown,
+        unscripted=without_script(
+            shown["headline"],
+            shown["explanation"],
+            table=[shown["columns"], *rows],
+            about=shown["about"],
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard, Union
 
@@ -12,14 +13,26 @@ from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
-from .advice import explanation, headline, is_relative, names_its_base, steps, untrained
-from .columns import CHOICES, PAGE, columns_of, over_base, over_top_k_threshold, worst_score
+from .advice import by_worst, explanation, headline, is_relative, names_its_base, steps, untrained
+from .columns import (
+    CHOICES,
+    PAGE,
+    TERMINAL,
+    columns_of,
+    over_base,
+    over_top_k_threshold,
+    worst_score,
+)
 from .curve import matrix_curve, whole_curve
 from .drift import drift_sentences
+from .names import short_name
 from .parts import document, filled, part
 from .scale import scale_sentences, told_weaker
+from .static import without_script
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
+MAX_ROWS = 40
+"""So many matrices are listed where no script runs."""
 REPAIRED = "This is the fine-tune before its repair: see the audit after it, on this page."
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 
@@ -78,6 +91,26 @@ def to_html(
         script="report.js",
         css=_colours() + part("report.css"),
         shown=shown,
+        unscripted="\n".join(
+            map(partial(_unscripted, several=len(chosen) > 1), chosen, shown["records"])
+        ),
+    )
+
+
+def _unscripted(record: Record, shown: dict[str, Any], *, several: bool) -> str:
+    """A record where no script runs: its verdict, what to do next, and the worst matrices."""
+    columns = columns_of(TERMINAL, moments=record.inputs.moments is not None)
+    rows = [
+        [short_name(matrix.name), *(printable(column.show(matrix)) for column in columns)]
+        for matrix in by_worst(record)[:MAX_ROWS]
+    ]
+    return without_script(
+        shown["headline"],
+        shown["explanation"],
+        label=shown["label"] if several else "",
+        steps=[(text, command) for text, command in shown["steps"]],
+        table=[["matrix", *(column.heading for column in columns)], *rows],
+        about=shown["about"],
     )
 
 

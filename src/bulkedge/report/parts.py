@@ -95,7 +95,15 @@ def filled(page: str, slots: Mapping[str, str]) -> str:
 
 
 def document(
-    body: str, command: str, *, title: str, subtitle: str, script: str, css: str, shown: Any
+    body: str,
+    command: str,
+    *,
+    title: str,
+    subtitle: str,
+    script: str,
+    css: str,
+    shown: Any,
+    unscripted: str,
 ) -> str:
     """A whole page: the frame that all have, with a body and its data in it.
 
@@ -107,6 +115,7 @@ def document(
         script: The name of the page's own script, beside those that all have.
         css: All of its styles.
         shown: Plain values for the scripts.
+        unscripted: HTML of what stands there where no script runs.
 
     Returns:
         HTML that asks nothing of the network.
@@ -122,6 +131,7 @@ def document(
         "subtitle": html.escape(subtitle),
         "css": css,
         "body": body,
+        "unscripted": unscripted,
         "data": as_data(shown),
         **scripts,
     }

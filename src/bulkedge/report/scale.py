@@ -81,14 +81,14 @@ def scale_lines(record: Record) -> list[str]:
     if found is None:
         return []
     if why := _unknown(found):
-        return [f"how much weaker to merge or serve it is NOT known: {why}"]
-    how = "measured" if found.measured else "estimated, not measured"
-    scale = f"≤ {_down(found.scale)} of its strength: {how}"
-    limit = f"this limit is set by {found.matrix}"
+        return [f"weaker: by how much is NOT known: {why}"]
+    how = "measured" if found.measured else "an estimate"
+    limit = f"weaker: {found.matrix} sets this limit"
     if found.untrained:
-        limit += f"; {count(found.untrained, 'matrix', 'matrices')} whose base is noise left out"
-    lines = [f"to have no new direction, merge or serve it at {scale}", limit]
-    return [*lines, _off(found)] if found.above else lines
+        limit += f"; {_left_out(found, 'matrix', 'matrices')}"
+    scale = f"≤ {_down(found.scale)} of its strength ({how})"
+    lines = [f"weaker: to have no new direction, merge or serve it at {scale}", limit]
+    return [*lines, f"weaker: {_off(found)}"] if found.above else lines
 
 
 def scale_sentences(record: Record) -> list[str]:
@@ -97,22 +97,19 @@ def scale_sentences(record: Record) -> list[str]:
     if found is None:
         return []
     if why := _unknown(found):
-        return [f"How much weaker it must be merged or served is not known: {printable(why)}."]
-    least = f"critical scale, the least of {count(found.known, 'matrix', 'matrices')}"
+        return [f"It is not known how much weaker it must be merged or served: {printable(why)}."]
+    known = count(found.known, "matrix", "matrices")
     if found.measured:
-        how = "has no new direction, as measured"
+        then = "no direction is new, as measured"
     else:
-        how = "is expected to have no new direction; that is not measured"
-        least += " with new directions"
-    sentence = (
-        f"Merged or served at ≤ {_down(found.scale)} of its strength it {how} ({least}, in "
-        f"{printable(found.matrix)}"
-    )
+        then = "no new direction is expected; that is an estimate"
+        known += " with new directions"
+    sentences = [
+        f"Merged or served at ≤ {_down(found.scale)} of its strength, {then}.",
+        f"{printable(found.matrix)} sets this limit, the lowest critical scale of {known}.",
+    ]
     if found.untrained:
-        left_out = count(found.untrained, "other is left out, whose base looks",
-                         "others are left out, whose bases look")  # fmt: skip
-        sentence += f"; {left_out} untrained"
-    sentences = [f"{sentence})."]
+        sentences.append(f"{_left_out(found, 'other', 'others')}.")
     if found.above:
         off = _off(found)
         sentences.append(f"{off[0].upper()}{off[1:]}.")
@@ -147,6 +144,12 @@ def _unknown(found: Weaker) -> str | None:
     if found.scale == 0:
         return f"no scale was found at which nothing is new in {found.matrix}"
     return _off(found) if found.scale >= 1 else None
+
+
+def _left_out(found: Weaker, one: str, many: str) -> str:
+    """How many matrices the limit leaves out, and why."""
+    is_, its = ("is", "its base looks") if found.untrained == 1 else ("are", "their bases look")
+    return f"{count(found.untrained, one, many)} {is_} left out, because {its} untrained"
 
 
 def _off(found: Weaker) -> str:

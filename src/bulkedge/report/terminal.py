@@ -20,6 +20,7 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 
 from .advice import broken, by_worst, doubts_of_the_base, steps
+from .certainty import certainty_lines
 from .columns import TERMINAL, Column, columns_of
 from .drift import drift_lines
 from .names import folded, short_name
@@ -71,6 +72,7 @@ def _hints(record: Record) -> list[str]:
     lines = [
         f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}" for matrix in broken(record)
     ]
+    lines += certainty_lines(record)
     lines += [f"doubt: {doubt}" for doubt in doubts_of_the_base(record)]
     lines += _skipped_lines(record.skipped)
     if rounded := record.inputs.base.quantised:

@@ -20,6 +20,7 @@ from pydantic import (
 
 from bulkedge import __version__
 from bulkedge._errors import InputError
+from bulkedge._fields import no_truth_value
 
 from . import _draw
 from ._table import Table, Value
@@ -89,6 +90,8 @@ class Experiment(BaseModel, ABC):
         names = AT_MOST_HALF_THE_SIZE & cls.model_fields.keys()
         defaults = {name: cls.model_fields[name].default for name in names}
         return {name: _limited(value, largest) for name, value in defaults.items()} | settings
+
+    _numbers = field_validator("*", mode="before")(no_truth_value)
 
     @field_validator(*AT_MOST_HALF_THE_SIZE, check_fields=False)
     @classmethod

@@ -161,13 +161,13 @@ const charts = (() => {
         heat(similarity)]);
     }
     if (m.spectrum) {
-      shown.push(["Singular values", "Of the base, all; of the tuned matrix, the leading ones. The dashed line is the edge of the base's bulk, beyond which a value is no noise.", scree(m)]);
-      shown.push(["Density of the base's singular values", "The hill is the bulk; what stands beyond the dashed edge is no noise.", density(m)]);
+      shown.push(["Singular values", "Of the base, all; of the tuned matrix, the leading ones. The dashed line is the edge of the base's bulk, beyond which a value is not noise.", scree(m)]);
+      shown.push(["Density of the base's singular values", "The hill is the bulk. A value beyond the dashed edge is not noise.", density(m)]);
     }
     if (m.predicted.length && m.top_k_threshold) {
       shown.push(["Spikes of the update", "Their strength over the limit θ_k, dashed. Above it an update that knows nothing of the base makes a new direction among the leading ones; above the dotted threshold θ_c, somewhere. A hint, not a finding.", spikes(m)]);
       if (m.predicted.some((p) => p.location !== null)) shown.push(["Where spikes should and do stand out",
-        "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Apart, they tell that the update leans on the base's own directions.", outliers(m)]);
+        "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Where they differ, the update leans on the base's own directions.", outliers(m)]);
     }
     if (m.curve && m.curve.expected.length + m.curve.judged.length > 1) shown.push(["If the update is scaled",
       "New directions, and the lowest score, against the factor on the update. Line: as expected of one that knows nothing of the base. Dots: as judged. 1, dashed, is the update as it is.", scaled(m.curve, epsilon)]);

@@ -20,7 +20,7 @@ from .adapter_config import CONFIG, AdapterConfig, checked_config
 from .experts import Wrapped
 from .format import WEIGHTS, AdapterFormat, Place, plain_name
 from .header import FLOATING, TensorInfo
-from .lora import LoraFactors
+from .lora import CONVERT, FROM_THE_BASE, LoraFactors
 
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
@@ -33,6 +33,7 @@ MAGNITUDE = "lora_magnitude_vector"
 DORA = "DoRA: each output is scaled besides, the update is of full rank"
 ONE_RANK = "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
 TWICE = "PEFT adds the update of out_proj twice, in training and in merging; judged once"
+NOT_FROM_THE_BASE = "{} of bare parameters or of one module inside another: not handled; " + CONVERT
 MAX_PARAMETERS = 64
 
 K = TypeVar("K")
@@ -52,7 +53,7 @@ def open_peft(place: Place) -> Adapter:
         AdapterError: If it is not a LoRA adapter, its base is not the model on disk, or a file is
             missing or bad.
     """
-    config = checked_config(place.settings, place.folder / CONFIG)
+    config = checked_config(place.settings, place.folder / CONFIG, in_a_folder=True)
     return _sort(place, config)
 
 
@@ -63,7 +64,10 @@ def _sort(place: Place, config: AdapterConfig) -> Adapter:
     nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for path, parts in modules.items():
         module = _unwrapped(path)
-        if _parameters(module, config):
+        if config.initial and (_parameters(module, config) or ".base_layer." in path):
+            reason = NOT_FROM_THE_BASE.format(FROM_THE_BASE[config.initial])
+            unhandled += [Unhandled(info, f"{module}.weight", reason) for info in parts.values()]
+        elif _parameters(module, config):
             _add(nested.setdefault(module, {}), path.count(".base_layer"), parts)
         elif isinstance(found := plain_factors(module, parts, config), str):
             unhandled += [Unhandled(info, f"{module}.weight", found) for info in parts.values()]
@@ -82,6 +86,7 @@ def _sort(place: Place, config: AdapterConfig) -> Adapter:
         tensors=tensors,
         unhandled=tuple(unhandled),
         wrapped=wrapped,
+        origin=f"initialised by {FROM_THE_BASE[config.initial]}" if config.initial else "",
     )
 
 
@@ -188,6 +193,8 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
         return f"a magnitude of shape {parts[MAGNITUDE].shape} for {B.shape[0]} outputs"
     if strange := {info.dtype for info in parts.values()} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
+    if config.initial and len(A.shape) > 2:
+        return NOT_FROM_THE_BASE.format(FROM_THE_BASE[config.initial])
     rank = config.ranks.value(module, config.r)
     if rank != A.shape[0]:
         return (
@@ -212,11 +219,13 @@ def _no_pair(parts: Mapping[str, TensorInfo]) -> str:
 def _factors(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> LoraFactors:
     """The factors of a module with their scale, by PEFT's rules."""
     A, B = _pair(parts)
+    embedding = "lora_embedding_A" in parts  # whose initialisation is PEFT's usual one
     found = LoraFactors(
         A,
         B,
         config.scale(module, A.shape[0]),
-        embedding="lora_embedding_A" in parts,
+        embedding=embedding,
+        initial=None if embedding else config.initial,
         fan_in_fan_out=config.fan_in_fan_out,
         magnitude=parts.get(MAGNITUDE),
         note=DORA if MAGNITUDE in parts else None,

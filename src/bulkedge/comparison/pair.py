@@ -18,6 +18,7 @@ from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import UpdateSVD, update_svd
 
 from .comparison import Comparison
+from .initial import since_initial
 
 TILE = 1024
 """This many rows are converted to float64 at a time."""
@@ -184,10 +185,11 @@ def load(comparison: Comparison, device: torch.device, remember: Remember = comp
         return Pair(base, replaced, None)
     B, A, scale = stored.read()
     magnitude = stored.read_magnitude()
+    update = LowRank(B.to(exact_device(device)), A.to(exact_device(device)), scale)
     return Pair(
         base,
         replaced,
-        LowRank(B.to(exact_device(device)), A.to(exact_device(device)), scale),
+        since_initial(update, comparison, base, remember),
         None if magnitude is None else magnitude.to(exact_device(device)),
         stored.embedding,
     )

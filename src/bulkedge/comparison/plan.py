@@ -25,6 +25,7 @@ from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
+from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
@@ -231,6 +232,8 @@ def _not_handled(comparison: Comparison) -> tuple[str, Fate] | None:
     for matrix in comparison.matrices:
         if reason := matrix.codec.unreadable:
             return reason, "lost"
+    if reason := why_not_initial(comparison):
+        return reason, "lost"
     for matrix in comparison.matrices:
         codec = matrix.codec
         name, shape = codec.name, codec.shape

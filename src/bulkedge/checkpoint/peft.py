@@ -18,16 +18,17 @@ from bulkedge._errors import AdapterError
 from .adapter import Adapter, Unhandled
 from .adapter_config import CONFIG, AdapterConfig, checked_config
 from .experts import Wrapped
-from .format import WEIGHTS, AdapterFormat, Place, plain_name
+from .format import PART_OF_A_METHOD, WEIGHTS, AdapterFormat, Place, plain_name
 from .header import FLOATING, TensorInfo
 from .lora import CONVERT, FROM_THE_BASE, LoraFactors
+from .of_base import OfBase, replaced_rows
+from .update import StoredUpdate
 
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
 REPLACED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
 """What some versions of PEFT leave in the name of a module that the adapter replaces."""
-PART_OF_A_METHOD = re.compile(r"(^|\.)(lora|hada|lokr|vera|oft|boft|ia3|hra|adalora|glora)_")
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
 DORA = "DoRA: each output is scaled besides, the update is of full rank"
@@ -59,8 +60,9 @@ def open_peft(place: Place) -> Adapter:
 
 def _sort(place: Place, config: AdapterConfig) -> Adapter:
     """Sort the stored tensors into updates, replacements and what is not handled."""
-    modules, tensors, unhandled = _by_kind(place.tensors)
-    factors: dict[str, LoraFactors] = {}
+    factors, rows, lost = _replaced_rows(place)
+    modules, tensors, unhandled = _by_kind({k: v for k, v in place.tensors.items() if k not in rows})
+    unhandled += lost
     nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for path, parts in modules.items():
         module = _unwrapped(path)
@@ -95,6 +97,27 @@ PEFT_LORA = AdapterFormat(claims=lambda place: place.configured, open=open_peft)
 name."""
 
 
+def _replaced_rows(place: Place) -> tuple[dict[str, StoredUpdate], set[str], list[Unhandled]]:
+    """Trainable tokens beside a LoRA: updates by name, the names of all their tensors, the rest."""
+    factors: dict[str, StoredUpdate] = {}
+    names, lost = set[str](), list[Unhandled]()
+    said = place.settings.get("trainable_token_indices")
+    for key, info in place.tensors.items():
+        module, found, _ = plain_name(key).partition(".token_adapter.")
+        if not found:
+            continue
+        names.add(key)
+        name, tokens = f"{_unwrapped(module)}.weight", said
+        if isinstance(said, dict):
+            tokens = next((said[k] for k in said if f".{name}".endswith(f".{k}.weight")), None)
+        update = replaced_rows(info, tokens)
+        if isinstance(update, str):
+            lost.append(Unhandled(info, name, update))
+        else:
+            _add(factors, name, update)
+    return factors, names, lost
+
+
 def _by_kind(
     stored: Mapping[str, TensorInfo],
 ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[Unhandled]]:
@@ -119,9 +142,6 @@ def _by_kind(
 
 def _unknown(name: str, info: TensorInfo) -> Unhandled | None:
     """A part of an adapter method that is not handled; None for any other tensor."""
-    if ".token_adapter." in name:
-        module = _unwrapped(name.partition(".token_adapter.")[0])
-        return Unhandled(info, f"{module}.weight", "trainable tokens: not handled yet")
     if PART_OF_A_METHOD.search(name):
         reason = "a part of an adapter method that is not known here"
         return Unhandled(info, _unwrapped(name), reason)
@@ -169,7 +189,7 @@ def _add(known: dict[K, T], name: K, value: T) -> None:
 
 def _tensors(part: Any) -> str:
     """The names of the tensors of a part, for a message."""
-    infos: Iterable[TensorInfo] = part.infos if isinstance(part, LoraFactors) else part
+    infos: Iterable[TensorInfo] = part.infos if isinstance(part, LoraFactors | OfBase) else part
     if isinstance(part, TensorInfo | Mapping):
         infos = [part] if isinstance(part, TensorInfo) else part.values()
     return ", ".join(repr(info.name) for info in infos)

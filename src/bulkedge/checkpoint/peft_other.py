@@ -5,8 +5,8 @@ a product (arXiv:2309.14859).  Both have the scale α/r.  AdaLoRA: ``s B diag(E)
 s = α/(r + 1e-5) (arXiv:2303.10512).  VeRA: ``diag(λb) B diag(λd) A`` with B and A that all layers
 share, where they are stored (arXiv:2310.11454), for layers as wide as A.
 
-IA³, OFT, BOFT and HRA multiply the weight instead, FourierFT and VB-LoRA need what is not stored:
-they are refused by name.
+Those that are made of the base's weight are in ``peft_of_base``; VB-LoRA and others are refused by
+name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bulkedge._errors import AdapterError
 from .adapter import Adapter, Unhandled
 from .adapter_config import CONFIG, AdapterConfig
 from .elements import read_tensor
-from .format import AdapterFormat, Place, plain_name
+from .format import PART_OF_A_METHOD, AdapterFormat, Place, plain_name
 from .header import FLOATING, TensorInfo
 from .lora import scale_of
 from .patterns import Patterns
@@ -153,7 +153,7 @@ def open_other(place: Place) -> Adapter:
         rank = settings.get("init_r", 12)
     if type(rank) is not int or not 1 <= rank < 2**20 or not _is_number(alpha):
         raise AdapterError(f"{source}: r {rank!r:.40}, alpha {alpha!r:.40}: expected numbers")
-    layers, tensors, unhandled = _by_layer(place.tensors, PARTS[method])
+    layers, tensors, unhandled = by_layer(place.tensors, PARTS[method])
     ranks, alphas = (
         Patterns(_numbers(settings.get(name)), f"{source}: {name}")
         for name in ("rank_pattern", "alpha_pattern")
@@ -200,10 +200,18 @@ PEFT_OTHER = AdapterFormat(
 """The format of PEFT's methods that are named here."""
 
 
-def _by_layer(
+def by_layer(
     stored: Mapping[str, TensorInfo], wanted: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[Unhandled]]:
-    """The parts of each layer by name, full tensors, and what is neither."""
+    """The parts of each layer by name, full tensors, and what is neither.
+
+    Args:
+        stored: The tensors of an adapter.
+        wanted: The names of the parts.
+
+    Returns:
+        Parts by layer, tensors by name, and the rest.
+    """
     layers: dict[str, dict[str, TensorInfo]] = {}
     tensors: dict[str, TensorInfo] = {}
     unhandled: list[Unhandled] = []
@@ -215,7 +223,7 @@ def _by_layer(
         layer, _, part = name.removesuffix(".weight").removesuffix(".default").rpartition(".")
         if part in wanted:
             layers.setdefault(layer.replace(".base_layer", ""), {})[part] = info
-        elif any(end in name for end in ("hada_", "lokr_", "vera_", "lora_")):
+        elif PART_OF_A_METHOD.search(name):
             reason = "a part that is not handled, such as of a Tucker decomposition"
             unhandled.append(Unhandled(info, f"{layer}.weight", reason))
         else:

@@ -19,6 +19,7 @@ from bulkedge.checkpoint import (
 )
 from bulkedge.checkpoint.header import EMPTY, TensorInfo
 from bulkedge.checkpoint.layout import is_kernel, is_stack
+from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
 from bulkedge.records.record import Fate, InputSide, Skipped, Stored
@@ -232,6 +233,9 @@ def _not_handled(comparison: Comparison) -> tuple[str, Fate] | None:
     for matrix in comparison.matrices:
         if reason := matrix.codec.unreadable:
             return reason, "lost"
+    update = comparison.factors
+    if isinstance(update, OfBase) and comparison.transposed and not update.may_turn:
+        return f"{update.kind} of a weight stored as (in, out), which PEFT does not have", "lost"
     if reason := why_not_initial(comparison):
         return reason, "lost"
     for matrix in comparison.matrices:

@@ -86,7 +86,7 @@ def test_blocks_of_rows_and_what_a_repair_says(trained, tmp_path):
 
 BAD = {
     "half": ("LOHA", {"q.hada_w1_a": torch.ones(3, 2)}, "do not fit together"),
-    "kernel": ("LOKR", {"q.lokr_w1": torch.ones(2, 2), "q.lokr_w2": torch.ones(2, 2, 3, 3)}, "not"),
+    "kernel": ("LOKR", {"q.lokr_w1": torch.ones(2, 2), "q.lokr_w2": torch.ones(2, 2, 3)}, "not"),
     "tucker": ("LOHA", {"q.hada_t1": torch.ones(2, 2, 3, 3)}, "Tucker"),
     "no projection": (
         "VERA", {"q.vera_lambda_b": torch.ones(3), "q.vera_lambda_d": torch.ones(2)}, "do not fit"

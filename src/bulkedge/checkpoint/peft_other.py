@@ -80,6 +80,8 @@ class ClosedForm:
 
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Whether a base tensor of the shape ``stored`` can be what it updates."""
+        if len(stored) in (4, 5):  # the kernel of a convolution is the matrix (out, in·kh·kw)
+            return (stored[0], math.prod(stored[1:])) == self.shape
         return stored in (self.shape, self.shape[::-1])
 
     def of(self, *, expert: int | None = None, rows: Rows | None = None) -> ClosedForm:
@@ -118,7 +120,11 @@ def _lokr(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tens
 
     first = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
     second = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
-    return _whole(torch.kron(first.contiguous(), second.contiguous()))
+    return _whole(torch.kron(first.contiguous(), second.flatten(1).contiguous()))
+
+
+def _full(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    return _whole(t["diff"].flatten(1))
 
 
 def _adalora(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -131,7 +137,7 @@ def _vera(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tens
     return t["vera_lambda_b"][:, None] * B, t["vera_lambda_d"][:, None] * A
 
 
-FORMS = {"LOHA": _loha, "LOKR": _lokr, "ADALORA": _adalora, "VERA": _vera}
+FORMS = {"LOHA": _loha, "LOKR": _lokr, "ADALORA": _adalora, "VERA": _vera, "FULL": _full}
 
 
 def open_other(place: Place) -> Adapter:
@@ -161,7 +167,7 @@ def open_other(place: Place) -> Adapter:
     factors: dict[str, ClosedForm] = {}
     for layer, parts in layers.items():
         shared = {name: place.tensors[name] for name in SHARED if name in place.tensors}
-        found = _form(method, parts | (shared if method == "VERA" else {}))
+        found = form_of(method, parts | (shared if method == "VERA" else {}))
         if isinstance(found, str):
             unhandled += [Unhandled(i, f"{layer}.weight", found) for i in parts.values()]
             continue
@@ -231,14 +237,22 @@ def by_layer(
     return layers, tensors, unhandled
 
 
-def _form(method: str, parts: Mapping[str, TensorInfo]) -> tuple[tuple[int, int], int | None] | str:
-    """Shape and rank of an update, or why it cannot be used."""
+def form_of(method: str, parts: Mapping[str, TensorInfo]) -> tuple[tuple[int, int], int | None] | str:
+    """Shape and rank of an update, or why it cannot be used.
+
+    Args:
+        method: As PEFT spells it.
+        parts: Its stored tensors by the names of their parts.
+
+    Returns:
+        Shape of the matrix and rank, None of an update without one; or the reason.
+    """
     if strange := {info.dtype for info in parts.values()} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
     if any(0 in info.shape for info in parts.values()):
         return "an empty factor: a damaged save"
     shapes = {name: info.shape for name, info in parts.items()}
-    unfit = f"{METHODS[method]}: its parts do not fit together, or are not those of a matrix"
+    unfit = f"{METHODS.get(method, method)}: its parts do not fit together, or are not those of a matrix"
     return SHAPES[method](shapes) or unfit
 
 
@@ -264,9 +278,9 @@ def _lokr_shape(s: Shapes) -> tuple[tuple[int, int], None] | None:
         if (whole is None) == (f"{name}_a" not in s and f"{name}_b" not in s):
             return None
         both.append(_product(s.get(f"{name}_a"), s.get(f"{name}_b")) if whole is None else whole)
-    if any(shape is None or len(shape) != 2 for shape in both):
+    if any(shape is None for shape in both) or len(both[0]) != 2 or len(both[1]) not in (2, 4, 5):
         return None
-    (a, b), (c, d) = both
+    (a, b), (c, d) = both[0], (both[1][0], math.prod(both[1][1:]))
     return ((a * c, b * d), None) if math.prod((a, b, c, d)) < 2**40 else None
 
 
@@ -286,4 +300,15 @@ def _vera_shape(s: Shapes) -> tuple[tuple[int, int], int] | None:
     return (b[0], A[1]), d[0]
 
 
-SHAPES = {"LOHA": _loha_shape, "LOKR": _lokr_shape, "ADALORA": _adalora_shape, "VERA": _vera_shape}
+def _full_shape(s: Shapes) -> tuple[tuple[int, int], None] | None:
+    shape = s["diff"]
+    return ((shape[0], math.prod(shape[1:])), None) if len(shape) in (2, 4, 5) else None
+
+
+SHAPES = {
+    "LOHA": _loha_shape,
+    "LOKR": _lokr_shape,
+    "ADALORA": _adalora_shape,
+    "VERA": _vera_shape,
+    "FULL": _full_shape,
+}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -215,11 +216,7 @@ def test_parts_that_do_not_fit_are_told(case, tmp_path):
     opened = open_path(tmp_path)
     assert not opened.factors
     for row in some(opened.unhandled):
-        pytest.raises(ValueError, raise_, row.reason).match(message)
-
-
-def raise_(reason):
-    raise ValueError(reason)
+        assert re.search(message, row.reason)
 
 
 def test_tokens_that_the_base_lacks(tmp_path):

@@ -106,6 +106,12 @@ class OfBase:
         """Of tokens alone."""
         return self.method == "TRAINABLE_TOKENS"
 
+    @property
+    def scaled_outputs(self) -> TensorInfo | None:
+        """The factors of the outputs (IA³), with which PEFT scales the layer's bias, too."""
+        scales = self.parts.get("ia3_l")
+        return scales if scales is not None and scales.shape[1] == 1 else None
+
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Whether a base tensor of the shape ``stored`` can be what it updates."""
         return len(stored) == 2 and (

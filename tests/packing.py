@@ -147,7 +147,13 @@ def fp4(W: Tensor, group: int = 32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gptq(
-    W: Tensor, bits: int = 4, group: int = 8, *, name: str = "q", v2: bool = False, seed: int | None = None
+    W: Tensor,
+    bits: int = 4,
+    group: int = 8,
+    *,
+    name: str = "q",
+    v2: bool = False,
+    seed: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The tensors of a weight in GPTQ's words, a code at a time, and the numbers they stand for.
 
@@ -194,7 +200,10 @@ def _words(codes: Tensor, bits: int, axis: int) -> Tensor:
     rows = codes.mT.tolist() if axis == 0 else codes.tolist()
     each = 32 // bits
     packed = [
-        [sum(c << (bits * j) for j, c in enumerate(row[i : i + each])) for i in range(0, len(row), each)]
+        [
+            sum(c << (bits * j) for j, c in enumerate(row[i : i + each]))
+            for i in range(0, len(row), each)
+        ]
         for row in rows
     ]
     words = torch.tensor(packed, dtype=torch.int64)

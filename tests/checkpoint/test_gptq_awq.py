@@ -17,7 +17,7 @@ from bulkedge import CheckpointError, Recipe
 from bulkedge.checkpoint import open_checkpoint
 from bulkedge.cli import cli
 from bulkedge.comparison import make_plan
-from helpers import oracle_scores, save, save_adapter, some, weights
+from helpers import oracle_scores, save, save_adapter, weights
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 8}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm"}
@@ -138,5 +138,7 @@ def test_groups_that_have_no_scale(tmp_path):
         index = tensors["q.g_idx"].clone()
         index[5] = wrong
         found = open_checkpoint(folder(tmp_path / f"{wrong}", changed(tensors, g_idx=index), GPTQ))
-        with pytest.raises(CheckpointError, match="'q.g_idx' names groups beyond the 6 that have"):
+        with pytest.raises(
+            CheckpointError, match=r"'q\.g_idx' names groups beyond the 6 that have"
+        ):
             found.weights["q.weight"].read(None, None)

@@ -82,7 +82,9 @@ def loha(module, rows=6, columns=5, **more):
 BASE = {"blocks.0.attn_q.weight": weights(6, 5), "blocks.1.attn_q.weight": weights(6, 5, seed=1)}
 
 
-@pytest.mark.parametrize("prefix", ["lora_unet_blocks_0_", "lycoris_blocks_0_", "blocks.0.", "x.blocks.0."])
+@pytest.mark.parametrize(
+    "prefix", ["lora_unet_blocks_0_", "lycoris_blocks_0_", "blocks.0.", "x.blocks.0."]
+)
 def test_names_by_kohyas_scripts_and_others(prefix, tmp_path):
     base = save(tmp_path / "b.safetensors", BASE)
     tensors = loha(f"{prefix}attn_q", alpha=torch.tensor(3.0))
@@ -96,7 +98,10 @@ def test_names_by_kohyas_scripts_and_others(prefix, tmp_path):
 def test_what_cannot_be_read_is_lost_by_name(tmp_path):
     bad = {
         "no_alpha": (loha("lycoris_blocks_0_attn_q"), "no alpha beside it"),
-        "nan": (loha("lycoris_blocks_0_attn_q", alpha=torch.tensor(float("nan"))), "alpha and rank"),
+        "nan": (
+            loha("lycoris_blocks_0_attn_q", alpha=torch.tensor(float("nan"))),
+            "alpha and rank",
+        ),
         "shape": (loha("lycoris_blocks_0_attn_q", alpha=torch.ones(2)), "expected one number"),
         "half": ({"lycoris_blocks_0_attn_q.hada_w1_a": weights(6, 2)}, "do not fit together"),
         "dora": (
@@ -120,7 +125,5 @@ def test_inspect_names_the_method(tmp_path):
         (loha("lycoris_q", alpha=torch.tensor(3.0)), "LoHa adapter: 1 layer updated"),
         ({"lycoris_q.diff": weights(6, 5)}, "full adapter: 1 layer updated"),
     ):
-        done = CliRunner().invoke(
-            cli, ["inspect", str(save(tmp_path / "t.safetensors", parts))]
-        )
+        done = CliRunner().invoke(cli, ["inspect", str(save(tmp_path / "t.safetensors", parts))])
         assert done.stdout.splitlines()[-1] == line

@@ -181,7 +181,10 @@ BAD = {
     "kernel": ("IA3", {"q.ia3_l": ONES(1, 3, 1, 1)}, {}, "of a linear layer"),
     "older": ("OFT", {"q.oft_R": ONES(3, 4, 4)}, {}, "as PEFT 0.15 and later"),
     "terms": (
-        "OFT", {"q.oft_R.weight": ONES(3, 6)}, {"num_cayley_neumann_terms": 10**9}, "up to 100"
+        "OFT",
+        {"q.oft_R.weight": ONES(3, 6)},
+        {"num_cayley_neumann_terms": 10**9},
+        "up to 100",
     ),
     "eps": ("OFT", {"q.oft_R.weight": ONES(3, 6)}, {"coft": True, "eps": "x"}, "eps 'x'"),
     "shared": ("OFT", {"q.oft_R.weight": ONES(3, 6)}, {"block_share": True}, "one is shared"),
@@ -210,7 +213,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_parts_that_do_not_fit_are_told(case, tmp_path):
     method, parts, settings, message = BAD[case]
-    save(tmp_path / "adapter_model.safetensors", {f"base_model.model.{k}": v for k, v in parts.items()})
+    save(
+        tmp_path / "adapter_model.safetensors",
+        {f"base_model.model.{k}": v for k, v in parts.items()},
+    )
     content = {"peft_type": method} | settings
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
     opened = open_path(tmp_path)
@@ -227,4 +233,7 @@ def test_tokens_that_the_base_lacks(tmp_path):
     base = save(tmp_path / "b.safetensors", {"embed_tokens.weight": torch.randn(20, 18)})
     (row,) = bulkedge.audit(base, tmp_path / "a", recipe=RECIPE).matrices
     assert row.status == "failed"
-    assert "replaces row 20, where the base has 20; give the base with the vocabulary" in row.note
+    assert (
+        "replaces row 20, where the base has 20; give the base with the trained vocabulary"
+        in row.note
+    )

@@ -149,7 +149,9 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
 
 def _method(updates: Iterable[StoredUpdate]) -> str:
     """What to call a file: LoRA, or the one other method that all of it is of."""
-    found = {METHODS.get(u.method, u.kind) if isinstance(u, ClosedForm) else "LoRA" for u in updates}
+    found = {
+        METHODS.get(u.method, u.kind) if isinstance(u, ClosedForm) else "LoRA" for u in updates
+    }
     return found.pop() if len(found) == 1 else "LoRA"
 
 

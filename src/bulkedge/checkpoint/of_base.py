@@ -1,7 +1,7 @@
 """Updates whose tuned weight is a closed form of stored numbers and of the base's weight W0.
 
-IA³: ``diag(l) W0`` or ``W0 diag(l)`` (arXiv:2205.05638).  OFT: ``W0 Rᵀ`` with R block-diagonal, each
-block the Cayley transform of a skew matrix Q, or its series (arXiv:2306.07280).  BOFT with one
+IA³: ``diag(l) W0`` or ``W0 diag(l)`` (arXiv:2205.05638).  OFT: ``W0 Rᵀ`` with R block-diagonal,
+each block the Cayley transform of a skew matrix Q, or its series (arXiv:2306.07280).  BOFT with one
 butterfly factor: ``diag(s) W0 Rᵀ`` (arXiv:2311.06243).  HRA: W0 times a few Householder reflections
 (arXiv:2405.17484).  FourierFT: ``W0 + α Re F⁻¹(E)``, E sparse, its places drawn from a stored seed
 (arXiv:2405.03003).  Trainable tokens: W0 with other rows at some places.
@@ -279,8 +279,8 @@ def _tokens(update: OfBase, t: Parts, W: Tensor, first: int) -> Tensor:
     indices = torch.tensor(update.settings["tokens"], device=W.device)
     if (highest := int(indices.max())) >= update.sides[0]:
         raise AdapterError(
-            f"{update.infos[0].file}: tensor {update.infos[0].name!r} replaces row {highest}, where "
-            f"the base has {update.sides[0]}; give the base with the vocabulary that was trained"
+            f"{update.infos[0].file}: tensor {update.infos[0].name!r} replaces row {highest}, "
+            f"where the base has {update.sides[0]}; give the base with the trained vocabulary"
         )
     here = (indices >= first) & (indices < first + len(W))
     return W.index_copy(0, indices[here] - first, rows[here])

@@ -61,7 +61,9 @@ def open_peft(place: Place) -> Adapter:
 def _sort(place: Place, config: AdapterConfig) -> Adapter:
     """Sort the stored tensors into updates, replacements and what is not handled."""
     factors, rows, lost = _replaced_rows(place)
-    modules, tensors, unhandled = _by_kind({k: v for k, v in place.tensors.items() if k not in rows})
+    modules, tensors, unhandled = _by_kind(
+        {k: v for k, v in place.tensors.items() if k not in rows}
+    )
     unhandled += lost
     nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for path, parts in modules.items():

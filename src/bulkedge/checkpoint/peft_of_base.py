@@ -1,4 +1,4 @@
-"""PEFT's methods whose tuned weight is made of the base's: which tensors and settings are theirs."""
+"""PEFT's methods whose tuned weight is made of the base's: their tensors and settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .adapter import Adapter, Unhandled
-from .adapter_config import CONFIG, AdapterConfig
+from .adapter_config import AdapterConfig
 from .format import AdapterFormat, Place
 from .header import FLOATING, TensorInfo
 from .of_base import OfBase, replaced_rows
@@ -72,7 +72,9 @@ PEFT_OF_BASE = AdapterFormat(
 """The format of PEFT's methods that are named here."""
 
 
-def _update(method: str, parts: Mapping[str, TensorInfo], settings: Mapping[str, Any]) -> OfBase | str:
+def _update(
+    method: str, parts: Mapping[str, TensorInfo], settings: Mapping[str, Any]
+) -> OfBase | str:
     """The update of a layer, or why it cannot be used."""
     if method == "TRAINABLE_TOKENS":
         return replaced_rows(next(iter(parts.values())), settings.get("token_indices"))

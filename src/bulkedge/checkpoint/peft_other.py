@@ -237,7 +237,9 @@ def by_layer(
     return layers, tensors, unhandled
 
 
-def form_of(method: str, parts: Mapping[str, TensorInfo]) -> tuple[tuple[int, int], int | None] | str:
+def form_of(
+    method: str, parts: Mapping[str, TensorInfo]
+) -> tuple[tuple[int, int], int | None] | str:
     """Shape and rank of an update, or why it cannot be used.
 
     Args:
@@ -252,7 +254,8 @@ def form_of(method: str, parts: Mapping[str, TensorInfo]) -> tuple[tuple[int, in
     if any(0 in info.shape for info in parts.values()):
         return "an empty factor: a damaged save"
     shapes = {name: info.shape for name, info in parts.items()}
-    unfit = f"{METHODS.get(method, method)}: its parts do not fit together, or are not those of a matrix"
+    called = METHODS.get(method, method)
+    unfit = f"{called}: its parts do not fit together, or are not those of a matrix"
     return SHAPES[method](shapes) or unfit
 
 

@@ -80,9 +80,7 @@ def since_initial(
     left = left if stored.rows is None else left[slice(*stored.rows)]
     if initial == "pissa":  # whose factors hold √(σ/s)
         left = left / update.scale
-    return LowRank(
-        torch.cat([update.B, -left], dim=1), torch.cat([update.A, right]), update.scale
-    )
+    return LowRank(torch.cat([update.B, -left], dim=1), torch.cat([update.A, right]), update.scale)
 
 
 def _read(matrix: StoredMatrix, like: Tensor) -> Tensor:

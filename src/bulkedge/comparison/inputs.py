@@ -99,7 +99,7 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
 
 
 def _scaled_bias(comparison: Comparison, plan: Plan) -> str | None:
-    """Why the drift of a layer is not known: its bias is scaled with its outputs; None elsewhere."""
+    """Why the drift of a layer is not known: its bias is scaled, too; None of any other."""
     update, name = comparison.factors, comparison.base.codec.name
     if not isinstance(update, OfBase) or update.scaled_outputs is None:
         return None

@@ -2,8 +2,8 @@
 
 Beside ``x.qweight`` of shape ``(in, out/8)``, 32-bit words, lie ``x.qzeros`` ``(groups, out/8)``,
 packed alike, and ``x.scales`` ``(groups, out)``.  A word holds eight outputs, the even ones first:
-0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits.  ``w[o, i] = s[g, o] · (code − z[g, o])`` in the dtype of
-the scales (Lin et al., arXiv:2306.00978).
+0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits.  ``w[o, i] = s[g, o] · (code − z[g, o])`` in the dtype
+of the scales (Lin et al., arXiv:2306.00978).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Weights in 2, 4 or 8 bits as GPTQ packs them, along the inputs.
 
-Beside ``x.qweight`` of shape ``(in·bits/32, out)``, 32-bit words with the code of the first input in
-the lowest bits, lie ``x.scales`` ``(groups, out)``, ``x.qzeros`` ``(groups, out·bits/32)`` packed
-along the outputs, and ``x.g_idx`` ``(in,)``, the group of each input.  With the zero point of the
-file z, ``w[o, i] = s[g, o] · (code − z[g, o] − 1)``, without the 1 where ``checkpoint_format`` is
-``gptq_v2``; in the dtype of the scales (Frantar et al., arXiv:2210.17323).
+Beside ``x.qweight`` of shape ``(in·bits/32, out)``, 32-bit words with the code of the first input
+in the lowest bits, lie ``x.scales`` ``(groups, out)``, ``x.qzeros`` ``(groups, out·bits/32)``
+packed along the outputs, and ``x.g_idx`` ``(in,)``, the group of each input.  With the zero point
+of the file z, ``w[o, i] = s[g, o] · (code − z[g, o] − 1)``, without the 1 where
+``checkpoint_format`` is ``gptq_v2``; in the dtype of the scales (Frantar et al., arXiv:2210.17323).
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ import re
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import bulkedge
 from bulkedge import Recipe
 from bulkedge.auditing import run_plans
 from bulkedge.checkpoint import open_path
+from bulkedge.cli import cli
 from bulkedge.comparison import make_plan
 from helpers import oracle_scores, save, some
 
@@ -176,6 +178,21 @@ def test_repairs_and_budgets_refuse_by_name(tmp_path):
     assert {"no α scales it" in (row.note or "") for row in some(found.matrices)} == {True}
 
 
+@pytest.mark.parametrize("kind", [[], {}, 3, None])
+def test_a_method_that_is_no_word(kind, tmp_path):
+    save(tmp_path / "adapter_model.safetensors", {"q.ia3_l": ONES(3, 1)})
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    with pytest.raises(bulkedge.AdapterError, match="peft_type: Input should be a valid string"):
+        open_path(tmp_path)
+
+
+def test_inspect_marks_sides_that_the_base_tells(tmp_path):
+    _, adapter, _, _ = trained("oft", tmp_path)
+    lines = CliRunner().invoke(cli, ["inspect", str(adapter)]).stdout.splitlines()
+    assert lines[0] == "q.weight  F32  ?×18  oft"
+    assert lines[-1] == "OFT adapter: 2 layers updated"
+
+
 ONES = torch.ones
 BAD = {
     "kernel": ("IA3", {"q.ia3_l": ONES(1, 3, 1, 1)}, {}, "of a linear layer"),
@@ -223,6 +240,17 @@ def test_parts_that_do_not_fit_are_told(case, tmp_path):
     assert not opened.factors
     for row in some(opened.unhandled):
         assert re.search(message, row.reason)
+
+
+@pytest.mark.parametrize("shape", [(30,), (3, 30, 18)])
+def test_a_base_whose_weight_is_no_matrix(shape, tmp_path):
+    named = {"q.fourierft_spectrum": ONES(4), "v.ia3_l": ONES(4, 1)}
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in named.items()}
+    save(tmp_path / "a/adapter_model.safetensors", tensors)
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps({"peft_type": "FOURIERFT"}))
+    base = save(tmp_path / "b.safetensors", {"q.weight": ONES(shape), "v.weight": ONES(4, 4)})
+    with pytest.raises(bulkedge.NothingAuditedError, match="nothing to audit in"):
+        bulkedge.audit(base, tmp_path / "a", recipe=RECIPE)
 
 
 def test_tokens_that_the_base_lacks(tmp_path):

@@ -141,6 +141,8 @@ class OfBase:
         Returns:
             The update with both sides.
         """
+        if len(stored) != 2:  # another layer of this name, as the check of shapes says
+            return self
         may_turn = self.may_turn and self._may_be(stored[::-1])
         if transposed is None or not self._may_be(stored):  # the check of shapes says what is wrong
             transposed = may_turn

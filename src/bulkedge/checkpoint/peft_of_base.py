@@ -66,7 +66,7 @@ def open_of_base(place: Place) -> Adapter:
 
 
 PEFT_OF_BASE = AdapterFormat(
-    claims=lambda place: place.configured and place.settings.get("peft_type") in METHODS,
+    claims=lambda place: place.configured and place.settings.get("peft_type") in tuple(METHODS),
     open=open_of_base,
 )
 """The format of PEFT's methods that are named here."""

@@ -200,7 +200,7 @@ def _numbers(value: Any) -> dict[str, float]:
 
 
 PEFT_OTHER = AdapterFormat(
-    claims=lambda place: place.configured and place.settings.get("peft_type") in METHODS,
+    claims=lambda place: place.configured and place.settings.get("peft_type") in tuple(METHODS),
     open=open_other,
 )
 """The format of PEFT's methods that are named here."""

@@ -164,7 +164,7 @@ def test_certificates_and_several_agree_with_svds(tmp_path):
     recipe = Recipe(top_k=2, method="certified")
     (first, _) = run_plans([make_plan(base, adapter, recipe) for _ in range(2)], recipe)
     for row, exact in some(zip(first.matrices, dense.matrices, strict=True)):
-        for ours, other in zip(row.directions, exact.directions, strict=False):
+        for ours, other in some(zip(row.directions, exact.directions, strict=False)):
             assert ours.score_lower - 1e-4 <= other.score <= ours.score_upper + 1e-4
 
 
@@ -253,7 +253,7 @@ def test_a_base_whose_weight_is_no_matrix(shape, tmp_path):
     (tmp_path / "a/adapter_config.json").write_text(json.dumps({"peft_type": "FOURIERFT"}))
     base = save(tmp_path / "b.safetensors", {"q.weight": ONES(shape), "v.weight": ONES(4, 4)})
     refused = bulkedge.NothingAuditedError, bulkedge.AdapterError
-    with pytest.raises(refused, match="nothing to audit in|none of its tensors has a counterpart"):
+    with pytest.raises(refused, match="nothing to audit in|was trained for another base"):
         bulkedge.audit(base, tmp_path / "a", recipe=RECIPE)
 
 

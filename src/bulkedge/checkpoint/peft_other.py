@@ -281,9 +281,10 @@ def _lokr_shape(s: Shapes) -> tuple[tuple[int, int], None] | None:
         if (whole is None) == (f"{name}_a" not in s and f"{name}_b" not in s):
             return None
         both.append(_product(s.get(f"{name}_a"), s.get(f"{name}_b")) if whole is None else whole)
-    if any(shape is None for shape in both) or len(both[0]) != 2 or len(both[1]) not in (2, 4, 5):
+    first, second = both
+    if first is None or second is None or len(first) != 2 or len(second) not in (2, 4, 5):
         return None
-    (a, b), (c, d) = both[0], (both[1][0], math.prod(both[1][1:]))
+    (a, b), (c, d) = first, (second[0], math.prod(second[1:]))
     return ((a * c, b * d), None) if math.prod((a, b, c, d)) < 2**40 else None
 
 

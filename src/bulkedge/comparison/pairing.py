@@ -240,11 +240,10 @@ def _pair_update(
         matrix = matrix or _part_of_fused(base_layout, names, name, factors.shape)
         return [Comparison(matrix, None, factors, name)] if matrix else []
     shape, transposed = base_layout.shapes[target], None
-    of_base = isinstance(factors, OfBase)
     if not is_stack(target, shape):
-        placed = factors.on(shape) if of_base else factors
+        placed = factors.on(shape) if isinstance(factors, OfBase) else factors
         transposed = _acts_transposed(placed, target, base_layout)
-    if of_base:
+    if isinstance(factors, OfBase):
         factors = factors.on(shape, transposed=bool(transposed))
     return [
         Comparison(

@@ -2,8 +2,8 @@
 
     python benchmarks/several.py BASE FOLDER
 
-makes ten LoRA adapters of the base's projections under FOLDER, and measures the processor time of
-the commands, imports included, children and all threads counted.
+makes ten LoRA adapters of the base's projections under FOLDER, measures the processor time of the
+commands, imports included, children and all threads counted, and stores it as results/several.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+from common import store
 from safetensors.torch import load_file, save_file
 
 ADAPTERS, RANK = 10, 4
@@ -35,12 +36,16 @@ def main() -> None:
     cached = ("--cache", given.folder / "cache", "--force")
     seconds(given.base, *adapters, "--output", given.folder / "records", *cached)
     again = seconds(given.base, *adapters, "--output", given.folder / "records", *cached)
-    print(
-        json.dumps(
-            {"ten_calls": apart, "one_call": together, "ratio": round(together / apart, 3),
-             "one_call_with_a_cache": again}
-        )
-    )  # fmt: skip
+    store(
+        "several",
+        {
+            "adapters": ADAPTERS,
+            "ten_calls": apart,
+            "one_call": together,
+            "ratio": round(together / apart, 3),
+            "one_call_with_a_cache": again,
+        },
+    )
 
 
 def make(base: Path, folder: Path, seed: int) -> Path:

@@ -144,3 +144,76 @@ def fp4(W: Tensor, group: int = 32) -> tuple[Tensor, Tensor, Tensor]:
     numbers = (table[codes.int()] * exponents.exp2()[..., None]).reshape(W.shape)
     low, high = codes.reshape(*W.shape[:-1], -1, 2).unbind(dim=-1)
     return low + 16 * high, (exponents + 127).to(torch.uint8), numbers
+
+
+def gptq(
+    W: Tensor,
+    bits: int = 4,
+    group: int = 8,
+    *,
+    name: str = "q",
+    v2: bool = False,
+    seed: int | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The tensors of a weight in GPTQ's words, a code at a time, and the numbers they stand for.
+
+    With a seed the inputs are in groups in an order of their own, as ``desc_act`` leaves them.
+    """
+    out, width = W.shape
+    order = torch.arange(width)
+    if seed is not None:
+        order = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
+    groups, count, largest = order // group, -(-width // group), 2**bits - 1
+    scales, zeros = torch.empty(count, out), torch.empty(count, out, dtype=torch.int64)
+    codes, values = torch.empty(out, width, dtype=torch.int64), torch.empty(out, width)
+    for g in range(count):
+        part = W[:, groups == g]
+        low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
+        scales[g] = ((high - low) / largest).half().float()
+        zeros[g] = (-low / scales[g]).round().clamp(1, largest)
+    for i, g in enumerate(groups.tolist()):
+        codes[:, i] = (W[:, i] / scales[g] + zeros[g]).round().clamp(0, largest)
+        values[:, i] = (codes[:, i] - zeros[g]) * scales[g]
+    tensors = {
+        f"{name}.qweight": _words(codes.mT, bits, 0),
+        f"{name}.qzeros": _words(zeros - (0 if v2 else 1), bits, 1),
+        f"{name}.scales": scales.half(),
+        f"{name}.g_idx": groups.int(),
+    }
+    return tensors, values
+
+
+def awq(W: Tensor, group: int = 8, *, name: str = "q") -> tuple[dict[str, Tensor], Tensor]:
+    """The same in AWQ's words: eight outputs in one, the even ones first."""
+    tensors, values = gptq(W, 4, group, name=name, v2=True)
+    unpacked = {
+        part: _codes(tensors[f"{name}.{part}"], axis)
+        for part, axis in (("qweight", 0), ("qzeros", 1))
+    }
+    order = torch.tensor([8 * (i // 8) + (0, 2, 4, 6, 1, 3, 5, 7)[i % 8] for i in range(len(W))])
+    packed = {f"{name}.{part}": _words(codes[:, order], 4, 1) for part, codes in unpacked.items()}
+    return packed | {f"{name}.scales": tensors[f"{name}.scales"]}, values
+
+
+def _words(codes: Tensor, bits: int, axis: int) -> Tensor:
+    """Codes in 32-bit words along an axis, the first in the lowest bits."""
+    rows = codes.mT.tolist() if axis == 0 else codes.tolist()
+    each = 32 // bits
+    packed = [
+        [
+            sum(c << (bits * j) for j, c in enumerate(row[i : i + each]))
+            for i in range(0, len(row), each)
+        ]
+        for row in rows
+    ]
+    words = torch.tensor(packed, dtype=torch.int64)
+    words = torch.where(words >= 2**31, words - 2**32, words).int()
+    return words.mT.contiguous() if axis == 0 else words
+
+
+def _codes(words: Tensor, axis: int) -> Tensor:
+    """Four-bit codes out of words, the inverse of :func:`_words`."""
+    rows = words.mT.tolist() if axis == 0 else words.tolist()
+    codes = [[(word >> (4 * j)) & 15 for word in row for j in range(8)] for row in rows]
+    found = torch.tensor(codes)
+    return found.mT if axis == 0 else found

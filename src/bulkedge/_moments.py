@@ -17,6 +17,7 @@ from bulkedge.auditing.engine._device import check_device
 from bulkedge.checkpoint import Adapter, Resolver, TensorInfo, infer_rule, read_tensor
 from bulkedge.checkpoint.header import FLOATING
 from bulkedge.checkpoint.model import is_output
+from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.comparison import Plan, load, make_plan
 from bulkedge.moments import Collector, Moments
 from bulkedge.moments._losses import loss_of
@@ -206,6 +207,12 @@ def _put_vectors_on(network: Any, plan: Plan) -> None:
             lost.append(f"{info.name!r} (a vector without a place)")
     if isinstance(tuned, Adapter):
         lost += _add_biases(tuned, weights, names)
+    for comparison in plan.comparisons:
+        update = comparison.factors
+        if isinstance(update, OfBase) and (scales := update.scaled_outputs) is not None:
+            bias = names.find(f"{comparison.base.codec.name.removesuffix('weight')}bias", _vector)
+            if bias is not None:
+                weights[bias].mul_(exact(read_tensor(scales)).flatten())
     _refuse(lost)
 
 
@@ -227,6 +234,11 @@ def _add_biases(
             yield f"{row.info.name!r} (a bias of a layer that has none)"
         else:
             weights[place].add_(factors.scale * exact(read_tensor(row.info)))
+
+
+def _vector(shape: tuple[int, ...]) -> bool:
+    """Whether a shape is that of a vector."""
+    return len(shape) == 1
 
 
 def _is_vector(info: TensorInfo) -> bool:

@@ -196,15 +196,6 @@ def test_full_gpt2_checkpoints_are_judged_the_same_way(tmp_path):
     assert not by_name["transformer.wte.weight"]
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_adapters_that_changed_their_base_are_refused(init, tmp_path):
-    base, adapter, _ = saved(
-        tmp_path, llama, {"target_modules": ["q_proj"], "init_lora_weights": init}
-    )
-    with pytest.raises(AdapterError, match=f"initialised by '{init}'"):
-        make_plan(base, adapter, Recipe())
-
-
 # ---- adapters written by hand: what PEFT would not write, and what others do
 
 BASE = {"layers.0.q.weight": weights(6, 6), "layers.1.q.weight": weights(6, 6, seed=1)}
@@ -334,7 +325,7 @@ UNHANDLED = {
     ),
     "tokens": (
         {"base_model.model.embed.token_adapter.trainable_tokens_delta": weights(2, 6)},
-        "trainable tokens: not handled yet",
+        "does not name as many different tokens",
     ),
     "elsewhere": (keys("layers.7.q"), r"no counterpart in the base \(nearest: 'layers"),
 }
@@ -351,7 +342,7 @@ def test_what_is_not_handled_is_named_with_the_reason(case, base, tmp_path):
 
 
 BAD_CONFIGS = {
-    "other_method": ({"peft_type": "IA3"}, "a 'IA3' adapter; it is not handled"),
+    "other_method": ({"peft_type": "C3A"}, "a 'C3A' adapter; it is not handled"),
     "no_type": ({"peft_type": None}, "peft_type: Input should be a valid string"),
     "rank": ({"r": "8"}, "r: Input should be a valid integer.*; save it again with PEFT"),
     "alpha": ({"lora_alpha": "NaN"}, "lora_alpha"),

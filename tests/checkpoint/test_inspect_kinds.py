@@ -32,6 +32,24 @@ LINES = {
     "kohya": ("full model: 3 tensors in one file", "LoRA adapter: 3 layers updated by factors of"),
     "closed_form": ("full model", "LoHa adapter: 2 layers updated; trained on org/name"),
     "kronecker": ("full model", "LoKr adapter: 1 layer updated; trained on org/name"),
+    "from_the_base": (
+        "full model of type llama: 4 tensors",
+        "LoRA adapter initialised by PiSSA: 2 layers updated by factors of rank 2; trained on org/",
+    ),
+    "rotated": ("full model", "OFT adapter: 2 layers updated; trained on org/name"),
+    "multiplied": ("full model", "IA3 adapter: 2 layers updated; trained on org/name"),
+    "spectrum": ("full model", "FourierFT adapter: 2 layers updated; trained on org/name"),
+    "lycoris": ("full model", "LoRA adapter: 2 layers updated"),
+    "gptq": ("quantised: GPTQ int4 (1 weight)", "LoRA adapter: 1 layer updated by factors of rank"),
+    "awq": ("quantised: AWQ int4 (1 weight)", "LoRA adapter: 1 layer updated by factors of rank"),
+    "packed": (
+        "quantised: compressed-tensors int4 (1 weight), ",
+        "LoRA adapter: 2 layers updated by factors of rank 2",
+    ),
+    "lora_file": ("full model", "LoRA adapter: "),
+    "resized": ("full model", ""),
+    "experts": ("full model", ""),
+    "half_precision": ("full model of type llama: 4 tensors", "full model of type llama: 4 ten"),
 }
 
 

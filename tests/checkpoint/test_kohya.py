@@ -127,12 +127,11 @@ def test_two_prefixes_that_fit_alike(tmp_path):
 
 
 OTHER_METHODS = {
-    "hada_w1_a": "LoHa, a product",
-    "lokr_w1": "LoKr, a Kronecker",
+    "hada_t1": "LoHa with a Tucker",
+    "lokr_t2": "LoKr with a Tucker",
     "lora_mid.weight": "a Tucker decomposition",
     "dora_scale": "DoRA as kohya's scripts",
     "oft_blocks": "OFT, a rotation",
-    "diff_b": "a full difference",
     "what": "no part of a LoRA that is known here",
 }
 

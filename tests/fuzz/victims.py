@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors.torch import save
 
 from fuzz.mutate import join, split
 from helpers import weights
-from packing import affine, eight_bits, four_bits, fp4, packed_int, scaled
+from packing import affine, awq, eight_bits, four_bits, fp4, gptq, packed_int, scaled
 
 
 @dataclass(frozen=True)
@@ -341,6 +343,52 @@ def _kronecker() -> Victim:
     return Victim(_model("base", _base()) | adapter, "base", "tuned")
 
 
+def _from_the_base() -> Victim:
+    """PiSSA on one layer and trainable tokens beside it, both relative to the base."""
+    tensors = _pair("h.0.q", M, N) | {
+        "embed.token_adapter.trainable_tokens_delta": weights(2, N, seed=3)
+    }
+    config = {"init_lora_weights": "pissa", "trainable_token_indices": {"embed": [1, 4]}}
+    return Victim(_model("base", _base()) | _adapter(tensors, **config), "base", "tuned")
+
+
+def _rotated() -> Victim:
+    """OFT with shared blocks."""
+    tensors = {"h.0.q.oft_R.weight": weights(1, 21), "h.1.q.oft_R.weight": weights(1, 21)}
+    config = {"peft_type": "OFT", "block_share": True, "coft": True, "eps": 0.5}
+    config |= {"use_cayley_neumann": True, "num_cayley_neumann_terms": 4}
+    return Victim(_model("base", _base()) | _adapter(tensors, **config), "base", "tuned")
+
+
+def _multiplied() -> Victim:
+    """IA³, scaling the outputs of one layer and the inputs of another."""
+    tensors = {"h.0.q.ia3_l": weights(M, 1), "h.1.q.ia3_l": weights(1, N)}
+    return Victim(_model("base", _base()) | _adapter(tensors, peft_type="IA3"), "base", "tuned")
+
+
+def _spectrum() -> Victim:
+    """FourierFT, whose places follow from a seed and the shape of the base."""
+    tensors = {"h.0.q.fourierft_spectrum": weights(6), "h.1.q.fourierft_spectrum": weights(6)}
+    config = {"peft_type": "FOURIERFT", "random_loc_seed": 5, "scaling": 30.0}
+    return Victim(_model("base", _base()) | _adapter(tensors, **config), "base", "tuned")
+
+
+def _lycoris() -> Victim:
+    """LoHa and a full difference in one file without a configuration."""
+    shapes = {"w1_a": (M, 2), "w1_b": (2, N), "w2_a": (M, 2), "w2_b": (2, N)}
+    tensors = {f"lycoris_h_0_q.hada_{part}": weights(*shape) for part, shape in shapes.items()}
+    tensors |= {"lycoris_h_0_q.alpha": torch.tensor(3.0), "lycoris_h_1_q.diff": weights(M, N)}
+    files = {"lora.safetensors": to_safetensors(tensors)}
+    return Victim(_model("base", _base()) | files, "base", "lora.safetensors")
+
+
+def _words(pack: Callable[..., Any], **said: Any) -> Victim:
+    """Codes in 32-bit words with groups along the inputs, and a LoRA on them."""
+    base = pack(weights(8, 16), name="h.0.q")[0]
+    config = {"quantization_config": {"bits": 4, "group_size": 8, **said}}
+    return Victim(_model("base", base, config) | _adapter(_pair("h.0.q", 8, 16)), "base", "tuned")
+
+
 def _gguf() -> Victim:
     """A base with its rows in llama.cpp's order and in blocks, and a LoRA in GGUF on it."""
     from ggufs import to_bytes
@@ -378,6 +426,13 @@ VICTIMS = {
     "mlx": _mlx,
     "closed_form": _closed_form,
     "kronecker": _kronecker,
+    "from_the_base": _from_the_base,
+    "rotated": _rotated,
+    "multiplied": _multiplied,
+    "spectrum": _spectrum,
+    "lycoris": _lycoris,
+    "gptq": partial(_words, gptq, quant_method="gptq", checkpoint_format="gptq"),
+    "awq": partial(_words, awq, quant_method="awq", version="gemm"),
     **({"gguf": _gguf} if find_spec("gguf") else {}),  # it is a test dependency
     "renamed_and_tied": _renamed_and_tied,
 }

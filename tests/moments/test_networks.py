@@ -433,7 +433,10 @@ def lacking(gpt2, folder, kind):
         trainable_token_indices={"wte": [0, 3]},
     )  # fmt: skip
     peft.get_peft_model(model, settings).save_pretrained(folder)
-    return folder, "trainable tokens: not handled yet"
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["trainable_token_indices"] = None  # which tokens they are is not known any more
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder, "trainable tokens: 2 rows, but the configuration does not name as many"
 
 
 def save_tensors(folder, tensors):
@@ -448,6 +451,30 @@ def test_a_part_of_a_fine_tune_without_a_place_is_an_error_that_names_it(kind, g
     folder, named = lacking(gpt2, tmp_path / "tuned", kind)
     with pytest.raises(InputError, match=f"of the fine-tune .*{named}.* cannot be put on"):
         collect_moments(gpt2, TEXTS[:3], tuned=folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_updates_that_are_made_of_the_base_are_put_on_with_their_biases(gpt2, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = transformers.AutoModelForCausalLM.from_pretrained(gpt2, local_files_only=True)
+    settings = peft.IA3Config(
+        target_modules=["c_attn", "c_fc"], feedforward_modules=["c_fc"], fan_in_fan_out=True
+    )
+    tuned = peft.get_peft_model(model, settings)
+    for parameter in (p for p in tuned.parameters() if p.requires_grad):
+        parameter.data += torch.rand_like(parameter)
+    tuned.save_pretrained(tmp_path / "tuned")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tokenizer_of(WORDS).save_pretrained(tmp_path / "merged")
+    ours, whole, base = (
+        collect_moments(gpt2, TEXTS[:3], tuned=tmp_path / "tuned"),
+        collect_moments(tmp_path / "merged", TEXTS[:3]),
+        collect_moments(gpt2, TEXTS[:3]),
+    )
+    for name in some(ours.layers):
+        torch.testing.assert_close(ours[name].moment, whole[name].moment, rtol=1e-4, atol=1e-5)
+    last = [name for name in ours.layers if ".h.1." in name][-1]  # behind what was changed
+    assert not torch.allclose(ours[last].moment, base[last].moment, rtol=1e-2)
 
 
 def test_a_partial_file_of_another_configuration_is_refused(llama, tmp_path, small):

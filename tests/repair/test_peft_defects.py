@@ -239,10 +239,14 @@ def test_defect_07_adapters_of_a_changed_base_are_refused(init, tmp_path):
     model = build(llama)
     model.save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=2, init_lora_weights=init, target_modules=["q_proj"])
-    peft.get_peft_model(model, config).save_pretrained(tmp_path / "tuned")
-    with pytest.raises(bulkedge.AdapterError, match=rf"'{init}', which changes the base weights"):
-        bulkedge.repair(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    tuned = peft.get_peft_model(model, config)
+    for parameter in (p for p in tuned.parameters() if p.requires_grad):
+        parameter.data += torch.randn_like(parameter)
+    tuned.save_pretrained(tmp_path / "tuned")
+    done = bulkedge.repair(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", recipe=RECIPE)
+    assert {row.status for row in done.matrices} == {"refused"}
+    for name in ("adapter_model.safetensors", "adapter_config.json"):  # nothing else is written
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "tuned" / name).read_bytes()
 
 
 def test_defect_08_biases_of_factors_are_carried_over(tmp_path):

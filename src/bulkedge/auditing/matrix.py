@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from bulkedge._errors import CheckpointError, InputError
+from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import Judgement, compute_anew
 from bulkedge.records import Matrix, Recipe
@@ -193,7 +194,8 @@ def _row(
     **fields: object,
 ) -> Matrix:
     """A row; ``low_rank`` is False where more than the factors was found to differ."""
-    factors = comparison.factors if low_rank else None
+    stored = comparison.factors
+    factors = stored if low_rank or isinstance(stored, OfBase) else None
     return Matrix.model_validate(
         {
             "name": comparison.base.name,

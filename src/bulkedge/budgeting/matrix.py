@@ -6,7 +6,7 @@ import torch
 
 from bulkedge._linmap import LowRank
 from bulkedge.auditing.rows import bulk_row
-from bulkedge.checkpoint import StoredUpdate
+from bulkedge.checkpoint import LoraFactors, StoredUpdate
 from bulkedge.checkpoint.lora import alpha_of, scale_of
 from bulkedge.comparison import Comparison
 from bulkedge.comparison.pair import load
@@ -75,6 +75,8 @@ def spike_of(comparison: Comparison, factors: StoredUpdate) -> float | str:
     """
     if factors.read_magnitude() is not None:
         return DORA
+    if isinstance(factors, LoraFactors) and factors.initial:
+        return str(factors.correctable())
     if comparison.tuned is not None and load(comparison, torch.device("cpu")).replaced is not None:
         return REPLACED
     update = LowRank(*factors.read())

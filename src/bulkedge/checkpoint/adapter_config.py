@@ -12,14 +12,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkedge._errors import AdapterError, problems
 
-from .lora import scale_of
+from .lora import CONVERT, FROM_THE_BASE, scale_of
 from .patterns import Patterns
 
 CONFIG = "adapter_config.json"
 BY_UNSLOTH = re.compile(r"(^|[/\\])(models--)?unsloth(/|--)", re.IGNORECASE)
 
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that also change the base: the factors are relative to a base nobody stores."""
+MERGE = (
+    "PEFT does not convert it: audit the merged checkpoint, of "
+    "peft_model.merge_and_unload().save_pretrained(OUT)"
+)
+CHANGES_THE_BASE = {
+    "pissa": ("by random projections", CONVERT),
+    "olora": ("in a spelling that PEFT does not know", CONVERT),
+    "corda": ("by the inputs of a calibration", CONVERT),
+    "lora_ga": ("by gradients of a batch", CONVERT),
+    "loftq": ("by a quantisation of its own", MERGE),
+}
+"""The others that change the base, by how their names begin: the factors are relative to a base
+that nobody stores.  By what it was changed, and what to do."""
 
 NOT_A_SUM = {
     "kasa_config": "KaSA, which truncates the base",
@@ -66,6 +77,15 @@ class AdapterConfig(BaseModel):
             found.setdefault(owner, []).append(parameter)
         return found
 
+    @property
+    def initial(self) -> str | None:
+        """The initialisation whose product the base determines; None of every other."""
+        init = self.init_lora_weights
+        if not isinstance(init, str):
+            return None
+        name = "olora" if init.lower() == "olora" else init  # as PEFT compares them
+        return name if name in FROM_THE_BASE else None
+
     @cached_property
     def ranks(self) -> Patterns:
         """The ranks of modules that differ from ``r``."""
@@ -104,12 +124,15 @@ class AdapterConfig(BaseModel):
         return [conflict for conflict in found if conflict]
 
 
-def checked_config(content: Mapping[str, Any], source: Path | str) -> AdapterConfig:
+def checked_config(
+    content: Mapping[str, Any], source: Path | str, *, in_a_folder: bool = False
+) -> AdapterConfig:
     """A configuration, once it is known to say how an unchanged base is updated.
 
     Args:
         content: Its fields.
         source: Where they come from, for a message.
+        in_a_folder: Whether PEFT reads it beside the weights, and repeats the initialisation.
 
     Returns:
         The configuration.
@@ -127,11 +150,12 @@ def checked_config(content: Mapping[str, Any], source: Path | str) -> AdapterCon
     except ValidationError as error:
         raise AdapterError(f"{source}: {problems(error)}; save it again with PEFT") from None
     init = str(config.init_lora_weights).lower()
-    if init.startswith(CHANGES_THE_BASE):
-        raise AdapterError(
-            f"{source}: initialised by {init!r:.40}, which changes the base weights too; save it "
-            "with path_initial_model_for_weight_conversion, or audit the merged checkpoint"
-        )
+    for begins, (how, remedy) in CHANGES_THE_BASE.items():
+        if init.startswith(begins) and not (in_a_folder and config.initial):
+            raise AdapterError(
+                f"{source}: initialised by {init!r:.40}, which changes the base weights too"
+                f"{'' if config.initial else f', {how}'}; {remedy}"
+            )
     for field, variant in NOT_A_SUM.items():
         if content.get(field):
             raise AdapterError(

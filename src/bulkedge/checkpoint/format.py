@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,11 @@ WEIGHTS = "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of modules in the adapters that it saves."""
+
+PART_OF_A_METHOD = re.compile(
+    r"(^|\.)((lora|hada|lokr|vera|oft|boft|ia3|hra|adalora|glora|fourierft)_|trainable_tokens_delta)"
+)
+"""What the names of tensors begin with that only methods of adapters have."""
 
 
 def plain_name(name: str) -> str:

@@ -12,10 +12,11 @@ from .gguf_lora import GGUF_LORA
 from .kohya import LORA_FILE
 from .mlx import MLX
 from .peft import PEFT_LORA
+from .peft_of_base import PEFT_OF_BASE
 from .peft_other import PEFT_OTHER
 from .read import Checkpoint
 
-FORMATS = (GGUF_LORA, MLX, PEFT_OTHER, PEFT_LORA, LORA_FILE)
+FORMATS = (GGUF_LORA, MLX, PEFT_OTHER, PEFT_OF_BASE, PEFT_LORA, LORA_FILE)
 """All formats.  The first that claims a place reads it; a new one stands before the last two:
 PEFT's claims every folder with a configuration, and kohya's all factors without weights."""
 

@@ -6,7 +6,8 @@ weight of that layer.  What stands before a layer's path is left to the names of
 kohya flattens a layer's path, ``lora_unet_down_blocks_0_…_to_q.lora_down.weight``, and stores alpha
 as a tensor; the scale is alpha/r, and one without alpha, or with zero.  Which underscore was a dot
 is not guessed: the base's names are flattened the same way, and two that coincide are an error.
-LyCORIS writes ``lycoris_`` for ``lora_unet_``; others write nothing.
+LyCORIS writes ``lycoris_`` for ``lora_unet_``; others write nothing.  Its LoHa and LoKr
+are read as PEFT's, its full differences as they are.
 
 diffusers keeps the path behind the component's name, ``unet.….to_q.lora_A.weight``, in several
 spellings of several years; ComfyUI, ai-toolkit and SimpleTuner keep it behind ``diffusion_model.``,
@@ -16,6 +17,7 @@ a tensor, or nowhere: then it is r, as in the programs that load such files.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -31,9 +33,11 @@ from .adapter_config import AdapterConfig, checked_config
 from .elements import read_elements
 from .format import PREFIX, WEIGHTS, AdapterFormat
 from .header import FLOATING, TensorInfo, parse_json, read_header
-from .lora import LoraFactors
+from .lora import LoraFactors, scale_of
 from .peft import MAGNITUDE, plain_factors
+from .peft_other import LOHA, LOKR, METHODS, ClosedForm, form_of
 from .read import Checkpoint
+from .update import StoredUpdate
 
 Shape = tuple[int, ...]
 
@@ -54,6 +58,7 @@ PARTS = {
     "lora_magnitude_vector.weight": MAGNITUDE,
     "alpha": "alpha",
 }
+PARTS |= {part: part for part in (*LOHA, *LOKR, "diff")}
 PROJECTION = re.compile(
     r"(?P<attention>.+?)(?:\.processor)?\.to_(?P<which>q|k|v|out)_lora\.(?P<part>down|up)\.weight"
 )
@@ -62,8 +67,8 @@ PROJECTION = re.compile(
 IN_TEXT = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 IN_UNET = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 OTHER = {
-    "hada_": "LoHa, a product of two updates entry by entry",
-    "lokr_": "LoKr, a Kronecker product",
+    "hada_": "LoHa with a Tucker decomposition",
+    "lokr_": "LoKr with a Tucker decomposition",
     "lora_mid": "a Tucker decomposition, with a kernel between the factors",
     "dora_scale": "DoRA as kohya's scripts and LyCORIS store it, each along another side",
     "oft_": "OFT, a rotation",
@@ -78,6 +83,9 @@ NO_ALPHA = (
     "no alpha is stored: s = 1, as programs that load such a file take it; if PEFT's "
     "adapter_config.json was lost, it says another"
 )
+FACTORS = ("lora_A", "lora_B", *LOHA, *LOKR, "diff")
+"""The parts of an update that a file is known by."""
+DOUBT = "no alpha beside it, as LyCORIS stores one: its scale is in doubt; save it again"
 MAX_PREFIX_WORDS = 3
 """How many words may stand before a flattened path: ``lycoris_``, ``lora_prior_unet_``."""
 
@@ -95,8 +103,10 @@ def is_lora_file(checkpoint: Checkpoint) -> bool:
     # saved with the factors still beside its weights is no adapter
     if any(file.name == WEIGHTS for file in checkpoint.files):
         return False
-    found = (_split(name) for name in names)
-    modules = {module for module, part in found if part in ("lora_A", "lora_B")}
+    found = [_split(name) for name in names]
+    modules = {module for module, part in found if part in FACTORS}
+    if not modules.issuperset(module for module, _ in found):  # a model may call a weight so
+        modules -= {module for module, part in found if part == "diff"}
     weights = (f"{m}.{leaf}" for m in modules for leaf in ("weight", "base_layer.weight"))
     stored = {name.removeprefix(PREFIX) for name in names}
     return bool(modules) and stored.isdisjoint(weights)
@@ -117,7 +127,7 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
     modules, unhandled, tainted = _by_layer(checkpoint)
     configs = _configs(checkpoint)
     flat = _flat({*modules, *tainted})
-    factors: dict[str, LoraFactors] = {}
+    factors: dict[str, StoredUpdate] = {}
     for module, parts in modules.items():
         found = "another tensor of this layer is not handled"
         if module not in tainted:
@@ -133,7 +143,16 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
         unhandled=tuple(unhandled),
         flattened=True,
         beside=checkpoint.beside,
+        method=_method(factors.values()),
     )
+
+
+def _method(updates: Iterable[StoredUpdate]) -> str:
+    """What to call a file: LoRA, or the one other method that all of it is of."""
+    found = {
+        METHODS.get(u.method, u.kind) if isinstance(u, ClosedForm) else "LoRA" for u in updates
+    }
+    return found.pop() if len(found) == 1 else "LoRA"
 
 
 LORA_FILE = AdapterFormat(
@@ -153,7 +172,7 @@ def _by_layer(
     tainted: set[str] = set()
     for name, info in checkpoint.tensors.items():
         module, part = _split(name)
-        if part == "bias":
+        if part == "bias" or (part == "diff" and len(info.shape) < 2):
             unhandled.append(Unhandled(info, f"{module}.bias", "1-D tensor: not a matrix", True))
         elif part is None:
             tainted.add(module)
@@ -266,7 +285,7 @@ def _unflatten_group(
 def _split(name: str) -> tuple[str, str | None]:
     """The layer's path and the part's name; None for no known part."""
     name = name.removeprefix(PREFIX)
-    if match := KOHYA.fullmatch(name):
+    if (match := KOHYA.fullmatch(name)) and match["part"] != "diff_b":
         return match["module"], PARTS.get(match["part"])
     if match := PROJECTION.fullmatch(name):
         in_text = name.startswith("text_encoder")
@@ -275,8 +294,9 @@ def _split(name: str) -> tuple[str, str | None]:
     for end, part in PARTS.items():
         if name.endswith(f".{end}"):
             return name.removesuffix(f".{end}").removesuffix(".processor"), part
-    if name.endswith(".lora_B.bias"):
-        return name.removesuffix(".lora_B.bias"), "bias"
+    for end in (".lora_B.bias", ".diff_b"):
+        if name.endswith(end):
+            return name.removesuffix(end), "bias"
     match = OTHER_PART.fullmatch(name)
     return (match["module"] if match else name), None
 
@@ -293,22 +313,22 @@ def _why_unknown(name: str) -> str:
 
 def _factors(
     module: str, parts: Mapping[str, TensorInfo], configs: Mapping[str, AdapterConfig]
-) -> LoraFactors | str:
+) -> LoraFactors | ClosedForm | str:
     """The factors of a layer with their scale, or why they cannot be handled."""
     component, _, path = module.partition(".")
     stored = {name: info for name, info in parts.items() if name != "alpha"}
     alpha = parts.get("alpha")
+    if not {"lora_A", "lora_B", MAGNITUDE}.issuperset(stored):
+        return _closed_form(stored, alpha)
     if alpha is None and component in configs:
         return plain_factors(path, stored, configs[component])
     if alpha is None and "" in configs:
         return plain_factors(module, stored, configs[""])
     A = stored.get("lora_A")
     rank = A.shape[0] if A is not None and A.shape and A.shape[0] else 1
-    value = rank
-    if alpha is not None:
-        if alpha.size != 1 or alpha.dtype not in (*FLOATING, "I64", "I32"):
-            return f"alpha of shape {alpha.shape} in {alpha.dtype}: expected one number"
-        value = float(read_elements(alpha, 0, 1)) or rank
+    value = rank if alpha is None else _alpha(alpha, rank)
+    if isinstance(value, str):
+        return value
     try:
         config = AdapterConfig(
             peft_type="LORA", r=rank, lora_alpha=value, use_dora=MAGNITUDE in stored
@@ -320,6 +340,31 @@ def _factors(
         return found
     by_peft = alpha is None and any(info.name.startswith(PREFIX) for info in stored.values())
     return replace(found.noted(*([NO_ALPHA] if by_peft else [])), alpha=alpha)
+
+
+def _alpha(alpha: TensorInfo, rank: int) -> float | str:
+    """The number that a tensor holds, r in the place of zero; or why it is none."""
+    if alpha.size != 1 or alpha.dtype not in (*FLOATING, "I64", "I32"):
+        return f"alpha of shape {alpha.shape} in {alpha.dtype}: expected one number"
+    return float(read_elements(alpha, 0, 1)) or rank
+
+
+def _closed_form(parts: Mapping[str, TensorInfo], alpha: TensorInfo | None) -> ClosedForm | str:
+    """The update of a layer that LyCORIS stores as a product of another kind, or as it is."""
+    method = "FULL" if set(parts) == {"diff"} else "LOHA" if LOHA[0] in parts else "LOKR"
+    found = form_of(method, parts)
+    if isinstance(found, str):
+        return found
+    # a product that is not decomposed has no rank, and LyCORIS no scale for it
+    inner = [parts[name].shape[0] for name in (LOHA[1], LOKR[2], LOKR[5]) if name in parts]
+    if not inner:
+        return ClosedForm(method, parts, found[0], 1.0)
+    if alpha is None:
+        return DOUBT
+    value = _alpha(alpha, inner[0])
+    if isinstance(value, str) or not math.isfinite(value):
+        return f"alpha and rank: {value}"
+    return ClosedForm(method, parts, found[0], scale_of(value, inner[0]))
 
 
 def _configs(checkpoint: Checkpoint) -> dict[str, AdapterConfig]:

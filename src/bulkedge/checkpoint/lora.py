@@ -18,6 +18,16 @@ from .header import TensorInfo
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
 
+FROM_THE_BASE = {"pissa": "PiSSA", "olora": "OLoRA"}
+"""Initialisations that take a product of factors off the base which the base alone determines."""
+
+CONVERT = (
+    "convert it where it was trained, with peft_model.save_pretrained(OUT, "
+    "path_initial_model_for_weight_conversion=INITIAL), INITIAL being the adapter as it was saved "
+    "before training; or audit the merged checkpoint"
+)
+"""What to do with an adapter that is relative to a changed base."""
+
 
 def scale_of(alpha: float, rank: int, *, rslora: bool = False) -> float:
     """The number in front of ``B A``: ``α/r``, or ``α/√r`` under rsLoRA.
@@ -81,6 +91,8 @@ class LoraFactors:
         alpha: The stored number that the scale comes from, α/r, if it is a tensor.
         note: What a reader should know about the update.
         fixed: Why no correction can be stored in it; None if one can.
+        initial: ``"pissa"`` or ``"olora"``, where factors of that initialisation were taken off the
+            base: the update is ``s·(B·A − B0·A0)``, and :meth:`read` gives B and A.
     """
 
     A: TensorInfo
@@ -97,6 +109,7 @@ class LoraFactors:
     alpha: TensorInfo | None = None
     note: str | None = None
     fixed: str | None = None
+    initial: str | None = None
     kind = "lora"
 
     @property
@@ -177,6 +190,8 @@ class LoraFactors:
 
     def correctable(self) -> LoraFactors | str:
         """Itself, unless other factors would not give another update."""
+        if self.initial:
+            return f"relative to what {FROM_THE_BASE[self.initial]} took off the base; {CONVERT}"
         return self.fixed or ("a scale of zero" if self.scale == 0 else self)
 
     @property

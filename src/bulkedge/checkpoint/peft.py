@@ -18,21 +18,23 @@ from bulkedge._errors import AdapterError
 from .adapter import Adapter, Unhandled
 from .adapter_config import CONFIG, AdapterConfig, checked_config
 from .experts import Wrapped
-from .format import WEIGHTS, AdapterFormat, Place, plain_name
+from .format import PART_OF_A_METHOD, WEIGHTS, AdapterFormat, Place, plain_name
 from .header import FLOATING, TensorInfo
-from .lora import LoraFactors
+from .lora import CONVERT, FROM_THE_BASE, LoraFactors
+from .of_base import OfBase, replaced_rows
+from .update import StoredUpdate
 
 LORA_KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_[A-Za-z_]+)(\.default)?(?P<leaf>\.weight|\.bias)?"
 )
 REPLACED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
 """What some versions of PEFT leave in the name of a module that the adapter replaces."""
-PART_OF_A_METHOD = re.compile(r"(^|\.)(lora|hada|lokr|vera|oft|boft|ia3|hra|adalora|glora)_")
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
 DORA = "DoRA: each output is scaled besides, the update is of full rank"
 ONE_RANK = "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
 TWICE = "PEFT adds the update of out_proj twice, in training and in merging; judged once"
+NOT_FROM_THE_BASE = "{} of bare parameters or of one module inside another: not handled; " + CONVERT
 MAX_PARAMETERS = 64
 
 K = TypeVar("K")
@@ -52,18 +54,24 @@ def open_peft(place: Place) -> Adapter:
         AdapterError: If it is not a LoRA adapter, its base is not the model on disk, or a file is
             missing or bad.
     """
-    config = checked_config(place.settings, place.folder / CONFIG)
+    config = checked_config(place.settings, place.folder / CONFIG, in_a_folder=True)
     return _sort(place, config)
 
 
 def _sort(place: Place, config: AdapterConfig) -> Adapter:
     """Sort the stored tensors into updates, replacements and what is not handled."""
-    modules, tensors, unhandled = _by_kind(place.tensors)
-    factors: dict[str, LoraFactors] = {}
+    factors, rows, lost = _replaced_rows(place)
+    modules, tensors, unhandled = _by_kind(
+        {k: v for k, v in place.tensors.items() if k not in rows}
+    )
+    unhandled += lost
     nested: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for path, parts in modules.items():
         module = _unwrapped(path)
-        if _parameters(module, config):
+        if config.initial and (_parameters(module, config) or ".base_layer." in path):
+            reason = NOT_FROM_THE_BASE.format(FROM_THE_BASE[config.initial])
+            unhandled += [Unhandled(info, f"{module}.weight", reason) for info in parts.values()]
+        elif _parameters(module, config):
             _add(nested.setdefault(module, {}), path.count(".base_layer"), parts)
         elif isinstance(found := plain_factors(module, parts, config), str):
             unhandled += [Unhandled(info, f"{module}.weight", found) for info in parts.values()]
@@ -82,12 +90,34 @@ def _sort(place: Place, config: AdapterConfig) -> Adapter:
         tensors=tensors,
         unhandled=tuple(unhandled),
         wrapped=wrapped,
+        origin=f"initialised by {FROM_THE_BASE[config.initial]}" if config.initial else "",
     )
 
 
 PEFT_LORA = AdapterFormat(claims=lambda place: place.configured, open=open_peft)
 """The format of PEFT's LoRA.  It claims every ``adapter_config.json``, and refuses other methods by
 name."""
+
+
+def _replaced_rows(place: Place) -> tuple[dict[str, StoredUpdate], set[str], list[Unhandled]]:
+    """Trainable tokens beside a LoRA: updates by name, the names of all their tensors, the rest."""
+    factors: dict[str, StoredUpdate] = {}
+    names, lost = set[str](), list[Unhandled]()
+    said = place.settings.get("trainable_token_indices")
+    for key, info in place.tensors.items():
+        module, found, _ = plain_name(key).partition(".token_adapter.")
+        if not found:
+            continue
+        names.add(key)
+        name, tokens = f"{_unwrapped(module)}.weight", said
+        if isinstance(said, dict):
+            tokens = next((said[k] for k in said if f".{name}".endswith(f".{k}.weight")), None)
+        update = replaced_rows(info, tokens)
+        if isinstance(update, str):
+            lost.append(Unhandled(info, name, update))
+        else:
+            _add(factors, name, update)
+    return factors, names, lost
 
 
 def _by_kind(
@@ -114,9 +144,6 @@ def _by_kind(
 
 def _unknown(name: str, info: TensorInfo) -> Unhandled | None:
     """A part of an adapter method that is not handled; None for any other tensor."""
-    if ".token_adapter." in name:
-        module = _unwrapped(name.partition(".token_adapter.")[0])
-        return Unhandled(info, f"{module}.weight", "trainable tokens: not handled yet")
     if PART_OF_A_METHOD.search(name):
         reason = "a part of an adapter method that is not known here"
         return Unhandled(info, _unwrapped(name), reason)
@@ -164,7 +191,7 @@ def _add(known: dict[K, T], name: K, value: T) -> None:
 
 def _tensors(part: Any) -> str:
     """The names of the tensors of a part, for a message."""
-    infos: Iterable[TensorInfo] = part.infos if isinstance(part, LoraFactors) else part
+    infos: Iterable[TensorInfo] = part.infos if isinstance(part, LoraFactors | OfBase) else part
     if isinstance(part, TensorInfo | Mapping):
         infos = [part] if isinstance(part, TensorInfo) else part.values()
     return ", ".join(repr(info.name) for info in infos)
@@ -188,6 +215,8 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
         return f"a magnitude of shape {parts[MAGNITUDE].shape} for {B.shape[0]} outputs"
     if strange := {info.dtype for info in parts.values()} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
+    if config.initial and len(A.shape) > 2:
+        return NOT_FROM_THE_BASE.format(FROM_THE_BASE[config.initial])
     rank = config.ranks.value(module, config.r)
     if rank != A.shape[0]:
         return (
@@ -212,11 +241,13 @@ def _no_pair(parts: Mapping[str, TensorInfo]) -> str:
 def _factors(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig) -> LoraFactors:
     """The factors of a module with their scale, by PEFT's rules."""
     A, B = _pair(parts)
+    embedding = "lora_embedding_A" in parts  # whose initialisation is PEFT's usual one
     found = LoraFactors(
         A,
         B,
         config.scale(module, A.shape[0]),
-        embedding="lora_embedding_A" in parts,
+        embedding=embedding,
+        initial=None if embedding else config.initial,
         fan_in_fan_out=config.fan_in_fan_out,
         magnitude=parts.get(MAGNITUDE),
         note=DORA if MAGNITUDE in parts else None,

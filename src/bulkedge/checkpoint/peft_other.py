@@ -5,8 +5,8 @@ a product (arXiv:2309.14859).  Both have the scale α/r.  AdaLoRA: ``s B diag(E)
 s = α/(r + 1e-5) (arXiv:2303.10512).  VeRA: ``diag(λb) B diag(λd) A`` with B and A that all layers
 share, where they are stored (arXiv:2310.11454), for layers as wide as A.
 
-IA³, OFT, BOFT and HRA multiply the weight instead, FourierFT and VB-LoRA need what is not stored:
-they are refused by name.
+Those that are made of the base's weight are in ``peft_of_base``; VB-LoRA and others are refused by
+name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bulkedge._errors import AdapterError
 from .adapter import Adapter, Unhandled
 from .adapter_config import CONFIG, AdapterConfig
 from .elements import read_tensor
-from .format import AdapterFormat, Place, plain_name
+from .format import PART_OF_A_METHOD, AdapterFormat, Place, plain_name
 from .header import FLOATING, TensorInfo
 from .lora import scale_of
 from .patterns import Patterns
@@ -80,6 +80,8 @@ class ClosedForm:
 
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Whether a base tensor of the shape ``stored`` can be what it updates."""
+        if len(stored) in (4, 5):  # the kernel of a convolution is the matrix (out, in·kh·kw)
+            return (stored[0], math.prod(stored[1:])) == self.shape
         return stored in (self.shape, self.shape[::-1])
 
     def of(self, *, expert: int | None = None, rows: Rows | None = None) -> ClosedForm:
@@ -118,7 +120,11 @@ def _lokr(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tens
 
     first = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
     second = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
-    return _whole(torch.kron(first.contiguous(), second.contiguous()))
+    return _whole(torch.kron(first.contiguous(), second.flatten(1).contiguous()))
+
+
+def _full(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    return _whole(t["diff"].flatten(1))
 
 
 def _adalora(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -131,7 +137,7 @@ def _vera(t: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tens
     return t["vera_lambda_b"][:, None] * B, t["vera_lambda_d"][:, None] * A
 
 
-FORMS = {"LOHA": _loha, "LOKR": _lokr, "ADALORA": _adalora, "VERA": _vera}
+FORMS = {"LOHA": _loha, "LOKR": _lokr, "ADALORA": _adalora, "VERA": _vera, "FULL": _full}
 
 
 def open_other(place: Place) -> Adapter:
@@ -153,7 +159,7 @@ def open_other(place: Place) -> Adapter:
         rank = settings.get("init_r", 12)
     if type(rank) is not int or not 1 <= rank < 2**20 or not _is_number(alpha):
         raise AdapterError(f"{source}: r {rank!r:.40}, alpha {alpha!r:.40}: expected numbers")
-    layers, tensors, unhandled = _by_layer(place.tensors, PARTS[method])
+    layers, tensors, unhandled = by_layer(place.tensors, PARTS[method])
     ranks, alphas = (
         Patterns(_numbers(settings.get(name)), f"{source}: {name}")
         for name in ("rank_pattern", "alpha_pattern")
@@ -161,7 +167,7 @@ def open_other(place: Place) -> Adapter:
     factors: dict[str, ClosedForm] = {}
     for layer, parts in layers.items():
         shared = {name: place.tensors[name] for name in SHARED if name in place.tensors}
-        found = _form(method, parts | (shared if method == "VERA" else {}))
+        found = form_of(method, parts | (shared if method == "VERA" else {}))
         if isinstance(found, str):
             unhandled += [Unhandled(i, f"{layer}.weight", found) for i in parts.values()]
             continue
@@ -194,16 +200,24 @@ def _numbers(value: Any) -> dict[str, float]:
 
 
 PEFT_OTHER = AdapterFormat(
-    claims=lambda place: place.configured and place.settings.get("peft_type") in METHODS,
+    claims=lambda place: place.configured and place.settings.get("peft_type") in tuple(METHODS),
     open=open_other,
 )
 """The format of PEFT's methods that are named here."""
 
 
-def _by_layer(
+def by_layer(
     stored: Mapping[str, TensorInfo], wanted: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo], list[Unhandled]]:
-    """The parts of each layer by name, full tensors, and what is neither."""
+    """The parts of each layer by name, full tensors, and what is neither.
+
+    Args:
+        stored: The tensors of an adapter.
+        wanted: The names of the parts.
+
+    Returns:
+        Parts by layer, tensors by name, and the rest.
+    """
     layers: dict[str, dict[str, TensorInfo]] = {}
     tensors: dict[str, TensorInfo] = {}
     unhandled: list[Unhandled] = []
@@ -215,7 +229,7 @@ def _by_layer(
         layer, _, part = name.removesuffix(".weight").removesuffix(".default").rpartition(".")
         if part in wanted:
             layers.setdefault(layer.replace(".base_layer", ""), {})[part] = info
-        elif any(end in name for end in ("hada_", "lokr_", "vera_", "lora_")):
+        elif PART_OF_A_METHOD.search(name):
             reason = "a part that is not handled, such as of a Tucker decomposition"
             unhandled.append(Unhandled(info, f"{layer}.weight", reason))
         else:
@@ -223,14 +237,25 @@ def _by_layer(
     return layers, tensors, unhandled
 
 
-def _form(method: str, parts: Mapping[str, TensorInfo]) -> tuple[tuple[int, int], int | None] | str:
-    """Shape and rank of an update, or why it cannot be used."""
+def form_of(
+    method: str, parts: Mapping[str, TensorInfo]
+) -> tuple[tuple[int, int], int | None] | str:
+    """Shape and rank of an update, or why it cannot be used.
+
+    Args:
+        method: As PEFT spells it.
+        parts: Its stored tensors by the names of their parts.
+
+    Returns:
+        Shape of the matrix and rank, None of an update without one; or the reason.
+    """
     if strange := {info.dtype for info in parts.values()} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
     if any(0 in info.shape for info in parts.values()):
         return "an empty factor: a damaged save"
     shapes = {name: info.shape for name, info in parts.items()}
-    unfit = f"{METHODS[method]}: its parts do not fit together, or are not those of a matrix"
+    called = METHODS.get(method, method)
+    unfit = f"{called}: its parts do not fit together, or are not those of a matrix"
     return SHAPES[method](shapes) or unfit
 
 
@@ -256,9 +281,10 @@ def _lokr_shape(s: Shapes) -> tuple[tuple[int, int], None] | None:
         if (whole is None) == (f"{name}_a" not in s and f"{name}_b" not in s):
             return None
         both.append(_product(s.get(f"{name}_a"), s.get(f"{name}_b")) if whole is None else whole)
-    if any(shape is None or len(shape) != 2 for shape in both):
+    first, second = both
+    if first is None or second is None or len(first) != 2 or len(second) not in (2, 4, 5):
         return None
-    (a, b), (c, d) = both
+    (a, b), (c, d) = first, (second[0], math.prod(second[1:]))
     return ((a * c, b * d), None) if math.prod((a, b, c, d)) < 2**40 else None
 
 
@@ -278,4 +304,15 @@ def _vera_shape(s: Shapes) -> tuple[tuple[int, int], int] | None:
     return (b[0], A[1]), d[0]
 
 
-SHAPES = {"LOHA": _loha_shape, "LOKR": _lokr_shape, "ADALORA": _adalora_shape, "VERA": _vera_shape}
+def _full_shape(s: Shapes) -> tuple[tuple[int, int], None] | None:
+    shape = s["diff"]
+    return ((shape[0], math.prod(shape[1:])), None) if len(shape) in (2, 4, 5) else None
+
+
+SHAPES = {
+    "LOHA": _loha_shape,
+    "LOKR": _lokr_shape,
+    "ADALORA": _adalora_shape,
+    "VERA": _vera_shape,
+    "FULL": _full_shape,
+}

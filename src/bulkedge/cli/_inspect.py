@@ -66,7 +66,7 @@ def _adapter_rows(adapter: Adapter) -> list[Row]:
     rows: list[Row] = [
         {
             "name": name,
-            "shape": list(f.shape),
+            "shape": [side or None for side in f.shape],  # None of one that the base alone tells
             "dtype": f.infos[0].dtype,
             "rank": f.rank,
             "scale": f.scale,
@@ -116,6 +116,11 @@ def _what_model(model: Checkpoint) -> str:
     return f"full model{name}: {count(len(model.tensors), 'tensor')} in {form}{rounded}"
 
 
+def _side(length: int | None) -> str:
+    """One side of a shape; a question mark for one that the base alone tells."""
+    return "?" if length is None else str(length)
+
+
 def _line(row: Row, kind: str = "") -> str:
     """One tensor on one line; ``kind`` is that of the adapter."""
     name = printable(row["name"])
@@ -123,7 +128,7 @@ def _line(row: Row, kind: str = "") -> str:
         return f"{name}  NOT usable: {printable(row['not_usable'])}"
     if "not_handled" in row:
         return f"{name}  ({printable(row['not_handled'])})"
-    line = f"{name}  {row['dtype']}  {'×'.join(map(str, row['shape'])) or 'scalar'}"
+    line = f"{name}  {row['dtype']}  {'×'.join(map(_side, row['shape'])) or 'scalar'}"
     known = [f"r={row['rank']}"] if row.get("rank") is not None else []
     known += [f"scale={row['scale']:g}"] if row.get("scale") is not None else []
     return f"{line}  {' '.join([kind, *known])}" if "rank" in row else line

@@ -14,6 +14,7 @@ from bulkedge._errors import InputError
 from bulkedge._precision import exact
 from bulkedge.checkpoint import StoredMatrix, read_tensor
 from bulkedge.checkpoint.header import TensorInfo
+from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.moments import (
     Layer,
     StoredLayer,
@@ -25,6 +26,7 @@ from bulkedge.moments import (
     width,
 )
 
+from .comparison import Comparison
 from .drift import of_indices
 from .plan import Plan
 
@@ -86,6 +88,7 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
             inputs = find_inputs(known, comparison.base, "base", rest)
         except InputError as error:
             inputs = str(error)
+        inputs = _scaled_bias(comparison, plan) or inputs
         found.append(replace(comparison, inputs=inputs))
     changed = {tuned.name for base, tuned in plan.vectors if _differs(base, tuned)}
     skipped = tuple(
@@ -93,6 +96,15 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
         for row in plan.skipped
     )
     return replace(plan, comparisons=tuple(found), skipped=skipped, moments=file)
+
+
+def _scaled_bias(comparison: Comparison, plan: Plan) -> str | None:
+    """Why the drift of a layer is not known: its bias is scaled, too; None of any other."""
+    update, name = comparison.factors, comparison.base.codec.name
+    if not isinstance(update, OfBase) or update.scaled_outputs is None:
+        return None
+    bias = f"{name.removesuffix('weight')}bias"
+    return f"{bias} is scaled, too, which no drift holds" if bias in plan.base.tensors else None
 
 
 def _differs(base: TensorInfo | None, tuned: TensorInfo) -> bool:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum
 from bulkedge._precision import exact, exact_device
+from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.intruder import Judgement, Remember, compute_anew, judge
 from bulkedge.records import Recipe
 from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import UpdateSVD, update_svd
 
 from .comparison import Comparison
+from .initial import since_initial
 
 TILE = 1024
 """This many rows are converted to float64 at a time."""
@@ -182,12 +184,17 @@ def load(comparison: Comparison, device: torch.device, remember: Remember = comp
     stored = comparison.factors
     if stored is None:
         return Pair(base, replaced, None)
+    if isinstance(stored, OfBase):
+        W0 = exact(base)
+        W = stored.tuned(W0 if replaced is None else exact(replaced))
+        return Pair(base, None if torch.equal(W, W0) else W, None)
     B, A, scale = stored.read()
     magnitude = stored.read_magnitude()
+    update = LowRank(B.to(exact_device(device)), A.to(exact_device(device)), scale)
     return Pair(
         base,
         replaced,
-        LowRank(B.to(exact_device(device)), A.to(exact_device(device)), scale),
+        since_initial(update, comparison, base, remember),
         None if magnitude is None else magnitude.to(exact_device(device)),
         stored.embedding,
     )

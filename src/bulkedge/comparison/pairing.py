@@ -27,6 +27,7 @@ from bulkedge.checkpoint.experts import Target, assign
 from bulkedge.checkpoint.fused import places_in_fused, rows_in_fused
 from bulkedge.checkpoint.layout import CONV1D_LAYERS, CONV1D_MODELS, is_stack, place_in_stack
 from bulkedge.checkpoint.model import sharing
+from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.checkpoint.peft import plain_factors
 from bulkedge.records.recipe import Recipe
 
@@ -238,9 +239,12 @@ def _pair_update(
         matrix = _part_of_stack(base_layout, names, name, factors.shape)
         matrix = matrix or _part_of_fused(base_layout, names, name, factors.shape)
         return [Comparison(matrix, None, factors, name)] if matrix else []
-    transposed = None
-    if not is_stack(target, base_layout.shapes[target]):
-        transposed = _acts_transposed(factors, target, base_layout)
+    shape, transposed = base_layout.shapes[target], None
+    if not is_stack(target, shape):
+        placed = factors.on(shape) if isinstance(factors, OfBase) else factors
+        transposed = _acts_transposed(placed, target, base_layout)
+    if isinstance(factors, OfBase):
+        factors = factors.on(shape, transposed=bool(transposed))
     return [
         Comparison(
             replace(part.matrix, alias=alias),

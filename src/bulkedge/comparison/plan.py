@@ -19,12 +19,14 @@ from bulkedge.checkpoint import (
 )
 from bulkedge.checkpoint.header import EMPTY, TensorInfo
 from bulkedge.checkpoint.layout import is_kernel, is_stack
+from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
 from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
+from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
@@ -231,6 +233,11 @@ def _not_handled(comparison: Comparison) -> tuple[str, Fate] | None:
     for matrix in comparison.matrices:
         if reason := matrix.codec.unreadable:
             return reason, "lost"
+    update = comparison.factors
+    if isinstance(update, OfBase) and comparison.transposed and not update.may_turn:
+        return f"{update.kind} of a weight stored as (in, out), which PEFT does not have", "lost"
+    if reason := why_not_initial(comparison):
+        return reason, "lost"
     for matrix in comparison.matrices:
         codec = matrix.codec
         name, shape = codec.name, codec.shape

@@ -13,7 +13,7 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._linmap import LowRank
 from bulkedge._precision import exact, one_thread
-from bulkedge.checkpoint import Adapter, StoredUpdate
+from bulkedge.checkpoint import Adapter, LoraFactors, StoredUpdate
 from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.checkpoint.lora import alpha_of
 from bulkedge.checkpoint.read import read_json
@@ -95,6 +95,8 @@ class Rescaling(Work):
             raise InputError(FULL)
         if factors.read_magnitude() is not None:
             raise InputError(DORA)
+        if isinstance(factors, LoraFactors) and factors.initial:
+            raise InputError(str(factors.correctable()))
         update = LowRank(*factors.read())
         row.update_norm = update.norm_bound()
         self._found(row, self._factor(comparison, float(update.singular_values()[0])))

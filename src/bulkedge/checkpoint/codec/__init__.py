@@ -9,11 +9,13 @@ from bulkedge._errors import CheckpointError
 from bulkedge._globs import unwrapped
 from bulkedge.checkpoint.header import TensorInfo
 
+from .awq import Awq
 from .base import Codec
 from .bitsandbytes_4bit import FourBits
 from .bitsandbytes_8bit import EightBits
 from .block_fp8 import BlockFp8
 from .fp4 import Fp4
+from .gptq import Gptq
 from .mlx import MlxAffine
 from .packed_int import PackedInt
 from .plain import Companion, Plain
@@ -21,12 +23,14 @@ from .scaled import Scaled
 
 __all__ = [
     "CODECS",
+    "Awq",
     "BlockFp8",
     "Codec",
     "Companion",
     "EightBits",
     "FourBits",
     "Fp4",
+    "Gptq",
     "MlxAffine",
     "PackedInt",
     "Plain",
@@ -35,7 +39,7 @@ __all__ = [
 ]
 
 CODECS: tuple[type[Codec], ...] = (
-    Scaled, BlockFp8, FourBits, EightBits, MlxAffine, Fp4, PackedInt
+    Scaled, BlockFp8, FourBits, EightBits, MlxAffine, Fp4, PackedInt, Gptq, Awq
 )  # fmt: skip
 """Each is asked in turn whether it can read a tensor; what none of them claims is plain."""
 

@@ -1,0 +1,240 @@
+"""Weights in 2, 4 or 8 bits as GPTQ packs them, along the inputs.
+
+Beside ``x.qweight`` of shape ``(in·bits/32, out)``, 32-bit words with the code of the first input
+in the lowest bits, lie ``x.scales`` ``(groups, out)``, ``x.qzeros`` ``(groups, out·bits/32)``
+packed along the outputs, and ``x.g_idx`` ``(in,)``, the group of each input.  With the zero point
+of the file z, ``w[o, i] = s[g, o] · (code − z[g, o] − 1)``, without the 1 where
+``checkpoint_format`` is ``gptq_v2``; in the dtype of the scales (Frantar et al., arXiv:2210.17323).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bulkedge._errors import CheckpointError
+from bulkedge.checkpoint.elements import read_elements
+from bulkedge.checkpoint.header import FLOATING, TensorInfo
+
+from .base import Rows, Shape, Upright, strips
+
+if TYPE_CHECKING:  # listing names needs no torch
+    from torch import Tensor
+
+CODES, SCALES, ZEROS, GROUPS = ".qweight", ".scales", ".qzeros", ".g_idx"
+WORD = 32
+"""Bits of a word."""
+ADVICE = "give the checkpoint from before quantisation, or a dequantised one"
+
+
+def said_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a configuration says of the quantisation; empty where it says nothing.
+
+    Args:
+        config: The content of ``config.json``.
+
+    Returns:
+        The fields.
+    """
+    settings = config.get("quantization_config")
+    return settings if isinstance(settings, dict) else {}
+
+
+@dataclass(frozen=True)
+class AlongInputs(Upright):
+    """A weight whose words hold a row of inputs for all outputs, with groups along the inputs.
+
+    Attributes:
+        info: The words.
+        problem: Why it cannot be read; None if it can.
+        parts: The tensors beside it, by the ends of their names.
+        code_bits: Bits of a code; 0 where they are not known.
+        stored_shape: ``(out, in)``.
+        shift: What is added to a stored zero point.
+    """
+
+    parts: tuple[tuple[str, TensorInfo], ...] = ()
+    code_bits: int = 0
+    stored_shape: Shape = ()
+    shift: int = 0
+
+    method: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """The layer's, with ``.weight``."""
+        return self.info.name.removesuffix(CODES) + ".weight"
+
+    @property
+    def shape(self) -> Shape:
+        """The weight's, of which the words are no image."""
+        return self.stored_shape
+
+    @property
+    def quantised(self) -> str:
+        """Method and bits."""
+        return f"{self.method} int{self.code_bits or ' of unknown bits'}"
+
+    @property
+    def companions(self) -> tuple[TensorInfo, ...]:
+        """Scales, zero points, groups."""
+        return tuple(info for _, info in self.parts)
+
+    @property
+    def bits(self) -> int:
+        """Those of a code."""
+        return self.code_bits or super().bits
+
+    @property
+    def read_only(self) -> str | None:
+        """Always: a change of one number may need another scale for its group."""
+        return f"{self.quantised}: its groups would have to be quantised anew"
+
+    def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
+        """See :meth:`Codec.read`; a strip of inputs at a time, in the dtype of the scales."""
+        self.refuse_unreadable()
+        parts, (height, width) = dict(self.parts), self.stored_shape
+        part = slice(*(rows or (0, height)))
+        scales = _whole(parts[SCALES], file)[:, part]
+        zeros = self.along_outputs(_whole(parts[ZEROS], file))[:, part] + self.shift
+        groups = self._groups(parts.get(GROUPS), len(scales), file)
+        words = _whole(self.info, file)
+        result = scales.new_empty(scales.shape[1], width)
+        step = width // len(words)
+        for at, count in strips(0, len(words), height * step):
+            codes = self.codes(words[at : at + count], part)
+            inputs = slice(at * step, (at + count) * step)
+            of = groups[inputs]
+            result[:, inputs] = ((codes - zeros[of]).to(scales.dtype) * scales[of]).mT
+        return result
+
+    @abstractmethod
+    def codes(self, words: Tensor, part: slice) -> Tensor:
+        """The codes in some rows of words, for some outputs: shape ``(inputs, outputs)``."""
+
+    def along_outputs(self, words: Tensor) -> Tensor:
+        """The codes in words that are packed along the outputs: shape ``(rows, outputs)``."""
+        import torch
+
+        shifts = torch.tensor(self.order, dtype=torch.int32) * self.code_bits
+        return ((words[..., None] >> shifts) & (2**self.code_bits - 1)).flatten(1)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """In which place of a word the code of each output is."""
+        return tuple(range(WORD // self.code_bits))
+
+    def _groups(self, info: TensorInfo | None, count: int, file: Path | None) -> Tensor:
+        """The group of each input."""
+        import torch
+
+        width = self.stored_shape[1]
+        if info is None:
+            return torch.arange(width) // (width // count)
+        found = read_elements(info, 0, info.size, file).long()
+        if bool((found < 0).any()) or bool((found >= count).any()):
+            raise CheckpointError(
+                f"{info.file}: tensor {info.name!r} names groups beyond the {count} that have a "
+                f"scale: a damaged save; {ADVICE}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Gptq(AlongInputs):
+    """A weight in GPTQ's words; see the head of this file."""
+
+    method = "GPTQ"
+
+    @classmethod
+    def claim(
+        cls,
+        name: str,
+        info: TensorInfo,
+        tensors: Mapping[str, TensorInfo],
+        config: Mapping[str, Any],
+    ) -> Gptq | None:
+        """Words with scales and zero points beside them, where the configuration names GPTQ."""
+        said, stem = said_of(config), name.removesuffix(CODES)
+        by = said.get("quant_method")
+        if by == "auto-round":  # which exports to both
+            by = "gptq" if "auto_gptq" in str(said.get("packing_format")) else None
+        parts = parts_of(stem, tensors)
+        if by != "gptq" or stem == name or not {SCALES, ZEROS} <= set(parts):
+            return None
+        bits, layout = said.get("bits"), str(said.get("checkpoint_format", "gptq")).lower()
+        if type(bits) is not int or bits not in (2, 4, 8):
+            problem = f"GPTQ in {bits!r:.20} bits, expected 2, 4 or 8 in config.json; {ADVICE}"
+        elif layout not in ("gptq", "gptq_v2"):
+            problem = f"GPTQ packed for {layout!r:.20}: not handled; {ADVICE}"
+        else:
+            codes = WORD // bits
+            rows, out = info.shape if len(info.shape) == 2 else (0, 0)
+            shape = (out, rows * codes)
+            problem = unfit("GPTQ", info, parts, shape, codes)
+            if problem is None:
+                shift = 0 if layout == "gptq_v2" else 1
+                return cls(info, None, tuple(parts.items()), bits, shape, shift)
+        return cls(info, problem, tuple(parts.items()), 0, info.shape)
+
+    def codes(self, words: Tensor, part: slice) -> Tensor:
+        """See :meth:`AlongInputs.codes`."""
+        import torch
+
+        shifts = torch.tensor(self.order, dtype=torch.int32)[:, None] * self.code_bits
+        return ((words[:, None, part] >> shifts) & (2**self.code_bits - 1)).flatten(0, 1)
+
+
+def parts_of(stem: str, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors beside some words, by the ends of their names.
+
+    Args:
+        stem: The layer.
+        tensors: All tensors.
+
+    Returns:
+        Those that are there.
+    """
+    return {end: tensors[stem + end] for end in (SCALES, ZEROS, GROUPS) if stem + end in tensors}
+
+
+def unfit(
+    method: str, info: TensorInfo, parts: Mapping[str, TensorInfo], shape: Shape, codes: int
+) -> str | None:
+    """What of a weight's tensors does not fit together, if anything.
+
+    Args:
+        method: What to call it.
+        info: The words.
+        parts: The tensors beside it.
+        shape: ``(out, in)``.
+        codes: How many codes are in a word.
+
+    Returns:
+        The reason; None if all fit.
+    """
+    scales, zeros, groups = parts[SCALES], parts[ZEROS], parts.get(GROUPS)
+    out, width = shape
+    count = scales.shape[0] if scales.shape else 0
+    words = all(part.dtype == "I32" for part in (info, zeros, *([groups] if groups else [])))
+    if (
+        info.empty
+        or not words
+        or scales.dtype not in FLOATING
+        or scales.shape != (count, out)
+        or zeros.shape != (count, out // codes)
+        or out % codes
+        or count == 0
+        or (width % count if groups is None else groups.shape != (width,))
+    ):
+        shapes = {end: (part.dtype, part.shape) for end, part in parts.items()}
+        return f"{method}: words {info.dtype} {info.shape} with {shapes} do not fit; {ADVICE}"
+    return None
+
+
+def _whole(info: TensorInfo, file: Path | None) -> Tensor:
+    """A small tensor, or the words of a weight: an eighth of its numbers."""
+    return read_elements(info, 0, info.size, file).reshape(info.shape)

@@ -7,6 +7,7 @@ layers of a model cost hardly more than one.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,35 +42,43 @@ class CoreSVD:
     root_B: Tensor
     root_A: Tensor
 
-    def lowered(
-        self, B: Tensor, A: Tensor, aim: float, changeable: tuple[bool, bool]
-    ) -> tuple[Tensor, Tensor]:
-        """The factors with ``γ_j → min(γ_j, aim)``; the singular vectors stay.
 
-        Each factor takes half of the change, as a product with an r×r matrix close to the identity,
-        so that the moments that an optimiser keeps for the factors stay nearly valid.  If only one
-        may be changed, it takes all of it: ``s·B·A·V D Vᵀ = s·(B N)·A`` with ``A·V D Vᵀ = N A``,
-        because V lies in the row space of A.
+def lowered(
+    svds: Sequence[CoreSVD],
+    B: Tensor,
+    A: Tensor,
+    aims: Sequence[float],
+    changeable: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """The factors of several updates with ``γ_j → min(γ_j, aim)``; the singular vectors stay.
 
-        Args:
-            B: The left factor, shape ``(m, r)``.
-            A: The right factor, shape ``(r, n)``.
-            aim: The strength to which larger spikes are lowered.
-            changeable: Whether B and A may be changed; at least one must.
+    Each factor takes half of the change, as a product with an r×r matrix close to the identity,
+    so that the moments that an optimiser keeps for the factors stay nearly valid.  If only one
+    may be changed, it takes all of it: ``s·B·A·V D Vᵀ = s·(B N)·A`` with ``A·V D Vᵀ = N A``,
+    because V lies in the row space of A.
 
-        Returns:
-            B and A, in float64.
-        """
-        B, A = exact(B), exact(A)
-        exceeds = self.gamma > aim
-        power = 0.5 if all(changeable) else 1.0
-        weight = (aim / self.gamma[exceeds]) ** power - 1
-        X, Y = self.left[:, exceeds], self.right[:, exceeds]
-        of_B = _inverse(self.root_B) @ (X * weight) @ (X.mT @ self.root_B)
-        of_A = self.root_A.mT @ (Y * weight) @ (Y.mT @ _inverse(self.root_A).mT)
-        if all(changeable):
-            return B + B @ of_B, A + of_A @ A
-        return (B + B @ of_A, A) if changeable[0] else (B, A + of_B @ A)
+    Args:
+        svds: Those of the updates, of one rank.
+        B: The left factors, shape ``(k, m, r)``, float64.
+        A: The right factors, shape ``(k, r, n)``, float64.
+        aims: The strength to which larger spikes of each are lowered.
+        changeable: Whether B and A may be changed; at least one must.
+
+    Returns:
+        B and A.
+    """
+    gamma, X, Y, root_B, root_A = (
+        torch.stack([getattr(svd, name) for svd in svds])
+        for name in ("gamma", "left", "right", "root_B", "root_A")
+    )
+    aim = gamma.new_tensor(aims)[:, None]
+    part = torch.where(gamma > aim, aim / gamma, 1.0)
+    weight = (part.sqrt() if all(changeable) else part)[:, None] - 1
+    of_B = _inverse(root_B) @ (X * weight) @ (X.mT @ root_B)
+    of_A = root_A.mT @ (Y * weight) @ (Y.mT @ _inverse(root_A).mT)
+    if all(changeable):
+        return B + B @ of_B, A + of_A @ A
+    return (B + B @ of_A, A) if changeable[0] else (B, A + of_B @ A)
 
 
 def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
@@ -93,7 +102,7 @@ def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
         groups[len(A), A.device].append(i)
     with torch.no_grad():
         for members in groups.values():
-            of_B = _grams([factors[i][0].mT for i in members])
+            of_B = _grams([factors[i][0] for i in members], transposed=True)
             of_A = _grams([factors[i][1] for i in members])
             _require_finite([matrices[i].name for i in members], of_B, of_A)
             root_B, root_A = _roots(of_B), _roots(of_A)
@@ -128,15 +137,26 @@ def inner_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tens
     return [found[i] for i in range(len(left))]
 
 
-def _grams(rows: Sequence[Tensor]) -> Tensor:
-    """``X Xᵀ`` of each, in float64."""
-    return torch.stack(inner_products(rows, rows))
+def _grams(factors: Sequence[Tensor], *, transposed: bool = False) -> Tensor:
+    """``X Xᵀ`` of each, or ``Xᵀ X``, in float64; those of one shape in one product."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for i, X in enumerate(factors):
+        groups[X.shape, X.dtype].append(i)
+    found, order = [], []
+    for members in groups.values():
+        X = exact(torch.stack([factors[i] for i in members]))
+        found.append(X.mT @ X if transposed else X @ X.mT)
+        order += members
+    places = torch.tensor(order, device=found[0].device).argsort()
+    return torch.cat(found)[places]
 
 
 def _require_finite(names: Sequence[str], *grams: Tensor) -> None:
     """InputError that names the first matrix with a factor that is not finite."""
+    if all(math.isfinite(float(x.sum())) for x in grams):
+        return
     finite = torch.stack([x.flatten(1).isfinite().all(dim=1) for x in grams]).all(dim=0)
-    if not bool(finite.all()):
+    if not bool(finite.all()):  # or it was the sum alone
         name = names[int(finite.to(torch.uint8).argmin())]
         raise InputError(
             f"{name}: expected finite factors, got NaN or infinity; training has diverged: lower "
@@ -154,5 +174,5 @@ def _roots(grams: Tensor) -> Tensor:
 
 def _inverse(root: Tensor) -> Tensor:
     """The pseudo-inverse of a root: its rows are orthogonal."""
-    squares = root.square().sum(dim=1)
-    return root.mT * torch.where(squares > 0, 1 / squares, 0.0)
+    squares = root.square().sum(dim=-1)
+    return root.mT * torch.where(squares > 0, 1 / squares, 0.0)[..., None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ._matrix import AdaptedMatrix, looked_up_once, storage_key
 
 MARGIN = 1e-12
 """Spikes are lowered to this fraction below their limit: the rounding of spikes in float64."""
-FIRST_MARGIN = 1 / 32
+FIRST_MARGIN = 1 / 8
 """The part of the rounding of a dtype by which spikes are lowered further at first: the errors of
 many entries cancel, so that the rounded factors mostly obey at once."""
 MARGIN_GROWTH = 1.25
@@ -31,6 +32,7 @@ rounded factors obey."""
 
 Changeable = tuple[bool, bool]
 """Whether B and A may be changed."""
+_Sides = tuple[tuple[object, ...], ...]
 
 
 def clip_spikes(
@@ -73,19 +75,21 @@ def strongest(gammas: Sequence[Tensor]) -> list[float]:
     Returns:
         Numbers, in the same order.
     """
-    heads = [gamma[:1] for gamma in gammas]
-    if not heads:
+    if not gammas:
         return []
-    return torch.cat([x.to(heads[0].device) for x in heads]).tolist()
+    values = torch.cat([x.to(gammas[0].device) for x in gammas]).tolist()
+    starts = itertools.accumulate((len(x) for x in gammas[:-1]), initial=0)
+    return [values[start] for start in starts]
 
 
 def _clip(
     matrices: Sequence[AdaptedMatrix], limits: Sequence[float], before: Sequence[CoreSVD]
 ) -> list[int]:
     """Lower all that exceed their limits; the indices of those that were changed."""
-    changeable = changeable_factors(matrices)
+    stored = _stored(matrices)
+    changeable = _changeable(matrices, stored)
     changed = []
-    for number, batch in enumerate(_batches_without_ties(_factor_pairs(matrices))):
+    for number, batch in enumerate(_batches_without_ties(_pairs(stored))):
         now = core_svds([matrices[i] for i in batch]) if number else [before[i] for i in batch]
         heads = strongest([svd.gamma for svd in now])
         targets = {
@@ -101,23 +105,26 @@ def _clip(
 def first_of_tied(matrices: Sequence[AdaptedMatrix]) -> list[int]:
     """For each matrix the index of the first one with the same two factors, often its own."""
     first: dict[frozenset[object], int] = {}
-    return [first.setdefault(pair, i) for i, pair in enumerate(_factor_pairs(matrices))]
+    return [first.setdefault(pair, i) for i, pair in enumerate(_pairs(_stored(matrices)))]
 
 
 def changeable_factors(matrices: Sequence[AdaptedMatrix]) -> list[Changeable]:
     """Which of B and A of each may be changed: trained, and not shared with another update."""
-    pairs = _factor_pairs(matrices)
+    return _changeable(matrices, _stored(matrices))
+
+
+def _changeable(matrices: Sequence[AdaptedMatrix], stored: Sequence[_Sides]) -> list[Changeable]:
+    """The same, of factors whose places are known."""
     owners: dict[object, set[frozenset[object]]] = defaultdict(set)
-    for pair in pairs:
-        for storage in pair:
-            owners[storage].add(pair)
-
-    def changeable(matrix: AdaptedMatrix) -> Changeable:
-        own = [all(len(owners[storage_key(x)]) == 1 for x in side) for side in matrix.leaves]
+    for pair in _pairs(stored):
+        for place in pair:
+            owners[place].add(pair)
+    found = []
+    for matrix, sides in zip(matrices, stored, strict=True):
+        own = [all(len(owners[place]) == 1 for place in side) for side in sides]
         trained = matrix.trained
-        return trained[0] and own[0], trained[1] and own[1]
-
-    return [changeable(matrix) for matrix in matrices]
+        found.append((trained[0] and own[0], trained[1] and own[1]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -208,9 +215,14 @@ def _alike(targets: Sequence[_Target]) -> list[_Alike]:
     return found
 
 
-def _factor_pairs(matrices: Sequence[AdaptedMatrix]) -> list[frozenset[object]]:
+def _stored(matrices: Sequence[AdaptedMatrix]) -> list[_Sides]:
+    """Where the parts of B and of A of each are stored."""
+    return [tuple(tuple(map(storage_key, side)) for side in m.leaves) for m in matrices]
+
+
+def _pairs(stored: Sequence[_Sides]) -> list[frozenset[object]]:
     """The factors of each, by where they are stored."""
-    return [frozenset(storage_key(x) for side in m.leaves for x in side) for m in matrices]
+    return [frozenset(itertools.chain(*sides)) for sides in stored]
 
 
 def _batches_without_ties(pairs: Sequence[frozenset[object]]) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """The singular values of many updates at once, each from an SVD of its r×r core.
 
 With ``BᵀB = R_Bᵀ R_B`` and ``A Aᵀ = R_Aᵀ R_A`` the singular values of ``s·B·A`` are those of the
-core ``s R_B R_Aᵀ = X Γ Yᵀ``.  Cores of one size go through one batched decomposition: a hundred
+core ``s R_B R_Aᵀ = X Γ Yᵀ``.  Layers of one shape go through one batched decomposition: a hundred
 layers of a model cost hardly more than one.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +84,7 @@ def lowered(
 def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
     """The singular values of all updates, with what lowers them.
 
-    Cost: O((m + n) r²) each for the Gram matrices, one batched decomposition for all of one rank.
+    Cost: O((m + n) r²) each for the Gram matrices, one batched decomposition for all of one shape.
 
     Args:
         matrices: The matrices.
@@ -98,17 +98,18 @@ def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
     found: dict[int, CoreSVD] = {}
     factors = [matrix.factors for matrix in matrices]
     groups = defaultdict(list)
-    for i, (_, A) in enumerate(factors):
-        groups[len(A), A.device].append(i)
+    for i, (B, A) in enumerate(factors):
+        groups[B.shape, A.shape, B.dtype, A.dtype, A.device].append(i)
     with torch.no_grad():
         for members in groups.values():
-            of_B = _grams([factors[i][0] for i in members], transposed=True)
-            of_A = _grams([factors[i][1] for i in members])
-            _require_finite([matrices[i].name for i in members], of_B, of_A)
+            B, A = (exact(torch.stack([factors[i][side] for i in members])) for side in (0, 1))
+            names = [matrices[i].name for i in members]
+            of_B, of_A = B.mT @ B, A @ A.mT
+            _require_finite(names, of_B, of_A)
             root_B, root_A = _roots(of_B), _roots(of_A)
             scales = root_B.new_tensor([matrices[i].scale for i in members])
             small = scales[:, None, None] * (root_B @ root_A.mT)
-            _require_finite([matrices[i].name for i in members], small)
+            _require_finite(names, small)
             X, gamma, Yt = torch.linalg.svd(small)
             parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)
             found |= {i: CoreSVD(*rest) for i, *rest in parts}
@@ -125,30 +126,40 @@ def inner_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tens
     Returns:
         Each of shape ``(r, r)``, in the same order.
     """
-    groups: dict[object, list[int]] = defaultdict(list)
-    for i, (X, Y) in enumerate(zip(left, right, strict=True)):
-        groups[X.shape, X.dtype, Y.dtype, X.device].append(i)
-    found: dict[int, Tensor] = {}
-    for members in groups.values():
-        X = exact(torch.stack([left[i] for i in members]))
-        same = all(left[i] is right[i] for i in members)
-        Y = X if same else exact(torch.stack([right[i] for i in members]))
-        found |= zip(members, X @ Y.mT, strict=True)
-    return [found[i] for i in range(len(left))]
+
+    def product(members: list[int]) -> Tensor:
+        X, Y = (exact(torch.stack([x[i] for i in members])) for x in (left, right))
+        return X @ Y.mT
+
+    return _by_shape(left, product)
 
 
-def _grams(factors: Sequence[Tensor], *, transposed: bool = False) -> Tensor:
-    """``X Xᵀ`` of each, or ``Xᵀ X``, in float64; those of one shape in one product."""
+def column_grams(factors: Sequence[Tensor]) -> list[Tensor]:
+    """``XᵀX`` of each in float64; those of one shape in one product.
+
+    Args:
+        factors: Each of shape ``(m, r)``.
+
+    Returns:
+        Each of shape ``(r, r)``, in the same order.
+    """
+
+    def product(members: list[int]) -> Tensor:
+        X = exact(torch.stack([factors[i] for i in members]))
+        return X.mT @ X
+
+    return _by_shape(factors, product)
+
+
+def _by_shape(factors: Sequence[Tensor], product: Callable[[list[int]], Tensor]) -> list[Tensor]:
+    """What a function gives for all factors of one shape together, for each by itself."""
     groups: dict[object, list[int]] = defaultdict(list)
     for i, X in enumerate(factors):
-        groups[X.shape, X.dtype].append(i)
-    found, order = [], []
+        groups[X.shape, X.dtype, X.device].append(i)
+    found: dict[int, Tensor] = {}
     for members in groups.values():
-        X = exact(torch.stack([factors[i] for i in members]))
-        found.append(X.mT @ X if transposed else X @ X.mT)
-        order += members
-    places = torch.tensor(order, device=found[0].device).argsort()
-    return torch.cat(found)[places]
+        found |= zip(members, product(members), strict=True)
+    return [found[i] for i in range(len(factors))]
 
 
 def _require_finite(names: Sequence[str], *grams: Tensor) -> None:

@@ -149,8 +149,8 @@ class LoraMatrix(AdaptedMatrix):
     @property
     def trained(self) -> tuple[bool, bool]:
         """Whether B and A may be changed, which is whether they require a gradient."""
-        B, A = (x.requires_grad for x in self.parameters)
-        return B, A
+        B, A = self.parameters
+        return B.requires_grad, A.requires_grad
 
     @property
     def shape(self) -> tuple[int, int]:

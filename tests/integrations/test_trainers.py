@@ -263,3 +263,40 @@ def test_the_monitor_beside_a_holder_says_what_the_audit_says(folder, cells, tmp
     last = monitor.history[-1][1]
     assert last["bulkedge/coverage"] == 1
     assert last["bulkedge/new_directions"] == record.summary.new_directions
+
+
+SCRIPT = """
+import trl
+{recipe}
+arguments = trl.SFTConfig(str(out / "run"), max_length=32, **small.TRAINING)
+trainer = trl.SFTTrainer(
+    small.load_base(folder), arguments, train_dataset=data,
+    processing_class=small.make_tokenizer(), peft_config=config, callbacks=callbacks,
+)
+trainer.train()
+trainer.save_model(str(out / "tuned"))
+"""
+
+
+def test_the_recipe_of_the_page_pasted_into_a_script(folder, cells, tmp_path):
+    """The first lines of docs/fine-tuning.md, as they stand there."""
+    page = Path(__file__).parents[2].joinpath("docs/fine-tuning.md").read_text()
+    recipe = page.split("```python\n", 1)[1].split("```", 1)[0]
+    assert page.count("```", 0, page.index(recipe)) == 1
+    assert len([line for line in recipe.splitlines() if line and line[0] != "#"]) <= 3
+    data = rows_of([{"text": x} for x in small.texts()])
+    known = {"small": small, "folder": folder, "out": tmp_path, "data": data}
+    known["config"] = small.config_of("LoRA")
+    exec(compile(SCRIPT.format(recipe=recipe), "script", "exec"), known)  # noqa: S102
+    hold, monitor = known["callbacks"]
+    assert small.multiple(folder, tmp_path / "tuned", "leading") <= 0.9 / small.LEVEL * HELD
+    assert all(x <= 0.9 * (1 + 1e-6) for x in after(hold))
+    logged = known["trainer"].state.log_history
+    assert any("bulkedge/new_directions" in entry for entry in logged)
+    assert monitor.history[-1][1]["bulkedge/coverage"] == 1
+
+
+def after(hold):
+    """The strongest spikes over their thresholds, as the factors are now."""
+    held, known = hold.holder.matrices, hold.holder.thresholds
+    return [float(matrix.strengths[0]) / known[matrix.name] for matrix in held]

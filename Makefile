@@ -59,6 +59,7 @@ test-ray: | $(VENV)/.dev
 INTEGRATIONS = build/integrations/site-packages
 test-integrations: $(VENV)/.dev
 	$(PIP) --no-deps --upgrade --target $(INTEGRATIONS) -r tests/integrations/requirements.txt
+	$(PIP) --no-deps --upgrade --target build/integrations/llama-factory -r tests/integrations/llama-factory.txt
 	BULKEDGE_INTEGRATIONS=1 PYTHONPATH=$(INTEGRATIONS) $(BIN)/pytest -s tests/integrations
 	$(BIN)/python benchmarks/render.py
 

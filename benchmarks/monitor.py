@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import random
 import statistics
 import sys
@@ -27,14 +28,39 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples/minilm_wordnet"))
 import train as example
 
 from bulkedge import Moments
-from bulkedge.tune import DriftClip, IntruderPenalty, Monitor, RankController, SpikeClip
+from bulkedge.tune import (
+    AdapterHolder,
+    DriftClip,
+    IntruderPenalty,
+    Monitor,
+    RankController,
+    SpikeClip,
+)
 
-STEPS = 100
-WARM_UP = 2
+STEPS = 24
+WARM_UP = 80
+"""Steps of :data:`SMALL` texts before, after which a part of the layers is at its limit."""
+SMALL = 2
 TEXTS = 20
 """How many batches the moments are of."""
 LIMIT = 0.01
 """Of drift, which most layers reach."""
+
+
+Way = Callable[[torch.nn.Module, torch.optim.Optimizer], Callable[[], Any]]
+"""From a model and its optimiser to what is done after each step."""
+
+
+def hook(holder: AdapterHolder, optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """All that a holder does after a step once it is attached, to be timed by itself."""
+    handle = holder.attach(optimizer)
+    (found,) = optimizer._optimizer_step_post_hooks.values()
+    handle.remove()
+    return functools.partial(_call, found, optimizer, holder=holder)
+
+
+def _call(after: Callable[[Any], None], optimizer: torch.optim.Optimizer, *, holder: Any) -> None:
+    after(optimizer)
 
 
 def main() -> None:
@@ -52,6 +78,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.base, local_files_only=True)
     model = example.add_lora(example.load_base(options.base, categories), 8, 16.0)
     stream = example.batches(list(examples["train"]), tokenizer, categories, 16)
+    small = example.batches(list(examples["train"]), tokenizer, categories, SMALL)
     with Moments(model) as moments, torch.no_grad():
         for _ in range(TEXTS):
             model(**next(stream))
@@ -59,14 +86,14 @@ def main() -> None:
     monitor = Monitor(watched := copy.deepcopy(model))
     begun = time.process_time() - begun
     known = monitor.thresholds
-    ways: dict[str, tuple[torch.nn.Module, Callable[[torch.nn.Module], Callable[[], Any]]]] = {
-        "free": (model, lambda _: lambda: None),
-        "edge": (copy.deepcopy(model), lambda x: SpikeClip(x, thresholds=known).step),
-        "leading": (copy.deepcopy(model), lambda x: SpikeClip(x, of="leading").step),
-        "drift": (copy.deepcopy(model), lambda x: DriftClip(x, moments, LIMIT).step),
-        "watched": (watched, lambda _: monitor.step),
+    ways: dict[str, tuple[torch.nn.Module, Way]] = {
+        "free": (model, lambda *_: lambda: None),
+        "edge": (copy.deepcopy(model), lambda x, y: hook(SpikeClip(x, thresholds=known), y)),
+        "leading": (copy.deepcopy(model), lambda x, y: hook(SpikeClip(x, of="leading"), y)),
+        "drift": (copy.deepcopy(model), lambda x, y: hook(DriftClip(x, moments, LIMIT), y)),
+        "watched": (watched, lambda *_: monitor.step),
     }
-    free, after_seconds, after = train(ways, stream, options.steps)
+    free, after_seconds, after, at_limit = train(ways, small, stream, options.steps)
     # layers differ in size and in how hard they are to judge: all of them, the second time around
     monitor.check()
     start = time.process_time()
@@ -85,6 +112,7 @@ def main() -> None:
         "every": monitor.every,
         "per_call": monitor.per_call,
         "steps": options.steps,
+        "layers_at_limit": at_limit,
         "step_ms": round(1e3 * step, 1),
         "look_ms": round(1e3 * look, 1),
         "begin_s": round(begun, 2),
@@ -101,20 +129,27 @@ def main() -> None:
 
 
 def train(
-    ways: Any, stream: Any, steps: int
-) -> tuple[list[float], dict[str, list[float]], dict[str, Any]]:
-    """The seconds of each free step, those after it of each way, and what is done after it."""
-    after = {name: make(model) for name, (model, make) in ways.items()}
-    optimizers = {}
-    for name, (model, _) in ways.items():
+    ways: Any, small: Any, stream: Any, steps: int
+) -> tuple[list[float], dict[str, list[float]], dict[str, Any], dict[str, int]]:
+    """The seconds of each free step, those after it of each way, and what is done after it.
+
+    Last, how many layers each holder changed at the last step.
+    """
+    optimizers, after, held = {}, {}, {}
+    for name, (model, make) in ways.items():
         model.train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizers[name] = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
+        after[name] = make(model, optimizers[name])
+        if name != "watched":
+            held |= {name: after[name]}
     free: list[float] = []
     beyond: dict[str, list[float]] = {name: [] for name in ways if name != "free"}
-    for _ in range(steps + WARM_UP):
-        batch = next(stream)
+    for turn in range(-WARM_UP, steps):
+        batch = next(small if turn < 0 else stream)
         for name, (model, _) in ways.items():
+            if turn < 0 and name in ("free", "watched"):
+                continue  # what they cost does not hang on where they are
             start = time.process_time()
             loss = model(**batch).loss
             optimizers[name].zero_grad()
@@ -122,11 +157,14 @@ def train(
             optimizers[name].step()
             middle = time.process_time()
             after[name]()
+            if turn < 0:
+                continue
             if name == "free":
                 free.append(middle - start)
             else:
                 beyond[name].append(time.process_time() - middle)
-    return free[WARM_UP:], {name: own[WARM_UP:] for name, own in beyond.items()}, after
+    holders = {name: hold.keywords["holder"] for name, hold in held.items() if name != "free"}
+    return free, beyond, after, {name: holder.clipped for name, holder in holders.items()}
 
 
 def _milliseconds(action: Callable[[], Any]) -> float:

@@ -41,4 +41,5 @@ def _versions():
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    pins = Path(__file__).with_name("llama-factory.txt").read_text().splitlines()
+    return found | dict(pin.split("==") for pin in pins if pin.startswith("llamafactory=="))

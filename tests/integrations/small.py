@@ -40,6 +40,18 @@ def make_model():
     return transformers.LlamaForCausalLM(config)
 
 
+def make_experts():
+    """A model of mixed experts, which PEFT adapts as parameters."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, moe_intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+        num_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
 def make_tokenizer():
     words = {word: i for i, word in enumerate([*SPECIAL.values(), *WORDS])}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
@@ -47,10 +59,10 @@ def make_tokenizer():
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIAL)
 
 
-def make_base(folder):
+def make_base(folder, make=make_model):
     """The base in a folder, with the moments of its inputs beside it."""
     folder = Path(folder)
-    model = make_model()
+    model = make()
     model.save_pretrained(folder / "base")
     make_tokenizer().save_pretrained(folder / "base")
     with Moments(model) as moments, torch.no_grad():
@@ -69,6 +81,11 @@ def config_of(kind):
     """The adapter of a kind; None for weights that are trained in full."""
     if kind == "in full":
         return None
+    if kind == "experts":
+        return peft.LoraConfig(
+            r=4, lora_alpha=16, task_type="CAUSAL_LM", target_modules=[],
+            target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        )  # fmt: skip
     return peft.LoraConfig(
         r=4, lora_alpha=16, target_modules=TARGETS, use_dora=kind == "DoRA", task_type="CAUSAL_LM"
     )

@@ -1,7 +1,9 @@
 """The real trainers: what was saved is held, as the audit says, or refused by name."""
 
+import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,16 @@ HELD = 1 + 1e-4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make_base(tmp_path_factory.mktemp("small"))
+def folders(tmp_path_factory):
+    """The bases: a dense one, and one of mixed experts."""
+    dense = small.make_base(tmp_path_factory.mktemp("small"))
+    mixed = small.make_base(tmp_path_factory.mktemp("experts"), small.make_experts)
+    return defaultdict(lambda: dense, experts=mixed)
+
+
+@pytest.fixture(scope="module")
+def folder(folders):
+    return folders["LoRA"]
 
 
 def rows_of(columns):
@@ -161,53 +171,87 @@ TRAINERS = {
     "TRL SFT, int8": packed(8),
     "Lightning": run_lightning,
 }
-EVERY = [("leading", "LoRA"), ("edge", "DoRA"), ("drift", "LoRA")]
-MORE = {"Trainer": [("drift", "DoRA"), ("leading", "in full")], "TRL SFT": [("leading", "in full")]}
-FEW = {
-    "Trainer, torch.compile": EVERY[:1],
-    "Trainer, 8-bit AdamW": EVERY[:1],
-    "TRL SFT, int8": [EVERY[0], EVERY[2]],  # PEFT's DoRA does not run on int8 on a CPU
+LORA, DORA, DRIFT = ("leading", "LoRA"), ("edge", "DoRA"), ("drift", "LoRA")
+EXPERTS, FULL = ("leading", "experts"), ("leading", "in full")
+EVERY = [LORA, DORA, DRIFT, EXPERTS, FULL]
+OTHER = {
+    "Trainer": [*EVERY, ("drift", "DoRA"), ("drift", "experts")],
+    # experts are not packed, and packed weights are not trained in full
+    "TRL SFT, nf4": [LORA, DORA, DRIFT],
+    "TRL SFT, int8": [LORA, DRIFT],  # PEFT's DoRA does not run on int8 on a CPU
 }
-CASES = [
-    (trainer, *cell)
-    for trainer in TRAINERS
-    for cell in [*FEW.get(trainer, EVERY), *MORE.get(trainer, ())]
-]
+CASES = [(trainer, *cell) for trainer in TRAINERS for cell in OTHER.get(trainer, EVERY)]
+TWO = ("Accelerate, 2 processes", "FSDP2, 2 processes")
+REFUSED = {
+    **{("Trainer, schedule-free", *cell): "got AdamW" for cell in EVERY},
+    ("Trainer", "drift", "DoRA"): "got DoRA",
+    ("Trainer", "drift", "experts"): "expected moments of its inputs, got none",
+    (TWO[1], *DORA): "expected a DoRA in one piece",
+    (TWO[1], *EXPERTS): "expected the factors of experts in one piece",
+}
+"""What is refused by name, and what the error says."""
 
 
 @pytest.mark.parametrize(("trainer", "holder", "kind"), CASES)
-def test_a_trainer(trainer, holder, kind, folder, cells, tmp_path):
+def test_a_trainer(trainer, holder, kind, folders, cells, tmp_path):
     base = {"TRL SFT, nf4": "base-4", "TRL SFT, int8": "base-8"}.get(trainer, "base")
+    folder = folders[kind]
     config, own = small.config_of(kind), small.hold(holder, folder)
     key = f"{trainer} | {holder} | {kind}"
-    if trainer == "Trainer, schedule-free" or (holder, kind) == ("drift", "DoRA"):
+    if message := REFUSED.get((trainer, holder, kind)):
         with pytest.raises(InputError) as caught:
             TRAINERS[trainer](folder, tmp_path, config, [own])
         cells[key] = f"refused: {caught.value}"
-        assert ("got DoRA" if holder == "drift" and kind == "DoRA" else "got AdamW") in str(
-            caught.value
-        )
+        assert message in str(caught.value)
         return
     TRAINERS[trainer](folder, tmp_path, config, [own])
-    found = small.multiple(folder, tmp_path / "tuned", holder, base)
+    note(cells, key, small.multiple(folder, tmp_path / "tuned", holder, base))
+
+
+def note(cells, key, found):
+    """A cell, held: up to its limit, and near it, or the limit would be out of reach."""
     cells[key] = round(found, 4)
-    assert found <= HELD
-    assert found > 0.2  # or the limit was out of reach, and the cell shows nothing
-
-
-@pytest.mark.parametrize("holder", ["leading", "drift"])
-@pytest.mark.parametrize("way", ["Accelerate, 2 processes", "FSDP2, 2 processes"])
-def test_two_processes(way, holder, folder, cells, tmp_path):
-    script = Path(__file__).with_name("two_processes.py")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(script), way.split(",")[0], holder, str(folder), str(tmp_path),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = small.multiple(folder, tmp_path / "tuned", holder)
-    cells[f"{way} | {holder} | LoRA"] = round(found, 4)
     assert 0.2 < found <= HELD
+
+
+@pytest.mark.parametrize(("holder", "kind"), EVERY)
+@pytest.mark.parametrize("way", TWO)
+def test_two_processes(way, holder, kind, folders, cells, tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            str(script), way.split(",")[0], holder, kind, str(folders[kind]), str(tmp_path),
+        ],
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    key, refusal = f"{way} | {holder} | {kind}", tmp_path / "refused"
+    found = refusal.read_text() if refusal.exists() else ""
+    if message := REFUSED.get((way, holder, kind)):
+        cells[key] = f"refused: {found}"
+        assert message in found
+        return
+    assert not found
+    note(cells, key, small.multiple(folders[kind], tmp_path / "tuned", holder))
+
+
+LLAMA_FACTORY = Path(__file__).parents[2] / "build/integrations/llama-factory"
+
+
+@pytest.mark.parametrize(("holder", "kind"), [LORA, DORA, DRIFT, FULL])
+def test_llama_factory(holder, kind, folder, cells, tmp_path):
+    """Its own ``run_exp``, with callbacks; the package is of the pinned version."""
+    script = Path(__file__).with_name("llama_factory.py")
+    path = os.pathsep.join([str(LLAMA_FACTORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, str(script), holder, kind, str(folder), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path, "DISABLE_VERSION_CHECK": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    key = f"LLaMA-Factory | {holder} | {kind}"
+    note(cells, key, small.multiple(folder, tmp_path / "tuned", holder))
 
 
 def test_the_monitor_beside_a_holder_says_what_the_audit_says(folder, cells, tmp_path):
@@ -219,3 +263,40 @@ def test_the_monitor_beside_a_holder_says_what_the_audit_says(folder, cells, tmp
     last = monitor.history[-1][1]
     assert last["bulkedge/coverage"] == 1
     assert last["bulkedge/new_directions"] == record.summary.new_directions
+
+
+SCRIPT = """
+import trl
+{recipe}
+arguments = trl.SFTConfig(str(out / "run"), max_length=32, **small.TRAINING)
+trainer = trl.SFTTrainer(
+    small.load_base(folder), arguments, train_dataset=data,
+    processing_class=small.make_tokenizer(), peft_config=config, callbacks=callbacks,
+)
+trainer.train()
+trainer.save_model(str(out / "tuned"))
+"""
+
+
+def test_the_recipe_of_the_page_pasted_into_a_script(folder, cells, tmp_path):
+    """The first lines of docs/fine-tuning.md, as they stand there."""
+    page = Path(__file__).parents[2].joinpath("docs/fine-tuning.md").read_text()
+    recipe = page.split("```python\n", 1)[1].split("```", 1)[0]
+    assert page.count("```", 0, page.index(recipe)) == 1
+    assert len([line for line in recipe.splitlines() if line and line[0] != "#"]) <= 3
+    data = rows_of([{"text": x} for x in small.texts()])
+    known = {"small": small, "folder": folder, "out": tmp_path, "data": data}
+    known["config"] = small.config_of("LoRA")
+    exec(compile(SCRIPT.format(recipe=recipe), "script", "exec"), known)  # noqa: S102
+    hold, monitor = known["callbacks"]
+    assert small.multiple(folder, tmp_path / "tuned", "leading") <= 0.9 / small.LEVEL * HELD
+    assert all(x <= 0.9 * (1 + 1e-6) for x in after(hold))
+    logged = known["trainer"].state.log_history
+    assert any("bulkedge/new_directions" in entry for entry in logged)
+    assert monitor.history[-1][1]["bulkedge/coverage"] == 1
+
+
+def after(hold):
+    """The strongest spikes over their thresholds, as the factors are now."""
+    held, known = hold.holder.matrices, hold.holder.thresholds
+    return [float(matrix.strengths[0]) / known[matrix.name] for matrix in held]

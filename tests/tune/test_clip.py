@@ -1,7 +1,10 @@
 """Updates held at their threshold: what is held, what is left alone, and where it is attached."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bulkedge import InputError
 from bulkedge.tune import AdaptedMatrix, SpikeClip
@@ -191,3 +194,32 @@ def test_effective_rank():
     assert effective_rank(torch.ones(5)) == pytest.approx(5)
     assert effective_rank(torch.tensor([1.0, 1e-9])) == pytest.approx(1, abs=1e-6)
     assert effective_rank(torch.zeros(3)) == 0
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations on tensors by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.name()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_decompositions_of_a_step_hang_on_shapes_not_on_layers():
+    """All are measured together, and once more after they were rounded: mostly they obey then."""
+    shapes = [(60, 50)] * 4 + [(40, 50)] * 2
+    matrices = [
+        layer([3.0, 0.5], m, n, dtype=torch.float32, name=f"layer{i}", seed=5 * i)
+        for i, (m, n) in enumerate(shapes)
+    ]
+    clip = SpikeClip(matrices, level=1.0, thresholds={x.name: 1.0 for x in matrices})
+    with Count() as seen:
+        assert clip.step() == 6
+    assert seen.calls["aten::_linalg_svd"] == 2 * len(set(shapes))
+    with Count() as seen:
+        assert clip.step() == 0
+    assert seen.calls["aten::_linalg_svd"] == len(set(shapes))
+    assert all(float(x.strengths[0]) == pytest.approx(1.0, rel=1e-6) for x in matrices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from bulkedge._errors import InputError
 
 from ._held import Held
-from ._matrix import is_distributed
+from ._matrix import is_distributed, looked_up_once
 
 SHOWN = 5
 """How many names an error message lists."""
@@ -34,9 +35,10 @@ class _Hook:
         self.optimizer, self.matrices, self.action = optimizer, matrices, action
 
     def __call__(self, *_: object) -> None:
-        # parameters may have been replaced since the last step
-        require_trained(self.optimizer, self.matrices)
-        self.action()
+        with looked_up_once(self.matrices):
+            # parameters may have been replaced since the last step
+            require_trained(self.optimizer, self.matrices)
+            self.action()
 
 
 def after_step(
@@ -131,26 +133,33 @@ class _Parameters:
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._spread: set[int] = set()  # over processes: a part says nothing by its address
-        self._spans: dict[object, list[range]] = defaultdict(list)
-        for x in parameters:
-            if is_distributed(x):
-                self._spread.add(id(x))
-            elif not x.is_meta:
+        self._own = {id(x): x for x in parameters}
+
+    @functools.cached_property
+    def _spans(self) -> dict[object, list[range]]:
+        """Where they are stored; those over processes are not there: an address says nothing."""
+        found: dict[object, list[range]] = defaultdict(list)
+        for x in self._own.values():
+            if not is_distributed(x) and not x.is_meta:
                 first = x.storage_offset()
-                self._spans[_storage(x)].append(range(first, first + x.numel()))
+                found[_storage(x)].append(range(first, first + x.numel()))
+        return found
 
     def train(self, matrix: Held) -> bool:
         """Whether a trained factor of a matrix is one of them, or a view of one."""
+        if any(x.requires_grad and id(x) in self._own for side in matrix.leaves for x in side):
+            return True
         matrix.prepare_factors()
         matrix.in_memory()
         sides = zip(matrix.leaves, matrix.trained, strict=True)
         return any(trained and self._hold(x) for side, trained in sides for x in side)
 
     def _hold(self, x: Tensor) -> bool:
-        if is_distributed(x):
-            return id(x) in self._spread
-        return any(x.storage_offset() in span for span in self._spans.get(_storage(x), ()))
+        if id(x) in self._own:
+            return True
+        return not is_distributed(x) and any(
+            x.storage_offset() in span for span in self._spans.get(_storage(x), ())
+        )
 
 
 def _is_trained(matrix: Held) -> bool:

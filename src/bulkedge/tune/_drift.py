@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ from bulkedge.checkpoint.names import infer_rule
 from bulkedge.moments import Layer, Moment, Moments, Sketch, alike, sample, width
 from bulkedge.moments._watched import plain_name
 
-from ._core_svd import inner_products
+from ._core_svd import column_grams, inner_products
 from ._full import FullMatrix
-from ._matrix import DORA, AdaptedMatrix, is_distributed
+from ._matrix import DORA, AdaptedMatrix, is_distributed, looked_up_once
 
 SMALLEST = 1e-30
 """A drift below this may be that of squares that are too small for single precision."""
@@ -200,7 +201,8 @@ def measure_grams(layers: Sequence[LayerDrift]) -> list[tuple[float, Grams | Non
     Raises:
         InputError: If a drift is not finite.
     """
-    with torch.no_grad(), precise(layers):
+    matrices = [layer.matrix for layer in layers]
+    with torch.no_grad(), precise(layers), looked_up_once(matrices):
         grams = _grams_of(layers)
         own = [
             exact(layer.value()) if made is None else layer.factor * (made.of_B * made.of_A).sum()
@@ -218,7 +220,7 @@ def measure_grams(layers: Sequence[LayerDrift]) -> list[tuple[float, Grams | Non
 def _grams_of(layers: Sequence[LayerDrift]) -> list[Grams | None]:
     """The Gram matrices of the updates of low rank; None for weights that are trained in full.
 
-    Cost: one product of each A with its C, and O((m + n) r²).
+    Cost: one product of each C with all A that it belongs to, and O((m + n) r²).
 
     Args:
         layers: The layers.
@@ -230,12 +232,27 @@ def _grams_of(layers: Sequence[LayerDrift]) -> list[Grams | None]:
     low = [i for i, layer in enumerate(layers) if isinstance(layer.matrix, AdaptedMatrix)]
     adapted: list[Any] = [layers[i].matrix for i in low]
     factors = [matrix.factors for matrix in adapted]
-    B, A = [x.mT for x, _ in factors], [x for _, x in factors]
-    AC = [layers[i].moment.times(x.to(m.dtype)) for i, x, m in zip(low, A, adapted, strict=True)]
-    pairs = zip(low, inner_products(B, B), inner_products(AC, A), strict=True)
+    B, A = [x for x, _ in factors], [x for _, x in factors]
+    AC = _times_moments(
+        [layers[i].moment for i in low], [x.to(m.dtype) for x, m in zip(A, adapted, strict=True)]
+    )
+    pairs = zip(low, column_grams(B), inner_products(AC, A), strict=True)
     for i, of_B, of_A in pairs:
         found[i] = Grams(of_B, of_A)
     return found
+
+
+def _times_moments(moments: Sequence[Shared], A: Sequence[Tensor]) -> list[Tensor]:
+    """``A C`` of each; a moment that layers share is read once for all of them."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for i, (moment, X) in enumerate(zip(moments, A, strict=True)):
+        groups[id(moment), X.dtype, X.device].append(i)
+    found: dict[int, Tensor] = {}
+    for members in groups.values():
+        parts = [A[i] for i in members]
+        product = moments[members[0]].times(torch.cat(parts) if len(parts) > 1 else parts[0])
+        found |= zip(members, product.split([len(x) for x in parts]), strict=True)
+    return [found[i] for i in range(len(A))]
 
 
 def _require_finite(layers: Sequence[LayerDrift], found: Sequence[float]) -> None:

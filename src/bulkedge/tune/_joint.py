@@ -101,6 +101,11 @@ class JointMatrix(AdaptedMatrix):
             )
         return found[0]
 
+    def keep_lookups(self, keep: bool) -> None:
+        """See :meth:`AdaptedMatrix.keep_lookups`."""
+        for part in self.parts:
+            part.keep_lookups(keep)
+
     def prepare_factors(self) -> None:
         """See :meth:`LoraMatrix.prepare_factors`."""
         self.check()

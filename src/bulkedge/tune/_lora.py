@@ -8,6 +8,7 @@ and a change of dtype replace its parameters, and a module may be replaced by an
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,15 @@ WRAPPED = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module", "m
 """The attributes in which wrappers of torch keep the module that they wrap."""
 CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of PEFT that write into the base weight."""
+
+
+@dataclass
+class _Kept:
+    """What was found of a layer, while it is looked up once."""
+
+    layer: Any = None
+    parameters: tuple[Tensor, Tensor] | None = None
+    is_checked: bool = False
 
 
 class LoraMatrix(AdaptedMatrix):
@@ -56,6 +66,7 @@ class LoraMatrix(AdaptedMatrix):
         self.scaling = self._scaling
         self._model, self._adapter, self._is_explicit = model, adapter, is_explicit
         self._shapes: list[tuple[int, ...]] = []
+        self._kept: _Kept | None = None
         self.check()
         layer = self._layer()
         _require_pretrained_base(name, _config_of(model, self.path, adapter))
@@ -97,11 +108,20 @@ class LoraMatrix(AdaptedMatrix):
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
         """B and A in the shapes in which they are trained; convolutions have more dimensions."""
+        kept = self._kept
+        if kept is not None and kept.parameters is not None:
+            return kept.parameters
         found = self._found(self._layer())
         shapes = [tuple(x.shape) for x in found]
         if self._shapes and shapes != self._shapes:
             raise self._changed(f"factors of shapes {shapes}, which were {self._shapes}")
+        if kept is not None and not _has_processes():  # FSDP2 exchanges them when it gathers
+            kept.parameters = found
         return found
+
+    def keep_lookups(self, keep: bool) -> None:
+        """See :meth:`AdaptedMatrix.keep_lookups`."""
+        self._kept = _Kept() if keep else None
 
     def _found(self, layer: Any) -> tuple[Tensor, Tensor]:
         """B and A as the layer has them now."""
@@ -116,7 +136,7 @@ class LoraMatrix(AdaptedMatrix):
         change that was written into such a copy would be lost.
         """
         self.check()
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if not _has_processes():
             return
         from torch.distributed.fsdp import FSDPModule
 
@@ -129,8 +149,8 @@ class LoraMatrix(AdaptedMatrix):
     @property
     def trained(self) -> tuple[bool, bool]:
         """Whether B and A may be changed, which is whether they require a gradient."""
-        B, A = (x.requires_grad for x in self.parameters)
-        return B, A
+        B, A = self.parameters
+        return B.requires_grad, A.requires_grad
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -173,6 +193,8 @@ class LoraMatrix(AdaptedMatrix):
 
     def _layer(self) -> Any:
         """The present layer; InputError if it is gone, or has no such adapter any more."""
+        if self._kept is not None and self._kept.layer is not None:
+            return self._kept.layer
         layer: Any = _module(self._model, self.path)
         if layer is None:
             raise self._changed("no such module")
@@ -180,10 +202,14 @@ class LoraMatrix(AdaptedMatrix):
             raise self._changed(f"a {type(layer).__name__} without LoRA factors")
         if self._adapter not in layer.scaling:
             raise self._changed(f"no adapter {self._adapter!r}, which was deleted")
+        if self._kept is not None:
+            self._kept.layer = layer
         return layer
 
     def check(self) -> None:
         """InputError unless the layer computes ``W0 + s·B·A`` with this adapter."""
+        if self._kept is not None and self._kept.is_checked:
+            return
         layer = self._layer()
         if not self._is_explicit and (active := adapters_of(layer, None)) != [self._adapter]:
             raise InputError(
@@ -195,6 +221,8 @@ class LoraMatrix(AdaptedMatrix):
             raise InputError(
                 f"{self.name}: expected W0 + s·B·A, got {what}; leave it out with exclude="
             )
+        if self._kept is not None:
+            self._kept.is_checked = True
 
     def _unsupported(self, layer: Any) -> str | None:
         """What the layer computes if that is not ``W0 + s·B·A``; else None."""
@@ -206,6 +234,11 @@ class LoraMatrix(AdaptedMatrix):
             f"{self.name}: expected the LoRA layer that was found when this was built, got "
             f"{found}; build it again after the model is changed"
         )
+
+
+def _has_processes() -> bool:
+    """Whether several processes train together."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:

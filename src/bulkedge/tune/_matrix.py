@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class AdaptedMatrix:
     """What it is, for messages, if it is more than ``W0 + s·B·A`` of two factors; else None."""
     side: Literal["left", "right"] = "left"
     """Which singular vectors an audit judges at its defaults: of a table those of its rows."""
+    keeps_lookups: bool = False
+    """Whether it is found in its model once, as in :func:`looked_up_once`."""
 
     def __init__(
         self, name: str, base: Tensor, A: Tensor, B: Tensor, scaling: Callable[[], float] = _one
@@ -153,6 +156,9 @@ class AdaptedMatrix:
     def check(self) -> None:
         """InputError unless the model computes ``W0 + s·B·A`` with these factors."""
 
+    def keep_lookups(self, keep: bool) -> None:
+        """Find the parameters once from now on, or at every use again."""
+
     @property
     def stored_dtype(self) -> torch.dtype:
         """The dtype in which the base is stored, whose rounding is no bulk."""
@@ -170,7 +176,7 @@ class AdaptedMatrix:
     def factors(self) -> tuple[Tensor, Tensor]:
         """B and A, detached, and gathered if they are spread over processes."""
         self.prepare_factors()
-        B, A = (gathered(x.detach().flatten(1)) for x in self.in_memory())
+        B, A = (gathered(_as_matrix(x.detach())) for x in self.in_memory())
         return B, A
 
     def write(self, B: Tensor, A: Tensor) -> None:
@@ -202,6 +208,33 @@ class AdaptedMatrix:
         """The parameters; InputError if they are on the meta device."""
         B, A = self.parameters
         return require_in_memory(self.name, B), require_in_memory(self.name, A)
+
+
+@contextmanager
+def looked_up_once(matrices: Sequence[Any]) -> Iterator[None]:
+    """Find each matrix in its model once while this lasts: within a step a model does not change.
+
+    Args:
+        matrices: Any that are held; those that are not adapted are left alone.
+
+    Yields:
+        Nothing.
+    """
+    adapted = [x for x in matrices if isinstance(x, AdaptedMatrix) and not x.keeps_lookups]
+    try:
+        for matrix in adapted:
+            matrix.keeps_lookups = True
+            matrix.keep_lookups(True)
+        yield
+    finally:
+        for matrix in adapted:
+            matrix.keeps_lookups = False
+            matrix.keep_lookups(False)
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    """A factor with two dimensions; convolutions have more."""
+    return x if x.ndim == 2 else x.flatten(1)
 
 
 def product_dtype(stored: torch.dtype) -> torch.dtype:

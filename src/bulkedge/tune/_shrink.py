@@ -113,7 +113,7 @@ class Directions:
         T: Shape ``(r, r)``, zero columns where A has not full rank.
         inverse: Its pseudo-inverse.
         g: Shape ``(r,)``.
-        shares: The drift of each direction as a share of the whole.
+        shares: The drift of each direction as a share of the whole, shape ``(r,)``.
         rounding: By what part the rounding of the factors may raise the drift.
     """
 
@@ -121,27 +121,9 @@ class Directions:
     factors: tuple[Tensor, Tensor]
     T: Tensor
     inverse: Tensor
-    g: list[float]
-    shares: list[float]
+    g: Tensor
+    shares: Tensor
     rounding: float
-
-    def weights(self, aim: float) -> list[float]:
-        """What is left of each direction at a lower drift.
-
-        Args:
-            aim: The drift.
-
-        Returns:
-            Numbers between 0 and 1; the factors that are changed share them.
-        """
-        part = aim / self.target.drift
-        if self.target.scale or part == 0:
-            kept = [part**0.5] * len(self.g)
-        else:
-            found = _multiplier(self.g, self.shares, part)
-            kept = [1 / (1 + found * x) for x in self.g]
-        power = 0.5 if all(self.target.changeable) else 1.0
-        return [x**power for x in kept]
 
 
 def directions(targets: Sequence[Target]) -> list[Directions]:
@@ -154,24 +136,29 @@ def directions(targets: Sequence[Target]) -> list[Directions]:
         In the same order.
     """
     groups = defaultdict(list)
+    stored: list[tuple[Tensor, Tensor]] = []
     for i, target in enumerate(targets):
         matrix: Any = target.layer.matrix  # adapted: a holder has no others
-        groups[matrix.rank, matrix.factors[1].device].append(i)
+        B, A = matrix.factors
+        stored.append((B, A))
+        groups[B.shape, A.shape, B.dtype, A.dtype, A.device].append(i)
     found: dict[int, Directions] = {}
     for members in groups.values():
-        found |= zip(members, _of_one_rank([targets[i] for i in members]), strict=True)
+        chosen = [targets[i] for i in members], [stored[i] for i in members]
+        found |= zip(members, _of_one_shape(*chosen), strict=True)
     return [found[i] for i in range(len(targets))]
 
 
-def _of_one_rank(targets: Sequence[Target]) -> list[Directions]:
-    """The directions of layers whose factors have one rank."""
-    matrices: list[Any] = [target.layer.matrix for target in targets]
-    stored = [matrix.factors for matrix in matrices]
-    factors = [(exact(B).clone(), exact(A).clone()) for B, A in stored]
+def _of_one_shape(
+    targets: Sequence[Target], stored: Sequence[tuple[Tensor, Tensor]]
+) -> list[Directions]:
+    """The directions of layers whose factors have one shape."""
+    B, A = (exact(torch.stack([pair[side] for pair in stored])) for side in (0, 1))
+    factors = list(zip(B, A, strict=True))
     known = [
         target.grams or _grams(target.layer, *x) for target, x in zip(targets, factors, strict=True)
     ]
-    S = torch.stack([A @ A.mT for _, A in factors])
+    S = A @ A.mT
     G, K = (torch.stack([getattr(x, name) for x in known]).to(S) for name in ("of_A", "of_B"))
     values, vectors = torch.linalg.eigh(S)
     counted = values > RANK_TOLERANCE * values[:, -1:]
@@ -186,11 +173,11 @@ def _of_one_rank(targets: Sequence[Target]) -> list[Directions]:
     total = shares.sum(dim=1)
     sides = [x.diagonal(dim1=1, dim2=2).sum(dim=1) for x in (K, S)]
     spread = (sides[0] * sides[1] / total).sqrt().tolist()
-    shares = (shares / total[:, None]).tolist()
-    rows = zip(targets, factors, T, T_inverse, g.tolist(), shares, strict=True)
+    shares = shares / total[:, None]
+    rows = zip(targets, factors, T, T_inverse, g, shares, strict=True)
     return [
-        Directions(*row, rounding=_rounding(row[0], B, one))
-        for row, (B, _), one in zip(rows, stored, spread, strict=True)
+        Directions(*row, rounding=_rounding(row[0], pair[0], one))
+        for row, pair, one in zip(rows, stored, spread, strict=True)
     ]
 
 
@@ -219,36 +206,64 @@ def _grams(layer: LayerDrift, B: Tensor, A: Tensor) -> Grams:
 
 def _write(found: Sequence[Directions], aims: Sequence[float]) -> None:
     """Write the factors with lower drifts; each takes half of the change if both may change."""
-    for one, aim in zip(found, aims, strict=True):
-        less = one.T.new_tensor(one.weights(aim)) - 1
-        small = one.T * less @ one.inverse
-        (B, A), changeable = one.factors, one.target.changeable
+    groups = defaultdict(list)
+    for i, one in enumerate(found):
+        B, A = one.factors
+        groups[B.shape, A.shape, A.device, one.target.changeable, one.target.scale].append(i)
+    for members in groups.values():
+        _write_alike([found[i] for i in members], [aims[i] for i in members])
+
+
+def _write_alike(found: Sequence[Directions], aims: Sequence[float]) -> None:
+    """The same for factors of one shape, that may be changed alike."""
+    T, inverse = (torch.stack([getattr(x, name) for x in found]) for name in ("T", "inverse"))
+    B, A = (torch.stack([x.factors[side] for x in found]) for side in (0, 1))
+    changeable = found[0].target.changeable
+    kept = _kept(found, aims)
+    small = T * ((kept.sqrt() if all(changeable) else kept) - 1)[:, None] @ inverse
+    B = B + B @ small if changeable[0] else B
+    A = A + small @ A if changeable[1] else A
+    for one, own_B, own_A in zip(found, B, A, strict=True):
         matrix: Any = one.target.layer.matrix
-        matrix.write(B + B @ small if changeable[0] else B, A + small @ A if changeable[1] else A)
+        matrix.write(own_B, own_A)
 
 
-def _multiplier(g: Sequence[float], shares: Sequence[float], part: float) -> float:
-    """λ with ``Σ sharesᵢ/(1 + λ gᵢ)² = part``.
+def _kept(found: Sequence[Directions], aims: Sequence[float]) -> Tensor:
+    """What is left of each direction at a lower drift, between 0 and 1, shape ``(k, r)``."""
+    g, shares = (torch.stack([getattr(x, name) for x in found]) for name in ("g", "shares"))
+    drifts = [x.target.drift for x in found]
+    part = g.new_tensor([aim / drift for aim, drift in zip(aims, drifts, strict=True)])[:, None]
+    if found[0].target.scale:
+        return part.sqrt().expand_as(g)
+    positive = part.where(part > 0, torch.ones_like(part))
+    found_for = _multipliers(g, shares, positive)
+    return torch.where(part > 0, 1 / (1 + found_for * g), 0.0)
+
+
+def _multipliers(g: Tensor, shares: Tensor, part: Tensor) -> Tensor:
+    """λ with ``Σ sharesᵢ/(1 + λ gᵢ)² = part``, for each row.
 
     Newton's method on the inverse root of the sum, which is increasing and concave in λ: from 0
     it rises to the solution and never passes it.
 
     Args:
-        g: The drift of each direction for its size.
+        g: The drift of each direction for its size, shape ``(k, r)``.
         shares: The drift of each as a share of the whole.
-        part: The drift that is to be left, as a share.
+        part: The drift that is to be left, as a share, shape ``(k, 1)``, positive.
 
     Returns:
-        λ.
+        λ, shape ``(k, 1)``.
     """
-    largest = max(g)
-    pairs = [(x / largest, share) for x, share in zip(g, shares, strict=True)]
-    found = 0.0
+    largest = g.amax(dim=1, keepdim=True)
+    x = g / largest
+    found, aim = torch.zeros_like(part), part.rsqrt()
     for _ in range(NEWTON_STEPS):
-        total = sum(share / (1 + found * x) ** 2 for x, share in pairs)
-        slope = sum(share * x / (1 + found * x) ** 3 for x, share in pairs) * total**-1.5
-        step = (part**-0.5 - total**-0.5) / slope
-        found += step
-        if step <= 1e-15 * found:
+        inverse = 1 / (1 + found * x)
+        left = shares * inverse.square()
+        total = left.sum(dim=1, keepdim=True)
+        slope = (left * inverse * x).sum(dim=1, keepdim=True) * total**-1.5
+        step = (aim - total.rsqrt()) / slope
+        found = found + step
+        if bool((step <= 1e-15 * found).all()):
             break
     return found / largest

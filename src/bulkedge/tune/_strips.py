@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import converted, exact_device
 
-ROWS = 256
-"""So many rows are unpacked together; a multiple of the length of most blocks."""
+ROWS = 64
+"""So many rows are unpacked together: what unpacking takes besides is several times their size."""
 WHOLE_UP_TO = 1 << 21
 """A base with at most this many entries is unpacked as a whole, 8 MB in single precision."""
 
@@ -53,7 +53,11 @@ class StripMatrix(LinearMap):
 
     def matmat(self, X: Tensor) -> Tensor:
         """See :meth:`LinearMap.matmat`."""
-        return torch.cat([X.mT @ strip.mT for _, strip in self._strips()], dim=1).mT
+        found = X.new_empty(self.shape[0], X.shape[1])
+        for first, strip in self._strips():
+            # in place: what is kept between strips would split the memory that they leave behind
+            found[first : first + len(strip)] = strip @ X
+        return found
 
     def rmatmat(self, Y: Tensor) -> Tensor:
         """See :meth:`LinearMap.rmatmat`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bulkedge._fields import NOT_NEGATIVE, check_values
 
+from ._clip_spikes import strongest
 from ._layers import Adapted, require_same_layers
 from ._matrix import DORA, IN_FULL, SEVERAL
 from ._saved import BY_NAME, entries
@@ -114,8 +115,8 @@ class SpikeClip(ThresholdHolder):
             How many layers were changed.
         """
         before, changed = self.clip()
-        for matrix, gamma in zip(self.matrices, before, strict=True):
-            self.strongest[matrix.name] = float(gamma[0]) / self.thresholds[matrix.name]
+        for matrix, first in zip(self.matrices, strongest(before), strict=True):
+            self.strongest[matrix.name] = first / self.thresholds[matrix.name]
         self.clipped = len(changed)
         return self.clipped
 

@@ -15,6 +15,7 @@ from bulkedge.moments import Moments
 from ._clip_spikes import changeable_factors, first_of_tied
 from ._drift import Grams, LayerDrift, layer_drifts, measure, measure_grams, values
 from ._layers import Adapted, AdaptedMatrix, require_same_layers
+from ._matrix import looked_up_once
 from ._saved import BY_NAME, entries
 from ._shrink import Target, lower
 from .holder import AdapterHolder
@@ -183,6 +184,11 @@ class DriftClip(AdapterHolder):
         Returns:
             How many layers were changed.
         """
+        with looked_up_once(self.matrices):
+            return self._step()
+
+    def _step(self) -> int:
+        """Measure all, and lower those beyond the limit; how many there were."""
         found = measure_grams(self._layers)
         names = [matrix.name for matrix in self.matrices]
         self.drift = {name: drift for name, (drift, _) in zip(names, found, strict=True)}

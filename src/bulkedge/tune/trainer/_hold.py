@@ -20,6 +20,7 @@ from bulkedge._errors import InputError
 from bulkedge._fields import FLAG, check_values, optional
 from bulkedge._globs import as_globs
 from bulkedge.tune._after_step import require_trained
+from bulkedge.tune._matrix import looked_up_once
 from bulkedge.tune._thresholds import Thresholds, check_level, saved_thresholds
 from bulkedge.tune.clip import SpikeClip
 from bulkedge.tune.drift import DriftClip, check_limit
@@ -204,9 +205,10 @@ class Hold(TrainerCallback, ExportableState):
     def _step(self, optimizer: Any) -> None:
         if self.holder is None:
             return
-        if optimizer is not None:
-            require_trained(optimizer, adapted_of(self.holder))
-        with torch.no_grad():
+        adapted = adapted_of(self.holder)
+        with torch.no_grad(), looked_up_once(adapted):
+            if optimizer is not None:
+                require_trained(optimizer, adapted)
             self.holder.step()
 
 

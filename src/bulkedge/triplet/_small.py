@@ -110,8 +110,7 @@ def decompose(A: Tensor, k: int) -> Small | None:
     Returns:
         The decomposition; None where one of them is not finite, or has no gap below σ_k.
     """
-    W = A.detach().double()
-    W = W if W.shape[-2] >= W.shape[-1] else W.mT
+    W = upright(A)
     gram, n, single = W.mT @ W, W.shape[-1], A.dtype is torch.float32
     trace = gram.trace() if A.ndim == 2 else gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
     least, largest = _ends(trace)
@@ -141,6 +140,12 @@ def decompose(A: Tensor, k: int) -> Small | None:
             return found if share >= MIN_GAP else None
         v = v + _inverse(basis, s * s - below[..., None], s * r)
     return None
+
+
+def upright(A: Tensor) -> Tensor:
+    """The matrices in float64, those wider than tall transposed."""
+    W = A.detach().double()
+    return W if W.shape[-2] >= W.shape[-1] else W.mT
 
 
 def _ends(x: Tensor) -> tuple[float, float]:

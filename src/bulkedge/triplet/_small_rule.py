@@ -20,7 +20,7 @@ from bulkedge._precision import exact_device
 from ._gauge import rotation_gradient, sums
 from ._numbers import NEAR
 from ._result import SingularTriplets, Status
-from ._small import SMALL_UP_TO, Small, decompose
+from ._small import SMALL_UP_TO, Small, decompose, upright
 from ._tracing import numbers_hidden
 from .adjoint import DeflatedCG
 from .solver import Auto
@@ -28,6 +28,8 @@ from .solver import Auto
 Rule = Callable[[int, tuple[Tensor, ...], tuple[Tensor | None, ...]], Tensor]
 """The general rule: k, what it knows of one matrix and the cotangents, to the gradient."""
 
+SAVED = ("squares", "basis", "sigma", "u", "v", "residuals", "gaps")
+"""What is kept of a decomposition from forward to backward."""
 TALL = 4
 """A matrix with more than this many times as many rows as columns costs less the general way."""
 MIN_TIE = 2.0 * torch.finfo(torch.float32).eps ** 0.5
@@ -37,6 +39,8 @@ MIN_TIE = 2.0 * torch.finfo(torch.float32).eps ** 0.5
 def small_enough(A: Tensor, k: int) -> bool:
     """Whether matrices are decomposed here, if nothing hides their numbers."""
     if type(A) not in (Tensor, torch.nn.Parameter) or A.ndim < 2 or A.numel() == 0:
+        return False
+    if A.layout is not torch.strided:
         return False
     long, n = max(A.shape[-2:]), min(A.shape[-2:])
     dense = Auto.dense_below
@@ -102,8 +106,8 @@ def _differentiable(k: int, found: Small, A: Tensor, rule: Rule) -> tuple[Tensor
 
 def _outputs(found: Small, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """σ, u and v as they are given back."""
-    upright = A.shape[-2] >= A.shape[-1]
-    u, v = (found.u, found.v) if upright else (found.v, found.u)
+    tall = A.shape[-2] >= A.shape[-1]
+    u, v = (found.u, found.v) if tall else (found.v, found.u)
     return found.sigma[..., 0, :].to(A.dtype), u.to(A.dtype), v.to(A.dtype)
 
 
@@ -116,9 +120,11 @@ class SmallTriplet(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What was found, in the dtype of A."""
         outputs = tuple(x.clone() if x.dtype is torch.float64 else x for x in _outputs(found, A))
-        ctx.k, ctx.found, ctx.rule = k, found, rule
+        ctx.k, ctx.rule = k, rule
+        # A itself is saved, not the copy of it; and saved tensors can be offloaded
+        ctx.rest = found.following, found.refinements, found.evaluations
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*outputs, A)
+        ctx.save_for_backward(*outputs, A, *(getattr(found, name) for name in SAVED))
         return outputs
 
     @staticmethod
@@ -126,14 +132,17 @@ class SmallTriplet(torch.autograd.Function):
         ctx: Any, xi: Tensor | None, phi: Tensor | None, psi: Tensor | None
     ) -> tuple[None, None, None, Tensor | None]:
         """``Ā = U (diag ξ + M) Vᵀ + P Vᵀ + U Qᵀ``, as the general rule has it."""
-        saved, cotangents, found = ctx.saved_tensors, (xi, phi, psi), None
+        cotangents, gradient = (xi, phi, psi), None
         if xi is None and phi is None and psi is None:
             return None, None, None, None
+        saved = ctx.saved_tensors
+        (*outputs, A), kept = saved[:4], saved[4:]
+        found = Small(upright(A), *kept, *ctx.rest)
         if not torch.is_grad_enabled() and nothing_around(*cotangents):
-            found = _gradient(ctx.found, saved[-1], xi, phi, psi)
-        if found is None:
-            found = _by_rule(ctx, saved, cotangents)
-        return None, None, None, found
+            gradient = _gradient(found, A, xi, phi, psi)
+        if gradient is None:
+            gradient = _by_rule(ctx, found, (*outputs, A), cotangents)
+        return None, None, None, gradient
 
 
 def _gradient(
@@ -144,9 +153,9 @@ def _gradient(
     several = found.sigma.shape[-1] > 1
     if vectors and several and not bool((found.gaps > MIN_TIE * found.sigma[..., 0, :1]).all()):
         return None
-    upright = A.shape[-2] >= A.shape[-1]
+    tall = A.shape[-2] >= A.shape[-1]
     phi, psi = (None if x is None else x.double() for x in (phi, psi))
-    phi, psi = (phi, psi) if upright else (psi, phi)
+    phi, psi = (phi, psi) if tall else (psi, phi)
     u, v = found.u, found.v
     left = None if xi is None else u * xi.double()[..., None, :]
     if vectors:
@@ -156,7 +165,7 @@ def _gradient(
         left, right = torch.cat([left, u], dim=-1), torch.cat([v, Q], dim=-1)
     else:
         right = v
-    gradient = (left @ right.mT if upright else right @ left.mT).to(A.dtype)
+    gradient = (left @ right.mT if tall else right @ left.mT).to(A.dtype)
     return gradient if math.isfinite(float(gradient.sum())) else None
 
 
@@ -169,10 +178,12 @@ def _inside(found: Small, phi: Tensor | None, psi: Tensor | None) -> Tensor:
     return (a + b) / gap / 2 + (a - b) / sums(sigma) / 2
 
 
-def _by_rule(ctx: Any, saved: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]) -> Tensor:
+def _by_rule(
+    ctx: Any, found: Small, saved: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
+) -> Tensor:
     """Ā by the general rule, which has derivatives itself, one matrix after the other."""
     *outputs, A = saved
-    found, batch = ctx.found, A.shape[:-2]
+    batch = A.shape[:-2]
     evidence = (found.residuals, found.gaps, *_near(found))
     known = (*outputs, *(x.to(A.dtype) for x in evidence), A)
 
@@ -239,13 +250,13 @@ def outside_by_vmap(
         return None
     if problem.k > 1 and not bool((found.gaps > MIN_TIE * found.sigma[..., 0, :1]).all()):
         return None
-    upright = A.shape[-2] >= A.shape[-1]
-    found = found.turned_like((u if upright else v).double())
-    phi, psi = (None if x is None else x.double() for x in ((phi, psi) if upright else (psi, phi)))
+    tall = A.shape[-2] >= A.shape[-1]
+    found = found.turned_like((u if tall else v).double())
+    phi, psi = (None if x is None else x.double() for x in ((phi, psi) if tall else (psi, phi)))
     P, Q = (x.to(A.dtype) for x in found.outside(phi, psi))
     if not all(bool(x.isfinite().all()) for x in (P, Q)):
         return None
-    return ((P, Q) if upright else (Q, P)), (0, 0)
+    return ((P, Q) if tall else (Q, P)), (0, 0)
 
 
 def _usual(problem: Any) -> bool:

@@ -31,7 +31,7 @@ from bulkedge.triplet import (
 )
 from bulkedge.triplet._bidiagonal import step_work
 
-from ._dense import base_factors, leading_triplets
+from ._dense import base_factors, leading_triplets, small_triplets
 from ._search import CHECK_WORK_PER_CUBE
 from ._side import (
     ZERO_THRESHOLD,
@@ -318,13 +318,12 @@ def _factors(
     W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide], remember: Remember
 ) -> tuple[tuple[Tensor, Tensor, Tensor], SingularTriplets]:
     """All of the base and the k leading triplets of the tuned matrix."""
-    tuned = None
-    if (small := min(W.shape) <= DENSE_UP_TO) or (
-        tuned := leading_triplets(W.to_dense(), k)
-    ) is None:
-        tuned = singular_triplet(W, k, solver=DenseSVD())
-    if small:
+    if min(W.shape) <= DENSE_UP_TO:
+        tuned = small_triplets(W.to_dense(), k)
         return remember("svd", lambda: thin_svd(W0.to_dense())), tuned
+    tuned = leading_triplets(W.to_dense(), k)
+    if tuned is None:
+        tuned = singular_triplet(W, k, solver=DenseSVD())
     longer: VectorSide = "left" if W.shape[0] >= W.shape[1] else "right"
     # what is kept has to serve those who ask for other sides, too
     both = longer in sides or remember is not compute_anew

@@ -101,16 +101,15 @@ def _one_step(
         explorer, columns = _explored(M, start), start.shape[1]
         V = torch.linalg.qr(torch.cat([start[:, :-1], explorer], dim=1)).Q
         image = M @ V
+        if not LEAST < float(torch.linalg.vector_norm(image)) < LARGEST:
+            return None
         _, Y = torch.linalg.eigh((image.mT @ image).double())
         Y = Y.flip(1).to(M)
         V, u = V @ Y, image @ Y[:, :1]
         sigma = torch.linalg.vector_norm(u)
-        top = float(sigma)
-        if not LEAST < top < LARGEST:
-            return None
         u, v = u / sigma, V[:, :1]
         residual = torch.linalg.vector_norm(M.mT @ u - sigma * v)
-        converged = float(residual) <= rtol * top
+        converged = bool(residual <= rtol * sigma)
         if not (accept or converged):
             return None
         theta = torch.linalg.vector_norm(image @ Y[:, 1:], dim=0)

@@ -42,7 +42,8 @@ def singular_triplet(
 
     Args:
         A: A tensor of shape ``(..., m, n)`` or a ``LinearMap``, real; float16 and bfloat16 are
-            taken in float32.  A batch is solved one matrix after the other.
+            taken in float32.  Small matrices of a batch, with up to 384 rows or
+            columns, are decomposed together, others one after the other.
         k: How many triplets, ``1 ≤ k ≤ min(m, n)``.
         solver: The forward method; ``Auto()`` if None.
         adjoint: The backward method; ``DeflatedCG()`` if None.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bulkedge._guard import precise
 from bulkedge._linmap import Dense, LinearMap
+from bulkedge._precision import exact
 from bulkedge.triplet import BlockKrylov, SingularTriplets, Status
 from bulkedge.triplet._given import GivenTriplet
 from bulkedge.triplet._small_rule import nothing_around
@@ -103,7 +104,7 @@ def _one_step(
         image = M @ V
         if not LEAST < float(torch.linalg.vector_norm(image)) < LARGEST:
             return None
-        _, Y = torch.linalg.eigh((image.mT @ image).double())
+        _, Y = torch.linalg.eigh(exact(image.mT @ image))
         Y = Y.flip(1).to(M)
         V, u = V @ Y, image @ Y[:, :1]
         sigma = torch.linalg.vector_norm(u)

@@ -38,9 +38,7 @@ MIN_TIE = 2.0 * torch.finfo(torch.float32).eps ** 0.5
 
 def small_enough(A: Tensor, k: int) -> bool:
     """Whether matrices are decomposed here, if nothing hides their numbers."""
-    if type(A) not in (Tensor, torch.nn.Parameter) or A.ndim < 2 or A.numel() == 0:
-        return False
-    if A.layout is not torch.strided:
+    if A.ndim < 2 or A.numel() == 0 or A.layout is not torch.strided:
         return False
     long, n = max(A.shape[-2:]), min(A.shape[-2:])
     dense = Auto.dense_below
@@ -55,9 +53,10 @@ def small_enough(A: Tensor, k: int) -> bool:
 
 
 def nothing_around(*tensors: Tensor | None) -> bool:
-    """Whether the numbers can be looked at, and nothing but reverse mode is around."""
+    """Whether tensors are torch's own, can be looked at, and only reverse mode is around."""
     return not (
         torch.compiler.is_compiling()
+        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors if x is not None)
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or numbers_hidden(*tensors)
@@ -75,7 +74,7 @@ def small_triplet(A: Tensor, k: int, rule: Rule) -> SingularTriplets | None:
     Returns:
         The triplets, those of a batch with its shape in front.
     """
-    if not small_enough(A, k) or not nothing_around(A):
+    if not nothing_around(A) or not small_enough(A, k):
         return None
     with torch.no_grad():
         found = decompose(A, k)

@@ -66,9 +66,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small matrices, once, not stored")
     asked = parser.parse_args()
     stages = QUICK if asked.quick else STAGES
-    if asked.minilm is None:
-        stages = tuple(stage for stage in stages if "MINILM" not in stage)
-    named = tuple(tuple(asked.minilm if x == "MINILM" else x for x in s) for s in stages)
+    if (minilm := asked.minilm) is None:
+        named = tuple(stage for stage in stages if "MINILM" not in stage)
+    else:
+        named = tuple(tuple(minilm if x == "MINILM" else x for x in s) for s in stages)
     without = run_within(named, asked.minutes)
     for name, why in without.items():
         print(f"{name}: {why}")

@@ -287,9 +287,7 @@ class OutsideBlock(torch.autograd.Function):
         return found or vmap_by_loop(OutsideBlock.apply, info, in_dims, *args)
 
 
-def gradient_by_rule(
-    k: int, known: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
-) -> Tensor:
+def gradient_by_rule(k: int, known: tuple[Tensor, ...], cotangents: Any) -> Tensor:
     """Ā of one matrix, differentiable itself; ``known`` is what :class:`Triplet` saves."""
     like = Dense(torch.empty_like(known[-1], device="meta"))
     problem = Problem(like, k, Auto(), DeflatedCG(), None, strict=True)

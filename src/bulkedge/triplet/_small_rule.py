@@ -118,13 +118,15 @@ class SmallTriplet(torch.autograd.Function):
         ctx: Any, k: int, found: Small, rule: Rule, A: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What was found, in the dtype of A."""
-        outputs = tuple(x.clone() if x.dtype is torch.float64 else x for x in _outputs(found, A))
+        sigma, u, v = _outputs(found, A)
+        if A.dtype is torch.float64:  # these are kept besides
+            sigma, u, v = sigma.clone(), u.clone(), v.clone()
         ctx.k, ctx.rule = k, rule
         # A itself is saved, not the copy of it; and saved tensors can be offloaded
         ctx.rest = found.following, found.refinements, found.evaluations
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*outputs, A, *(getattr(found, name) for name in SAVED))
-        return outputs
+        ctx.save_for_backward(sigma, u, v, A, *(getattr(found, name) for name in SAVED))
+        return sigma, u, v
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -156,14 +158,14 @@ def _gradient(
     phi, psi = (None if x is None else x.double() for x in (phi, psi))
     phi, psi = (phi, psi) if tall else (psi, phi)
     u, v = found.u, found.v
-    left = None if xi is None else u * xi.double()[..., None, :]
+    left, right = None if xi is None else u * xi.double()[..., None, :], v
     if vectors:
         P, Q = found.outside(phi, psi)
-        left = P if left is None else left + P
-        left = left + u @ _inside(found, phi, psi) if several else left
-        left, right = torch.cat([left, u], dim=-1), torch.cat([v, Q], dim=-1)
-    else:
-        right = v
+        P = P + u @ _inside(found, phi, psi) if several else P
+        P = P if left is None else left + P
+        left, right = torch.cat([P, u], dim=-1), torch.cat([v, Q], dim=-1)
+    if left is None:
+        return None
     gradient = (left @ right.mT if tall else right @ left.mT).to(A.dtype)
     return gradient if math.isfinite(float(gradient.sum())) else None
 
@@ -240,11 +242,12 @@ def outside_by_vmap(
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if recorded or not _usual(problem) or not nothing_around(*tensors):
         return None
-    phi, psi, *known = (
-        None if x is None else _stacked(x, dim, info.batch_size)
-        for x, dim in zip(args[4:], in_dims[4:], strict=True)
+    size, dims = info.batch_size, in_dims[4:]
+    phi, psi = (
+        None if x is None else _stacked(x, dim, size)
+        for x, dim in zip((phi, psi), dims[:2], strict=True)
     )
-    A, u, v = known[-1], known[1], known[2]
+    _, u, v, *_, A = (_stacked(x, dim, size) for x, dim in zip(known, dims[2:], strict=True))
     if not small_enough(A, problem.k) or (found := decompose(A, problem.k)) is None:
         return None
     if problem.k > 1 and not bool((found.gaps > MIN_TIE * found.sigma[..., 0, :1]).all()):

@@ -101,22 +101,12 @@ test-page: $(VENV)/.dev $(MINILM)/model.safetensors
 
 # both sides of a comparison of codes on two small matrices, once, storing nothing
 bench-quick: $(VENV)/.dev
-	$(BIN)/python benchmarks/before_after.py --quick
+	$(BIN)/python benchmarks/run_all.py --quick
 
+# half an hour at most; what does not fit is named at the end
 bench: $(VENV)/.dev $(MINILM)/model.safetensors
-	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/audit_memory.py
-	$(BIN)/python benchmarks/triplet.py
-	$(BIN)/python benchmarks/training_step.py
-	$(BIN)/python benchmarks/rmt.py
-	$(BIN)/python benchmarks/predicted.py
-	$(BIN)/python benchmarks/repair.py
-	$(BIN)/python benchmarks/certified.py speed
-	$(BIN)/python benchmarks/certified.py model
-	$(BIN)/python benchmarks/certified.py cost
-	$(BIN)/python benchmarks/monitor.py $(MINILM)
 	$(PIP) -e .[e2e]
-	$(BIN)/python benchmarks/report_page.py
+	$(BIN)/python benchmarks/run_all.py $(MINILM)
 	$(BIN)/python benchmarks/render.py
 
 minilm: $(MINILM)/model.safetensors

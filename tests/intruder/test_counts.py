@@ -26,7 +26,7 @@ CASES = {
     ("trained", 512, 512): (39, 2, 1, 8_175),
     ("tall", 900, 400): (33, 2, 2, 5_817),
     ("near ties", 400, 700): (20, 0, 2, 1_195),
-    ("noise", 64, 64): (4, 0, 0, 200),
+    ("noise", 64, 64): (4, 0, 0, 151),
 }
 
 # the same bases: transforms of an empirical bulk, and operations, of its fit and its predictions

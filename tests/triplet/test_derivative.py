@@ -21,6 +21,7 @@ from bulkedge.triplet import (
     Scaled,
     singular_triplet,
 )
+from bulkedge.triplet._small import Small
 from cases import gaussian, generator, orthonormal, with_spectrum
 from helpers import some
 
@@ -145,6 +146,8 @@ def test_only_what_is_asked_for_is_solved(which, monkeypatch):
         monkeypatch.setattr(
             Dense, name, lambda self, X, f=original: products.append(X.shape) or f(self, X)
         )
+    outside = Small.outside
+    monkeypatch.setattr(Small, "outside", lambda *a: products.append(a) or outside(*a))
     A = gaussian(150, 120).requires_grad_()
     t = singular_triplet(A)
     x = gaussian(150, 1)

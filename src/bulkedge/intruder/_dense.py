@@ -45,6 +45,28 @@ def base_factors(matrix: Tensor, *, long_side: bool) -> Factors:
     return (V, sigma, U) if wide else (U, sigma, V)
 
 
+def small_triplets(matrix: Tensor, k: int) -> SingularTriplets:
+    """The k leading triplets of a small matrix by an SVD, with their residuals as measured.
+
+    Args:
+        matrix: Shape ``(m, n)``, float64.
+        k: How many.
+
+    Returns:
+        The triplets.
+    """
+    U, sigma, V = thin_svd(matrix)
+    u, s, v = U[:, :k].clone(), sigma[:k], V[:, :k].clone()  # not views that hold all of them
+    residuals = torch.hypot(
+        torch.linalg.vector_norm(matrix @ v - u * s, dim=0),
+        torch.linalg.vector_norm(matrix.mT @ u - v * s, dim=0),
+    )
+    gaps = neighbour_gaps(sigma, k, complete=True)
+    return SingularTriplets(
+        s, u, v, residuals=residuals, gaps=gaps, steps=1, passes=3, status=Status.CONVERGED
+    )
+
+
 def leading_triplets(matrix: Tensor, k: int) -> SingularTriplets | None:
     """The k leading triplets of a matrix, with their residuals as measured.
 

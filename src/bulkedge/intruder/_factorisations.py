@@ -67,10 +67,19 @@ class Factorisations:
             self._gram = (self.map if long else self.map.T).to(torch.float64).gram()
         return self._gram
 
-    def all_exceed(self, x: float) -> bool:
-        """Whether every singular value of a map of at least as many rows as columns exceeds x."""
-        if self.map.dtype is torch.float32 and self._within_reach(x):
-            return self._all_exceed_by_measuring(x)
+    def all_exceed(self, x: float, *, float64: bool = False) -> bool:
+        """Whether every singular value of a map of at least as many rows as columns exceeds x.
+
+        Args:
+            x: The number.
+            float64: Whether float64 is tried where float32 might do and does not.
+
+        Returns:
+            Whether it is proved.
+        """
+        narrow = self.map.dtype is torch.float32 and self._within_reach(x)
+        if narrow and ((holds := self._all_exceed_by_measuring(x)) or not float64):
+            return holds
         shifted = self.gram.clone()
         shifted.diagonal().sub_(x * x)
         return self._definite(shifted)

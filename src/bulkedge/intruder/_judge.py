@@ -31,7 +31,7 @@ from bulkedge.triplet import (
 )
 from bulkedge.triplet._bidiagonal import step_work
 
-from ._dense import base_factors, leading_triplets
+from ._dense import base_factors, leading_triplets, small_triplets
 from ._search import CHECK_WORK_PER_CUBE
 from ._side import (
     ZERO_THRESHOLD,
@@ -56,9 +56,6 @@ Remember = Callable[[str, Callable[[], Any]], Any]
 
 DENSE_UP_TO = 384
 """Two dense SVDs cost less than a certificate up to this length of the shorter side."""
-GRAM_ABOVE = 128
-"""Above this length of the shorter side the leading tuned triplets come of a Gram matrix: a third
-of the time of an SVD."""
 ALL_VALUES_UP_TO = 512
 """All singular values of the base are computed up to this length of the shorter side."""
 VECTOR_TOL = 5e-3
@@ -321,13 +318,12 @@ def _factors(
     W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide], remember: Remember
 ) -> tuple[tuple[Tensor, Tensor, Tensor], SingularTriplets]:
     """All of the base and the k leading triplets of the tuned matrix."""
-    tuned = None
-    if min(W.shape) > GRAM_ABOVE:
-        tuned = leading_triplets(W.to_dense(), k)
+    if min(W.shape) <= DENSE_UP_TO:
+        tuned = small_triplets(W.to_dense(), k)
+        return remember("svd", lambda: thin_svd(W0.to_dense())), tuned
+    tuned = leading_triplets(W.to_dense(), k)
     if tuned is None:
         tuned = singular_triplet(W, k, solver=DenseSVD())
-    if min(W.shape) <= DENSE_UP_TO:
-        return remember("svd", lambda: thin_svd(W0.to_dense())), tuned
     longer: VectorSide = "left" if W.shape[0] >= W.shape[1] else "right"
     # what is kept has to serve those who ask for other sides, too
     both = longer in sides or remember is not compute_anew

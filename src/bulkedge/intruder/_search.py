@@ -36,6 +36,10 @@ CUT_MARGIN = 3.0
 """A count is tried only at cuts that are this many of its rounding errors from any Ritz value."""
 MIN_SIGMA_FRACTION = 0.7
 """A lower bound of all singular values is tried up to the smallest one seen times this."""
+MIN_SIGMA_TRIES = 6
+"""After the last step so many lower bounds are tried, each lower than the one before."""
+LAST_MIN_SIGMA_FRACTION = 0.95
+"""After the last step bounds up to the smallest singular value seen times this are tried."""
 FAILURE_PROBABILITY = 1e-9
 """A statement about a matrix is wrong with at most this probability over the random vectors."""
 FACTORISATION_SPEED = 2
@@ -160,13 +164,14 @@ class Search:
         evidence = self._collect()
         if not last and not self._may_decide(evidence):
             return None
-        if self.factorisations.tall:
-            optimistic = self._assess_with_min_sigma(evidence)
-            if optimistic.undecided and not last:
+        if self.factorisations.tall and not last:
+            optimistic = assess(self.question, evidence, assume_complete=True)
+            if self._with_min_sigma(optimistic, tries=1, assume_complete=True).undecided:
                 return None
         self.first_decidable_step = min(self.first_decidable_step, step)
         self._measure_rounding(evidence)
         found = assess(self.question, self._collect(evidence.ritz))
+        found = self._with_min_sigma(found, tries=MIN_SIGMA_TRIES if last else 1, last=last)
         waited = step - self.first_decidable_step >= self.steps_per_factorisation
         if not found.undecided or not (last or waited):
             return found
@@ -186,16 +191,32 @@ class Search:
             return True
         return not assess(self.question, evidence, assume_complete=True).undecided
 
-    def _assess_with_min_sigma(self, evidence: Evidence) -> Assessment:
-        """What could be decided if presumed clusters were complete; bounds σ_min where it helps."""
-        optimistic = assess(self.question, evidence, assume_complete=True)
-        x = helpful_min_sigma(
-            self.question, optimistic.evidence, optimistic.group_scores, self._provable_min_sigma()
-        )
-        if not x > 0 or not self._prove_min_sigma(x):
-            return optimistic
-        evidence = replace(optimistic.evidence, proofs=self.proofs)
-        return assess(self.question, evidence, assume_complete=True)
+    def _with_min_sigma(
+        self, found: Assessment, *, tries: int, assume_complete: bool = False, last: bool = False
+    ) -> Assessment:
+        """The assessment with a lower bound of σ_min, where one decides more and is proved.
+
+        Args:
+            found: The assessment.
+            tries: How many bounds are tried, each lower than the one before.
+            assume_complete: As for :func:`assess`.
+            last: Whether there are no more steps, so that float64 is worth its price.
+
+        Returns:
+            The assessment with the bound, or as it was.
+        """
+        for _ in range(tries if self.factorisations.tall and found.undecided else 0):
+            evidence, scores = found.evidence, found.group_scores
+            x = helpful_min_sigma(self.question, evidence, scores, self._provable_min_sigma())
+            if not x > 0 and last:
+                provable = self._provable_min_sigma(LAST_MIN_SIGMA_FRACTION)
+                x = helpful_min_sigma(self.question, evidence, scores, provable)
+            if not x > 0:
+                return found
+            if self._prove_min_sigma(x, last=last):
+                evidence = replace(evidence, proofs=self.proofs)
+                return assess(self.question, evidence, assume_complete=assume_complete)
+        return found
 
     def _collect(self, ritz: Ritz | None = None) -> Evidence:
         """The evidence as it is now; the Ritz vectors, if they are known."""
@@ -218,19 +239,17 @@ class Search:
             self.process, evidence.ritz, drawn, FAILURE_PROBABILITY, self.frobenius
         )
 
-    def _provable_min_sigma(self) -> float:
+    def _provable_min_sigma(self, fraction: float = MIN_SIGMA_FRACTION) -> float:
         """The largest lower bound of all singular values that is worth trying to prove."""
         if not self.factorisations.tall:
             return 0.0
-        return MIN_SIGMA_FRACTION * min(
-            self.process.min_sigma_upper_bound, self.lowest_unproved_bound
-        )
+        return fraction * min(self.process.min_sigma_upper_bound, self.lowest_unproved_bound)
 
-    def _prove_min_sigma(self, x: float) -> bool:
+    def _prove_min_sigma(self, x: float, *, last: bool) -> bool:
         """Whether every singular value is certain to exceed x."""
         # W0ᵀ maps a vector outside the range of a tall W0 to zero, and a singular vector of a tiny
         # value nearly to zero.  Products cannot tell the two apart, a factorisation can.
-        holds = self.factorisations.all_exceed(x)
+        holds = self.factorisations.all_exceed(x, float64=last)
         if holds:
             self.proofs = replace(self.proofs, min_sigma=x)
         else:

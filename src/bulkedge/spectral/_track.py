@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from bulkedge._guard import precise
-from bulkedge._linmap import LinearMap
-from bulkedge.triplet import BlockKrylov, SingularTriplets
+from bulkedge._linmap import Dense, LinearMap
+from bulkedge._precision import exact
+from bulkedge.triplet import BlockKrylov, SingularTriplets, Status
+from bulkedge.triplet._given import GivenTriplet
+from bulkedge.triplet._small_rule import nothing_around
 from bulkedge.triplet._triplet import solve_from
 from bulkedge.triplet.solver._start import generic
 
@@ -15,6 +18,10 @@ BLOCK = 6
 """The number of vectors carried from step to step, with the explorer."""
 EXPLORER_STEPS = 4
 """The number of power iterations with the explorer at each step."""
+LEAST, LARGEST = 1e-9, 1e9
+"""Norms between these neither under- nor overflow in four products."""
+LEAST_RTOL = 1e-5
+"""A residual this small, relative to σ₁, is above the rounding of float32."""
 
 
 @precise
@@ -38,6 +45,8 @@ def valid_start(start: Tensor) -> Tensor:
         A block of the same shape.
     """
     peak = start.detach().abs().max()
+    if nothing_around(start) and 0 < float(peak) <= 2:
+        return start
     return torch.where((peak > 0) & (peak <= 2), start, generic(*start.shape, like=start))
 
 
@@ -67,6 +76,10 @@ def track(
         The triplet and a start of the same shape.
     """
     columns = start.shape[1]
+    if type(A) is Dense and rtol >= LEAST_RTOL and nothing_around(A.matrix, start):
+        quick = _one_step(A.matrix, start, rtol, accept=max_steps == 1)
+        if quick is not None:
+            return quick
     with torch.no_grad():
         tall = A if A.shape[0] >= A.shape[1] else A.T
         start = torch.cat([start[:, :-1], _explore(tall, start)], dim=1)
@@ -77,6 +90,55 @@ def track(
         near = start[:, :0] if result.near is None else result.near[1]
         block = torch.cat([v.detach(), near], dim=1)[:, : max(columns - 1, 1)]
         return result, torch.cat([block, start[:, -1:]], dim=1)[:, :columns]
+
+
+def _one_step(
+    A: Tensor, start: Tensor, rtol: float, *, accept: bool
+) -> tuple[SingularTriplets, Tensor] | None:
+    """:func:`track` where one Rayleigh-Ritz step does, which is nearly always; else None."""
+    with torch.no_grad():
+        M = A.detach()
+        M = M if M.shape[0] >= M.shape[1] else M.mT
+        explorer, columns = _explored(M, start), start.shape[1]
+        V = torch.linalg.qr(torch.cat([start[:, :-1], explorer], dim=1)).Q
+        image = M @ V
+        if not LEAST < float(torch.linalg.vector_norm(image)) < LARGEST:
+            return None
+        _, Y = torch.linalg.eigh(exact(image.mT @ image))
+        Y = Y.flip(1).to(M)
+        V, u = V @ Y, image @ Y[:, :1]
+        sigma = torch.linalg.vector_norm(u)
+        u, v = u / sigma, V[:, :1]
+        residual = torch.linalg.vector_norm(M.mT @ u - sigma * v)
+        converged = bool(residual <= rtol * sigma)
+        if not (accept or converged):
+            return None
+        theta = torch.linalg.vector_norm(image @ Y[:, 1:], dim=0)
+        sigma, residual = sigma[None], residual[None]
+        gap = sigma - theta[:1] if len(theta) else sigma
+        following = torch.cat([V[:, : max(columns - 1, 1)], explorer], dim=1)[:, :columns]
+        Z, v = V[:, 1:], v.clone()
+    (u, v) = (u, v) if A.shape[0] >= A.shape[1] else (v, u)
+    found = sigma, u, v, residual, gap, theta, Z
+    if A.requires_grad and torch.is_grad_enabled():
+        sigma, u, v = GivenTriplet.apply(found, A)
+    status = Status.CONVERGED if converged else Status.MAX_STEPS
+    passes = 2 * EXPLORER_STEPS + 2
+    near = theta, Z
+    return SingularTriplets(sigma, u, v, residual, gap, 1, passes, status, near), following
+
+
+def _explored(M: Tensor, start: Tensor) -> Tensor:
+    """:func:`_explore` of a matrix whose norm is no extreme number; the vector of unit length."""
+    block, x = start[:, :-1], start[:, -1]
+    x = torch.add(x, x.roll(1, 0), alpha=0.3)
+    adjoint, across = M.mT, block.mT
+    for step in range(EXPLORER_STEPS):
+        x = adjoint.mv(M.mv(x))
+        x = torch.addmv(x, block, across.mv(x), alpha=-1)
+        if step % 2:  # two steps neither under- nor overflow
+            x = x / torch.linalg.vector_norm(x)
+    return x[:, None]
 
 
 def _explore(A: LinearMap, start: Tensor) -> Tensor:

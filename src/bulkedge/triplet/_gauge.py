@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,16 +14,16 @@ from bulkedge._errors import DegenerateWarning
 
 def rotation_gradient(basis: Tensor, cotangent: Tensor | None) -> Tensor:
     """``a = UᵀΦ − ΦᵀU``: the change of the loss as the basis rotates within its span."""
-    k = basis.shape[1]
     if cotangent is None:
-        return basis.new_zeros(k, k)
+        k = basis.shape[-1]
+        return basis.new_zeros(*basis.shape[:-2], k, k)
     X = basis.mT @ cotangent
     return X - X.mT
 
 
 def sums(sigma: Tensor) -> Tensor:
-    """``σ_i + σ_j``, shape ``(k, k)``."""
-    return sigma + sigma[:, None]
+    """``σ_i + σ_j``, shape ``(..., k, k)``."""
+    return sigma[..., None, :] + sigma[..., :, None]
 
 
 def pair_scale(phi: Tensor | None, psi: Tensor | None) -> Tensor | float:
@@ -36,6 +37,34 @@ def over_gap(sigma: Tensor, numerator: Tensor, size: Tensor | float) -> Tensor:
     gap = sigma - sigma[:, None]
     drop = _tied(sigma) & (_negligible(numerator, size) | (gap.abs() <= _resolution(sigma)))
     return torch.where(drop, 0.0, numerator) / torch.where(drop, 1.0, gap)
+
+
+def transposed(known: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The transposed system has Sᵀ for S: equal numbers, as S is diagonal, other derivatives."""
+    S, *rest = known
+    return (S if S.ndim == 1 else S.mT), *rest
+
+
+def times_sigma(X: Tensor, sigma: Tensor) -> Tensor:
+    """``X S``, for S or its diagonal."""
+    return X * sigma if sigma.ndim == 1 else X @ sigma
+
+
+def sigma_cotangent(sigma: Tensor, X: Tensor, Y: Tensor) -> Tensor:
+    """``XᵀY`` where σ is a matrix, its diagonal where σ is a vector."""
+    return (X * Y).sum(dim=0) if sigma.ndim == 1 else X.mT @ Y
+
+
+def inside(sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor | None, psi: Tensor | None) -> Tensor:
+    """M, the part of Ā inside the block, shape ``(k, k)``."""
+    a, b = rotation_gradient(u, phi), rotation_gradient(v, psi)
+    return over_gap(sigma, a + b, pair_scale(phi, psi)) / 2 + (a - b) / sums(sigma) / 2
+
+
+def constraint_gradient(basis: Tensor, *pairs: tuple[Tensor, Tensor | None]) -> Tensor:
+    """``Σ x (basisᵀ y)ᵀ``: the derivative of the constraints."""
+    terms = [x @ (y.mT @ basis) for x, y in pairs if y is not None]
+    return sum(terms, start=torch.zeros_like(basis))
 
 
 def warn_of_rotations(

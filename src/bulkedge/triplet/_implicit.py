@@ -46,6 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -56,7 +57,15 @@ from bulkedge._linmap import Dense, LinearMap
 from bulkedge._precision import full_precision
 
 from ._compiled import by_rule, op_leading, op_outside_block, strategy, token, vmap_by_loop
-from ._gauge import over_gap, pair_scale, rotation_gradient, sums
+from ._gauge import (
+    constraint_gradient,
+    inside,
+    over_gap,
+    sigma_cotangent,
+    sums,
+    times_sigma,
+    transposed,
+)
 from ._numbers import (
     Ambiguity,
     ForwardEvidence,
@@ -65,9 +74,10 @@ from ._numbers import (
     solve_leading,
     solve_outside_block,
 )
+from ._small_rule import leading_by_vmap, outside_by_vmap
 from ._tracing import functionalized, jvp_levels, numbers_hidden
-from .adjoint import AdjointSolver
-from .solver import Solver
+from .adjoint import AdjointSolver, DeflatedCG
+from .solver import Auto, Solver
 
 
 @dataclass(frozen=True)
@@ -140,14 +150,14 @@ class Triplet(torch.autograd.Function):
         known = ctx.saved_tensors
         sigma, u, v, _, _, _, _, *tensors = known
         with full_precision(u.device):
-            L, R = torch.zeros_like(u) if xi is None else _times_sigma(u, xi), v
+            L, R = torch.zeros_like(u) if xi is None else times_sigma(u, xi), v
             if phi is not None or psi is not None:
-                inside = len(sigma) > 1 and not ctx.problem.spaces_only
-                if inside:
-                    L = L + u @ _inside(sigma, u, v, phi, psi)
-                warn_of = "rotations" if inside else ctx.problem.ambiguity
+                several = len(sigma) > 1 and not ctx.problem.spaces_only
+                if several:
+                    L = L + u @ inside(sigma, u, v, phi, psi)
+                warn_of = "rotations" if several else ctx.problem.ambiguity
                 P, Q = OutsideBlock.apply(
-                    ctx.problem, warn_of, False, xi, phi, psi, *_transposed(known)
+                    ctx.problem, warn_of, False, xi, phi, psi, *transposed(known)
                 )
                 L, R = torch.cat([L + P, u], dim=1), torch.cat([v, Q], dim=1)
             A = ctx.problem.A.with_tensors(*tensors)
@@ -164,10 +174,10 @@ class Triplet(torch.autograd.Function):
             )
             right, left = dA.matmat(v), dA.rmatmat(u)
             X = u.mT @ right
-            inside = len(sigma) > 1 and not ctx.problem.spaces_only
-            warn_of = "ties" if inside else ctx.problem.ambiguity
+            several = len(sigma) > 1 and not ctx.problem.spaces_only
+            warn_of = "ties" if several else ctx.problem.ambiguity
             du, dv = OutsideBlock.apply(ctx.problem, warn_of, True, None, right, left, *known)
-            if inside:
+            if several:
                 even = over_gap(sigma, X + X.mT, torch.zeros_like(X)) / 2
                 odd = (X - X.mT) / sums(sigma) / 2
                 du, dv = du + u @ (even + odd), dv + v @ (even - odd)
@@ -176,8 +186,9 @@ class Triplet(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        """One matrix after the other."""
-        return vmap_by_loop(Triplet.apply, info, in_dims, *args)
+        """Small matrices in one solve, others one after the other."""
+        found = leading_by_vmap(info, in_dims, args, gradient_by_rule)
+        return found or vmap_by_loop(Triplet.apply, info, in_dims, *args)
 
 
 class OutsideBlock(torch.autograd.Function):
@@ -235,11 +246,11 @@ class OutsideBlock(torch.autograd.Function):
                 None,
                 p_bar,
                 q_bar,
-                *_transposed(known),
+                *transposed(known),
             )
-            sigma_bar = -(_sigma_cotangent(sigma, P, a) + _sigma_cotangent(sigma, b, Q))
-            u_bar = -_constraint_gradient(u, (a, phi), (P, p_bar))
-            v_bar = -_constraint_gradient(v, (b, psi), (Q, q_bar))
+            sigma_bar = -(sigma_cotangent(sigma, P, a) + sigma_cotangent(sigma, b, Q))
+            u_bar = -constraint_gradient(u, (a, phi), (P, p_bar))
+            v_bar = -constraint_gradient(v, (b, psi), (Q, q_bar))
             A = ctx.problem.A.with_tensors(*tensors)
             L, R = torch.cat([a, P], dim=1), torch.cat([Q, b], dim=1)
             A_bar = A.pullback(L, R, ctx.needs_input_grad[-len(tensors) :])
@@ -256,8 +267,8 @@ class OutsideBlock(torch.autograd.Function):
             moved = _zeros_where_absent((phi, psi, *known), tangents[4:])
             d_phi, d_psi, d_sigma, du, dv, _, _, _, _, *d_tensors = cast("list[Tensor]", moved)
             dA = ctx.problem.A.with_tensors(*tensors).pushforward(*d_tensors)
-            right = dA.matmat(Q) - _times_sigma(P, d_sigma)
-            left = dA.rmatmat(P) - _times_sigma(
+            right = dA.matmat(Q) - times_sigma(P, d_sigma)
+            left = dA.rmatmat(P) - times_sigma(
                 Q, d_sigma.mT if ctx.problem.spaces_only else d_sigma
             )
             if phi is not None:
@@ -271,8 +282,19 @@ class OutsideBlock(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        """One system after the other."""
-        return vmap_by_loop(OutsideBlock.apply, info, in_dims, *args)
+        """Those of small matrices in one solve, others one after the other."""
+        found = outside_by_vmap(info, in_dims, args)
+        return found or vmap_by_loop(OutsideBlock.apply, info, in_dims, *args)
+
+
+def gradient_by_rule(k: int, known: tuple[Tensor, ...], cotangents: Any) -> Tensor:
+    """Ā of one matrix, differentiable itself; ``known`` is what :class:`Triplet` saves."""
+    like = Dense(torch.empty_like(known[-1], device="meta"))
+    problem = Problem(like, k, Auto(), DeflatedCG(), None, strict=True)
+    ctx = SimpleNamespace(
+        problem=problem, saved_tensors=known, needs_input_grad=(False, False, True)
+    )
+    return cast("Tensor", Triplet.backward(ctx, *cotangents)[2])
 
 
 def triplet(problem: Problem, start: Tensor | None, *tensors: Tensor) -> Outputs:
@@ -368,31 +390,3 @@ def _refuse_functionalize() -> None:
             "torch.func.functionalize has no rule for the derivatives of singular triplets; leave "
             "it out, nothing here writes in place; or call this outside of it"
         )
-
-
-def _transposed(known: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The transposed system has Sᵀ for S: equal numbers, as S is diagonal, other derivatives."""
-    S, *rest = known
-    return (S if S.ndim == 1 else S.mT), *rest
-
-
-def _times_sigma(X: Tensor, sigma: Tensor) -> Tensor:
-    """``X S``, for S or its diagonal."""
-    return X * sigma if sigma.ndim == 1 else X @ sigma
-
-
-def _sigma_cotangent(sigma: Tensor, X: Tensor, Y: Tensor) -> Tensor:
-    """``XᵀY`` where σ is a matrix, its diagonal where σ is a vector."""
-    return (X * Y).sum(dim=0) if sigma.ndim == 1 else X.mT @ Y
-
-
-def _inside(sigma: Tensor, u: Tensor, v: Tensor, phi: Tensor | None, psi: Tensor | None) -> Tensor:
-    """M, the part of Ā inside the block, shape ``(k, k)``."""
-    a, b = rotation_gradient(u, phi), rotation_gradient(v, psi)
-    return over_gap(sigma, a + b, pair_scale(phi, psi)) / 2 + (a - b) / sums(sigma) / 2
-
-
-def _constraint_gradient(basis: Tensor, *pairs: tuple[Tensor, Tensor | None]) -> Tensor:
-    """``Σ x (basisᵀ y)ᵀ``: the derivative of the constraints."""
-    terms = [x @ (y.mT @ basis) for x, y in pairs if y is not None]
-    return sum(terms, start=torch.zeros_like(basis))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import torch
@@ -67,6 +68,7 @@ def _transforms() -> list[str]:
     return [level.key().name for level in retrieve_all_functorch_interpreters()]
 
 
+@functools.cache
 def _key(name: str) -> Any:
     return torch._C._parse_dispatch_key(name)
 

@@ -11,8 +11,9 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
-from ._implicit import Problem, triplet
+from ._implicit import Problem, gradient_by_rule, triplet
 from ._result import SingularTriplets, Status
+from ._small_rule import small_triplet
 from .adjoint import AdjointSolver, DeflatedCG
 from .solver import Auto, Solver
 from .solver._start import generic
@@ -41,7 +42,8 @@ def singular_triplet(
 
     Args:
         A: A tensor of shape ``(..., m, n)`` or a ``LinearMap``, real; float16 and bfloat16 are
-            taken in float32.  A batch is solved one matrix after the other.
+            taken in float32.  Small matrices of a batch, with up to 384 rows or
+            columns, are decomposed together, others one after the other.
         k: How many triplets, ``1 ≤ k ≤ min(m, n)``.
         solver: The forward method; ``Auto()`` if None.
         adjoint: The backward method; ``DeflatedCG()`` if None.
@@ -76,6 +78,10 @@ def singular_triplet(
         21.0
     """
     init = (init.u, init.v) if isinstance(init, SingularTriplets) else init
+    if init is None and solver is adjoint is generator is None and isinstance(A, Tensor):
+        found = small_triplet(A, k, gradient_by_rule)
+        if found is not None:
+            return found
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2:
         return _batch(A, k, init, options)

@@ -215,14 +215,14 @@ def _problem(module: str, parts: Mapping[str, TensorInfo], config: AdapterConfig
         return f"a magnitude of shape {parts[MAGNITUDE].shape} for {B.shape[0]} outputs"
     if strange := {info.dtype for info in parts.values()} - set(FLOATING):
         return f"{', '.join(sorted(strange))} tensor: not a floating-point weight"
-    if config.initial and len(A.shape) > 2:
-        return NOT_FROM_THE_BASE.format(FROM_THE_BASE[config.initial])
     rank = config.ranks.value(module, config.r)
     if rank != A.shape[0]:
         return (
             f"factors of rank {A.shape[0]} where {CONFIG} says {rank:g}: their scale is in doubt; "
             "correct r there, or take the configuration that was saved with these factors"
         )
+    if config.initial and len(A.shape) > 2:
+        return NOT_FROM_THE_BASE.format(FROM_THE_BASE[config.initial])
     return None
 
 

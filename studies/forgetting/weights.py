@@ -75,7 +75,7 @@ class Layer:
         """The places of those left vectors of a tuned matrix that an audit counts as new."""
         found = scores(U, self.vectors, 2 * settings()["leading"])
         pairs = zip(found.score.tolist(), found.subspace_overlap.tolist(), strict=True)
-        return [i for i, of in enumerate(pairs) if verdict(*of, DEFAULT_EPSILON) in COUNTED]
+        return [i for i, of in enumerate(pairs) if _counts(*of)]
 
     def drift(self, D: Tensor) -> float:
         """``tr(D C Dᵀ)/tr(W0 C W0ᵀ)``."""
@@ -130,3 +130,7 @@ def _matrix(layer: Layer, D: Tensor) -> dict[str, float]:
         "moved": 1 - float(inside.square().sum()) / k,
         "drift": layer.drift(D),
     }
+
+
+def _counts(score: float, overlap: float) -> bool:
+    return verdict(score, overlap, epsilon=DEFAULT_EPSILON) in COUNTED

@@ -15,7 +15,7 @@ import bulkedge
 from bulkedge.intruder import COUNTED, DEFAULT_EPSILON, BaseVectors, base_vectors, scores, verdict
 from bulkedge.rmt import BulkFit, fit_bulk
 
-SPIKES = 1e-9
+SPIKES = 1e-6
 """Singular values of an update below this part of the largest are rounding."""
 
 

@@ -30,7 +30,9 @@ class Evaluator:
         self.pairs = {few: _sides(rows) for few, rows in ((False, drawn), (True, some))}
         self.tests: dict[tuple[str, bool], tuple[Batches, Tensor]] = {}
         self.put({})
-        self.likeness = {few: self._likeness(self._embed(both[0])) for few, both in self.pairs.items()}
+        self.likeness = {
+            few: self._likeness(self._embed(both[0])) for few, both in self.pairs.items()
+        }
 
     @torch.no_grad()
     def put(self, updates: Mapping[str, Tensor]) -> None:
@@ -78,7 +80,9 @@ class Evaluator:
             labels = torch.tensor([its.categories.index(category) for category, _ in rows])
             self.tests[name, few] = Batches(tokenizer(), [gloss for _, gloss in rows]), labels
         batches, labels = self.tests[name, few]
-        found = [head(self.model(**tokens).last_hidden_state).argmax(-1) for tokens in batches.tokens]
+        found = [
+            head(self.model(**tokens).last_hidden_state).argmax(-1) for tokens in batches.tokens
+        ]
         return float((batches.rows(found) == labels).double().mean())
 
     def _likeness(self, embeddings: Tensor) -> Tensor:

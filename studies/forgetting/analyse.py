@@ -163,7 +163,13 @@ def rates(folder: Path) -> str:
 def reruns(folder: Path) -> str:
     """Cells that were trained again."""
     rows = [
-        [line["cell"], *(f"{100 * line['away'][key]:+.2f}" for key in (f"task {line['cell'].split('/')[1][-1]}", "mrr", "recall"))]
+        [
+            line["cell"],
+            *(
+                f"{100 * line['away'][key]:+.2f}"
+                for key in (f"task {line['cell'].split('/')[1][-1]}", "mrr", "recall")
+            ),
+        ]
         for line in _lines(folder, "reruns")
     ]
     return tables.table(["cell", "task accuracy, points away", "MRR", "recall@1"], rows)
@@ -200,4 +206,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

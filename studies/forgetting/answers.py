@@ -13,12 +13,13 @@ from estimates import (
     Curve,
     Estimate,
     Line,
-    bootstrap,
+    Resampled,
     cluster,
     inner_errors,
     left_out_r2,
     mean,
     ranks,
+    rho,
     spearman,
 )
 
@@ -125,12 +126,11 @@ def task_of(line: Line) -> float:
 def predictors(data: Data) -> dict[str, dict[str, Estimate]]:
     """ρ of each statistic with forgetting: over trained cells, and within interventions."""
     names = [cluster(line) for line in data.single]
-    f = np.array([data.forgetting(line) for line in data.single])
+    f = [data.forgetting(line) for line in data.single]
     found = {}
     for name in STATISTICS:
-        x = np.array([line["weights"][name] for line in data.single])
         found[name] = {
-            "cells": bootstrap(names, lambda rows, x=x: spearman(x[rows], f[rows])),
+            "cells": rho(names, [line["weights"][name] for line in data.single], f),
             "within": mean(*within(data, name)),
         }
     return found
@@ -151,9 +151,10 @@ def rho_difference(data: Data, one: str, other: str) -> Estimate:
     names = [cluster(line) for line in data.single]
     f = np.array([data.forgetting(line) for line in data.single])
     x, y = (np.array([line["weights"][n] for line in data.single]) for n in (one, other))
-    return bootstrap(
-        names, lambda rows: spearman(x[rows], f[rows]) - spearman(y[rows], f[rows])
-    )
+    if not names:
+        return mean([], [])
+    drawn = Resampled(names)
+    return drawn.estimate(drawn.spearman(x, f) - drawn.spearman(y, f))
 
 
 def within_difference(data: Data, one: str, other: str) -> Estimate:
@@ -175,18 +176,17 @@ def added(data: Data, rows: list[Line] | None = None) -> dict[str, dict[str, Est
                 both = np.column_stack([X[first], X[n]])
                 errors[first, n] = left_out_r2(names, both, y)
 
-    def r2(key: tuple[str, ...], places: np.ndarray) -> float:
-        sums = errors[key][places].sum(0)
-        return float(1 - sums[0] / sums[1])
+    drawn = Resampled(names)
+
+    def r2(*key: str) -> np.ndarray:
+        return 1 - drawn.sums(errors[key][:, 0]) / drawn.sums(errors[key][:, 1])
 
     found: dict[str, dict[str, Estimate]] = {}
     for n in STATISTICS:
-        found[n] = {"alone": bootstrap(names, lambda p, n=n: r2((n,), p))}
+        found[n] = {"alone": drawn.estimate(r2(n))}
         for first in ("drift", "frobenius"):
             if n != first:
-                found[n][first] = bootstrap(
-                    names, lambda p, n=n, first=first: r2((first, n), p) - r2((first,), p)
-                )
+                found[n][first] = drawn.estimate(r2(first, n) - r2(first))
     return found
 
 
@@ -246,15 +246,15 @@ def mean_of(rows: Iterable[Against], key: str) -> Estimate:
     return mean([getattr(row, key) for row in rows], [row.cluster for row in rows])
 
 
-def some(
-    rows: list[Against], what: str, settings: Iterable[float] | None = None
-) -> list[Against]:
+def some(rows: list[Against], what: str, settings: Iterable[float] | None = None) -> list[Against]:
     """One intervention at some settings."""
     known = None if settings is None else set(settings)
     return [r for r in rows if r.what == what and (known is None or r.setting in known)]
 
 
-def paired(rows: list[Against], one: tuple[str, float], other: tuple[str, float], key: str) -> Estimate:
+def paired(
+    rows: list[Against], one: tuple[str, float], other: tuple[str, float], key: str
+) -> Estimate:
     """One intervention less another on the same cells."""
     a = {r.cell: r for r in rows if (r.what, r.setting) == one}
     b = {r.cell: r for r in rows if (r.what, r.setting) == other}
@@ -359,14 +359,15 @@ def later(data: Data) -> dict[str, Estimate]:
     lost = np.array([a["figures"]["task A"] - b["figures"]["task A"] for a, b in rows])
     found = {}
     for name in STATISTICS:
-        x = np.array([line["weights"][name] for _, line in rows])
-        found[name] = bootstrap(names, lambda p, x=x: spearman(x[p], lost[p]))
+        found[name] = rho(names, [line["weights"][name] for _, line in rows], lost.tolist())
     return found
 
 
 def counts_less(data: Data, one: str, other: str) -> Estimate:
     """New directions of one method less another's, same task and seed."""
     known = {(r["method"], r["tasks"], r["seed"]): r["weights"]["count"] for r in data.single}
-    ends = sorted({key[1:] for key in known if (one, *key[1:]) in known and (other, *key[1:]) in known})
+    ends = sorted(
+        {key[1:] for key in known if (one, *key[1:]) in known and (other, *key[1:]) in known}
+    )
     return mean([known[(one, *end)] - known[(other, *end)] for end in ends],
                 [f"{end}" for end in ends])  # fmt: skip

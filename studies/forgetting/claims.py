@@ -18,7 +18,7 @@ from answers import (
     some,
     task_of,
 )
-from estimates import Estimate, Line, bootstrap, cluster, mean, spearman
+from estimates import Estimate, Line, cluster, mean, rho, spearman
 from tables import table
 
 SEED, PAPER, LAW, NOTES = "seed 001", "arXiv:2410.21228", "arXiv:2607.23711", "independent notes"
@@ -38,7 +38,9 @@ def _in_sequence(data: Data) -> Estimate:
     """The mean ρ of count and forgetting over A, B, C."""
     rows = [row for row in sequences(data) if row[0]["method"] != "full"]
     values = [
-        spearman([line["weights"]["count"] for line in row], [data.forgetting(line) for line in row])
+        spearman(
+            [line["weights"]["count"] for line in row], [data.forgetting(line) for line in row]
+        )
         for row in rows
     ]
     return mean(values, [cluster(row[0]) for row in rows])
@@ -52,11 +54,12 @@ def _largest_over_edge(data: Data) -> Estimate:
 def _saturation(data: Data, name: str) -> Estimate:
     """ρ of a statistic with forgetting among the cells with more new directions than the median."""
     its = [line for line in data.single if line["weights"]["count"] > 0]
+    if not its:
+        return Estimate(float("nan"))
     middle = np.median([line["weights"]["count"] for line in its])
     its = [line for line in its if line["weights"]["count"] >= middle]
-    x = np.array([line["weights"][name] for line in its])
-    f = np.array([data.forgetting(line) for line in its])
-    return bootstrap([cluster(line) for line in its], lambda p: spearman(x[p], f[p]))
+    f = [data.forgetting(line) for line in its]
+    return rho([cluster(line) for line in its], [line["weights"][name] for line in its], f)
 
 
 def claims(data: Data) -> list[tuple[str, str, str, str]]:
@@ -172,7 +175,10 @@ def _terciles(data: Data) -> list[tuple[str, Callable[[Line], bool]]]:
         place |= {line["cell"]: i / len(its) for i, line in enumerate(its)}
     ends = [("lowest", 0.0, 1 / 3), ("middle", 1 / 3, 2 / 3), ("highest", 2 / 3, 1.0)]
     return [
-        (f"cells of the {name} task accuracy", lambda line, a=a, b=b: a <= place.get(line["cell"], -1) < b)
+        (
+            f"cells of the {name} task accuracy",
+            lambda line, a=a, b=b: a <= place.get(line["cell"], -1) < b,
+        )
         for name, a, b in ends
     ]
 

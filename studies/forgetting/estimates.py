@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,58 +80,75 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return float(a @ b / size) if size > 0 else float("nan")
 
 
-def bootstrap(
-    names: Sequence[str], statistic: Callable[[np.ndarray], float], rows: int | None = None
-) -> Estimate:
-    """A statistic of rows, whose clusters are drawn anew.
+class Resampled:
+    """Rows whose clusters are drawn anew, all draws at once; the first draw is what was measured.
 
     Args:
         names: The cluster of each row.
-        statistic: Called with the places of the rows, some of them several times.
-        rows: How many values went in, if not one a row.
-
-    Returns:
-        The estimate.
     """
-    known = sorted(set(names))
-    places = [np.flatnonzero(np.asarray(names) == name) for name in known]
-    count = len(names) if rows is None else rows
-    if not known:
+
+    def __init__(self, names: Sequence[str]) -> None:
+        known = sorted(set(names))
+        self.of = np.array([known.index(name) for name in names], dtype=int)
+        self.clusters, self.rows = len(known), len(names)
+        draws = DRAWS if self.clusters >= LEAST_CLUSTERS else 0
+        drawn = np.random.default_rng(0).multinomial(
+            self.clusters, np.full(self.clusters, 1 / max(self.clusters, 1)), size=draws
+        )
+        self.times = np.vstack([np.ones((1, self.clusters)), drawn])
+
+    def sums(self, x: np.ndarray) -> np.ndarray:
+        """Sums over rows, one a draw."""
+        return self.times @ np.bincount(self.of, x, minlength=self.clusters)
+
+    def means(self, x: np.ndarray) -> np.ndarray:
+        """Means over rows, one a draw."""
+        return self.sums(x) / self.sums(np.ones(self.rows))
+
+    def spearman(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Correlations of ranks, one a draw; a row that is drawn twice is tied with itself."""
+        weights = self.times[:, self.of]
+        a, b = (weights @ _below(v).T for v in (x, y))
+        total = weights.sum(1, keepdims=True)
+        a, b = (r - (weights * r).sum(1, keepdims=True) / total for r in (a, b))
+        size = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(size > 1e-9, (weights * a * b).sum(1) / size, np.nan)
+
+    def estimate(self, found: np.ndarray) -> Estimate:
+        """The figure of the first draw, with the interval of the others."""
+        value, rest = float(found[0]), found[1:]
+        rest = rest[np.isfinite(rest)]
+        if not len(rest):
+            return Estimate(value, clusters=self.clusters, rows=self.rows)
+        tail = 100 * 0.05 / PRIMARY / 2
+        low, high, far, beyond = np.percentile(rest, [2.5, 97.5, tail, 100 - tail])
+        clear = bool(far > 0 or beyond < 0)
+        return Estimate(value, float(low), float(high), clear, self.clusters, self.rows)
+
+
+def _below(x: np.ndarray) -> np.ndarray:
+    """Which rows are below each row, ties by half: ranks are a product with this."""
+    return (x[None, :] < x[:, None]) + 0.5 * (x[None, :] == x[:, None])
+
+
+def rho(names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> Estimate:
+    """Spearman's ρ with clusters drawn anew."""
+    if not names:
         return Estimate(float("nan"))
-    value = statistic(np.arange(len(names)))
-    if len(known) < LEAST_CLUSTERS:
-        return Estimate(value, clusters=len(known), rows=count)
-    draw = np.random.default_rng(0)
-    drawn = draw.integers(len(known), size=(DRAWS, len(known)))
-    found = [statistic(np.concatenate([places[i] for i in row])) for row in drawn]
-    return _interval(value, np.array(found), len(known), count)
+    drawn = Resampled(names)
+    return drawn.estimate(drawn.spearman(np.asarray(x, float), np.asarray(y, float)))
 
 
 def mean(values: Sequence[float], names: Sequence[str]) -> Estimate:
-    """The mean over rows, with clusters drawn anew."""
+    """The mean over rows, with clusters drawn anew; what is not finite is left out."""
     x = np.asarray(values, dtype=float)
     kept = np.isfinite(x)
-    x, names = x[kept], [name for name, keep in zip(names, kept, strict=True) if keep]
-    known = sorted(set(names))
-    if not known:
+    names = [name for name, keep in zip(names, kept, strict=True) if keep]
+    if not names:
         return Estimate(float("nan"))
-    of = np.array([known.index(name) for name in names])
-    sums, counts = np.bincount(of, x), np.bincount(of)
-    if len(known) < LEAST_CLUSTERS:
-        return Estimate(float(x.mean()), clusters=len(known), rows=len(x))
-    drawn = np.random.default_rng(0).integers(len(known), size=(DRAWS, len(known)))
-    found = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return _interval(float(x.mean()), found, len(known), len(x))
-
-
-def _interval(value: float, found: np.ndarray, clusters: int, rows: int) -> Estimate:
-    found = found[np.isfinite(found)]
-    if not len(found):
-        return Estimate(value, clusters=clusters, rows=rows)
-    tail = 100 * 0.05 / PRIMARY / 2
-    low, high, far, beyond = np.percentile(found, [2.5, 97.5, tail, 100 - tail])
-    clear = bool(far > 0 or beyond < 0)
-    return Estimate(value, float(low), float(high), clear, clusters, rows)
+    drawn = Resampled(names)
+    return drawn.estimate(drawn.means(x[kept]))
 
 
 @dataclass(frozen=True)
@@ -172,7 +189,7 @@ class Curve:
 
 
 def _crossing(x: np.ndarray, y: np.ndarray, at: float) -> float:
-    """y where x first reaches a value, coming from its start."""
+    """Y where x first reaches a value, coming from its start."""
     for i in range(len(x) - 1):
         low, high = x[i], x[i + 1]
         if low <= at <= high and high > low:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ARMS = (
-    ("protect", "protect", "o-"), ("λ", "new directions × λ", "v--"), ("budget", "scaled to θ_k", "s"),
-    ("clip", "clipped at θ_c", "D"), ("project", "project", "x"),
+    ("protect", "protect", "o-"), ("λ", "new directions × λ", "v--"),
+    ("budget", "scaled to θ_k", "s"), ("clip", "clipped at θ_c", "D"), ("project", "project", "x"),
 )  # fmt: skip
 SHOWN = ("lora-r1/A/0", "lora-r8/A/0", "lora-r64/A/0", "full/A/0")
 
@@ -32,8 +32,8 @@ def _label(cell: str) -> str:
 def frontier(data: Data) -> Figure:
     """Task against forgetting: scaling and what is done instead."""
     cells = [cell for cell in SHOWN if cell in data.by_cell] or list(data.by_cell)[:4]
-    figure, axes = panels(1, len(cells), note="right and down is better", size=(2.9, 2.8))
-    for place, cell in zip(axes, cells, strict=True):
+    figure, axes = panels(1, max(1, len(cells)), note="right and down is better", size=(2.9, 2.8))
+    for place, cell in zip(axes, cells, strict=False):
         curve = data.curve(cell)
         place.plot(100 * curve.task, curve.f, "-", color="0.6", label="scaled", marker=".")
         for what, label, mark in ARMS:
@@ -79,7 +79,9 @@ def tasks(data: Data) -> Figure:
         for place, (title, value) in zip(axes, values, strict=True):
             if its:
                 means = [np.mean([value(row[i]) for row in its]) for i in range(3)]
-                place.plot(["A", "A, B", "A, B, C"], means, "o-", label=LABELS[method], markersize=3)
+                place.plot(
+                    ["A", "A, B", "A, B, C"], means, "o-", label=LABELS[method], markersize=3
+                )
             place.set_ylabel(title)
     axes[0].legend(fontsize=6)
     return figure
@@ -88,7 +90,9 @@ def tasks(data: Data) -> Figure:
 def effects(data: Data) -> Figure:
     """The primary comparisons with their intervals."""
     found = primary(data)
-    figure, (place,) = panels(1, 1, note="95 % intervals; P5 and P6 as shares, not points", size=(6.4, 2.7))
+    figure, (place,) = panels(
+        1, 1, note="95 % intervals; P5 and P6 as shares, not points", size=(6.4, 2.7)
+    )
     for i, estimate in enumerate(reversed(found.values())):
         if estimate.low is not None and estimate.high is not None:
             place.plot([estimate.low, estimate.high], [i, i], "-", color="C0")

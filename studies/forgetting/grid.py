@@ -52,13 +52,14 @@ def jobs() -> list[Job]:
             Job(m, seed, "ABC" if m in s["sequences"] else "A", m in treated) for m in s["methods"]
         ]
 
-    return [
+    every = [
         *on_A(0, list(s["methods"])),
         *on_A(1, s["core"]),
         *(Job(m, 0, "B", True) for m in s["alone"]),
         *on_A(2, s["core"]),
         *(Job(m, 1, "B", True) for m in s["alone"]),
     ]
+    return [job for job in every if job.seed < s["seeds"]]
 
 
 class Bench:

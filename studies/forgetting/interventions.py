@@ -1,4 +1,4 @@
-"""What is done to a trained update, nothing retrained: each returns the new update of all layers."""
+"""What is done to a trained update, nothing retrained: each returns a new update of all layers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Matrix:
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """U, γ and V of the update, without rounding."""
         U, S, Vh = torch.linalg.svd(self.D, full_matrices=False)
-        keep = S > SPIKES * S[0]
+        keep = SPIKES * S[0] < S
         return U[:, keep], S[keep], Vh[keep].mT
 
     @property

@@ -216,7 +216,9 @@ class Run:
         for start in range(0, len(rows), 64):
             some = rows[start : start + 64]
             found = self.head(self._states(encode([gloss for _, gloss in some]))).argmax(-1)
-            right += sum(self.task.categories[i] == c for i, (c, _) in zip(found, some, strict=True))
+            right += sum(
+                self.task.categories[i] == c for i, (c, _) in zip(found, some, strict=True)
+            )
         return right / len(rows)
 
 

@@ -3,8 +3,8 @@
     python studies/forgetting/make_data.py [--source /usr/share/wordnet]
 
 ``data/pairs.tsv.gz``: the pairs of examples/minilm_wordnet/make_pairs.py, in its order, with their
-part of speech.  ``data/B.tsv.gz``: verb glosses and their 15 categories.  ``data/C.tsv.gz``: glosses
-of adjectives, relational and participial adjectives, and adverbs.  No gloss of B or C is a
+part of speech.  ``data/B.tsv.gz``: verb glosses and their 15 categories.  ``data/C.tsv.gz``:
+glosses of adjectives, relational and participial adjectives, and adverbs.  No gloss of B or C is a
 definition of a pair.  Task A has the data of the example.  The same input gives the same bytes.
 """
 

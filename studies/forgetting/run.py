@@ -27,8 +27,9 @@ from transformers import logging as transformers_logging
 CLAIMS = ROOT / "build/study"
 TOY: dict[str, Any] = {
     "steps": {"A": 6, "B": 4, "C": 4}, "test": 64, "pairs": 64, "structure": 32, "validation": 64,
-    "task_moment_texts": 32, "few": {"pairs": 32, "test": 32}, "scales": [0.0, 0.5], "strengths": [1.0],
-    "tuning": {"steps": 3, "seed": 0}, "sequences": ["lora-r8"], "core": ["lora-r8"], "alone": [],
+    "task_moment_texts": 32, "few": {"pairs": 32, "test": 32}, "scales": [0.0, 0.5],
+    "strengths": [1.0], "tuning": {"steps": 3, "seed": 0}, "sequences": ["lora-r8"],
+    "core": ["lora-r8"], "alone": [], "seeds": 1,
 }  # fmt: skip
 TOY_METHODS = ("full", "lora-r8")
 
@@ -66,7 +67,8 @@ def start(processes: int, stop: float, *, only_tune: bool) -> None:
     """So many workers, each a process of one thread."""
     command = [sys.executable, __file__, "--worker", str(stop), *["--only-tune"] * only_tune]
     running = [subprocess.Popen(command) for _ in range(processes)]
-    if any([worker.wait() for worker in running]):
+    codes = [worker.wait() for worker in running]
+    if any(codes):
         raise SystemExit("a worker failed; see above")
 
 

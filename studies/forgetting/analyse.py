@@ -56,6 +56,7 @@ def analysed(folder: Path) -> dict[str, Any]:
         "primary": claims.primary_table(data),
         "predictors": tables.predictor_table(data),
         "arms": tables.arm_table(data),
+        "doses": tables.dose_table(data),
         "sequences": tables.sequence_table(data),
         "later": later_table(data),
         "common": tables.common_table(data),
@@ -63,7 +64,58 @@ def analysed(folder: Path) -> dict[str, Any]:
         "claims": claims.claims_table(data),
         "attacks": claims.attacks(data),
         "said": said(data),
+        "of": means(data),
+        "kept": kept_table(data),
     }
+
+
+def means(data: Data) -> dict[str, dict[str, str]]:
+    """Each method on task A as trained, over seeds; and what is left of A after B and C."""
+    found = {}
+    for method in tables.LABELS:
+        its = [c for c in data.cells if c["method"] == method and c["tasks"] == "A"]
+        if its:
+            last = [row[2] for row in sequences(data) if row[0]["method"] == method]
+            found[method] = {
+                "task": f"{np.mean([100 * tables.task_of(c) for c in its]):.1f}",
+                "kept": f"{100 - np.mean([100 * data.forgetting(c) for c in its]):.0f}",
+                "mrr": f"{np.mean([c['figures']['mrr'] for c in its]):.3f}",
+                "count": f"{np.mean([c['weights']['count'] for c in its]):.0f}",
+                "drift": f"{np.mean([c['weights']['drift'] for c in its]):.4f}",
+                "norm": f"{np.mean([c['weights']['frobenius'] for c in its]):.0f}",
+            }
+            if last:
+                left = [100 * c["figures"]["task A"] for c in last]
+                found[method]["A after C"] = f"{np.mean(left):.1f}"
+    return found
+
+
+def kept_table(data: Data) -> str:
+    """Exploratory: a method less LoRA r = 8 of the same seed, as trained on A and after A, B, C."""
+    rows = []
+    for method in tables.LABELS:
+        cells = [tables.LABELS[method]]
+        for tasks in ("A", "AB", "ABC"):
+            own = _by_seed(data, method, tasks)
+            other = _by_seed(data, "lora-r8", tasks)
+            seeds = sorted(own.keys() & other.keys())
+            less = [[(data.forgetting(x) - data.forgetting(y)),
+                     100 * (x["figures"]["task A"] - y["figures"]["task A"])]
+                    for x, y in ((own[s], other[s]) for s in seeds)]  # fmt: skip
+            for column, digits in ((0, 2), (1, 1)):
+                texts = [f"{row[column]:+.{digits}f}".replace("-", "−") for row in less]
+                cells.append(", ".join(texts))
+        if method != "lora-r8" and cells[1]:
+            rows.append(cells)
+    return tables.table(
+        ["method, by seed", "after A: forgetting", "A, points", "after A, B: forgetting",
+         "A, points", "after A, B, C: forgetting", "A, points"], rows,
+    )  # fmt: skip
+
+
+def _by_seed(data: Data, method: str, tasks: str) -> dict[int, dict[str, Any]]:
+    its = [c for c in data.cells if c["method"] == method and c["tasks"] == tasks]
+    return {c["seed"]: c for c in its}
 
 
 def said(data: Data) -> dict[str, str]:
@@ -97,20 +149,14 @@ def said(data: Data) -> dict[str, str]:
 
 
 def recovered(data: Data) -> dict[str, str]:
-    """What of the lost retrieval comes back at λ = 1, and at half the update, for what cost."""
+    """What of the lost retrieval comes back, and for what cost."""
     found = {}
-    for name, what, setting in (("protect", "protect", 1.0), ("half", "scaled", 0.5)):
-        shares, costs = [], []
-        for cell, rows in data.by_cell.items():
-            trained = data.trained(cell)
-            lost = data.forgetting(trained)
-            its = [r for r in rows if (r["what"], r["setting"]) == (what, setting)]
-            if its and lost > 0.1:
-                shares.append(100 * (lost - data.forgetting(its[0])) / lost)
-                costs.append(100 * (tables.task_of(trained) - tables.task_of(its[0])))
-        if shares:
-            found[f"{name} back"] = f"{np.mean(shares):.0f}"
-            found[f"{name} cost"] = f"{np.mean(costs):.1f}"
+    for what, _, setting in tables.DOSES:
+        its = tables.back(data, what, setting)
+        if its:
+            share, cost = np.mean(its, axis=0)
+            found[f"{what} {setting:g} back"] = f"{share:.0f}"
+            found[f"{what} {setting:g} cost"] = f"{cost:.1f}"
     return found
 
 
@@ -190,7 +236,7 @@ def where(folder: Path) -> str:
 def short(folder: Path = RESULTS) -> dict[str, Any]:
     """What README.md and docs/faq.md quote."""
     data = Data.read(folder)
-    return {"said": said(data), "counts": counts(data, folder)}
+    return {"said": said(data), "of": means(data), "counts": counts(data, folder)}
 
 
 def main() -> None:

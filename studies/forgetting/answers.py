@@ -25,6 +25,7 @@ from estimates import (
 
 STATISTICS = ("count", "energy", "excess", "frobenius", "spectral", "moved", "drift")
 OUTCOMES = ("mrr", "structure", "recall")
+NAN = float("nan")
 Keep = Callable[[Line], bool]
 
 
@@ -223,14 +224,20 @@ class Against:
 
 
 def against_scaling(data: Data) -> list[Against]:
-    """Every intervention but scaling."""
+    """Every intervention; of scaling itself only what it does to the cell as trained."""
     found = []
     for cell, rows in data.by_cell.items():
         curve, trained = data.curve(cell), data.trained(cell)
         for row in rows:
-            if row["what"] in ("scaled", "as trained"):
+            if row["what"] == "as trained":
                 continue
             f, task = data.forgetting(row), task_of(row)
+            if row["what"] == "scaled":  # is on the curve
+                less = f - data.forgetting(trained), task - task_of(trained)
+                found.append(
+                    Against(cell, cluster(row), "scaled", row["setting"], *less, *[NAN] * 4)
+                )
+                continue
             f_norm, task_norm = curve.at_norm(row["weights"]["frobenius"])
             found.append(Against(
                 cell, cluster(row), row["what"], row["setting"], f - data.forgetting(trained),

@@ -73,7 +73,7 @@ def claims(data: Data) -> list[tuple[str, str, str, str]]:
     budget = some(rows, "budget", [1.0])
     moved, cost = mean_of(budget, "f"), mean_of(budget, "task")
     half = some(rows, "λ", [0.5])
-    gone = mean_of(some(rows, "λ", [0.0]), "f_at_norm")
+    gone = mean_of(some(rows, "project"), "f_at_norm")
     counted, energy = _saturation(data, "count"), _saturation(data, "energy")
     found = [
         (f"LoRA writes new directions, full fine-tuning does not ({PAPER}, {SEED})",
@@ -105,7 +105,7 @@ def claims(data: Data) -> list[tuple[str, str, str, str]]:
          f"largest ‖ΔW‖₂/θ_c over layers, by cell: {_ends(data)}",
          "contradicted" if edge.value > 0.05 else "supported"),
         (f"at equal norm deleting them does not improve retention ({NOTES})",
-         f"λ = 0: forgetting at equal norm {gone.text()}", word(gone, 1)),
+         f"project: forgetting at equal norm {gone.text()}", word(gone, 1)),
         (f"the count saturates, their energy does not ({NOTES})",
          f"ρ with forgetting among the upper half by count: count {counted.text()}, energy {energy.text()}",
          "supported" if energy.sign > 0 and counted.sign <= 0 else "undecided"),

@@ -31,6 +31,8 @@ NAMES = {
     "moved": "leading space moved",
     "drift": "drift on kept texts",
 }
+LEAST_LOST = 0.1
+"""Cells that forgot less have no share that could come back."""
 LABELS = {
     "full": "full", "lora-r1": "LoRA r = 1", "lora-r8": "LoRA r = 8", "lora-r64": "LoRA r = 64",
     "lora-r8+drift-penalty": "r = 8, drift penalty", "lora-r8+replay": "r = 8, replay",
@@ -43,6 +45,7 @@ LABELS = {
     "lora-r8-early": "r = 8, stopped early",
 }  # fmt: skip
 ARMS: tuple[tuple[str, str, float], ...] = (
+    *(("scaled", "scaled by {:g}", x) for x in (0.85, 0.7, 0.5, 0.3)),
     *(("protect", "protect, λ = {:g}", x) for x in (0.1, 0.3, 1.0, 3.0, 10.0)),
     ("budget", "layers scaled to θ_k", 1.0), ("budget edge", "layers scaled to θ_c", 1.0),
     ("clip", "spikes clipped at θ_c", 1.0), ("shrink", "shrink", 1.0), ("project", "project", 1.0),
@@ -116,10 +119,10 @@ def arm_table(data: Data) -> str:
     for what, label, setting in ARMS:
         its = some(found, what, [setting])
         if its:
-            left = mean_of(its, "task_at_f").rows
+            left = "" if what == "scaled" else str(mean_of(its, "task_at_f").rows)
             rows.append([
                 label.format(setting), str(len(its)), mean_of(its, "task").text(1, 100),
-                mean_of(its, "f").text(), mean_of(its, "task_at_f").text(1, 100), str(left),
+                mean_of(its, "f").text(), mean_of(its, "task_at_f").text(1, 100), left,
                 mean_of(its, "f_at_task").text(), mean_of(its, "f_at_norm").text(),
                 mean_of(its, "task_at_norm").text(1, 100),
             ])  # fmt: skip
@@ -128,6 +131,39 @@ def arm_table(data: Data) -> str:
          "task at equal forgetting, against scaling", "cells compared", "forgetting at equal task",
          "forgetting at equal norm", "task at equal norm"], rows,
     )  # fmt: skip
+
+
+DOSES = (
+    *(("scaled", "scaled by {:g}", x) for x in (0.85, 0.7, 0.5, 0.3)),
+    *(("protect", "protect, λ = {:g}", x) for x in (0.1, 0.3, 1.0, 3.0, 10.0)),
+)
+
+
+def back(data: Data, what: str, setting: float) -> list[tuple[float, float]]:
+    """Of each cell: the share of the lost retrieval that comes back, and the task's cost."""
+    found = []
+    for rows in data.by_cell.values():
+        trained = next(row for row in rows if row["what"] == "as trained")
+        lost = data.forgetting(trained)
+        its = [row for row in rows if (row["what"], row["setting"]) == (what, setting)]
+        if its and lost > LEAST_LOST:
+            share = (lost - data.forgetting(its[0])) / lost
+            found.append((100 * share, 100 * (task_of(trained) - task_of(its[0]))))
+    return found
+
+
+def dose_table(data: Data) -> str:
+    """How much comes back at which strength: means over cells, and the ends."""
+    rows = []
+    for what, label, setting in DOSES:
+        its = back(data, what, setting)
+        if its:
+            texts = [
+                f"{statistics.mean(x):.{d}f} ({min(x):.{d}f} to {max(x):.{d}f})".replace("-", "−")
+                for x, d in zip(zip(*its, strict=True), (0, 1), strict=True)
+            ]
+            rows.append([label.format(setting), str(len(its)), *texts])
+    return table(["", "cells", "of the lost retrieval back, %", "cost in the task, points"], rows)
 
 
 def protect_rows(found: list[Against]) -> list[Against]:

@@ -177,9 +177,25 @@ def counts(data: Data, folder: Path) -> dict[str, int]:
         "single": len(data.single),
         "sequences": len(sequences(data)),
         "seeds": len({line["seed"] for line in data.cells}),
+        "tuned": len({line["method"] for line in _lines(folder, "tuning")}),
+        "ends": sum(_at_end(rows) for rows in _tried(folder).values()),
         "without": sum(not line["new"] for line in finished),
         "minutes": round(sum(_seconds(folder)) / 60),
     }
+
+
+def _tried(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """Rates of each method with their accuracy, ascending."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in _lines(folder, "tuning"):
+        found.setdefault(line["method"], []).append((line["rate"], line["accuracy"]))
+    return {method: sorted(rows) for method, rows in found.items()}
+
+
+def _at_end(rows: list[tuple[float, float]]) -> bool:
+    """Whether the best rate is the lowest or the highest."""
+    best = min(rows, key=lambda row: (-row[1], row[0]))
+    return best in (rows[0], rows[-1])
 
 
 def _text(folder: Path, name: str) -> str:

@@ -238,8 +238,9 @@ def _remedies(record: Record) -> Iterator[Step]:
         )
     if record.inputs.tuned.kind == "lora":
         yield Step(
-            "Train without new directions next time: lower lora_alpha or the learning rate, or use "
-            "SpikeClip from bulkedge.tune:",
+            "If you train again: steps on texts like those to keep, with the base's outputs as "
+            "their target, kept most of what the base could do. SpikeClip from bulkedge.tune "
+            "keeps new directions out, which did not keep more:",
             "SpikeClip(model).attach(optimizer)",
             "train without new directions next time, with SpikeClip from bulkedge.tune",
         )

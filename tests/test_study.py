@@ -66,6 +66,18 @@ def test_a_curve_is_read_at_equal_norm_task_and_forgetting():
     assert len(estimates.inner_errors(curve)) == 1
 
 
+def test_a_smooth_curve_goes_through_its_points_and_not_beyond():
+    scale = np.array([0.0, 0.3, 0.5, 1.0, 1.2])
+    curve = estimates.Curve(scale, scale**2, np.sin(1.5 * scale), norm=1.0)
+    fine = estimates.smooth(curve)
+    assert np.interp(scale, fine.scale, fine.f) == pytest.approx(curve.f)
+    assert fine.task.max() <= curve.task.max() + 1e-12
+    assert (np.diff(fine.f) >= 0).all()
+    lines = np.interp(fine.scale, scale, curve.f)
+    truth = fine.scale**2
+    assert np.abs(fine.f - truth).max() < 0.5 * np.abs(lines - truth).max()
+
+
 @pytest.fixture(scope="module")
 def matrices():
     draw = torch.Generator().manual_seed(0)

@@ -82,6 +82,7 @@ def means(data: Data) -> dict[str, dict[str, str]]:
                 "mrr": f"{np.mean([c['figures']['mrr'] for c in its]):.3f}",
                 "count": f"{np.mean([c['weights']['count'] for c in its]):.0f}",
                 "drift": f"{np.mean([c['weights']['drift'] for c in its]):.4f}",
+                "steps": f"{min(c['steps'] for c in its)}",
                 "norm": f"{np.mean([c['weights']['frobenius'] for c in its]):.0f}",
             }
             if last:

@@ -20,6 +20,7 @@ from estimates import (
     mean,
     ranks,
     rho,
+    smooth,
     spearman,
 )
 
@@ -43,12 +44,14 @@ class Data:
         cells: Trained cells.
         interventions: What was done to them.
         outcome: What forgetting is of: a key of the figures.
+        smooth: Whether scaling curves are joined by cubics and not by lines.
     """
 
     base: Line
     cells: list[Line]
     interventions: list[Line]
     outcome: str = "mrr"
+    smooth: bool = False
     curves: dict[str, Curve] = field(default_factory=dict)
 
     @classmethod
@@ -98,12 +101,13 @@ class Data:
         if cell not in self.curves:
             rows = [r for r in self.by_cell[cell] if r["what"] in ("scaled", "as trained")]
             rows.sort(key=lambda row: row["setting"])
-            self.curves[cell] = Curve(
+            curve = Curve(
                 np.array([row["setting"] for row in rows]),
                 np.array([self.forgetting(row) for row in rows]),
                 np.array([task_of(row) for row in rows]),
                 self.trained(cell)["weights"]["frobenius"],
             )
+            self.curves[cell] = smooth(curve) if self.smooth else curve
         return self.curves[cell]
 
     def trained(self, cell: str) -> Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from answers import (
@@ -189,6 +190,7 @@ def attacks(data: Data, names: tuple[str, ...] = ("P1", "P2", "P3", "P5", "P6"))
         ("as planned", data),
         ("structure for retrieval", data.only(lambda _: True, "structure")),
         ("recall@1 for MRR", data.only(lambda _: True, "recall")),
+        ("scaling curves of cubics for lines", replace(data, smooth=True, curves={})),
         ("without full fine-tuning", data.only(lambda line: line["method"] != "full")),
     ]
     for letter in sorted({line["tasks"] for line in data.single}):

@@ -188,6 +188,33 @@ class Curve:
         return _crossing(self.task[: self.branch + 1], self.f[: self.branch + 1], task)
 
 
+FINE = 601
+"""Points of a smooth curve."""
+
+
+def smooth(curve: Curve) -> Curve:
+    """The same points joined by cubics that keep their order (Fritsch and Carlson) for lines."""
+    at = np.linspace(curve.scale[0], curve.scale[-1], FINE)
+    f, task = (_cubics(curve.scale, y, at) for y in (curve.f, curve.task))
+    return Curve(at, f, task, curve.norm)
+
+
+def _cubics(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Hermite cubics through points, nowhere beyond their neighbours."""
+    h, slope = np.diff(x), np.diff(y) / np.diff(x)
+    inner = np.zeros(len(x) - 2)
+    same = slope[:-1] * slope[1:] > 0
+    before, after = (2 * h[1:] + h[:-1])[same], (h[1:] + 2 * h[:-1])[same]
+    inner[same] = (before + after) / (before / slope[:-1][same] + after / slope[1:][same])
+    m = np.concatenate([slope[:1], inner, slope[-1:]])
+    i = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(h) - 1)
+    t = (at - x[i]) / h[i]
+    return (
+        (2 * t**3 - 3 * t**2 + 1) * y[i] + (t**3 - 2 * t**2 + t) * h[i] * m[i]
+        + (3 * t**2 - 2 * t**3) * y[i + 1] + (t**3 - t**2) * h[i] * m[i + 1]
+    )  # fmt: skip
+
+
 def _crossing(x: np.ndarray, y: np.ndarray, at: float) -> float:
     """Y where x first reaches a value, coming from its start."""
     for i in range(len(x) - 1):

@@ -23,6 +23,7 @@ from estimates import (
     smooth,
     spearman,
 )
+from material import settings
 
 STATISTICS = ("count", "energy", "excess", "frobenius", "spectral", "moved", "drift")
 OUTCOMES = ("mrr", "structure", "recall")
@@ -116,8 +117,9 @@ class Data:
 
 
 def _whole(rows: list[Line]) -> bool:
-    scales = [row["setting"] for row in rows if row["what"] in ("scaled", "as trained")]
-    return {0.0, 1.0} <= set(scales) and len(scales) > 2
+    """Whether every scale was measured; a run may have been ended before."""
+    scales = {row["setting"] for row in rows if row["what"] in ("scaled", "as trained")}
+    return scales >= {1.0, *settings()["scales"]}
 
 
 def task_of(line: Line) -> float:
@@ -257,9 +259,9 @@ def mean_of(rows: Iterable[Against], key: str) -> Estimate:
     return mean([getattr(row, key) for row in rows], [row.cluster for row in rows])
 
 
-def some(rows: list[Against], what: str, settings: Iterable[float] | None = None) -> list[Against]:
+def some(rows: list[Against], what: str, at: Iterable[float] | None = None) -> list[Against]:
     """One intervention at some settings."""
-    known = None if settings is None else set(settings)
+    known = None if at is None else set(at)
     return [r for r in rows if r.what == what and (known is None or r.setting in known)]
 
 

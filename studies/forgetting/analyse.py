@@ -123,6 +123,8 @@ def said(data: Data) -> dict[str, str]:
     """Figures within sentences."""
     rows, first, rho = against_scaling(data), primary(data), predictors(data)
     found = {name: claims.shown(name, estimate) for name, estimate in first.items()}
+    found |= claims.few_values(data)
+    found |= by_task(data)
     found |= {f"rho {name}": its["cells"].text() for name, its in rho.items()}
     found |= {f"within {name}": its["within"].text() for name, its in rho.items()}
     for what, setting in {(row.what, row.setting) for row in rows}:
@@ -147,6 +149,15 @@ def said(data: Data) -> dict[str, str]:
     found |= {name: estimate.text(0 if "count" in name else 2)
               for name, estimate in accumulate(data).items()}  # fmt: skip
     return found | recovered(data)
+
+
+def by_task(data: Data) -> dict[str, str]:
+    """P5 on each task."""
+    found = {}
+    for letter in sorted({line["tasks"] for line in data.single}):
+        part = data.only(lambda line, letter=letter: line["tasks"] == letter)
+        found[f"P5 on {letter}"] = claims.shown("P5", primary(part)["P5"])
+    return found
 
 
 def recovered(data: Data) -> dict[str, str]:

@@ -320,14 +320,18 @@ def common_tasks(data: Data, methods: Iterable[str]) -> dict[str, float]:
     return found
 
 
-def at_common_task(data: Data, one: str, other: str) -> Estimate:
+def common_pairs(data: Data, one: str, other: str) -> dict[str, float]:
     """Forgetting of one method less another's, both scaled to the largest common accuracy."""
-    tasks = common_tasks(data, (one, other))
-    values = [
-        data.curve(f"{one}/{end}").at_task(task) - data.curve(f"{other}/{end}").at_task(task)
-        for end, task in tasks.items()
-    ]
-    return mean(values, list(tasks))
+    return {
+        end: data.curve(f"{one}/{end}").at_task(task) - data.curve(f"{other}/{end}").at_task(task)
+        for end, task in common_tasks(data, (one, other)).items()
+    }
+
+
+def at_common_task(data: Data, one: str, other: str) -> Estimate:
+    """The mean of these pairs."""
+    found = common_pairs(data, one, other)
+    return mean(list(found.values()), list(found))
 
 
 # --- Q3: sequences
@@ -376,11 +380,12 @@ def later(data: Data) -> dict[str, Estimate]:
     return found
 
 
-def counts_less(data: Data, one: str, other: str) -> Estimate:
-    """New directions of one method less another's, same task and seed."""
+def count_pairs(data: Data, one: str, other: str) -> dict[str, float]:
+    """New directions of one method less another's, for each task and seed that has both."""
     known = {(r["method"], r["tasks"], r["seed"]): r["weights"]["count"] for r in data.single}
-    ends = sorted(
-        {key[1:] for key in known if (one, *key[1:]) in known and (other, *key[1:]) in known}
-    )
-    return mean([known[(one, *end)] - known[(other, *end)] for end in ends],
-                [f"{end}" for end in ends])  # fmt: skip
+    ends = sorted({key[1:] for key in known})
+    return {
+        f"{end}": known[(one, *end)] - known[(other, *end)]
+        for end in ends
+        if (one, *end) in known and (other, *end) in known
+    }

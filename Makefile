@@ -14,7 +14,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow test-integrations test-oldest test-page test-ray test-wheel dist docs lint bench bench-quick minilm clean
+.PHONY: demo test test-slow test-integrations test-oldest test-page test-ray test-wheel dist docs lint bench bench-quick study study-quick minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -108,6 +108,15 @@ bench: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(PIP) -e .[e2e]
 	$(BIN)/python benchmarks/run_all.py $(MINILM)
 	$(BIN)/python benchmarks/render.py
+
+# docs/study.md: hours on two cores; what is stored is not done again, so remove results/ to start anew
+study: $(VENV)/.dev $(MINILM)/model.safetensors
+	$(BIN)/python studies/forgetting/run.py
+	$(BIN)/python studies/forgetting/analyse.py
+
+study-quick: $(VENV)/.dev $(MINILM)/model.safetensors
+	rm -rf build/study-quick
+	$(BIN)/python studies/forgetting/run.py --quick build/study-quick
 
 minilm: $(MINILM)/model.safetensors
 

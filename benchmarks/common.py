@@ -95,7 +95,8 @@ def _commit() -> str:
         return "unknown"
     command = [git, "describe", "--always"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    changed = [git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results"]
+    results = [":(top,exclude)benchmarks/results", ":(top,exclude)studies/forgetting/results"]
+    changed = [git, "diff", "--quiet", "HEAD", "--", ":/", *results]
     dirty = subprocess.run(changed, check=False, stderr=subprocess.DEVNULL).returncode == 1
     return (found + "-dirty" * dirty) or "unknown"
 

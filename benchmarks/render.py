@@ -309,6 +309,7 @@ def readme() -> dict[str, Any]:
         "repair": {f"lora-r{rank}": _repaired(f"lora-r{rank}") for rank in (1, 8)},
         "protect": render_protect.gains(protect_results()),
         "finetune": render_finetune.by_method(measured("finetune")["rows"]),
+        "study": _study().short(),
     }  # fmt: skip
 
 
@@ -364,12 +365,32 @@ def scale() -> dict[str, Any]:
     return found.values() | {"where": where_of_cells("scale")}
 
 
+def study() -> dict[str, Any]:
+    """Values of docs/study.md."""
+    return _study().values()
+
+
+def _study() -> Any:
+    """The analysis of the study's stored lines."""
+    if str(ROOT / "studies/forgetting") not in sys.path:
+        sys.path.append(str(ROOT / "studies/forgetting"))
+    import analyse
+
+    return analyse
+
+
+def questions() -> dict[str, Any]:
+    """Values of docs/faq.md."""
+    return {"study": _study().short()}
+
+
 FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme,
     "docs/before-you-train.md": law,
     "docs/benchmarks.md": benchmarks,
     "docs/certificate.md": hard_certificates,
     "docs/errata-intruders.md": law,
+    "docs/faq.md": questions,
     "docs/fine-tuning.md": finetunes,
     "docs/how-to-choose.md": choices,
     "docs/moments.md": moments,
@@ -378,6 +399,7 @@ FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/repair.md": repairs,
     "docs/report.md": report_page,
     "docs/scale.md": scale,
+    "docs/study.md": study,
     "examples/minilm_wordnet/README.md": first_table,
 }
 """Pages with figures, and what has their values."""

@@ -106,8 +106,9 @@ def test_a_base_that_is_noise_is_told_apart(real):
     assert told[0].text.startswith("pooler.dense: the base looks like noise")
     assert told[0].command.endswith("--exclude pooler.dense")
     assert told[0].brief.startswith("leave out pooler.dense, whose base looks untrained")
-    assert "--exclude pooler.dense -o repaired" in told[1].command
-    assert [step.command.split()[1] for step in told[1:3]] == ["repair", "report"]
+    assert told[1].command == f"bulkedge moments {MINILM} keep.txt -o base.moments"
+    assert "--exclude pooler.dense -o repaired" in told[2].command
+    assert [step.command.split()[1] for step in told[1:4]] == ["moments", "repair", "report"]
     assert "SpikeClip(model).attach(optimizer)" in {step.command for step in told}
 
 
@@ -115,7 +116,10 @@ def test_a_finding_in_a_trained_matrix(tmp_path):
     record = made(tmp_path, spiked)
     assert headline(record) == "1 new direction in 1 of 4 matrices"
     assert "Every verdict is certain: two float64 SVDs decided it" in " ".join(explanation(record))
-    assert [step.command.split()[1] for step in steps(record)] == ["repair", "report"]
+    told = steps(record)
+    assert told[0].text.startswith("New directions do not show what a model has forgotten")
+    assert told[0].command is None  # moments are of a model, and this base is a file
+    assert [step.command.split()[1] for step in told[1:]] == ["repair", "report"]
 
 
 def test_nothing_found(tmp_path):

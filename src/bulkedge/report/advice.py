@@ -201,11 +201,13 @@ def _remedies(record: Record) -> Iterator[Step]:
             f"leave out {names}, whose base looks untrained: all is new there",
         )
     if sum(matrix.new_directions for matrix in fresh) < found:
+        yield from _against_forgetting(record)
         without = ", without what was never pretrained" if left_out else ""
         yield Step(
-            f"Write a corrected copy{without}. It may cost accuracy, so evaluate it on your task:",
+            f"Write a copy that has no new directions{without}. Measured, that gave back little of "
+            "what was forgotten; evaluate it on your task:",
             repair_command(record, *left_out),
-            f"write a corrected copy{without}, then evaluate it",
+            f"write a copy without new directions{without}, then evaluate it",
         )
         yield Step(
             "Look at both audits on one page:",
@@ -214,11 +216,32 @@ def _remedies(record: Record) -> Iterator[Step]:
         )
     if record.inputs.tuned.kind == "lora":
         yield Step(
-            "Train without new directions next time: lower lora_alpha or the learning rate, or use "
-            "SpikeClip from bulkedge.tune:",
+            "If you train again: steps on texts like those to keep, with the base's outputs as "
+            "their target, kept most of what the base could do. SpikeClip from bulkedge.tune "
+            "keeps new directions out, which did not keep more:",
             "SpikeClip(model).attach(optimizer)",
             "train without new directions next time, with SpikeClip from bulkedge.tune",
         )
+
+
+def _against_forgetting(record: Record) -> Iterator[Step]:
+    """The remedy that gave back most at equal accuracy (docs/study.md), where none was named."""
+    if record.inputs.moments is None:
+        yield Step(
+            "New directions do not show what a model has forgotten: evaluate what it could do "
+            "before. If it lost abilities, measure moments on texts like those to keep; "
+            "bulkedge repair --method protect and bulkedge frontier take them:",
+            _moments_command(record),
+            "if it forgot, measure moments on texts to keep, for repair --method protect",
+        )
+
+
+def _moments_command(record: Record) -> str | None:
+    """Moments of the base, which takes the folder of a model."""
+    path = record.inputs.base.path
+    if path.endswith(".safetensors"):
+        return None
+    return f"bulkedge moments {shlex.quote(printable(path))} keep.txt -o base.moments"
 
 
 def left_out_globs(record: Record) -> list[str]:

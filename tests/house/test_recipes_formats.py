@@ -246,7 +246,7 @@ def test_a_codec(copy):
     edits = [
         ("src/bulkedge/checkpoint/codec/row_steps.py", CODEC),
         (CODEC_LIST, "\n__all__", "from .row_steps import RowSteps\n"),
-        (CODEC_LIST, "PackedInt\n)", "RowSteps, "),
+        (CODEC_LIST, "Gptq, Awq\n)", "RowSteps, "),
         (CODEC_TESTS, "# for a matrix", MAKER),
         (CODEC_TESTS, '    "nibbles"', '    "row_steps": row_steps,\n'),
         (HOUSE, "`block_fp8`", "`row_steps`, "),

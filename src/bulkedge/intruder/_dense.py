@@ -56,7 +56,10 @@ def small_triplets(matrix: Tensor, k: int) -> SingularTriplets:
         The triplets.
     """
     U, sigma, V = thin_svd(matrix)
-    u, s, v = U[:, :k].clone(), sigma[:k], V[:, :k].clone()  # not views that hold all of them
+    rows = torch.contiguous_format
+    # not views that hold all of them
+    u, v = (x[:, :k].clone(memory_format=rows) for x in (U, V))
+    s = sigma[:k]
     residuals = torch.hypot(
         torch.linalg.vector_norm(matrix @ v - u * s, dim=0),
         torch.linalg.vector_norm(matrix.mT @ u - v * s, dim=0),

@@ -167,7 +167,7 @@ def read_recipe(path: Path, *, may_be_empty: bool = False) -> dict[str, Any]:
     """
     try:
         text = read_regular(path, MAX_RECIPE_BYTES).decode("utf-8")
-        settings = yaml.load(text, _Loader)  # noqa: S506 — a safe one
+        settings = _Loader(text).get_single_data()
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); is it a recipe?") from None
     # ValueError: PyYAML builds dates and integers that are none, and text that is no UTF-8

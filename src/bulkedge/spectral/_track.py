@@ -76,7 +76,7 @@ def track(
         The triplet and a start of the same shape.
     """
     columns = start.shape[1]
-    if type(A) is Dense and rtol >= LEAST_RTOL and nothing_around(A.matrix, start):
+    if type(A) is Dense and columns and rtol >= LEAST_RTOL and nothing_around(A.matrix, start):
         quick = _one_step(A.matrix, start, rtol, accept=max_steps == 1)
         if quick is not None:
             return quick

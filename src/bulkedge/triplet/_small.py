@@ -8,7 +8,7 @@ float64, in which the whole basis serves as the inverse: with ``u = Av/σ`` and 
 
 multiplies the error by some ``eps σ₁²/(σ·gap)``.  The same inverse solves the system of the
 derivative, with the same steps.  Where that factor is no small number nothing is returned, and
-whoever asked goes the general way.
+the caller goes the general way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from bulkedge._precision import exact
 
 SMALL_UP_TO = 384
 """Matrices with a shorter side up to this are taken."""
@@ -119,7 +121,7 @@ def decompose(A: Tensor, k: int) -> Small | None:
     narrow = single and n >= NARROW_FROM
     if narrow:
         squares, V = torch.linalg.eigh((gram / trace[..., None, None]).float())
-        squares, V = squares * trace[..., None], V.double()
+        squares, V = squares * trace[..., None], exact(V)
     else:
         squares, V = torch.linalg.eigh(gram)
     below, basis, v = squares[..., : n - k], V[..., : n - k], V[..., n - k :].flip(-1)
@@ -144,7 +146,7 @@ def decompose(A: Tensor, k: int) -> Small | None:
 
 def upright(A: Tensor) -> Tensor:
     """The matrices in float64, those wider than tall transposed."""
-    W = A.detach().double()
+    W = exact(A.detach())
     return W if W.shape[-2] >= W.shape[-1] else W.mT
 
 

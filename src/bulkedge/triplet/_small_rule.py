@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from bulkedge._precision import exact_device
+from bulkedge._precision import exact, exact_device
 
 from ._gauge import rotation_gradient, sums
 from ._numbers import NEAR
@@ -107,7 +107,8 @@ def _outputs(found: Small, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """σ, u and v as they are given back."""
     tall = A.shape[-2] >= A.shape[-1]
     u, v = (found.u, found.v) if tall else (found.v, found.u)
-    return found.sigma[..., 0, :].to(A.dtype), u.to(A.dtype), v.to(A.dtype)
+    sigma = found.sigma[..., 0, :]
+    return sigma.to(A.dtype), u.to(A.dtype).contiguous(), v.to(A.dtype).contiguous()
 
 
 class SmallTriplet(torch.autograd.Function):
@@ -155,10 +156,10 @@ def _gradient(
     if vectors and several and not bool((found.gaps > MIN_TIE * found.sigma[..., 0, :1]).all()):
         return None
     tall = A.shape[-2] >= A.shape[-1]
-    phi, psi = (None if x is None else x.double() for x in (phi, psi))
+    phi, psi = (None if x is None else exact(x) for x in (phi, psi))
     phi, psi = (phi, psi) if tall else (psi, phi)
     u, v = found.u, found.v
-    left, right = None if xi is None else u * xi.double()[..., None, :], v
+    left, right = None if xi is None else u * exact(xi)[..., None, :], v
     if vectors:
         P, Q = found.outside(phi, psi)
         P = P + u @ _inside(found, phi, psi) if several else P
@@ -253,8 +254,8 @@ def outside_by_vmap(
     if problem.k > 1 and not bool((found.gaps > MIN_TIE * found.sigma[..., 0, :1]).all()):
         return None
     tall = A.shape[-2] >= A.shape[-1]
-    found = found.turned_like((u if tall else v).double())
-    phi, psi = (None if x is None else x.double() for x in ((phi, psi) if tall else (psi, phi)))
+    found = found.turned_like(exact(u if tall else v))
+    phi, psi = (None if x is None else exact(x) for x in ((phi, psi) if tall else (psi, phi)))
     P, Q = (x.to(A.dtype) for x in found.outside(phi, psi))
     if not all(bool(x.isfinite().all()) for x in (P, Q)):
         return None

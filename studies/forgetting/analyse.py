@@ -271,7 +271,7 @@ def main() -> None:
     """Pages and figures."""
     import render
 
-    for name in ("docs/study.md", "README.md", "docs/faq.md"):
+    for name in ("docs/study.md", "README.md", "docs/faq.md", "docs/fine-tuning.md"):
         page, make = ROOT / name, render.FILLED.get(name)
         if make is not None:
             page.write_text(render.fill(page.read_text("utf-8"), make()), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The study of forgetting: its estimates against plain ones, interventions, stored lines."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,9 @@ def test_a_toy_of_the_study_runs(tmp_path):
     assert sorted(json.loads(line)["cell"] for line in lines) == sorted(
         ["full/A/0", "lora-r8/A/0", "lora-r8/AB/0", "lora-r8/ABC/0"]
     )
+
+
+def test_the_page_shows_every_figure():
+    page = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+    drawn = sorted(path.name for path in (ROOT / "docs/figures").glob("study_*.svg"))
+    assert sorted(re.findall(r"\(figures/(study_\w+\.svg)\)", page)) == drawn != []

@@ -58,7 +58,14 @@ def predictors(data: Data) -> Figure:
     for place, name, title in zip(axes, names, titles, strict=True):
         for rows, colour, size in ((data.treated, "0.8", 4), (data.single, "C0", 14)):
             x = np.array([row["weights"][name] for row in rows])
-            place.scatter(x, [data.forgetting(row) for row in rows], s=size, color=colour)
+            place.scatter(
+                x,
+                [data.forgetting(row) for row in rows],
+                s=size,
+                color=colour,
+                linewidths=0,
+                rasterized=len(rows) > 100,
+            )
         place.set_xlabel(title)
         if name == "drift":
             place.set_xscale("symlog", linthresh=1e-3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COPIED = (
-    "src", "tests", "docs", "examples", "benchmarks", "CONTRIBUTING.md", "README.md",
+    "src", "tests", "docs", "examples", "benchmarks", "studies", "CONTRIBUTING.md", "README.md",
     "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "NOTICE", "constraints.txt",
     "pyproject.toml",
 )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from helpers import some
 
 ROOT = Path(__file__).parents[2]
-PATH = re.compile(r"(?<![\w./-])(?:docs|tests|benchmarks|examples|src)(?:/[\w.*-]+)+/?")
+PATH = re.compile(r"(?<![\w./-])(?:docs|tests|benchmarks|examples|studies|src)(?:/[\w.*-]+)+/?")
 PAGE = re.compile(r"(?<![\w./*-])((?:\.\./)*(?:[\w.-]+/)*[\w-]+\.md)(?:#([\w-]+))?")
 WITHIN = re.compile(r"\]\(#([\w-]+)\)")
 CODE = re.compile(r"`((?:[\w.-]+/)*[\w.-]+(?:/|\.py))`")
@@ -28,7 +28,7 @@ def files():
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:  # a copy of the tree, without its history
-        kept = ("src", "tests", "docs", "benchmarks", "examples")
+        kept = ("src", "tests", "docs", "benchmarks", "examples", "studies")
         return {path for top in kept for path in (ROOT / top).rglob("*")} | set(ROOT.glob("*"))
     paths = {ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
     return paths | {folder for path in paths for folder in path.parents}

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, store
+from methods import lora_options
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer
 
@@ -70,14 +71,7 @@ def adapt(model: torch.nn.Module, method: str, rank: int) -> Any:
     shared = {"task_type": TaskType.SEQ_CLS, "r": rank, "target_modules": "all-linear"}
     if kind in ("additive", "rotational"):
         return get_peft_model(model, SpectralConfig(variant=kind, **shared))
-    options: dict[str, Any] = {"lora_alpha": 2.0 * rank}
-    if kind == "orthonormal":
-        options = {"lora_alpha": 0.5 * rank}  # every spike has strength 0.5
-    elif kind == "rslora":
-        options["use_rslora"] = True
-    elif kind == "pissa":
-        options |= {"init_lora_weights": "pissa", "lora_alpha": rank}
-    return get_peft_model(model, LoraConfig(**shared, **options))
+    return get_peft_model(model, LoraConfig(**shared, **lora_options(kind, rank)))
 
 
 def helpers(model: Any, method: str) -> tuple[list[Any], IntruderPenalty | None]:

@@ -149,7 +149,7 @@ def train(
         batch = next(small if turn < 0 else stream)
         for name, (model, _) in ways.items():
             if turn < 0 and name in ("free", "watched"):
-                continue  # what they cost does not hang on where they are
+                continue  # their cost does not change as they train
             start = time.process_time()
             loss = model(**batch).loss
             optimizers[name].zero_grad()

@@ -6,7 +6,7 @@ Parts: ``matrices`` (some large ones, judged), ``plans`` (dry runs on the header
 trillion parameters, in sparse files), ``rows`` (the journal), ``processes`` (of this machine), and
 ``cluster`` (the scheduler for Ray on simulated nodes, some of them slow or lost).  All but
 ``matrices`` compute no matrix: a task returns a row that was computed once.  Seconds are those of
-the processor, on one thread, unless told.
+the processor, on one thread, unless said otherwise.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from material import BASE, batches, kept, settings, task
+from methods import lora_options
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -233,14 +234,7 @@ def adapt(encoder: Any, kind: str) -> Any:
     shared: dict[str, Any] = {"r": r, "target_modules": list(matrices(encoder))}
     if name in ("additive", "rotational"):
         return get_peft_model(encoder, SpectralConfig(variant=name, **shared))
-    options: dict[str, Any] = {"lora_alpha": 2.0 * r}
-    if name == "orthonormal":
-        options = {"lora_alpha": 0.5 * r}  # every spike has strength 0.5
-    elif name == "rslora":
-        options["use_rslora"] = True
-    elif name == "pissa":
-        options |= {"init_lora_weights": "pissa", "lora_alpha": r}
-    return get_peft_model(encoder, LoraConfig(**shared, **options))
+    return get_peft_model(encoder, LoraConfig(**shared, **lora_options(name, r)))
 
 
 @torch.no_grad()

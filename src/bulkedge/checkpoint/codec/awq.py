@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bulkedge.checkpoint.header import TensorInfo
 
-from .gptq import ADVICE, CODES, GROUPS, SCALES, ZEROS, AlongInputs, parts_of, said_of, unfit
+from .gptq import ADVICE, GROUPS, AlongInputs, parts_of, said_of, unfit
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -38,12 +38,8 @@ class Awq(AlongInputs):
         config: Mapping[str, Any],
     ) -> Awq | None:
         """Words with scales and zero points beside them, where the configuration names AWQ."""
-        said, stem = said_of(config), name.removesuffix(CODES)
-        by = said.get("quant_method")
-        if by == "auto-round":  # which exports to both
-            by = "awq" if "awq" in str(said.get("packing_format")) else None
-        parts = parts_of(stem, tensors)
-        if by != "awq" or stem == name or not {SCALES, ZEROS} <= set(parts):
+        said, parts = said_of(config), parts_of("awq", "awq", name, tensors, config)
+        if parts is None:
             return None
         parts.pop(GROUPS, None)
         bits, layout = said.get("bits", 4), str(said.get("version", "gemm")).lower()

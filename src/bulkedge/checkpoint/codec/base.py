@@ -187,13 +187,56 @@ class Upright(Checked):
         return True
 
 
-class Packed(Upright):
-    """One whose rows are packed in groups, several numbers in a byte or a word."""
+class Grouped(Upright):
+    """One whose numbers share a scale in groups."""
 
     @property
     def read_only(self) -> str | None:
         """Always: a change of one number may need another scale for its group."""
         return f"{self.quantised}: its groups would have to be quantised anew"
+
+
+@dataclass(frozen=True)
+class InWords(Grouped):
+    """One in words that hold several codes, with other tensors beside them.
+
+    Attributes:
+        info: The words.
+        problem: Why it cannot be read; None if it can.
+        parts: The tensors beside it, by the ends of their names.
+        code_bits: Bits of a code; 0 where they are not known.
+        stored_shape: ``(out, in)``.
+    """
+
+    parts: tuple[tuple[str, TensorInfo], ...] = ()
+    code_bits: int = 0
+    stored_shape: Shape = ()
+
+    method: ClassVar[str]
+
+    @property
+    def shape(self) -> Shape:
+        """The weight's, of which the words are no image."""
+        return self.stored_shape
+
+    @property
+    def quantised(self) -> str:
+        """Method and bits."""
+        return f"{self.method} int{self.code_bits or ' of unknown bits'}"
+
+    @property
+    def companions(self) -> tuple[TensorInfo, ...]:
+        """The tensors beside the words."""
+        return tuple(info for _, info in self.parts)
+
+    @property
+    def bits(self) -> int:
+        """Those of a code."""
+        return self.code_bits or super().bits
+
+
+class Packed(Grouped):
+    """One whose rows are packed in groups, several numbers in a byte or a word."""
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; a strip of rows at a time."""

@@ -13,13 +13,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.elements import read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Rows, Shape, Upright, strips
+from .base import InWords, Rows, Shape, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -44,54 +44,19 @@ def said_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class AlongInputs(Upright):
+class AlongInputs(InWords):
     """A weight whose words hold a row of inputs for all outputs, with groups along the inputs.
 
     Attributes:
-        info: The words.
-        problem: Why it cannot be read; None if it can.
-        parts: The tensors beside it, by the ends of their names.
-        code_bits: Bits of a code; 0 where they are not known.
-        stored_shape: ``(out, in)``.
         shift: What is added to a stored zero point.
     """
 
-    parts: tuple[tuple[str, TensorInfo], ...] = ()
-    code_bits: int = 0
-    stored_shape: Shape = ()
     shift: int = 0
-
-    method: ClassVar[str]
 
     @property
     def name(self) -> str:
         """The layer's, with ``.weight``."""
         return self.info.name.removesuffix(CODES) + ".weight"
-
-    @property
-    def shape(self) -> Shape:
-        """The weight's, of which the words are no image."""
-        return self.stored_shape
-
-    @property
-    def quantised(self) -> str:
-        """Method and bits."""
-        return f"{self.method} int{self.code_bits or ' of unknown bits'}"
-
-    @property
-    def companions(self) -> tuple[TensorInfo, ...]:
-        """Scales, zero points, groups."""
-        return tuple(info for _, info in self.parts)
-
-    @property
-    def bits(self) -> int:
-        """Those of a code."""
-        return self.code_bits or super().bits
-
-    @property
-    def read_only(self) -> str | None:
-        """Always: a change of one number may need another scale for its group."""
-        return f"{self.quantised}: its groups would have to be quantised anew"
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; a strip of inputs at a time, in the dtype of the scales."""
@@ -158,12 +123,8 @@ class Gptq(AlongInputs):
         config: Mapping[str, Any],
     ) -> Gptq | None:
         """Words with scales and zero points beside them, where the configuration names GPTQ."""
-        said, stem = said_of(config), name.removesuffix(CODES)
-        by = said.get("quant_method")
-        if by == "auto-round":  # which exports to both
-            by = "gptq" if "auto_gptq" in str(said.get("packing_format")) else None
-        parts = parts_of(stem, tensors)
-        if by != "gptq" or stem == name or not {SCALES, ZEROS} <= set(parts):
+        said, parts = said_of(config), parts_of("gptq", "auto_gptq", name, tensors, config)
+        if parts is None:
             return None
         bits, layout = said.get("bits"), str(said.get("checkpoint_format", "gptq")).lower()
         if type(bits) is not int or bits not in (2, 4, 8):
@@ -188,17 +149,34 @@ class Gptq(AlongInputs):
         return ((words[:, None, part] >> shifts) & (2**self.code_bits - 1)).flatten(0, 1)
 
 
-def parts_of(stem: str, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors beside some words, by the ends of their names.
+def parts_of(
+    method: str,
+    exported: str,
+    name: str,
+    tensors: Mapping[str, TensorInfo],
+    config: Mapping[str, Any],
+) -> dict[str, TensorInfo] | None:
+    """The tensors beside words that a method has packed.
 
     Args:
-        stem: The layer.
+        method: As a configuration names it.
+        exported: What the packing format has in it where AutoRound, which exports to several,
+            has packed them that way.
+        name: The words.
         tensors: All tensors.
+        config: The content of ``config.json``.
 
     Returns:
-        Those that are there.
+        The tensors that are there, by the ends of their names; None where it is another method, or
+        scales or zero points are not there.
     """
-    return {end: tensors[stem + end] for end in (SCALES, ZEROS, GROUPS) if stem + end in tensors}
+    said, stem = said_of(config), name.removesuffix(CODES)
+    by = said.get("quant_method")
+    if by == "auto-round":
+        by = method if exported in str(said.get("packing_format")) else None
+    ends = (SCALES, ZEROS, GROUPS)
+    parts = {end: tensors[stem + end] for end in ends if stem + end in tensors}
+    return parts if by == method and stem != name and {SCALES, ZEROS} <= set(parts) else None
 
 
 def unfit(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Packed, Shape, unpacked
+from .base import InWords, Packed, Shape, unpacked
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -30,20 +30,10 @@ ADVICE = "dequantise it with compressed-tensors, or give the checkpoint from bef
 
 
 @dataclass(frozen=True)
-class PackedInt(Packed):
-    """A weight in integers of a few bits.
+class PackedInt(InWords, Packed):
+    """A weight in integers of a few bits, in words of shape ``(out, ⌈in·bits/32⌉)``."""
 
-    Attributes:
-        info: The words, ``(out, ⌈in·bits/32⌉)``.
-        problem: Why it cannot be read; None if it can.
-        parts: The tensors beside it, by the ends of their names.
-        code_bits: Bits of a code; 0 where they are not known.
-        stored_shape: ``(out, in)``.
-    """
-
-    parts: tuple[tuple[str, TensorInfo], ...] = ()
-    code_bits: int = 0
-    stored_shape: Shape = ()
+    method = "compressed-tensors"
 
     @classmethod
     def claim(
@@ -69,26 +59,6 @@ class PackedInt(Packed):
     def name(self) -> str:
         """The layer's, with ``.weight``."""
         return self.info.name.removesuffix("_packed")
-
-    @property
-    def shape(self) -> Shape:
-        """The weight's, of which the words are no image."""
-        return self.stored_shape
-
-    @property
-    def quantised(self) -> str:
-        """The bits."""
-        return f"compressed-tensors int{self.code_bits or ' of unknown bits'}"
-
-    @property
-    def companions(self) -> tuple[TensorInfo, ...]:
-        """Scales, shape and zero points."""
-        return tuple(info for _, info in self.parts)
-
-    @property
-    def bits(self) -> int:
-        """Those of a code."""
-        return self.code_bits or super().bits
 
     def unpack(self, first: int, count: int, file: Path | None) -> Tensor:
         """See :meth:`Packed.unpack`; in the dtype of the scales."""

@@ -291,12 +291,11 @@ def causal_table(cells: Iterable[Cell]) -> str:
         scaled = between(curve, cell["documentation"]) if mine else None
         rows.append(
             [cell["adapter"], "the base" if cell["method"] == "base" else _arm(cell),
-             f"{cell['ridge']:g}" if "ridge" in cell else "",
              f"{cell['dictionary']:.1f}", f"{cell['documentation']:.1f}",
              "" if not mine else "beyond" if scaled is None else f"{scaled:.1f}"]
         )  # fmt: skip
     return table(
-        "| adapter | arm | ridge | perplexity of dictionary (task) | of documentation (kept) "
+        "| adapter | arm | perplexity of dictionary (task) | of documentation (kept) "
         "| dictionary, scaled to that documentation |",
         rows,
     )

@@ -27,7 +27,8 @@ UNBOUNDED = {
     "sigma", "residual", "values", "edge", "misfit", "misfit_limit", "theta", "location", "sd",
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
-    "drift_before", "drift_after", "top_k_threshold", "strength", "mean", "most", "high",
+    "drift_before", "drift_after", "task_change", "top_k_threshold", "strength", "mean", "most",
+    "high",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
@@ -66,7 +67,7 @@ def documents(tmp_path_factory):
         ),
     }
     found = {name: json.loads(record.to_json()) for name, record in found.items()}
-    of_protect = {"strength": 1.0, "drift_before": 0.5, "drift_after": 0.25}
+    of_protect = {"strength": 1.0, "drift_before": 0.5, "drift_after": 0.25, "task_change": 0.1}
     found["repair"]["matrices"][0] |= of_protect
     found["adapter"]["inputs"]["base"]["quantised"] = "bitsandbytes nf4 (1 weight)"
     return found

@@ -81,6 +81,11 @@ def test_an_adapter_gets_new_factors_on_the_input_side_alone(base, tmp_path, dty
         C_b, C_t = moments[layer].moment, task[layer].moment
         expected = protected(before[name], C_b, C_t, 1.0).to(dtype)
         torch.testing.assert_close(after[name], expected)
+        B = before[name.replace("lora_A", "lora_B")].double()
+        old, new = B @ before[name].double(), B @ after[name].double()
+        there, changed = (torch.trace(D @ C_t.double() @ D.mT) for D in (old, new - old))
+        (row,) = (row for row in record.matrices if row.name == f"{layer}.weight")
+        assert row.task_change == pytest.approx(float(changed / there), rel=1e-3)
     assert record.method == {
         "name": "protect", "strength": 1.0, "target_drift": None, "balance": "layer",
         "task_moments": True, "ridge": 0.03, "sides": "one", "rounds": 1,

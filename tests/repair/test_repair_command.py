@@ -203,6 +203,14 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     }  # fmt: skip
     for row in some(record.matrices):
         assert row.drift_after < row.drift_before
+        assert row.task_change is None
+    assert "to the task's inputs" not in done.stdout
+    of_task = ("--task-moments", tmp_path / "base.moments")
+    done = run(base, tuned, "-o", tmp_path / "tasked", *protect, *of_task)
+    record = RepairRecord.from_json(tmp_path / "tasked/repair.json")
+    for row in some(record.matrices):
+        assert 0.4 < row.task_change < 0.5  # of equal moments (λ/(1 + λ))², λ = 2
+    assert "to the task's inputs by 44% (mean square)" in " ".join(done.stdout.split())
     aimed = (*protect[:-2], "--target-drift", "0.01", "--balance", "layer")
     done = run(base, tuned, "-o", tmp_path / "aimed", *aimed)
     found = RepairRecord.from_json(tmp_path / "aimed/repair.json")

@@ -226,10 +226,12 @@ class Protection(Work):
             now, row.error = self._full(
                 comparison, inputs, pair, cast("Tensor", solve(before)), output
             )
-        row.change = _norm(difference(now, before))
+        changed = difference(now, before)
+        row.change = _norm(changed)
         row.energy = 1 - (_norm(now) / row.update_norm) ** 2
         row.status, row.rounds, row.note = "repaired", self.method.rounds, note
         row.drift_after = _drift(now, power, inputs)
+        row.task_change = _task_change(changed, before, inputs)
 
     def _solution(
         self, comparison: Comparison, inputs: Inputs
@@ -370,3 +372,11 @@ def _power(pair: Pair, inputs: Inputs) -> float:
 def _drift(update: Update, power: float, inputs: Inputs) -> float | None:
     """The part of the base's outputs that an update changes; None of outputs that are zero."""
     return moved(update, inputs.base.moment) / power if power > 0 else None
+
+
+def _task_change(changed: Update, before: Update, inputs: Inputs) -> float | None:
+    """The part of what an update does to the task's inputs that changes; None without moments."""
+    if inputs.task is None:
+        return None
+    there = moved(before, inputs.task.moment)
+    return max(moved(changed, inputs.task.moment), 0.0) / there if there > 0 else None

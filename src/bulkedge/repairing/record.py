@@ -103,6 +103,10 @@ class RepairedMatrix(Row):
         description="tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ) on the base's inputs; null where not measured.",
     )
     drift_after: Size | None = Field(None, description="The same of the repaired update.")
+    task_change: Size | None = Field(
+        None,
+        description="tr((W' − W) C (W' − W)ᵀ)/tr(ΔW C ΔWᵀ), on the task's inputs; else null.",
+    )
 
 
 class Cost(Row):

@@ -43,6 +43,7 @@ class Row:
     strength: float | None = None
     drift: float | None = None
     drift_after: float | None = None
+    task_change: float | None = None
 
     def for_record(self, after: int | None) -> RepairedMatrix:
         """The row of the record.
@@ -74,6 +75,7 @@ class Row:
             strength=self.strength,
             drift_before=self.drift,
             drift_after=self.drift_after,
+            task_change=self.task_change,
         )
 
 

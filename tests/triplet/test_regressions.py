@@ -29,7 +29,7 @@ from bulkedge.triplet import (
     Status,
     singular_triplet,
 )
-from cases import gaussian, generator, orthonormal, with_spectrum
+from cases import MATRICES, gaussian, generator, orthonormal, with_spectrum
 
 EVERY = [
     Auto(dense_below=4), BlockKrylov(), Lanczos(), Refined(), Power(), Newton(), RayleighQuotient(),
@@ -241,8 +241,9 @@ def test_the_tangent_of_a_norm_where_vectors_have_none():
     torch.testing.assert_close(tangent[0], direction.sum() / 30**0.5)
 
 
+@pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("solver", EVERY, ids=repr)
-def test_passes_and_residuals_are_the_measured_ones(solver, monkeypatch):
+def test_passes_and_residuals_are_the_measured_ones(solver, matrix, monkeypatch):
     products = []
     for name in ("matmat", "rmatmat"):
         for kind in (Dense, type(Dense(torch.ones(1, 1)).to(torch.float64))):
@@ -250,12 +251,17 @@ def test_passes_and_residuals_are_the_measured_ones(solver, monkeypatch):
             monkeypatch.setattr(
                 kind, name, lambda self, X, f=original: products.append(1) or f(self, X)
             )
-    A = gaussian(120, 100).float()
-    found = singular_triplet(A, solver=solver, strict=False)
+    A = MATRICES[matrix](90, 70).float()
+    found = singular_triplet(A, 4, solver=solver, strict=False)
     assert len(products) == found.passes
     u, v, wide = found.u.double(), found.v.double(), A.double()
-    measured = torch.cat([wide @ v - u * found.sigma, wide.mT @ u - v * found.sigma]).norm()
-    assert float(found.residuals) == pytest.approx(float(measured), abs=1e-5)
+    measured = torch.cat([wide @ v - u * found.sigma, wide.mT @ u - v * found.sigma]).norm(dim=0)
+    scale = 1e-5 * max(1.0, float(found.sigma[0]))
+    torch.testing.assert_close(found.residuals.double(), measured, rtol=0.01, atol=scale)
+    floor = torch.linalg.svdvals(wide)[3] * (1 - 1e-6)
+    # a tie of float32 is no reason to go on until the limit
+    assert not isinstance(solver, Refined) or found.passes < 100
+    assert not isinstance(solver, Refined) or found.sigma[-1] >= floor
 
 
 def test_equal_input_gives_equal_bits():

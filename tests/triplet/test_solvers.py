@@ -373,3 +373,16 @@ def test_deflation_never_forms_the_sum(solver, monkeypatch):
         tuned = DenseMap(W0) + LowRank(B, A, 3.0)
         found = solver.compute(tuned, 4, None, generator()).sigma
     torch.testing.assert_close(found, torch.linalg.svdvals(W0 + 3 * B @ A)[:4])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("gap", [0.0, 1e-8, 1e-6, 1e-4])
+def test_refined_values_are_exact_to_float32_at_any_gap(gap, wide):
+    sigma = torch.cat(
+        [torch.tensor([2.0, 1.5, 1.0, 1.0 - gap]).double(), torch.linspace(0.5, 0, 96)]
+    )
+    A = with_spectrum(*((100, 300) if wide else (300, 100)), sigma)
+    found = singular_triplet(A.float(), 3, solver=Refined())
+    true = torch.linalg.svdvals(A.float().double())[:3]
+    torch.testing.assert_close(found.sigma.double(), true, rtol=1.2e-7, atol=0)
+    assert found.passes < 100

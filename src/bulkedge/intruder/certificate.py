@@ -52,6 +52,8 @@ DROP_TOLERANCE = 4.0
 """Directions smaller than this are not added to the space, in units of eps ‖W0‖_F."""
 LEADING = 32
 """So many leading vectors of the base are given back, where they have converged."""
+MAX_SHOWN = 8
+"""A certificate prints no more directions than this."""
 ASSUMED_NOISE = 16.0
 """The recurrences are assumed to err by this, in the same units, until that is measured."""
 
@@ -97,6 +99,14 @@ class Certificate:
     spectrum: Tensor
     steps: int
     passes: int
+
+    def __repr__(self) -> str:
+        """The interval and the verdict of each direction, the first eight, without the tensors."""
+        rows = zip(self.lower.tolist(), self.upper.tolist(), self.verdicts, strict=True)
+        shown = [f"{verdict.value} [{low:.4f}, {high:.4f}]" for low, high, verdict in rows]
+        more = ", …" if len(shown) > MAX_SHOWN else ""
+        directions = ", ".join(shown[:MAX_SHOWN])
+        return f"Certificate({directions}{more}, steps={self.steps}, passes={self.passes})"
 
 
 def certify(

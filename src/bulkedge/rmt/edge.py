@@ -8,7 +8,7 @@ of :mod:`bulkedge.rmt.empirical_bulk`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class BulkFit:
     Attributes:
         shape: ``(m, n)`` of the matrix.
         sigma: Standard deviation τ of an entry of the noise, by the white model.
-        sigma_error: Its standard error, if the model holds.
+        sigma_error: Its standard error; meaningless where the values are not ``white``.
         misfit: Largest distance between the counts of values and of the white model, over p
             (Kolmogorov–Smirnov).
         misfit_limit: What noise of this size reaches once in a thousand times.
@@ -81,9 +81,17 @@ class BulkFit:
     edge: float
     spikes: int
     p_value: float
-    bulk: Bulk = field(repr=False)
-    repulsion: SpacingTest | None = field(default=None, repr=False)
-    lower: LowerEdge | None = field(default=None, repr=False)
+    bulk: Bulk
+    repulsion: SpacingTest | None = None
+    lower: LowerEdge | None = None
+
+    def __repr__(self) -> str:
+        """The edge and what stands beyond it; σ only where the values are those of noise."""
+        noise = f"sigma={self.sigma:.4g} ± {self.sigma_error:.1g}, " if self.white else ""
+        return (
+            f"BulkFit(shape={self.shape}, white={self.white}, {noise}edge={self.edge:.6g}, "
+            f"spikes={self.spikes}, p_value={self.p_value:.2g})"
+        )
 
     @property
     def white(self) -> bool:
@@ -211,16 +219,18 @@ def fit_bulk(
 def edge_test(
     value: Array, shape: tuple[int, int], *, sigma: float, k: int = 1, fitted: bool = False
 ) -> Any:
-    """Chance that the k-th singular value of noise is at least ``value``.
+    """Chance that the first singular value of noise after k − 1 spikes is at least ``value``.
 
     ``(s²/τ² − μ)/ς`` follows the Tracy–Widom law, ``μ = (a + b)²``, ``ς = (a + b)(1/a + 1/b)^⅓``,
-    ``a = √(m − ½)``, ``b = √(n − ½)``.  For the k-th value, after k − 1 spikes, m and n lose k − 1.
+    ``a = √(m − ½)``, ``b = √(n − ½)``.  For the k-th value m and n lose k − 1.  Of noise without
+    spikes the k-th value is lower than that, and the test conservative.
 
     Args:
         value: Singular values: number, array or tensor.
         shape: ``(m, n)`` of the matrix.
         sigma: Standard deviation of an entry.
-        k: Rank of the value, 1 for the largest; one for all of ``value``.
+        k: Rank of the value, 1 for the largest; those above it are spikes.  One for all of
+            ``value``.
         fitted: Whether sigma comes from :func:`fit_bulk` on the same values, whose error is then
             accounted for.
 

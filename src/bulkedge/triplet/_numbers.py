@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
-from bulkedge._linmap import LinearMap, Scaled, lift, times_power
+from bulkedge._linmap import Counted, LinearMap, Scaled, lift, times_power
 from bulkedge._precision import exact, full_precision
 
 from ._gauge import (
@@ -71,7 +71,7 @@ def solve_leading(
 ) -> SingularTriplets:
     """The k leading triplets of A; ``start`` is on the shorter side of A."""
     with torch.no_grad(), full_precision(A.device):
-        size = _size(A)
+        size = _size(probed := Counted(A))
         if start is not None and not bool(torch.isfinite(start).all()):
             raise InputError("expected a finite init, got NaN or Inf")
         upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
@@ -81,9 +81,15 @@ def solve_leading(
             name: _times_power_of_two(getattr(result, name), size) for name in SCALE_WITH_MATRIX
         }
         result = dataclasses.replace(result, **figures)
+        if not bool(result.sigma.isfinite().all()):
+            raise InputError(
+                f"expected singular values that {A.dtype} can hold, got larger ones; divide the "
+                "matrix, or convert it to float64"
+            )
     u, v = (result.u, result.v) if _is_upright(A) else (result.v, result.u)
     near = _near(result, size, min(A.shape))
-    result = dataclasses.replace(result, u=u, v=v, near=near, passes=result.passes + 1)
+    passes = result.passes + probed.passes[0]
+    result = dataclasses.replace(result, u=u, v=v, near=near, passes=passes)
     if strict and result.status is not Status.CONVERGED:
         raise ConvergenceError(
             f"{type(solver).__name__} on a {A.shape[0]}×{A.shape[1]} matrix, k={k}: largest "

@@ -44,7 +44,9 @@ class SingularTriplets:
         sigma: Shape ``(k,)``, descending.
         u: Left vectors, shape ``(m, k)``.
         v: Right vectors, shape ``(n, k)``.
-        residuals: ``‖[A v − σu; Aᵀu − σv]‖₂`` of each triplet, shape ``(k,)``, in units of σ.
+        residuals: ``‖[A v − σu; Aᵀu − σv]‖₂`` of each triplet, shape ``(k,)``: absolute, in the
+            units of A.  Where vectors were found in a wider dtype than they are returned in, it is
+            of the vectors as found; rounding them adds about ``eps·σ``.
         gaps: Distance of each σ_i to the nearest other singular value, shape ``(k,)``; the
             neighbour below the last is an estimate from the same solve.
         steps: Iterations of the solver.
@@ -92,9 +94,11 @@ class SingularTriplets:
     def vector_errors(self) -> Tensor:
         """Bound on the sine of the angle between each computed and true vector, shape ``(k,)``.
 
-        ``sin ∠(û, u) ≤ ‖residual‖ / gap``, at most 1 (Wedin 1972, doi:10.1007/BF01932678; the
-        gap to computed values stands in for the gap to the true ones).  Where two singular values
-        coincide no single vector is defined, and the bound says so by being 1.
+        ``sin ∠(û, u) ≤ (‖residual‖ + max(m, n)·eps·σ₁) / gap``, at most 1 (Wedin 1972,
+        doi:10.1007/BF01932678).  The second term allows for rounding in the dtype of ``sigma``, and
+        the gap to computed values stands in for the gap to the true ones.  In float32 the rounding
+        term is often far larger than the true error.  Where two singular values coincide no single
+        vector is defined, and the bound is 1.
         """
         tiny = torch.finfo(self.sigma.dtype).tiny
         shape = (self.u.shape[-2], self.v.shape[-2])

@@ -44,7 +44,7 @@ def small_enough(A: Tensor, k: int) -> bool:
     dense = Auto.dense_below
     return (
         A.dtype in (torch.float32, torch.float64)
-        and isinstance(k, int)
+        and type(k) is int
         and 1 <= k <= max(n // 4, 1)
         and n <= SMALL_UP_TO
         and (n <= dense or long <= TALL * n)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import as_whole
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
@@ -77,6 +78,7 @@ def singular_triplet(
         >>> round(singular_triplet(tuned).sigma.item(), 12)
         21.0
     """
+    k = as_whole(k) or k
     init = (init.u, init.v) if isinstance(init, SingularTriplets) else init
     if init is None and solver is adjoint is generator is None and isinstance(A, Tensor):
         found = small_triplet(A, k, gradient_by_rule)
@@ -135,8 +137,9 @@ def checked(A: LinearMap, k: int) -> LinearMap:
         raise InputError("expected a map with entries, got one on the meta device; to_empty() it")
     if 0 in A.shape:
         raise InputError(f"expected a matrix with entries, got shape {A.shape}")
-    if not isinstance(k, int) or not 1 <= k <= min(A.shape):
-        advice = "" if isinstance(k, int) else "; k must be an integer"
+    whole = type(k) is int  # True is none
+    if not whole or not 1 <= k <= min(A.shape):
+        advice = "" if whole else "; k must be an integer"
         raise InputError(f"expected 1 ≤ k ≤ {min(A.shape)} for shape {A.shape}, got k={k}{advice}")
     return A
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bulkedge._fields import as_whole
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
@@ -66,6 +67,7 @@ def truncate(
         >>> [round(x, 9) for x in A.grad[2].tolist()]
         [9.333333333, 12.666666667, 0.0]
     """
+    k = as_whole(k) or k
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2 and A.numel():
         parts = [truncate(matrix, k, **options) for matrix in A.flatten(0, -3)]

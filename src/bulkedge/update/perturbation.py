@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import DegenerateWarning, InputError
+from bulkedge._fields import as_whole
 from bulkedge._precision import exact
 from bulkedge.triplet import thin_svd
 
@@ -292,7 +293,7 @@ def _matrices(A: Tensor, D: Tensor, order: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_index(k: int, size: int) -> None:
-    if not isinstance(k, int) or not 0 <= k < size:
+    if as_whole(k) is None or not 0 <= k < size:
         raise InputError(f"expected 0 ≤ k < {size}, got k={k!r}")
 
 

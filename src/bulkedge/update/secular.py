@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._fields import as_whole
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import exact
 from bulkedge.intruder import Scores
@@ -333,7 +334,7 @@ class Secular:
         return points
 
     def _check(self, k: int) -> None:
-        if not isinstance(k, int) or not 0 <= k <= min(self.shape):
+        if as_whole(k) is None or not 0 <= k <= min(self.shape):
             raise InputError(
                 f"expected 0 ≤ k ≤ {min(self.shape)} for shape {self.shape}, got k={k}"
             )

@@ -6,6 +6,10 @@ solved by the same conjugate gradients in float32.  Rayleigh-Ritz on the span of
 float64, takes the best of both: the error is squared, or multiplied by the tolerance of the solve
 if that is larger.  Where a second value lies so close that float32 saw one mixed vector, q is the
 other direction, and Rayleigh-Ritz separates the two and puts them in order.
+
+Where σ_k and σ_{k+1} are equal up to the rounding of the working precision, the correction is not
+defined.  Then one Rayleigh-Ritz step on v and the vectors beyond it, in float64, is all that is
+done: it makes the values exact, and the vectors as far as the gap defines them.
 """
 
 from __future__ import annotations
@@ -36,12 +40,13 @@ class Refined:
     is done.
 
     Cost: that of ``inner``, and a step or two: two passes in float64, a tile of A at a time, and a
-    short solve by conjugate gradients in the dtype of A.
+    short solve by conjugate gradients in the dtype of A.  Steps that no longer help are not taken.
 
     Attributes:
         inner: The solver in the dtype of A.
         error: Wanted bound on the sine of the angle to the true vectors, judged by residual/gap.
-        max_steps: Newton steps before giving up: then the result of ``inner`` stands.
+        max_steps: Rayleigh-Ritz steps at most, with a Newton correction between two of them.  What
+            the last of them gave is returned, with its residuals.
     """
 
     inner: Solver = field(default_factory=BlockKrylov)
@@ -58,48 +63,52 @@ class Refined:
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n."""
         coarse = self.inner.compute(A, k, start, generator)
-        rounding = 4 * torch.finfo(A.dtype).eps * coarse.sigma[0]
-        gap = _outer_gap(coarse)
+        rounding = 4 * torch.finfo(A.dtype).eps * float(coarse.sigma[0])
         if (
             A.dtype is torch.float64
             or coarse.near is None
-            or gap <= 0
             or coarse.rank < k
             or bool((coarse.residuals + rounding <= self.error * coarse.gaps).all())
         ):
             return coarse
-        return self._refine(A, coarse, coarse.near, gap) or coarse
+        return self._refine(A, coarse, coarse.near, rounding)
 
     def _refine(
-        self, A: LinearMap, coarse: SingularTriplets, near: tuple[Tensor, Tensor], gap: float
-    ) -> SingularTriplets | None:
+        self, A: LinearMap, coarse: SingularTriplets, near: tuple[Tensor, Tensor], rounding: float
+    ) -> SingularTriplets:
         A, k = Counted(A), len(coarse.sigma)
         wide, correction = A.to(torch.float64), DeflatedCG(rtol=1e-3, max_steps=200)
-        basis = exact(coarse.v)
-        for step in range(1, self.max_steps + 1):
+        gap, before, step = _outer_gap(coarse), torch.inf, 0
+        basis = coarse.v if gap > rounding else torch.cat([coarse.v, near[1]], dim=1)
+        basis = exact(basis)
+        while True:
+            step += 1
             basis = torch.linalg.qr(basis).Q
             U, S, Y = thin_svd(wide.matmat(basis))
             u, sigma, v = U[:, :k], S[:k], basis @ Y[:, :k]
             r = wide.rmatmat(u) - v * sigma
             residuals = torch.linalg.vector_norm(r, dim=0)
             gap = min(gap, float(sigma[-1] - S[k])) if len(S) > k else gap
-            if bool((residuals <= self.error * gap).all()):
-                gaps = neighbour_gaps(S, k, complete=False) if len(S) > k else exact(coarse.gaps)
-                gaps = torch.minimum(exact(coarse.gaps), gaps)
-                figures = (x.to(coarse.v) for x in (sigma, u, v, residuals, gaps))
-                return SingularTriplets(
-                    *figures,
-                    steps=coarse.steps + step,
-                    passes=coarse.passes + A.passes[0],
-                    status=coarse.status,
-                    near=near,
-                )
+            worst = float(residuals.max())
+            stalled = worst > before / 2 or step == self.max_steps
+            if worst <= self.error * gap or gap <= rounding or stalled:
+                break
+            before = worst
             right = (r - v @ (v.mT @ r)).to(coarse.v)
-            sigma, u, v32 = (x.to(coarse.v) for x in (sigma, u, v))
-            system = System(A, sigma, u, v32, None, right, near)
+            sigma, u, narrow = (x.to(coarse.v) for x in (sigma, u, v))
+            system = System(A, sigma, u, narrow, None, right, near)
             _, q = correction.solve(system)
             basis = torch.cat([v, exact(q)], dim=1)
-        return None
+        gaps = exact(coarse.gaps)
+        if len(S) > k:
+            gaps = torch.minimum(gaps, neighbour_gaps(S, k, complete=False))
+        return SingularTriplets(
+            *(x.to(coarse.v) for x in (sigma, u, v, residuals, gaps)),
+            steps=coarse.steps + step,
+            passes=coarse.passes + A.passes[0],
+            status=coarse.status,
+            near=near,
+        )
 
 
 def _outer_gap(result: SingularTriplets) -> float:

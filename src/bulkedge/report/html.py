@@ -195,9 +195,13 @@ def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[st
         "headline": headline(record),
         "kind": "bad" if bad else "unsure" if summary.verdicts[Verdict.UNDECIDED] else "",
         "explanation": [
-            *explanation(record),
-            *scale_sentences(record),
-            *drift_sentences(record),
+            " ".join(sentences)  # a paragraph each
+            for sentences in (
+                explanation(record),
+                scale_sentences(record),
+                drift_sentences(record),
+            )
+            if sentences
         ],
         "weaker": told_weaker(record),
         "curve": whole_curve(record),

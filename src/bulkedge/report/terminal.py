@@ -19,7 +19,7 @@ from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 
-from .advice import broken, by_worst, doubts_of_the_base, steps
+from .advice import broken, by_worst, doubts_of, steps
 from .certainty import certainty_lines
 from .columns import TERMINAL, Column, columns_of
 from .drift import drift_lines
@@ -44,7 +44,7 @@ def print_record(
     Args:
         record: What to show.
         console: Where.
-        brief: The verdict alone.
+        brief: The verdict, and what puts it in doubt.
         columns: Names of columns besides the usual ones.
 
     Raises:
@@ -58,7 +58,7 @@ def print_record(
             fewer = count(rest, "matrix", "matrices")
             console.print(f"… and {fewer} less affected: see the record (--output)")
     _print(console, verdict_line(record))
-    lines = drift_lines(record) if brief else _hints(record)
+    lines = [*_unsafe(record), *drift_lines(record)] if brief else _hints(record)
     for line in lines:
         _print(console, line)
     if not brief:
@@ -67,13 +67,24 @@ def print_record(
             console.print(Text(f"  {step.command}"), soft_wrap=True)  # to be copied in one piece
 
 
-def _hints(record: Record) -> list[str]:
-    """What a reader should know besides the verdict: first what may change it."""
-    lines = [
+def _broken_lines(record: Record) -> list[str]:
+    """What could not be audited, and what to do about it."""
+    return [
         f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}" for matrix in broken(record)
     ]
-    lines += certainty_lines(record)
-    lines += [f"doubt: {doubt}" for doubt in doubts_of_the_base(record)]
+
+
+def _unsafe(record: Record) -> list[str]:
+    """What puts a verdict in doubt, by name."""
+    lost = [row for row in record.skipped if row.lost]
+    doubts = [f"doubt: {doubt}" for doubt in doubts_of(record)]
+    return [*_broken_lines(record), *doubts, *_skipped_lines(lost)]
+
+
+def _hints(record: Record) -> list[str]:
+    """What a reader should know besides the verdict: first what may change it."""
+    lines = [*_broken_lines(record), *certainty_lines(record)]
+    lines += [f"doubt: {doubt}" for doubt in doubts_of(record)]
     lines += _skipped_lines(record.skipped)
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
@@ -275,13 +286,16 @@ def spikes_line(record: Record) -> str:
 
 def tensors_line(counts: Counts) -> str:
     """What became of every tensor of two or more dimensions."""
-    fates = ", ".join(
-        f"{getattr(counts, name)} {name}"
-        for name in ("compared", "equal", "lost", "excluded", "apart")
-    )
+    fates = [
+        f"{counts.compared} compared",
+        f"{counts.equal} equal",
+        f"{counts.lost} lost",
+        f"{counts.excluded} excluded",
+        f"{counts.apart} without a counterpart to compare with",
+    ]
     return (
-        f"tensors of two or more dimensions: {counts.base} in the base and {counts.tuned} in the "
-        f"fine-tune; {fates}"
+        f"files: {counts.base} tensors of two or more dimensions in the base and {counts.tuned} in "
+        f"the fine-tune: {', '.join(fates)}"
     )
 
 

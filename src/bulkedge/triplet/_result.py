@@ -44,7 +44,9 @@ class SingularTriplets:
         sigma: Shape ``(k,)``, descending.
         u: Left vectors, shape ``(m, k)``.
         v: Right vectors, shape ``(n, k)``.
-        residuals: ``‖[A v − σu; Aᵀu − σv]‖₂`` of each triplet, shape ``(k,)``, in units of σ.
+        residuals: ``‖[A v − σu; Aᵀu − σv]‖₂`` of each triplet, shape ``(k,)``: absolute, not
+            relative to σ.  Where float32 was refined in float64, they are those of the refined
+            triplets before they are rounded to float32.
         gaps: Distance of each σ_i to the nearest other singular value, shape ``(k,)``; the
             neighbour below the last is an estimate from the same solve.
         steps: Iterations of the solver.
@@ -90,11 +92,13 @@ class SingularTriplets:
 
     @property
     def vector_errors(self) -> Tensor:
-        """Bound on the sine of the angle between each computed and true vector, shape ``(k,)``.
+        """Estimated bound on the sine of the angle between computed and true vectors, ``(k,)``.
 
-        ``sin ∠(û, u) ≤ ‖residual‖ / gap``, at most 1 (Wedin 1972, doi:10.1007/BF01932678; the
-        gap to computed values stands in for the gap to the true ones).  Where two singular values
-        coincide no single vector is defined, and the bound says so by being 1.
+        ``sin ∠(û, u) ≤ (‖residual‖ + ρ) / gap``, at most 1 (Wedin 1972, doi:10.1007/BF01932678).
+        ``ρ = max(m, n) · eps · σ₁`` stands for the rounding of a solve in this dtype; it makes the
+        bound pessimistic for float32 that was refined in float64.  The gap to computed values
+        stands in for the gap to the true ones.  Where two singular values coincide no single vector
+        is defined, and the bound says so by being 1.
         """
         tiny = torch.finfo(self.sigma.dtype).tiny
         shape = (self.u.shape[-2], self.v.shape[-2])

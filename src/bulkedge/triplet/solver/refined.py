@@ -10,6 +10,8 @@ other direction, and Rayleigh-Ritz separates the two and puts them in order.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -41,7 +43,8 @@ class Refined:
     Attributes:
         inner: The solver in the dtype of A.
         error: Wanted bound on the sine of the angle to the true vectors, judged by residual/gap.
-        max_steps: Newton steps before giving up: then the result of ``inner`` stands.
+        max_steps: Newton steps before giving up: then the result of ``inner`` stands.  A step that
+            does not halve the residuals is the last: the gap is lost in rounding.
     """
 
     inner: Solver = field(default_factory=BlockKrylov)
@@ -68,12 +71,14 @@ class Refined:
             or bool((coarse.residuals + rounding <= self.error * coarse.gaps).all())
         ):
             return coarse
-        return self._refine(A, coarse, coarse.near, gap) or coarse
+        counted = Counted(A)
+        refined = self._refine(counted, coarse, coarse.near, gap) or coarse
+        return dataclasses.replace(refined, passes=coarse.passes + counted.passes[0])
 
     def _refine(
         self, A: LinearMap, coarse: SingularTriplets, near: tuple[Tensor, Tensor], gap: float
     ) -> SingularTriplets | None:
-        A, k = Counted(A), len(coarse.sigma)
+        k, largest = len(coarse.sigma), math.inf
         wide, correction = A.to(torch.float64), DeflatedCG(rtol=1e-3, max_steps=200)
         basis = exact(coarse.v)
         for step in range(1, self.max_steps + 1):
@@ -90,10 +95,13 @@ class Refined:
                 return SingularTriplets(
                     *figures,
                     steps=coarse.steps + step,
-                    passes=coarse.passes + A.passes[0],
+                    passes=coarse.passes,
                     status=coarse.status,
                     near=near,
                 )
+            if float(residuals.max()) > largest / 2:
+                return None
+            largest = float(residuals.max())
             right = (r - v @ (v.mT @ r)).to(coarse.v)
             sigma, u, v32 = (x.to(coarse.v) for x in (sigma, u, v))
             system = System(A, sigma, u, v32, None, right, near)

@@ -92,7 +92,7 @@ const charts = (() => {
       traces: [{ type: "bar", x: y.map((_, i) => i), y,
         marker: { color: m.predicted.map((p) => resolved(p.theta > m.top_k_threshold ? "intruder" : "aligned")) },
         hovertemplate: "spike %{x}: %{y:.2f} θ_k<extra></extra>" }],
-      layout: { shapes: [across(1), dotted(m.threshold / m.top_k_threshold)], xaxis: { title: { text: "spike, by strength" }, dtick: 1, range: [-0.6, Math.max(y.length, 8) - 0.4] },
+      layout: { shapes: [across(1), dotted(m.threshold / m.top_k_threshold)], xaxis: { title: { text: "spike, by strength" }, ...(y.length < 8 ? { tickvals: y.map((_, i) => i), range: [-0.6, 7.6] } : { dtick: 1 }) },
         yaxis: { title: { text: "strength θ / θ_k" } } } };
   }
 

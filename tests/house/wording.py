@@ -48,6 +48,13 @@ INSTEAD = {
     r"huggingface-cli": "hf",
     r"\bthey? tells? how\b": "says how",
     r"\ba hint, not a finding\b": "a hint",
+    r"\bbelongs? into\b": "belongs in",
+    r"\bknows? nothing of (the base|their base|W0|W₀|the noise)": "is unrelated to",
+    r"\bcounts as none\b": "is ignored",
+    r"\bspares the\b": "saves the",
+    r"\bto the bit\b": "bit by bit, bit-identical",
+    r"\bMeasured, that\b": "in our study, …",
+    r"(?<!-m )pip install 'bulkedge\[": "install() of _errors: this Python's pip",
 }
 """Patterns that stopped readers, and what to write instead; a page that quotes one is in MAY."""
 

@@ -18,7 +18,7 @@ import practice
 from bulkedge import CheckpointError, InputError, MissingExtraError, Record
 from bulkedge.cli import cli
 from bulkedge.cli._group import EXAMPLES, SECTIONS
-from bulkedge.report.advice import doubts_of_the_base, names_its_base
+from bulkedge.report.doubts import doubts_of_the_base, names_its_base
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 

@@ -165,9 +165,7 @@ def verdict_options(command: Command) -> Command:
             help="Write a report: .html (a page), .md, .xml (JUnit), .sarif or .parquet.",
         ),
         columns_option,
-        click.option(
-            "-q", "--quiet", is_flag=True, help="Print the verdict and its doubts alone."
-        ),
+        click.option("-q", "--quiet", is_flag=True, help="Print the verdict and its doubts alone."),
         click.option(
             "--fail-on",
             type=click.Choice([*COUNTED_NAMES, "never"]),

@@ -9,8 +9,9 @@ from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
-from .advice import Step, by_worst, doubts_of, steps
+from .advice import Step, by_worst, steps
 from .columns import MARKDOWN, Column, columns_of
+from .doubts import doubts_of
 from .drift import drift_lines
 from .scale import scale_lines
 from .terminal import verdict_line

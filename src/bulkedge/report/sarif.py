@@ -12,7 +12,7 @@ from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
-from .advice import doubts_of
+from .doubts import doubts_of
 from .verdicts import APPEARANCE
 
 VERSION = "2.1.0"

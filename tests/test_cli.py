@@ -120,8 +120,8 @@ def test_table_and_verdict(inputs):
     assert lines[4].startswith("certainty: every verdict is ")
     assert lines[5].startswith("weaker: to have no new direction, merge or serve it at ≤ ")
     assert lines[-3] == (
-        "tensors of two or more dimensions: 2 in the base and 2 in the fine-tune; 2 compared, "
-        "2 equal, 0 lost, 0 excluded, 0 apart"
+        "files: 2 tensors of two or more dimensions in the base and 2 in the fine-tune: "
+        "2 compared, 2 equal, 0 lost, 0 excluded, 0 without a counterpart to compare with"
     )
     assert lines[-2] == "next: leave out a, whose base looks untrained: all is new there"
     assert lines[-1] == f"  bulkedge audit {inputs['base']} {inputs['found']} --exclude a"

@@ -10,20 +10,25 @@ import re
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from torch import nn
 
 import bulkedge
 import practice
 from bulkedge._moments import collect_moments
-from bulkedge.cli import audit, budget, frontier, repair
+from bulkedge.cli import audit, budget, cli, frontier, repair
 from bulkedge.cli._settings import project_settings
 from bulkedge.records import Recipe, make_recipe, read_recipe
 from bulkedge.report import print_record
+from bulkedge.tune import Hold, IntruderMonitor, SpikeClip
 from commands import run
 from helpers import EXAMPLE, MINILM, some
 
@@ -34,10 +39,14 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("examples/*/*.md")),
 ]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# `make` would start this very test, training takes minutes, the rest needs a network
-NOT_RUN = (["make"], [".venv/bin/pip"], [".venv/bin/python"], ["pip"], ["hf", "download"],
-           ["git", "clone"])  # fmt: skip
+BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# commands that are not run here, and why; `test_what_is_not_run_is_there` looks at each
+NOT_RUN = {
+    "make": "would start this very test",
+    "pip": "changes the environment",
+    ".venv/bin/pip": "changes the environment",
+    ".venv/bin/python": "trains for minutes",
+}
 
 
 CONTINUED = ("fine-tuning.md",)  # each block goes on where the one before stopped
@@ -61,7 +70,10 @@ def load_script(path):
     return module
 
 
-ONE_AFTER_THE_OTHER = ("quickstart.md",)  # each command uses what the ones before have written
+ONE_AFTER_THE_OTHER = (
+    "quickstart.md",
+    "report.md",
+)  # each command uses what the ones before have written
 
 
 @pytest.fixture(scope="session")
@@ -85,16 +97,31 @@ def workspace(tmp_path, monkeypatch, practice_files):
     return tmp_path
 
 
+QUICK = "examples/minilm_wordnet/texts.py"  # a script that is run, for all that
+
+
 def is_not_run(words):
-    return any(words[: len(start)] == start for start in NOT_RUN)
+    return words[0] in NOT_RUN and QUICK not in words
+
+
+def write_few_texts(script):
+    """What the script writes, cut so that a model reads it in a moment."""
+    load_script(ROOT / script).main()
+    for name in ("keep.txt", "task.txt"):
+        path = Path(name)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) > 500
+        path.write_text("\n".join(lines[:40]), encoding="utf-8")
 
 
 def run_commands(code, workspace):
-    for name in ("base.moments", "task.moments"):
-        if f"-o {name}" in code:  # it makes them itself
-            (workspace / name).unlink()
+    made = {f"-o {name}": [name] for name in ("base.moments", "task.moments")}
+    for written, names in (made | {QUICK: ["keep.txt", "task.txt"]}).items():
+        if written in code:  # the block makes them itself
+            for name in names:
+                (workspace / name).unlink()
     wanted = sum(not is_not_run(words) for words in practice.commands(code))
-    assert practice.run_all(code, run, is_not_run) == wanted
+    assert practice.run_all(code, run, is_not_run, write_few_texts) == wanted
 
 
 @pytest.mark.parametrize(
@@ -116,12 +143,68 @@ def test_the_jobs_of_a_cluster_run(workspace):
     assert whole.summary.matrices == len(bulkedge.audit("BASE", "TUNED").matrices)
 
 
-def test_targets_of_make_are_there():
-    """What the pages say to make, which the tests cannot."""
-    known = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
+@pytest.mark.parametrize("program", NOT_RUN)
+def test_what_is_not_run_is_there(program):
+    """Targets of make, extras of the package, scripts with their options."""
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    project = (ROOT / "pyproject.toml").read_text()
     pages = [code for _, code in (block.values for block in blocks("sh"))]
-    said = [words[1] for code in pages for words in practice.commands(code) if words[0] == "make"]
-    assert set(some(said)) <= known
+    said = [words for code in pages for words in practice.commands(code) if words[0] == program]
+    for _, *words in some(said):
+        if program == "make":
+            assert set(words) <= {*targets, "JOBS=1"}
+        elif program.endswith("pip"):
+            assert words[0] == "install"
+            extras = re.findall(r"\[(\w+)\]", words[-1])
+            assert words[-1].startswith(".")
+            assert all(f"\n{name} = [" in project for name in extras)
+        else:
+            script = (ROOT / words[0]).read_text()
+            assert all(f'"{word}"' in script for word in words if word.startswith("--")), words
+
+
+# who looks at the blocks of a kind, on the pages named; "" is a picture in characters
+LOOKED_AT = {
+    "sh": ["*.md"],  # run, all but what is in NOT_RUN
+    "bash": ["audit.md"],  # run, as jobs of a cluster
+    "python": ["*.md"],  # run
+    "py": ["fine-tuning.md"],  # run in what stands for other people's trainers
+    "toml": ["*.md"],  # read as settings
+    "yaml": ["*.md"],  # read as a recipe
+    "yml": ["ci.md", "fine-tuning.md"],  # jobs, hooks and settings of other programs: run
+    "text": ["README.md", "quickstart.md", "frontier.md"],  # compared with what is printed
+    "": ["architecture.md"],  # the first is compared with the imports, the others are not run
+    "{toctree}": ["index.md"],  # directives of the site, which is built
+    "{contents}": ["reference.md"],
+    "{eval-rst}": ["reference.md"],
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_looked_at(page):
+    text = page.read_text()
+    found = [language for language, _ in BLOCK.findall(text)]
+    assert len(re.findall(r"^\s*(```|~~~)", text, re.M)) == 2 * len(found)
+    without = BLOCK.sub("", text)  # what is indented alone is for formulas
+    assert not re.search(r"^ {4,}(bulkedge|pip|python|make|import|from) ", without, re.M)
+    for language in found:
+        assert any(page.match(name) for name in LOOKED_AT.get(language, ())), language
+
+
+INLINE = re.compile(r"`(bulkedge [^`\n]+)`")
+
+
+def test_every_command_within_a_sentence_can_be_typed():
+    """The options of each are known to its command."""
+    found = {c for page in PAGES for c in INLINE.findall(page.read_text())}
+    for line in some(found):
+        ((_, name, *words),) = practice.commands(line)
+        command = cli.commands.get(name)
+        if command is None:
+            assert name in ("--version", "-V", "COMMAND", "…"), line
+            continue
+        known = {option for p in command.params for option in p.opts} | {"--help", "-h"}
+        assert {w.partition("=")[0] for w in words if w.startswith("-") and w != "-"} <= known, line
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("toml"))
@@ -160,6 +243,68 @@ def test_pages_told_in_one_run_as_one(name, tmp_path):
     pages = [block.values for block in blocks("python")]
     code = "\n".join(code for page, code in pages if page.name == name)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
+
+
+def of_other_trainers(language):
+    return [
+        code for page, code in (b.values for b in blocks(language)) if page.stem == "fine-tuning"
+    ]
+
+
+def test_the_configuration_of_axolotl_holds_and_watches():
+    (code,) = of_other_trainers("yml")
+    settings = yaml.safe_load(code)
+    (path,) = settings["plugins"]
+    module, _, name = path.rpartition(".")
+    plugin = getattr(importlib.import_module(module), name)()
+    hold, monitor = plugin.add_callbacks_pre_trainer(SimpleNamespace(**settings), None)
+    assert isinstance(hold, Hold)
+    assert isinstance(monitor, IntruderMonitor)
+    assert monitor.every == settings["bulkedge"]["every"]
+
+
+def test_the_script_for_llama_factory_passes_its_callbacks(tmp_path, monkeypatch):
+    """In place of its own entry, which ``make test-integrations`` runs."""
+    given = []
+    entry = SimpleNamespace(run_exp=lambda args, callbacks: given.append((args, callbacks)))
+    for name in ("llamafactory", "llamafactory.train", "llamafactory.train.tuner"):
+        monkeypatch.setitem(sys.modules, name, entry)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora.yaml").write_text("stage: sft\n")
+    (code,) = (c for c in of_other_trainers("py") if "llamafactory" in c)
+    exec(compile(code, "train.py", "exec"), {})  # noqa: S102
+    ((settings, (hold, monitor)),) = given
+    assert settings == {"stage": "sft"}
+    assert (type(hold), type(monitor)) == (Hold, IntruderMonitor)
+
+
+def test_the_lines_for_accelerate_hold_a_prepared_optimizer():
+    accelerate, peft = pytest.importorskip("accelerate"), pytest.importorskip("peft")
+    torch.manual_seed(0)
+    layers = nn.Sequential(OrderedDict(hidden=nn.Linear(64, 96)))
+    model = peft.get_peft_model(layers, peft.LoraConfig(r=2, target_modules=["hidden"]))
+    names = {
+        "accelerator": accelerate.Accelerator(cpu=True),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
+        "SpikeClip": SpikeClip,
+    }
+    (code,) = (c for c in of_other_trainers("py") if "accelerator" in c)
+    exec(compile(code, "train.py", "exec"), names)  # noqa: S102
+    prepared, optimizer = names["model"], names["optimizer"]
+    layer = prepared.base_model.model.hidden
+
+    def strength():
+        return float(torch.linalg.matrix_norm(layer.get_delta_weight("default").detach(), 2))
+
+    with torch.no_grad():
+        for name, factor in model.named_parameters():
+            if "lora_" in name:
+                factor.normal_()
+    before = strength()
+    prepared(torch.randn(8, 64)).square().mean().backward()
+    optimizer.step()
+    assert strength() < 0.5 * before
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("yaml"))

@@ -6,17 +6,19 @@ import shlex
 import subprocess
 import sys
 from glob import glob
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import bulkedge
 import practice
 from bulkedge import CheckpointError, InputError, MissingExtraError, Record
 from bulkedge.cli import cli
 from bulkedge.cli._group import EXAMPLES, SECTIONS
-from bulkedge.report.advice import doubts_of_the_base, names_its_base
+from bulkedge.report.doubts import doubts_of_the_base, names_its_base
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
@@ -212,10 +214,6 @@ def test_a_dry_run_is_told_in_words(run):
 
 
 def test_names_break_after_dots(record):
-    from io import StringIO
-
-    from rich.console import Console
-
     long = "model.language_model.layers.11.mlp.experts.down_projection.weight"
     matrix = record.matrices[0].model_copy(update={"name": long})
     stream = StringIO()
@@ -251,7 +249,7 @@ def test_settings_are_found_as_a_linters_are(name, text, run, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / "deep")
     above = run("audit ../base.safetensors ../tuned.safetensors --json -q")
     assert json.loads(above.stdout)["recipe"]["top_k"] == 3
-    assert above.stderr == ""
+    assert above.stderr == f"settings of {tmp_path / name}: top_k, exclude\n"  # quiet or not
 
 
 @pytest.mark.parametrize(
@@ -352,6 +350,31 @@ def test_another_base_than_the_adapter_names_is_doubted(named, given, same, reco
     assert (doubt in doubts_of_the_base(other)) is (named is not None and not same)
 
 
+def test_doubts_are_told_wherever_a_gate_looks(record):
+    """Quietly, too, and in the files for CI; a green verdict on the wrong file is worth nothing."""
+    first, second = record.matrices
+    damaged = second.model_copy(update={"spectral_norm_update": 50.0, "spectral_norm_base": 1.0})
+    tuned = record.inputs.tuned.model_copy(update={"trained_on": "org/llama-7b"})
+    inputs = record.inputs.model_copy(update={"tuned": tuned})
+    doubtful = record.model_copy(update={"matrices": [first, damaged], "inputs": inputs})
+    wanted = ("names org/llama-7b as its base", "50 times as strong as the base in b: was the file")
+    stream = StringIO()
+    bulkedge.report.print_record(doubtful, Console(file=stream, width=300), brief=True)
+    junit, sarif = (bulkedge.report.render(doubtful, kind) for kind in ("junit", "sarif"))
+    assert all(words in text for words in wanted for text in (stream.getvalue(), junit, sarif))
+    quiet = bulkedge.report.render(record, "sarif")
+    (run_,) = json.loads(quiet)["runs"]
+    assert run_["invocations"][0]["toolExecutionNotifications"] == []
+
+
+def test_a_quiet_audit_names_what_it_could_not_judge(record):
+    broken = record.matrices[1].model_copy(update={"status": "not_finite", "note": "holds NaN"})
+    stream = StringIO()
+    given = record.model_copy(update={"matrices": [broken]})
+    bulkedge.report.print_record(given, Console(file=stream, width=300), brief=True)
+    assert "not audited: b.weight: holds NaN; save the model again" in stream.getvalue()
+
+
 # ---- records in Python
 
 
@@ -423,7 +446,7 @@ def test_rows_are_mappings(record):
 
 def test_without_pandas_it_says_what_to_install(record, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingExtraError, match=r"to_pandas\(\) needs pandas: pip install pandas"):
+    with pytest.raises(MissingExtraError, match=r"to_pandas\(\) needs pandas: .*pandas\]"):
         record.to_pandas()
 
 
@@ -442,10 +465,6 @@ def test_two_records_are_compared(record):
 
 
 def test_the_time_that_is_left_has_a_label(monkeypatch):
-    from io import StringIO
-
-    from rich.console import Console
-
     from bulkedge.cli import _progress
 
     stream = StringIO()

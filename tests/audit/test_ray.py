@@ -76,7 +76,7 @@ def test_numbered_devices_are_refused(any_ray):
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'bulkedge\[ray\]'"):
+    with pytest.raises(MissingExtraError, match=r"Ray engine needs ray, .*: .*'bulkedge\[ray\]'"):
         RayEngine("local").check(Recipe())
 
 

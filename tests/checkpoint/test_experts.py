@@ -11,7 +11,7 @@ import bulkedge
 from bulkedge import CheckpointError, Recipe
 from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
-from helpers import save, save_adapter, some, weights
+from helpers import needs, save, save_adapter, some, weights
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -75,6 +75,7 @@ SQUARE = {
 }
 IN_OUT = ("gpt_oss", "llama4", "aria")
 BOTH = ["experts.gate_up_proj", "experts.down_proj"]
+stacked = needs("transformers", "5.0", "most models have a module for each expert")
 
 
 def saved(tmp_path, model, **config):
@@ -118,6 +119,7 @@ def check(base, adapter, merged, in_out=False):
     return plan.comparisons
 
 
+@stacked
 @pytest.mark.parametrize("square", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
 def test_one_comparison_for_each_expert(kind, square, tmp_path):
@@ -133,6 +135,7 @@ def test_one_comparison_for_each_expert(kind, square, tmp_path):
     assert {c.factors.rank for c in comparisons} == {2}
 
 
+@stacked
 @pytest.mark.parametrize("names", [["experts.down_proj"], ["gate_up_proj"]])
 @pytest.mark.parametrize("kind", MODELS)
 def test_one_parameter_alone(kind, names, tmp_path):
@@ -141,6 +144,7 @@ def test_one_parameter_alone(kind, names, tmp_path):
     assert all(names[0].rpartition(".")[2] in c.tuned_name for c in comparisons)
 
 
+@stacked
 @pytest.mark.parametrize("intermediate", [24, 16])
 def test_experts_that_are_not_called_so(intermediate, tmp_path):
     """Granite stores its experts, and their router, under names of their own."""
@@ -159,6 +163,7 @@ def test_full_experts_that_are_not_called_so(tmp_path):
     assert [c.base.shape for c in plan.comparisons] == [(8, 6)] * 3
 
 
+@stacked
 def test_patterns_name_the_parameter(tmp_path):
     config = {
         "target_parameters": BOTH,

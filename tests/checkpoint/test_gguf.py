@@ -12,7 +12,7 @@ from bulkedge import AdapterError, CheckpointError
 from bulkedge.checkpoint import open_checkpoint, open_path
 from bulkedge.checkpoint.gguf import TYPES, read_gguf
 from bulkedge.checkpoint.gguf_names import heads_of, model_names
-from helpers import MINILM, oracle_scores, save, save_adapter, some, weights
+from helpers import MINILM, needs, oracle_scores, save, save_adapter, some, weights
 
 gguf = pytest.importorskip("gguf")
 
@@ -150,7 +150,8 @@ def blocks(kind, rows, columns):
 @pytest.mark.parametrize(
     "kind",
     ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
-     "IQ4_XS", "IQ3_S", "IQ2_S", "TQ1_0", "TQ2_0", "MXFP4", "BF16", "F16"],
+     "IQ4_XS", "IQ3_S", "IQ2_S", "TQ1_0", "TQ2_0", "BF16", "F16",
+     pytest.param("MXFP4", marks=needs("gguf", "0.18", "it does not know this format"))],
 )  # fmt: skip
 def test_the_numbers_of_a_block_are_those_of_the_library(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("bulkedge.checkpoint.codec.base.STRIP", 1024)
@@ -311,7 +312,7 @@ def test_without_the_library(tmp_path, monkeypatch):
 
     file = write({DOWN: (weights(4, 32), None)}, tmp_path / "x.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CheckpointError, match=r'to read GGUF: pip install "bulkedge\[gguf\]"'):
+    with pytest.raises(CheckpointError, match=r"to read GGUF: .*pip install 'bulkedge\[gguf\]'"):
         open_checkpoint(file)
 
 

@@ -166,7 +166,7 @@ def test_what_lies_on_the_disk_comes_first(cache, tmp_path, monkeypatch):
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match=r'nothing is fetched.*pip install "bulkedge\[hub\]"'):
+    with pytest.raises(CheckpointError, match=r"nothing is fetched.*pip install 'bulkedge\[hub\]'"):
         located("org/base")
 
 

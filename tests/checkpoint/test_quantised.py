@@ -9,9 +9,10 @@ import bulkedge
 from bulkedge import CheckpointError, Recipe
 from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
-from helpers import save, save_adapter, some, weights
+from helpers import needs, save, save_adapter, some, weights
 
 CPU = torch.device("cpu")
+oracle = needs("transformers", "5.0", "the module of the oracle imports triton")
 
 
 def fp8(*shape, block, seed=0, dtype=torch.float8_e4m3fn):
@@ -37,6 +38,7 @@ def pairs(base, tuned, **recipe):
     return plan, {c.base.name: load(c, CPU) for c in plan.comparisons}
 
 
+@oracle
 def test_fp8_on_both_sides_and_on_one(tmp_path):
     block = (4, 3)
     W8, S, W0 = fp8(11, 10, block=block)
@@ -61,6 +63,7 @@ def test_fp8_on_both_sides_and_on_one(tmp_path):
     assert row.spectral_norm_update == pytest.approx(float(norm), rel=1e-6)
 
 
+@oracle
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_an_adapter_on_fp8_experts_in_the_default_blocks(dtype, tmp_path):
     W8, S, W0 = fp8(2, 150, 130, block=(128, 128), dtype=dtype)

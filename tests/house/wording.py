@@ -18,6 +18,7 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("examples/*/*.md")),
 ]
+MARKDOWN = [path for path in PAGES if path.suffix == ".md"]
 
 INSTEAD = {
     r"how sure": "how certain",
@@ -47,6 +48,13 @@ INSTEAD = {
     r"huggingface-cli": "hf",
     r"\bthey? tells? how\b": "says how",
     r"\ba hint, not a finding\b": "a hint",
+    r"\bbelongs? into\b": "belongs in",
+    r"\bknows? nothing of (the base|their base|W0|W₀|the noise)": "is unrelated to",
+    r"\bcounts as none\b": "is ignored",
+    r"\bspares the\b": "saves the",
+    r"\bto the bit\b": "bit by bit, bit-identical",
+    r"\bMeasured, that\b": "in our study, …",
+    r"(?<!-m )pip install 'bulkedge\[": "install() of _errors: this Python's pip",
 }
 """Patterns that stopped readers, and what to write instead; a page that quotes one is in MAY."""
 
@@ -55,10 +63,8 @@ MAY = {
 }
 """Pages that may have a pattern: a file's name, and the pattern."""
 
-PLAIN = ("README", "CONTRIBUTING", "quickstart", "audit", "repair", "fine-tuning", "report", "faq",
-         "certificate", "architecture")  # fmt: skip
-"""The pages whose sentences are counted."""
 MEDIAN, LONGEST = 18, 40
+"""Words of a sentence: the middle of a page, and the most in any page or docstring."""
 
 
 def said() -> Iterator[tuple[str, str]]:
@@ -113,27 +119,49 @@ def sentences(page: str) -> list[str]:
 WORD = re.compile(r"[^\W\d_][\w'’-]*")
 
 
+SECTION = re.compile(r"^ *(Args|Attributes|Example|Raises|Returns|Yields):$", re.MULTILINE)
+ARGUMENT = re.compile(r"^ +([\w*]+): ", re.MULTILINE)
+LITERAL = re.compile(r"``[^`]*``")
+EXAMPLE = re.compile(r"^ *(>>>|\.\.\. ).*$", re.MULTILINE)
+DRAWN = re.compile(r"^ *[│├└].*$|^={3}.*^={3}[ =]*$", re.MULTILINE | re.DOTALL)
+
+
+def docstrings() -> Iterator[tuple[str, list[str]]]:
+    """Every docstring of the source: its place, and its sentences; formulas are indented."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                text = EXAMPLE.sub("", ast.get_docstring(node) or "")
+                if isinstance(node, ast.Module):
+                    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+                text = LITERAL.sub("X", DRAWN.sub("", text))
+                text = ARGUMENT.sub(r"\n\n\1. ", SECTION.sub("\n", text))
+                lines = (line.strip() for line in text.splitlines())
+                name = getattr(node, "name", "module")
+                yield f"{path.relative_to(SOURCE)}:{name}", sentences("\n".join(lines))
+
+
 def lengths(page: str) -> list[int]:
     """How many words each sentence has."""
     return [len(WORD.findall(sentence)) for sentence in sentences(page)]
 
 
-def page_of(name: str) -> Path:
-    """A page by its short name."""
-    return ROOT / f"{name}.md" if name.isupper() else ROOT / f"docs/{name}.md"
-
-
 def main(*names: str) -> None:
-    """Print how long the sentences of each page are; with names, the long sentences of those."""
-    for path in [p for p in PAGES if p.suffix == ".md"] if not names else map(page_of, names):
-        text = path.read_text(encoding="utf-8")
-        found = lengths(text)
-        if found:
-            print(f"{path.name:34} {len(found):4} sentences, median {median(found):4}, "
-                  f"longest {max(found)}")  # fmt: skip
-        for sentence in sentences(text) if names else ():
-            if len(WORD.findall(sentence)) > LONGEST:
-                print(f"    {len(WORD.findall(sentence))}: {sentence}")
+    """Print how long the sentences of each page are, and of all docstrings, and the long ones."""
+    for path in [p for p in MARKDOWN if not names or p.stem in names]:
+        show(str(path.relative_to(ROOT)), sentences(path.read_text(encoding="utf-8")))
+    if not names:
+        show("docstrings", [sentence for _, found in docstrings() for sentence in found])
+
+
+def show(name: str, found: list[str]) -> None:
+    """Print a line of counts, and every sentence that is too long."""
+    words = {sentence: len(WORD.findall(sentence)) for sentence in found}
+    print(f"{name:36} {len(found):4} sentences, median {median(words.values()):4}, "
+          f"longest {max(words.values())}")  # fmt: skip
+    for sentence, count in words.items():
+        if count > LONGEST:
+            print(f"    {count}: {sentence}")
 
 
 if __name__ == "__main__":

@@ -96,8 +96,7 @@ def test_terminal_markdown_and_page_tell_it_first(record):
         "stronger sets this limit, the lowest critical scale of 2 matrices with new directions.",
         "1 other is left out, because its base looks untrained.",
     ]
-    at = shown["explanation"].index(sentences[0])
-    assert shown["explanation"][at : at + 3] == sentences
+    assert " ".join(sentences) in shown["explanation"]  # a paragraph of its own
 
 
 def data_of(record, **options):

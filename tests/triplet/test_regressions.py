@@ -13,6 +13,7 @@ from test_derivative import dense_outputs, loss, outputs
 from torch.utils.checkpoint import checkpoint
 
 from bulkedge import DegenerateWarning, InputError
+from bulkedge._linmap import Counted
 from bulkedge.triplet import (
     Auto,
     BlockKrylov,
@@ -369,3 +370,15 @@ def test_a_result_is_a_start_and_unpacks():
     assert (sigma is last.sigma, u is last.u, v is last.v) == (True, True, True)
     warm = singular_triplet(A + 1e-6, 2, init=last)
     assert warm.passes < last.passes
+
+
+def test_a_refinement_that_gives_up_is_counted_and_short():
+    """Values that coincide at the cut: no correction can tell the two vectors apart."""
+    sigma = torch.tensor([*(2 - 0.1 * i for i in range(7)), 1, 1, *torch.linspace(0.5, 0.01, 41)])
+    W = with_spectrum(80, 50, sigma).float()
+    counted = Counted(Dense(W))
+    found = singular_triplet(counted, k=8, solver=Refined(Lanczos()))
+    assert found.passes == counted.passes[0]
+    assert found.passes < 500  # one correction, not max_steps of them
+    expected = torch.linalg.svdvals(W.double())[:8]
+    torch.testing.assert_close(found.sigma.double(), expected, rtol=1e-5, atol=0)

@@ -1,9 +1,9 @@
 """What is known of the matrices of a base, for several fine-tunes of it, in memory and on disk.
 
 In memory the base matrix that was asked for last is kept, with its SVD and its bulk: the matrices
-of all fine-tunes are taken base matrix by base matrix.  On disk lie singular values, and the SVDs
-of matrices that are small enough, each in a file named by a digest of everything that it depends
-on, the content of the base's files included: a changed base has other names.
+of all fine-tunes are taken base matrix by base matrix.  The folder holds singular values, and the
+SVDs of matrices that are small enough.  Each is a file named by a digest of everything that it
+depends on, the content of the base's files included: a changed base has other names.
 """
 
 from __future__ import annotations

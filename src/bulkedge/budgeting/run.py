@@ -57,10 +57,10 @@ def budget(
     """How strong an update of each matrix of a base may be, before any training.
 
     A generic spike of strength θ makes an outlier of the tuned matrix once it exceeds
-    ``θ_c = D(b⁺)^(−½)``, b the edge of the base's bulk and D its D-transform; it stands among the k
-    leading directions, which an audit judges, once it exceeds ``θ_k = D(σ_k)^(−½)`` (θ_c, where σ_k
-    lies inside the bulk).  So a LoRA with ``‖s·B·A‖₂ < θ_k`` is expected to
-    make no intruder that counts.
+    ``θ_c = D(b⁺)^(−½)``.  Here b is the edge of the base's bulk, and D its D-transform.  The
+    outlier is one of the k leading directions, which an audit judges, once θ exceeds
+    ``θ_k = D(σ_k)^(−½)`` (θ_c, where σ_k lies inside the bulk).  So a LoRA with
+    ``‖s·B·A‖₂ < θ_k`` is expected to make no intruder that counts.
 
     Cost: some 20 to 40 passes over each matrix with blocks of 16 vectors, no SVD of a large one.
 

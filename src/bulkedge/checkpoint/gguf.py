@@ -2,9 +2,9 @@
 
 GGUF is llama.cpp's format: magic, version, counts, settings as typed pairs, then name, shape, type
 and offset of each tensor, and from the next multiple of the alignment on their bytes.  Shapes are
-stored with the innermost axis first.  The files are shared between strangers: every length is
-compared with what is left of the file before it is used, nothing is allocated by a number in it,
-and no more of the header is read than of a safetensors header.
+stored with the innermost axis first.  The files are shared between strangers.  So every length is
+compared with what is left of the file before it is used, and nothing is allocated by a number in
+it.  No more of the header is read than of a safetensors header.
 """
 
 from __future__ import annotations

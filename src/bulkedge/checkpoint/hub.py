@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from bulkedge._errors import CheckpointError
+from bulkedge._errors import CheckpointError, install
 
 HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[\w-][\w.-]{0,95}?)(@(?P<revision>[\w-][\w./-]{0,199}))?"
@@ -18,8 +18,6 @@ HUB_ID = re.compile(
 
 WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 """The files of a repository that are read: never code, and nothing that would be unpickled."""
-
-EXTRA = 'pip install "bulkedge[hub]"'
 
 
 def hub_id(path: str | Path) -> tuple[str, str | None] | None:
@@ -85,7 +83,7 @@ def cached(repo: str, revision: str | None) -> Path | None:
     except ImportError:
         raise CheckpointError(
             f"{repo}: no such file or folder; nothing is fetched, check the path; to read models "
-            f"of the hub by their id: {EXTRA}"
+            f"of the hub by their id: {install('hub')}"
         ) from None
     try:
         found = Path(

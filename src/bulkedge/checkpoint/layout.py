@@ -2,9 +2,9 @@
 
 Most names stand for one matrix.  Some stand for several: the experts stacked in one tensor, or the
 blocks of a fused projection that are to be judged apart.  And some matrices have another name than
-the layer: a mixture of experts is often stored one tensor an expert (``experts.3.w1.weight``)
-where the model holds one for all of them (``experts.gate_up_proj``); such a parameter is listed
-here, too, as what it is made of; likewise a fused projection that is stored in pieces.
+the layer.  A mixture of experts is often stored as one tensor per expert (``experts.3.w1.weight``)
+where the model holds one for all of them (``experts.gate_up_proj``).  Such a parameter is listed
+here, too, with the tensors that it is made of.  So is a fused projection that is stored in pieces.
 """
 
 from __future__ import annotations

@@ -5,11 +5,14 @@ one less.  It does so throughout, so one rule is inferred for the whole checkpoi
 strip or to add, or none, that explains most names, shapes agreeing.  Nothing is matched by
 similarity: a head named ``classifier.dense`` is not some other ``dense`` of the base.
 
-What that rule leaves over is found by three more, each of which names one base tensor or none: by
-the name without the components that models are wrapped in (``model.language_model.layers.0…``
-against ``language_model.model.layers.0…``) and with what transformers 5 renamed under one name; as
-the weight that MultiheadAttention calls ``in_proj_weight``; and as the output layer that shares the
-input embedding.  Two candidates are an error.
+What that rule leaves over is found by three more, each of which names one base tensor or none:
+
+- the name without the components that models are wrapped in (``model.language_model.layers.0…``
+  against ``language_model.model.layers.0…``), and with what transformers 5 renamed under one name;
+- the weight that MultiheadAttention calls ``in_proj_weight``;
+- the output layer that shares the input embedding.
+
+Two candidates are an error.
 """
 
 from __future__ import annotations

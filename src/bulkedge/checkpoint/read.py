@@ -1,6 +1,6 @@
 """Checkpoints as they lie on disk: one file, a model folder, or shards with an index.
 
-Only headers are read until a tensor is asked for, and then only that tensor, with ``pread``: a
+Only headers are read until a tensor is asked for, and then only that tensor, with ``pread``.  A
 memory map would keep every tensor touched in memory, hand out aliases of the file, and kill the
 process when the file shrinks.
 """
@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bulkedge._errors import CheckpointError, count
+from bulkedge._errors import CheckpointError, count, install
 from bulkedge._globs import unwrapped
 
 from .codec import Codec, weights_of
@@ -155,7 +155,7 @@ def model_names_of(file: Path, settings: Mapping[str, Any], names: list[str]) ->
     try:
         return model_names(str(settings.get("general.architecture")), names)
     except ImportError:
-        raise CheckpointError(f'{file}: to read GGUF: pip install "bulkedge[gguf]"') from None
+        raise CheckpointError(f"{file}: to read GGUF: {install('gguf')}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

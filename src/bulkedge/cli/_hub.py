@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from bulkedge._errors import CheckpointError, printable
+from bulkedge._errors import CheckpointError, install, printable
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -41,13 +41,13 @@ def fetch(paths: Iterable[Path | None], *, quiet: bool = False) -> None:
 
 def _fetch(repo: str, revision: str | None, *, quiet: bool) -> None:
     """Fetch one model into the hub's cache."""
-    from bulkedge.checkpoint.hub import EXTRA, WANTED
+    from bulkedge.checkpoint.hub import WANTED
 
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils import disable_progress_bars
     except ImportError:
-        raise CheckpointError(f"{repo}: to fetch models of the hub: {EXTRA}") from None
+        raise CheckpointError(f"{repo}: to fetch models of the hub: {install('hub')}") from None
     if not quiet:
         click.echo(f"fetching {printable(repo)} from the hub", err=True)
     if quiet or not sys.stderr.isatty():

@@ -135,7 +135,7 @@ FILES = ("moments", "task_moments", "recollect")
 )
 @click.option("--force", is_flag=True, help="Replace the files of --record and --report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print only the verdict, no progress.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the verdict and its doubts alone.")
 @click.option("--fail-on", type=click.Choice([*COUNTED_NAMES, "never"]),
               help="The mildest remaining verdict that makes the exit code 1.  "
               f"[default: {COUNTED_NAMES[0]}; for protect: never]")  # fmt: skip
@@ -182,9 +182,12 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     show_as(record, print_repair, options)
     if record.output is not None and not options["quiet"]:
         copy = printable(record.output)
-        click.echo(f"repaired copy written to {copy}", err=True)
-        click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
-        click.echo(f"  bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
+        if any(row.status == "repaired" for row in record.matrices):
+            click.echo(f"repaired copy written to {copy}", err=True)
+            click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
+            click.echo(f"  bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
+        else:
+            click.echo(f"nothing was repaired: the copy in {copy} is unchanged", err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)

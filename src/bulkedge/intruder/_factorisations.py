@@ -1,7 +1,8 @@
 """Cholesky factorisations prove about singular values what no number of products can.
 
-A Krylov space finds one vector of a cluster of nearly equal values at once, the one that its start
-block points to, and the others only as far as the random vectors of that block have a part in them.
+Of a cluster of nearly equal values a Krylov space finds one vector at once, the one that its start
+block points to.  It finds the others only as far as the random vectors of that block have a part in
+them.
 And it cannot distinguish a vector outside the range of W0 from one with a tiny singular value.  By
 Sylvester's law of inertia a factorisation can:
 

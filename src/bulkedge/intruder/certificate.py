@@ -8,8 +8,8 @@ from the same small matrices:
 * *from below*: where Ritz vectors have converged, :mod:`bulkedge.intruder._clusters` says how near
   they are to singular vectors, and y's components on those are known.
 
-The state of the space is frozen in an ``Evidence`` (:mod:`bulkedge.intruder._evidence`); pure
-functions turn it into intervals (:mod:`bulkedge.intruder._intervals`); a ``Search``
+The state of the space is frozen in an ``Evidence`` (:mod:`bulkedge.intruder._evidence`).  Pure
+functions turn it into intervals (:mod:`bulkedge.intruder._intervals`).  A ``Search``
 (:mod:`bulkedge.intruder._search`) adds steps and factorisations until the verdict on every
 direction is the same at both ends of its interval.
 """

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bulkedge._errors import InputError, MissingExtraError
+from bulkedge._errors import InputError, MissingExtraError, install
 
 LINES_OF_JSON = (".jsonl", ".ndjson")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -133,7 +133,7 @@ def _column(path: Path, column: str) -> list[Any]:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise MissingExtraError(
-            "expected pyarrow for Parquet, found none; pip install 'bulkedge[parquet]'"
+            f"expected pyarrow for Parquet, found none; {install('parquet')}"
         ) from None
     try:
         return parquet.read_table(path, columns=[column])[column].to_pylist()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
+from bulkedge._errors import BulkedgeError, InputError, MissingExtraError, install
 
 from ._losses import Loss
 
@@ -193,7 +193,7 @@ def load_network(model: Path) -> tuple[Any, Any]:
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise MissingExtraError(
-            "expected transformers to run a model, found none; pip install 'bulkedge[hf]'"
+            f"expected transformers to run a model, found none; {install('hf')}"
         ) from None
     if not model.is_dir():
         raise InputError(f"{model}: expected the folder of a model and its tokenizer")

@@ -128,7 +128,7 @@ class DriftSummary(Row):
     measured: Count = Field(description="Changed matrices whose drift is known.")
     unknown: Count = Field(description="Changed matrices whose drift is not: see `drift_note`.")
     vectors: Count = Field(
-        0, description="Changed vectors, such as biases, whose effect is no part of any `drift`."
+        0, description="Changed vectors, such as biases, whose effect is not part of any `drift`."
     )
     mean: Size | None = Field(description="Mean of `drift` over those that are known.")
     of_sums: Size | None = Field(

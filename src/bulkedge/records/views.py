@@ -6,7 +6,7 @@ import html
 import importlib
 from typing import Any, Protocol
 
-from bulkedge._errors import MissingExtraError, count, printable
+from bulkedge._errors import MissingExtraError, count, install, printable
 from bulkedge._verdict import COUNTED, Verdict
 
 from .recipe import Recipe
@@ -145,7 +145,7 @@ def as_frame(record: Audited, rows: str) -> Any:
     try:
         pandas: Any = importlib.import_module("pandas")
     except ImportError as error:
-        raise MissingExtraError("to_pandas() needs pandas: pip install pandas") from error
+        raise MissingExtraError(f"to_pandas() needs pandas: {install('pandas')}") from error
     if rows == "directions":
         found = [_direction(matrix, row) for matrix in record.matrices for row in matrix.directions]
         columns = ["matrix", *Direction.model_fields]

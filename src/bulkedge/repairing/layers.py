@@ -1,9 +1,9 @@
 """Corrected updates as stored factors again: one pair of tensors for each layer, or each stack.
 
 An update of rank r that was corrected by c columns has rank r + c at most.  Where its true rank is
-no larger than r, it is written in r columns; else in r + c, the first r as they were, or in fewer,
-by the optimal truncation, where a rank is the most that is wanted (Eckart and Young).  The scale
-stays what it was, so that a program that reads the factors and no patterns of ranks is right,
+no larger than r, it is written in r columns.  Otherwise it is written in r + c, the first r as they
+were.  If a largest rank is asked for, it is the optimal truncation to that rank (Eckart and Young).
+The scale stays as it was, so a program that reads the factors without patterns of ranks is right,
 too.
 """
 

@@ -1,7 +1,7 @@
 """Repair methods: each removes intruder dimensions by a low-rank correction of the tuned matrix.
 
 Let ``W = W0 + ΔW`` be tuned, with singular triplets (σ_i, u_i, v_i), and let I be the set of those
-to be treated; let ``ΔW = Σ γ_j p_j q_jᵀ``, where the γ_j are the spikes of the update, and let θ_c
+to be treated.  Let ``ΔW = Σ γ_j p_j q_jᵀ``, where the γ_j are the spikes of the update, and let θ_c
 be the threshold, the strength beyond which a generic spike makes an outlier of W0.
 
 =================  ===================================================================

@@ -43,7 +43,7 @@ class Protect:
             output side is new, too.  That was measured to be better at ranks 2 and 8, worse at 1.
         rounds: How often every update is protected.  Each round after the first measures the task's
             inputs on what the round before has made, since a protected layer changes the inputs of
-            those above it, and protects ΔW as it was trained: to protect what is protected would
+            those above it.  It protects ΔW as it was trained: to protect what is protected would
             apply ``T`` twice, which is a larger λ.  What a further round would not change is a
             minimum for every layer on the inputs that the protected model gives it; it need not
             be reached.  Moments of the base's inputs stay those of the base.

@@ -1,8 +1,8 @@
 """The update that keeps the task's loss and the base's: inputs and outputs of a layer both count.
 
-With the second moments C of a layer's inputs and ``G = E[g gᵀ]`` of the gradients g of a loss by
-its outputs, ``tr(G D C Dᵀ)`` is, to second order and as far as inputs and gradients are
-independent, what an update D changes that loss by.  The minimum over D' of
+Let C be the second moment of a layer's inputs, and ``G = E[g gᵀ]`` that of the gradients g of a
+loss by its outputs.  To second order, and as far as inputs and gradients are independent, an update
+D changes that loss by ``tr(G D C Dᵀ)``.  The minimum over D' of
 
     tr(G_t (D' − ΔW) C_t (D' − ΔW)ᵀ) + λ tr(G_b D' C_b D'ᵀ)
 
@@ -12,8 +12,8 @@ Sᵀ``, with ``Y = Sᵀ D' R`` and ``Y0 = Sᵀ ΔW R``, it is solved entry by en
 ``Y = Y0 / (1 + λ ν μᵀ)``.
 
 That has full rank.  At the rank of factors the objective is ``Σ (Y − Y0)² + λ ν μᵀ Y²`` over
-``Y = P Q``, and the best Q for a P is one r × r system for each column, the best P for a Q one for
-each row: alternating, each lowers the objective.  Without curvatures, ``ν = 1``, this is
+``Y = P Q``.  The best Q for a P is one r × r system for each column, and the best P for a Q one for
+each row.  They alternate, and each lowers the objective.  Without curvatures, ``ν = 1``, this is
 :func:`bulkedge.repairing.solve.protected`.
 """
 

@@ -11,6 +11,7 @@ from bulkedge.records import Matrix, Record
 
 from .advice import Step, by_worst, steps
 from .columns import MARKDOWN, Column, columns_of
+from .doubts import doubts_of
 from .drift import drift_lines
 from .scale import scale_lines
 from .terminal import verdict_line
@@ -57,6 +58,8 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
             case = _case(suite, row.name, "bulkedge.lost")
             ElementTree.SubElement(case, "error", message=printable(row.reason))
     suite.set("tests", str(len(suite)))
+    if doubts := doubts_of(record):
+        ElementTree.SubElement(suite, "system-out").text = printable(" ".join(doubts))
     suite.set("failures", str(failures))
     suite.set("errors", str(errors))
     suite.set("time", f"{record.run.seconds:.3f}")

@@ -13,7 +13,7 @@ from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record
 from bulkedge.repairing import RepairRecord
 
-from .advice import by_worst, explanation, headline, is_relative, names_its_base, steps, untrained
+from .advice import by_worst, explanation, headline, is_relative, steps
 from .columns import (
     CHOICES,
     PAGE,
@@ -24,6 +24,7 @@ from .columns import (
     worst_score,
 )
 from .curve import matrix_curve, whole_curve
+from .doubts import names_its_base, untrained
 from .drift import drift_sentences
 from .names import short_name
 from .parts import document, filled, part
@@ -195,9 +196,13 @@ def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[st
         "headline": headline(record),
         "kind": "bad" if bad else "unsure" if summary.verdicts[Verdict.UNDECIDED] else "",
         "explanation": [
-            *explanation(record),
-            *scale_sentences(record),
-            *drift_sentences(record),
+            " ".join(sentences)  # a paragraph each
+            for sentences in (
+                explanation(record),
+                scale_sentences(record),
+                drift_sentences(record),
+            )
+            if sentences
         ],
         "weaker": told_weaker(record),
         "curve": whole_curve(record),

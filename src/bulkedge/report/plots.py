@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bulkedge._errors import InputError, MissingExtraError
+from bulkedge._errors import InputError, MissingExtraError, install
 from bulkedge.intruder import Verdict
 from bulkedge.records import Matrix, Record
 
@@ -213,6 +213,6 @@ def _axes(ax: Axes | None) -> Axes:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError(
-            "expected matplotlib for a plot, found none; pip install 'bulkedge[report]'"
+            f"expected matplotlib for a plot, found none; {install('report')}"
         ) from None
     return Figure(layout="constrained").subplots()

@@ -12,6 +12,7 @@ from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
+from .doubts import doubts_of
 from .verdicts import APPEARANCE
 
 VERSION = "2.1.0"
@@ -39,9 +40,20 @@ def to_sarif(record: Record) -> str:
     run = {
         "tool": {"driver": driver},
         "results": [_result(place, *found) for found in _found(record)],
-        "invocations": [{"executionSuccessful": record.summary.complete}],
+        "invocations": [_invocation(record)],
     }
     return json.dumps({"$schema": SCHEMA, "version": VERSION, "runs": [run]}, indent=2) + "\n"
+
+
+def _invocation(record: Record) -> dict[str, Any]:
+    """Whether all was judged, and what puts the verdicts in doubt."""
+    doubts = [
+        {"level": "warning", "message": {"text": printable(doubt)}} for doubt in doubts_of(record)
+    ]
+    return {
+        "executionSuccessful": record.summary.complete,
+        "toolExecutionNotifications": doubts,
+    }
 
 
 def _level(verdict: Verdict) -> str:

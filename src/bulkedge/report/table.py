@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator
 from enum import Enum
 
-from bulkedge._errors import MissingExtraError, printable
+from bulkedge._errors import MissingExtraError, install, printable
 from bulkedge.records import Record
 from bulkedge.records.rows import Direction
 
@@ -59,7 +59,7 @@ def to_parquet(record: Record) -> bytes:
         import pyarrow.parquet
     except ImportError:
         raise MissingExtraError(
-            "expected pyarrow for Parquet, found none; pip install 'bulkedge[parquet]'"
+            f"expected pyarrow for Parquet, found none; {install('parquet')}"
         ) from None
     rows = list(_rows(record))
     columns = {name: [_plain(row.get(name)) for row in rows] for name in _names()}

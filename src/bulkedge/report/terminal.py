@@ -17,12 +17,14 @@ from rich.text import Text
 
 from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
-from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
+from bulkedge.records import Counts, Matrix, Record, Skipped
 
-from .advice import broken, by_worst, doubts_of_the_base, steps
+from .advice import broken, by_worst, steps
 from .certainty import certainty_lines
 from .columns import TERMINAL, Column, columns_of
+from .doubts import doubts_of
 from .drift import drift_lines
+from .gate import indistinct
 from .names import folded, short_name
 from .scale import scale_lines
 
@@ -44,7 +46,7 @@ def print_record(
     Args:
         record: What to show.
         console: Where.
-        brief: The verdict alone.
+        brief: The verdict, and what puts it in doubt.
         columns: Names of columns besides the usual ones.
 
     Raises:
@@ -58,7 +60,7 @@ def print_record(
             fewer = count(rest, "matrix", "matrices")
             console.print(f"… and {fewer} less affected: see the record (--output)")
     _print(console, verdict_line(record))
-    lines = drift_lines(record) if brief else _hints(record)
+    lines = [*_unsafe(record), *drift_lines(record)] if brief else _hints(record)
     for line in lines:
         _print(console, line)
     if not brief:
@@ -67,13 +69,24 @@ def print_record(
             console.print(Text(f"  {step.command}"), soft_wrap=True)  # to be copied in one piece
 
 
-def _hints(record: Record) -> list[str]:
-    """What a reader should know besides the verdict: first what may change it."""
-    lines = [
+def _broken_lines(record: Record) -> list[str]:
+    """What could not be audited, and what to do about it."""
+    return [
         f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}" for matrix in broken(record)
     ]
-    lines += certainty_lines(record)
-    lines += [f"doubt: {doubt}" for doubt in doubts_of_the_base(record)]
+
+
+def _unsafe(record: Record) -> list[str]:
+    """What puts a verdict in doubt, by name."""
+    lost = [row for row in record.skipped if row.lost]
+    doubts = [f"doubt: {doubt}" for doubt in doubts_of(record)]
+    return [*_broken_lines(record), *doubts, *_skipped_lines(lost)]
+
+
+def _hints(record: Record) -> list[str]:
+    """What a reader should know besides the verdict: first what may change it."""
+    lines = [*_broken_lines(record), *certainty_lines(record)]
+    lines += [f"doubt: {doubt}" for doubt in doubts_of(record)]
     lines += _skipped_lines(record.skipped)
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
@@ -284,13 +297,16 @@ def spikes_line(record: Record) -> str:
 
 def tensors_line(counts: Counts) -> str:
     """What became of every tensor of two or more dimensions."""
-    fates = ", ".join(
-        f"{getattr(counts, name)} {name}"
-        for name in ("compared", "equal", "lost", "excluded", "apart")
-    )
+    fates = [
+        f"{counts.compared} compared",
+        f"{counts.equal} equal",
+        f"{counts.lost} lost",
+        f"{counts.excluded} excluded",
+        f"{counts.apart} without a counterpart to compare with",
+    ]
     return (
-        f"tensors of two or more dimensions: {counts.base} in the base and {counts.tuned} in the "
-        f"fine-tune; {fates}"
+        f"files: {counts.base} tensors of two or more dimensions in the base and {counts.tuned} in "
+        f"the fine-tune: {', '.join(fates)}"
     )
 
 
@@ -360,39 +376,3 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
 def _print(console: Console, text: str) -> None:
     """Print text without markup; a pipe gets it on one line."""
     console.print(Text(printable(text), overflow="fold"), soft_wrap=not console.is_terminal)
-
-
-def findings(record: Record, mildest: Verdict) -> int:
-    """How many directions are as bad as ``mildest``, or may be.
-
-    Where the base's leading 2·top_k directions span the whole space, nothing lies outside of it: no
-    direction can be called an intruder there, so that a rotated one counts as one.
-
-    Args:
-        record: The audit.
-        mildest: The mildest verdict that counts: rotated < intruder.
-
-    Returns:
-        The count.
-    """
-    severe = COUNTED[COUNTED.index(mildest) :]
-    found = sum(record.summary.verdicts[verdict] for verdict in severe)
-    return found if Verdict.ROTATED in severe else found + len(indistinct(record))
-
-
-def indistinct(record: Record) -> list[Direction]:
-    """Rotated directions that could not have been called intruders: see :func:`findings`."""
-    return [
-        direction
-        for matrix in record.matrices
-        for direction in matrix.directions
-        if direction.verdict is Verdict.ROTATED
-        and _fills(matrix, direction.side, 2 * record.recipe.top_k)
-    ]
-
-
-def _fills(matrix: Matrix, side: str, directions: int) -> bool:
-    """Whether so many leading base vectors span all of a side."""
-    rows, columns = matrix.shape[::-1] if matrix.transposed else matrix.shape
-    length, other = (rows, columns) if side == "left" else (columns, rows)
-    return length <= min(directions, other)

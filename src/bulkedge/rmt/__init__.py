@@ -1,11 +1,15 @@
 """Random-matrix theory of weights: laws, bulks, edges, and what a spike does to them.
 
-What noise alone looks like (:class:`MarchenkoPastur`, :class:`Semicircle`,
-:class:`TracyWidom`), where it ends in given singular values (:func:`fit_bulk`, :func:`edge_test`,
-:func:`lower_edge_test`), and when something added to it stands out (:func:`spike`), of noise or of
-any law (:class:`LawBulk`).  How its values and vectors are spread: all values together
-(:class:`GaussianEnsemble`, :class:`LaguerreEnsemble`), neighbours (:func:`spacing_test`), the
-components of a vector (:func:`vector_test`).  Everything takes numbers, NumPy arrays or torch
+- What noise alone looks like: :class:`MarchenkoPastur`, :class:`Semicircle`, :class:`TracyWidom`.
+- Where it ends in given singular values: :func:`fit_bulk`, :func:`edge_test`,
+  :func:`lower_edge_test`.
+- When something that is added to noise, or to any law (:class:`LawBulk`), stands out of it:
+  :func:`spike`.
+- How its values and vectors are spread: all values together (:class:`GaussianEnsemble`,
+  :class:`LaguerreEnsemble`), neighbours (:func:`spacing_test`), the components of a vector
+  (:func:`vector_test`).
+
+Everything takes numbers, NumPy arrays or torch
 tensors, and answers in kind.
 """
 

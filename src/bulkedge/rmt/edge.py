@@ -219,11 +219,11 @@ def fit_bulk(
 def edge_test(
     value: Array, shape: tuple[int, int], *, sigma: float, k: int = 1, fitted: bool = False
 ) -> Any:
-    """Chance that the first singular value of noise after k − 1 spikes is at least ``value``.
+    """Chance that the largest singular value of noise, below k − 1 spikes, is at least ``value``.
 
     ``(s²/τ² − μ)/ς`` follows the Tracy–Widom law, ``μ = (a + b)²``, ``ς = (a + b)(1/a + 1/b)^⅓``,
-    ``a = √(m − ½)``, ``b = √(n − ½)``.  For the k-th value m and n lose k − 1.  Of noise without
-    spikes the k-th value is lower than that, and the test conservative.
+    ``a = √(m − ½)``, ``b = √(n − ½)``.  After k − 1 spikes, m and n lose k − 1.  If the values
+    above the k-th are noise, too, the p-value is too large: the test errs towards noise.
 
     Args:
         value: Singular values: number, array or tensor.

@@ -1,7 +1,7 @@
 """Spacings of neighbouring eigenvalues: how strongly noise repels, and whether values do.
 
 Whatever the density of noise, neighbours in it repel as those of a Gaussian ensemble of the same
-β; values that know nothing of each other do not.  So what has the density of noise may still be
+β; independent values do not.  So what has the density of noise may still be
 none.  The ratio of two neighbouring spacings needs no density, and is what is tested.
 """
 

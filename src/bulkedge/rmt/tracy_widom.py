@@ -4,7 +4,7 @@ With A_s the operator of kernel ``Ai(x + y + s)`` on L²(0, ∞), everything fol
 ``D_∓(s) = det(I ∓ A_s)``:  F1 = D₋,  F2 = D₋D₊,  F4 = (D₋ + D₊)/2.  Four pieces:
 
 - s ≥ −2: the eigenvalues of A_s by Gauss–Legendre give 1 − F as a sum of elementary symmetric
-  functions, without a cancellation; log(1 − F) is interpolated in s, and beyond s = 4 in s^(−3/2)
+  functions, without a cancellation.  log(1 − F) is interpolated in s, and beyond s = 4 in s^(−3/2)
   after e^(−2/3 s^(3/2)) is taken out, so the tail is right to any s.
 - −12 ≤ s < −2, where the determinants lose their digits: (log D₋D₊)'' = −q² and
   (log D₋/D₊)' = q, with q the solution of q'' = sq + 2q³ between its values at the two ends.

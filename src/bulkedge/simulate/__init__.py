@@ -1,7 +1,7 @@
 """Experiments with random matrices: what theory predicts for updates, and what is measured.
 
 Each experiment is a frozen set of settings.  ``run`` draws, measures and averages into a
-:class:`Table`; ``draw`` makes its figure (with matplotlib, ``pip install 'bulkedge[report]'``).
+:class:`Table`; ``draw`` makes its figure (with matplotlib, the extra ``[report]``).
 An experiment of your own is a subclass of :class:`Experiment`.
 """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bulkedge._errors import MissingExtraError
+from bulkedge._errors import MissingExtraError, install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def style() -> Iterator[None]:
         import matplotlib.style
     except ImportError:
         raise MissingExtraError(
-            "expected matplotlib for the figure, found none; pip install 'bulkedge[report]'"
+            f"expected matplotlib for the figure, found none; {install('report')}"
         ) from None
     with matplotlib.style.context(["default", _STYLE]):
         yield

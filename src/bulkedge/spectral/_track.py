@@ -59,7 +59,7 @@ def track(
     A warm start can miss a new leading direction: its block is nearly invariant under AᵀA, so a
     direction orthogonal to the block would not enter it, however large its value.  So the last
     column, the explorer, is perturbed a little and first does a few power iterations outside the
-    span of the others: it converges to a direction that has come to exceed the known ones, which
+    span of the others.  It converges to a direction that has come to exceed the known ones, which
     Rayleigh-Ritz then finds in the block.  Only a certificate excludes that a direction is missed.
 
     Cost: two passes with the block if the matrix hardly changed, and ``2 · EXPLORER_STEPS`` passes

@@ -1,8 +1,8 @@
 """A convolution layer as a linear map, given by its products with inputs and outputs.
 
 The gain of a layer is bounded by the norm of ``x ↦ conv(x)`` on the whole input, not by that of the
-kernel reshaped to ``C_out × (C_in·k₁·…)``, which is neither an upper nor a lower bound of it: a 3×3
-kernel of ones has a reshaped norm of 3 and a gain of up to 9, and the gain of a kernel that mostly
+kernel reshaped to ``C_out × (C_in·k₁·…)``, which is neither an upper nor a lower bound of it.  A
+3×3 kernel of ones has a reshaped norm of 3 and a gain of up to 9.  The gain of a kernel that mostly
 meets padding is smaller than its reshaped norm.  (Sedghi, Gupta, Long, "The singular values of
 convolutional layers", ICLR 2019, arXiv:1805.10408, give the exact spectrum for circular padding.
 Here the padding is by zeros, as in the layer, so the products are torch's convolution and its

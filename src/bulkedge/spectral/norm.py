@@ -116,7 +116,7 @@ def normalize(A: Tensor, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor
 def cap(A: Tensor, bound: float = 1.0, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """``min(1, bound/‖A‖₂) · A``: the radial projection onto the spectral ball.
 
-    Inside the ball it is the identity, to the bit.
+    Inside the ball it is the identity, bit by bit.
 
     Args:
         A: Shape ``(..., m, n)``; flatten the kernel of a convolution first.

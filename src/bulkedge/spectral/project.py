@@ -35,7 +35,7 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     ``"clip"`` gives the nearest matrix in the Frobenius norm: singular values above the bound
     become the bound, ``W − U (Σ − bound)₊ Vᵀ``.  ``"rescale"`` multiplies by
     ``min(1, bound/‖W‖₂)``: it is cheaper, but changes W more (docs/errata.md, A38).  Inside the
-    ball both return W to the bit.
+    ball both return W bit by bit.
 
     Cost: ``"rescale"``, one leading triplet.  ``"clip"``, the 16 leading triplets of a large matrix
     if no more exceed the bound, else one SVD.

@@ -1,7 +1,8 @@
 """Whether a Krylov space may have missed a singular vector: what its Gaussian start vectors prove.
 
-A Krylov space finds one vector of a cluster of nearly equal values at once, the one that its start
-block points to, and the others only as far as the random vectors of that block have a part in them.
+Of a cluster of nearly equal values a Krylov space finds one vector at once, the one that its start
+block points to.  It finds the others only as far as the random vectors of that block have a part in
+them.
 A vector that was missed does not show in the residuals.  It has a component on the random vectors,
 though, and that component can be bounded.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bulkedge._errors import InputError, MissingExtraError
+from bulkedge._errors import InputError, MissingExtraError, install
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def draw(history: Sequence[tuple[int, dict[str, float]]], epsilon: float) -> Fig
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError(
-            "expected matplotlib for the figure, found none; pip install 'bulkedge[report]'"
+            f"expected matplotlib for the figure, found none; {install('report')}"
         ) from None
     curves = {name: _curve(history, name) for _, names in PANELS for name in names}
     shown = [(label, [x for x in names if curves[x]]) for label, names in PANELS]

@@ -116,10 +116,10 @@ def watched_matrices(
 class Monitor:
     """Check a few layers every few steps, in turn, and keep the latest figures of each.
 
-    A check solves for the leading tuned triplets, starting from those of the last check, and bounds
-    their scores as the audit does (:func:`bulkedge.intruder.certify`) by some tens of thin products
-    with the base, or by an SVD of the base if its shorter side is at most 384, which costs less.
-    It keeps k vectors a layer and nothing else.
+    A check solves for the leading tuned triplets, starting from those of the last check.  It bounds
+    their scores as the audit does (:func:`bulkedge.intruder.certify`), by some tens of thin
+    products with the base.  If the base's shorter side is at most 384, an SVD of it costs less, and
+    is used.  The monitor keeps k vectors per layer and nothing else.
 
     If parameters are spread over processes (FSDP2), all processes must call ``step``.
 
@@ -238,15 +238,15 @@ class Monitor:
         """The latest figures of all layers, as numbers to log; empty before the first check.
 
         Returns:
-            ``bulkedge/coverage``, the fraction of layers that were checked so far; over these
-            layers ``lowest_score``, ``strongest_spike`` (the highest over θ_c), ``energy_share``,
-            ``effective_rank``, ``new_directions_per_layer`` and ``intruders_per_layer`` (means),
-            ``check_seconds``, what a check of ``per_call`` layers takes, with moments ``drift``
-            (of all of them, ``Σ tr(ΔW C ΔWᵀ)/Σ tr(W0 C W0ᵀ)``) and ``highest_drift``; and
-            ``overhead``, the monitor's fraction of the time.  The counts ``new_directions``,
-            which is ``intruders`` and ``rotated``, and ``undecided`` are totals over all layers,
-            and absent until every layer has been checked: a total over some layers would grow with
-            the coverage.
+            ``bulkedge/coverage``, the fraction of layers that were checked so far.  Over these
+            layers: ``lowest_score``, ``strongest_spike`` (the highest over θ_c), ``energy_share``,
+            ``effective_rank``, ``new_directions_per_layer`` and ``intruders_per_layer`` (means).
+            With moments also ``drift`` (of all of them, ``Σ tr(ΔW C ΔWᵀ)/Σ tr(W0 C W0ᵀ)``) and
+            ``highest_drift``.  Of the monitor itself: ``check_seconds``, what a check of
+            ``per_call`` layers takes, and ``overhead``, its fraction of the time.  The counts
+            ``new_directions``, which is ``intruders`` and ``rotated``, and ``undecided`` are totals
+            over all layers, and absent until every layer has been checked: a total over some layers
+            would grow with the coverage.
         """
         if not self.figures:
             return {}

@@ -123,7 +123,7 @@ class IntruderPenalty(Scheduled):
 
     Raises:
         InputError: If k or ``per_call`` is not positive, or no base has a bulk (one layer without
-            is left alone with a note); at a call, if a layer is gone or replaced, both its factors
+            is left alone with a note).  At a call, if a layer is gone or replaced, both its factors
             are frozen, or its values are not finite.
 
     Example:

@@ -67,8 +67,8 @@ def measure(W0: Tensor, *, top_k: int = 10, seed: int = 0, small: int | None = N
     """The singular values of a base and its bulk, without an SVD if the base is large.
 
     Cost: some 20 to 40 passes over W0, each with a block of 16 vectors, and memory for as many
-    blocks on either side; of a base whose shorter side is ``small`` at most, or whose leading
-    values stand too close to converge, all values in float64.
+    blocks on either side.  If the base's shorter side is ``small`` at most, or its leading
+    values are too close to converge, all its values in float64.
 
     Args:
         W0: Shape ``(m, n)``, any real dtype.

@@ -8,7 +8,7 @@ U, V of the base, and how strong they are outside of them:
 To the rest of the base, whose values are many and close, X and Y look isotropic: it answers them by
 the traces φ_u, φ_v of its bulk alone, each column for itself, and left and right apart.  That
 answer is the one of a short bidiagonal chain per column, the Golub–Kahan process of the rest from a
-vector that is spread evenly over its singular vectors: L of its steps have the first 2L moments of
+vector that is spread evenly over its singular vectors.  L of its steps have the first 2L moments of
 the rest, and what they leave out falls like (σ_{q+1}/σ)^{4L} at a value σ.  So
 
     W(s) = diag(σ₁, …, σ_q) ⊕ (C_u ⊗ I) ⊕ (C_vᵀ ⊗ I) + s [b; R; 0] [a; 0; T]ᵀ

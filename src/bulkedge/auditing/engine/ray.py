@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bulkedge import __version__
-from bulkedge._errors import BulkedgeError, InputError, MissingExtraError
+from bulkedge._errors import BulkedgeError, InputError, MissingExtraError, install
 from bulkedge._fields import FLAG, TEXT, check_fields
 from bulkedge._precision import one_thread
 from bulkedge.auditing.inputs import Stamps, files_of, stamps
@@ -124,7 +124,7 @@ def _import_ray() -> Any:
         return importlib.import_module("ray")
     except ImportError:
         raise MissingExtraError(
-            "the Ray engine needs ray, which is not installed: pip install 'bulkedge[ray]'"
+            f"the Ray engine needs ray, which is not installed: {install('ray')}"
         ) from None
 
 

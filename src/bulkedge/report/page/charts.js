@@ -92,7 +92,7 @@ const charts = (() => {
       traces: [{ type: "bar", x: y.map((_, i) => i), y,
         marker: { color: m.predicted.map((p) => resolved(p.theta > m.top_k_threshold ? "intruder" : "aligned")) },
         hovertemplate: "spike %{x}: %{y:.2f} θ_k<extra></extra>" }],
-      layout: { shapes: [across(1), dotted(m.threshold / m.top_k_threshold)], xaxis: { title: { text: "spike, by strength" }, dtick: 1 },
+      layout: { shapes: [across(1), dotted(m.threshold / m.top_k_threshold)], xaxis: { title: { text: "spike, by strength" }, ...(y.length < 8 ? { tickvals: y.map((_, i) => i), range: [-0.6, 7.6] } : { dtick: 1 }) },
         yaxis: { title: { text: "strength θ / θ_k" } } } };
   }
 
@@ -165,12 +165,12 @@ const charts = (() => {
       shown.push(["Density of the base's singular values", "The hill is the bulk. A value beyond the dashed edge is not noise.", density(m)]);
     }
     if (m.predicted.length && m.top_k_threshold) {
-      shown.push(["Spikes of the update", "Their strength over the limit θ_k, dashed. Above it an update that knows nothing of the base makes a new direction among the leading ones; above the dotted threshold θ_c, somewhere. A hint, not a finding.", spikes(m)]);
+      shown.push(["Spikes of the update", "Their strength over the limit θ_k, dashed. Above it an update that is unrelated to the base makes a new direction among the leading ones; above the dotted threshold θ_c, somewhere. A hint, not a finding.", spikes(m)]);
       if (m.predicted.some((p) => p.location !== null)) shown.push(["Where spikes should and do stand out",
-        "Circles: where a spike of that strength would stand if it knew nothing of the base, ± two standard deviations. Dots: where it stands. Where they differ, the update leans on the base's own directions.", outliers(m)]);
+        "Circles: where a spike of that strength would stand if it were unrelated to the base, ± two standard deviations. Dots: where it stands. Where they differ, the update leans on the base's own directions.", outliers(m)]);
     }
     if (m.curve && m.curve.expected.length + m.curve.judged.length > 1) shown.push(["If the update is scaled",
-      "New directions, and the lowest score, against the factor on the update. Line: as expected of one that knows nothing of the base. Dots: as judged. 1, dashed, is the update as it is.", scaled(m.curve, epsilon)]);
+      "New directions, and the lowest score, against the factor on the update. Line: as expected of one that is unrelated to the base. Dots: as judged. 1, dashed, is the update as it is.", scaled(m.curve, epsilon)]);
     if (m.drift && m.driftParts.length) shown.push(["What carries the drift",
       "The part of the drift in each singular direction of the update, those with the most first. They need not be its strongest ones: what counts is how much of the inputs lies along them.", carriers(m)]);
     return shown;

@@ -43,7 +43,8 @@
     fill("verdict", several ? el("h2", { class: "of" }, r.label) : null,
       el("p", { class: `verdict ${r.kind}` }, r.headline),
       el("div", { class: "first" }, el("div", {},
-      r.explanation.length ? el("p", {}, r.explanation.join(" "), " ", el("a", { href: "#words" }, "What these words mean"), ", ", el("a", { href: "#severity" }, "how bad that is")) : null,
+      ...r.explanation.slice(0, -1).map((part) => el("p", {}, part)),
+      r.explanation.length ? el("p", {}, r.explanation.at(-1), " ", el("a", { href: "#words" }, "What these words mean"), ", ", el("a", { href: "#severity" }, "how bad that is")) : null,
       el("ul", { class: "facts" },
         r.weaker ? fact(r.weaker[1], r.weaker[2]) : null,
         fact(s.audited, s.audited === 1 ? "matrix judged" : "matrices judged"), [...counts].reverse().map((name) => fact(s[name], name)),
@@ -64,7 +65,7 @@
     if (r.curve.expected.length + r.curve.judged.length < 2) return null;
     const { label } = charts.scaled(r.curve, r.epsilon, r.weaker?.[0]);
     return el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, "If the update is merged or served weaker"),
-      el("p", { class: "faint" }, "Lines: as expected of an update that knows nothing of the base. Dots: as judged. 1 is the update as it is.")),
+      el("p", { class: "faint" }, "Lines: as expected of an update that is unrelated to the base. Dots: as judged. 1 is the update as it is.")),
       el("div", { role: "img", "aria-label": `New directions and lowest score against the scale. ${label}` }));
   }
   const fact = (value, what) => el("li", {}, el("b", {}, String(value)), el("span", { class: "faint" }, what));
@@ -247,13 +248,15 @@
   function directionTable(m) {
     const moved = m.drift && m.directions.some((d) => d.along !== null) ? ["part of the drift"] : [];
     const heads = ["direction", "side", "σ", "score", "proved", "nearest in base", "within its leading space", ...moved, "verdict"];
+    const wide = new Set([1, 4, 5]);  // a phone has no room for side, proof and neighbour
+    const cell = (tag, more) => (x, i) => el(tag, { ...more, class: wide.has(i) ? "wide" : undefined }, typeof x === "object" ? x : String(x));
     const proved = (d) => d.high - d.low < 5e-4 ? (d.method === "dense" ? "exact, by SVDs" : "to 3 digits")
       : `${number(d.low, 3)} to ${number(d.high, 3)}`;
-    fill("directions", el("thead", {}, el("tr", {}, heads.map((h) => el("th", { scope: "col" }, h)))),
+    fill("directions", el("thead", {}, el("tr", {}, heads.map(cell("th", { scope: "col" })))),
       el("tbody", {}, m.directions.map((d) => el("tr", {}, [d.index, d.side, number(d.sigma, 3), number(d.score, 3), proved(d),
         d.match < 0 ? "–" : d.match, `${number(100 * d.overlap ** 2, 1)} %`,
         ...moved.map(() => d.along === null ? "–" : `${Math.round(100 * d.along / m.drift)} %`),
-        el("span", { class: `tag ${d.verdict}` }, d.verdict)].map((x) => el("td", {}, typeof x === "object" ? x : String(x)))))));
+        el("span", { class: `tag ${d.verdict}` }, d.verdict)].map(cell("td", {}))))));
   }
 
   // ---- what was not judged

@@ -23,7 +23,7 @@ space, g = f(G)v₁.  gᵀ(G − (1−ε)I)g < 0 reads, in eigencoordinates γ_i
 
     γ² ε f(1)² < Σ_{i≥2} γ_i² f(λ_i)² (1 − ε − λ_i).
 
-Take f(x) = U_{2k−2}(y), x = (1−ε)y², the Chebyshev polynomial of the second kind:  on λ_i ≤ 1 − ε
+Take f(x) = U_{2k−2}(y), x = (1−ε)y², the Chebyshev polynomial of the second kind.  On λ_i ≤ 1 − ε
 the right side is (1−ε) Σ γ_i² [√(1−y²) U_{2k−2}(y)]² ≤ (1−ε)(1 − γ²), larger λ_i contribute
 nothing positive, and ε f(1)² = (1−ε) sinh²((2k−1)τ) with tanh²τ = ε.  So γ² sinh²(Nτ) < 1 − γ²,
 N = 2k − 1, that is |γ| < 1/cosh(Nτ).  N = 2k is the same with vectors f(G)v₁, f(x)√x ∝ U_{2k−1}(y),
@@ -32,7 +32,7 @@ and the Rayleigh quotient of WWᵀ.  Hence |γ| ≥ δ implies, for σ̂² = θ 
     σ₁ ≤ σ̂ cosh(arcosh(1/δ)/N).                                                            (4)
 
 (3) and (4) follow from one event, |γ| ≥ δ, and so do all N at once: taking the least of them, and
-stopping when one likes it, costs no probability.
+stopping at any N, does not raise the probability of failure.
 
 *The event.*  γ has density c_p (1 − x²)^{(p−3)/2}, c_p = Γ(p/2)/(√π Γ((p−1)/2)) ≤ √((p−1)/2π)
 (Wendel), so P[|γ| < δ] ≤ 2c_p δ ≤ δ√(2(p−1)/π) for p ≥ 3; it is (2/π) arcsin δ for p = 2, and
@@ -66,9 +66,9 @@ from ._chain import EPS, GRAIN, Chain
 class Probable:
     """A bound that a random start violates with probability ``failure`` at most.
 
-    ``σ̂ ≤ ‖A‖₂ ≤ min(σ̂·cosh(arcosh(1/δ)/N), t)`` after N products, where δ is what a component of a
-    random unit vector falls below with probability ``failure``, and t is the point beyond which
-    the Lanczos polynomials of this very run would need a smaller one; see the module.  The first
+    ``σ̂ ≤ ‖A‖₂ ≤ min(σ̂·cosh(arcosh(1/δ)/N), t)`` after N products.  A component of a random unit
+    vector falls below δ with probability ``failure``.  Beyond t the Lanczos polynomials of this
+    run would need a smaller component; see the module.  The first
     term depends on no spectrum: 200 passes give 1 % for ``failure = 1e-9`` and any matrix with
     min(m, n) up to 10⁵.  The second is usually far smaller.
 

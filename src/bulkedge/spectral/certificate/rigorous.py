@@ -37,7 +37,7 @@ most (computed)/(1 − γ_{N+2}).
 *Underflow.*  W is first scaled by a power of two so that its largest entry is in [½, 1): no
 overflow anywhere, and F² ≥ ¼.  An operation that underflows (gradually or to zero), or a tiny
 entry lost in the scaling, errs by 2⁻¹⁰²¹ at most, ‖·‖_F of a matrix whose squares underflow by
-p·2⁻⁵¹⁰; all such errors together stay far below 2uF² ≥ 2⁻⁵⁴, which is what the index q + 2 in
+p·2⁻⁵¹⁰.  All such errors together stay far below 2uF² ≥ 2⁻⁵⁴, which is what the index q + 2 in
 place of q adds to (2).
 
 The lower end of the interval is ‖Wx‖/‖x‖ for a computed x, less the rounding γ_{p+2}F of Wx.

@@ -8,8 +8,8 @@ In the tangent space, ``p ⊥ u`` and ``q ⊥ v``, uᵀAv has the gradient ``g =
 At the triplet k its eigenvalues are ``σ_k ± σ_i``, i ≠ k, and σ_k: positive at the top triplet,
 of smallest eigenvalue ``σ₁ − σ₂``, and a saddle at every other.  The quadratic model
 ``⟨g, η⟩ − ½⟨η, Hη⟩`` is maximised in a ball by conjugate gradients, truncated where they leave the
-ball or meet a direction of negative curvature (Steihaug); the step is taken on the spheres, and the
-ball grows and shrinks with the agreement of model and function.
+ball or meet a direction of negative curvature (Steihaug).  The step is taken on the spheres, and
+the ball grows and shrinks with the agreement of model and function.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Riemannian:
     """Riemannian trust-region Newton method with truncated conjugate gradients; matrix-free.
 
     It finds the top triplet from anywhere: every other is a saddle, which it leaves along a
-    direction of negative curvature.  At a saddle itself there is no direction to begin with, so a
-    start that is given is tilted at random, by rtol^¼, a part of 1/√n of it towards the top; that
-    costs a good guess a Newton step or two, and shows every saddle but those less than about
+    direction of negative curvature.  At a saddle itself there is no direction to begin with.  So a
+    start that is given is tilted at random, by rtol^¼, a part of 1/√n of it towards the top.  That
+    costs a good guess a Newton step or two.  It shows every saddle, except those less than about
     ``√n rtol^¾ σ₁`` from σ₁.  The value below the k-th is not seen, so the last of ``gaps`` is 0.
 
     Cost: two passes over A for each product with the Hessian, of which a triplet takes about

@@ -7,12 +7,12 @@ Stock PEFT loads a saved adapter if this module was imported before.  For progra
 alone, :func:`export_lora` writes the same update as a LoRA, exactly.
 """
 
-from bulkedge._errors import MissingExtraError
+from bulkedge._errors import MissingExtraError, install
 
 try:
     from peft.utils.peft_types import register_peft_method  # noqa: F401 — not in every version
 except ImportError as error:
-    raise MissingExtraError("bulkedge.tune.peft needs PEFT: pip install 'bulkedge[hf]'") from error
+    raise MissingExtraError(f"bulkedge.tune.peft needs PEFT: {install('hf')}") from error
 
 from .config import FactoredConfig
 from .export import export_lora, lora_factors

@@ -4,14 +4,12 @@
 >>> callbacks = [Hold("leading"), IntruderMonitor()]
 """
 
-from bulkedge._errors import MissingExtraError
+from bulkedge._errors import MissingExtraError, install
 
 try:
     import transformers.trainer_callback  # noqa: F401 — asked for before the others need it
 except ImportError as error:
-    raise MissingExtraError(
-        "bulkedge.tune.trainer needs transformers: pip install 'bulkedge[hf]'"
-    ) from error
+    raise MissingExtraError(f"bulkedge.tune.trainer needs transformers: {install('hf')}") from error
 
 from ._figures import write_figures
 from ._hold import Hold

@@ -76,7 +76,7 @@ class Hold(TrainerCallback, ExportableState):
 
     Raises:
         InputError: If ``what`` is none of these, a limit is not positive, or there are settings
-            besides a holder; when training begins, if there is nothing to hold, the optimiser
+            besides a holder.  When training begins, if there is nothing to hold, the optimiser
             trains nothing of what is held, or it saves other weights than it leaves after a step.
 
     Example:

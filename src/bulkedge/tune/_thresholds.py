@@ -115,7 +115,11 @@ def _require_numbers(name: str, base: LinearMap) -> None:
 
 
 def measure_thresholds(
-    matrices: Sequence[HasBase], known: Thresholds | None = None, of: Line = "edge"
+    matrices: Sequence[HasBase],
+    known: Thresholds | None = None,
+    of: Line = "edge",
+    *,
+    in_pieces: bool = False,
 ) -> dict[str, float]:
     """The threshold of every matrix by its name; a matrix whose base has none is left out.
 
@@ -124,6 +128,8 @@ def measure_thresholds(
         known: Thresholds by name that are not measured again; each name is that of a matrix.  Or
             a file that ``bulkedge budget`` has written: what is in it is not measured again.
         of: Which line.
+        in_pieces: Whether the lowest threshold of a matrix and of its pieces counts, where
+            checkpoints may store it in pieces.
 
     Returns:
         ``{name: θ_c}``, or θ_k.
@@ -141,17 +147,20 @@ def measure_thresholds(
     for matrix in matrices:
         theta = given.get(matrix.name)
         if theta is None:
-            theta = _threshold(matrix, of)
+            maps = [matrix.base_map(), *(getattr(matrix, "pieces", ()) if in_pieces else ())]
+            found_in = [_threshold(matrix, x, of) for x in maps]
+            # an update is no weaker than a piece of it, so that the lowest holds them all
+            theta = min((x for x in found_in if x > 0), default=0.0)
         if theta > 0:  # a bulk that ends in a step has none: any spike makes an outlier of it
             found[matrix.name] = float(theta)
     return found
 
 
-def _threshold(matrix: HasBase, of: Line) -> float:
-    """The strength at which a spike reaches a line; 0 without one."""
+def _threshold(matrix: HasBase, base: LinearMap, of: Line) -> float:
+    """The strength at which a spike of a matrix, or of a piece, reaches a line; 0 without one."""
     try:
         stored = getattr(matrix, "stored_dtype", torch.float32)
-        spectrum = base_spectrum(matrix.name, matrix.base_map(), stored)
+        spectrum = base_spectrum(matrix.name, base, stored)
     except NoBulkError:
         return 0.0
     edge = spectrum.fit.threshold
@@ -177,7 +186,7 @@ def with_threshold(
     Raises:
         InputError: If none has; or as in :func:`measure_thresholds`.
     """
-    found = measure_thresholds(matrices, known, of)
+    found = measure_thresholds(matrices, known, of, in_pieces=True)
     kept = [matrix for matrix in matrices if matrix.name in found]
     note_without_bulk(matrices, kept)
     return kept, found

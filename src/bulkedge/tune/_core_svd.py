@@ -141,7 +141,7 @@ def _by_rank(matrices: Sequence[AdaptedMatrix]) -> list[_Grams]:
     found = []
     for same in parts.values():
         members = [i for own, _, _ in same for i in own]
-        of_B, of_A = (torch.cat([x[side] for x in same]) for side in (1, 2))
+        of_B, of_A = torch.cat([x for _, x, _ in same]), torch.cat([x for *_, x in same])
         own = [matrices[i] for i in members]
         names = [x.name for x in own]
         _require_finite(names, of_B, of_A)
@@ -188,10 +188,10 @@ def _from_squares(grams: _Grams) -> Cores:
     rounding = EPS * (grams.terms + ROUNDING * Y.shape[-1] ** 2) + RANK_TOLERANCE
     bounds = size * (values[:, 0] + rounding).sqrt() * (1 + 8 * EPS)
     gamma = size[:, None] * values.sqrt()
-    heads = torch.stack([gamma[:, 0], bounds]).tolist()
+    heads, limits = torch.stack([gamma[:, 0], bounds]).tolist()
     P = root.mT @ Y
     Q = torch.where(values > rounding[:, None], 1 / values, 0.0)[..., None] * (P.mT @ of_B)
-    return Cores(grams.members, gamma, *heads, (P, Q, P, Q))
+    return Cores(grams.members, gamma, heads, limits, (P, Q, P, Q))
 
 
 def _from_roots(grams: _Grams) -> Cores:

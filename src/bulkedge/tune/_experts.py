@@ -20,7 +20,6 @@ from bulkedge._linmap import LinearMap
 from ._lora import LoraMatrix
 from ._matrix import AdaptedMatrix, frozen_map, is_distributed
 
-
 GATE_UP = "gate_up_proj"
 """The parameter that many checkpoints store as ``gate_proj`` and ``up_proj``: its two halves."""
 

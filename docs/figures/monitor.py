@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import peft
+import peft  # noqa: TID253
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments  # noqa: TID253
 
 from bulkedge.tune import IntruderMonitor
 

@@ -349,12 +349,12 @@ def test_figures_under_the_names_that_wandb_is_given(tmp_path, monkeypatch):
     assert {f"train/{name}": value for name, value in last.items()}.items() <= drawn[-1].items()
 
 
-def test_figures_in_the_file_that_tensorboard_reads(tmp_path):
+def test_figures_in_the_file_that_tensorboard_reads(tmp_path, monkeypatch):
     """Needs tensorboard; the file is read by the package itself."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monitor = IntruderMonitor(every=4, top_k=5)
-    options = {"report_to": "tensorboard", "logging_dir": str(tmp_path / "logs")}
-    make_trainer(tmp_path, make_model(), monitor, **options).train()
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    make_trainer(tmp_path, make_model(), monitor, report_to="tensorboard").train()
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()

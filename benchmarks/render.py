@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import render_certified
+import render_early
 import render_finetune
 import render_integrations
 import render_law
@@ -253,6 +254,8 @@ def finetunes() -> dict[str, Any]:
         "finetune where": where("finetune"),
         "monitor": measured("monitor"),
         "monitor where": where("monitor"),
+        "early": render_early.early_warning(cells("early_warning")),
+        "early where": where_of_cells("early_warning"),
         "trainers": render_integrations.trainer_table(result("integrations")),
         "trainer versions": render_integrations.versions(result("integrations")),
         "packed": measured("packed_memory"),

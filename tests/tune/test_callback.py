@@ -1,6 +1,8 @@
 """The monitor in a real Trainer: logged, saved, resumed, and able to stop it."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -275,3 +277,88 @@ def test_only_process_0_looks_where_all_have_the_same(index):
     if index == 1:
         monitor.on_step_end(arguments, state, control)
         assert monitor.history == []
+
+
+# -- the forecast ---------------------------------------------------------------------------------
+
+
+def test_the_forecast_is_logged_after_the_first_steps_and_has_a_range(tmp_path, sent):
+    monitor = IntruderMonitor(every=10, top_k=5, full_passes=False)
+    options = {"max_steps": 30, "lr_scheduler_type": "linear", "learning_rate": 0.01}
+    trainer = make_trainer(tmp_path, make_model(), monitor, report_to="reporter", **options)
+    trainer.train()
+    name = "bulkedge/predicted_crossings"
+    assert [step for step, logs in sent if name in logs] == [20, 30]
+    found = monitor.forecast()
+    assert [x.name for x in found] == sorted(
+        monitor.monitor.top_k_thresholds, key=lambda x: -{y.name: y.at_end[1] for y in found}[x]
+    )
+    # at the last step nothing is left to come, and the strengths are those of the factors
+    for layer in some(found):
+        matrix = next(x for x in monitor.monitor.matrices if x.name == layer.name)
+        theta = monitor.monitor.top_k_thresholds[layer.name]
+        strength = float(matrix.strengths[0]) / theta
+        assert layer.at_end == pytest.approx((strength,) * 3)
+        assert layer.crossing == ((30,) * 3 if strength >= 1 else (None,) * 3)
+    last = with_figures(trainer.state.log_history)[-1]
+    assert last[name] == sum(layer.strength >= 1 for layer in found)
+
+
+def test_no_forecast_where_the_schedule_is_not_known_beforehand(tmp_path, sent):
+    monitor = IntruderMonitor(every=10, top_k=5, full_passes=False)
+    options = {"max_steps": 20, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    options |= {"eval_strategy": "steps", "eval_steps": 10}
+    make_trainer(tmp_path, make_model(), monitor, report_to="reporter", **options).train()
+    assert monitor.history[-1][0] == 20
+    assert monitor.forecast() == []
+    assert not any("bulkedge/predicted_crossings" in logs for _, logs in sent)
+
+
+# -- what draws the figures -----------------------------------------------------------------------
+
+
+class Run:
+    """What transformers' callback asks of a run of wandb, by its documented interface."""
+
+    def __init__(self):
+        self.logged, self.summary = [], {}
+
+    def log(self, data):
+        self.logged.append(dict(data))
+
+
+def test_figures_under_the_names_that_wandb_is_given(tmp_path, monkeypatch):
+    """transformers' own callback, with the interface of the package in the place of the package."""
+    from transformers.integrations import WandbCallback, integration_utils
+
+    run = Run()
+    fake = types.ModuleType("wandb")
+    fake.run, fake.log, fake.config = run, run.log, {}
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    callback = WandbCallback()
+    monkeypatch.setattr(callback, "setup", lambda *args, **kwargs: None)
+    callback._initialized = True
+    monitor = IntruderMonitor(every=4, top_k=5)
+    trainer = make_trainer(tmp_path, make_model(), monitor)
+    trainer.add_callback(callback)
+    trainer.train()
+    drawn = [x for x in run.logged if any("bulkedge" in name for name in x)]
+    assert [x["train/global_step"] for x in drawn] == [0, 4, 8]
+    last = monitor.history[-1][1]
+    assert {f"train/{name}": value for name, value in last.items()}.items() <= drawn[-1].items()
+
+
+def test_figures_in_the_file_that_tensorboard_reads(tmp_path, monkeypatch):
+    """Needs tensorboard; the file is read by the package itself."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monitor = IntruderMonitor(every=4, top_k=5)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    make_trainer(tmp_path, make_model(), monitor, report_to="tensorboard").train()
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    known = events.Scalars("train/bulkedge/lowest_score")
+    assert [(x.step, pytest.approx(x.value)) for x in known] == [
+        (step, figures["bulkedge/lowest_score"]) for step, figures in monitor.history
+    ]

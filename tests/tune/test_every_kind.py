@@ -229,6 +229,30 @@ def test_what_is_saved_is_held(kind, holder, base, tmp_path):
             assert row.spectral_norm_update <= 0.5 * line * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("holder", ["edge", "leading"])
+def test_experts_are_held_whether_gate_and_up_are_stored_apart_or_not(holder, apart, tmp_path):
+    network = make_network()
+    with torch.no_grad():  # the threshold of the half is lower than that of the whole
+        network.experts.gate_up_proj[:, 20:] /= 4
+    state = {name: x.clone() for name, x in network.state_dict().items()}
+    if apart:
+        for i, whole in enumerate(state.pop("experts.gate_up_proj")):
+            for name, rows in zip(("gate", "up"), whole.chunk(2), strict=True):
+                state[f"experts.{i}.{name}_proj.weight"] = rows.contiguous()
+    save_file(state, tmp_path / "m.safetensors")
+    model = KINDS["experts"](network)
+    assert train(model, HOLDERS[holder](model, None, {})) > 0
+    model.save_pretrained(tmp_path / "tuned")
+    record = bulkedge.audit(tmp_path / "m.safetensors", tmp_path / "tuned")
+    rows = [row for row in record.matrices if row.status == "audited"]
+    assert len(rows) == (6 if apart else 3)
+    line = {"edge": "threshold", "leading": "top_k_threshold"}[holder]
+    found = [row.spectral_norm_update / getattr(row, line) for row in rows]
+    assert max(found) <= 0.5 * (1 + 1e-5)
+    assert not apart or max(found) > 0.25  # and not far below it
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("AdaLoRA", "OFT")])
 def test_the_last_figures_are_those_of_the_audit(kind, base, tmp_path):
     model = KINDS[kind](make_network())

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._precision import exact
 
-from ._core_svd import CoreSVD, core_svds, lowered
+from ._core_svd import Cores, accurate_spikes, spikes, stacked
 from ._matrix import AdaptedMatrix, looked_up_once, storage_key
 
 MARGIN = 1e-12
@@ -26,6 +26,8 @@ MARGIN_GROWTH = 1.25
 FARTHEST = 1e12
 """A spike that many times its limit is that of a run that has diverged: the change that lowers it
 cancels the factor to its rounding in float64, and what would be left of it is noise."""
+FAR = 1e3
+"""A spike that many times its limit hides those near the limit from a measurement by squares."""
 PASSES = 100
 """How often lower spikes are written at most; it takes some ten passes in bfloat16 until the
 rounded factors obey."""
@@ -59,11 +61,16 @@ def clip_spikes(
             or by so much that training has diverged.
     """
     with looked_up_once(matrices):
-        before = core_svds(matrices)
-        gammas = [svd.gamma for svd in before]
-        found = zip(strongest(gammas), limits, strict=True)
-        changed = _clip(matrices, limits, before) if any(x > limit for x, limit in found) else []
-    return gammas, changed
+        found = spikes(matrices)
+        gammas = {i: x for core in found for i, x in zip(core.members, core.gamma, strict=True)}
+        beyond = [
+            (i, core, place)
+            for core in found
+            for place, (i, bound) in enumerate(zip(core.members, core.bounds, strict=True))
+            if not bound <= limits[i]
+        ]
+        changed = _clip(matrices, limits, beyond, gammas) if beyond else []
+    return [gammas[i] for i in range(len(matrices))], changed
 
 
 def strongest(gammas: Sequence[Tensor]) -> list[float]:
@@ -83,23 +90,39 @@ def strongest(gammas: Sequence[Tensor]) -> list[float]:
 
 
 def _clip(
-    matrices: Sequence[AdaptedMatrix], limits: Sequence[float], before: Sequence[CoreSVD]
+    matrices: Sequence[AdaptedMatrix],
+    limits: Sequence[float],
+    beyond: Sequence[tuple[int, Cores, int]],
+    gammas: dict[int, Tensor],
 ) -> list[int]:
-    """Lower all that exceed their limits; the indices of those that were changed."""
-    stored = _stored(matrices)
-    changeable = _changeable(matrices, stored)
+    """Lower those that exceed their limits; the indices of those that were changed.
+
+    Args:
+        matrices: All.
+        limits: Of all.
+        beyond: Those that may exceed their limits, and their places in what was measured; all
+            others are known not to.
+        gammas: The spikes of all, which are replaced where they are found more accurately.
+
+    Returns:
+        Indices.
+    """
+    changeable, batches = _sharing(_stored(matrices), tuple(x.trained for x in matrices))
+    targets = [
+        _Target(i, matrices[i], limits[i], changeable[i], core, place) for i, core, place in beyond
+    ]
     changed = []
-    for number, batch in enumerate(_batches_without_ties(_pairs(stored))):
-        now = core_svds([matrices[i] for i in batch]) if number else [before[i] for i in batch]
-        heads = strongest([svd.gamma for svd in now])
-        targets = {
-            i: _Target(matrices[i], limits[i], changeable[i], svd, head / limits[i])
-            for i, svd, head in zip(batch, now, heads, strict=True)
-            if head > limits[i]
-        }
-        _write_lowered(list(targets.values()))
-        changed += targets
-    return changed
+    for number, batch in enumerate(batches):
+        own = [x for x in targets if x.index in batch]
+        if number:  # they may have been lowered with another one
+            own = _measured(own, spikes)
+        own = _made_accurate(own)
+        if number == 0:
+            gammas |= {x.index: x.core.gamma[x.place] for x in own}
+        own = [x for x in own if x.strength > 1]
+        _write_lowered(own)
+        changed += [x.index for x in own]
+    return sorted(changed)
 
 
 def first_of_tied(matrices: Sequence[AdaptedMatrix]) -> list[int]:
@@ -110,35 +133,86 @@ def first_of_tied(matrices: Sequence[AdaptedMatrix]) -> list[int]:
 
 def changeable_factors(matrices: Sequence[AdaptedMatrix]) -> list[Changeable]:
     """Which of B and A of each may be changed: trained, and not shared with another update."""
-    return _changeable(matrices, _stored(matrices))
+    return _sharing(_stored(matrices), tuple(x.trained for x in matrices))[0]
 
 
-def _changeable(matrices: Sequence[AdaptedMatrix], stored: Sequence[_Sides]) -> list[Changeable]:
-    """The same, of factors whose places are known."""
+@functools.lru_cache(maxsize=4)
+def _sharing(
+    stored: tuple[_Sides, ...], trained: tuple[Changeable, ...]
+) -> tuple[list[Changeable], list[list[int]]]:
+    """What follows from where the factors are stored, which rarely changes from step to step.
+
+    Args:
+        stored: Where the parts of B and of A of each are.
+        trained: Whether B and A of each are trained.
+
+    Returns:
+        Which of B and A may be changed, and indices in batches without ties.
+    """
+    pairs = _pairs(stored)
     owners: dict[object, set[frozenset[object]]] = defaultdict(set)
-    for pair in _pairs(stored):
+    for pair in pairs:
         for place in pair:
             owners[place].add(pair)
-    found = []
-    for matrix, sides in zip(matrices, stored, strict=True):
-        own = [all(len(owners[place]) == 1 for place in side) for side in sides]
-        trained = matrix.trained
-        found.append((trained[0] and own[0], trained[1] and own[1]))
-    return found
+    own = [[all(len(owners[x]) == 1 for x in side) for side in sides] for sides in stored]
+    changeable = [(a and x[0], b and x[1]) for (a, b), x in zip(trained, own, strict=True)]
+    return changeable, _batches_without_ties(pairs)
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A matrix, the limit of its spikes, which factors may be changed, its SVD, how far it is.
+    """A matrix that may exceed its limit.
 
-    ``strength`` is the strongest spike over the limit.
+    Attributes:
+        index: Which of all matrices it is.
+        matrix: The matrix.
+        limit: The limit of its spikes.
+        changeable: Whether B and A may be changed.
+        core: What was measured of it, among others.
+        place: Its place there.
     """
 
+    index: int
     matrix: AdaptedMatrix
     limit: float
     changeable: Changeable
-    svd: CoreSVD
-    strength: float
+    core: Cores
+    place: int
+
+    @property
+    def strength(self) -> float:
+        """The strongest spike over the limit."""
+        return self.core.heads[self.place] / self.limit
+
+    @property
+    def eps(self) -> float:
+        """The relative rounding of the dtype in which the factors are stored."""
+        return max(torch.finfo(x.dtype).eps for side in self.matrix.leaves for x in side)
+
+    @property
+    def is_accurate(self) -> bool:
+        """Whether what was measured says how to lower the spikes to within the rounding."""
+        head, bound = self.core.heads[self.place], self.core.bounds[self.place]
+        return bound <= head * (1 + FIRST_MARGIN / 4 * self.eps) and head <= FAR * self.limit
+
+
+def _measured(
+    targets: Sequence[_Target], measure: Callable[[Sequence[AdaptedMatrix]], list[Cores]]
+) -> list[_Target]:
+    """The same, measured now."""
+    found = {
+        i: (core, place)
+        for core in measure([x.matrix for x in targets])
+        for place, i in enumerate(core.members)
+    }
+    return [replace(x, core=found[i][0], place=found[i][1]) for i, x in enumerate(targets)]
+
+
+def _made_accurate(targets: Sequence[_Target]) -> list[_Target]:
+    """The same; those of which squares say too little are measured by SVDs."""
+    unclear = [x for x in targets if not x.is_accurate]
+    found = {x.index: x for x in _measured(unclear, accurate_spikes)}
+    return [found.get(x.index, x) for x in targets]
 
 
 def _write_lowered(targets: Sequence[_Target]) -> None:
@@ -147,19 +221,15 @@ def _write_lowered(targets: Sequence[_Target]) -> None:
         _require_changeable(target)
         if not target.strength <= FARTHEST:
             raise _diverged(target)
-    groups = _alike(targets)
+    kinds = [(x.changeable, id(x.core)) for x in targets]
+    groups = list(stacked([x.matrix.factors for x in targets], kinds))
+    margins = [max(MARGIN, FIRST_MARGIN * x.eps) for x in targets]
     left = list(range(len(targets)))
-    margins = [0.0] * len(targets)
-    for group in groups:
-        for i in group.members:
-            margins[i] = max(MARGIN, FIRST_MARGIN * group.eps)
     for _ in range(PASSES):
         aims = {i: max(0.0, targets[i].limit * (1 - margins[i])) for i in left}
-        for group in groups:
-            group.write(aims)
-        now = core_svds([targets[i].matrix for i in left])
-        heads = strongest([svd.gamma for svd in now])
-        excess = {i: x / targets[i].limit - 1 for i, x in zip(left, heads, strict=True)}
+        for members, B, A in groups:
+            _write(targets, members, B, A, aims)
+        excess = dict(zip(left, _excess([targets[i] for i in left]), strict=True))
         left = [i for i in left if excess[i] > -MARGIN / 10]
         if not left:
             return
@@ -168,56 +238,43 @@ def _write_lowered(targets: Sequence[_Target]) -> None:
     raise _diverged(targets[left[0]])
 
 
-@dataclass(frozen=True)
-class _Alike:
-    """Matrices whose factors have the same shapes, which are lowered together.
+def _write(
+    targets: Sequence[_Target], members: list[int], B: Tensor, A: Tensor, aims: Mapping[int, float]
+) -> None:
+    """Write factors with spikes at their aims; those without an aim stay.
 
-    Attributes:
-        targets: All that exceed their limits.
-        members: Which of them are these.
-        factors: Their B and A before, one above the other, float64.
-        eps: The relative rounding of the dtype in which they are stored.
+    Args:
+        targets: All.
+        members: Those that were measured together and whose factors have one shape.
+        B: Their left factors before, one above the other.
+        A: Their right factors before.
+        aims: By the places of all.
     """
-
-    targets: Sequence[_Target]
-    members: list[int]
-    factors: tuple[Tensor, Tensor]
-    eps: float
-
-    def write(self, aims: Mapping[int, float]) -> None:
-        """Write factors with spikes at their aims; those without an aim stay."""
-        if not (places := [j for j, i in enumerate(self.members) if i in aims]):
-            return
-        chosen = [self.targets[self.members[j]] for j in places]
-        B, A = self.factors
-        if len(places) < len(self.members):
-            B, A = B[places], A[places]
-        found = lowered(
-            [x.svd for x in chosen], B, A, [aims[self.members[j]] for j in places],
-            chosen[0].changeable,
-        )  # fmt: skip
-        for target, own_B, own_A in zip(chosen, *found, strict=True):
-            target.matrix.write(own_B, own_A)
+    rows = [row for row, i in enumerate(members) if i in aims]
+    if not rows:
+        return
+    if len(rows) < len(members):
+        B, A = B[rows], A[rows]
+    own = [targets[members[row]] for row in rows]
+    N, M = own[0].core.changes(
+        [x.place for x in own], [aims[members[row]] for row in rows], own[0].changeable
+    )
+    for target, left, right in zip(own, B + B @ N, A + M @ A, strict=True):
+        target.matrix.write(left, right)
 
 
-def _alike(targets: Sequence[_Target]) -> list[_Alike]:
-    """Groups of those whose factors have one shape, dtype and device, and may be changed alike."""
-    groups: dict[object, list[int]] = defaultdict(list)
-    factors = [target.matrix.factors for target in targets]
-    for i, (B, A) in enumerate(factors):
-        key = B.shape, A.shape, B.dtype, A.dtype, A.device, targets[i].changeable
-        groups[key].append(i)
-    found = []
-    for members in groups.values():
-        B, A = (exact(torch.stack([factors[i][side] for i in members])) for side in (0, 1))
-        eps = max(torch.finfo(x.dtype).eps for x in factors[members[0]])
-        found.append(_Alike(targets, members, (B, A), eps))
-    return found
+def _excess(targets: Sequence[_Target]) -> list[float]:
+    """By what part the strongest spike of each exceeds its limit now; or a bound on it."""
+    now = _measured(targets, spikes)
+    found = {x.index: x.core.bounds[x.place] / x.limit - 1 for x in now}
+    unclear = [x for x in now if found[x.index] > -MARGIN / 10]
+    found |= {x.index: x.strength - 1 for x in _measured(unclear, accurate_spikes)}
+    return [found[x.index] for x in targets]
 
 
-def _stored(matrices: Sequence[AdaptedMatrix]) -> list[_Sides]:
+def _stored(matrices: Sequence[AdaptedMatrix]) -> tuple[_Sides, ...]:
     """Where the parts of B and of A of each are stored."""
-    return [tuple(tuple(map(storage_key, side)) for side in m.leaves) for m in matrices]
+    return tuple(tuple(tuple(map(storage_key, side)) for side in m.leaves) for m in matrices)
 
 
 def _pairs(stored: Sequence[_Sides]) -> list[frozenset[object]]:

@@ -1,15 +1,16 @@
-"""The singular values of many updates at once, each from an SVD of its r×r core.
+"""The singular values of many updates at once, each from r×r matrices.
 
 With ``BᵀB = R_Bᵀ R_B`` and ``A Aᵀ = R_Aᵀ R_A`` the singular values of ``s·B·A`` are those of the
-core ``s R_B R_Aᵀ = X Γ Yᵀ``.  Layers of one shape go through one batched decomposition: a hundred
-layers of a model cost hardly more than one.
+core ``s R_B R_Aᵀ = X Γ Yᵀ``, and the roots of the eigenvalues of ``s² R_A BᵀB R_Aᵀ = Y Γ² Yᵀ``. The
+second takes half of the time, and says enough of most updates; how much, it says too. Layers of one
+rank go through one batched decomposition: a hundred layers of a model cost hardly more than one.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,100 +21,188 @@ from bulkedge._precision import exact
 
 from ._matrix import AdaptedMatrix
 
+EPS = torch.finfo(torch.float64).eps
 RANK_TOLERANCE = 1e-14
 """Eigenvalues of a Gram matrix below this fraction of the largest are taken for zero."""
+ROUNDING = 16
+"""The rounding of an eigenvalue of an r×r matrix, in r²·eps of its largest: an upper bound."""
 
 
 @dataclass(frozen=True)
-class CoreSVD:
-    """The SVD ``X Γ Yᵀ`` of the core of one update.
+class Cores:
+    """The singular values of k updates of one rank, and the r×r matrices that lower them.
 
     Attributes:
-        gamma: Singular values of ``s·B·A``, descending, shape ``(r,)``, float64.
-        left: X, shape ``(r, r)``.
-        right: Y, shape ``(r, r)``.
-        root_B: R_B, shape ``(r, r)``.
-        root_A: R_A, shape ``(r, r)``.
+        members: Which of all updates they are.
+        gamma: Singular values of ``s·B·A``, descending, shape ``(k, r)``, float64.
+        heads: The largest of each.
+        bounds: No singular value of an update exceeds its bound, whatever was rounded.
+        bases: P and Q for B, P and Q for A, each of shape ``(k, r, r)``: with D diagonal
+            ``B (1 + P D Q) A``, with those of B or those of A, has the singular values
+            ``γ_j (1 + D_jj)``, and the same vectors.
     """
 
+    members: list[int]
     gamma: Tensor
-    left: Tensor
-    right: Tensor
-    root_B: Tensor
-    root_A: Tensor
+    heads: list[float]
+    bounds: list[float]
+    bases: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    def changes(
+        self, places: list[int], aims: Sequence[float], changeable: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        """N and M with which ``B (1 + N)`` and ``(1 + M) A`` have ``γ_j → min(γ_j, aim)``.
+
+        Each factor takes half of the change, as a product with an r×r matrix close to the identity,
+        so that the moments that an optimiser keeps for the factors stay nearly valid.  If only one
+        may be changed, it takes all of it.
+
+        Args:
+            places: Which of the k updates.
+            aims: The strength to which larger spikes of each of them are lowered.
+            changeable: Whether B and A may be changed; at least one must.
+
+        Returns:
+            N and M, each of shape ``(len(places), r, r)``; of a factor that stays, zeros.
+        """
+        gamma, *bases = (x[places] for x in (self.gamma, *self.bases))
+        aim = gamma.new_tensor(aims)[:, None]
+        part = torch.where(gamma > aim, aim / gamma, 1.0)
+        weight = (part.sqrt() if all(changeable) else part)[:, None] - 1
+        of_B, of_A = (P * weight @ Q for P, Q in (bases[:2], bases[2:]))
+        # with B frozen, the change of B is made in A, and the other way around
+        if all(changeable):
+            return of_B, of_A
+        none = torch.zeros_like(of_B)
+        return (of_A, none) if changeable[0] else (none, of_B)
 
 
-def lowered(
-    svds: Sequence[CoreSVD],
-    B: Tensor,
-    A: Tensor,
-    aims: Sequence[float],
-    changeable: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """The factors of several updates with ``γ_j → min(γ_j, aim)``; the singular vectors stay.
+def spikes(matrices: Sequence[AdaptedMatrix]) -> list[Cores]:
+    """The singular values of all updates, by squares: small ones are lost in the rounding.
 
-    Each factor takes half of the change, as a product with an r×r matrix close to the identity,
-    so that the moments that an optimiser keeps for the factors stay nearly valid.  If only one
-    may be changed, it takes all of it: ``s·B·A·V D Vᵀ = s·(B N)·A`` with ``A·V D Vᵀ = N A``,
-    because V lies in the row space of A.
-
-    Args:
-        svds: Those of the updates, of one rank.
-        B: The left factors, shape ``(k, m, r)``, float64.
-        A: The right factors, shape ``(k, r, n)``, float64.
-        aims: The strength to which larger spikes of each are lowered.
-        changeable: Whether B and A may be changed; at least one must.
-
-    Returns:
-        B and A.
-    """
-    gamma, X, Y, root_B, root_A = (
-        torch.stack([getattr(svd, name) for svd in svds])
-        for name in ("gamma", "left", "right", "root_B", "root_A")
-    )
-    aim = gamma.new_tensor(aims)[:, None]
-    part = torch.where(gamma > aim, aim / gamma, 1.0)
-    weight = (part.sqrt() if all(changeable) else part)[:, None] - 1
-    of_B = _inverse(root_B) @ (X * weight) @ (X.mT @ root_B)
-    of_A = root_A.mT @ (Y * weight) @ (Y.mT @ _inverse(root_A).mT)
-    if all(changeable):
-        return B + B @ of_B, A + of_A @ A
-    return (B + B @ of_A, A) if changeable[0] else (B, A + of_B @ A)
-
-
-def core_svds(matrices: Sequence[AdaptedMatrix]) -> list[CoreSVD]:
-    """The singular values of all updates, with what lowers them.
-
-    Cost: O((m + n) r²) each for the Gram matrices, one batched decomposition for all of one shape.
+    Cost: O((m + n) r²) each for the Gram matrices, two batched eigenproblems for all of one rank.
 
     Args:
         matrices: The matrices.
 
     Returns:
-        In the same order.
+        One entry for all of one rank.
 
     Raises:
         InputError: If a factor is not finite.
     """
-    found: dict[int, CoreSVD] = {}
+    with torch.no_grad():
+        return [_from_squares(grams) for grams in _by_rank(matrices)]
+
+
+def accurate_spikes(matrices: Sequence[AdaptedMatrix]) -> list[Cores]:
+    """The singular values of all updates by SVDs of their cores: the small ones, too.
+
+    Args:
+        matrices: The matrices.
+
+    Returns:
+        One entry for all of one rank.
+
+    Raises:
+        InputError: If a factor is not finite.
+    """
+    with torch.no_grad():
+        return [_from_roots(grams) for grams in _by_rank(matrices)]
+
+
+@dataclass(frozen=True)
+class _Grams:
+    """The Gram matrices of k updates of one rank.
+
+    Attributes:
+        members: Which of all updates they are.
+        names: Their names.
+        of_B: ``BᵀB``, shape ``(k, r, r)``.
+        of_A: ``A Aᵀ``, shape ``(k, r, r)``.
+        scales: s of each.
+        terms: ``m + n`` of each, the number of terms in both sums.
+    """
+
+    members: list[int]
+    names: list[str]
+    of_B: Tensor
+    of_A: Tensor
+    scales: Tensor
+    terms: Tensor
+
+
+def _by_rank(matrices: Sequence[AdaptedMatrix]) -> list[_Grams]:
+    """The Gram matrices of all; those of one rank together."""
     factors = [matrix.factors for matrix in matrices]
+    parts: dict[object, list[tuple[list[int], Tensor, Tensor]]] = defaultdict(list)
+    for members, B, A in stacked(factors):
+        parts[A.shape[1], A.device].append((members, B.mT @ B, A @ A.mT))
+    found = []
+    for same in parts.values():
+        members = [i for own, _, _ in same for i in own]
+        of_B, of_A = torch.cat([x for _, x, _ in same]), torch.cat([x for *_, x in same])
+        own = [matrices[i] for i in members]
+        names = [x.name for x in own]
+        _require_finite(names, of_B, of_A)
+        scales = of_B.new_tensor([x.scale for x in own])
+        terms = of_B.new_tensor([factors[i][0].shape[0] + factors[i][1].shape[1] for i in members])
+        found.append(_Grams(members, names, of_B, of_A, scales, terms))
+    return found
+
+
+def stacked(
+    factors: Sequence[tuple[Tensor, Tensor]], kinds: Sequence[object] | None = None
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Factors in float64, those of one shape one above the other.
+
+    Args:
+        factors: B and A of each.
+        kinds: Those of different kinds are kept apart.
+
+    Yields:
+        Which ones they are, their B, their A.
+    """
     groups = defaultdict(list)
     for i, (B, A) in enumerate(factors):
-        groups[B.shape, A.shape, B.dtype, A.dtype, A.device].append(i)
-    with torch.no_grad():
-        for members in groups.values():
-            B, A = (exact(torch.stack([factors[i][side] for i in members])) for side in (0, 1))
-            names = [matrices[i].name for i in members]
-            of_B, of_A = B.mT @ B, A @ A.mT
-            _require_finite(names, of_B, of_A)
-            root_B, root_A = _roots(of_B), _roots(of_A)
-            scales = root_B.new_tensor([matrices[i].scale for i in members])
-            small = scales[:, None, None] * (root_B @ root_A.mT)
-            _require_finite(names, small)
-            X, gamma, Yt = torch.linalg.svd(small)
-            parts = zip(members, gamma, X, Yt.mT, root_B, root_A, strict=True)
-            found |= {i: CoreSVD(*rest) for i, *rest in parts}
-    return [found[i] for i in range(len(matrices))]
+        kind = None if kinds is None else kinds[i]
+        groups[B.shape, A.shape, B.dtype, A.dtype, A.device, kind].append(i)
+    for members in groups.values():
+        B, A = (exact(torch.stack([factors[i][side] for i in members])) for side in (0, 1))
+        yield members, B, A
+
+
+def _from_squares(grams: _Grams) -> Cores:
+    """By the eigenvalues of ``R_A BᵀB R_Aᵀ``, of Gram matrices with trace 1: none is too large."""
+    sizes = [x.diagonal(dim1=1, dim2=2).sum(dim=1) for x in (grams.of_B, grams.of_A)]
+    of_B, of_A = (
+        x / torch.where(size > 0, size, 1.0)[:, None, None]
+        for x, size in zip((grams.of_B, grams.of_A), sizes, strict=True)
+    )
+    lower, failed = torch.linalg.cholesky_ex(of_A)
+    root = _roots(of_A) if bool(failed.any()) else lower.mT
+    values, Y = torch.linalg.eigh(root @ of_B @ root.mT)
+    values, Y = values.flip(-1).clamp_min(0), Y.flip(-1)
+    size = grams.scales.abs() * sizes[0].sqrt() * sizes[1].sqrt()
+    # of two sums of squares, two eigenproblems, and what counts as zero
+    rounding = EPS * (grams.terms + ROUNDING * Y.shape[-1] ** 2) + RANK_TOLERANCE
+    bounds = size * (values[:, 0] + rounding).sqrt() * (1 + 8 * EPS)
+    gamma = size[:, None] * values.sqrt()
+    heads, limits = torch.stack([gamma[:, 0], bounds]).tolist()
+    P = root.mT @ Y
+    Q = torch.where(values > rounding[:, None], 1 / values, 0.0)[..., None] * (P.mT @ of_B)
+    return Cores(grams.members, gamma, heads, limits, (P, Q, P, Q))
+
+
+def _from_roots(grams: _Grams) -> Cores:
+    """By the SVDs of the cores."""
+    root_B, root_A = _roots(grams.of_B), _roots(grams.of_A)
+    small = grams.scales[:, None, None] * (root_B @ root_A.mT)
+    _require_finite(grams.names, small)
+    X, gamma, Yt = torch.linalg.svd(small)
+    bases = _inverse(root_B) @ X, X.mT @ root_B, root_A.mT @ Yt.mT, Yt @ _inverse(root_A).mT
+    heads = gamma[:, 0].tolist()
+    return Cores(grams.members, gamma, heads, heads, bases)
 
 
 def inner_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:

@@ -29,6 +29,8 @@ from ._core_svd import column_grams, inner_products
 from ._full import FullMatrix
 from ._matrix import DORA, AdaptedMatrix, is_distributed, looked_up_once
 
+BLOCK = 256
+"""The width of the blocks of a moment of which one triangle is read."""
 SMALLEST = 1e-30
 """A drift below this may be that of squares that are too small for single precision."""
 REMEDY = "collect moments of the base that is trained with `bulkedge moments`, or with Moments"
@@ -55,6 +57,19 @@ class Shared:
         if isinstance(now, Sketch):
             return (A @ now.vectors * now.values) @ now.vectors.mT + A * now.rest
         return A * now if now.ndim == 1 else A @ now
+
+    def half_times(self, A: Tensor) -> Tensor:
+        """``A L`` with ``L + Lᵀ = C``: of a large moment half of the numbers are read."""
+        now = self._moment = _placed(self._moment, A)
+        n = A.shape[1]
+        if isinstance(now, Sketch) or now.ndim == 1 or n < 2 * BLOCK:
+            return self.times(A) / 2
+        found = torch.empty_like(A)
+        for first in range(0, n, BLOCK):
+            last = min(first + BLOCK, n)
+            found[:, first:last] = A[:, first:last] @ now[first:last, first:last] / 2
+            found[:, first:last] += A[:, last:] @ now[last:, first:last]
+        return found
 
 
 @dataclass(frozen=True)
@@ -220,7 +235,7 @@ def measure_grams(layers: Sequence[LayerDrift]) -> list[tuple[float, Grams | Non
 def _grams_of(layers: Sequence[LayerDrift]) -> list[Grams | None]:
     """The Gram matrices of the updates of low rank; None for weights that are trained in full.
 
-    Cost: one product of each C with all A that it belongs to, and O((m + n) r²).
+    Cost: one product of half of each C with all A that it belongs to, and O((m + n) r²).
 
     Args:
         layers: The layers.
@@ -233,24 +248,24 @@ def _grams_of(layers: Sequence[LayerDrift]) -> list[Grams | None]:
     adapted: list[Any] = [layers[i].matrix for i in low]
     factors = [matrix.factors for matrix in adapted]
     B, A = [x for x, _ in factors], [x for _, x in factors]
-    AC = _times_moments(
+    AL = _half_times_moments(
         [layers[i].moment for i in low], [x.to(m.dtype) for x, m in zip(A, adapted, strict=True)]
     )
-    pairs = zip(low, column_grams(B), inner_products(AC, A), strict=True)
-    for i, of_B, of_A in pairs:
-        found[i] = Grams(of_B, of_A)
+    pairs = zip(low, column_grams(B), inner_products(AL, A), strict=True)
+    for i, of_B, half in pairs:
+        found[i] = Grams(of_B, half + half.mT)
     return found
 
 
-def _times_moments(moments: Sequence[Shared], A: Sequence[Tensor]) -> list[Tensor]:
-    """``A C`` of each; a moment that layers share is read once for all of them."""
+def _half_times_moments(moments: Sequence[Shared], A: Sequence[Tensor]) -> list[Tensor]:
+    """``A L`` of each, ``L + Lᵀ = C``; a moment that layers share is read once for all of them."""
     groups: dict[object, list[int]] = defaultdict(list)
     for i, (moment, X) in enumerate(zip(moments, A, strict=True)):
         groups[id(moment), X.dtype, X.device].append(i)
     found: dict[int, Tensor] = {}
     for members in groups.values():
         parts = [A[i] for i in members]
-        product = moments[members[0]].times(torch.cat(parts) if len(parts) > 1 else parts[0])
+        product = moments[members[0]].half_times(torch.cat(parts) if len(parts) > 1 else parts[0])
         found |= zip(members, product.split([len(x) for x in parts]), strict=True)
     return [found[i] for i in range(len(A))]
 

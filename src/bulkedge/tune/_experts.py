@@ -18,7 +18,10 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap
 
 from ._lora import LoraMatrix
-from ._matrix import AdaptedMatrix, is_distributed
+from ._matrix import AdaptedMatrix, frozen_map, is_distributed
+
+GATE_UP = "gate_up_proj"
+"""The parameter that many checkpoints store as ``gate_proj`` and ``up_proj``: its two halves."""
 
 
 class ExpertMatrix(LoraMatrix):
@@ -52,6 +55,13 @@ class ExpertMatrix(LoraMatrix):
     def base_map(self) -> LinearMap:
         """W0 as a map."""
         return AdaptedMatrix.base_map(self)
+
+    @property
+    def pieces(self) -> list[LinearMap]:
+        """What a checkpoint may store apart of W0, and an audit then judges by itself."""
+        if self.name.partition("[")[0].rpartition(".")[2] != GATE_UP:
+            return []
+        return [frozen_map(rows, self.dtype) for rows in self.base.chunk(2)]
 
     def _acting(self, layer: Any) -> Tensor:
         """See :meth:`LoraMatrix._acting`; PEFT says whether experts are stored as (in, out)."""

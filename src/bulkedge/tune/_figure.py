@@ -17,6 +17,7 @@ PANELS = (
     ("strongest spike / θ", ("strongest_spike",)),
     ("energy share", ("energy_share",)),
     ("drift", ("drift", "highest_drift")),
+    ("expected at θ_k at the end", ("predicted_crossings",)),
 )
 """The panels: what the axis says, and the figures that are drawn."""
 LINES = {"strongest spike / θ": 1.0}

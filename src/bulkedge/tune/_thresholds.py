@@ -115,7 +115,11 @@ def _require_numbers(name: str, base: LinearMap) -> None:
 
 
 def measure_thresholds(
-    matrices: Sequence[HasBase], known: Thresholds | None = None, of: Line = "edge"
+    matrices: Sequence[HasBase],
+    known: Thresholds | None = None,
+    of: Line = "edge",
+    *,
+    in_pieces: bool = False,
 ) -> dict[str, float]:
     """The threshold of every matrix by its name; a matrix whose base has none is left out.
 
@@ -124,6 +128,8 @@ def measure_thresholds(
         known: Thresholds by name that are not measured again; each name is that of a matrix.  Or
             a file that ``bulkedge budget`` has written: what is in it is not measured again.
         of: Which line.
+        in_pieces: Whether the lowest threshold of a matrix and of its pieces counts, where
+            checkpoints may store it in pieces.
 
     Returns:
         ``{name: θ_c}``, or θ_k.
@@ -132,33 +138,70 @@ def measure_thresholds(
         InputError: If a known threshold is not positive and finite, or a base is not finite.
         RecipeError: If a known threshold has the name of no matrix.
     """
-    if isinstance(known, (str, os.PathLike)):
-        given = _from_budget(known, [matrix.name for matrix in matrices], of)
-    else:
-        given = known_thresholds(known)
-        _require_matrices(given, [matrix.name for matrix in matrices])
+    given = _given(matrices, known, of)
     found = {}
     for matrix in matrices:
         theta = given.get(matrix.name)
         if theta is None:
-            theta = _threshold(matrix, of)
+            maps = [matrix.base_map(), *(getattr(matrix, "pieces", ()) if in_pieces else ())]
+            found_in = [_lines(matrix, x)[of] for x in maps]
+            # an update is no weaker than a piece of it, so that the lowest holds them all
+            theta = min((x for x in found_in if x > 0), default=0.0)
         if theta > 0:  # a bulk that ends in a step has none: any spike makes an outlier of it
             found[matrix.name] = float(theta)
     return found
 
 
-def _threshold(matrix: HasBase, of: Line) -> float:
-    """The strength at which a spike reaches a line; 0 without one."""
+def measure_lines(
+    matrices: Sequence[HasBase], known: Thresholds | None = None
+) -> dict[Line, dict[str, float]]:
+    """Both thresholds of every matrix by its name, from one look at each base.
+
+    Args:
+        matrices: The matrices.
+        known: θ_c by name, or a file with both, as in :func:`measure_thresholds`.
+
+    Returns:
+        ``{name: θ}`` for each line; no θ_k of matrices whose θ_c alone is known.
+
+    Raises:
+        InputError: As :func:`measure_thresholds`.
+        RecipeError: As :func:`measure_thresholds`.
+    """
+    given: dict[Line, dict[str, float]] = {"edge": _given(matrices, known, "edge"), "leading": {}}
+    if isinstance(known, (str, os.PathLike)):
+        given["leading"] = _given(matrices, known, "leading")
+    for matrix in matrices:
+        if matrix.name not in given["edge"]:
+            for line, theta in _lines(matrix, matrix.base_map()).items():
+                given[line][matrix.name] = theta
+    return {
+        line: {x: theta for x, theta in own.items() if theta > 0} for line, own in given.items()
+    }
+
+
+def _given(matrices: Sequence[HasBase], known: Thresholds | None, of: Line) -> dict[str, float]:
+    """The thresholds that are known beforehand."""
+    names = [matrix.name for matrix in matrices]
+    if isinstance(known, (str, os.PathLike)):
+        return _from_budget(known, names, of)
+    given = known_thresholds(known)
+    _require_matrices(given, names)
+    return given
+
+
+def _lines(matrix: HasBase, base: LinearMap) -> dict[Line, float]:
+    """The strengths at which a spike of a matrix, or of a piece, reaches each line; 0 without."""
     try:
         stored = getattr(matrix, "stored_dtype", torch.float32)
-        spectrum = base_spectrum(matrix.name, matrix.base_map(), stored)
+        spectrum = base_spectrum(matrix.name, base, stored)
     except NoBulkError:
-        return 0.0
-    edge = spectrum.fit.threshold
-    if of == "edge" or len(spectrum.values) < LEADING:
-        return edge
-    value = float(spectrum.values[LEADING - 1])
-    return max(edge, float(spectrum.fit.bulk.strength(max(value, spectrum.fit.edge))))
+        return {"edge": 0.0, "leading": 0.0}
+    edge = leading = spectrum.fit.threshold
+    if len(spectrum.values) >= LEADING:
+        value = max(float(spectrum.values[LEADING - 1]), spectrum.fit.edge)
+        leading = max(edge, float(spectrum.fit.bulk.strength(value)))
+    return {"edge": edge, "leading": leading}
 
 
 def with_threshold(
@@ -177,7 +220,7 @@ def with_threshold(
     Raises:
         InputError: If none has; or as in :func:`measure_thresholds`.
     """
-    found = measure_thresholds(matrices, known, of)
+    found = measure_thresholds(matrices, known, of, in_pieces=True)
     kept = [matrix for matrix in matrices if matrix.name in found]
     note_without_bulk(matrices, kept)
     return kept, found

@@ -26,12 +26,13 @@ from bulkedge.update import effective_rank
 
 from ._drift import layer_drifts, measure
 from ._figure import draw
+from ._forecast import Forecast, forecasts, strengths_of
 from ._held import held_matrices
 from ._layers import require_same_layers
 from ._matrix import like
 from ._saved import BY_NAME, entries
 from ._select import members, select
-from ._thresholds import Thresholds, known_thresholds, measure_thresholds
+from ._thresholds import Thresholds, known_thresholds, measure_lines, measure_thresholds
 from .figures import LayerFigures, energy_share, read_figures, summary, totals
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class Monitor:
 
     Attributes:
         steps: The number of steps so far.
+        thresholds: θ_c of each layer that has one, by name.
+        top_k_thresholds: θ_k of each layer of which it is known, by name.
         figures: The latest figures of each layer that was checked, by name.
         history: ``(step, metrics)`` of every check.
 
@@ -180,7 +183,8 @@ class Monitor:
         check_values(self, epsilon=(epsilon, POSITIVE_SHARE), **each(counts, whole(1)))
         self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
         self.matrices = watched_matrices(model, adapter, include, exclude, full, base)
-        self.thresholds = measure_thresholds(self.matrices, thresholds)
+        lines = measure_lines(self.matrices, thresholds)
+        self.thresholds, self.top_k_thresholds = lines["edge"], lines["leading"]
         drifts = [] if moments is None else layer_drifts(self.matrices, moments)
         self._drifts = {drift.matrix.name: drift for drift in drifts}
         self.steps = self._next = 0
@@ -279,6 +283,33 @@ class Monitor:
             MissingExtraError: Without matplotlib.
         """
         return draw(self.history, self.epsilon)
+
+    def forecast(self, rates: Sequence[float]) -> list[Forecast]:
+        """Which updates will reach θ_k, where new directions are leading ones, before the run ends.
+
+        The strength of a LoRA that began at zero is taken to grow as a power of the sum of the
+        learning rates.  Ask after some twenty steps or more.  DoRA and weights that are trained in
+        full are left out.
+
+        Cost: the Gram matrices of the factors; θ_k is measured if it is not known yet.
+
+        Args:
+            rates: The learning rate of every step of the run, those to come included.
+
+        Returns:
+            One entry for each layer with a threshold, the strongest at the end first.
+
+        Raises:
+            InputError: If there was no step yet, or there are not as many rates.
+        """
+        with torch.no_grad():
+            unknown = [
+                x for x in self.matrices
+                if x.name in self.thresholds and x.name not in self.top_k_thresholds
+            ]  # fmt: skip
+            self.top_k_thresholds |= measure_thresholds(unknown, of="leading")
+            now = strengths_of(self.matrices, self.top_k_thresholds)
+        return forecasts(now, self.steps, rates)
 
     def _drift_in_all(self) -> dict[str, float]:
         """The drift of the layers that were checked, together and at most; of none, nothing."""

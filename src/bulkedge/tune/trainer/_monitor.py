@@ -30,12 +30,14 @@ from bulkedge._fields import (
 )
 from bulkedge._globs import as_globs
 from bulkedge.tune._figure import draw
+from bulkedge.tune._forecast import Forecast
 from bulkedge.tune._full import FullMatrix
 from bulkedge.tune._thresholds import Thresholds, saved_thresholds
 from bulkedge.tune.monitor import Model, Monitor, Watched
 
 from ._figures import write_figures
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
+from ._rates import rates_of
 from ._report import handler_of, report
 from ._supported import takes_part
 
@@ -46,6 +48,8 @@ FILE = "bulkedge.json"
 """The file of a checkpoint with the figures of all layers."""
 SUMMARY = "train_runtime"
 """The figure by which a trainer's last log is known: after it a run is summed up and ends."""
+FORECAST_FROM = 20
+"""The first step at which a forecast is made."""
 Watch = Union[Sequence[Watched], Callable[[nn.Module], Sequence[Watched]]]  # noqa: UP007 — 3.10
 """Matrices to be watched, or a function from the model to them."""
 
@@ -140,6 +144,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         self.saved: dict[str, Any] = {}  # set by a trainer that restores a callback
         self._has_saved = False
         self._handler: Any = None
+        self._rates: list[float] = []
 
     def on_train_begin(
         self,
@@ -158,6 +163,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         saved = self._saved_in(state) if state.global_step else {}
         figures, self._has_saved = saved.get("figures"), bool(saved.get("has_saved"))
         self.monitor = None
+        self._rates = rates_of(kwargs.get("lr_scheduler"), state.max_steps)
         if takes_part(kwargs["model"], args):
             self.monitor = self._begin(kwargs["model"], figures)
         if self.full_passes and not figures:
@@ -192,6 +198,19 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             The figure.
         """
         return draw(self.history, self.options["epsilon"])
+
+    def forecast(self) -> list[Forecast]:
+        """Which updates will reach θ_k by the end of the run; see :meth:`Monitor.forecast`.
+
+        Returns:
+            One entry for each layer, the strongest at the end first; none before the first step, or
+            if the schedule of the learning rates is not known beforehand.
+        """
+        if self.monitor is None or not 1 <= self.monitor.steps <= len(self._rates):
+            return []
+        if not sum(self._rates[: self.monitor.steps]) > 0:
+            return []
+        return self.monitor.forecast(self._rates)
 
     def on_log(
         self,
@@ -269,6 +288,9 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         self.monitor.steps = state.global_step
         self.monitor.check(count)
         figures = self.monitor.metrics()
+        if state.global_step >= FORECAST_FROM and (ahead := self.forecast()):
+            crossing = sum(layer.at_end[1] >= 1 for layer in ahead)
+            figures["bulkedge/predicted_crossings"] = float(crossing)
         self.history.append((state.global_step, figures))
         if state.is_world_process_zero:
             report(self._handler, figures, args, state, control)

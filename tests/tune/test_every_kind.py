@@ -312,7 +312,7 @@ def test_patterns_are_those_of_the_audit():
 
 def test_one_note_names_what_is_trained_beside_and_not_held():
     model = saved_beside(make_network())
-    with pytest.warns(UserWarning, match=r"1 weights are trained in full beside .* full=True"):
+    with pytest.warns(UserWarning, match=r"1 weight is trained in full beside .* full=True"):
         clip = SpikeClip(model)
     assert len(clip.matrices) == 1
     with warnings.catch_warnings():

@@ -312,16 +312,19 @@ def test_a_weight_of_another_shape_than_its_base_is_refused():
         FullMatrix("w", torch.zeros(3, 4), torch.zeros(4, 3))
 
 
-def test_an_open_verdict_is_counted_once():
-    """ε is set beside the very score: the certificate cannot tell them apart."""
+def test_an_open_verdict_is_counted_once_and_decided_by_a_full_pass():
+    """ε is set beside the very score: vectors in working precision cannot tell them apart."""
     W0 = base().double()
     W = W0 + 6 * orthonormal(90, 1, 5).double() @ orthonormal(70, 1, 6).double().mT
     score = float(oracle_scores(W0, W, 1)[0])
-    monitor = Monitor([FullMatrix("w", W0, W)], top_k=1, epsilon=score + 1e-5)
-    monitor.check()
+    monitor = Monitor([FullMatrix("w", W0, W)], top_k=1, every=1, epsilon=score + 1e-5)
+    monitor.step()
     seen = monitor.figures["w"]
     assert (seen.intruders, seen.rotated, seen.undecided) == (0, 0, 1)
     assert seen.energy == monitor.metrics()["bulkedge/new_directions"] == 0
+    monitor.check()
+    seen = monitor.figures["w"]
+    assert (seen.new_directions, seen.undecided) == (1, 0)
 
 
 def test_the_energy_share_is_that_of_the_new_directions():

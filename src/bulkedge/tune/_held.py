@@ -115,10 +115,11 @@ def _make(
 
 
 def _note_beside(names: Sequence[str], verb: str) -> None:
-    """One note on weights that are trained in full beside adapters."""
+    """One note on weights that are trained in full beside adapters, such as a new head."""
     listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" * bool(names[SHOWN:]))
+    what = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
     warnings.warn(
-        f"{len(names)} weights are trained in full beside the adapters and are not {verb}: "
-        f"{listed}; full=True includes them",
+        f"{what} trained in full beside the adapters and not {verb}: {listed}; a new head needs "
+        "no limit, full=True includes all",
         stacklevel=5,
     )

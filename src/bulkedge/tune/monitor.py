@@ -19,7 +19,7 @@ from bulkedge._fields import (
     whole,
 )
 from bulkedge._linmap import LinearMap
-from bulkedge.intruder import COUNTED, Verdict, judge_vectors
+from bulkedge.intruder import COUNTED, Verdict, judge, judge_vectors
 from bulkedge.moments import Moments
 from bulkedge.triplet import GolubKahan, singular_triplet
 from bulkedge.update import effective_rank
@@ -208,6 +208,9 @@ class Monitor:
     def check(self, count: int | None = None) -> None:
         """Check the next layers now.
 
+        A check of all layers is decided as an audit is: where the certificate leaves a verdict
+        open, by SVDs of that layer.
+
         Args:
             count: How many layers; all of them if None.
 
@@ -220,7 +223,7 @@ class Monitor:
             for _ in range(layers if count is None else min(count, layers)):
                 matrix = self.matrices[self._next % layers]
                 try:
-                    self.figures[matrix.name] = self._look_at(matrix)
+                    self.figures[matrix.name] = self._look_at(matrix, decide=count is None)
                 except InputError as error:
                     raise InputError(f"{matrix.name}: after step {self.steps}: {error}") from error
                 self._next += 1
@@ -351,14 +354,15 @@ class Monitor:
         self.steps, self._next = saved["steps"], saved["next"]
         self.thresholds, self.figures = thresholds, figures
 
-    def _look_at(self, matrix: Watched) -> LayerFigures:
-        """The figures of one layer."""
+    def _look_at(self, matrix: Watched, *, decide: bool) -> LayerFigures:
+        """The figures of one layer; ``decide`` leaves no verdict open."""
         W = matrix.tuned_map()
+        start = like(W, self._last.get(matrix.name))
         tuned = singular_triplet(
             W,
             min(self.top_k, *W.shape),
             solver=GolubKahan(vector_tol=ANGLE),
-            init=like(W, self._last.get(matrix.name)),
+            init=start,
             strict=False,
         )
         self._last[matrix.name] = tuned.u.to(KEPT_AS), tuned.v.to(KEPT_AS)
@@ -366,6 +370,10 @@ class Monitor:
         found = judge_vectors(
             matrix.base_map(), tuned, side, subspace=2 * self.top_k, epsilon=self.epsilon
         )
+        if decide and any(direction.verdict is Verdict.UNDECIDED for direction in found):
+            found = judge(
+                matrix.base_map(), W, self.top_k, epsilon=self.epsilon, sides=(side,), start=start
+            ).directions
         verdicts = [direction.verdict for direction in found]
         drift = self._drifts.get(matrix.name)
         gamma, theta = matrix.strengths, self.thresholds.get(matrix.name)

@@ -120,10 +120,11 @@ def _boft(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
     blocks, scales = shapes["boft_R"], shapes["boft_s"]
     if len(blocks) != 4 or blocks[2] != blocks[3] or len(scales) != 2 or scales[1] != 1:
         return f"parts of shapes {blocks} and {scales}: not those of a linear layer"
-    if blocks[0] != 1:
+    factors, number, size, _ = blocks
+    if factors > 1 and (size % 2 or factors > number or number % 2 ** (factors - 1)):
         return (
-            f"{blocks[0]} butterfly factors, which PEFT multiplies on a GPU alone: not handled; "
-            "merge it into the model and audit the merged checkpoint"
+            f"{factors} butterfly factors for {number} blocks of {size}: expected blocks of an even "
+            f"size, and a multiple of 2 to the power of {factors - 1} of them"
         )
     return (scales[0], blocks[1] * blocks[2]), {}
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -218,7 +219,7 @@ def test_inspect_marks_sides_that_the_base_tells(tmp_path):
     _, adapter, _, _ = trained("oft", tmp_path)
     lines = CliRunner().invoke(cli, ["inspect", str(adapter)]).stdout.splitlines()
     assert lines[0] == "q.weight  F32  ?×18  oft"
-    assert lines[-1] == "OFT adapter: 2 layers updated"
+    assert lines[-1] == f"OFT adapter by PEFT {version('peft')}: 2 layers updated"
 
 
 ONES = torch.ones

@@ -230,12 +230,10 @@ def _boft(update: OfBase, t: Parts, W: Tensor, first: int) -> Tensor:
 
 
 def _butterfly(columns: int, block: int, level: int) -> Tensor:
-    """Where the inputs lie that a butterfly factor rotates: PEFT's order, in halves of a block.
-
-    Among ``2^(level + 1)`` halves, the even ones come first.
-    """
+    """The order in which a butterfly factor takes the inputs."""
     import torch
 
+    # as PEFT: of every 2^(level + 1) halves of blocks, first those in even places
     halves = torch.arange(columns).reshape(-1, 2 ** (level + 1), block // 2)
     return torch.cat((halves[:, 0::2], halves[:, 1::2]), dim=1).flatten()
 

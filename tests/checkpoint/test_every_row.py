@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from bulkedge.cli import cli
 from fuzz.victims import VICTIMS
@@ -102,6 +103,7 @@ ROWS = {
     "fp8 and int8 per tensor or row, fp8 cast without a scale": Row(("compressed_tensors",), (
         (victim("scaled"), "quantised: fp8, a scale for each row (1 weight), fp8, a scale for ea"),
         (victim("scaled", "tuned"), "quantised: fp8 without scales (2 weights)"),
+        (victim("fp8"), "quantised: fp8 with scales (1 weight)"),
     )),
     "MXFP4 of gpt-oss; int4, int8, MXFP4 and NVFP4 of compressed-tensors": Row(
         ("transformers", "compressed_tensors"),
@@ -193,3 +195,37 @@ def test_inspect_says_in_one_line_what_it_is(what, tmp_path, monkeypatch):
         told = str(done.exception) if code else done.stdout.splitlines()[-1]
         assert re.search(words if code else re.escape(words), told), (told, done.output)
         assert done.exit_code == 0 or code
+
+
+def test_a_weight_in_blocks_is_listed_with_the_shape_of_its_numbers(tmp_path):
+    pytest.importorskip("gguf")
+    told = CliRunner().invoke(cli, ["inspect", "--json", str(victim("gguf")(tmp_path))]).stdout
+    rows = {row["name"]: (row["dtype"], row["shape"]) for row in json.loads(told)}
+    assert rows["model.layers.0.mlp.down_proj.weight"] == ("GGUF Q8_0", [6, 32])
+
+
+AI_TOOLKIT = json.dumps({"name": "ai-toolkit", "version": "0.5.1"})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "line"),
+    [
+        ({"ss_network_module": "networks.lora"}, "LoRA adapter by kohya's scripts: 1 layer"),
+        ({"ss_network_module": "lycoris.kohya"}, "LoRA adapter by LyCORIS: 1 layer"),
+        ({"software": AI_TOOLKIT}, "LoRA adapter by ai-toolkit 0.5.1: 1 layer"),
+        ({"software": "{"}, "LoRA adapter in PEFT's names: 1 layer"),
+        ({"software": '{"name": "\u001b[31m"}'}, "LoRA adapter in PEFT's names: 1 layer"),
+        ({"software": '["x"]'}, "LoRA adapter in PEFT's names: 1 layer"),
+    ],
+)
+def test_a_file_that_says_who_wrote_it(metadata, line, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    save_file(PAIR, file, metadata)
+    done = CliRunner().invoke(cli, ["inspect", str(file)])
+    assert done.stdout.splitlines()[-1].startswith(line)
+
+
+@pytest.mark.parametrize("version", ["", "0.21\x1b[31m", "9" * 99])
+def test_a_version_that_is_none_is_left_out(version, tmp_path):
+    done = CliRunner().invoke(cli, ["inspect", str(peft(peft_version=version)(tmp_path))])
+    assert done.stdout.splitlines()[-1].startswith("LoRA adapter by PEFT: 1 layer")

@@ -184,8 +184,7 @@ def test_the_named_tests_ask_the_library_that_owns_the_format(what):
 
 @pytest.mark.parametrize("what", ROWS)
 def test_inspect_says_in_one_line_what_it_is(what, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "0"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "0"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "0"))
     for number, (make, words, *code) in enumerate(ROWS[what].examples):
         if what.startswith("GGUF"):
             pytest.importorskip("gguf")

@@ -2,7 +2,7 @@
 
 python scripts/test_result.py JUNIT.XML NAME PACKAGE…
 
-It goes to ``benchmarks/results/NAME.json``, with the versions of the packages as the Python that
+It goes to NAME.json in ``benchmarks/results``, with the versions of the packages as the Python that
 runs this has them.
 """
 

@@ -82,8 +82,8 @@ def test_scores_are_those_of_the_weights_that_diffusers_fuses(case, diffusers, t
     record = bulkedge.audit(base, file, recipe=RECIPE)
     assert record.summary.lost == 0
     changed = {name for name, W in after.items() if not W.equal(before[name])}
-    assert {row.name for row in some(record.matrices)} == changed
-    for row in record.matrices:
+    assert {row.name for row in record.matrices} == changed
+    for row in some(record.matrices):
         W0, W = (side[row.name].flatten(1).double() for side in (before, after))
         found = torch.tensor([d.score for d in row.directions], dtype=torch.float64)
         torch.testing.assert_close(found, oracle_scores(W0, W, 4), atol=1e-4, rtol=0)

@@ -16,7 +16,7 @@ EXAMPLE = examples/minilm_wordnet
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE  ?= 1
 
-.PHONY: demo test test-slow test-integrations test-oldest test-page test-ray test-wheel dist docs lint bench bench-quick study study-quick minilm clean
+.PHONY: demo test test-slow test-formats test-integrations test-oldest test-page test-ray test-wheel dist docs lint bench bench-quick study study-quick minilm clean
 
 demo: $(VENV)/.core $(MINILM)/model.safetensors
 	@for rank in 1 8; do \
@@ -56,7 +56,17 @@ test-ray: | $(VENV)/.dev
 	$(RAY_ENV)/bin/pip --disable-pip-version-check install --quiet --no-compile \
 	  -c constraints.txt $(TORCH) -e .[ray] pytest pytest-timeout hypothesis
 	$(RAY_ENV)/bin/python -m pytest tests/audit/test_ray.py --junit-xml build/ray.xml
-	$(BIN)/python scripts/ray_result.py build/ray.xml $(RAY_ENV)/bin/python
+	$(RAY_ENV)/bin/python scripts/test_result.py build/ray.xml ray ray torch
+
+# the libraries that own a format and are too large or too slow for [dev]; the result is stored
+FORMATS = build/formats/site-packages
+test-formats: $(VENV)/.dev $(MINILM)/model.safetensors
+	$(PIP) --no-deps --upgrade --target $(FORMATS) -r tests/checkpoint/requirements.txt
+	BULKEDGE_FORMATS=1 PYTHONPATH=$(FORMATS) $(BIN)/pytest --junit-xml build/formats.xml \
+	  $$(grep -rl --include "test_*.py" "^from libraries import library" tests)
+	PYTHONPATH=$(FORMATS) $(BIN)/python scripts/test_result.py build/formats.xml formats \
+	  auto-round autoawq bitsandbytes diffusers mlx torch
+	$(BIN)/python benchmarks/render.py
 
 # the real trainers, of the versions in requirements.txt; writes the table of docs/fine-tuning.md
 INTEGRATIONS = build/integrations/site-packages

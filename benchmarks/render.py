@@ -388,9 +388,17 @@ def questions() -> dict[str, Any]:
     return {"study": _study().short()}
 
 
+def audits() -> dict[str, Any]:
+    """Values of docs/audit.md."""
+    formats = result("formats")
+    asked = ("auto-round", "autoawq", "bitsandbytes", "diffusers", "mlx")
+    formats["versions"] = ", ".join(f"{name} {formats[name]}" for name in asked)
+    return {"several": measured("several"), "formats": formats}
+
+
 FILLED: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": readme,
-    "docs/audit.md": lambda: {"several": measured("several")},
+    "docs/audit.md": audits,
     "docs/before-you-train.md": law,
     "docs/benchmarks.md": benchmarks,
     "docs/certificate.md": hard_certificates,

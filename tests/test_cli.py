@@ -491,7 +491,7 @@ def test_inspect(inputs, tmp_path):
         "a.weight  F32  120×90  lora r=2 scale=2",
         "head.weight  F32  3×90",
         "base_model.model.a.lora_B.bias  (1-D tensor: not a matrix)",
-        "LoRA adapter: 1 layer updated by factors of rank 2, 1 tensor replaced",
+        "LoRA adapter by PEFT: 1 layer updated by factors of rank 2, 1 tensor replaced",
     ]
     rows = json.loads(run("inspect", adapter, "--json").stdout)
     assert rows[0] == {
@@ -519,7 +519,7 @@ def test_inspect_tells_which_layers_cannot_be_used_and_sums_up(tmp_path):
     assert "rank 1" in told["a.weight"]
     assert "lora_B" in told["b.weight"]
     assert summary == (
-        "LoRA adapter: 1 layer updated by factors of rank 3, 2 layers NOT usable; "
+        "LoRA adapter by PEFT: 1 layer updated by factors of rank 3, 2 layers NOT usable; "
         r"trained on my/base\x1b"
     )
     rows = json.loads(run("inspect", adapter, "--json").stdout)

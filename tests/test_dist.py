@@ -60,6 +60,16 @@ def test_the_last_run_on_a_cluster_passed():
     assert "test_a_killed_nodes_matrices_are_computed_elsewhere" in stored["seconds"]
 
 
+def test_the_last_run_with_the_libraries_of_other_formats_passed():
+    """By `make test-formats`, which is no part of CI: nothing failed or was skipped."""
+    stored = json.loads((ROOT / "benchmarks/results/formats.json").read_text(encoding="utf-8"))
+    assert (stored["failures"], stored["errors"], stored["skipped"]) == (0, 0, 0)
+    assert "test_qlora_of_a_real_model_from_audit_to_repair" in stored["seconds"]
+    pinned = (ROOT / "tests/checkpoint/requirements.txt").read_text(encoding="utf-8")
+    libraries = ("auto-round", "autoawq", "bitsandbytes", "diffusers", "mlx")
+    assert all(f"{name}=={stored[name]}" in pinned for name in libraries)
+
+
 def test_the_oldest_releases_are_those_that_the_project_allows():
     """Of each dependency its lower end, but of torch and of developers' tools none."""
     oldest = load(ROOT / "scripts/oldest.py")

@@ -1,7 +1,7 @@
 """Weights in four and eight bits are read as bitsandbytes reads them; what does not fit is named.
 
-The tests that ask the library itself are slow, and need it beside [dev]: ``pip install
-bitsandbytes``.  [dev] leaves it out, because PEFT imports it wherever it is found, for seconds.
+``make test-formats`` runs the tests that ask the library itself.  [dev] leaves it out, because PEFT
+imports it wherever it is found, for seconds.
 """
 
 import base64
@@ -20,6 +20,7 @@ from bulkedge.cli import cli
 from bulkedge.comparison import make_plan
 from cases import gaussian, orthonormal
 from helpers import MINILM, oracle_scores, save, save_adapter, some, weights
+from libraries import library
 from packing import as_bytes, eight_bits, four_bits
 
 STATE = "q.weight.quant_state.bitsandbytes__nf4"
@@ -245,43 +246,42 @@ def test_what_a_model_keeps_in_out_lies_upright_once_packed(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def library():
-    return pytest.importorskip("bitsandbytes.functional")
+def bitsandbytes():
+    return library("bitsandbytes.functional")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("nested", [False, True], ids=["", "nested"])
 @pytest.mark.parametrize("method", ["nf4", "fp4"])
-def test_four_bits_bit_by_bit_as_the_library_reads_them(method, nested, dtype, library, tmp_path):
+def test_four_bits_bit_by_bit_as_the_library_reads_them(
+    method, nested, dtype, bitsandbytes, tmp_path
+):
     for shape, block in (((300, 70), 64), ((7, 9), 64), ((70, 128), 128)):
-        packed, state = library.quantize_4bit(
+        packed, state = bitsandbytes.quantize_4bit(
             weights(*shape, dtype=dtype), blocksize=block, quant_type=method,
             compress_statistics=nested,
         )  # fmt: skip
         parts = {f"q.weight.{name}": part for name, part in state.as_dict(packed=True).items()}
         found = read(tmp_path, {"q.weight": packed} | parts)
-        expected = library.dequantize_4bit(packed, state)
+        expected = bitsandbytes.dequantize_4bit(packed, state)
         assert found.dtype is dtype
         assert torch.equal(found, expected)
 
 
-@pytest.mark.slow
-def test_eight_bits_bit_by_bit_as_the_library_reads_them(library, tmp_path):
-    codes, scales, _ = library.int8_vectorwise_quant(weights(30, 70, dtype=torch.float16))
+def test_eight_bits_bit_by_bit_as_the_library_reads_them(bitsandbytes, tmp_path):
+    codes, scales, _ = bitsandbytes.int8_vectorwise_quant(weights(30, 70, dtype=torch.float16))
     found = read(tmp_path, {"q.weight": codes, "q.SCB": scales})
-    assert torch.equal(found, library.int8_vectorwise_dequant(codes, scales))
+    assert torch.equal(found, bitsandbytes.int8_vectorwise_dequant(codes, scales))
 
 
-@pytest.mark.slow
-def test_the_library_reads_what_these_tests_pack(library):
+def test_the_library_reads_what_these_tests_pack(bitsandbytes):
     for nested in (False, True):
         tensors, W = four_bits(weights(20, 30), nested=nested)
         parts = {name.removeprefix("q.weight."): part for name, part in tensors.items()}
-        state = library.QuantState.from_dict(
+        state = bitsandbytes.QuantState.from_dict(
             {n: p for n, p in parts.items() if n != "q.weight"}, device=torch.device("cpu")
         )
-        found = library.dequantize_4bit(tensors["q.weight"], state)
+        found = bitsandbytes.dequantize_4bit(tensors["q.weight"], state)
         torch.testing.assert_close(found, W, rtol=1e-5, atol=1e-7)
 
 
@@ -300,9 +300,8 @@ def trained(model):
     assert min(losses) < losses[0]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-def test_qlora_of_a_real_model_from_audit_to_repair(library, tmp_path):
+def test_qlora_of_a_real_model_from_audit_to_repair(bitsandbytes, tmp_path):
     """MiniLM in nf4 with double quantisation; stock PEFT trains on it and loads the repair.
 
     Its rows have 384 and 1536 numbers, multiples of 64: with rows of 32, 96 or 160 bitsandbytes
@@ -325,7 +324,7 @@ def test_qlora_of_a_real_model_from_audit_to_repair(library, tmp_path):
     }  # fmt: skip
     # before a product, for which bitsandbytes packs them anew for the processor
     packed = {name: layer.base_layer.weight for name, layer in adapted.items()}
-    exact = {n: library.dequantize_4bit(w.data, w.quant_state) for n, w in packed.items()}
+    exact = {n: bitsandbytes.dequantize_4bit(w.data, w.quant_state) for n, w in packed.items()}
     trained(model)
     for name, layer in adapted.items():
         update = layer.get_delta_weight("default").detach()

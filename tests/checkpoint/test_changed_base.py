@@ -166,4 +166,4 @@ def test_inspect_names_the_initialisation(tmp_path):
     _, adapter, _, _ = train(tmp_path, "olora")
     done = CliRunner().invoke(cli, ["inspect", str(adapter)])
     line = done.stdout.splitlines()[-1]
-    assert line.startswith("LoRA adapter initialised by OLoRA: 2 layers updated by factors of rank")
+    assert ", initialised by OLoRA: 2 layers updated by factors of rank" in line

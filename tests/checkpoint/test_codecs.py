@@ -29,9 +29,9 @@ class Nibbles(Codec):
     steps: object = None
 
     @classmethod
-    def claim(cls, name, info, tensors, config):
-        steps = tensors.get(f"{name.removesuffix('.packed')}.steps")
-        return cls(info, steps) if name.endswith(".packed") and steps else None
+    def claim(cls, stored):
+        steps = stored.beside(".steps", of=".packed")
+        return cls(stored.info, steps) if steps else None
 
     @property
     def name(self):
@@ -182,8 +182,9 @@ def test_what_a_codec_reads_is_not_refused_as_packed(tmp_path, monkeypatch):
         name = Codec.name
 
         @classmethod
-        def claim(cls, name, info, tensors, config):
-            return cls(info, tensors["q.steps"]) if info.dtype == "U8" else None
+        def claim(cls, stored):
+            steps = stored.tensors["q.steps"]
+            return cls(stored.info, steps) if stored.info.dtype == "U8" else None
 
     with pytest.raises(CheckpointError, match="is part of a weight quantised by GPTQ or AWQ"):
         make_plan(base, tuned, Recipe())

@@ -1,7 +1,7 @@
 """GPTQ's and AWQ's words: against their published layouts, and against packages that read them.
 
 The oracle of most tests is `packing.py`, which packs by the published layout one code at a time.
-AutoRound and AutoAWQ are asked where they are installed.
+``make test-formats`` asks AutoRound and AutoAWQ.
 """
 
 import json
@@ -18,6 +18,7 @@ from bulkedge.checkpoint import open_checkpoint
 from bulkedge.cli import cli
 from bulkedge.comparison import make_plan
 from helpers import oracle_scores, save, save_adapter, weights
+from libraries import library
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 8}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm"}
@@ -77,7 +78,7 @@ def test_numbers_and_scores(case, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("zeros", [7, None])
 def test_against_auto_round(zeros, tmp_path):
-    module = pytest.importorskip("auto_round_extension.torch.qlinear_torch_zp")
+    module = library("auto_round_extension.torch.qlinear_torch_zp")
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 32, bias=False)
     scales = linear.weight.reshape(32, 4, 16).abs().amax(-1) / 7
@@ -92,7 +93,7 @@ def test_against_auto_round(zeros, tmp_path):
 
 
 def test_against_auto_awq(tmp_path):
-    utils = pytest.importorskip("awq.utils.packing_utils")
+    utils = library("awq.utils.packing_utils")
     tensors, _ = packing.awq(weights(*SHAPE))
     found = open_checkpoint(folder(tmp_path / "b", tensors, AWQ)).weights["q.weight"]
     parts = (tensors[f"q.{name}"] for name in ("qweight", "qzeros", "scales"))

@@ -92,8 +92,9 @@ def test_fetched_whole_once_and_then_read_without_the_network(repositories, tmp_
             assert found == (2, "", f"bulkedge: {name.partition('@')[0]}: {message}\n")
         assert repaired[2].startswith("fetching org/base from the hub\nfetching org/lora from")
         assert (repaired[0], open_path(tmp_path / "repaired").method) == (0, "LoRA")
-        assert lora[1].endswith("LoRA adapter: 1 layer updated by factors of rank 2; trained on "
-                                "org/base\n")  # fmt: skip
+        assert lora[1].endswith(
+            "LoRA adapter by PEFT: 1 layer updated by factors of rank 2; trained on org/base\n"
+        )
         assert base == again == (0, base[1], "fetching org/base from the hub\n")
         fetched = ["adapter_config.json", "adapter_model.safetensors"]
         fetched += ["config.json", "model.safetensors"]

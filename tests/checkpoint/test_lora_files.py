@@ -171,7 +171,7 @@ def test_inspect_says_what_it_is(tmp_path, capsys):
     assert isinstance(open_path(file), Adapter)
     cli(["inspect", str(file)], standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "LoRA adapter: 4 layers updated by factors of rank 2"
+    assert lines[-1] == "LoRA adapter in ComfyUI's names: 4 layers updated by factors of rank 2"
     assert (
         lines[0]
         == "diffusion_model.double_blocks.0.img_attn.qkv.weight  F32  12×4  lora r=2 scale=1.5"

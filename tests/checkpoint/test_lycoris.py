@@ -1,4 +1,4 @@
-"""LoHa, LoKr and full differences in one file without a configuration: against LyCORIS itself."""
+"""LoRA, LoHa, LoKr and full differences without a configuration: against LyCORIS itself."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from helpers import oracle_scores, save, some, weights
 RECIPE = {"top_k": 4, "method": "dense"}
 CPU = torch.device("cpu")
 ALGORITHMS = {
+    "lora": ("lora", {}),
     "loha": ("loha", {}),
     "lokr": ("lokr", {"factor": 3}),
     "lokr both": ("lokr", {"factor": 3, "decompose_both": True}),
@@ -46,7 +47,8 @@ def columns(model):
 @pytest.mark.parametrize("case", ALGORITHMS)
 @pytest.mark.filterwarnings("ignore")
 def test_scores_are_those_of_the_weights_that_lycoris_trains(case, tmp_path):
-    lycoris = pytest.importorskip("lycoris")
+    import lycoris
+
     algorithm, more = ALGORITHMS[case]
     lycoris.LycorisNetwork.apply_preset({"target_module": ["Model", "Linear", "Conv2d"]})
     torch.manual_seed(1)
@@ -122,8 +124,11 @@ def test_a_model_with_a_weight_called_diff_is_a_model(tmp_path):
 
 def test_inspect_names_the_method(tmp_path):
     for parts, line in (
-        (loha("lycoris_q", alpha=torch.tensor(3.0)), "LoHa adapter: 1 layer updated"),
-        ({"lycoris_q.diff": weights(6, 5)}, "full adapter: 1 layer updated"),
+        (
+            loha("lycoris_q", alpha=torch.tensor(3.0)),
+            "LoHa adapter in LyCORIS's names: 1 layer updated",
+        ),
+        ({"lycoris_q.diff": weights(6, 5)}, "full adapter in LyCORIS's names: 1 layer updated"),
     ):
         done = CliRunner().invoke(cli, ["inspect", str(save(tmp_path / "t.safetensors", parts))])
         assert done.stdout.splitlines()[-1] == line

@@ -1,4 +1,4 @@
-"""Adapters and quantised bases of MLX-LM, by their published layout."""
+"""Adapters and quantised bases of MLX-LM: by their published layout, and against MLX itself."""
 
 import json
 
@@ -9,6 +9,7 @@ import bulkedge
 from bulkedge import AdapterError
 from bulkedge.checkpoint import open_checkpoint, open_path
 from helpers import oracle_scores, save, some, weights
+from libraries import library
 from packing import affine
 
 RECIPE = {"top_k": 4, "method": "dense"}
@@ -52,6 +53,29 @@ def test_a_lora_on_a_quantised_base(bits, tmp_path):
     torch.testing.assert_close(scores(record), oracle_scores(W0, W, 4), atol=1e-4, rtol=0)
     assert record.inputs.base.quantised == f"MLX {bits} bits (1 weight)"
     assert (record.inputs.tuned.trained_on, record.inputs.tuned.kind) == ("org/base", "lora")
+
+
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_numbers_and_scores_are_those_of_what_mlx_dequantises(bits, group, tmp_path):
+    mx = library("mlx.core")
+    W = mx.array(weights(M, 2 * N).numpy())
+    parts = mx.quantize(W, group_size=group, bits=bits)
+    file = tmp_path / "b" / "model.safetensors"
+    file.parent.mkdir()
+    stored = dict(zip(("weight", "scales", "biases"), parts, strict=True))
+    mx.save_safetensors(str(file), {f"{LAYER}.{name}": part for name, part in stored.items()})
+    settings = {"quantization": {"group_size": group, "bits": bits}}
+    (file.parent / "config.json").write_text(json.dumps(settings))
+    W0 = torch.tensor(mx.dequantize(*parts, group, bits).tolist())
+    found = open_checkpoint(file.parent).weights[f"{LAYER}.weight"].read(None, None)
+    torch.testing.assert_close(found, W0, rtol=1e-6, atol=1e-6)
+    wide = weights(2 * N, R, seed=1)
+    tuned = adapter(tmp_path / "a", {f"{LAYER}.lora_a": wide, f"{LAYER}.lora_b": B})
+    exact = W0.double() + SCALE * (wide.double() @ B.double()).mT
+    expected = oracle_scores(W0.double(), exact, 4)
+    found = scores(bulkedge.audit(file.parent, tuned, recipe=RECIPE))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_dora_and_an_embedding(tmp_path):

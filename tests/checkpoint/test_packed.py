@@ -12,6 +12,7 @@ from bulkedge.checkpoint.codec import base as codec_base
 from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
 from helpers import oracle_scores, save, save_adapter, some, weights
+from libraries import NEEDS_PYTHON_3_11
 from packing import fp4, packed_int
 
 M, N = 40, 64
@@ -125,20 +126,15 @@ def test_packed_integers(bits, symmetric, tmp_path, monkeypatch):
     check_scores(tmp_path / "b.safetensors", W, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def library():
-    return pytest.importorskip("compressed_tensors")
-
-
 def scheme(**given):
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     return QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**given))
 
 
-@pytest.mark.slow
+@NEEDS_PYTHON_3_11
 @pytest.mark.parametrize("method", ["mxfp4", "nvfp4"])
-def test_fp4_as_its_library_decompresses_it(method, library, tmp_path):
+def test_fp4_as_its_library_decompresses_it(method, tmp_path):
     from compressed_tensors.compressors import MXFP4PackedCompressor, NVFP4PackedCompressor
 
     given = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
@@ -152,13 +148,13 @@ def test_fp4_as_its_library_decompresses_it(method, library, tmp_path):
     assert torch.equal(found.to(expected.dtype), expected)
 
 
-@pytest.mark.slow
+@NEEDS_PYTHON_3_11
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("group", [16, None], ids=["groups", "rows"])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["", "zero points"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integers_as_their_library_packs_and_decompresses_them(
-    bits, symmetric, group, dtype, library, tmp_path
+    bits, symmetric, group, dtype, tmp_path
 ):
     from compressed_tensors.compressors import PackedQuantizationCompressor as Judge
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -52,6 +53,12 @@ def configs():
         "oft coft": peft.OFTConfig(r=0, oft_block_size=6, coft=True, eps=0.5, **exact, **both),
         "oft share": peft.OFTConfig(r=0, oft_block_size=6, block_share=True, **both),
         "boft": peft.BOFTConfig(boft_block_size=6, **both),
+        **{
+            f"boft {factors}": peft.BOFTConfig(
+                boft_block_size=size, boft_n_butterfly_factor=factors, target_modules=["head"]
+            )
+            for factors, size in ((2, 6), (3, 2))
+        },
         "hra": peft.HRAConfig(r=4, **both),
         "hra orthogonal": peft.HRAConfig(r=4, apply_GS=True, **both),
         "fourierft": peft.FourierFTConfig(n_frequency=40, random_loc_seed=3, **both),
@@ -64,9 +71,26 @@ def configs():
 
 
 CASES = (
-    "ia3", "oft", "oft 3", "oft 2", "oft exact", "oft coft", "oft share", "boft", "hra",
-    "hra orthogonal", "fourierft", "trainable_tokens", "lora tokens", "ia3 saved",
+    "ia3", "oft", "oft 3", "oft 2", "oft exact", "oft coft", "oft share", "boft", "boft 2",
+    "boft 3", "hra", "hra orthogonal", "fourierft", "trainable_tokens", "lora tokens", "ia3 saved",
 )  # fmt: skip
+
+
+class BlockDiagonal:
+    """What PEFT's CUDA extension for several butterfly factors computes; without it PEFT takes one.
+
+    Permutations, Cayley transforms and products stay PEFT's own.
+    """
+
+    @staticmethod
+    def forward(blocks):
+        return [torch.stack([torch.block_diag(*factor) for factor in blocks])]
+
+
+@pytest.fixture(autouse=True)
+def several_butterfly_factors(request, monkeypatch):
+    if "boft " in request.node.name:
+        monkeypatch.setattr("peft.tuners.boft.layer._FBD_CUDA", BlockDiagonal)
 
 
 def trained(case, tmp_path):
@@ -112,7 +136,9 @@ def test_scores_are_those_of_the_merged_weights(case, tmp_path):
     kind = case.split()[0]
     if kind != "lora":
         assert record.inputs.tuned.kind == kind.replace("_", "")
-        assert {row.update for row in record.matrices if row.name != "head.weight"} == {kind}
+        updates = {row.name: row.update for row in record.matrices}
+        assert updates.pop("head.weight", kind) == ("dense" if case == "ia3 saved" else kind)
+        assert set(updates.values()) <= {kind}
 
 
 def test_blocks_of_tokens(tmp_path):
@@ -193,7 +219,7 @@ def test_inspect_marks_sides_that_the_base_tells(tmp_path):
     _, adapter, _, _ = trained("oft", tmp_path)
     lines = CliRunner().invoke(cli, ["inspect", str(adapter)]).stdout.splitlines()
     assert lines[0] == "q.weight  F32  ?×18  oft"
-    assert lines[-1] == "OFT adapter: 2 layers updated"
+    assert lines[-1] == f"OFT adapter by PEFT {version('peft')}: 2 layers updated"
 
 
 ONES = torch.ones
@@ -209,7 +235,8 @@ BAD = {
     "eps": ("OFT", {"q.oft_R.weight": ONES(3, 6)}, {"coft": True, "eps": "x"}, "eps 'x'"),
     "shared": ("OFT", {"q.oft_R.weight": ONES(3, 6)}, {"block_share": True}, "one is shared"),
     "embedding": ("OFT", {"q.oft_embedding_R.weight": ONES(3, 6)}, {}, "not handled"),
-    "butterfly": ("BOFT", {"q.boft_R": ONES(2, 2, 3, 3), "q.boft_s": ONES(3, 1)}, {}, "butterfly"),
+    "butterfly": ("BOFT", {"q.boft_R": ONES(2, 2, 3, 3), "q.boft_s": ONES(3, 1)}, {}, "even"),
+    "butterflies": ("BOFT", {"q.boft_R": ONES(3, 6, 2, 2), "q.boft_s": ONES(3, 1)}, {}, "power of"),
     "half": ("BOFT", {"q.boft_R": ONES(1, 2, 3, 3)}, {}, "expected boft_R, boft_s"),
     "wide": ("HRA", {"q.hra_u": ONES(2, 3)}, {}, r"expected \(in, r\)"),
     "seed": ("FOURIERFT", {"q.fourierft_spectrum": ONES(3)}, {"random_loc_seed": None}, "which fr"),

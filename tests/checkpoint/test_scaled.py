@@ -8,6 +8,7 @@ import torch
 import bulkedge
 from bulkedge.checkpoint import open_checkpoint
 from helpers import oracle_scores, save, save_adapter, some, weights
+from libraries import NEEDS_PYTHON_3_11
 from packing import scaled
 
 RECIPE = {"top_k": 4, "method": "dense"}
@@ -31,10 +32,10 @@ def scores_of(base, tmp_path):
     return found, 2 * B.double() @ A.double()
 
 
+@NEEDS_PYTHON_3_11
 @pytest.mark.parametrize("strategy", ["tensor", "channel"])
 @pytest.mark.parametrize("kind", ["float", "int", "int with zero points"])
 def test_against_compressed_tensors(kind, strategy, tmp_path):
-    pytest.importorskip("compressed_tensors")
     from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import dequantize, quantize
 

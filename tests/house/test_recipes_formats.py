@@ -13,15 +13,14 @@ CODEC = '''"""Weights in int8 with one step for each row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge.checkpoint.elements import read_tensor
 from bulkedge.checkpoint.header import TensorInfo
 
-from .base import Codec, Rows
+from .base import Candidate, Codec, Rows
 from .plain import Plain
 
 if TYPE_CHECKING:
@@ -35,15 +34,9 @@ class RowSteps(Codec):
     step: TensorInfo | None = None
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> RowSteps | None:
+    def claim(cls, stored: Candidate) -> RowSteps | None:
         """Any tensor in int8."""
-        return cls(info, tensors.get(f"{name}_step")) if info.dtype == "I8" else None
+        return cls(stored.info, stored.beside("_step")) if stored.info.dtype == "I8" else None
 
     @property
     def companions(self) -> tuple[TensorInfo, ...]:

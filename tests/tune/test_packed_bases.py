@@ -8,9 +8,10 @@ from torch import nn
 import bulkedge
 from bulkedge import InputError
 from bulkedge.tune import Monitor, SpikeClip, _strips, adapted_matrices
+from libraries import library
 
 peft = pytest.importorskip("peft")
-bitsandbytes = pytest.importorskip("bitsandbytes")
+bitsandbytes = library("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SHAPE = 96, 64

@@ -18,6 +18,7 @@ from .adapter_config import CONFIG
 from .header import TensorInfo, read_header
 from .hub import located
 from .read import PICKLES, Checkpoint, confined, convert, open_checkpoint, read_json, weights_beside
+from .writer import by
 
 WEIGHTS = "adapter_model.safetensors"
 """The name under which PEFT saves the weights of an adapter, beside its configuration."""
@@ -111,7 +112,7 @@ class Place:
         return open_checkpoint(self.path)
 
     def adapter(self, **parts: Any) -> Adapter:
-        """What was read there, with its path and its files.
+        """What was read there, with its path, its files, and the version of PEFT that saved it.
 
         Args:
             parts: The fields of the adapter besides.
@@ -124,6 +125,7 @@ class Place:
             return Adapter(found.path, found.files, beside=found.beside, **parts)
         files = (self.folder / WEIGHTS, self.folder / CONFIG)
         beside = weights_beside(self.folder, files[:1])
+        parts.setdefault("origin", by("PEFT", self.settings.get("peft_version")))
         return Adapter(self.folder, files, beside=beside, **parts)
 
 

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 
 from bulkedge._errors import AdapterError, CheckpointError, problems
 
+from . import writer
 from .adapter import Adapter, Unhandled
 from .adapter_config import AdapterConfig, checked_config
 from .elements import read_elements
@@ -144,6 +145,7 @@ def open_lora_file(checkpoint: Checkpoint) -> Adapter:
         flattened=True,
         beside=checkpoint.beside,
         method=_method(factors.values()),
+        origin=writer.of_file(read_header(checkpoint.files[0])[1], checkpoint.tensors),
     )
 
 

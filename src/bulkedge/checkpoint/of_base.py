@@ -1,8 +1,9 @@
 """Updates whose tuned weight is a closed form of stored numbers and of the base's weight W0.
 
 IA³: ``diag(l) W0`` or ``W0 diag(l)`` (arXiv:2205.05638).  OFT: ``W0 Rᵀ`` with R block-diagonal,
-each block the Cayley transform of a skew matrix Q, or its series (arXiv:2306.07280).  BOFT with one
-butterfly factor: ``diag(s) W0 Rᵀ`` (arXiv:2311.06243).  HRA: W0 times a few Householder reflections
+each block the Cayley transform of a skew matrix Q, or its series (arXiv:2306.07280).  BOFT:
+``diag(s) W0 R₁ᵀ R₂ᵀ …``, each R block-diagonal in an order of the inputs of its own
+(arXiv:2311.06243).  HRA: W0 times a few Householder reflections
 (arXiv:2405.17484).  FourierFT: ``W0 + α Re F⁻¹(E)``, E sparse, its places drawn from a stored seed
 (arXiv:2405.03003).  Trainable tokens: W0 with other rows at some places.
 """
@@ -218,9 +219,23 @@ def _oft(update: OfBase, t: Parts, W: Tensor, first: int) -> Tensor:
 
 
 def _boft(update: OfBase, t: Parts, W: Tensor, first: int) -> Tensor:
-    blocks = t["boft_R"][0]
-    R = _cayley(0.5 * (blocks - blocks.mT))
-    return _rotated(W, R) * t["boft_s"][first : first + len(W)]
+    blocks = t["boft_R"]
+    for level, R in enumerate(_cayley(0.5 * (blocks - blocks.mT))):
+        if level == 0:
+            W = _rotated(W, R)
+            continue
+        order = _butterfly(W.shape[1], R.shape[-1], level).to(W.device)
+        W = _rotated(W[:, order.argsort()], R)[:, order]
+    return W * t["boft_s"][first : first + len(W)]
+
+
+def _butterfly(columns: int, block: int, level: int) -> Tensor:
+    """The order in which a butterfly factor takes the inputs."""
+    import torch
+
+    # as PEFT: of every 2^(level + 1) halves of blocks, first those in even places
+    halves = torch.arange(columns).reshape(-1, 2 ** (level + 1), block // 2)
+    return torch.cat((halves[:, 0::2], halves[:, 1::2]), dim=1).flatten()
 
 
 def _cayley(Q: Tensor) -> Tensor:

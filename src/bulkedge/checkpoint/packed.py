@@ -47,6 +47,24 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: Naming the first such tensor and what packed it.
     """
+    if (found := packed_by(checkpoint)) is not None:
+        info, name, method = found
+        raise CheckpointError(
+            f"{info.file}: tensor {name!r} is part of a weight quantised by {method}, "
+            "whose numbers are packed; give the checkpoint from before quantisation, or "
+            "a dequantised one"
+        )
+
+
+def packed_by(checkpoint: Checkpoint) -> tuple[TensorInfo, str, str] | None:
+    """The first tensor of a weight that is packed in a way that is not read here.
+
+    Args:
+        checkpoint: Its headers.
+
+    Returns:
+        The tensor, its name and what packed it; None if there is none.
+    """
     codecs = (codec for codec in checkpoint.weights.values() if not isinstance(codec, Plain))
     read = {info.name for codec in codecs for info in codec.infos}
     for name, info in checkpoint.tensors.items():
@@ -55,12 +73,8 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
         for end, method in PACKED.items():
             if name.endswith(end) and _is_packed(name, end, info, checkpoint):
                 which = _gptq_or_awq(name.removesuffix(end), checkpoint)
-                which = which if method == GPTQ_OR_AWQ else method
-                raise CheckpointError(
-                    f"{info.file}: tensor {name!r} is part of a weight quantised by {which}, "
-                    "whose numbers are packed; give the checkpoint from before quantisation, or "
-                    "a dequantised one"
-                )
+                return info, name, which if method == GPTQ_OR_AWQ else method
+    return None
 
 
 def _is_packed(name: str, end: str, info: TensorInfo, checkpoint: Checkpoint) -> bool:

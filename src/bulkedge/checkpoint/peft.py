@@ -84,14 +84,17 @@ def _sort(place: Place, config: AdapterConfig) -> Adapter:
         Wrapped(module, tuple(layers[i] for i in sorted(layers)), _parameters(module, config))
         for module, layers in nested.items()
     )
-    return place.adapter(
+    adapter = place.adapter(
         factors=factors,
         config=config,
         tensors=tensors,
         unhandled=tuple(unhandled),
         wrapped=wrapped,
-        origin=f"initialised by {FROM_THE_BASE[config.initial]}" if config.initial else "",
     )
+    if not config.initial:
+        return adapter
+    initialised = f"initialised by {FROM_THE_BASE[config.initial]}"
+    return replace(adapter, origin=f"{adapter.origin}, {initialised}")
 
 
 PEFT_LORA = AdapterFormat(claims=lambda place: place.configured, open=open_peft)

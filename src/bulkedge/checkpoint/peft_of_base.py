@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .adapter import Adapter, Unhandled
-from .adapter_config import AdapterConfig
+from .adapter import Adapter
 from .format import AdapterFormat, Place
 from .header import FLOATING, TensorInfo
 from .of_base import OfBase, replaced_rows
-from .peft_other import by_layer
+from .peft_other import open_layers
 
 METHODS = {
     "IA3": "IA3",
@@ -47,21 +46,8 @@ def open_of_base(place: Place) -> Adapter:
         AdapterError: If its configuration is damaged.
     """
     settings, method = place.settings, str(place.settings["peft_type"])
-    layers, tensors, unhandled = by_layer(place.tensors, tuple(PARTS[method]))
-    factors: dict[str, OfBase] = {}
-    for layer, parts in layers.items():
-        found = _update(method, parts, settings)
-        if isinstance(found, str):
-            unhandled += [Unhandled(i, f"{layer}.weight", found) for i in parts.values()]
-        else:
-            factors[f"{layer}.weight"] = found
-    base = settings.get("base_model_name_or_path")
-    return place.adapter(
-        factors=factors,
-        config=AdapterConfig(peft_type="LORA", base_model_name_or_path=base),
-        tensors=tensors,
-        unhandled=tuple(unhandled),
-        method=METHODS[method],
+    return open_layers(
+        place, METHODS[method], PARTS[method], lambda _, parts: _update(method, parts, settings)
     )
 
 
@@ -120,10 +106,11 @@ def _boft(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
     blocks, scales = shapes["boft_R"], shapes["boft_s"]
     if len(blocks) != 4 or blocks[2] != blocks[3] or len(scales) != 2 or scales[1] != 1:
         return f"parts of shapes {blocks} and {scales}: not those of a linear layer"
-    if blocks[0] != 1:
+    factors, number, size, _ = blocks
+    if factors > 1 and (size % 2 or factors > number or number % 2 ** (factors - 1)):
         return (
-            f"{blocks[0]} butterfly factors, which PEFT multiplies on a GPU alone: not handled; "
-            "merge it into the model and audit the merged checkpoint"
+            f"{factors} butterfly factors for {number} blocks of {size}: expected blocks of an "
+            f"even size, and a multiple of 2 to the power of {factors - 1} of them"
         )
     return (scales[0], blocks[1] * blocks[2]), {}
 

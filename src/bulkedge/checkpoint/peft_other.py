@@ -12,7 +12,7 @@ name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from .format import PART_OF_A_METHOD, AdapterFormat, Place, plain_name
 from .header import FLOATING, TensorInfo
 from .lora import scale_of
 from .patterns import Patterns
-from .update import Correctable, Rows
+from .update import Correctable, Rows, StoredUpdate
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -154,38 +154,66 @@ def open_other(place: Place) -> Adapter:
     """
     settings, method = place.settings, str(place.settings["peft_type"])
     source = place.folder / CONFIG
+    shared = {name: place.tensors[name] for name in SHARED if name in place.tensors}
     rank, alpha = settings.get("r", 8), settings.get("alpha", settings.get("lora_alpha", 8))
     if method == "ADALORA":
         rank = settings.get("init_r", 12)
     if type(rank) is not int or not 1 <= rank < 2**20 or not _is_number(alpha):
         raise AdapterError(f"{source}: r {rank!r:.40}, alpha {alpha!r:.40}: expected numbers")
-    layers, tensors, unhandled = by_layer(place.tensors, PARTS[method])
     ranks, alphas = (
         Patterns(_numbers(settings.get(name)), f"{source}: {name}")
         for name in ("rank_pattern", "alpha_pattern")
     )
-    factors: dict[str, ClosedForm] = {}
-    for layer, parts in layers.items():
-        shared = {name: place.tensors[name] for name in SHARED if name in place.tensors}
-        found = form_of(method, parts | (shared if method == "VERA" else {}))
+
+    def update(layer: str, parts: Mapping[str, TensorInfo]) -> ClosedForm | str:
+        if method == "VERA":
+            parts = {**parts, **shared}
+        found = form_of(method, parts)
         if isinstance(found, str):
-            unhandled += [Unhandled(i, f"{layer}.weight", found) for i in parts.values()]
-            continue
+            return found
         shape, own = found
         scale = 1.0
         if method in ("LOHA", "LOKR"):
             scale = scale_of(alphas.value(layer, alpha), int(ranks.value(layer, rank)) or 1)
         elif method == "ADALORA":
             scale = (alpha if alpha > 0 else rank) / (rank + RANK_SHIFT)
-        parts = parts | (shared if method == "VERA" else {})
-        factors[f"{layer}.weight"] = ClosedForm(method, parts, shape, float(scale), own)
-    base = settings.get("base_model_name_or_path")
+        return ClosedForm(method, parts, shape, float(scale), own)
+
+    return open_layers(place, METHODS[method], PARTS[method], update)
+
+
+def open_layers(
+    place: Place,
+    method: str,
+    wanted: tuple[str, ...],
+    update: Callable[[str, Mapping[str, TensorInfo]], StoredUpdate | str],
+) -> Adapter:
+    """Read an adapter of PEFT whose layers tell their updates one by one.
+
+    Args:
+        place: The adapter folder, or the weights in it.
+        method: As people spell it.
+        wanted: The names of the parts of a layer.
+        update: Makes an update of a layer's name and its parts, or says why they are not used.
+
+    Returns:
+        The adapter.
+    """
+    layers, tensors, unhandled = by_layer(place.tensors, wanted)
+    factors: dict[str, StoredUpdate] = {}
+    for layer, parts in layers.items():
+        found = update(layer, parts)
+        if isinstance(found, str):
+            unhandled += [Unhandled(i, f"{layer}.weight", found) for i in parts.values()]
+        else:
+            factors[f"{layer}.weight"] = found
+    base = place.settings.get("base_model_name_or_path")
     return place.adapter(
         factors=factors,
         config=AdapterConfig(peft_type="LORA", base_model_name_or_path=base),
         tensors=tensors,
         unhandled=tuple(unhandled),
-        method=METHODS[method],
+        method=method,
     )
 
 

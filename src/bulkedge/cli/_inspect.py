@@ -106,14 +106,24 @@ def _summary(adapter: Adapter) -> str:
 
 def _what_model(model: Checkpoint) -> str:
     """What a full model is, in one line."""
+    from bulkedge.checkpoint.packed import packed_by
+    from bulkedge.checkpoint.writer import by
+
     form = {"gguf": "GGUF", "file": "one file", "folder": "one file and its configuration"}.get(
         model.kind
     )
     form = form or count(len(model.files), "shard")
-    kind = model.config.get("model_type")
+    kind, version = (model.config.get(name) for name in ("model_type", "transformers_version"))
     name = f" of type {printable(kind)}" if isinstance(kind, str) else ""
-    rounded = f"; quantised: {model.quantised}" if model.quantised else ""
-    return f"full model{name}: {count(len(model.tensors), 'tensor')} in {form}{rounded}"
+    name += f" {by('transformers', version)}" if version else ""
+    told = f"full model{name}: {count(len(model.tensors), 'tensor')} in {form}"
+    if model.superseded:
+        told += f", {count(len(model.superseded), 'superseded copy', 'superseded copies')}"
+    if model.quantised:
+        told += f"; quantised: {model.quantised}"
+    if (packed := packed_by(model)) is not None:
+        told += f"; quantised by {packed[-1]}, which is NOT read"
+    return told
 
 
 def _side(length: int | None) -> str:

@@ -10,7 +10,7 @@ from bulkedge._globs import unwrapped
 from bulkedge.checkpoint.header import TensorInfo
 
 from .awq import Awq
-from .base import Codec
+from .base import Candidate, Codec
 from .bitsandbytes_4bit import FourBits
 from .bitsandbytes_8bit import EightBits
 from .block_fp8 import BlockFp8
@@ -25,6 +25,7 @@ __all__ = [
     "CODECS",
     "Awq",
     "BlockFp8",
+    "Candidate",
     "Codec",
     "Companion",
     "EightBits",
@@ -58,7 +59,9 @@ def weights_of(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
     Raises:
         CheckpointError: If two tensors hold the same weight.
     """
-    claimed = {name: _claim(name, info, tensors, config) for name, info in tensors.items()}
+    claimed = {
+        name: _claim(Candidate(name, info, tensors, config)) for name, info in tensors.items()
+    }
     endings = tuple(end for codec in CODECS for end in codec.companion_endings)
     companions = {info.name for codec in claimed.values() if codec for info in codec.companions}
     found: dict[str, Codec] = {}
@@ -75,9 +78,7 @@ def weights_of(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> 
     return found
 
 
-def _claim(
-    name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
-) -> Codec | None:
+def _claim(stored: Candidate) -> Codec | None:
     """The codec that a tensor is read by; None for none but the plain one."""
-    claims = (codec.claim(name, info, tensors, config) for codec in CODECS)
+    claims = (codec.claim(stored) for codec in CODECS)
     return next((codec for codec in claims if codec is not None), None)

@@ -8,13 +8,11 @@ of the scales (Lin et al., arXiv:2306.00978).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bulkedge.checkpoint.header import TensorInfo
-
-from .gptq import ADVICE, GROUPS, AlongInputs, parts_of, said_of, unfit
+from .base import Candidate
+from .gptq import ADVICE, GROUPS, AlongInputs, parts_of, unfit
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -30,15 +28,9 @@ class Awq(AlongInputs):
     method = "AWQ"
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> Awq | None:
+    def claim(cls, stored: Candidate) -> Awq | None:
         """Words with scales and zero points beside them, where the configuration names AWQ."""
-        said, parts = said_of(config), parts_of("awq", "awq", name, tensors, config)
+        said, parts = stored.quantisation, parts_of(stored, "awq", "awq")
         if parts is None:
             return None
         parts.pop(GROUPS, None)
@@ -48,12 +40,13 @@ class Awq(AlongInputs):
         elif layout != "gemm":
             problem = f"AWQ of version {layout!r:.20}, expected gemm; {ADVICE}"
         else:
+            info = stored.info
             width, words = info.shape if len(info.shape) == 2 else (0, 0)
             shape = (words * len(PLACES), width)
             problem = unfit("AWQ", info, parts, shape, len(PLACES))
             if problem is None:
                 return cls(info, None, tuple(parts.items()), bits, shape)
-        return cls(info, problem, tuple(parts.items()), 0, info.shape)
+        return cls(stored.info, problem, tuple(parts.items()), 0, stored.info.shape)
 
     @property
     def order(self) -> tuple[int, ...]:

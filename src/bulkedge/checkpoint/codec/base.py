@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,56 @@ NO_WEIGHT = "a bias or scales: not a weight"
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A tensor that may hold the numbers of a weight, and all that lies beside it.
+
+    Attributes:
+        name: Its name without the wrappers of training libraries.
+        info: The tensor.
+        tensors: All tensors of the checkpoint, by such names.
+        config: The content of its ``config.json``.
+    """
+
+    name: str
+    info: TensorInfo
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
+
+    def beside(self, end: str, of: str = "") -> TensorInfo | None:
+        """The tensor whose name has another end.
+
+        Args:
+            end: Its end.
+            of: The end of this one's name that it has in place of.
+
+        Returns:
+            The tensor; None if there is none, or this one's name ends otherwise.
+        """
+        if not self.name.endswith(of):
+            return None
+        return self.tensors.get(self.name.removesuffix(of) + end)
+
+    def all_beside(self, ends: Iterable[str], of: str = "") -> dict[str, TensorInfo]:
+        """Those that :meth:`beside` finds, by their ends.
+
+        Args:
+            ends: Their ends.
+            of: The end of this one's name.
+
+        Returns:
+            The tensors that are there.
+        """
+        found = {end: self.beside(end, of) for end in ends}
+        return {end: info for end, info in found.items() if info is not None}
+
+    @property
+    def quantisation(self) -> Mapping[str, Any]:
+        """What ``config.json`` says of it; empty where it says nothing."""
+        settings = self.config.get("quantization_config")
+        return settings if isinstance(settings, dict) else {}
+
+
+@dataclass(frozen=True)
 class Codec(ABC):
     """One weight as it is stored: in one tensor, or in one tensor and its companions.
 
@@ -42,22 +92,13 @@ class Codec(ABC):
 
     @classmethod
     @abstractmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> Codec | None:
+    def claim(cls, stored: Candidate) -> Codec | None:
         """The codec of a tensor, if it holds the numbers of a weight that is stored this way.
 
         Settings that lie in a small tensor may be read here.
 
         Args:
-            name: The tensor's name without the wrappers of training libraries.
-            info: The tensor.
-            tensors: All tensors of the checkpoint, by such names.
-            config: The content of its ``config.json``.
+            stored: The tensor and what lies beside it.
 
         Returns:
             The codec; None if the tensor is stored in another way, or is a companion.

@@ -25,7 +25,7 @@ from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.elements import read_bytes, read_elements, torch_dtypes
 from bulkedge.checkpoint.header import FLOATING, TensorInfo, parse_json
 
-from .base import Rows, Shape, Upright
+from .base import Candidate, Rows, Shape, Upright
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -110,20 +110,16 @@ class FourBits(Upright):
     )
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> FourBits | None:
+    def claim(cls, stored: Candidate) -> FourBits | None:
         """A tensor with settings of this form beside it, which are read."""
-        methods = [method for method in TABLES if f"{name}{STATE}{method}" in tensors]
+        methods = [method for method in TABLES if stored.beside(STATE + method) is not None]
         if not methods:
             return None
         method = methods[0]
-        parts = {part: tensors[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in tensors}
-        parts |= {STATE + m: tensors[f"{name}{STATE}{m}"] for m in methods}
+        beside = stored.all_beside(f".{part}" for part in PARTS)
+        parts = {end.removeprefix("."): part for end, part in beside.items()}
+        parts |= stored.all_beside(STATE + m for m in methods)
+        info = stored.info
         try:
             if len(methods) > 1:
                 raise _UnfitError("settings of both nf4 and fp4")

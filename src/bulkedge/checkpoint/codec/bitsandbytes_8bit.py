@@ -6,15 +6,14 @@ Beside ``x.weight`` lies ``x.SCB``, the largest absolute value of each row:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Rows, Upright, strips
+from .base import Candidate, Rows, Upright, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -41,17 +40,11 @@ class EightBits(Upright):
     companion_endings = (SCALES, LAYOUT)
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> EightBits | None:
+    def claim(cls, stored: Candidate) -> EightBits | None:
         """A tensor in int8 with scales beside it; the byte that tells the order is read."""
-        stem = name.removesuffix(".weight")
-        scales, layout = tensors.get(stem + SCALES), tensors.get(stem + LAYOUT)
-        if info.dtype != "I8" or stem == name or scales is None:
+        info = stored.info
+        scales, layout = (stored.beside(end, of=".weight") for end in (SCALES, LAYOUT))
+        if info.dtype != "I8" or scales is None:
             return None
         return cls(info, _why_unreadable(info, scales, layout), scales, layout)
 

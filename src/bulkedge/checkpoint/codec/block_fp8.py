@@ -6,16 +6,15 @@ Beside a weight in fp8 lies one factor for each block of it, under the weight's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge.checkpoint.elements import read_tensor
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 from bulkedge.checkpoint.names import of_experts
 
-from .base import Codec, Rows
+from .base import Candidate, Codec, Rows
 from .plain import Plain
 
 if TYPE_CHECKING:  # listing names needs no torch
@@ -43,25 +42,21 @@ class BlockFp8(Codec):
     companion_endings = (SCALES,)
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> BlockFp8 | None:
+    def claim(cls, stored: Candidate) -> BlockFp8 | None:
         """Any tensor in fp8; one whose scales do not fit is unreadable."""
+        info, scales = stored.info, stored.beside(SCALES)
         if info.dtype not in FP8:
             return None
-        scales = tensors.get(name + SCALES)
         if len(info.shape) < 2 or scales is None or scales.dtype not in FLOATING:
             return cls(info)
         *experts, height, width = info.shape
-        rows, columns = _block(config)
+        rows, columns = _block(stored)
         # a block is at most as large as the weight, so that a hostile size allocates nothing
         rows, columns = min(rows, max(height, 1)), min(columns, max(width, 1))
         expected = (*experts, -(-height // rows), -(-width // columns))
-        if scales.size != 1 and (scales.shape != expected or len(experts) != of_experts(name)):
+        if scales.size != 1 and (
+            scales.shape != expected or len(experts) != of_experts(stored.name)
+        ):
             return cls(info)
         return cls(info, scales, (rows, columns))
 
@@ -106,10 +101,9 @@ class BlockFp8(Codec):
         return result
 
 
-def _block(config: Mapping[str, Any]) -> tuple[int, int]:
+def _block(stored: Candidate) -> tuple[int, int]:
     """Rows and columns of a block."""
-    settings = config.get("quantization_config")
-    size = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    size = stored.quantisation.get("weight_block_size")
     if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
         return size[0], size[1]
     return DEFAULT_BLOCK

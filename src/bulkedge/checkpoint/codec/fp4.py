@@ -11,15 +11,14 @@ compressed-tensors stores both as ``x.weight_packed`` with ``x.weight_scale`` an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge.checkpoint.elements import read_bytes, read_elements, read_tensor
 from bulkedge.checkpoint.header import TensorInfo
 
-from .base import Packed, Shape, unpacked
+from .base import Candidate, Packed, Shape, unpacked
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -50,18 +49,12 @@ class Fp4(Packed):
     companion_endings = (DIVISOR, ".input_global_scale")
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> Fp4 | None:
+    def claim(cls, stored: Candidate) -> Fp4 | None:
         """Bytes with scales beside them, under the names of gpt-oss or of compressed-tensors."""
         for end, scale in ((BLOCKS, SCALES), (PACKED, SCALE)):
-            scales = tensors.get(name.removesuffix(end) + scale)
-            if info.dtype == "U8" and name.endswith(end) and scales is not None:
-                divisor = tensors.get(name.removesuffix(end) + DIVISOR)
+            info, scales = stored.info, stored.beside(scale, of=end)
+            if info.dtype == "U8" and scales is not None:
+                divisor = stored.beside(DIVISOR, of=end)
                 return cls(info, _why_unreadable(info, scales, divisor), scales, divisor)
         return None
 

@@ -8,7 +8,6 @@ head is row ``i + j·(size of the head)/2`` of the model.  They are read back in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from bulkedge.checkpoint.elements import read_bytes, torch_dtypes
 from bulkedge.checkpoint.gguf import GgufTensor
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Codec, Rows, Shape, strips
+from .base import Candidate, Codec, Rows, Shape, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -45,13 +44,7 @@ class GgufWeight(Codec):
     heads: int = 0
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> GgufWeight | None:
+    def claim(cls, stored: Candidate) -> GgufWeight | None:
         """Nothing: the tensors of a GGUF file are told by the file, not by their names."""
         return None
 

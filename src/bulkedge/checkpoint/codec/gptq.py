@@ -13,13 +13,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.elements import read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import InWords, Rows, Shape, strips
+from .base import Candidate, InWords, Rows, Shape, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -28,19 +28,6 @@ CODES, SCALES, ZEROS, GROUPS = ".qweight", ".scales", ".qzeros", ".g_idx"
 WORD = 32
 """Bits of a word."""
 ADVICE = "give the checkpoint from before quantisation, or a dequantised one"
-
-
-def said_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a configuration says of the quantisation; empty where it says nothing.
-
-    Args:
-        config: The content of ``config.json``.
-
-    Returns:
-        The fields.
-    """
-    settings = config.get("quantization_config")
-    return settings if isinstance(settings, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -115,15 +102,9 @@ class Gptq(AlongInputs):
     method = "GPTQ"
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> Gptq | None:
+    def claim(cls, stored: Candidate) -> Gptq | None:
         """Words with scales and zero points beside them, where the configuration names GPTQ."""
-        said, parts = said_of(config), parts_of("gptq", "auto_gptq", name, tensors, config)
+        said, parts = stored.quantisation, parts_of(stored, "gptq", "auto_gptq")
         if parts is None:
             return None
         bits, layout = said.get("bits"), str(said.get("checkpoint_format", "gptq")).lower()
@@ -132,14 +113,14 @@ class Gptq(AlongInputs):
         elif layout not in ("gptq", "gptq_v2"):
             problem = f"GPTQ packed for {layout!r:.20}: not handled; {ADVICE}"
         else:
-            codes = WORD // bits
+            codes, info = WORD // bits, stored.info
             rows, out = info.shape if len(info.shape) == 2 else (0, 0)
             shape = (out, rows * codes)
             problem = unfit("GPTQ", info, parts, shape, codes)
             if problem is None:
                 shift = 0 if layout == "gptq_v2" else 1
                 return cls(info, None, tuple(parts.items()), bits, shape, shift)
-        return cls(info, problem, tuple(parts.items()), 0, info.shape)
+        return cls(stored.info, problem, tuple(parts.items()), 0, stored.info.shape)
 
     def codes(self, words: Tensor, part: slice) -> Tensor:
         """See :meth:`AlongInputs.codes`."""
@@ -149,34 +130,25 @@ class Gptq(AlongInputs):
         return ((words[:, None, part] >> shifts) & (2**self.code_bits - 1)).flatten(0, 1)
 
 
-def parts_of(
-    method: str,
-    exported: str,
-    name: str,
-    tensors: Mapping[str, TensorInfo],
-    config: Mapping[str, Any],
-) -> dict[str, TensorInfo] | None:
+def parts_of(stored: Candidate, method: str, exported: str) -> dict[str, TensorInfo] | None:
     """The tensors beside words that a method has packed.
 
     Args:
+        stored: The words.
         method: As a configuration names it.
         exported: What the packing format has in it where AutoRound, which exports to several,
             has packed them that way.
-        name: The words.
-        tensors: All tensors.
-        config: The content of ``config.json``.
 
     Returns:
         The tensors that are there, by the ends of their names; None where it is another method, or
         scales or zero points are not there.
     """
-    said, stem = said_of(config), name.removesuffix(CODES)
+    said = stored.quantisation
     by = said.get("quant_method")
     if by == "auto-round":
         by = method if exported in str(said.get("packing_format")) else None
-    ends = (SCALES, ZEROS, GROUPS)
-    parts = {end: tensors[stem + end] for end in ends if stem + end in tensors}
-    return parts if by == method and stem != name and {SCALES, ZEROS} <= set(parts) else None
+    parts = stored.all_beside((SCALES, ZEROS, GROUPS), of=CODES)
+    return parts if by == method and {SCALES, ZEROS} <= set(parts) else None
 
 
 def unfit(

@@ -7,7 +7,6 @@ the bits, for all layers or by their names (MLX, ``mlx.core.quantize``, mode ``a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Packed, Shape, unpacked
+from .base import Candidate, Packed, Shape, unpacked
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -44,19 +43,13 @@ class MlxAffine(Packed):
     companion_endings = (BIASES,)
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> MlxAffine | None:
+    def claim(cls, stored: Candidate) -> MlxAffine | None:
         """Words with scales and biases beside them."""
-        stem = name.removesuffix(".weight")
-        scales, biases = tensors.get(stem + SCALES), tensors.get(stem + BIASES)
-        if info.dtype != "U32" or stem == name or scales is None or biases is None:
+        info = stored.info
+        scales, biases = (stored.beside(end, of=".weight") for end in (SCALES, BIASES))
+        if info.dtype != "U32" or scales is None or biases is None:
             return None
-        bits, group = _settings(stem, config)
+        bits, group = _settings(stored)
         problem = _why_unreadable(info, scales, biases, bits, group)
         return cls(info, problem, scales, biases, 0 if problem else bits)
 
@@ -97,11 +90,11 @@ class MlxAffine(Packed):
         return read_elements(part, first * groups, count * groups).float().reshape(count, groups)
 
 
-def _settings(module: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
+def _settings(stored: Candidate) -> tuple[Any, Any]:
     """Bits of a code and size of a group, by the layer's own entry or that of all."""
-    given = config.get("quantization")
+    given = stored.config.get("quantization")
     given = given if isinstance(given, dict) else {}
-    own = given.get(module)
+    own = given.get(stored.name.removesuffix(".weight"))
     own = own if isinstance(own, dict) else {}
     if own.get("mode", given.get("mode", "affine")) != "affine":
         return None, None

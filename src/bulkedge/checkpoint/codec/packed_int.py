@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import InWords, Packed, Shape, unpacked
+from .base import Candidate, InWords, Packed, Shape, unpacked
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -36,21 +36,13 @@ class PackedInt(InWords, Packed):
     method = "compressed-tensors"
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> PackedInt | None:
+    def claim(cls, stored: Candidate) -> PackedInt | None:
         """Words with a scale and a shape beside them."""
-        stem = name.removesuffix(PACKED)
-        ends = (SCALE, SHAPE, ZERO, ORDER)
-        parts = {end: tensors[stem + end] for end in ends if stem + end in tensors}
-        if info.dtype != "I32" or stem == name or not {SCALE, SHAPE} <= set(parts):
+        info, parts = stored.info, stored.all_beside((SCALE, SHAPE, ZERO, ORDER), of=PACKED)
+        if info.dtype != "I32" or not {SCALE, SHAPE} <= set(parts):
             return None
         shape = _read_shape(parts[SHAPE])
-        bits = _bits(info, shape, config)
+        bits = _bits(stored, shape)
         problem = _why_unreadable(info, parts, shape, bits)
         known = (0, info.shape) if problem else (bits, shape)
         return cls(info, problem, tuple(parts.items()), *known)
@@ -98,19 +90,19 @@ def _read_shape(info: TensorInfo) -> Shape:
     return tuple(read_elements(info, 0, 2).tolist())
 
 
-def _bits(info: TensorInfo, shape: Shape, config: Mapping[str, Any]) -> int:
+def _bits(stored: Candidate, shape: Shape) -> int:
     """Bits of a code, by the width of the words and what the configuration says; 0 if unknown."""
-    if len(shape) != 2 or len(info.shape) != 2:
+    words = stored.info.shape
+    if len(shape) != 2 or len(words) != 2:
         return 0
-    said = _said(config) or set(BITS)
-    found = [b for b in BITS if b in said and -(-shape[1] * b // 32) == info.shape[1]]
+    said = _said(stored) or set(BITS)
+    found = [b for b in BITS if b in said and -(-shape[1] * b // 32) == words[1]]
     return found[0] if len(found) == 1 else 0
 
 
-def _said(config: Mapping[str, Any]) -> set[int]:
+def _said(stored: Candidate) -> set[int]:
     """The bits of weights that a configuration names."""
-    settings = config.get("quantization_config")
-    groups = settings.get("config_groups") if isinstance(settings, dict) else None
+    groups = stored.quantisation.get("config_groups")
     weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(
         groups, dict
     ) else []  # fmt: skip

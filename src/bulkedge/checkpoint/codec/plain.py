@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge.checkpoint.elements import (
     read_elements,
@@ -13,9 +12,9 @@ from bulkedge.checkpoint.elements import (
     torch_dtypes,
     write_elements,
 )
-from bulkedge.checkpoint.header import FLOATING, TensorInfo
+from bulkedge.checkpoint.header import FLOATING
 
-from .base import NO_WEIGHT, Codec, Rows
+from .base import NO_WEIGHT, Candidate, Codec, Rows
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -27,15 +26,9 @@ class Plain(Codec):
     """A tensor on its own."""
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> Plain:
+    def claim(cls, stored: Candidate) -> Plain:
         """Any tensor."""
-        return cls(info)
+        return cls(stored.info)
 
     @property
     def no_weight(self) -> str | None:

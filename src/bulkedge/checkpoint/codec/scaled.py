@@ -8,15 +8,14 @@ Diffusion models are often only cast to fp8: nothing lies beside, and the codes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bulkedge.checkpoint.elements import read_bytes, read_tensor, torch_dtypes
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Checked, Codec, Rows, strips
+from .base import Candidate, Checked, Codec, Rows, strips
 from .block_fp8 import FP8
 from .block_fp8 import SCALES as BLOCK_SCALES
 
@@ -49,22 +48,16 @@ class Scaled(Checked):
     companion_endings = (*OTHERS, ".scale_weight", ZERO)
 
     @classmethod
-    def claim(
-        cls,
-        name: str,
-        info: TensorInfo,
-        tensors: Mapping[str, TensorInfo],
-        config: Mapping[str, Any],
-    ) -> Codec | None:
+    def claim(cls, stored: Candidate) -> Codec | None:
         """Codes with such scales beside them; fp8 where nothing in the file has scales."""
+        info = stored.info
         if info.dtype not in (*FP8, "I8") or len(info.shape) < 2:
             return None
-        stem = name.removesuffix(".weight")
-        found = next((s for end in SCALES if (s := tensors.get(stem + end))), None)
-        if stem != name and found is not None:
-            zero = tensors.get(stem + ZERO)
+        scales = stored.all_beside(SCALES, of=".weight")
+        if scales:
+            found, zero = next(iter(scales.values())), stored.beside(ZERO, of=".weight")
             return cls(info, _why_unreadable(info, found, zero), found, zero)
-        return cls(info) if info.dtype in FP8 and _is_cast(tensors, config) else None
+        return cls(info) if info.dtype in FP8 and _is_cast(stored) else None
 
     @property
     def quantised(self) -> str:
@@ -117,12 +110,12 @@ def _part(values: Tensor, first: int, count: int) -> Tensor:
     return values if len(values) == 1 else values[first : first + count]
 
 
-def _is_cast(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> bool:
+def _is_cast(stored: Candidate) -> bool:
     """Whether fp8 in a file has no scales at all: none beside a weight, and none announced."""
-    if config.get("quantization_config") is not None or MARK in tensors:
+    if stored.config.get("quantization_config") is not None or MARK in stored.tensors:
         return False
     ends = (*SCALES, BLOCK_SCALES, ".input_scale", ".scale_input")
-    return not any(name.endswith(ends) for name in tensors)
+    return not any(name.endswith(ends) for name in stored.tensors)
 
 
 def _why_unreadable(info: TensorInfo, scales: TensorInfo, zero: TensorInfo | None) -> str | None:

@@ -22,16 +22,14 @@ from bulkedge._linmap import Dense, LinearMap, MatrixLike, as_map
 from bulkedge._precision import exact
 from bulkedge._verdict import Verdict
 from bulkedge.triplet import (
-    DenseSVD,
     GolubKahan,
     SingularTriplets,
     Status,
     singular_triplet,
-    thin_svd,
 )
 from bulkedge.triplet._bidiagonal import step_work
 
-from ._dense import base_factors, leading_triplets, small_triplets
+from ._dense import base_factors, leading_triplets
 from ._search import CHECK_WORK_PER_CUBE
 from ._side import (
     ZERO_THRESHOLD,
@@ -318,12 +316,7 @@ def _factors(
     W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide], remember: Remember
 ) -> tuple[tuple[Tensor, Tensor, Tensor], SingularTriplets]:
     """All of the base and the k leading triplets of the tuned matrix."""
-    if min(W.shape) <= DENSE_UP_TO:
-        tuned = small_triplets(W.to_dense(), k)
-        return remember("svd", lambda: thin_svd(W0.to_dense())), tuned
     tuned = leading_triplets(W.to_dense(), k)
-    if tuned is None:
-        tuned = singular_triplet(W, k, solver=DenseSVD())
     longer: VectorSide = "left" if W.shape[0] >= W.shape[1] else "right"
     # what is kept has to serve those who ask for other sides, too
     both = longer in sides or remember is not compute_anew
@@ -357,7 +350,8 @@ def judge_vectors(
     if (count := count_nonzero_values(tuned)) == 0:
         return []
     if min(W0.shape) <= DENSE_UP_TO and isinstance(W0, Dense):
-        base, known = thin_svd(exact(W0.to_dense())), _first(tuned, count)
+        base = base_factors(exact(W0.to_dense()), long_side=True)
+        known = _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:
         found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)

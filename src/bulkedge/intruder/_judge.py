@@ -255,6 +255,7 @@ def by_products(
         oversample=PROBES,
         failure_probability=FAILURE_PROBABILITY,
         restart=most is None,
+        foresee=True,
     )
     begun = None if start is None else _like(start, W)
     tuned = singular_triplet(

@@ -26,16 +26,16 @@ Factors = tuple[Tensor, Tensor, Tensor]
 """U, σ and V."""
 
 
-def base_factors(matrix: Tensor, *, long_side: bool) -> Factors:
+def base_factors(matrix: Tensor, *, long_side: int) -> Factors:
     """All singular values of a matrix and its singular vectors.
 
     Args:
         matrix: Shape ``(m, n)``, float64.
-        long_side: Whether the vectors of the longer side are wanted, too.
+        long_side: How many leading vectors of the longer side are wanted at least.
 
     Returns:
-        U of shape ``(m, p)``, σ descending and V of shape ``(n, p)``, p = min(m, n); those of the
-        longer side empty unless they are wanted.
+        U of shape ``(m, p)``, σ descending and V of shape ``(n, p)``, p = min(m, n); maybe fewer
+        columns of the longer side, if fewer are wanted.
     """
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.mT if wide else matrix
@@ -43,7 +43,7 @@ def base_factors(matrix: Tensor, *, long_side: bool) -> Factors:
     if found is None:
         return thin_svd(matrix)
     sigma, V = found
-    U = (tall @ V) / sigma if long_side else tall.new_zeros(len(tall), 0)
+    U = Dense(tall).matmat(V[:, :long_side]) / sigma[:long_side]
     return (V, sigma, U) if wide else (U, sigma, V)
 
 

@@ -42,6 +42,7 @@ from ._side import (
     svd_side,
 )
 from ._spectrum import all_values
+from .certificate import LEADING
 
 DecidingMethod = Literal["certified", "dense"]
 
@@ -321,7 +322,8 @@ def _factors(
     longer: VectorSide = "left" if W.shape[0] >= W.shape[1] else "right"
     # what is kept has to serve those who ask for other sides, too
     both = longer in sides or remember is not compute_anew
-    return remember("svd", lambda: base_factors(W0.to_dense(), long_side=both)), tuned
+    wanted = min(W.shape) if both else k + LEADING
+    return remember("svd", lambda: base_factors(W0.to_dense(), long_side=wanted)), tuned
 
 
 def judge_vectors(
@@ -351,7 +353,7 @@ def judge_vectors(
     if (count := count_nonzero_values(tuned)) == 0:
         return []
     if min(W0.shape) <= DENSE_UP_TO and isinstance(W0, Dense):
-        base = base_factors(exact(W0.to_dense()), long_side=True)
+        base = base_factors(exact(W0.to_dense()), long_side=min(W0.shape))
         known = _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:

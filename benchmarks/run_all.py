@@ -22,6 +22,7 @@ STAGES = (
     ("training_step.py",),
     ("certified.py", "speed"),
     ("audit_memory.py",),
+    ("dry_run.py",),
     ("certified.py", "model"),
     ("monitor.py", "MINILM"),
     ("predicted.py",),

@@ -22,10 +22,10 @@ SMALL = 200  # a factorisation of a matrix that is no part of the small algebra
 
 # shape, base, how the directions were decided: passes, evaluations, factorisations, operations
 CASES = {
-    ("noise", 512, 512): (41, 3, 1, 4_912),
-    ("trained", 512, 512): (39, 2, 1, 8_175),
-    ("tall", 900, 400): (33, 2, 2, 5_817),
-    ("near ties", 400, 700): (20, 0, 2, 1_195),
+    ("noise", 512, 512): (41, 3, 1, 4_221),
+    ("trained", 512, 512): (39, 2, 1, 6_796),
+    ("tall", 900, 400): (33, 2, 2, 4_654),
+    ("near ties", 400, 700): (14, 0, 2, 945),
     ("noise", 64, 64): (4, 0, 0, 151),
 }
 

@@ -34,3 +34,11 @@ def test_scores_are_those_of_svds_for_either_side_alone(case, sides):
     ours = torch.tensor([row.score for row in found.directions], dtype=torch.float64)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
     assert float(expected.min()) < 0.5 < float(expected.max())
+
+
+def test_the_leading_base_vectors_of_both_sides_are_given_whatever_side_is_judged(case):
+    W0, update, _ = case
+    found = judge(Dense(W0), Dense(W0) + update, 3, sides=("left",), method="dense")
+    U, sigma, V = found.base
+    assert U.shape[1] == len(sigma) == V.shape[1] >= 19
+    torch.testing.assert_close(W0 @ V, U * sigma, rtol=0, atol=1e-9)

@@ -166,3 +166,20 @@ def test_a_matrix_of_lower_rank_has_none_above(rank):
     found = singular_triplet(W, 5, solver=GolubKahan(failure_probability=1e-9), strict=False)
     assert found.status is Status.CONVERGED
     assert found.rank == rank
+
+
+@pytest.mark.parametrize("strong", [2, 6])
+def test_a_search_that_cannot_end_in_time_is_given_up_and_no_other(strong):
+    """Six are asked for: the edge of noise is too close for so few steps, and spikes are not."""
+    values = torch.cat([torch.linspace(6, 4, strong), torch.linspace(1, 0, 300 - strong)])
+    A, _ = with_values(values, 300, 300)
+    solver = GolubKahan(vector_tol=1e-3, max_steps=12, restart=False, foresee=True)
+    found = singular_triplet(A, 6, solver=solver, strict=False)
+    without = GolubKahan(vector_tol=1e-3, max_steps=12, restart=False)
+    expected = singular_triplet(A, 6, solver=without, strict=False)
+    if strong == 6:
+        assert found.status is Status.CONVERGED
+        assert torch.equal(found.sigma, expected.sigma)
+    else:
+        assert found.status is expected.status is Status.MAX_STEPS
+        assert found.steps < expected.steps == 12

@@ -13,8 +13,8 @@ from bulkedge._precision import converted, exact_device
 
 from .base import Gradients, LinearMap, frobenius, made_by_arithmetic
 
-STRIP = 512
-"""This many columns of a symmetric product are computed together."""
+STRIP = 128
+"""A symmetric product of so few columns is computed whole."""
 
 
 @made_by_arithmetic
@@ -177,9 +177,12 @@ class Difference(Upcast):
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add ``rowsᵀ rows`` to the lower triangle of a matrix, a strip of columns at a time."""
+    """Add ``rowsᵀ rows`` to the lower triangle of a matrix: below one block, then in two halves."""
     n = len(total)
-    for first in range(0, n, STRIP):
-        total[first:, first : first + STRIP].addmm_(
-            rows[:, first:].mT, rows[:, first : first + STRIP]
-        )
+    if n <= STRIP:
+        total.addmm_(rows.mT, rows)
+        return
+    half = n // 2
+    total[half:, :half].addmm_(rows[:, half:].mT, rows[:, :half])
+    _add_gram(total[:half, :half], rows[:, :half])
+    _add_gram(total[half:, half:], rows[:, half:])

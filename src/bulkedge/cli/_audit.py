@@ -58,7 +58,7 @@ LABELS = {
     "largest": ("largest matrix", ""),
     "gigabytes_to_read": ("to read from disk", " GB"),
     "gigabytes_of_memory": ("memory of each job, about", " GB"),
-    "teraflop": ("work, about", " TFLOP"),
+    "core_seconds": ("time of one core, about", " s"),
 }
 """How a dry run calls its facts, and their units; JSON has the bare names."""
 
@@ -66,6 +66,14 @@ BASIS_VECTORS = 500
 """A certificate keeps at most this many basis vectors on either side, copies included."""
 SCALES = 13
 """A matrix is judged about this many times where its critical scale is measured."""
+PASSES, BLOCK = 40, 18
+"""A certificate takes about so many products, with so many vectors each."""
+EIGEN_WORK = 25.0
+"""Two eigenproblems in float64 cost this many times the cube of their side."""
+CERTIFIED_SECONDS, DENSE_SECONDS = 0.13, 0.035
+"""What a matrix takes besides: small algebra, most of it the time of Python."""
+FLOP_A_SECOND = 2.5e10
+"""Operations of one core, as ``benchmarks/dry_run.py`` measures them."""
 
 
 @click.command(short_help="Find the intruder dimensions of a fine-tune.")
@@ -279,7 +287,7 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
         "largest": description,
         "gigabytes_to_read": round(read / 1e9, 2),
         "gigabytes_of_memory": round(_peak_bytes(plan, recipe) / 1e9, 2),
-        "teraflop": round(sum(_flop(c, recipe) for c in plan.comparisons) / 1e12, 2),
+        "core_seconds": round(sum(_core_seconds(c, recipe) for c in plan.comparisons), 1),
         "recipe": recipe.model_dump(mode="json"),
     }
 
@@ -299,15 +307,23 @@ def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
     return 300e6 + peak
 
 
-def _flop(comparison: Comparison, recipe: Recipe) -> float:
-    """Operations on one matrix: two SVDs, or forty products with 16 vectors; and its drift."""
+def _core_seconds(comparison: Comparison, recipe: Recipe) -> float:
+    """About how long one core takes for a matrix, whose verdicts products or SVDs decide."""
+    from bulkedge.intruder._judge import svd_is_cheap
+
     long, short = max(comparison.base.shape), min(comparison.base.shape)
-    judged = 12 * long * short**2 if recipe.method == "dense" else 40 * 2 * 16 * long * short
-    judged *= SCALES if recipe.critical_scale else 1
-    if isinstance(comparison.inputs, str | None):
-        return judged
-    rows = comparison.base.acts_as[0]
-    return judged + 2 * (rows if comparison.factors is None else 20) * comparison.inputs.nbytes / 4
+    if recipe.method == "dense" or svd_is_cheap((long, short), recipe.top_k):
+        # two Gram matrices and two eigenproblems, in float64
+        seconds, flop = DENSE_SECONDS, 2 * long * short**2 + EIGEN_WORK * short**3
+    else:
+        seconds, flop = CERTIFIED_SECONDS, PASSES * 2 * BLOCK * long * short
+        if long > short:  # of one side a Gram matrix, too
+            flop += long * short**2 / len(recipe.sides)
+    times = SCALES if recipe.critical_scale else 1
+    if not isinstance(comparison.inputs, str | None):
+        rows = comparison.base.acts_as[0] if comparison.factors is None else 20
+        flop += 2 * rows * comparison.inputs.nbytes / 4 / times
+    return times * (seconds + flop / FLOP_A_SECOND)
 
 
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:

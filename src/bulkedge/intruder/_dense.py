@@ -17,6 +17,8 @@ from bulkedge.triplet import SingularTriplets, Status, thin_svd
 from bulkedge.triplet._result import neighbour_gaps
 from bulkedge.triplet._rounding import UNIT
 
+SVD_UP_TO = 64
+"""Up to this length of the shorter side an SVD costs no more than a Gram matrix."""
 TOLD_APART = 1e6
 """A gap is this many times the rounding of a Gram matrix, so that no vector is off by 1e-6."""
 
@@ -24,16 +26,16 @@ Factors = tuple[Tensor, Tensor, Tensor]
 """U, σ and V."""
 
 
-def base_factors(matrix: Tensor, *, long_side: bool) -> Factors:
+def base_factors(matrix: Tensor, *, long_side: int) -> Factors:
     """All singular values of a matrix and its singular vectors.
 
     Args:
         matrix: Shape ``(m, n)``, float64.
-        long_side: Whether the vectors of the longer side are wanted, too.
+        long_side: How many leading vectors of the longer side are wanted at least.
 
     Returns:
-        U of shape ``(m, p)``, σ descending and V of shape ``(n, p)``, p = min(m, n); those of the
-        longer side empty unless they are wanted.
+        U of shape ``(m, p)``, σ descending and V of shape ``(n, p)``, p = min(m, n); maybe fewer
+        columns of the longer side, if fewer are wanted.
     """
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.mT if wide else matrix
@@ -41,12 +43,12 @@ def base_factors(matrix: Tensor, *, long_side: bool) -> Factors:
     if found is None:
         return thin_svd(matrix)
     sigma, V = found
-    U = (tall @ V) / sigma if long_side else tall.new_zeros(len(tall), 0)
+    U = Dense(tall).matmat(V[:, :long_side]) / sigma[:long_side]
     return (V, sigma, U) if wide else (U, sigma, V)
 
 
-def small_triplets(matrix: Tensor, k: int) -> SingularTriplets:
-    """The k leading triplets of a small matrix by an SVD, with their residuals as measured.
+def svd_triplets(matrix: Tensor, k: int) -> SingularTriplets:
+    """The k leading triplets of a matrix by an SVD, with their residuals as measured.
 
     Args:
         matrix: Shape ``(m, n)``, float64.
@@ -70,7 +72,7 @@ def small_triplets(matrix: Tensor, k: int) -> SingularTriplets:
     )
 
 
-def leading_triplets(matrix: Tensor, k: int) -> SingularTriplets | None:
+def leading_triplets(matrix: Tensor, k: int) -> SingularTriplets:
     """The k leading triplets of a matrix, with their residuals as measured.
 
     Args:
@@ -78,18 +80,18 @@ def leading_triplets(matrix: Tensor, k: int) -> SingularTriplets | None:
         k: How many.
 
     Returns:
-        The triplets; None where a Gram matrix does not tell its values apart.
+        The triplets.
     """
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.mT if wide else matrix
     found = _by_gram(tall, k)
     if found is None:
-        return None
+        return svd_triplets(matrix, k)
     sigma, v = found[0], found[1][:, :k]
-    image = tall @ v
+    image = Dense(tall).matmat(v)  # a thin product, for which the plain order is slow
     leading = torch.linalg.vector_norm(image, dim=0)
     u = image / leading
-    residuals = torch.linalg.vector_norm(tall.mT @ u - v * leading, dim=0)
+    residuals = torch.linalg.vector_norm(Dense(tall).rmatmat(u) - v * leading, dim=0)
     return SingularTriplets(
         leading,
         *((v, u) if wide else (u, v)),
@@ -102,7 +104,9 @@ def leading_triplets(matrix: Tensor, k: int) -> SingularTriplets | None:
 
 
 def _by_gram(tall: Tensor, leading: int | None = None) -> tuple[Tensor, Tensor] | None:
-    """σ and V of a matrix with m ≥ n; None where some of the leading ones are not told apart."""
+    """σ and V of a matrix with m ≥ n; None where an SVD is cheaper, or tells more of them apart."""
+    if tall.shape[1] <= SVD_UP_TO:
+        return None
     squares, V = torch.linalg.eigh(Dense(exact(tall)).gram())
     sigma, V = squares.flip(0).clamp_min(0.0).sqrt(), V.flip(1)
     down = sigma - torch.cat([sigma[1:], sigma.new_zeros(1)])

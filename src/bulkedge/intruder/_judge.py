@@ -22,16 +22,14 @@ from bulkedge._linmap import Dense, LinearMap, MatrixLike, as_map
 from bulkedge._precision import exact
 from bulkedge._verdict import Verdict
 from bulkedge.triplet import (
-    DenseSVD,
     GolubKahan,
     SingularTriplets,
     Status,
     singular_triplet,
-    thin_svd,
 )
 from bulkedge.triplet._bidiagonal import step_work
 
-from ._dense import base_factors, leading_triplets, small_triplets
+from ._dense import base_factors, leading_triplets
 from ._search import CHECK_WORK_PER_CUBE
 from ._side import (
     ZERO_THRESHOLD,
@@ -44,6 +42,7 @@ from ._side import (
     svd_side,
 )
 from ._spectrum import all_values
+from .certificate import LEADING
 
 DecidingMethod = Literal["certified", "dense"]
 
@@ -257,6 +256,7 @@ def by_products(
         oversample=PROBES,
         failure_probability=FAILURE_PROBABILITY,
         restart=most is None,
+        foresee=True,
     )
     begun = None if start is None else _like(start, W)
     tuned = singular_triplet(
@@ -318,16 +318,12 @@ def _factors(
     W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide], remember: Remember
 ) -> tuple[tuple[Tensor, Tensor, Tensor], SingularTriplets]:
     """All of the base and the k leading triplets of the tuned matrix."""
-    if min(W.shape) <= DENSE_UP_TO:
-        tuned = small_triplets(W.to_dense(), k)
-        return remember("svd", lambda: thin_svd(W0.to_dense())), tuned
     tuned = leading_triplets(W.to_dense(), k)
-    if tuned is None:
-        tuned = singular_triplet(W, k, solver=DenseSVD())
     longer: VectorSide = "left" if W.shape[0] >= W.shape[1] else "right"
     # what is kept has to serve those who ask for other sides, too
     both = longer in sides or remember is not compute_anew
-    return remember("svd", lambda: base_factors(W0.to_dense(), long_side=both)), tuned
+    wanted = min(W.shape) if both else k + LEADING
+    return remember("svd", lambda: base_factors(W0.to_dense(), long_side=wanted)), tuned
 
 
 def judge_vectors(
@@ -357,7 +353,8 @@ def judge_vectors(
     if (count := count_nonzero_values(tuned)) == 0:
         return []
     if min(W0.shape) <= DENSE_UP_TO and isinstance(W0, Dense):
-        base, known = thin_svd(exact(W0.to_dense())), _first(tuned, count)
+        base = base_factors(exact(W0.to_dense()), long_side=min(W0.shape))
+        known = _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:
         found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)

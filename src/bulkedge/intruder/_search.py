@@ -34,7 +34,7 @@ NORM_MARGIN = 1.01
 """The search tries to prove that no singular value exceeds the largest one seen times this."""
 CUT_MARGIN = 3.0
 """A count is tried only at cuts that are this many of its rounding errors from any Ritz value."""
-MIN_SIGMA_FRACTION = 0.7
+MIN_SIGMA_FRACTION = 0.5
 """A lower bound of all singular values is tried up to the smallest one seen times this."""
 MIN_SIGMA_TRIES = 6
 """After the last step so many lower bounds are tried, each lower than the one before."""

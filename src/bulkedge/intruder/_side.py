@@ -159,7 +159,7 @@ def svd_side(
     """Scores of known tuned vectors, from all singular vectors of the base.
 
     Args:
-        base: U, σ and V of the base.
+        base: U, σ and V of the base; of the side that is not asked for maybe the leading ones only.
         shape: ``(m, n)``.
         tuned: The tuned triplets; a vector of σ = 0 is arbitrary and is not judged.
         side: Which of their vectors.
@@ -192,7 +192,9 @@ def svd_side(
     inside = known.vectors[:, :subspace].mT @ Y
     cosines = torch.linalg.svdvals(inside).clamp_max(1.0)
     similarity = inside.abs().mT
-    return OneSide(directions, cosines, cosines, similarity, sigma, len(sigma), 0, base)
+    both = min(U.shape[1], V.shape[1])
+    leading = U[:, :both], sigma[:both], V[:, :both]
+    return OneSide(directions, cosines, cosines, similarity, sigma, len(sigma), 0, leading)
 
 
 def _directions(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,11 +46,11 @@ def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
     joined = torch.hypot(rho[:-1], rho[1:]) > MAX_RESIDUAL_OVER_GAP * below[:-1]
     groups = torch.cat([torch.zeros(1, dtype=torch.long), (~joined).long().cumsum(0)])
     errors = torch.ones(k, dtype=torch.float64)
-    for g in range(int(groups[-1]) + 1):
-        members = (groups == g).nonzero().flatten()
-        first, last = int(members[0]), int(members[-1])
-        above = float(below[first - 1] - rho[first - 1]) if first else float("inf")
-        gap = min(above, float(below[last] - (rho[last + 1] if last + 1 < k else 0.0)))
+    starts = [0, *(i + 1 for i, tied in enumerate(joined.tolist()) if not tied), k]
+    gaps, bounds = below.tolist(), rho.tolist()
+    for first, end in itertools.pairwise(starts):
+        above = gaps[first - 1] - bounds[first - 1] if first else math.inf
+        gap = min(above, gaps[end - 1] - (bounds[end] if end < k else 0.0))
         if gap > 0:
-            errors[members] = min(float(torch.linalg.vector_norm(rho[members])) / gap, 1.0)
+            errors[first:end] = min(math.hypot(*bounds[first:end]) / gap, 1.0)
     return groups, errors

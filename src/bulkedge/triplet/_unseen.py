@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -167,17 +168,17 @@ class Unseen:
             part = parts[i]
             high = min(part.high, self.frobenius)
             cells.append(self._cells(2 * (part.end - part.first) + 3, part.low, high))
-        sizes = torch.tensor([len(centre) for centre, _ in cells])
-        owner = torch.tensor(which).repeat_interleave(sizes)
-        return owner, *(torch.cat(columns) for columns in zip(*cells, strict=True))
+        owner = numpy.repeat(which, [len(centre) for centre, _ in cells])
+        columns = (owner, *(numpy.concatenate(column) for column in zip(*cells, strict=True)))
+        return tuple(map(torch.from_numpy, columns))
 
-    def _cells(self, count: int, low: float, high: float) -> tuple[Tensor, Tensor]:
+    def _cells(self, count: int, low: float, high: float) -> tuple[numpy.ndarray, numpy.ndarray]:
         """Centres and radii of cells: equal ones as far as Ritz values reach, then growing."""
         top = float(self.ritz.sigma[0])
         inner = min(high, max(low, (1 + FIRST_CELL) * top))
-        edges = torch.linspace(low, inner, count, dtype=torch.float64)
+        edges = numpy.linspace(low, inner, count)  # a few numbers, for which NumPy is quicker
         if inner < high:
-            edges = torch.cat([edges[:-1], _growing_edges(top, inner, high)])
+            edges = numpy.concatenate([edges[:-1], _growing_edges(top, inner, high)])
         return (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
 
     def lowest_cut(self, k: int) -> float | None:
@@ -193,12 +194,12 @@ class Unseen:
         """
         values = self.ritz.sigma[: len(self.ritz.residuals)]
         s = torch.cat([values, values.new_zeros(1)])
-        between = [[float(x)] for x in (s[:-1] + s[1:]) / 2]
+        between = [[x] for x in ((s[:-1] + s[1:]) / 2).tolist()]
         rank = min(k, len(values))
         lowest = [self._zero_threshold]
         if rank == k:
-            gap = s[k - 1] - s[k]
-            lowest = [float(s[k - 1] - part * gap) for part in CUT_POSITIONS]
+            last, following = s[k - 1 : k + 1].tolist()
+            lowest = [last - part * (last - following) for part in CUT_POSITIONS]
         choices = [*between[: max(rank - 1, 0)], lowest, *between[rank:]]
         firsts = [float("inf"), *(cuts[0] for cuts in choices[:rank])]
         likely = [Between(i, i + 1, firsts[i + 1], firsts[i]) for i in range(rank)]
@@ -222,7 +223,7 @@ class Unseen:
         """A number beyond which there is no singular value."""
         limit = self._limit(0)
         top = float(self.ritz.sigma[0])
-        edges = _growing_edges(top, (1 + FIRST_CELL) * top, self.frobenius)
+        edges = torch.from_numpy(_growing_edges(top, (1 + FIRST_CELL) * top, self.frobenius))
         if not limit > 0 or len(edges) < 2:
             return self.frobenius
         centre, radius = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
@@ -312,11 +313,10 @@ def smallest_eigenvalue_bound(rows: int, columns: int, probability: float) -> fl
     return math.exp((math.log(probability * half) - log_l) / half)
 
 
-def _growing_edges(top: float, low: float, high: float) -> Tensor:
+def _growing_edges(top: float, low: float, high: float) -> numpy.ndarray:
     """Edges of cells from low to high that grow with their distance from top, which is below."""
     if not low < high:
-        return torch.tensor([high], dtype=torch.float64)
+        return numpy.array([high])
     count = math.ceil(math.log((high - top) / (low - top)) / math.log(CELL_GROWTH))
-    steps = (low - top) * CELL_GROWTH ** torch.arange(1, count, dtype=torch.float64)
-    ends = torch.tensor([low, high], dtype=torch.float64)
-    return torch.cat([ends[:1], top + steps, ends[1:]])
+    steps = (low - top) * CELL_GROWTH ** numpy.arange(1, count)
+    return numpy.concatenate([[low], top + steps, [high]])

@@ -29,6 +29,8 @@ from bulkedge.triplet._unseen import Unseen
 from ._start import Randomness, gaussian, start_parts
 from .block_krylov import BlockKrylov
 
+WATCHED_STEPS = 4
+"""How fast residuals fall is judged after this many steps, by the last two of them."""
 ASSUMED_NOISE = 4.0
 """The recurrences are assumed to err by this, in units of eps ‖A‖_F."""
 
@@ -55,6 +57,8 @@ class GolubKahan:
             other iterative solver does.
         restart: Continue with :class:`BlockKrylov` where ``max_steps`` are not enough; False
             returns what there is, with ``Status.MAX_STEPS``.
+        foresee: With ``restart=False``, return what there is as soon as the residuals fall too
+            slowly for ``max_steps`` to be enough, even if they soon fall twice as fast.
 
     Example:
         >>> from bulkedge.triplet import singular_triplet
@@ -71,6 +75,7 @@ class GolubKahan:
     oversample: int = 6
     failure_probability: float | None = None
     restart: bool = True
+    foresee: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -81,6 +86,7 @@ class GolubKahan:
             oversample=whole(0),
             failure_probability=optional(TOLERANCE),
             restart=FLAG,
+            foresee=FLAG,
         )
 
     def compute(
@@ -103,10 +109,12 @@ class GolubKahan:
         size = A.rounding_scale()
         process = Bidiagonalization(A.T, V, ASSUMED_NOISE * torch.finfo(A.dtype).eps * size)
         prover = _Prover(process, exact(drawn).cpu(), size, self.failure_probability, generator)
+        excess: list[float] = []
         while True:
             process.extend()
             now = self._state(process, prover, k, n)
-            last = process.closed or process.passes == 2 * self.max_steps
+            excess.append(now.excess)
+            last = process.closed or len(excess) == self.max_steps or self._hopeless(excess)
             if (now.converged and now.proved) or last:
                 break
         short = len(now.sigma) < k  # a rank below k leaves vectors to be made up
@@ -120,24 +128,37 @@ class GolubKahan:
         sigma, pairs = ritz.sigma[: len(ritz.residuals)], len(ritz.residuals)
         residuals = ritz.residuals[:k] + process.noise / ASSUMED_NOISE
         gaps = _gaps(sigma, ritz.residuals, k, complete=pairs == n)
-        converged = process.closed or self._converged(sigma, residuals, gaps, process)
+        excess = self._excess(sigma, residuals, gaps, process)
+        converged = process.closed or excess <= 1
         proved = self.failure_probability is None or pairs == n
         if converged and not proved:
             cut = prover.lowest_cut(ritz, k)
             proved = cut is not None
             if cut is not None and pairs >= k:  # what lies below the cut is not known
                 gaps[-1] = min(float(gaps[-1]), max(float(sigma[k - 1]) - cut, 0.0))
-                converged = process.closed or self._converged(sigma, residuals, gaps, process)
-        return _State(ritz, sigma, residuals, gaps, converged, proved)
+                excess = self._excess(sigma, residuals, gaps, process)
+                converged = process.closed or excess <= 1
+        return _State(ritz, sigma, residuals, gaps, excess, converged, proved)
 
-    def _converged(
+    def _hopeless(self, excess: list[float]) -> bool:
+        """Whether residuals fall so slowly that the steps that are left will not be enough."""
+        if self.restart or not self.foresee or len(excess) < WATCHED_STEPS:
+            return False
+        before, now = excess[-3], excess[-1]
+        left = self.max_steps - len(excess)
+        # at twice the pace of the last two steps, which took ``now / before`` off
+        return now > 1 and now * (now / before) ** left > 1
+
+    def _excess(
         self, sigma: Tensor, residuals: Tensor, gaps: Tensor, process: Bidiagonalization
-    ) -> bool:
-        """Whether each residual is below its tolerance."""
+    ) -> float:
+        """The largest residual in units of its tolerance."""
         dtype = process.map.dtype
         rtol = torch.finfo(dtype).eps ** 0.75 if self.rtol is None else self.rtol
         enough = torch.maximum(rtol * sigma[:1], self.vector_tol * gaps - process.noise)
-        return bool((residuals <= enough).all())
+        within = residuals <= enough  # both may be 0
+        over = torch.where(within, 1.0, residuals / enough.clamp_min(0.0))
+        return float(over.max()) if len(over) else 1.0  # of a zero matrix there are none
 
     def _go_on(
         self,
@@ -164,6 +185,7 @@ class _State(NamedTuple):
         sigma: All Ritz values that have a pair of vectors.
         residuals: Of the k leading ones.
         gaps: Of the k leading ones.
+        excess: The largest residual in units of its tolerance; 1 where all are below.
         converged: Whether each residual is below its tolerance.
         proved: Whether no triplet above the k-th is missing, if a proof was asked for.
     """
@@ -172,6 +194,7 @@ class _State(NamedTuple):
     sigma: Tensor
     residuals: Tensor
     gaps: Tensor
+    excess: float
     converged: bool
     proved: bool
 

@@ -16,7 +16,7 @@ import practice
 from bulkedge import CheckpointError, InputError, MissingExtraError, Record
 from bulkedge.cli import cli
 from bulkedge.cli._group import EXAMPLES, SECTIONS
-from bulkedge.report.advice import doubts_of_the_base, names_its_base
+from bulkedge.report.doubts import doubts, names_its_base
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
@@ -349,7 +349,7 @@ def test_another_base_than_the_adapter_names_is_doubted(named, given, same, reco
     other = record.model_copy(update={"inputs": inputs})
     assert names_its_base(other) is same
     doubt = f"The adapter names {named} as its base, you gave {given}: are they the same model?"
-    assert (doubt in doubts_of_the_base(other)) is (named is not None and not same)
+    assert (doubt in doubts(other).values()) is (named is not None and not same)
 
 
 # ---- records in Python

@@ -99,8 +99,7 @@ def _settings_of(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     if found is None:
         return {}, None
     settings, path = found
-    if not options.get("quiet"):
-        click.echo(printable(_told(settings, path, options)), err=True)
+    click.echo(printable(_told(settings, path, options)), err=True)
     return settings, path
 
 
@@ -166,7 +165,9 @@ def verdict_options(command: Command) -> Command:
             help="Write a report: .html (a page), .md, .xml (JUnit), .sarif or .parquet.",
         ),
         columns_option,
-        click.option("-q", "--quiet", is_flag=True, help="Print only the verdict, no progress."),
+        click.option(
+            "-q", "--quiet", is_flag=True, help="Print only the verdict and what casts doubt on it."
+        ),
         click.option(
             "--fail-on",
             type=click.Choice([*COUNTED_NAMES, "never"]),

@@ -263,6 +263,9 @@ class Matrix(Row):
     note: str | None = Field(None, description="What a reader should know about the status.")
     spectral_norm_base: Size | None = None
     spectral_norm_update: Size | None = None
+    relative_update: Size | None = Field(
+        None, description="‖ΔW‖_F / ‖W0‖_F; null where nothing was judged, or the base is zero."
+    )
     new_directions: Count = Field(0, description="How many directions are new: score < epsilon.")
     directions: list[Direction] = []
     angles: list[Angles] = Field([], description="One per side.")
@@ -302,6 +305,9 @@ class Matrix(Row):
     )
     drift_note: str | None = Field(
         None, description="Why the drift of a changed matrix is not known, moments being given."
+    )
+    drift_inputs: Count | None = Field(
+        None, description="How many inputs the moments are of; null of an embedding."
     )
     output_change: Size | None = Field(
         None, description="tr(ΔW C ΔWᵀ): mean square of the change of the outputs."

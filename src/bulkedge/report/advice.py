@@ -14,15 +14,14 @@ from bulkedge.records.recipe import Recipe
 
 from .certainty import certainty
 from .columns import worst_score
+from .doubts import all_noise, doubts, part_of, untrained
 from .drift import is_notable
 from .verdicts import APPEARANCE
 
 NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
-FOREIGN = 0.8
-"""The base is doubted from this share of matrices on whose update is as large as the base."""
 FEW = 3
-"""The least number of matrices from which the base is doubted, and the most that a step names."""
+"""A step names at most so many matrices."""
 OPTIONS = {"top_k": "--top-k", "epsilon": "--epsilon", "side": "--side", "device": "--device",
            "seed": "--seed"}  # fmt: skip
 
@@ -44,6 +43,13 @@ class Step:
 
 def headline(record: Record) -> str:
     """What was found, in a few words."""
+    if (part := part_of(record)) is not None:
+        return f"{part[0].upper()}{part[1:]}: {_headline(record)}"
+    return _headline(record)
+
+
+def _headline(record: Record) -> str:
+    """The same of a part of an audit, without saying that it is one."""
     summary = record.summary
     if summary.unchanged == summary.matrices and not summary.lost:
         return "Nothing was changed: no matrix differs from the base"
@@ -135,7 +141,7 @@ def _doubts(record: Record) -> Iterator[Step]:
             f"{count(len(lost), 'update')} went unjudged, such as {printable(lost[0].name)}: "
             f"{printable(lost[0].reason)}"
         )
-    yield from map(Step, doubts_of_the_base(record))
+    yield from map(Step, doubts(record).values())
     if record.summary.verdicts[Verdict.UNDECIDED]:
         yield Step(
             "Decide the undecided directions with full SVDs:",
@@ -143,50 +149,10 @@ def _doubts(record: Record) -> Iterator[Step]:
         )
 
 
-def doubts_of_the_base(record: Record) -> list[str]:
-    """Why the base may be another model than the one that was fine-tuned."""
-    doubts = []
-    if _all_noise(record):
-        doubts.append("The base looks like noise in every matrix: is this the pretrained model?")
-    elif _foreign(record):
-        doubts.append(
-            "In nearly every matrix the update is as large as the base: is this the model that "
-            "the fine-tune began with?"
-        )
-    named = record.inputs.tuned.trained_on
-    if named is not None and not names_its_base(record):
-        doubts.append(
-            f"The adapter names {printable(named)} as its base, you gave "
-            f"{printable(record.inputs.base.path)}: are they the same model?"
-        )
-    return doubts
-
-
-def names_its_base(record: Record) -> bool:
-    """Whether the base that an adapter names is, by its name, the one that was given.
-
-    Args:
-        record: An audit.
-
-    Returns:
-        True where the last part of the name is a part of the path; False without a name.
-    """
-    named = record.inputs.tuned.trained_on
-    if named is None:
-        return False
-    last = named.rstrip("/").rpartition("/")[2]
-    return bool(last) and _plain(last) in _plain(record.inputs.base.path)
-
-
-def _plain(name: str) -> str:
-    """A name as indexes, caches and folders all write it."""
-    return name.lower().replace("_", "-").replace(".", "-")
-
-
 def _remedies(record: Record) -> Iterator[Step]:
     """What to do about new directions."""
     found = record.summary.new_directions
-    if not found or _all_noise(record):
+    if not found or all_noise(record):
         return
     fresh = [matrix for matrix in untrained(record) if matrix.new_directions]
     left_out = left_out_globs(record)
@@ -254,7 +220,7 @@ def left_out_globs(record: Record) -> list[str]:
         ``--exclude`` and a name for each; nothing where there are none, or too many to name.
     """
     names = dict.fromkeys(_module(m) for m in untrained(record) if m.new_directions)
-    if not names or len(names) > FEW or _all_noise(record):
+    if not names or len(names) > FEW or all_noise(record):
         return []
     return [word for name in names for word in ("--exclude", name)]
 
@@ -288,35 +254,6 @@ def _against_drift(record: Record) -> Iterator[Step]:
         ),
         "give back what was forgotten, without training; --task-moments keep more of the task",
     )
-
-
-def untrained(record: Record) -> list[Matrix]:
-    """Audited matrices whose base is noise by the Marchenko–Pastur law, nothing standing out."""
-    return [
-        matrix
-        for matrix in record.matrices
-        if matrix.status == "audited"
-        and matrix.bulk is not None
-        and matrix.bulk.white
-        and not matrix.bulk.spikes
-    ]
-
-
-def _all_noise(record: Record) -> bool:
-    """Whether the base may be no trained model at all."""
-    audited = record.summary.audited
-    return audited >= FEW and len(untrained(record)) == audited
-
-
-def _foreign(record: Record) -> bool:
-    """Whether the base may be of another model."""
-    sizes = [
-        (matrix.spectral_norm_update, matrix.spectral_norm_base)
-        for matrix in record.matrices
-        if matrix.status == "audited"
-    ]
-    large = sum(1 for update, base in sizes if update and base and update >= base)
-    return len(sizes) >= FEW and large >= FOREIGN * len(sizes)
 
 
 def broken(record: Record) -> list[Matrix]:

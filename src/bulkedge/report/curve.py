@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bulkedge.records import Matrix, Record
 from bulkedge.records.rows import ScalePoint
 
-from .advice import untrained
+from .doubts import untrained
 
 GRID = tuple(2 ** (j / 4) for j in range(-20, 5))
 """The scales at which matrices that were judged at scales of their own are added up."""

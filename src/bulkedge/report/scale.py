@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bulkedge._errors import count, printable
 from bulkedge.records import Matrix, Record
 
-from .advice import untrained
 from .columns import critical_scale
+from .doubts import untrained
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,21 +18,16 @@ from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
 
-from .advice import broken, by_worst, doubts_of_the_base, steps
-from .certainty import certainty_lines
+from .advice import broken, by_worst, steps
+from .certainty import certainty_lines, undecided_lines
 from .columns import TERMINAL, Column, columns_of
+from .doubts import doubts, oversized, part_of, settings_of
 from .drift import drift_lines
 from .names import folded, short_name
 from .scale import scale_lines
 
-if TYPE_CHECKING:
-    from bulkedge.repairing import RepairedMatrix, RepairRecord
-
 MAX_ROWS = 40
 MAX_STEPS = 3
-LEFT = "nothing as significant as asked for, or nothing to take"
-NOTABLE_LOSS = 1e-3
-"""A table of repairs has a column of losses if one exceeds this: what dtype or rank left out."""
 
 
 def print_record(
@@ -44,40 +38,57 @@ def print_record(
     Args:
         record: What to show.
         console: Where.
-        brief: The verdict alone.
+        brief: Only the verdict, and what may change what a reader makes of it.
         columns: Names of columns besides the usual ones.
 
     Raises:
         InputError: If there is no column of a name.
     """
     affected = by_worst(record)
+    affected += [matrix for matrix in oversized(record) if not matrix.new_directions]
     if not brief and affected:
         console.print(_table(affected[:MAX_ROWS], _columns(record, columns), console.width))
         console.print()
         if (rest := len(affected) - MAX_ROWS) > 0:
             fewer = count(rest, "matrix", "matrices")
             console.print(f"… and {fewer} less affected: see the record (--output)")
-    _print(console, verdict_line(record))
-    lines = drift_lines(record) if brief else _hints(record)
-    for line in lines:
-        _print(console, line)
+    put(console, verdict_line(record))
+    lines = warning_lines(record)
+    for line in lines if brief else [*lines, *_hints(record)]:
+        put(console, line)
     if not brief:
         for step in [step for step in steps(record) if step.command][:MAX_STEPS]:
-            _print(console, f"next: {step.brief or step.text}")
+            put(console, f"next: {step.brief or step.text}")
             console.print(Text(f"  {step.command}"), soft_wrap=True)  # to be copied in one piece
 
 
-def _hints(record: Record) -> list[str]:
-    """What a reader should know besides the verdict: first what may change it."""
+def warning_lines(record: Record) -> list[str]:
+    """What may change what a reader makes of the verdict; a quiet view has it, too.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Lines.
+    """
     lines = [
         f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}" for matrix in broken(record)
     ]
-    lines += certainty_lines(record)
-    lines += [f"doubt: {doubt}" for doubt in doubts_of_the_base(record)]
-    lines += _skipped_lines(record.skipped)
+    lines += _skipped_lines(row for row in record.skipped if row.lost)
+    lines += undecided_lines(record)
+    lines += [f"doubt: {doubt}" for doubt in doubts(record).values()]
+    if (settings := settings_of(record)) is not None:
+        lines.append(f"settings: {settings}")
+    return lines + drift_lines(record)
+
+
+def _hints(record: Record) -> list[str]:
+    """What else a reader should know."""
+    lines = certainty_lines(record)
+    lines += _skipped_lines(row for row in record.skipped if not row.lost)
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
-    lines += [*scale_lines(record), *drift_lines(record)]
+    lines += scale_lines(record)
     if record.summary.spikes:
         lines.append(spikes_line(record))
     if record.summary.tensors is not None:
@@ -87,6 +98,12 @@ def _hints(record: Record) -> list[str]:
 
 def verdict_line(record: Record) -> str:
     """What the audit found, in one sentence."""
+    part = part_of(record)
+    return _verdict_line(record) if part is None else f"{part}: {_verdict_line(record)}"
+
+
+def _verdict_line(record: Record) -> str:
+    """The same of a part of an audit, without saying that it is one."""
     summary = record.summary
     if summary.unchanged == summary.matrices and not summary.lost:
         equal = "matrix equals" if summary.unchanged == 1 else "matrices equal"
@@ -133,133 +150,6 @@ def _or_partial(record: Record) -> str:
     """The other way to accept weights that are not stored."""
     absent = any(row.lost and row.side == "base" for row in record.skipped)
     return ", --partial weights that are not stored" if absent else ""
-
-
-def print_repair(record: RepairRecord, console: Console, *, brief: bool = False) -> None:
-    """Print what was done to each matrix, and what the audit of the output found.
-
-    Args:
-        record: What to show.
-        console: Where.
-        brief: The verdict alone.
-    """
-    if not brief:
-        done = [row for row in record.matrices if row.status == "repaired"]
-        if done:
-            console.print(_repaired_table(done[:MAX_ROWS]))
-            _print(console, "(changed: Frobenius norm of the correction over that of the update)")
-            console.print()
-        if len(done) > MAX_ROWS:
-            more = count(len(done) - MAX_ROWS, "more matrix", "more matrices")
-            console.print(f"… and {more}: see the record")
-        for row in record.matrices:
-            if row.status == "refused":
-                _print(console, f"NOT repaired: {row.name}: {row.note}")
-        left = [row for row in record.matrices if row.status == "left"]
-        for line in (*_grouped(left, "left as it was", LEFT), *_grouped(done, "in doubt")):
-            _print(console, line)
-        for name in record.left_behind:
-            _print(console, f"not carried over: {name}")
-    _print(console, repair_line(record))
-    for line in cost_lines(record)[brief:]:  # of the verdict alone a warning is a part
-        _print(console, line)
-
-
-def _grouped(rows: Iterable[RepairedMatrix], what: str, otherwise: str = "") -> list[str]:
-    """One line for each note on some matrices, with the first as example."""
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        if note := row.note or otherwise:
-            groups.setdefault(note, []).append(row.name)
-    return [
-        f"{what}: {f'{len(names)}, such as ' if len(names) > 1 else ''}{names[0]}: {note}"
-        for note, names in groups.items()
-    ]
-
-
-def _drift(rows: list[RepairedMatrix]) -> str:
-    """The mean drift of the matrices where it was measured; nothing without any."""
-    pairs = [(r.drift_before, r.drift_after) for r in rows if r.drift_before is not None]
-    if not pairs:
-        return ""
-    before, after = (
-        sum(x or 0.0 for x in column) / len(pairs) for column in zip(*pairs, strict=True)
-    )
-    return f"; mean drift on the base's inputs {before:.3g} before, {after:.3g} after"
-
-
-def _refused(record: RepairRecord) -> str:
-    """How many matrices should have been treated and were not; nothing without any."""
-    refused = [row for row in record.matrices if row.status == "refused"]
-    if not refused:
-        return ""
-    every = count(len(record.matrices), "matrix", "matrices")
-    measured = any(row.drift_before is not None for row in record.matrices)
-    return (
-        f"; {len(refused)} of {every} to be treated REFUSED, such as {refused[0].name}"
-        f"{' (not in the mean)' if measured else ''}"
-    )
-
-
-def repair_line(record: RepairRecord) -> str:
-    """What the repair did, in one sentence."""
-    before = record.before.summary.new_directions
-    done = [row for row in record.matrices if row.status == "repaired"]
-    touched = len(done)
-    if record.after is None:
-        treated = sum(row.intruders_before for row in done)
-        matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
-        mean = f"{_drift(done)}{_refused(record)}"
-        return f"would repair {matrices} with {new} new{mean}"
-    after, name = record.after.summary, record.method["name"]
-    line = (
-        f"{name}: {count(before, 'direction')} new before, "
-        f"{after.new_directions} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
-        f"changed{_drift(done)}{_refused(record)}"
-    )
-    if not after.complete:
-        line += "; the audit of the output is NOT complete, see bulkedge audit"
-    return line
-
-
-def cost_lines(record: RepairRecord) -> list[str]:
-    """What the repair costs, in one sentence, and a warning if that is much."""
-    if (cost := record.cost) is None:
-        return []
-    if record.method["name"] == "protect":  # which may well move more than there was
-        return [
-            f"the update was redirected, by {cost.mean:.0%} of its own norm on average; evaluate "
-            "the task, and what you wanted to keep, before you ship"
-        ]
-    line = (
-        f"the repair changed {cost.mean:.0%} of each update on average, at most {cost.most:.0%} "
-        f"({cost.matrix.removesuffix('.weight')}): evaluate before you ship"
-    )
-    if not cost.heavy:
-        return [line]
-    gone = "the update" if cost.heavy == "mean" else "one matrix's update"
-    return [line, f"WARNING: more than half of {gone} is gone, and perhaps what it had learned"]
-
-
-def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
-    """One row per repaired matrix: its new directions, rank, and how far it moved."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("matrix", overflow="fold")
-    lossy = any(row.loss > NOTABLE_LOSS for row in rows)
-    for header in ("new before", "new after", "rank", "changed", *(["lost"] if lossy else [])):
-        table.add_column(header, justify="right", no_wrap=True)
-    for row in rows:
-        after = "–" if row.intruders_after is None else str(row.intruders_after)
-        rank = "–" if row.rank_before is None else f"{row.rank_before}→{row.rank_after}"
-        table.add_row(
-            _name(row.name),
-            str(row.intruders_before),
-            Text(after, style="red" if row.intruders_after else ""),
-            rank,
-            f"{row.change:.0%}",
-            *([f"{row.loss:.1%}"] if lossy else []),
-        )
-    return table
 
 
 def spikes_line(record: Record) -> str:
@@ -328,11 +218,6 @@ def _cell(column: Column, matrix: Matrix) -> Text:
     return Text(printable(column.show(matrix)), style=style)
 
 
-def _name(name: str) -> Text:
-    """The same as text that is no markup."""
-    return Text(short_name(name))
-
-
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
     """One line per reason, with the first name as example; what is lost is said loudly."""
     groups: dict[tuple[bool, str], list[Skipped]] = {}
@@ -348,8 +233,13 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
     return lines
 
 
-def _print(console: Console, text: str) -> None:
-    """Print text without markup; a pipe gets it on one line."""
+def put(console: Console, text: str) -> None:
+    """Print text without markup; a pipe gets it on one line.
+
+    Args:
+        console: Where.
+        text: What.
+    """
     console.print(Text(printable(text), overflow="fold"), soft_wrap=not console.is_terminal)
 
 

@@ -99,7 +99,7 @@ def _settings_of(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     if found is None:
         return {}, None
     settings, path = found
-    click.echo(printable(_told(settings, path, options)), err=True)
+    click.echo(printable(_told(settings, path, options)), err=True)  # it decides what is found
     return settings, path
 
 
@@ -165,9 +165,7 @@ def verdict_options(command: Command) -> Command:
             help="Write a report: .html (a page), .md, .xml (JUnit), .sarif or .parquet.",
         ),
         columns_option,
-        click.option(
-            "-q", "--quiet", is_flag=True, help="Print only the verdict and what casts doubt on it."
-        ),
+        click.option("-q", "--quiet", is_flag=True, help="Print the verdict and its doubts alone."),
         click.option(
             "--fail-on",
             type=click.Choice([*COUNTED_NAMES, "never"]),

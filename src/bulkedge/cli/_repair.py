@@ -135,9 +135,7 @@ FILES = ("moments", "task_moments", "recollect")
 )
 @click.option("--force", is_flag=True, help="Replace the files of --record and --report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-@click.option(
-    "-q", "--quiet", is_flag=True, help="Print only the verdict and what casts doubt on it."
-)
+@click.option("-q", "--quiet", is_flag=True, help="Print the verdict and its doubts alone.")
 @click.option("--fail-on", type=click.Choice([*COUNTED_NAMES, "never"]),
               help="The mildest remaining verdict that makes the exit code 1.  "
               f"[default: {COUNTED_NAMES[0]}; for protect: never]")  # fmt: skip

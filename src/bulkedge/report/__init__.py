@@ -4,11 +4,11 @@ from .budget import budget_csv, print_budget
 from .checks import to_junit, to_markdown
 from .formats import FORMATS, format_of, read, render
 from .frontier import frontier_csv, frontier_page, print_frontier
+from .gate import findings
 from .html import to_html
-from .repaired import print_repair
 from .several import print_several, several_csv, several_line
 from .table import to_csv, to_parquet
-from .terminal import findings, print_record, verdict_line
+from .terminal import print_record, print_repair, verdict_line
 
 __all__ = [
     "FORMATS",

@@ -14,14 +14,14 @@ from bulkedge.records.recipe import Recipe
 
 from .certainty import certainty
 from .columns import worst_score
-from .doubts import all_noise, doubts, part_of, untrained
+from .doubts import doubts, is_all_noise, part_of, untrained
 from .drift import is_notable
 from .verdicts import APPEARANCE
 
 NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
 FEW = 3
-"""A step names at most so many matrices."""
+"""The most matrices that a step names."""
 OPTIONS = {"top_k": "--top-k", "epsilon": "--epsilon", "side": "--side", "device": "--device",
            "seed": "--seed"}  # fmt: skip
 
@@ -152,7 +152,7 @@ def _doubts(record: Record) -> Iterator[Step]:
 def _remedies(record: Record) -> Iterator[Step]:
     """What to do about new directions."""
     found = record.summary.new_directions
-    if not found or all_noise(record):
+    if not found or is_all_noise(record):
         return
     fresh = [matrix for matrix in untrained(record) if matrix.new_directions]
     left_out = left_out_globs(record)
@@ -220,7 +220,7 @@ def left_out_globs(record: Record) -> list[str]:
         ``--exclude`` and a name for each; nothing where there are none, or too many to name.
     """
     names = dict.fromkeys(_module(m) for m in untrained(record) if m.new_directions)
-    if not names or len(names) > FEW or all_noise(record):
+    if not names or len(names) > FEW or is_all_noise(record):
         return []
     return [word for name in names for word in ("--exclude", name)]
 

@@ -7,7 +7,7 @@ from bulkedge.records import Matrix, Record
 
 FOREIGN = 0.8
 """The base is doubted from this share of matrices on whose update is as large as the base."""
-FEW = 3
+LEAST = 3
 """The least number of matrices from which the base is doubted."""
 LARGEST = 1.0
 """A larger ``‖ΔW‖_F / ‖W0‖_F`` is doubted: less of the base is left than was added to it.
@@ -79,7 +79,7 @@ def _part(record: Record) -> str | None:
 
 def _base(record: Record) -> str | None:
     """Why the base may be another model than the one that was fine-tuned."""
-    if all_noise(record):
+    if is_all_noise(record):
         return "The base looks like noise in every matrix: is this the pretrained model?"
     if _foreign(record):
         return (
@@ -177,10 +177,10 @@ def untrained(record: Record) -> list[Matrix]:
     ]
 
 
-def all_noise(record: Record) -> bool:
+def is_all_noise(record: Record) -> bool:
     """Whether the base may be no trained model at all."""
     audited = record.summary.audited
-    return audited >= FEW and len(untrained(record)) == audited
+    return audited >= LEAST and len(untrained(record)) == audited
 
 
 def _foreign(record: Record) -> bool:
@@ -191,7 +191,7 @@ def _foreign(record: Record) -> bool:
         if matrix.status == "audited"
     ]
     large = sum(1 for update, base in sizes if update and base and update >= base)
-    return len(sizes) >= FEW and large >= FOREIGN * len(sizes)
+    return len(sizes) >= LEAST and large >= FOREIGN * len(sizes)
 
 
 def _plain(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -16,18 +17,25 @@ from rich.text import Text
 
 from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
-from bulkedge.records import Counts, Direction, Matrix, Record, Skipped
+from bulkedge.records import Counts, Matrix, Record, Skipped
 
 from .advice import broken, by_worst, steps
 from .certainty import certainty_lines, undecided_lines
 from .columns import TERMINAL, Column, columns_of
 from .doubts import doubts, oversized, part_of, settings_of
 from .drift import drift_lines
+from .gate import indistinct
 from .names import folded, short_name
 from .scale import scale_lines
 
+if TYPE_CHECKING:
+    from bulkedge.repairing import RepairedMatrix, RepairRecord
+
 MAX_ROWS = 40
 MAX_STEPS = 3
+LEFT = "nothing as significant as asked for, or nothing to take"
+NOTABLE_LOSS = 1e-3
+"""A table of repairs has a column of losses if one exceeds this: what dtype or rank left out."""
 
 
 def print_record(
@@ -52,13 +60,13 @@ def print_record(
         if (rest := len(affected) - MAX_ROWS) > 0:
             fewer = count(rest, "matrix", "matrices")
             console.print(f"… and {fewer} less affected: see the record (--output)")
-    put(console, verdict_line(record))
+    _print(console, verdict_line(record))
     lines = warning_lines(record)
     for line in lines if brief else [*lines, *_hints(record)]:
-        put(console, line)
+        _print(console, line)
     if not brief:
         for step in [step for step in steps(record) if step.command][:MAX_STEPS]:
-            put(console, f"next: {step.brief or step.text}")
+            _print(console, f"next: {step.brief or step.text}")
             console.print(Text(f"  {step.command}"), soft_wrap=True)  # to be copied in one piece
 
 
@@ -152,6 +160,135 @@ def _or_partial(record: Record) -> str:
     return ", --partial weights that are not stored" if absent else ""
 
 
+def print_repair(record: RepairRecord, console: Console, *, brief: bool = False) -> None:
+    """Print what was done to each matrix, and what the audit of the output found.
+
+    Args:
+        record: What to show.
+        console: Where.
+        brief: Only the verdict, and what may change what a reader makes of it.
+    """
+    done = [row for row in record.matrices if row.status == "repaired"]
+    if not brief:
+        if done:
+            console.print(_repaired_table(done[:MAX_ROWS]))
+            _print(console, "(changed: Frobenius norm of the correction over that of the update)")
+            console.print()
+        if len(done) > MAX_ROWS:
+            more = count(len(done) - MAX_ROWS, "more matrix", "more matrices")
+            console.print(f"… and {more}: see the record")
+        left = [row for row in record.matrices if row.status == "left"]
+        for line in _grouped(left, "left as it was", LEFT):
+            _print(console, line)
+        for name in record.left_behind:
+            _print(console, f"not carried over: {name}")
+    _print(console, repair_line(record))
+    for line in cost_lines(record)[brief:]:  # of the verdict alone a warning is a part
+        _print(console, line)
+    refused = [row for row in record.matrices if row.status == "refused"]
+    for line in (*_grouped(refused, "NOT repaired"), *_grouped(done, "in doubt")):
+        _print(console, line)
+    for line in warning_lines(record.after or record.before):
+        _print(console, line)
+
+
+def _grouped(rows: Iterable[RepairedMatrix], what: str, otherwise: str = "") -> list[str]:
+    """One line for each note on some matrices, with the first as example."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if note := row.note or otherwise:
+            groups.setdefault(note, []).append(row.name)
+    return [
+        f"{what}: {f'{len(names)}, such as ' if len(names) > 1 else ''}{names[0]}: {note}"
+        for note, names in groups.items()
+    ]
+
+
+def _drift(rows: list[RepairedMatrix]) -> str:
+    """The mean drift of the matrices where it was measured; nothing without any."""
+    pairs = [(r.drift_before, r.drift_after) for r in rows if r.drift_before is not None]
+    if not pairs:
+        return ""
+    before, after = (
+        sum(x or 0.0 for x in column) / len(pairs) for column in zip(*pairs, strict=True)
+    )
+    return f"; mean drift on the base's inputs {before:.3g} before, {after:.3g} after"
+
+
+def _refused(record: RepairRecord) -> str:
+    """How many matrices should have been treated and were not; nothing without any."""
+    refused = [row for row in record.matrices if row.status == "refused"]
+    if not refused:
+        return ""
+    every = count(len(record.matrices), "matrix", "matrices")
+    measured = any(row.drift_before is not None for row in record.matrices)
+    return (
+        f"; {len(refused)} of {every} to be treated REFUSED, such as {refused[0].name}"
+        f"{' (not in the mean)' if measured else ''}"
+    )
+
+
+def repair_line(record: RepairRecord) -> str:
+    """What the repair did, in one sentence."""
+    before = record.before.summary.new_directions
+    done = [row for row in record.matrices if row.status == "repaired"]
+    touched = len(done)
+    if record.after is None:
+        treated = sum(row.intruders_before for row in done)
+        matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
+        mean = f"{_drift(done)}{_refused(record)}"
+        return f"would repair {matrices} with {new} new{mean}"
+    after, name = record.after.summary, record.method["name"]
+    line = (
+        f"{name}: {count(before, 'direction')} new before, "
+        f"{after.new_directions} after, {touched} of {count(after.matrices, 'matrix', 'matrices')} "
+        f"changed{_drift(done)}{_refused(record)}"
+    )
+    if not after.complete:
+        line += "; the audit of the output is NOT complete, see bulkedge audit"
+    return line
+
+
+def cost_lines(record: RepairRecord) -> list[str]:
+    """What the repair costs, in one sentence, and a warning if that is much."""
+    if (cost := record.cost) is None:
+        return []
+    if record.method["name"] == "protect":  # which may well move more than there was
+        return [
+            f"the update was redirected, by {cost.mean:.0%} of its own norm on average; evaluate "
+            "the task, and what you wanted to keep, before you ship"
+        ]
+    line = (
+        f"the repair changed {cost.mean:.0%} of each update on average, at most {cost.most:.0%} "
+        f"({cost.matrix.removesuffix('.weight')}): evaluate before you ship"
+    )
+    if not cost.heavy:
+        return [line]
+    gone = "the update" if cost.heavy == "mean" else "one matrix's update"
+    return [line, f"WARNING: more than half of {gone} is gone, and perhaps what it had learned"]
+
+
+def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
+    """One row per repaired matrix: its new directions, rank, and how far it moved."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("matrix", overflow="fold")
+    lossy = any(row.loss > NOTABLE_LOSS for row in rows)
+    for header in ("new before", "new after", "rank", "changed", *(["lost"] if lossy else [])):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        after = "–" if row.intruders_after is None else str(row.intruders_after)
+        rank = "–" if row.rank_before is None else f"{row.rank_before}→{row.rank_after}"
+        table.add_row(
+            _name(row.name),
+            str(row.intruders_before),
+            Text(after, style="red" if row.intruders_after else ""),
+            rank,
+            f"{row.change:.0%}",
+            *([f"{row.loss:.1%}"] if lossy else []),
+        )
+    return table
+
+
 def spikes_line(record: Record) -> str:
     """How much of a low-rank update is strong enough to stand among the leading directions."""
     summary = record.summary
@@ -218,6 +355,11 @@ def _cell(column: Column, matrix: Matrix) -> Text:
     return Text(printable(column.show(matrix)), style=style)
 
 
+def _name(name: str) -> Text:
+    """The same as text that is no markup."""
+    return Text(short_name(name))
+
+
 def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
     """One line per reason, with the first name as example; what is lost is said loudly."""
     groups: dict[tuple[bool, str], list[Skipped]] = {}
@@ -233,47 +375,6 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
     return lines
 
 
-def put(console: Console, text: str) -> None:
-    """Print text without markup; a pipe gets it on one line.
-
-    Args:
-        console: Where.
-        text: What.
-    """
+def _print(console: Console, text: str) -> None:
+    """Print text without markup; a pipe gets it on one line."""
     console.print(Text(printable(text), overflow="fold"), soft_wrap=not console.is_terminal)
-
-
-def findings(record: Record, mildest: Verdict) -> int:
-    """How many directions are as bad as ``mildest``, or may be.
-
-    Where the base's leading 2·top_k directions span the whole space, nothing lies outside of it: no
-    direction can be called an intruder there, so that a rotated one counts as one.
-
-    Args:
-        record: The audit.
-        mildest: The mildest verdict that counts: rotated < intruder.
-
-    Returns:
-        The count.
-    """
-    severe = COUNTED[COUNTED.index(mildest) :]
-    found = sum(record.summary.verdicts[verdict] for verdict in severe)
-    return found if Verdict.ROTATED in severe else found + len(indistinct(record))
-
-
-def indistinct(record: Record) -> list[Direction]:
-    """Rotated directions that could not have been called intruders: see :func:`findings`."""
-    return [
-        direction
-        for matrix in record.matrices
-        for direction in matrix.directions
-        if direction.verdict is Verdict.ROTATED
-        and _fills(matrix, direction.side, 2 * record.recipe.top_k)
-    ]
-
-
-def _fills(matrix: Matrix, side: str, directions: int) -> bool:
-    """Whether so many leading base vectors span all of a side."""
-    rows, columns = matrix.shape[::-1] if matrix.transposed else matrix.shape
-    length, other = (rows, columns) if side == "left" else (columns, rows)
-    return length <= min(directions, other)

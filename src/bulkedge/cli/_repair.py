@@ -182,9 +182,14 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     show_as(record, print_repair, options)
     if record.output is not None and not options["quiet"]:
         copy = printable(record.output)
-        click.echo(f"repaired copy written to {copy}", err=True)
-        click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
-        click.echo(f"  bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
+        if any(row.status == "repaired" for row in record.matrices):
+            click.echo(f"repaired copy written to {copy}", err=True)
+            click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
+            click.echo(f"  bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
+        else:
+            click.echo(f"nothing was repaired: the copy in {copy} is unchanged", err=True)
+    if record.output is None and options["output"] is not None:
+        click.echo(printable(f"nothing was repaired: {options['output']} is not written"), err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)

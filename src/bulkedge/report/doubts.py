@@ -63,7 +63,8 @@ def _plain_value(value: object) -> str:
 
 def part_of(record: Record) -> str | None:
     """``"part 1 of 2"``; None of a whole audit."""
-    return record.shard and f"part {record.shard.index} of {record.shard.count}"
+    part = record.shard
+    return None if part is None else f"part {part.index} of {part.count}"
 
 
 def _part(record: Record) -> str | None:

@@ -228,12 +228,19 @@ def _refused(record: RepairRecord) -> str:
     )
 
 
+def _unjudged(record: RepairRecord) -> str:
+    """That the fine-tune was not judged as a whole; nothing where it was."""
+    return "" if record.before.summary.complete else "; not everything could be judged"
+
+
 def repair_line(record: RepairRecord) -> str:
     """What the repair did, in one sentence."""
     before = record.before.summary.new_directions
     done = [row for row in record.matrices if row.status == "repaired"]
     touched = len(done)
     if record.after is None:
+        if not done and (refused := _refused(record) or _unjudged(record)):
+            return f"nothing can be repaired{refused}"
         treated = sum(row.intruders_before for row in done)
         matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
         mean = f"{_drift(done)}{_refused(record)}"

@@ -132,9 +132,9 @@ def _kept(
 @torch.no_grad()
 def _check_finite(network: Any, path: str) -> None:
     """Raise where a weight holds NaN or Inf, which the inputs of all later layers would, too."""
-    for name, weight in network.named_parameters():
+    for stored, weight in network.named_parameters():
         if (found := what_is_not_finite(weight)) is not None:
-            raise InputError(f"{path}: {name!r} holds {found}: {REMEDY}")
+            raise InputError(f"{path}: {stored!r} holds {found}: {REMEDY}")
 
 
 @torch.no_grad()

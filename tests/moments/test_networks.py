@@ -91,8 +91,10 @@ def test_a_causal_model_from_the_command_line(kind, layers, down, width, texts, 
     folder, out = request.getfixturevalue(kind), tmp_path / "base.moments"
     result = command(folder, texts, "-o", out, "-q")
     assert result.exit_code == 0
-    few = r"WARNING: of \d+ layers \d+ have had fewer inputs than they are wide, such as \S+: "
-    assert re.fullmatch(rf"{few}\d+ for a width of {width}; measure more texts\n", result.output)
+    count = sum(len(text.split()) for text in TEXTS)
+    few = rf"have had fewer inputs than they are wide, such as \S+: {count} for a width of {width}"
+    assert bool(re.search(few, result.output)) is (count < width)
+    assert len(result.output.splitlines()) == (count < width)
     assert [path.name for path in tmp_path.iterdir()] == ["base.moments"]
     found = Moments.load(out)
     assert len(found.layers) == layers
@@ -120,10 +122,9 @@ def test_a_weight_that_is_not_finite_is_named(name, whose, llama, texts, tmp_pat
     tensors[name].view(-1)[3] = float("nan")
     save_file(tensors, bad / "model.safetensors", {"format": "pt"})
     model, more = (bad, []) if whose == "the model" else (llama, ["--tuned", bad])
-    with pytest.raises(InputError) as error:
-        command(model, texts, "-o", tmp_path / "x.moments", *more)
     told = f"{bad}: {name!r} holds 1 NaN and 0 Inf: save the model again, or download it again"
-    assert str(error.value) == told
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+        command(model, texts, "-o", tmp_path / "x.moments", *more)
 
 
 def test_the_fine_tune_is_recognised_by_its_weights(llama, texts, tmp_path):

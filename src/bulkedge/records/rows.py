@@ -20,6 +20,7 @@ from .ranges import (
     Real,
     Size,
     check_between,
+    check_frobenius,
     check_parts,
     check_ratio,
 )
@@ -338,6 +339,14 @@ class Matrix(Row):
                 check_ratio(self.top_k_threshold or 0.0, norm, found.expected, "critical scale")
             elif found.expected * norm > FARTHEST * (self.spectral_norm_base or 0.0):
                 raise ValueError(f"expected a critical scale within reach, got {found.expected}")
+        return self
+
+    @model_validator(mode="after")
+    def _norms_fit(self) -> Self:
+        """A Frobenius norm is at least the spectral norm, and at most √rank of it."""
+        base, update = self.spectral_norm_base, self.spectral_norm_update
+        if self.relative_update is not None and base and update is not None:
+            check_frobenius(self.relative_update, update / base, min(self.shape))
         return self
 
     @model_validator(mode="after")

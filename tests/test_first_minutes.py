@@ -18,7 +18,7 @@ import practice
 from bulkedge import CheckpointError, InputError, MissingExtraError, Record
 from bulkedge.cli import cli
 from bulkedge.cli._group import EXAMPLES, SECTIONS
-from bulkedge.report.doubts import doubts_of_the_base, names_its_base
+from bulkedge.report.doubts import doubts, names_its_base
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
@@ -347,24 +347,7 @@ def test_another_base_than_the_adapter_names_is_doubted(named, given, same, reco
     other = record.model_copy(update={"inputs": inputs})
     assert names_its_base(other) is same
     doubt = f"The adapter names {named} as its base, you gave {given}: are they the same model?"
-    assert (doubt in doubts_of_the_base(other)) is (named is not None and not same)
-
-
-def test_doubts_are_told_wherever_a_gate_looks(record):
-    """Quietly, too, and in the files for CI; a green verdict on the wrong file is worth nothing."""
-    first, second = record.matrices
-    damaged = second.model_copy(update={"spectral_norm_update": 50.0, "spectral_norm_base": 1.0})
-    tuned = record.inputs.tuned.model_copy(update={"trained_on": "org/llama-7b"})
-    inputs = record.inputs.model_copy(update={"tuned": tuned})
-    doubtful = record.model_copy(update={"matrices": [first, damaged], "inputs": inputs})
-    wanted = ("names org/llama-7b as its base", "50 times as strong as the base in b: was the file")
-    stream = StringIO()
-    bulkedge.report.print_record(doubtful, Console(file=stream, width=300), brief=True)
-    junit, sarif = (bulkedge.report.render(doubtful, kind) for kind in ("junit", "sarif"))
-    assert all(words in text for words in wanted for text in (stream.getvalue(), junit, sarif))
-    quiet = bulkedge.report.render(record, "sarif")
-    (run_,) = json.loads(quiet)["runs"]
-    assert run_["invocations"][0]["toolExecutionNotifications"] == []
+    assert (doubt in doubts(other).values()) is (named is not None and not same)
 
 
 def test_a_quiet_audit_names_what_it_could_not_judge(record):

@@ -1,4 +1,4 @@
-"""Pictures to look at before a release: the page on a phone and a screen, the terminal in two widths.
+"""Pictures to look at before a release: the page at two widths, the terminal at two.
 
 python docs/figures/look.py FOLDER      (needs playwright and Chromium)
 
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from report import ROOT, shown_record
 from rich.console import Console
 
 from bulkedge.report import print_record, to_html
+from report import ROOT, shown_record
 
 WIDTHS, SCHEMES, COLUMNS = (390, 1280), ("light", "dark"), (60, 100)
 HEIGHT = 844

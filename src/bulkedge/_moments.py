@@ -18,7 +18,8 @@ from bulkedge.checkpoint import Adapter, Resolver, TensorInfo, infer_rule, read_
 from bulkedge.checkpoint.header import FLOATING
 from bulkedge.checkpoint.model import is_output
 from bulkedge.checkpoint.of_base import OfBase
-from bulkedge.comparison import Plan, load, make_plan
+from bulkedge.comparison import Plan, load, make_plan, what_is_not_finite
+from bulkedge.comparison.finite import ACCEPTED, REMEDY, is_damaged
 from bulkedge.moments import Collector, Moments
 from bulkedge.moments._losses import loss_of
 from bulkedge.moments._partial import Partial, digest_of
@@ -98,8 +99,11 @@ def collect_moments(
     # before the fine-tune: moments are recognised by the base's weights
     moments = Moments(network, **settings)
     moments.tuned = tuned is not None
+    _check_finite(network, os.fspath(model))
     if tuned is not None:
         _put_on(network, os.fspath(model), os.fspath(tuned))
+        _check_finite(network, os.fspath(tuned))
+        moments.mark_tuned()
     tokens = tokens_of(network, tokenizer, kept, max_tokens)
     digest = digest_of(network.state_dict(), tokens, settings | {"model": settings_of(network)})
     network.to(device)
@@ -127,9 +131,20 @@ def _kept(
 
 
 @torch.no_grad()
+def _check_finite(network: Any, path: str) -> None:
+    """Raise where a weight holds NaN or Inf, which the inputs of all later layers would, too."""
+    for stored, weight in network.named_parameters():
+        if (found := what_is_not_finite(weight)) is not None:
+            raise InputError(f"{path}: {stored!r} holds {found}: {REMEDY}")
+
+
+@torch.no_grad()
 def _put_on(network: Any, base: str, tuned: str) -> None:
     """Give a model the weights of a fine-tune: all of them, or an error names what has no place."""
     plan = make_plan(base, tuned, make_recipe({"partial": True}))
+    if damaged := [row for row in plan.skipped if is_damaged(row)]:
+        reason = damaged[0].reason.removesuffix(ACCEPTED)
+        raise InputError(f"{tuned}: {damaged[0].name!r} {reason}")
     # the output layer may go unjudged: no layer reads what it puts out
     _refuse(
         f"{row.name!r} ({row.reason})" for row in plan.skipped if row.lost and not _of_output(row)

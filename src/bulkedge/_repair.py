@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bulkedge._globs import check_globs
 from bulkedge.auditing import Engine, LocalEngine, keep_out_of_inputs, run_plan
 from bulkedge.auditing.inputs import as_text
 from bulkedge.checkpoint import Adapter
-from bulkedge.checkpoint.write import new_folder
+from bulkedge.checkpoint.write import check_writable, new_folder
 from bulkedge.comparison import Plan, make_plan
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.records import Recipe, Record, make_recipe, takes_recipe
@@ -76,7 +77,9 @@ def repair(
         progress: Called after each matrix of each phase.
 
     Returns:
-        The record: both audits, and what was done to each matrix.
+        The record: both audits, and what was done to each matrix.  Where nothing could be repaired
+        no folder is written, and ``output`` is None: every matrix to be treated was refused, or the
+        fine-tune could not be judged.
 
     Raises:
         OutputError: If ``out`` exists, lies in an input, or cannot be written.
@@ -118,14 +121,35 @@ def repair(
     if out is None:
         work.treat(todo, None, _phase(progress, "repairing"))
         return record_of(work, before, None, None, ())
-    with new_folder(Path(out)) as folder:
+    with suppress(_NothingDone), new_folder(Path(out)) as folder:
         output = Output.copy(plan.tuned, folder)
         (folder / RepairRecord.file_name).unlink(missing_ok=True)  # of an earlier repair
         work.treat(todo, output, _phase(progress, "repairing"))
+        _check_done(work, before)
         after = _audit_again(base, output, Path(out), settled, engine, progress)
         record = record_of(work, before, after, Path(out), output.left_behind)
         (folder / RepairRecord.file_name).write_text(record.to_json(), encoding="utf-8")
-    return record
+        return record
+    return record_of(work, before, None, None, ())
+
+
+class _NothingDone(Exception):
+    """A copy that would be the input: it does not get its name."""
+
+
+def _check_done(work: Work, before: Record) -> None:
+    """Raise where a copy would be neither repaired nor in no need of it.
+
+    Args:
+        work: What was done.
+        before: The audit of the input.
+
+    Raises:
+        _NothingDone: If so: matrices were refused, or the input was not judged as a whole.
+    """
+    statuses = {row.status for row in work.rows}
+    if "repaired" not in statuses and ("refused" in statuses or not before.summary.complete):
+        raise _NothingDone
 
 
 def check_output(out: Path, plan: Plan) -> None:
@@ -143,6 +167,7 @@ def check_output(out: Path, plan: Plan) -> None:
     if os.path.lexists(out):
         raise OutputError(f"{out}: exists; a repair is never written over anything, name another")
     keep_out_of_inputs(out, plan)
+    check_writable(out)
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(parent).free
     needed = 2**20 + sum(file.stat().st_size for file in plan.tuned.files)

@@ -255,6 +255,8 @@ LIMITS = {
     "a stable rank below one": ({"stable_rank": 0.5}, "expected stable_rank of 1 to .*, got 0.5"),
     "a curve in no order": ({"scale_curve": {"judged": [POINT | {"scale": 2.0}, POINT]}},
                             "expected ascending scales, got .2.0, 1.0"),
+    "a larger update": ({"relative_update": 1e30}, "a relative update near .*, got 1e[+]30"),
+    "a smaller update": ({"relative_update": 1e-9}, "a relative update near .*, got 1e-09"),
     "another scale": ({"critical_scale": {"expected": 1e30}}, "expected a critical scale of "),
     "a scale out of reach": ({"critical_scale": {"expected": 1e30, "aligned": True}},
                              "a critical scale within reach, got 1e[+]30"),

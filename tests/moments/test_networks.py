@@ -1,6 +1,7 @@
 """Models of transformers on texts: causal, with experts, with adapters; stopped, and gone on."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -89,7 +90,11 @@ def command(*arguments):
 def test_a_causal_model_from_the_command_line(kind, layers, down, width, texts, tmp_path, request):
     folder, out = request.getfixturevalue(kind), tmp_path / "base.moments"
     result = command(folder, texts, "-o", out, "-q")
-    assert (result.exit_code, result.output) == (0, "")
+    assert result.exit_code == 0
+    count = sum(len(text.split()) for text in TEXTS)
+    few = rf"have had fewer inputs than they are wide, such as \S+: {count} for a width of {width}"
+    assert bool(re.search(few, result.output)) is (count < width)
+    assert len(result.output.splitlines()) == (count < width)
     assert [path.name for path in tmp_path.iterdir()] == ["base.moments"]
     found = Moments.load(out)
     assert len(found.layers) == layers
@@ -107,6 +112,32 @@ def test_a_causal_model_from_the_command_line(kind, layers, down, width, texts, 
             torch.testing.assert_close(layer.moment, own.moment, rtol=1e-4, atol=1e-5)
             assert layer.output == pytest.approx(own.output, rel=1e-4)
     assert found[down].moment.shape == (width, width)
+
+
+@pytest.mark.parametrize("whose", ["the model", "the fine-tune"])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_a_weight_that_is_not_finite_is_named(name, whose, llama, texts, tmp_path):
+    bad = shutil.copytree(llama, tmp_path / "bad")
+    tensors = load_file(bad / "model.safetensors")
+    tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, bad / "model.safetensors", {"format": "pt"})
+    model, more = (bad, []) if whose == "the model" else (llama, ["--tuned", bad])
+    told = f"{bad}: {name!r} holds 1 NaN and 0 Inf: save the model again, or download it again"
+    with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+        command(model, texts, "-o", tmp_path / "x.moments", *more)
+
+
+def test_the_fine_tune_is_recognised_by_its_weights(llama, texts, tmp_path):
+    tuned = shutil.copytree(llama, tmp_path / "tuned")
+    name = "model.layers.1.mlp.down_proj"
+    tensors = load_file(tuned / "model.safetensors")
+    tensors[f"{name}.weight"] += 0.25
+    save_file(tensors, tuned / "model.safetensors", {"format": "pt"})
+    command(llama, texts, "-o", tmp_path / "task.moments", "--tuned", tuned)
+    layer = Moments.load(tmp_path / "task.moments")[name]
+    torch.testing.assert_close(layer.tuned_sample, layer.sample + 0.25)
+    command(llama, texts, "-o", tmp_path / "base.moments")
+    assert Moments.load(tmp_path / "base.moments")[name].tuned_sample is None
 
 
 def test_layers_and_ranks_are_chosen_and_losses_are_told(llama, texts, tmp_path):

@@ -380,7 +380,8 @@ def test_moments_of_fewer_inputs_than_ranks_are_refused(tmp_path):
     tuned = factors(tmp_path, draw(4, 8), draw(10, 4, seed=1), r=4)
     (row,) = bulkedge.repair(base, tuned, None, method=Protect(moments), recipe=RECIPE).matrices
     assert row.note == (
-        "the base moments are of 3 inputs, fewer than the rank 4 of the update; measure more texts"
+        "the base moments are of 3 inputs, fewer than the rank 4 that the update may have; "
+        "measure more texts"
     )
 
 

@@ -69,7 +69,10 @@ def test_what_remains_is_a_finding(pair, tmp_path):
     assert run(*pair, "-o", tmp_path / "2", *options, "--fail-on", "never").exit_code == 0
     done = run(*pair, "-o", tmp_path / "3", *options, "-q")
     assert done.exit_code == 1
-    assert len(done.stdout.splitlines()) == 1
+    verdict, doubt, settings = done.stdout.splitlines()
+    assert verdict.startswith("scale: 4 directions new before, 4 after")
+    assert doubt.startswith("doubt: In a.weight the update is larger than the base's matrix")
+    assert settings == "settings: top_k=3"
     assert done.stderr == ""
 
 
@@ -161,7 +164,15 @@ def test_an_incomplete_audit_is_a_failure(tmp_path):
     adapter = save_adapter(tmp_path / "tuned", tensors, r=2, lora_alpha=2)
     done = run(base, adapter, "-o", tmp_path / "out")
     assert done.exit_code == 2
+    assert "nothing can be repaired; not everything could be judged" in done.stdout
+    assert "NOT judged: 2, such as stranger.lora_A.weight" in done.stdout
+    assert not (tmp_path / "out").exists()
+    tensors["a.lora_B.weight"] = 20 * orthonormal(40, 2, 1).float()  # and one to be repaired
+    adapter = save_adapter(tmp_path / "found", tensors, r=2, lora_alpha=2)
+    done = run(base, adapter, "-o", tmp_path / "out")
+    assert done.exit_code == 2
     assert "the audit of the output is NOT complete" in done.stdout
+    assert (tmp_path / "out").is_dir()
 
 
 def test_force_is_not_for_the_copy(pair, tmp_path):

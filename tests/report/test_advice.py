@@ -18,7 +18,7 @@ from bulkedge.report.advice import (
     repair_command,
     steps,
 )
-from bulkedge.report.certainty import certainty_lines
+from bulkedge.report.certainty import certainty_lines, undecided_lines
 from cases import orthonormal
 from helpers import EXAMPLE, MINILM, save, weights
 
@@ -205,9 +205,8 @@ def test_a_terminal_says_what_is_open(tmp_path):
         for x in ends
     ]
     matrix = record.matrices[0].model_copy(update={"directions": rows})
-    first, score, overlap, _, rest = certainty_lines(
-        record.model_copy(update={"matrices": [matrix]})
-    )
+    open_ = record.model_copy(update={"matrices": [matrix]})
+    (first,), (score, overlap, _, rest) = certainty_lines(open_), undecided_lines(open_)
     assert first == "certainty: 4 verdicts are undecided"
     assert score.endswith(
         "may be new or not: its score is between 0.45 and 0.55, and the limit is 0.5"

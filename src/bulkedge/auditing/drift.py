@@ -29,6 +29,8 @@ class Drift:
         parts: Of the directions of the update that carry most of it.
         side: That of the outputs: right of an embedding, left of every other weight.
         along: The part along each leading tuned direction of that side, over ``power``.
+        inputs: How many inputs the moments are of; None of an embedding, whose shares need not be
+            many.
     """
 
     change: float
@@ -36,12 +38,14 @@ class Drift:
     parts: list[DriftPart]
     side: Literal["left", "right"]
     along: list[float]
+    inputs: int | None
 
     @property
     def fields(self) -> dict[str, object]:
         """What a row says of it."""
         return {
             "drift": self.change / self.power,
+            "drift_inputs": self.inputs,
             "output_change": self.change,
             "output_power": self.power,
             "drift_parts": self.parts,
@@ -79,7 +83,8 @@ def drift_of(
     change = max(change, float(found.change.sum()), float(along.sum()))
     parts = _strongest(found, recipe.top_k, power)
     side = "right" if outputs_right else "left"
-    return Drift(change, power, parts, side, (along / power).tolist())
+    inputs = None if outputs_right else layer.count
+    return Drift(change, power, parts, side, (along / power).tolist(), inputs)
 
 
 def _inputs(stored: StoredLayer, base: StoredMatrix, pair: Pair) -> tuple[Layer, float]:

@@ -152,6 +152,19 @@ def source_of_moments(file: Path, known: Mapping[Path, str]) -> Source:
     return Source(path=as_text(file), kind="file", files=rows, trained_on=None, quantised=None)
 
 
+def contents(inputs: Inputs) -> list[Any]:
+    """The inputs but for where they lie: machines may mount them in different places.
+
+    Args:
+        inputs: As a record has them.
+
+    Returns:
+        The kind and the files of each.
+    """
+    sources = (inputs.base, inputs.tuned, inputs.moments)
+    return [None if source is None else (source.kind, source.files) for source in sources]
+
+
 def _rows(files: Iterable[Path], known: Mapping[Path, str]) -> list[File]:
     """What the record says of files."""
     return [

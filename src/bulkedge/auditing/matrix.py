@@ -7,13 +7,19 @@ digits differ, and at times how far a certificate went; what it proved holds on 
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Literal
 
 import torch
 
 from bulkedge._errors import CheckpointError, InputError
+from bulkedge._linmap import frobenius
+from bulkedge._precision import exact
 from bulkedge.checkpoint.of_base import OfBase
-from bulkedge.comparison import Comparison, Pair, judge_pair, load
+from bulkedge.comparison import Comparison, Pair, judge_pair, load, what_is_not_finite
+from bulkedge.comparison.drift import update_rows
+from bulkedge.comparison.pair import TILE
 from bulkedge.intruder import Judgement, compute_anew
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
@@ -89,6 +95,7 @@ def _audit(comparison: Comparison, recipe: Recipe, known: KnownBases | None) -> 
         note="; ".join(filter(None, notes)) or None,
         spectral_norm_base=judged.norm,
         spectral_norm_update=norm_update,
+        relative_update=_relative_update(pair),
         new_directions=sum(direction.score < recipe.epsilon for direction in judged.directions),
         directions=direction_rows(judged, moved),
         angles=angle_rows(judged),
@@ -168,12 +175,33 @@ def _expected_scale(
     return None if expected is None else CriticalScale(expected=expected)
 
 
+def _relative_update(pair: Pair) -> float | None:
+    """``‖ΔW‖_F / ‖W0‖_F``; None of a base that is zero.
+
+    Cost: one pass over a dense update, and one over the base.
+
+    Args:
+        pair: The tensors of both.
+
+    Returns:
+        The ratio.
+    """
+    base = math.hypot(*(frobenius(exact(rows)) for rows in pair.base.split(TILE)))
+    if not base:
+        return None
+    if pair.low_rank is not None:
+        update = pair.low_rank.norm_bound()
+    else:
+        update = math.hypot(*map(frobenius, update_rows(pair)))
+    return min(update / base, sys.float_info.max)
+
+
 def _not_finite(pair: Pair) -> str | None:
     """Where NaN or Inf stand, None if nowhere."""
     problems = [
-        f"{name} holds {int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
+        f"{name} holds {found}"
         for name, tensor in pair.tensors.items()
-        if not all(bool(rows.isfinite().all()) for rows in tensor.split(1024))
+        if (found := what_is_not_finite(tensor)) is not None
     ]
     return "; ".join(problems) or None
 

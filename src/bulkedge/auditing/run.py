@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bulkedge import __version__
-from bulkedge._errors import InputError
+from bulkedge._errors import CheckpointError, InputError, OutputError
 from bulkedge.comparison import Plan
 from bulkedge.records import Matrix, Part, Recipe, Record, Run, Tool, summarise
 
 from .engine import Engine, LocalEngine
-from .inputs import Watch, keep_out_of_inputs
+from .inputs import Watch, contents, keep_out_of_inputs
 from .journal import Journal, open_journal, row_keys
 from .known import KnownBases
 from .shard import Shard
@@ -61,6 +61,7 @@ def run_plan(
     Raises:
         InputError: If there is a journal to resume from, but its path is not given; or a cache or
             a number of jobs for an engine that takes none.
+        OutputError: If the folder of the journal has the finished record of other inputs.
     """
     engine = engine or LocalEngine(jobs)
     _check_engine(engine, jobs, cache)
@@ -225,11 +226,26 @@ class _Work:
 
     def resume(self, book: Journal, notice: Notice | None) -> int:
         """Take what the journal has, and say so; how many that is."""
+        self._keep_record_of_others(book.path.with_name(Record.file_name))
         self.rows = book.take(self.keys)
         if notice is not None:
             for note in book.notes:
                 notice(f"{book.path}: {note}")
         return len(self.rows)
+
+    def _keep_record_of_others(self, path: Path) -> None:
+        """Raise where the record beside a journal is finished, and of other inputs."""
+        if not path.is_file():
+            return
+        try:
+            other = Record.from_json(path).inputs
+        except CheckpointError:  # damaged: nothing is lost with it
+            return
+        if contents(other) != contents(self.watch.inputs):
+            raise OutputError(
+                f"{path}: is the record of {other.tuned.path} against {other.base.path}, or of "
+                "what these were before; give another folder, or --force in place of --resume"
+            )
 
     def take(self, position: int, row: Matrix, book: Journal | None) -> None:
         """A row that was computed."""

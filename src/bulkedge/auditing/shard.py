@@ -11,9 +11,10 @@ from typing import Any
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge._fields import check_fields, whole
 from bulkedge.comparison.plan import Comparison
-from bulkedge.records.record import MAX_SHARDS, Inputs, Part, Record, Run, summarise
+from bulkedge.records.record import MAX_SHARDS, Part, Record, Run, summarise
 
 from .engine._order import largest_first
+from .inputs import contents
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _facts(a: Record, b: Record) -> list[tuple[str, Any, Any]]:
     """What all parts of an audit agree in."""
     one, two = _part(a), _part(b)
     return [
-        ("inputs", _content(a.inputs), _content(b.inputs)),
+        ("inputs", contents(a.inputs), contents(b.inputs)),
         ("recipes", a.recipe, b.recipe),
         ("versions", a.tool, b.tool),
         ("numbers of shards", one.count, two.count),
@@ -142,12 +143,6 @@ def _facts(a: Record, b: Record) -> list[tuple[str, Any, Any]]:
         ("skipped tensors", a.skipped, b.skipped),
         ("lists of tensors", a.tensors, b.tensors),
     ]
-
-
-def _content(inputs: Inputs) -> list[Any]:
-    """The inputs but for where they lie: machines may mount them in different places."""
-    sources = (inputs.base, inputs.tuned, inputs.moments)
-    return [None if source is None else (source.kind, source.files) for source in sources]
 
 
 def _check_complete(parts: Mapping[str, Record]) -> None:

@@ -273,6 +273,10 @@ def _only_gguf(folder: Path) -> Path | None:
 
 def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> str:
     """What to do about a folder that holds no one checkpoint."""
+    stems = {file.name.rpartition("-of-")[0].rpartition("-")[0] for file in files}
+    if not indexes and len(stems) == 1 and len(files) > 1 and (stem := stems.pop()):
+        missing = f"{stem}.safetensors.index.json"
+        return f"{len(files)} shards without their index; download {missing}, or save again"
     if files or indexes:
         names = ", ".join(path.name for path in [*indexes, *files][:5])
         return f"several checkpoints and no telling which ({names}); name the file"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
 
 CHUNK = 2**22
+SOME_BYTES = 2**16
+"""So much is written to see that a disk takes it."""
 ALIGNMENT = 8
 """The header is padded to a multiple of this, so that tensors may be mapped."""
 
@@ -58,6 +60,28 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise unless something can be written at a path, before the work that it is the result of.
+
+    Args:
+        path: A file or folder, which need not exist, nor the folder that it lies in.
+
+    Raises:
+        OutputError: If the nearest folder that exists takes no file, or its disk is full.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{path}: {parent} is not a writable folder")
+    try:  # rights alone do not tell: a superuser has all of them, also where no file can be
+        with tempfile.TemporaryFile(dir=parent) as file:
+            file.write(b"\0" * SOME_BYTES)
+            file.flush()
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {parent} is not a writable folder ({error.strerror or error}); name another"
+        ) from None
 
 
 def copy_tree(source: Path, target: Path) -> list[str]:

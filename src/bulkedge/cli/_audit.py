@@ -178,7 +178,7 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
                 journal=output / JOURNAL_NAME if output else None,
                 resume=options["resume"],
                 progress=progress,
-                notice=None if options["quiet"] else _notice,
+                notice=_notice,
             )
         show(record, options)
         write_all(record, options)

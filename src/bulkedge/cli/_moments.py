@@ -78,6 +78,8 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
         )
     measured.save(output)
     partial.unlink(missing_ok=True)
+    if (few := _few_inputs(measured)) is not None:
+        click.echo(few, err=True)
     if not options["quiet"]:
         for line in _summary_lines(measured, len(found), output):
             click.echo(line, err=True)
@@ -118,6 +120,30 @@ def _summary_lines(measured: Moments, texts: int, output: Path) -> list[str]:
             f"{losses[worst]:.1%} of its moment's norm"
         )
     return lines
+
+
+def _few_inputs(measured: Moments) -> str | None:
+    """A warning where layers have had fewer inputs than they are wide; None where none has."""
+    from torch import Tensor
+
+    from bulkedge.moments import width
+
+    layers = measured.layers
+    few = [
+        name
+        for name, layer in layers.items()
+        # the shares of an embedding's indices need not be many
+        if not (isinstance(layer.moment, Tensor) and layer.moment.ndim == 1)
+        and layer.count < width(layer.moment)
+    ]
+    if not few:
+        return None
+    widest = max(few, key=lambda name: width(layers[name].moment))
+    return (
+        f"WARNING: of {len(layers)} layers {len(few)} have had fewer inputs than they are wide, "
+        f"such as {widest}: {layers[widest].count} for a width of {width(layers[widest].moment)}; "
+        "measure more texts"
+    )
 
 
 def _named(names: list[str]) -> str:

@@ -205,6 +205,7 @@ def refuse_stdout(path: Path | None, kind: str) -> None:
 def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
     """Whether a record may be written into a folder."""
     from bulkedge.auditing import JOURNAL_NAME, refuse_held
+    from bulkedge.checkpoint.write import check_writable
     from bulkedge.records import Record
 
     if output.exists() and not output.is_dir():
@@ -220,14 +221,13 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
             "resume from its journal"
         )
     refuse_held(output)
-    parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{output}: {parent} is not writable")
+    check_writable(output / Record.file_name)
 
 
 def check_file(path: Path, force: bool) -> None:
     """Whether a file may be written."""
     from bulkedge.auditing import refuse_held
+    from bulkedge.checkpoint.write import check_writable
 
     if path == STDOUT:
         return
@@ -235,10 +235,8 @@ def check_file(path: Path, force: bool) -> None:
         raise OutputError(f"{path}: is a folder; give a file")
     if os.path.lexists(path) and not force:
         raise OutputError(f"{path}: exists; give another file, or --force to replace it")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise OutputError(f"{path}: {parent} is not a writable folder")
-    refuse_held(parent)
+    check_writable(path)
+    refuse_held(next(folder for folder in path.absolute().parents if folder.exists()))
 
 
 def written_files(options: dict[str, Any]) -> list[Path]:

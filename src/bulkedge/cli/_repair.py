@@ -188,6 +188,8 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
             click.echo(f"  bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
         else:
             click.echo(f"nothing was repaired: the copy in {copy} is unchanged", err=True)
+    if record.output is None and options["output"] is not None:
+        click.echo(printable(f"nothing was repaired: {options['output']} is not written"), err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
     write_report(record, options)

@@ -126,7 +126,7 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
             journals=[folder / JOURNAL_NAME for folder in folders],
             resume=options["resume"],
             progress=progress,
-            notice=None if options["quiet"] else lambda line: click.echo(printable(line), err=True),
+            notice=lambda line: click.echo(printable(line), err=True),
         )
         records = dict(zip(plans, found, strict=True))
         _show(records, options)

@@ -14,7 +14,7 @@ from ._output import columns_option, show_as
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @columns_option
-@click.option("-q", "--quiet", is_flag=True, help="Print the verdict alone.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the verdict and its doubts alone.")
 def show(record: Path, as_json: bool, columns: tuple[str, ...], quiet: bool) -> None:
     """Print a saved record as its command did.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .comparison import Comparison
+from .finite import what_is_not_finite
 from .inputs import EXPERTS, by_weight, check_inputs, find_inputs, with_moments
 from .pair import Pair, judge_pair, load
 from .plan import Plan, make_plan
@@ -18,5 +19,6 @@ __all__ = [
     "judge_pair",
     "load",
     "make_plan",
+    "what_is_not_finite",
     "with_moments",
 ]

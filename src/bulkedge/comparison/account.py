@@ -100,7 +100,7 @@ def _fates(
     """What is known of each tensor: several things of one that has several parts."""
     fates: dict[Key, set[Fate]] = {key: {"judged"} for key in rows}
     for pair in dropped:
-        for key in _keys(pair.comparison):
+        for key in keys_of(pair.comparison):
             fates.setdefault(key, set()).add(pair.fate)
     for row in skipped:
         fate: Fate = "lost" if row.lost else "excluded" if row.accepted else "apart"
@@ -127,13 +127,20 @@ def _rows(comparisons: Sequence[Comparison]) -> dict[Key, list[int]]:
     """The comparisons that each tensor is read for, by their position."""
     rows: dict[Key, list[int]] = {}
     for position, comparison in enumerate(comparisons):
-        for key in dict.fromkeys(_keys(comparison)):
+        for key in dict.fromkeys(keys_of(comparison)):
             rows.setdefault(key, []).append(position)
     return rows
 
 
-def _keys(comparison: Comparison) -> list[Key]:
-    """The tensors that a comparison reads, with the companions of quantised weights."""
+def keys_of(comparison: Comparison) -> list[Key]:
+    """The tensors that a comparison reads, with the companions of quantised weights.
+
+    Args:
+        comparison: A pair.
+
+    Returns:
+        Their sides and names.
+    """
     base, tuned = comparison.base, comparison.tuned
     companions = () if tuned is None else tuned.codec.companions
     names = [*comparison.stored_names, *(info.name for info in companions)]

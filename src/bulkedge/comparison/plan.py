@@ -1,4 +1,7 @@
-"""What to compare with what, settled from headers alone, before the first number is computed."""
+"""What to compare with what, settled from headers, before the first number is computed.
+
+What no matrix is read from, such as norms and biases, is read here: it must be finite.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
+from .finite import with_damaged
 from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
@@ -83,7 +87,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         recipe: Which tensors are wanted.
 
     Returns:
-        The plan; only headers have been read.
+        The plan.  Only headers have been read, and what no matrix is read from.
 
     Raises:
         CheckpointError: If an input cannot be read, or a pair differs in shape.
@@ -103,6 +107,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     not_read = [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped, not_compared = _choose(pairing, recipe)
     skipped = [*pairing.skipped, *not_read, *not_compared]
+    skipped = with_damaged(skipped, base_checkpoint, opened, wanted, recipe)
     check_globs(recipe.split, list(base_checkpoint.weights))
     # a glob may also name a layer that should be stored and is not
     missing = (row.name for row in skipped)

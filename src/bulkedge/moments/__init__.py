@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._collect import Collector
 from ._file import StoredLayer, is_of_tuned, stored_layers
-from ._layer import Layer, alike, sample
+from ._layer import Layer, alike, sample, sample_places
 from ._match import match_weights
 from ._moments import Moments
 from ._read import read_texts
@@ -12,6 +12,6 @@ from ._sketch import Moment, Sketch, diagonal, output_power, right_times, sketch
 
 __all__ = [
     "Collector", "Layer", "Moment", "Moments", "Sketch", "StoredLayer", "alike", "diagonal",
-    "is_of_tuned", "match_weights", "output_power", "read_texts", "right_times", "sample", "sketch",
-    "stored_layers", "to_dense", "width",
+    "is_of_tuned", "match_weights", "output_power", "read_texts", "right_times", "sample",
+    "sample_places", "sketch", "stored_layers", "to_dense", "width",
 ]  # fmt: skip

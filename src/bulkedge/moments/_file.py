@@ -56,6 +56,8 @@ def write_layers(path: Path, layers: Mapping[str, Layer], tuned: bool | None = N
             of = {"moment": key, "count": layer.gradients}
             row["curvature"] = of | _put(tensors, key, layer.curvature)
         tensors[f"sample.{name}"] = layer.sample.cpu()
+        if layer.tuned_sample is not None:
+            tensors[f"tuned.{name}"] = layer.tuned_sample.cpu()
         table[name] = row
     metadata = {"format": FORMAT, "layers": json.dumps(table)}
     if tuned is not None:
@@ -254,7 +256,9 @@ def _layers(
             raise ValueError(f"layer {name!r}: {count} inputs, output {output}")
         sample = read_tensor(tensors[f"sample.{name}"])
         curvature = _curvature(path, name, tensors, row)
-        found[name] = Layer(moments[key], count, sample, output, *curvature)
+        its = tensors.get(f"tuned.{name}")
+        tuned = None if its is None else read_tensor(its)
+        found[name] = Layer(moments[key], count, sample, output, *curvature, tuned)
     return found
 
 

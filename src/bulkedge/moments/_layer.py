@@ -31,6 +31,8 @@ class Layer:
         curvature: ``G = E[g gᵀ]``, g the gradient of a loss by the layer's outputs, shape
             ``(m, m)`` or a :class:`Sketch`; None where no gradients were collected.
         gradients: Number of gradients.
+        tuned_sample: The same entries of the fine-tune's weight, to recognise it by; None of a
+            base, and where it is not known.
     """
 
     moment: Moment
@@ -39,6 +41,23 @@ class Layer:
     output: float
     curvature: Moment | None = None
     gradients: int = 0
+    tuned_sample: Tensor | None = None
+
+
+def sample_places(size: int) -> range:
+    """Which entries of a flattened weight :func:`sample` takes.
+
+    Args:
+        size: How many entries it has.
+
+    Returns:
+        Their positions.
+
+    Example:
+        >>> list(sample_places(3))
+        [0, 1, 2]
+    """
+    return range(0, size, max(1, size // SAMPLE))[:SAMPLE]
 
 
 def sample(weight: Tensor) -> Tensor:
@@ -51,8 +70,13 @@ def sample(weight: Tensor) -> Tensor:
         At most 64 entries, float32.
     """
     flat = weight.detach().reshape(-1)
-    step = max(1, len(flat) // SAMPLE)
-    return flat[::step][:SAMPLE].float().cpu().clone(memory_format=torch.contiguous_format)
+    places = sample_places(len(flat))
+    return (
+        flat[places.start : places.stop : places.step]
+        .float()
+        .cpu()
+        .clone(memory_format=torch.contiguous_format)
+    )
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

@@ -78,6 +78,7 @@ class Moments:
             )  # fmt: skip
         weights = {} if self._collector is None else self._collector.weights
         self._samples = {name: sample(weight) for name, weight in weights.items()}
+        self._tuned_samples: dict[str, Tensor] = {}
         self._known: dict[str, Layer] = {}
         self._outputs: dict[str, tuple[int, float]] = {}  # of each layer at its count
         self._means: dict[int, tuple[Tensor, int, Moment]] = {}  # of each sum, until it grows
@@ -98,7 +99,7 @@ class Moments:
         return {
             name: Layer(
                 self._mean(total, count), count, self._samples[name], self._output(collector, name),
-                *self._curvature(collector, name),
+                *self._curvature(collector, name), self._tuned_samples.get(name),
             )
             for name, (total, count) in collector.sums.items()
         }  # fmt: skip
@@ -126,6 +127,11 @@ class Moments:
         if known is None or known[0] is not total or known[1] != count:
             known = self._means[id(total)] = total, count, _moment(total / count, self._rank)
         return known[2]
+
+    def mark_tuned(self) -> None:
+        """Say that the model has got the weights of a fine-tune, which is to be recognised."""
+        self.tuned = True
+        self._tuned_samples = {n: sample(weight) for n, weight in self.collector.weights.items()}
 
     def __getitem__(self, name: str) -> Layer:
         try:
@@ -246,7 +252,8 @@ class Moments:
                 means[id(total)] = _float(total, count) if whole else self._mean(total, count)
             output = self._output(collector, name)
             G = self._curvature(collector, name)
-            found[name] = Layer(means[id(total)], count, self._samples[name], output, *G)
+            own = self._tuned_samples.get(name)
+            found[name] = Layer(means[id(total)], count, self._samples[name], output, *G, own)
         return found
 
     @classmethod
@@ -299,7 +306,16 @@ def _mean(parts: Sequence[Layer], weights: Sequence[float]) -> Layer:
         parts[0].sample,
         sum(share * part.output for share, part in zip(shares, parts, strict=True)),
         *_mean_curvature(parts, weights),
+        _common_sample(parts),
     )
+
+
+def _common_sample(parts: Sequence[Layer]) -> Tensor | None:
+    """The entries of the fine-tune's weight, if all moments are of one."""
+    first, *others = (part.tuned_sample for part in parts)
+    if first is None or any(x is None or not torch.equal(first, x) for x in others):
+        return None
+    return first
 
 
 def _mean_curvature(parts: Sequence[Layer], weights: Sequence[float]) -> tuple[Moment | None, int]:

@@ -7,6 +7,8 @@ advice, need not expect a score of NaN or a matrix of 10³⁰ rows.
 from __future__ import annotations
 
 import datetime
+import math
+import sys
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -17,6 +19,8 @@ from bulkedge.checkpoint.header import BITS
 MOST = 2**48
 ROUNDING = 1e-6
 """By how much a cosine, or a probability, may exceed one."""
+NORM_ERROR = 1e-3
+"""The relative error of a spectral norm is far below this."""
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]
@@ -59,6 +63,22 @@ def check_between(low: float, value: float, high: float, name: str) -> None:
     """
     if not low - ROUNDING <= value <= high + ROUNDING:
         raise ValueError(f"expected the {name} within its interval, got {value} of {low} to {high}")
+
+
+def check_frobenius(ratio: float, spectral: float, rank: int) -> None:
+    """Raise unless a ratio of Frobenius norms fits that of the spectral norms.
+
+    Args:
+        ratio: Of the Frobenius norms, each at least the spectral norm and at most √rank of it.
+        spectral: Of the spectral norms.
+        rank: The most that a matrix can have.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    spectral, most = min(spectral, sys.float_info.max), (1 + NORM_ERROR) * math.sqrt(rank)
+    if not spectral / most <= ratio <= spectral * most:
+        raise ValueError(f"expected a relative update near {spectral}, got {ratio}")
 
 
 def check_parts(parts: Iterable[float], whole: float, name: str) -> None:

@@ -20,6 +20,7 @@ from .ranges import (
     Real,
     Size,
     check_between,
+    check_frobenius,
     check_parts,
     check_ratio,
 )
@@ -263,6 +264,9 @@ class Matrix(Row):
     note: str | None = Field(None, description="What a reader should know about the status.")
     spectral_norm_base: Size | None = None
     spectral_norm_update: Size | None = None
+    relative_update: Size | None = Field(
+        None, description="‖ΔW‖_F / ‖W0‖_F; null where nothing was judged, or the base is zero."
+    )
     new_directions: Count = Field(0, description="How many directions are new: score < epsilon.")
     directions: list[Direction] = []
     angles: list[Angles] = Field([], description="One per side.")
@@ -303,6 +307,9 @@ class Matrix(Row):
     drift_note: str | None = Field(
         None, description="Why the drift of a changed matrix is not known, moments being given."
     )
+    drift_inputs: Count | None = Field(
+        None, description="How many inputs the moments are of; null of an embedding."
+    )
     output_change: Size | None = Field(
         None, description="tr(ΔW C ΔWᵀ): mean square of the change of the outputs."
     )
@@ -332,6 +339,14 @@ class Matrix(Row):
                 check_ratio(self.top_k_threshold or 0.0, norm, found.expected, "critical scale")
             elif found.expected * norm > FARTHEST * (self.spectral_norm_base or 0.0):
                 raise ValueError(f"expected a critical scale within reach, got {found.expected}")
+        return self
+
+    @model_validator(mode="after")
+    def _norms_fit(self) -> Self:
+        """A Frobenius norm is at least the spectral norm, and at most √rank of it."""
+        base, update = self.spectral_norm_base, self.spectral_norm_update
+        if self.relative_update is not None and base and update is not None:
+            check_frobenius(self.relative_update, update / base, min(self.shape))
         return self
 
     @model_validator(mode="after")

@@ -90,7 +90,7 @@ class Inputs:
             if layer.count < rank:
                 raise InputError(
                     f"the {what} moments are of {layer.count} inputs, fewer than the rank {rank} "
-                    "of the update; measure more texts"
+                    "that the update may have; measure more texts"
                 )
 
     def _each(self) -> list[tuple[str, Layer]]:
@@ -190,7 +190,9 @@ class Known:
                 f"{' and '.join(tied)} share this tensor and have different inputs; it is left as "
                 "it is"
             )
-        if comparison.factors is not None and comparison.factors.rank is not None:
+        if comparison.factors is None and not found.rows:
+            found.check_rank(min(replace(comparison.base, rows=None).acts_as))
+        elif comparison.factors is not None and comparison.factors.rank is not None:
             found.check_rank(comparison.factors.rank)
         return found
 

@@ -25,6 +25,7 @@ from .both import Both, why_one_sided
 from .curve import curve, response, strength_for
 from .inputs import Inputs, Known
 from .layers import Layer, Stored
+from .measured_on import check_fine_tune
 from .output import Output, key_of
 from .protect import DEFAULT_STRENGTH, Protect
 from .solve import Pairs, Solve, difference, moved, pair_of, solver
@@ -219,6 +220,7 @@ class Protection(Work):
         if row.update_norm == 0:
             row.status = "left"
             return
+        unknown = self._check_fine_tune(comparison, inputs, pair)
         row.strength, solve, note = self._solution(comparison, inputs)
         if isinstance(before, LowRank):
             now, row.error = self._factors(comparison, inputs, solve)
@@ -229,9 +231,18 @@ class Protection(Work):
         changed = difference(now, before)
         row.change = _norm(changed)
         row.energy = 1 - (_norm(now) / row.update_norm) ** 2
-        row.status, row.rounds, row.note = "repaired", self.method.rounds, note
+        row.status, row.rounds = "repaired", self.method.rounds
+        row.note = "; ".join(filter(None, (unknown, note))) or None
         row.drift_after = _drift(now, power, inputs)
         row.task_change = _task_change(changed, before, inputs)
+
+    def _check_fine_tune(self, comparison: Comparison, inputs: Inputs, pair: Pair) -> str | None:
+        """What is not known of the fine-tune that the task's moments are of; another is refused."""
+        task = self.method.task_moments
+        # what is read again is measured on this fine-tune first, on copies of it later
+        if inputs.task is None or self.method.recollect is not None:
+            return None
+        return check_fine_tune(inputs.task, comparison, pair) if task and task.tuned else None
 
     def _solution(
         self, comparison: Comparison, inputs: Inputs

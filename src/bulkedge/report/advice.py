@@ -14,7 +14,7 @@ from bulkedge.records.recipe import Recipe
 
 from .certainty import certainty
 from .columns import worst_score
-from .doubts import doubts_of, is_all_noise, untrained
+from .doubts import doubts, is_all_noise, part_of, untrained
 from .drift import is_notable
 from .verdicts import APPEARANCE
 
@@ -43,6 +43,13 @@ class Step:
 
 def headline(record: Record) -> str:
     """What was found, in a few words."""
+    if (part := part_of(record)) is not None:
+        return f"{part[0].upper()}{part[1:]}: {_headline(record)}"
+    return _headline(record)
+
+
+def _headline(record: Record) -> str:
+    """The same of a part of an audit, without saying that it is one."""
     summary = record.summary
     if summary.unchanged == summary.matrices and not summary.lost:
         return "Nothing was changed: no matrix differs from the base"
@@ -134,7 +141,7 @@ def _doubts(record: Record) -> Iterator[Step]:
             f"{count(len(lost), 'update')} went unjudged, such as {printable(lost[0].name)}: "
             f"{printable(lost[0].reason)}"
         )
-    yield from map(Step, doubts_of(record))
+    yield from map(Step, doubts(record).values())
     if record.summary.verdicts[Verdict.UNDECIDED]:
         yield Step(
             "Decide the undecided directions with full SVDs:",

@@ -45,20 +45,31 @@ def certainty(record: Record) -> str:
 
 
 def certainty_lines(record: Record) -> list[str]:
-    """The same for a terminal, with what is open about the undecided directions.
+    """The same for a terminal.
 
     Args:
         record: An audit.
 
     Returns:
-        Lines; none where nothing was judged.
+        A line; none where nothing was judged.
     """
     if not sum(record.summary.verdicts.values()):
         return []
     said = certainty(record)
-    lines = [f"certainty: {said[0].lower()}{said[1:].removesuffix('.')}"]
+    return [f"certainty: {said[0].lower()}{said[1:].removesuffix('.')}"]
+
+
+def undecided_lines(record: Record) -> list[str]:
+    """What is open about the undecided directions.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        A line for each of the first, and how many more there are.
+    """
     found = list(_undecided(record))
-    lines += [f"undecided: {_open(record, *pair)}" for pair in found[:SHOWN]]
+    lines = [f"undecided: {_open(record, *pair)}" for pair in found[:SHOWN]]
     if (rest := len(found) - SHOWN) > 0:
         lines.append(f"undecided: {count(rest, 'more direction')}; the record has the intervals")
     return lines

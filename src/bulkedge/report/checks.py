@@ -11,7 +11,7 @@ from bulkedge.records import Matrix, Record
 
 from .advice import Step, by_worst, steps
 from .columns import MARKDOWN, Column, columns_of
-from .doubts import doubts_of
+from .doubts import doubts, part_of, settings_of
 from .drift import drift_lines
 from .scale import scale_lines
 from .terminal import verdict_line
@@ -28,10 +28,13 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
         fail_on: The mildest verdict that is a failure.
 
     Returns:
-        XML.  What could not be judged is an error.
+        XML.  What could not be judged is an error, a doubt a test that was skipped.
     """
     severe = COUNTED[COUNTED.index(fail_on) :]
-    suite = ElementTree.Element("testsuite", name="bulkedge audit")
+    suite = ElementTree.Element("testsuite", name=", ".join(_title(record)))
+    if (settings := settings_of(record)) is not None:
+        properties = ElementTree.SubElement(suite, "properties")
+        ElementTree.SubElement(properties, "property", name="settings", value=settings)
     failures = errors = 0
     for matrix in record.matrices:
         case = _case(suite, matrix.name, "bulkedge")
@@ -57,11 +60,14 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
             errors += 1
             case = _case(suite, row.name, "bulkedge.lost")
             ElementTree.SubElement(case, "error", message=printable(row.reason))
-    suite.set("tests", str(len(suite)))
-    if doubts := doubts_of(record):
-        ElementTree.SubElement(suite, "system-out").text = printable(" ".join(doubts))
+    doubted = doubts(record)
+    for about, doubt in doubted.items():
+        case = _case(suite, about, "bulkedge.doubt")
+        ElementTree.SubElement(case, "skipped", message=f"doubt: {printable(doubt)}")
+    suite.set("tests", str(len(suite.findall("testcase"))))
     suite.set("failures", str(failures))
     suite.set("errors", str(errors))
+    suite.set("skipped", str(len(doubted)))
     suite.set("time", f"{record.run.seconds:.3f}")
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(
@@ -85,7 +91,9 @@ def to_markdown(record: Record, columns: Sequence[str] = ()) -> str:
     affected = by_worst(record)
     shown = columns_of(MARKDOWN, moments=record.inputs.moments is not None, chosen=columns)
     lines = ["### bulkedge audit", "", _plain(verdict_line(record)), ""]
-    for line in [*scale_lines(record), *drift_lines(record)]:
+    settings = settings_of(record)
+    told = [] if settings is None else [f"settings: {settings}"]
+    for line in [*told, *scale_lines(record), *drift_lines(record)]:
         lines += [_plain(line), ""]
     if affected:
         lines += [
@@ -97,6 +105,12 @@ def to_markdown(record: Record, columns: Sequence[str] = ()) -> str:
             lines.append(f"\n… and {len(affected) - MOST_ROWS} more")
     lines += ["", *(f"- {_step(step)}" for step in steps(record))]
     return "\n".join(lines) + "\n"
+
+
+def _title(record: Record) -> list[str]:
+    """What a record is of: an audit, or which part of one."""
+    part = part_of(record)
+    return ["bulkedge audit", *([] if part is None else [part])]
 
 
 def _step(step: Step) -> str:

@@ -22,6 +22,8 @@ TERMINAL, MARKDOWN, CSV, PAGE = "terminal", "markdown", "csv", "page"
 """The views; a Parquet file has the columns of a CSV."""
 TABLES = frozenset({TERMINAL, MARKDOWN, PAGE})
 EVERYWHERE = TABLES | {CSV}
+TOO_LONG = 1e6
+"""From here on a number is shown by its power of ten."""
 NOTHING = "–"
 """What a table shows where there is no value."""
 
@@ -68,6 +70,8 @@ def number(
         found = value(matrix)
         if found is None:
             return NOTHING
+        if found >= TOO_LONG and not math.isinf(found):
+            return f"{found:.3g}"
         return "∞" if math.isinf(found) else f"{found:.{digits}f}"
 
     return Column(name, heading, value, show, **look)

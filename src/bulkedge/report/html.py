@@ -24,7 +24,7 @@ from .columns import (
     worst_score,
 )
 from .curve import matrix_curve, whole_curve
-from .doubts import names_its_base, untrained
+from .doubts import names_its_base, settings_of, untrained
 from .drift import drift_sentences
 from .names import short_name
 from .parts import document, filled, part
@@ -239,6 +239,8 @@ def _about(record: Record) -> str:
         named = printable(inputs.tuned.trained_on)
         text += f" The adapter names {named} as its base"
         text += ", as given." if names_its_base(record) else "; the base given has another name."
+    if (settings := settings_of(record)) is not None:
+        text += f" Settings: {settings}."
     if inputs.base.quantised is not None:
         text += f" The base is quantised: {printable(inputs.base.quantised)}."
     return text

@@ -12,14 +12,20 @@ from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
-from .doubts import doubts_of
+from .doubts import doubts, settings_of
 from .verdicts import APPEARANCE
 
 VERSION = "2.1.0"
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-NOT_JUDGED = "not-judged"
+NOT_JUDGED, DOUBT, SETTINGS = "not-judged", "doubt", "settings"
 FINDINGS = (*COUNTED, Verdict.UNDECIDED)
 """The verdicts that are results; each is a rule."""
+OTHER = {
+    NOT_JUDGED: ("error", "Part of the fine-tune that could not be judged."),
+    DOUBT: ("warning", "Why the verdict may mislead."),
+    SETTINGS: ("note", "Settings of the audit that are not the defaults."),
+}
+"""The other rules: their level and what they say."""
 
 
 def to_sarif(record: Record) -> str:
@@ -29,31 +35,24 @@ def to_sarif(record: Record) -> str:
         record: What to write.
 
     Returns:
-        JSON.  What could not be judged is a result of the rule ``not-judged``.
+        JSON.  What could not be judged is a result of the rule ``not-judged``, why the verdict may
+        mislead one of ``doubt``, and settings other than the defaults are one of ``settings``.
     """
     driver = {
         "name": "bulkedge",
         "version": record.tool.version,
-        "rules": [*map(_rule, FINDINGS), _not_judged_rule()],
+        "rules": [
+            *map(_rule, FINDINGS),
+            *(_other_rule(name, *rule) for name, rule in OTHER.items()),
+        ],
     }
     place = _place(record)
     run = {
         "tool": {"driver": driver},
         "results": [_result(place, *found) for found in _found(record)],
-        "invocations": [_invocation(record)],
+        "invocations": [{"executionSuccessful": record.summary.complete}],
     }
     return json.dumps({"$schema": SCHEMA, "version": VERSION, "runs": [run]}, indent=2) + "\n"
-
-
-def _invocation(record: Record) -> dict[str, Any]:
-    """Whether all was judged, and what puts the verdicts in doubt."""
-    doubts = [
-        {"level": "warning", "message": {"text": printable(doubt)}} for doubt in doubts_of(record)
-    ]
-    return {
-        "executionSuccessful": record.summary.complete,
-        "toolExecutionNotifications": doubts,
-    }
 
 
 def _level(verdict: Verdict) -> str:
@@ -70,17 +69,17 @@ def _rule(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _not_judged_rule() -> dict[str, Any]:
-    """The rule for what an audit could not judge."""
+def _other_rule(name: str, level: str, meaning: str) -> dict[str, Any]:
+    """A rule for what is no verdict."""
     return {
-        "id": NOT_JUDGED,
-        "shortDescription": {"text": "Part of the fine-tune that could not be judged."},
-        "defaultConfiguration": {"level": "error"},
+        "id": name,
+        "shortDescription": {"text": meaning},
+        "defaultConfiguration": {"level": level},
     }
 
 
 def _found(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Rule, name of a matrix, and message of each result."""
+    """Rule, name of a matrix or of what else it is about, and message of each result."""
     for matrix in record.matrices:
         if matrix.status in ("not_finite", "failed"):
             yield NOT_JUDGED, matrix.name, matrix.note or matrix.status
@@ -90,6 +89,9 @@ def _found(record: Record) -> Iterator[tuple[str, str, str]]:
     for row in record.skipped:
         if row.lost:
             yield NOT_JUDGED, row.name, row.reason
+    yield from ((DOUBT, about, doubt) for about, doubt in doubts(record).items())
+    if (settings := settings_of(record)) is not None:
+        yield SETTINGS, "recipe", settings
 
 
 def _message(matrix: Matrix, verdict: Verdict) -> str:
@@ -110,7 +112,7 @@ def _result(place: str, rule: str, name: str, message: str) -> dict[str, Any]:
     """One result at the place of the fine-tune; its matrix is the logical location."""
     return {
         "ruleId": rule,
-        "level": "error" if rule == NOT_JUDGED else _level(Verdict(rule)),
+        "level": OTHER[rule][0] if rule in OTHER else _level(Verdict(rule)),
         "message": {"text": printable(message)},
         "locations": [
             {

@@ -20,9 +20,9 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Counts, Matrix, Record, Skipped
 
 from .advice import broken, by_worst, steps
-from .certainty import certainty_lines
+from .certainty import certainty_lines, undecided_lines
 from .columns import TERMINAL, Column, columns_of
-from .doubts import doubts_of
+from .doubts import doubts, oversized, part_of, settings_of
 from .drift import drift_lines
 from .gate import indistinct
 from .names import folded, short_name
@@ -46,13 +46,14 @@ def print_record(
     Args:
         record: What to show.
         console: Where.
-        brief: The verdict, and what puts it in doubt.
+        brief: Only the verdict, and what may change what a reader makes of it.
         columns: Names of columns besides the usual ones.
 
     Raises:
         InputError: If there is no column of a name.
     """
     affected = by_worst(record)
+    affected += [matrix for matrix in oversized(record) if not matrix.new_directions]
     if not brief and affected:
         console.print(_table(affected[:MAX_ROWS], _columns(record, columns), console.width))
         console.print()
@@ -60,8 +61,8 @@ def print_record(
             fewer = count(rest, "matrix", "matrices")
             console.print(f"… and {fewer} less affected: see the record (--output)")
     _print(console, verdict_line(record))
-    lines = [*_unsafe(record), *drift_lines(record)] if brief else _hints(record)
-    for line in lines:
+    lines = warning_lines(record)
+    for line in lines if brief else [*lines, *_hints(record)]:
         _print(console, line)
     if not brief:
         for step in [step for step in steps(record) if step.command][:MAX_STEPS]:
@@ -69,28 +70,33 @@ def print_record(
             console.print(Text(f"  {step.command}"), soft_wrap=True)  # to be copied in one piece
 
 
-def _broken_lines(record: Record) -> list[str]:
-    """What could not be audited, and what to do about it."""
-    return [
+def warning_lines(record: Record) -> list[str]:
+    """What may change what a reader makes of the verdict; a quiet view has it, too.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Lines.
+    """
+    lines = [
         f"not audited: {matrix.name}: {matrix.note}{_remedy(matrix)}" for matrix in broken(record)
     ]
-
-
-def _unsafe(record: Record) -> list[str]:
-    """What puts a verdict in doubt, by name."""
-    lost = [row for row in record.skipped if row.lost]
-    doubts = [f"doubt: {doubt}" for doubt in doubts_of(record)]
-    return [*_broken_lines(record), *doubts, *_skipped_lines(lost)]
+    lines += _skipped_lines(row for row in record.skipped if row.lost)
+    lines += undecided_lines(record)
+    lines += [f"doubt: {doubt}" for doubt in doubts(record).values()]
+    if (settings := settings_of(record)) is not None:
+        lines.append(f"settings: {settings}")
+    return lines + drift_lines(record)
 
 
 def _hints(record: Record) -> list[str]:
-    """What a reader should know besides the verdict: first what may change it."""
-    lines = [*_broken_lines(record), *certainty_lines(record)]
-    lines += [f"doubt: {doubt}" for doubt in doubts_of(record)]
-    lines += _skipped_lines(record.skipped)
+    """What else a reader should know."""
+    lines = certainty_lines(record)
+    lines += _skipped_lines(row for row in record.skipped if not row.lost)
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
-    lines += [*scale_lines(record), *drift_lines(record)]
+    lines += scale_lines(record)
     if record.summary.spikes:
         lines.append(spikes_line(record))
     if record.summary.tensors is not None:
@@ -100,6 +106,12 @@ def _hints(record: Record) -> list[str]:
 
 def verdict_line(record: Record) -> str:
     """What the audit found, in one sentence."""
+    part = part_of(record)
+    return _verdict_line(record) if part is None else f"{part}: {_verdict_line(record)}"
+
+
+def _verdict_line(record: Record) -> str:
+    """The same of a part of an audit, without saying that it is one."""
     summary = record.summary
     if summary.unchanged == summary.matrices and not summary.lost:
         equal = "matrix equals" if summary.unchanged == 1 else "matrices equal"
@@ -154,10 +166,10 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
     Args:
         record: What to show.
         console: Where.
-        brief: The verdict alone.
+        brief: Only the verdict, and what may change what a reader makes of it.
     """
+    done = [row for row in record.matrices if row.status == "repaired"]
     if not brief:
-        done = [row for row in record.matrices if row.status == "repaired"]
         if done:
             console.print(_repaired_table(done[:MAX_ROWS]))
             _print(console, "(changed: Frobenius norm of the correction over that of the update)")
@@ -165,16 +177,18 @@ def print_repair(record: RepairRecord, console: Console, *, brief: bool = False)
         if len(done) > MAX_ROWS:
             more = count(len(done) - MAX_ROWS, "more matrix", "more matrices")
             console.print(f"… and {more}: see the record")
-        for row in record.matrices:
-            if row.status == "refused":
-                _print(console, f"NOT repaired: {row.name}: {row.note}")
         left = [row for row in record.matrices if row.status == "left"]
-        for line in (*_grouped(left, "left as it was", LEFT), *_grouped(done, "in doubt")):
+        for line in _grouped(left, "left as it was", LEFT):
             _print(console, line)
         for name in record.left_behind:
             _print(console, f"not carried over: {name}")
     _print(console, repair_line(record))
     for line in cost_lines(record)[brief:]:  # of the verdict alone a warning is a part
+        _print(console, line)
+    refused = [row for row in record.matrices if row.status == "refused"]
+    for line in (*_grouped(refused, "NOT repaired"), *_grouped(done, "in doubt")):
+        _print(console, line)
+    for line in warning_lines(record.after or record.before):
         _print(console, line)
 
 
@@ -201,14 +215,6 @@ def _drift(rows: list[RepairedMatrix]) -> str:
     return f"; mean drift on the base's inputs {before:.3g} before, {after:.3g} after"
 
 
-def _task_change(record: RepairRecord) -> str:
-    """How much of what the updates do to the task's inputs has changed; nothing if not measured."""
-    known = [r.task_change for r in record.matrices if r.task_change is not None]
-    if not known:
-        return ""
-    return f", and what it does to the task's inputs by {sum(known) / len(known):.0%} (mean square)"
-
-
 def _refused(record: RepairRecord) -> str:
     """How many matrices should have been treated and were not; nothing without any."""
     refused = [row for row in record.matrices if row.status == "refused"]
@@ -222,12 +228,19 @@ def _refused(record: RepairRecord) -> str:
     )
 
 
+def _unjudged(record: RepairRecord) -> str:
+    """That the fine-tune was not judged as a whole; nothing where it was."""
+    return "" if record.before.summary.complete else "; not everything could be judged"
+
+
 def repair_line(record: RepairRecord) -> str:
     """What the repair did, in one sentence."""
     before = record.before.summary.new_directions
     done = [row for row in record.matrices if row.status == "repaired"]
     touched = len(done)
     if record.after is None:
+        if not done and (refused := _refused(record) or _unjudged(record)):
+            return f"nothing can be repaired{refused}"
         treated = sum(row.intruders_before for row in done)
         matrices, new = count(touched, "matrix", "matrices"), count(treated, "direction")
         mean = f"{_drift(done)}{_refused(record)}"
@@ -249,9 +262,8 @@ def cost_lines(record: RepairRecord) -> list[str]:
         return []
     if record.method["name"] == "protect":  # which may well move more than there was
         return [
-            f"the update was redirected, by {cost.mean:.0%} of its own norm on average"
-            f"{_task_change(record)}; evaluate the task, and what you wanted to keep, before you "
-            "ship"
+            f"the update was redirected, by {cost.mean:.0%} of its own norm on average; evaluate "
+            "the task, and what you wanted to keep, before you ship"
         ]
     line = (
         f"the repair changed {cost.mean:.0%} of each update on average, at most {cost.most:.0%} "

@@ -1,0 +1,117 @@
+"""Tensors that no matrix is read from, such as norms, biases and new heads: are they finite?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from bulkedge.checkpoint import Adapter, Checkpoint, read_header, read_tensor
+from bulkedge.checkpoint.header import FLOATING, TensorInfo
+from bulkedge.records.recipe import Recipe
+from bulkedge.records.record import InputSide, Skipped
+
+from .account import Key, keys_of
+from .comparison import Comparison
+from .leftover import why_excluded
+
+PIECE = 2**20
+"""So many numbers are looked at together."""
+REMEDY, ACCEPTED = "save the model again, or download it again", ", or --exclude this tensor"
+
+
+def what_is_not_finite(tensor: Tensor) -> str | None:
+    """How many numbers of a tensor are NaN or infinite, in words; None where none is.
+
+    Args:
+        tensor: Any.
+
+    Returns:
+        ``"3 NaN and 0 Inf"``.
+    """
+    if all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(PIECE)):
+        return None
+    return f"{int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
+
+
+def is_damaged(row: Skipped) -> bool:
+    """Whether a tensor counts as lost because it holds NaN or Inf."""
+    return row.lost and row.reason.endswith(f"{REMEDY}{ACCEPTED}")
+
+
+def with_damaged(
+    skipped: Iterable[Skipped],
+    base: Checkpoint,
+    tuned: Checkpoint | Adapter,
+    comparisons: Iterable[Comparison],
+    recipe: Recipe,
+) -> list[Skipped]:
+    """The tensors that are left out; those that hold NaN or Inf count as lost.
+
+    Looked at is what no matrix is read from: of the fine-tune every tensor, of the base its
+    vectors.  A matrix of the base that an adapter keeps is not read.
+
+    Args:
+        skipped: The rows so far.
+        base: The base.
+        tuned: The fine-tune.
+        comparisons: What is compared; all numbers that are read for it are checked then.
+        recipe: What is wanted; a tensor that it leaves out is not read.
+
+    Returns:
+        The rows, with one for each such tensor.
+    """
+    skipped = list(skipped)
+    # of a vocabulary that was resized some rows are not read
+    passed_over = {key for c in comparisons if c.resized is None for key in keys_of(c)}
+    passed_over |= {(row.side, row.name) for row in skipped if row.accepted}
+    damaged: dict[Key, Skipped] = {}
+    for side, info, names in _unread(base, tuned):
+        if (side, info.name) in passed_over or why_excluded(recipe, info.name, *names):
+            continue
+        if (found := what_is_not_finite(read_tensor(info))) is not None:
+            reason = f"holds {found}: {REMEDY}{ACCEPTED}"
+            row = Skipped(name=info.name, reason=reason, lost=True, side=side)
+            damaged[side, info.name] = row
+    kept = [row for row in skipped if row.lost or (row.side, row.name) not in damaged]
+    known = {(row.side, row.name) for row in kept}
+    return [*kept, *(row for key, row in damaged.items() if key not in known)]
+
+
+def _unread(
+    base: Checkpoint, tuned: Checkpoint | Adapter
+) -> Iterator[tuple[InputSide, TensorInfo, list[str]]]:
+    """The vectors of the base and all tensors of the fine-tune that hold floating-point numbers."""
+    of_base, of_tuned = _names(base), _names(tuned)
+    stored = tuned.tensors if isinstance(tuned, Checkpoint) else _stored(tuned)
+    for info in base.tensors.values():
+        if len(info.shape) < 2 and _has_numbers(info):
+            yield "base", info, of_base[info.name]
+    for info in stored.values():
+        if _has_numbers(info):
+            yield "tuned", info, of_tuned[info.name]
+
+
+def _stored(adapter: Adapter) -> dict[str, TensorInfo]:
+    """Every tensor in the file of an adapter."""
+    infos = adapter.stored or read_header(adapter.files[0])[0].values()
+    return {info.name: info for info in infos}
+
+
+def _names(side: Checkpoint | Adapter) -> defaultdict[str, list[str]]:
+    """What globs may call a tensor besides the name in its file."""
+    found = defaultdict[str, list[str]](list)
+    if isinstance(side, Checkpoint):
+        for name, codec in side.weights.items():
+            found[codec.info.name].append(name)
+        return found
+    for name, info in side.tensors.items():
+        found[info.name].append(name)
+    for row in side.unhandled:
+        found[row.info.name].append(row.name)
+    return found
+
+
+def _has_numbers(info: TensorInfo) -> bool:
+    return info.dtype in FLOATING and not info.empty

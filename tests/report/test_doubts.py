@@ -1,0 +1,175 @@
+"""What casts doubt on a verdict is told by every view, the quiet one included."""
+
+import io
+import json
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+import bulkedge
+from bulkedge import report
+from bulkedge.auditing import Shard
+from bulkedge.cli import cli
+from bulkedge.report.advice import headline
+from bulkedge.report.doubts import doubts, oversized, settings_of
+from cases import orthonormal
+from helpers import save, save_adapter, weights
+
+CLEAN, FINDINGS = 0, 1
+
+
+def trained(m, n, seed):
+    """A base that no law of noise describes."""
+    values = torch.linspace(3, 0.2, min(m, n), dtype=torch.float64)
+    U, V = orthonormal(m, min(m, n), seed), orthonormal(n, min(m, n), seed + 1)
+    return (U * values @ V.mT).float()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    layers = {f"layers.{i}.up.weight": trained(40, 30, 7 * i) for i in range(4)}
+    return save(tmp_path_factory.mktemp("base") / "base.safetensors", layers)
+
+
+def tuned_of(base, place, **changed):
+    """A weak fine-tune with other numbers in some layers."""
+    layers = {n: W + 1e-3 * weights(*W.shape, seed=5) for n, W in load_file(base).items()}
+    return save(place, layers | {f"layers.{i[1:]}.up.weight": W for i, W in changed.items()})
+
+
+def quiet(record):
+    told = io.StringIO()
+    report.print_record(record, Console(file=told, width=160), brief=True)
+    return told.getvalue()
+
+
+def suite(record):
+    return ElementTree.fromstring(report.to_junit(record).encode())  # noqa: S314 — our own
+
+
+def results(record):
+    return json.loads(report.render(record, "sarif"))["runs"][0]["results"]
+
+
+def everywhere(record, text):
+    """Assert that each view has a doubt, at the level of a warning."""
+    assert f"doubt: {text}" in quiet(record).splitlines()
+    messages = [x.get("message") for x in suite(record).findall("testcase/skipped")]
+    assert f"doubt: {text}" in messages
+    assert suite(record).get("skipped") == str(len(messages))
+    levels = {r["message"]["text"]: r["level"] for r in results(record) if r["ruleId"] == "doubt"}
+    assert levels[text] == "warning"
+    for kind in ("markdown", "html"):
+        shown = report.render(record, kind).replace("&lt;", "<").replace("\\_", "_")
+        assert text.partition("‖")[0].strip() in shown
+
+
+def test_an_honest_fine_tune_has_no_doubt(base, tmp_path):
+    record = bulkedge.audit(base, tuned_of(base, tmp_path / "t.safetensors"))
+    assert doubts(record) == {}
+    assert settings_of(record) is None
+    assert quiet(record) == report.verdict_line(record) + "\n"
+    assert {row["ruleId"] for row in results(record)} <= {"rotated", "intruder"}
+
+
+def test_another_base_than_the_adapter_names(base, tmp_path):
+    factors = {
+        "base_model.model.layers.0.up.lora_A.weight": 0.01 * weights(2, 30),
+        "base_model.model.layers.0.up.lora_B.weight": 0.01 * weights(40, 2),
+    }
+    adapter = save_adapter(tmp_path / "a", factors, base_model_name_or_path="org/llama-7b")
+    record = bulkedge.audit(base, adapter)
+    everywhere(record, doubts(record)["adapter"])
+    result = CliRunner().invoke(cli, ["audit", str(base), str(adapter), "-q"])
+    assert "doubt: The adapter names org/llama-7b as its base" in result.stdout
+
+
+def test_a_part_says_that_it_is_one(base, tmp_path):
+    tuned = tuned_of(base, tmp_path / "t.safetensors")
+    record = bulkedge.audit(base, tuned, shard=Shard(1, 2))
+    everywhere(record, doubts(record)["part"])
+    assert report.verdict_line(record).startswith("part 1 of 2: ")
+    assert headline(record).startswith("Part 1 of 2: ")
+    assert suite(record).get("name") == "bulkedge audit, part 1 of 2"
+    assert "Nothing to take out" not in report.to_markdown(record)
+
+
+@pytest.mark.parametrize(
+    ("factor", "doubted"), [(-1, True), (50, True), (1e30, True), (2.1, True), (1.5, False)]
+)
+def test_a_wrong_scale_of_one_matrix(factor, doubted, base, tmp_path):
+    W0 = load_file(base)["layers.2.up.weight"]
+    tuned = tuned_of(base, tmp_path / "t.safetensors", _2=factor * W0)
+    record = bulkedge.audit(base, tuned)
+    row = next(m for m in record.matrices if m.name == "layers.2.up.weight")
+    assert row.relative_update == pytest.approx(abs(factor - 1), rel=1e-4)
+    assert record.summary.new_directions == 0  # scores do not see a scale
+    assert (oversized(record) == [row]) is doubted
+    if doubted:
+        everywhere(record, doubts(record)["size"])
+        told = io.StringIO()
+        report.print_record(record, Console(file=told, width=160))
+        assert "ΔW/W₀" in told.getvalue()
+        assert "layers.2.up" in told.getvalue().splitlines()[1]
+
+
+def test_the_size_of_an_update_is_that_of_full_matrices(base, tmp_path):
+    tuned = tuned_of(base, tmp_path / "t.safetensors")
+    factors = {
+        "base_model.model.layers.1.up.lora_A.weight": weights(2, 30),
+        "base_model.model.layers.1.up.lora_B.weight": weights(40, 2, seed=1),
+    }
+    adapter = save_adapter(tmp_path / "a", factors)
+    W0, W = load_file(base), load_file(tuned)
+    dense = {m.name: m.relative_update for m in bulkedge.audit(base, tuned).matrices}
+    assert dense == pytest.approx({n: float((W[n] - W0[n]).norm() / W0[n].norm()) for n in W0})
+    (row,) = bulkedge.audit(base, adapter).matrices
+    update = 2 * weights(40, 2, seed=1) @ weights(2, 30)
+    assert row.relative_update == pytest.approx(float(update.norm() / W0[row.name].norm()))
+
+
+def test_a_base_of_zeros_has_no_relative_update(tmp_path):
+    base = save(tmp_path / "b.safetensors", {"w.weight": torch.zeros(20, 16)})
+    tuned = save(tmp_path / "t.safetensors", {"w.weight": weights(20, 16)})
+    (row,) = bulkedge.audit(base, tuned).matrices
+    assert row.relative_update is None
+
+
+def test_a_base_of_noise_may_grow_tenfold(tmp_path):
+    base, W = tmp_path / "b.safetensors", {f"{i}.weight": weights(60, 50, seed=i) for i in (1, 2)}
+    save_file(W, base)
+    for factor, doubted in ((3, False), (12, True)):
+        tuned = save(tmp_path / f"{factor}.safetensors", W | {"1.weight": factor * W["1.weight"]})
+        assert bool(oversized(bulkedge.audit(base, tuned))) is doubted
+
+
+def test_settings_other_than_the_defaults(base, tmp_path):
+    tuned = tuned_of(base, tmp_path / "t.safetensors")
+    recipe = {"epsilon": 0.001, "exclude": ("layers.0.*",), "seed": 3}
+    record = bulkedge.audit(base, tuned, recipe=recipe)
+    told = "epsilon=0.001, exclude=layers.0.*"
+    assert settings_of(record) == told
+    assert f"settings: {told}" in quiet(record).splitlines()
+    assert suite(record).find("properties/property").get("value") == told
+    (row,) = [r for r in results(record) if r["ruleId"] == "settings"]
+    assert (row["level"], row["message"]["text"]) == ("note", told)
+    assert f"settings: {told}" in report.to_markdown(record).replace("\\", "")
+    assert f"Settings: {told}." in report.to_html([record])
+
+
+def test_a_settings_file_is_named_quietly(base, tmp_path, monkeypatch):
+    spike = 9 * orthonormal(40, 1, 1) @ orthonormal(30, 1, 2).mT
+    found = (load_file(base)["layers.1.up.weight"] + spike).float()
+    tuned = tuned_of(base, tmp_path / "t.safetensors", _1=found)
+    command = ["audit", str(base), str(tuned), "-q"]
+    assert CliRunner().invoke(cli, command).exit_code == FINDINGS
+    (tmp_path / "bulkedge.yaml").write_text("epsilon: 0.001\n")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == CLEAN
+    assert f"settings of {tmp_path / 'bulkedge.yaml'}: epsilon" in result.stderr
+    assert "settings: epsilon=0.001" in result.stdout

@@ -215,6 +215,14 @@ def _drift(rows: list[RepairedMatrix]) -> str:
     return f"; mean drift on the base's inputs {before:.3g} before, {after:.3g} after"
 
 
+def _task_change(record: RepairRecord) -> str:
+    """How much of what the updates do to the task's inputs has changed; nothing if not measured."""
+    known = [r.task_change for r in record.matrices if r.task_change is not None]
+    if not known:
+        return ""
+    return f", and what it does to the task's inputs by {sum(known) / len(known):.0%} (mean square)"
+
+
 def _refused(record: RepairRecord) -> str:
     """How many matrices should have been treated and were not; nothing without any."""
     refused = [row for row in record.matrices if row.status == "refused"]
@@ -262,8 +270,9 @@ def cost_lines(record: RepairRecord) -> list[str]:
         return []
     if record.method["name"] == "protect":  # which may well move more than there was
         return [
-            f"the update was redirected, by {cost.mean:.0%} of its own norm on average; evaluate "
-            "the task, and what you wanted to keep, before you ship"
+            f"the update was redirected, by {cost.mean:.0%} of its own norm on average"
+            f"{_task_change(record)}; evaluate the task, and what you wanted to keep, before you "
+            "ship"
         ]
     line = (
         f"the repair changed {cost.mean:.0%} of each update on average, at most {cost.most:.0%} "

@@ -145,7 +145,7 @@ def test_a_dash_is_stdout(run, tmp_path):
         "tuned.safetensors"
     )
     rules = {rule["id"] for rule in sarif["runs"][0]["tool"]["driver"]["rules"]}
-    assert rules == {"rotated", "intruder", "undecided", "not-judged"}
+    assert rules == {"rotated", "intruder", "undecided", "not-judged", "doubt", "settings"}
     assert not (tmp_path / "-").exists()
 
 
@@ -166,7 +166,7 @@ def test_what_cannot_go_to_stdout(line, message, run):
 def test_sarif_has_what_was_not_judged(record):
     broken = record.matrices[1].model_copy(update={"status": "failed", "note": "oh no"})
     shown = bulkedge.report.render(record.model_copy(update={"matrices": [broken]}), "sarif")
-    (result,) = json.loads(shown)["runs"][0]["results"]
+    result, _ = json.loads(shown)["runs"][0]["results"]  # and the settings
     assert (result["ruleId"], result["message"]["text"]) == ("not-judged", "oh no")
 
 
@@ -251,7 +251,7 @@ def test_settings_are_found_as_a_linters_are(name, text, run, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / "deep")
     above = run("audit ../base.safetensors ../tuned.safetensors --json -q")
     assert json.loads(above.stdout)["recipe"]["top_k"] == 3
-    assert above.stderr == ""
+    assert above.stderr == f"settings of {tmp_path / name}: top_k, exclude\n"
 
 
 @pytest.mark.parametrize(

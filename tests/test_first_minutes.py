@@ -147,7 +147,7 @@ def test_a_dash_is_stdout(run, tmp_path):
         "tuned.safetensors"
     )
     rules = {rule["id"] for rule in sarif["runs"][0]["tool"]["driver"]["rules"]}
-    assert rules == {"rotated", "intruder", "undecided", "not-judged"}
+    assert rules == {"rotated", "intruder", "undecided", "not-judged", "doubt", "settings"}
     assert not (tmp_path / "-").exists()
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_go_to_stdout(line, message, run):
 def test_sarif_has_what_was_not_judged(record):
     broken = record.matrices[1].model_copy(update={"status": "failed", "note": "oh no"})
     shown = bulkedge.report.render(record.model_copy(update={"matrices": [broken]}), "sarif")
-    (result,) = json.loads(shown)["runs"][0]["results"]
+    result, _ = json.loads(shown)["runs"][0]["results"]  # and the settings
     assert (result["ruleId"], result["message"]["text"]) == ("not-judged", "oh no")
 
 

@@ -78,7 +78,7 @@ def check_frobenius(ratio: float, spectral: float, rank: int) -> None:
     """
     spectral, most = min(spectral, sys.float_info.max), (1 + NORM_ERROR) * math.sqrt(rank)
     if not spectral / most <= ratio <= spectral * most:
-        raise ValueError(f"expected a relative update near {spectral}, got {ratio}")
+        raise ValueError(f"a ratio of Frobenius norms does not fit {spectral}: {ratio}")
 
 
 def check_parts(parts: Iterable[float], whole: float, name: str) -> None:

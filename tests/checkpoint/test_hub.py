@@ -173,7 +173,7 @@ def test_without_the_library(monkeypatch):
 
 def test_nothing_is_fetched_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="org/base: to fetch models of the hub: pip install"):
+    with pytest.raises(CheckpointError, match=r"of the hub: .*pip install"):
         fetch([Path("org/base"), None])
 
 

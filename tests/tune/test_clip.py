@@ -11,6 +11,7 @@ from bulkedge.tune import AdaptedMatrix, SpikeClip
 from bulkedge.tune._core_svd import accurate_spikes, spikes
 from bulkedge.update import BaseSpectrum, effective_rank
 from cases import orthonormal
+from helpers import some
 
 WIDE = torch.float64
 
@@ -96,8 +97,8 @@ def test_a_zero_update_and_a_negative_scale():
 def test_spikes_of_many_are_those_of_each():
     matrices = [layer([3.0, 2.0, 1e-3], m, n, seed=m) for m, n in [(60, 50), (20, 90), (60, 50)]]
     matrices.append(layer([1.0], 30, 40))
-    for found in accurate_spikes(matrices) + spikes(matrices):
-        for i, gamma, bound in zip(found.members, found.gamma, found.bounds, strict=True):
+    for found in some([*accurate_spikes(matrices), *spikes(matrices)]):
+        for i, gamma, bound in some(zip(found.members, found.gamma, found.bounds, strict=True)):
             exact = torch.linalg.svdvals(update(matrices[i]))[: matrices[i].rank]
             torch.testing.assert_close(gamma, exact, rtol=1e-9, atol=1e-9)
             assert float(exact[0]) * (1 - 1e-15) <= bound <= float(exact[0]) * (1 + 1e-9)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from ._full import FullMatrix, full_matrices
 from ._layers import AdaptedMatrix, adapted_matrices
+from ._watched import Watched
 from .clip import SpikeClip
 from .control import LayerState, RankController
 from .drift import DriftClip, DriftPenalty
 from .figures import LayerFigures
 from .holder import AdapterHolder, Holder, ThresholdHolder
-from .monitor import Monitor, Watched
+from .monitor import Monitor
 from .orthonormal import OrthonormalFactors
 from .penalty import IntruderPenalty
 from .triplets import LeadingTriplets

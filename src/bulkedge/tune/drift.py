@@ -18,8 +18,8 @@ from ._layers import Adapted, AdaptedMatrix, require_same_layers
 from ._matrix import looked_up_once
 from ._saved import BY_NAME, entries
 from ._shrink import Target, lower
+from ._watched import Model, watched_matrices
 from .holder import AdapterHolder
-from .monitor import Model, watched_matrices
 from .penalty import Schedule, Scheduled
 
 

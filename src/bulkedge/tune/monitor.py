@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import (
@@ -18,7 +18,6 @@ from bulkedge._fields import (
     each,
     whole,
 )
-from bulkedge._linmap import LinearMap
 from bulkedge.intruder import COUNTED, Verdict, judge, judge_vectors
 from bulkedge.moments import Moments
 from bulkedge.triplet import GolubKahan, singular_triplet
@@ -27,12 +26,11 @@ from bulkedge.update import effective_rank
 from ._drift import layer_drifts, measure
 from ._figure import draw
 from ._forecast import Forecast, forecasts, strengths_of
-from ._held import held_matrices
 from ._layers import require_same_layers
 from ._matrix import like
 from ._saved import BY_NAME, entries
-from ._select import members, select
 from ._thresholds import Thresholds, known_thresholds, measure_lines, measure_thresholds
+from ._watched import Model, Watched, watched_matrices
 from .figures import LayerFigures, energy_share, read_figures, summary, totals
 
 if TYPE_CHECKING:
@@ -42,76 +40,6 @@ ANGLE = 1e-2
 """To what sine the tuned vectors are sought; it widens every interval."""
 KEPT_AS = torch.float16
 """The dtype in which the vectors are kept from which the next check starts."""
-
-
-class Watched(Protocol):
-    """A matrix that a monitor checks: :class:`AdaptedMatrix`, :class:`FullMatrix`, or your own."""
-
-    @property
-    def name(self) -> str:
-        """The name of the module or parameter."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(m, n)``."""
-        ...
-
-    @property
-    def strengths(self) -> Tensor:
-        """The leading singular values of the update, descending."""
-        ...
-
-    def base_map(self) -> LinearMap:
-        """The base W0 as a map."""
-        ...
-
-    def tuned_map(self) -> LinearMap:
-        """The present weight W as a map."""
-        ...
-
-
-Model = Union[nn.Module, Sequence[Watched]]  # noqa: UP007 — Python 3.10
-"""A model that PEFT has wrapped, or matrices to be watched."""
-
-
-def watched_matrices(
-    model: Model,
-    adapter: str | None,
-    include: str | Sequence[str],
-    exclude: str | Sequence[str],
-    full: bool | None = None,
-    base: Mapping[str, Tensor] | None = None,
-) -> list[Watched]:
-    """The matrices that are watched, each with a name of its own.
-
-    Args:
-        model: A model that PEFT has wrapped, or matrices, which are filtered.
-        adapter: Which adapter; the active one if None.
-        include: Patterns of names.
-        exclude: Patterns of the names of those that are left out.
-        full: Whether weights that are trained in full are watched, too; if None, they are in a
-            model without adapters.
-        base: The weights before training by name, or None.
-
-    Returns:
-        At least one.
-    """
-    if isinstance(model, nn.Module):
-        return list(
-            held_matrices(
-                model,
-                adapter=adapter,
-                include=include,
-                exclude=exclude,
-                full=full,
-                base=base,
-                watched=True,
-            )
-        )
-    found = select(members(model, "tuned_map"), lambda x: x.name, include, exclude)
-    _require_names([matrix.name for matrix in found])
-    return found
 
 
 class Monitor:
@@ -390,14 +318,6 @@ class Monitor:
             effective_rank=effective_rank(gamma),
             drift=None if drift is None else measure([drift])[0],
         )
-
-
-def _require_names(names: Sequence[str]) -> None:
-    """InputError unless there are matrices to watch, each with a name of its own."""
-    if not names or len(set(names)) < len(names):
-        twice = [name for name in names if names.count(name) > 1]
-        got = f"two named {twice[0]}" if twice else "none"
-        raise InputError(f"expected matrices to watch, each with a name of its own, got {got}")
 
 
 def _wait_for_gpu() -> None:

@@ -33,7 +33,8 @@ from bulkedge.tune._figure import draw
 from bulkedge.tune._forecast import Forecast
 from bulkedge.tune._full import FullMatrix
 from bulkedge.tune._thresholds import Thresholds, saved_thresholds
-from bulkedge.tune.monitor import Model, Monitor, Watched
+from bulkedge.tune._watched import Model, Watched
+from bulkedge.tune.monitor import Monitor
 
 from ._figures import write_figures
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path

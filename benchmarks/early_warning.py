@@ -4,7 +4,7 @@
 
 The strength of every layer's update is logged at step 20, from which a forecast is made, and at the
 end.  The exponents of ``bulkedge.tune._forecast`` are those of the runs with a linear schedule; the
-runs with a constant rate, and of another rank, judge them.
+cosine runs, of another rank, came after they were chosen.
 """
 
 from __future__ import annotations

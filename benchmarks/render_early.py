@@ -32,8 +32,6 @@ def early_warning(cells: list[dict[str, Any]]) -> dict[str, Any]:
     exponents = [p for run in judging for p in _exponents(run)]
     deciles = statistics.quantiles(setting, n=10)
     within = statistics.mean(EXPONENTS[0] <= p <= EXPONENTS[2] for p in exponents)
-    foreseen = [set(_beyond(run, 1)) for run in judging]
-    were = [{i for i, x in enumerate(run["late"]) if x >= 1} for run in judging]
     return {
         "table": "\n".join(lines),
         "low": deciles[0],
@@ -42,10 +40,19 @@ def early_warning(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "within": 100 * within,
         "runs": len(runs),
         "in_range": sum(right),
-        "crossed": sum(map(len, were)),
-        "expected": sum(map(len, foreseen)),
-        "both": sum(len(a & b) for a, b in zip(foreseen, were, strict=True)),
+        "others": _counts(judging),
+        "after": _counts([run for run in runs if run["schedule"] == "cosine"]),
     }
+
+
+def _counts(runs: list[dict[str, Any]]) -> dict[str, int]:
+    """How many layers were expected at or beyond θ_k, how many were there, how many are both."""
+    foreseen = [_beyond(run, 1) for run in runs]
+    were = [{i for i, x in enumerate(run["late"]) if x >= 1} for run in runs]
+    both = sum(len(a & b) for a, b in zip(foreseen, were, strict=True))
+    return {
+        "expected": sum(map(len, foreseen)), "crossed": sum(map(len, were)), "both": both
+    }  # fmt: skip
 
 
 def _beyond(run: dict[str, Any], which: int) -> set[int]:

@@ -303,7 +303,8 @@ def readme() -> dict[str, Any]:
     (speed_row,) = (r for r in speed if (r["shape"], r["kind"]) == ([4096, 4096], "trained"))
     return {
         "counts": first_counts(),
-        "hard": measured("hard_certificates")["all"],
+        "hard": (hard := measured("hard_certificates")["all"])
+        | {"share": 100 * hard["decided"] / hard["directions"]},
         "memory": measured("audit_memory"),
         "speed": speed_row,
         "model": measured("certified_model_1"),

@@ -386,3 +386,8 @@ def test_refined_values_are_exact_to_float32_at_any_gap(gap, wide):
     true = torch.linalg.svdvals(A.float().double())[:3]
     torch.testing.assert_close(found.sigma.double(), true, rtol=1.2e-7, atol=0)
     assert found.passes < 100
+
+
+def test_nothing_is_known_of_the_vectors_of_zero():
+    for zero in (torch.zeros(40, 30), torch.zeros(3, 40, 30)):
+        assert bool((singular_triplet(zero, 2).vector_errors == 1).all())

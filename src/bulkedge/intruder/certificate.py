@@ -102,7 +102,8 @@ class Certificate:
 
     def __repr__(self) -> str:
         """The interval and the verdict of each direction, the first eight, without the tensors."""
-        rows = zip(self.lower.tolist(), self.upper.tolist(), self.verdicts, strict=True)
+        lower, upper = (1e4 * self.lower).floor() / 1e4, (1e4 * self.upper).ceil() / 1e4  # outwards
+        rows = zip(lower.tolist(), upper.tolist(), self.verdicts, strict=True)
         shown = [f"{verdict.value} [{low:.4f}, {high:.4f}]" for low, high, verdict in rows]
         more = ", …" if len(shown) > MAX_SHOWN else ""
         directions = ", ".join(shown[:MAX_SHOWN])

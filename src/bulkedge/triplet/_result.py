@@ -103,7 +103,8 @@ class SingularTriplets:
         tiny = torch.finfo(self.sigma.dtype).tiny
         shape = (self.u.shape[-2], self.v.shape[-2])
         residuals = self.residuals + resolution(self.sigma, shape)
-        return (residuals / self.gaps.clamp_min(tiny)).clamp_max(1.0)
+        errors = (residuals / self.gaps.clamp_min(tiny)).clamp_max(1.0)
+        return torch.where(self.gaps > 0, errors, 1.0)  # a tie, though no residual is left
 
 
 def neighbour_gaps(sigma: Tensor, k: int, *, complete: bool) -> Tensor:

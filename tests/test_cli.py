@@ -83,7 +83,7 @@ def test_an_update_that_goes_unjudged_is_no_clean_audit(inputs, tmp_path):
     adapter = half_adapter(tmp_path / "a")
     result = run("audit", inputs["base"], adapter, "-q")
     assert result.returncode == FAILURE
-    assert "2 updates NOT judged (--exclude accepts that)" in result.stdout
+    assert "2 tensors NOT judged (--exclude accepts that)" in result.stdout
     accepted = run("audit", inputs["base"], adapter, "-q", "--exclude", "zzz.*")
     assert accepted.returncode == CLEAN
     assert "NOT" not in accepted.stdout

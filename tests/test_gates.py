@@ -145,3 +145,21 @@ def test_two_checkpoints_are_no_shards(base, tmp_path):
     for name in ("a", "b"):
         save(folder / f"{name}.safetensors", {"up.weight": weights(9, 8)})
     assert "several checkpoints and no telling which" in run("audit", folder, base).stderr
+
+
+# ---- what is doubted
+
+
+def test_doubts_of_several_are_told_and_can_fail_a_build(base, tmp_path):
+    fine = tuned_of(base, tmp_path / "fine.safetensors")
+    wrong = save(tmp_path / "wrong.safetensors", {"up.weight": 50 * weights(24, 16)})
+    result = run("audit", base, fine, wrong, "-q", "-o", tmp_path / "out")
+    assert result.returncode == 0
+    (line,) = (x for x in result.stdout.splitlines() if "doubt:" in x)
+    assert line.startswith("wrong: doubt: In up.weight the update is larger than the base's")
+    heads, *rows = (tmp_path / "out/comparison.csv").read_text().splitlines()
+    assert heads.endswith('"doubts"')
+    assert ["larger than" in row for row in rows] == [False, True]
+    for tuned, code in (([fine], 0), ([wrong], 1), ([fine, wrong], 1)):
+        options = ["-o", tmp_path / f"{len(tuned)}{code}", "-q", "--fail-on-doubt"]
+        assert run("audit", base, *tuned, *options).returncode == code

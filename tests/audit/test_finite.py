@@ -112,7 +112,7 @@ def test_the_commands_name_it_quietly_and_exit_2(tmp_path):
     for command in (("audit", base, tuned), ("repair", base, tuned, "-o", tmp_path / "out")):
         result = CliRunner().invoke(cli, [*map(str, command), "-q"])
         assert result.exit_code == FAILURE
-        assert f"NOT judged: {NORM}: holds 1 NaN and 0 Inf" in result.stdout
+        assert f"NOT judged: {NORM}: tuned holds 1 NaN and 0 Inf" in result.stdout
 
 
 def test_what_is_left_out_is_not_looked_at(tmp_path):

@@ -188,7 +188,8 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")
         sys.exit(CLEAN)
-    sys.exit(exit_code(record, options["fail_on"], options["max_drift"]))
+    on_doubt = options["fail_on_doubt"]
+    sys.exit(exit_code(record, options["fail_on"], options["max_drift"], on_doubt=on_doubt))
 
 
 def _check_options(options: dict[str, Any], *, several: bool) -> None:

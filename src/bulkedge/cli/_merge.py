@@ -53,7 +53,8 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     with hold(output):
         show(record, options)
         write_all(record, options)
-    sys.exit(exit_code(record, options["fail_on"], options["max_drift"]))
+    on_doubt = options["fail_on_doubt"]
+    sys.exit(exit_code(record, options["fail_on"], options["max_drift"], on_doubt=on_doubt))
 
 
 def _check_moments(record: Record) -> None:

@@ -181,6 +181,11 @@ def verdict_options(command: Command) -> Command:
             metavar="X",
             help="The mean drift above which the exit code is 1; needs --moments.",
         ),
+        click.option(
+            "--fail-on-doubt",
+            is_flag=True,
+            help="Exit code 1 where something puts the verdict in doubt, such as another base.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -350,16 +355,20 @@ def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -
     sys.stdout.flush()  # a full disk must be noticed here, not at exit
 
 
-def exit_code(record: Record, fail_on: str, max_drift: float | None = None) -> int:
+def exit_code(
+    record: Record, fail_on: str, max_drift: float | None = None, *, on_doubt: bool = False
+) -> int:
     """A linter's exit code; what could not be judged, or measured, outranks what was."""
     from bulkedge._verdict import Verdict
-    from bulkedge.report import findings
+    from bulkedge.report import findings, is_doubted
 
     if not record.summary.complete:
         return FAILURE
     if max_drift is not None and not record.summary.drift_known:
         return FAILURE
     if fail_on != "never" and findings(record, Verdict(fail_on)):
+        return FINDINGS
+    if on_doubt and is_doubted(record):
         return FINDINGS
     drift = record.summary.drift
     above = max_drift is not None and drift is not None and (drift.mean or 0.0) > max_drift

@@ -185,7 +185,8 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         if any(row.status == "repaired" for row in record.matrices):
             click.echo(f"repaired copy written to {copy}", err=True)
             click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
-            click.echo(f"  bulkedge report {shlex.quote(copy)} -o compare.html", err=True)
+            page = shlex.quote(f"{copy}.html")
+            click.echo(f"  bulkedge report {shlex.quote(copy)} -o {page}", err=True)
         else:
             click.echo(f"nothing was repaired: the copy in {copy} is unchanged", err=True)
     if record.output is None and options["output"] is not None:

@@ -28,7 +28,7 @@ TABLE, PAGE = "comparison.csv", "comparison.html"
 HANDLED = frozenset({
     "top_k", "epsilon", "side", "include", "exclude", "partial", "device", "seed", "recipe",
     "method", "moments", "critical_scale", "output", "resume", "jobs", "force", "as_json",
-    "columns", "quiet", "fail_on", "max_drift", "download", "cache", "dry_run",
+    "columns", "quiet", "fail_on", "max_drift", "fail_on_doubt", "download", "cache", "dry_run",
 })  # fmt: skip
 """The options that several fine-tunes can have; any other is refused where it is given."""
 FOR_ONE = {
@@ -131,7 +131,8 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
         records = dict(zip(plans, found, strict=True))
         _show(records, options)
         _write(records, options)
-    codes = {exit_code(r, options["fail_on"], options["max_drift"]) for r in found}
+    limits, on_doubt = (options["fail_on"], options["max_drift"]), options["fail_on_doubt"]
+    codes = {exit_code(r, *limits, on_doubt=on_doubt) for r in found}
     sys.exit(next(code for code in GRAVEST_FIRST if code in codes))
 
 

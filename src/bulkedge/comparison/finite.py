@@ -71,7 +71,7 @@ def with_damaged(
         if (side, info.name) in passed_over or why_excluded(recipe, info.name, *names):
             continue
         if (found := what_is_not_finite(read_tensor(info))) is not None:
-            reason = f"holds {found}: {REMEDY}{ACCEPTED}"
+            reason = f"{side} holds {found}: {REMEDY}{ACCEPTED}"
             row = Skipped(name=info.name, reason=reason, lost=True, side=side)
             damaged[side, info.name] = row
     kept = [row for row in skipped if row.lost or (row.side, row.name) not in damaged]

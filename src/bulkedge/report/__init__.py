@@ -4,7 +4,7 @@ from .budget import budget_csv, print_budget
 from .checks import to_junit, to_markdown
 from .formats import FORMATS, format_of, read, render
 from .frontier import frontier_csv, frontier_page, print_frontier
-from .gate import findings
+from .gate import findings, is_doubted
 from .html import to_html
 from .several import print_several, several_csv, several_line
 from .table import to_csv, to_parquet
@@ -17,6 +17,7 @@ __all__ = [
     "format_of",
     "frontier_csv",
     "frontier_page",
+    "is_doubted",
     "print_budget",
     "print_frontier",
     "print_record",

@@ -177,7 +177,7 @@ def _remedies(record: Record) -> Iterator[Step]:
         )
         yield Step(
             "Look at both audits on one page:",
-            "bulkedge report repaired -o compare.html",
+            "bulkedge report repaired -o repaired.html",
             "look at both audits on one page",
         )
     if record.inputs.tuned.kind == "lora":

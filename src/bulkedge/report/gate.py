@@ -1,9 +1,11 @@
-"""What fails a build: how many directions count as findings."""
+"""What fails a build: how many directions count as findings, and whether a verdict is doubted."""
 
 from __future__ import annotations
 
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Direction, Matrix, Record
+
+from .doubts import doubts
 
 
 def findings(record: Record, mildest: Verdict) -> int:
@@ -22,6 +24,11 @@ def findings(record: Record, mildest: Verdict) -> int:
     severe = COUNTED[COUNTED.index(mildest) :]
     found = sum(record.summary.verdicts[verdict] for verdict in severe)
     return found if Verdict.ROTATED in severe else found + len(indistinct(record))
+
+
+def is_doubted(record: Record) -> bool:
+    """Whether something puts the verdict in doubt: see :func:`~bulkedge.report.doubts.doubts`."""
+    return bool(doubts(record))
 
 
 def indistinct(record: Record) -> list[Direction]:

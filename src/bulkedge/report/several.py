@@ -20,7 +20,9 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Record
 
 from .columns import over_top_k_threshold, worst_score
+from .doubts import doubts
 from .table import cell
+from .terminal import warning_lines
 
 Named = Mapping[str, Record]
 """The records by the names of their fine-tunes."""
@@ -110,7 +112,7 @@ def print_several(records: Named, console: Console, *, brief: bool = False) -> N
     Args:
         records: By fine-tune.
         console: Where.
-        brief: The last line alone.
+        brief: What they come to alone, and what may change what a reader makes of it.
     """
     if not brief:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -123,6 +125,20 @@ def print_several(records: Named, console: Console, *, brief: bool = False) -> N
         console.print(table)
         console.print()
     console.print(Text(several_line(records)), soft_wrap=True)
+    for line in _warnings(records):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _warnings(records: Named) -> list[str]:
+    """What may change what a reader makes of the verdicts; what several share is said once."""
+    found: dict[str, list[str]] = {}
+    for name, record in records.items():
+        for line in warning_lines(record):
+            found.setdefault(line, []).append(name)
+    return [
+        line if len(names) == len(records) else f"{printable(', '.join(names))}: {line}"
+        for line, names in found.items()
+    ]
 
 
 def several_csv(records: Named) -> str:
@@ -136,9 +152,10 @@ def several_csv(records: Named) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(["fine-tune", *(column.name for column in COLUMNS)])
+    writer.writerow(["fine-tune", *(column.name for column in COLUMNS), "doubts"])
     for name, record in records.items():
-        writer.writerow([cell(name), *(cell(column.value(record)) for column in COLUMNS)])
+        numbers = [cell(column.value(record)) for column in COLUMNS]
+        writer.writerow([cell(name), *numbers, cell(" ".join(doubts(record).values()))])
     return text.getvalue()
 
 

@@ -142,7 +142,7 @@ def _verdict_line(record: Record) -> str:
         unaudited = count(summary.not_audited, "matrix", "matrices")
         line += f"; {unaudited} could NOT be audited ({its} tensors count as lost)"
     if summary.lost:
-        lost = count(summary.lost, "update")
+        lost = count(summary.lost, "tensor")
         line += f"; {lost} NOT judged (--exclude accepts that{_or_partial(record)})"
     return line
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib  # noqa: TID253
 import peft  # noqa: TID253
 import torch
 from torch import nn
@@ -43,6 +44,11 @@ def main() -> None:
     monitor = IntruderMonitor(every=5)
     model = peft.get_peft_model(Network(), lora)
     Trainer(model, arguments, train_dataset=data, callbacks=[monitor]).train()
+    matplotlib.rcParams |= {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "bulkedge",
+        "font.sans-serif": ["DejaVu Sans"],
+    }  # text stays text
     monitor.figure().savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
 
 

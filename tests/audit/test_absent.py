@@ -8,7 +8,6 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import bulkedge
 from bulkedge import CheckpointError, Recipe
@@ -476,7 +475,7 @@ def test_an_output_layer_that_became_the_embedding(tmp_path):
     assert code(record) == FINDINGS
     done = bulkedge.repair(base, tuned, tmp_path / "out", recipe={"top_k": 10})
     assert [r.note for r in done.matrices] == [f"shares its tensor with {EMBED}"]
-    assert torch.equal(load_file(tmp_path / "out/model.safetensors")[EMBED], tensors[EMBED])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

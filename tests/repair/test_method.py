@@ -51,7 +51,8 @@ def repaired(tmp_path, W0, B, A, method, *, dense=False, **settings):
         tmp_path / "base.safetensors", adapter, tmp_path / "out", method=method, recipe=recipe,
         **settings,
     )  # fmt: skip
-    (factors,) = bulkedge.checkpoint.open_adapter(tmp_path / "out").factors.values()
+    written = adapter if found.output is None else tmp_path / "out"  # nothing where all is refused
+    (factors,) = bulkedge.checkpoint.open_adapter(written).factors.values()
     B, A, scale = factors.read()
     return scale * B @ A, found
 

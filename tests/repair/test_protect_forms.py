@@ -309,15 +309,13 @@ def test_numbers_beyond_half_precision_are_refused(full, tmp_path):
     v = torch.tensor([[-1.0, 1, 1, 0, 0, 0, 0, 0]])
     base, moments = layer(tmp_path, draw(4, 8).half(), draw(60, 1) * v)
     if full:
-        file = save(tmp_path / "a/t.safetensors", {"up.weight": 6e4 * torch.ones(4, 8).half()})
-        tuned = file.parent
+        tuned = save(tmp_path / "a/t.safetensors", {"up.weight": 6e4 * torch.ones(4, 8).half()})
     else:
         tuned = factors(tmp_path, 6e4 * torch.ones(2, 8).half(), 1e-4 * draw(4, 2).half())
-        file = tuned / "adapter_model.safetensors"
     method = Protect(moments, strength=10.0, ridge=1e-3)
     record = bulkedge.repair(base, tuned, tmp_path / "out", method=method, recipe=RECIPE)
     assert "protected numbers are beyond those of its dtype" in record.matrices[0].note
-    assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_update_of_zeros_is_left(tmp_path):

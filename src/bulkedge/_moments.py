@@ -143,7 +143,7 @@ def _put_on(network: Any, base: str, tuned: str) -> None:
     """Give a model the weights of a fine-tune: all of them, or an error names what has no place."""
     plan = make_plan(base, tuned, make_recipe({"partial": True}))
     if damaged := [row for row in plan.skipped if is_damaged(row)]:
-        reason = damaged[0].reason.removesuffix(ACCEPTED)
+        reason = damaged[0].reason.removeprefix("tuned ").removesuffix(ACCEPTED)
         raise InputError(f"{tuned}: {damaged[0].name!r} {reason}")
     # the output layer may go unjudged: no layer reads what it puts out
     _refuse(

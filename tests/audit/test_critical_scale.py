@@ -87,14 +87,14 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
 
 
 def test_bases_that_are_judged_by_products_alone(tmp_path):
-    """Larger than those whose SVDs are cheap; and both sides."""
+    """Both sides, by certificates."""
     base = trained(420, 400, 5)
     update = 200 * orthonormal(420, 1, 6) @ orthonormal(400, 1, 7).mT
     paths = (
         save(tmp_path / "b.safetensors", {"l.weight": base.float()}),
         save(tmp_path / "t.safetensors", {"l.weight": (base + update).float()}),
     )
-    recipe = {"top_k": K, "critical_scale": True, "side": "both"}
+    recipe = {"top_k": K, "critical_scale": True, "side": "both", "method": "certified"}
     (row,) = bulkedge.audit(*paths, recipe=recipe).matrices
     found = row.critical_scale
     assert {direction.method for direction in row.directions} == {"certified"}
@@ -113,7 +113,7 @@ def test_a_base_that_is_judged_by_products_gives_its_leading_vectors(tmp_path):
     path = save(tmp_path / "b.safetensors", {"l.weight": base.float()})
     stored = {"l.lora_B.weight": B.float(), "l.lora_A.weight": A.float().contiguous()}
     adapter = save_adapter(tmp_path / "a", stored, r=2, lora_alpha=2)
-    (row,) = bulkedge.audit(path, adapter, recipe={"top_k": K}).matrices
+    (row,) = bulkedge.audit(path, adapter, recipe={"top_k": K, "method": "certified"}).matrices
     assert {direction.method for direction in row.directions} == {"certified"}
     found = row.critical_scale
     assert found.aligned

@@ -157,6 +157,7 @@ def test_what_a_certificate_cost_is_not_forgotten_where_svds_decide(monkeypatch)
     undecided = dataclasses.replace(
         tried, sides={"left": dataclasses.replace(left, directions=rows)}
     )
+    monkeypatch.setattr("bulkedge.intruder._judge.DENSE_UP_TO", 0)
     monkeypatch.setattr(
         "bulkedge.intruder._judge.by_products", lambda *_, **__: (undecided, undecided.passes)
     )
@@ -167,8 +168,9 @@ def test_what_a_certificate_cost_is_not_forgotten_where_svds_decide(monkeypatch)
 
 
 @pytest.mark.parametrize("method", ["auto", "certified"])
-def test_nor_what_was_spent_before_a_certificate_was_given_up(method):
+def test_nor_what_was_spent_before_a_certificate_was_given_up(method, monkeypatch):
     """A tuned matrix of rank 2, of which four directions are asked for."""
+    monkeypatch.setattr("bulkedge.intruder._judge.DENSE_UP_TO", 0)
     g = torch.Generator().manual_seed(1)
     W = basis(g, 420, 2) @ basis(g, 400, 2).mT
     pair, recipe = Pair(draw(g, 420, 400), W, None), Recipe(top_k=4, method=method)

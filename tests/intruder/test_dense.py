@@ -5,10 +5,10 @@ import torch
 
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.intruder import judge
-from bulkedge.intruder._judge import DENSE_UP_TO
+from bulkedge.intruder._dense import SVD_UP_TO
 from intruder.test_counts import basis
 
-N = DENSE_UP_TO + 6
+N = 2 * SVD_UP_TO
 
 
 @pytest.fixture(scope="module", params=[(N, N), (N + 9, N), (N, N + 9)], ids=str)

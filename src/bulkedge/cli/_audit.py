@@ -68,7 +68,7 @@ SCALES = 13
 """A matrix is judged about this many times where its critical scale is measured."""
 PASSES, BLOCK = 40, 18
 """A certificate takes about so many products, with so many vectors each."""
-EIGEN_WORK = 25.0
+EIGEN_WORK = 4.5
 """Two eigenproblems in float64 cost this many times the cube of their side."""
 CERTIFIED_SECONDS, DENSE_SECONDS = 0.13, 0.035
 """What a matrix takes besides: small algebra, most of it the time of Python."""
@@ -299,7 +299,7 @@ def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
     for comparison in plan.comparisons:
         stored = sum(matrix.nbytes for matrix in comparison.matrices)
         long, short = max(comparison.base.shape), min(comparison.base.shape)
-        if recipe.method == "dense":
+        if _is_decomposed(comparison, recipe):
             computed = 8 * (4 * long * short + 5 * short**2)
         else:  # the bases of the process, and two Gram matrices of the short side
             computed = 4 * (BASIS_VECTORS * (long + short) + 2 * short**2)
@@ -308,12 +308,17 @@ def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
     return 300e6 + peak
 
 
+def _is_decomposed(comparison: Comparison, recipe: Recipe) -> bool:
+    """Whether decompositions decide on a matrix at once."""
+    from bulkedge.intruder import svd_is_cheap
+
+    return recipe.method == "dense" or svd_is_cheap(comparison.base.shape, recipe.top_k)
+
+
 def _core_seconds(comparison: Comparison, recipe: Recipe) -> float:
     """About how long one core takes for a matrix, whose verdicts products or SVDs decide."""
-    from bulkedge.intruder._judge import svd_is_cheap
-
     long, short = max(comparison.base.shape), min(comparison.base.shape)
-    if recipe.method == "dense" or svd_is_cheap((long, short), recipe.top_k):
+    if _is_decomposed(comparison, recipe):
         # two Gram matrices and two eigenproblems, in float64
         seconds, flop = DENSE_SECONDS, 2 * long * short**2 + EIGEN_WORK * short**3
     else:

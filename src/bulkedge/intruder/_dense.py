@@ -1,4 +1,4 @@
-"""All singular vectors of one side of a matrix in memory, for half the price of an SVD.
+"""Decompositions in float64: of a base, and of the leading part of a tuned matrix.
 
 The eigenvectors of the Gram matrix of the shorter side are the singular vectors of that side.  In
 float64 they are those of the matrix to some ``u σ₁²/(σ_i · gap_i)``, u the unit roundoff, where an
@@ -8,55 +8,150 @@ to be told apart that way, and where one is nearer LAPACK's SVD is asked.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from bulkedge._linmap import Dense
-from bulkedge._precision import exact
+from bulkedge._linmap import Dense, LinearMap, LowRank, Sum, Upcast
 from bulkedge.triplet import SingularTriplets, Status, thin_svd
 from bulkedge.triplet._result import neighbour_gaps
 from bulkedge.triplet._rounding import UNIT
+
+from ._eigen import Eigenvectors, eigenvectors, leading_eigenvectors
+from .score import VectorSide
 
 SVD_UP_TO = 64
 """Up to this length of the shorter side an SVD costs no more than a Gram matrix."""
 TOLD_APART = 1e6
 """A gap is this many times the rounding of a Gram matrix, so that no vector is off by 1e-6."""
+SMALLEST_TRACE = 1e-250
+"""A Gram matrix with a smaller trace has lost digits of its entries to underflow."""
 
 Factors = tuple[Tensor, Tensor, Tensor]
 """U, σ and V."""
 
 
-def base_factors(matrix: Tensor, *, long_side: int) -> Factors:
-    """All singular values of a matrix and its singular vectors.
+@dataclass(frozen=True)
+class BaseBySVD:
+    """All singular vectors of a base, from its thin SVD.
+
+    Attributes:
+        U: Left vectors, shape ``(m, p)``.
+        sigma: Descending, shape ``(p,)``.
+        V: Right vectors, shape ``(n, p)``.
+    """
+
+    U: Tensor
+    sigma: Tensor
+    V: Tensor
+
+    def coordinates(self, Y: Tensor, side: VectorSide) -> Tensor:
+        """``UᵀY``, or ``VᵀY``, shape ``(p, k)``."""
+        vectors = self.U if side == "left" else self.V
+        return vectors.mT @ Y.to(vectors)
+
+    def leading(self, count: int) -> Factors:
+        """The first columns of U and V, and their values."""
+        return self.U[:, :count], self.sigma[:count], self.V[:, :count]
+
+
+@dataclass(frozen=True)
+class BaseByGram:
+    """All singular vectors of a base, from the eigenvectors of the Gram matrix of its shorter side.
+
+    Attributes:
+        source: The base as it was given.
+        tall: The base, or its transpose where that is the taller one, float64.
+        transposed: Whether it is the transpose.
+        gram: ``tallᵀ tall``.
+        eigen: Its eigenvectors.
+        sigma: The roots of its eigenvalues, shape ``(p,)``.
+    """
+
+    source: LinearMap
+    tall: Dense
+    transposed: bool
+    gram: Tensor
+    eigen: Eigenvectors
+    sigma: Tensor
+
+    def coordinates(self, Y: Tensor, side: VectorSide) -> Tensor:
+        """``UᵀY``, or ``VᵀY``, shape ``(p, k)``."""
+        Y = Y.to(self.sigma)
+        if (side == "left") == self.transposed:
+            return self.eigen.coordinates(Y)
+        # U = A V Σ⁻¹ need not be formed
+        return self.eigen.coordinates(self.tall.rmatmat(Y)) / self.sigma[:, None]
+
+    def leading(self, count: int) -> Factors:
+        """The first columns of U and V, and their values."""
+        V, sigma = self.eigen.leading(count), self.sigma[:count]
+        U = self.tall.matmat(V) / sigma
+        return (V, sigma, U) if self.transposed else (U, sigma, V)
+
+
+Base = BaseBySVD | BaseByGram
+
+
+def factor_base(W0: LinearMap) -> Base:
+    """All singular values and vectors of a base.
 
     Args:
-        matrix: Shape ``(m, n)``, float64.
-        long_side: How many leading vectors of the longer side are wanted at least.
+        W0: The base, float64.
 
     Returns:
-        U of shape ``(m, p)``, σ descending and V of shape ``(n, p)``, p = min(m, n); maybe fewer
-        columns of the longer side, if fewer are wanted.
+        What its singular vectors say of other vectors.
     """
-    wide = matrix.shape[0] < matrix.shape[1]
-    tall = matrix.mT if wide else matrix
-    found = _by_gram(tall)
-    if found is None:
-        return thin_svd(matrix)
-    sigma, V = found
-    U = Dense(tall).matmat(V[:, :long_side]) / sigma[:long_side]
-    return (V, sigma, U) if wide else (U, sigma, V)
+    matrix = W0.to_dense()
+    if min(W0.shape) <= SVD_UP_TO:
+        return BaseBySVD(*thin_svd(matrix))
+    tall, transposed = _tall(matrix)
+    gram = tall.gram()
+    if _is_usable(gram):
+        eigen = eigenvectors(gram.clone())
+        sigma = eigen.values.clamp_min(0.0).sqrt()
+        if _told_apart(sigma, float(sigma[0])):
+            return BaseByGram(W0, tall, transposed, gram, eigen, sigma)
+    return BaseBySVD(*thin_svd(matrix))
 
 
-def svd_triplets(matrix: Tensor, k: int) -> SingularTriplets:
-    """The k leading triplets of a matrix by an SVD, with their residuals as measured.
+def leading_triplets(W: LinearMap, k: int, base: Base | None = None) -> SingularTriplets:
+    """The k leading triplets of a matrix, with their residuals as measured.
 
     Args:
-        matrix: Shape ``(m, n)``, float64.
+        W: The matrix, float64.
         k: How many.
+        base: What is known of the first term of W, where W is a sum: the Gram matrix of the sum
+            then takes thin products alone.
 
     Returns:
         The triplets.
     """
+    p = min(W.shape)
+    found = _by_gram(W, k, base) if p > SVD_UP_TO else None
+    if found is None:
+        return _svd_triplets(W, k)
+    (sigma, V), (tall, transposed) = found, _tall_map(W)
+    V = V[:, :k]
+    image = tall.matmat(V)
+    leading = torch.linalg.vector_norm(image, dim=0)
+    U = image / leading
+    residuals = torch.linalg.vector_norm(tall.rmatmat(U) - V * leading, dim=0)
+    return SingularTriplets(
+        leading,
+        *((V, U) if transposed else (U, V)),
+        residuals=residuals,
+        gaps=neighbour_gaps(sigma, k, complete=len(sigma) == p),
+        steps=1,
+        passes=2,
+        status=Status.CONVERGED,
+    )
+
+
+def _svd_triplets(W: LinearMap, k: int) -> SingularTriplets:
+    """:func:`leading_triplets` by an SVD."""
+    matrix = W.to_dense()
     U, sigma, V = thin_svd(matrix)
     rows = torch.contiguous_format
     # not views that hold all of them
@@ -72,44 +167,67 @@ def svd_triplets(matrix: Tensor, k: int) -> SingularTriplets:
     )
 
 
-def leading_triplets(matrix: Tensor, k: int) -> SingularTriplets:
-    """The k leading triplets of a matrix, with their residuals as measured.
+def _by_gram(W: LinearMap, k: int, base: Base | None) -> tuple[Tensor, Tensor] | None:
+    """σ and V of the leading triplets, one more than k; None where an SVD tells more apart."""
+    gram, size = _gram_of_sum(W, base)
+    if gram is None:
+        gram = _tall(W.to_dense())[0].gram()
+    if not _is_usable(gram):
+        return None
+    squares, V = leading_eigenvectors(gram, min(k + 1, len(gram)))
+    sigma = squares.clamp_min(0.0).sqrt()
+    return (sigma, V) if _told_apart(sigma, max(size, float(sigma[0])), k) else None
+
+
+def _gram_of_sum(W: LinearMap, base: Base | None) -> tuple[Tensor | None, float]:
+    """``(A + P Qᵀ)ᵀ (A + P Qᵀ)`` from ``AᵀA`` by thin products, and the size of its terms."""
+    if not (isinstance(base, BaseByGram) and isinstance(W, Sum) and len(W.terms) == 2):
+        return None, 0.0
+    first, update = W.terms
+    if not (_same_matrix(first, base.source) and isinstance(update, LowRank)):
+        return None, 0.0
+    P, Q = update.scale * update.B, update.A.mT
+    if base.transposed:
+        P, Q = Q, P
+    half = base.tall.rmatmat(P) + Q @ (P.mT @ P) / 2
+    added = half @ Q.mT
+    return base.gram + added + added.mT, float(base.sigma[0]) + update.norm_bound()
+
+
+def _same_matrix(first: LinearMap, second: LinearMap) -> bool:
+    """Whether two maps are one matrix in memory."""
+    plain = all(type(each) in (Dense, Upcast) for each in (first, second))
+    return plain and first.tensors[0] is second.tensors[0]
+
+
+def _is_usable(gram: Tensor) -> bool:
+    """Whether the squares of all values of interest are numbers that float64 holds in full."""
+    return SMALLEST_TRACE < float(gram.trace()) < float("inf")
+
+
+def _tall(matrix: Tensor) -> tuple[Dense, bool]:
+    """The matrix, or its transpose where that is taller."""
+    transposed = matrix.shape[0] < matrix.shape[1]
+    return Dense(matrix.mT if transposed else matrix), transposed
+
+
+def _tall_map(W: LinearMap) -> tuple[LinearMap, bool]:
+    """The same of a map."""
+    transposed = W.shape[0] < W.shape[1]
+    return (W.T if transposed else W), transposed
+
+
+def _told_apart(sigma: Tensor, size: float, count: int | None = None) -> bool:
+    """Whether a Gram matrix of terms of this size tells neighbouring values apart, and from zero.
 
     Args:
-        matrix: Shape ``(m, n)``, float64.
-        k: How many.
+        sigma: Descending.
+        size: σ₁, or more where what was added up to the matrix is larger.
+        count: How many of the leading ones are asked for; all if None.
 
     Returns:
-        The triplets.
+        True if each gap is far above rounding.
     """
-    wide = matrix.shape[0] < matrix.shape[1]
-    tall = matrix.mT if wide else matrix
-    found = _by_gram(tall, k)
-    if found is None:
-        return svd_triplets(matrix, k)
-    sigma, v = found[0], found[1][:, :k]
-    image = Dense(tall).matmat(v)  # a thin product, for which the plain order is slow
-    leading = torch.linalg.vector_norm(image, dim=0)
-    u = image / leading
-    residuals = torch.linalg.vector_norm(Dense(tall).rmatmat(u) - v * leading, dim=0)
-    return SingularTriplets(
-        leading,
-        *((v, u) if wide else (u, v)),
-        residuals=residuals,
-        gaps=neighbour_gaps(sigma, k, complete=True),
-        steps=1,
-        passes=2,
-        status=Status.CONVERGED,
-    )
-
-
-def _by_gram(tall: Tensor, leading: int | None = None) -> tuple[Tensor, Tensor] | None:
-    """σ and V of a matrix with m ≥ n; None where an SVD is cheaper, or tells more of them apart."""
-    if tall.shape[1] <= SVD_UP_TO:
-        return None
-    squares, V = torch.linalg.eigh(Dense(exact(tall)).gram())
-    sigma, V = squares.flip(0).clamp_min(0.0).sqrt(), V.flip(1)
     down = sigma - torch.cat([sigma[1:], sigma.new_zeros(1)])
-    rounding = UNIT * float(sigma[0]) ** 2 / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)
-    apart = (down > TOLD_APART * rounding)[:leading]
-    return (sigma, V) if bool(apart.all()) else None
+    rounding = UNIT * size**2 / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)
+    return bool((down > TOLD_APART * rounding)[:count].all())

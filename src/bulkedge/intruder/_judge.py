@@ -4,7 +4,8 @@
 their scores (:func:`bulkedge.intruder.certify`).  Products are taken in single precision (in double
 for a base stored so); their rounding is part of every bound.
 
-*Dense*: float64 SVDs of both matrices, for small ones, and where an interval leaves a verdict open.
+*Dense*: decompositions of both matrices in float64, for small ones, and where an interval leaves a
+verdict open.
 """
 
 from __future__ import annotations
@@ -29,32 +30,32 @@ from bulkedge.triplet import (
 )
 from bulkedge.triplet._bidiagonal import step_work
 
-from ._dense import base_factors, leading_triplets
+from ._dense import Base, BaseBySVD, factor_base, leading_triplets
 from ._search import CHECK_WORK_PER_CUBE
 from ._side import (
     ZERO_THRESHOLD,
     Direction,
     OneSide,
-    VectorSide,
     certified_side,
     count_nonzero_values,
     generator_of,
     svd_side,
 )
 from ._spectrum import all_values
-from .certificate import LEADING
+from .score import VectorSide
 
 DecidingMethod = Literal["certified", "dense"]
 
-DENSE_WORK = 15.0
-"""Two eigenvalue problems cost this many times the cube of the shorter side, in the operations that
-:attr:`Bidiagonalization.work` counts."""
+DENSE_WORK = 6.0
+"""Decompositions of base and tuned matrix cost this many times the cube of the shorter side, in the
+operations that :attr:`Bidiagonalization.work` counts."""
 Remember = Callable[[str, Callable[[], Any]], Any]
 """Called as ``remember(what, compute)``: what was computed of the same base before, or
 ``compute()``.  ``what`` is ``"svd"`` (its thin SVD) or ``"values"`` (its singular values)."""
 
-DENSE_UP_TO = 384
-"""Two dense SVDs cost less than a certificate up to this length of the shorter side."""
+DENSE_UP_TO = 768
+"""Decompositions of base and tuned matrix cost no more than a certificate up to this length of the
+shorter side."""
 ALL_VALUES_UP_TO = 512
 """All singular values of the base are computed up to this length of the shorter side."""
 VECTOR_TOL = 5e-3
@@ -305,25 +306,22 @@ def by_svds(
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
     W0, W = W0.to(torch.float64), W.to(torch.float64)
-    vectors, tuned = _factors(W0, W, min(k, *W.shape), sides, remember)
+    base = _factors(W0, remember)
+    tuned = leading_triplets(W, min(k, *W.shape), base)
     judged: dict[VectorSide, OneSide] = {
-        side: svd_side(vectors, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
+        side: svd_side(base, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
         for side in sides
     }
-    sigma = vectors[1]
+    sigma = base.sigma
     return Judgement(tuned, judged, "dense", sigma.cpu(), len(sigma), tuned.passes + 1)
 
 
-def _factors(
-    W0: LinearMap, W: LinearMap, k: int, sides: Sequence[VectorSide], remember: Remember
-) -> tuple[tuple[Tensor, Tensor, Tensor], SingularTriplets]:
-    """All of the base and the k leading triplets of the tuned matrix."""
-    tuned = leading_triplets(W.to_dense(), k)
-    longer: VectorSide = "left" if W.shape[0] >= W.shape[1] else "right"
-    # what is kept has to serve those who ask for other sides, too
-    both = longer in sides or remember is not compute_anew
-    wanted = min(W.shape) if both else k + LEADING
-    return remember("svd", lambda: base_factors(W0.to_dense(), long_side=wanted)), tuned
+def _factors(W0: LinearMap, remember: Remember) -> Base:
+    """All singular values and vectors of the base."""
+    if remember is compute_anew:
+        return factor_base(W0)
+    # several fine-tunes may ask for either side, in other processes, too: the vectors are formed
+    return BaseBySVD(*remember("svd", lambda: factor_base(W0).leading(min(W0.shape))))
 
 
 def judge_vectors(
@@ -353,8 +351,7 @@ def judge_vectors(
     if (count := count_nonzero_values(tuned)) == 0:
         return []
     if min(W0.shape) <= DENSE_UP_TO and isinstance(W0, Dense):
-        base = base_factors(exact(W0.to_dense()), long_side=min(W0.shape))
-        known = _first(tuned, count)
+        base, known = factor_base(W0.to(torch.float64)), _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:
         found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +13,11 @@ from bulkedge._linmap import LinearMap
 from bulkedge._verdict import Verdict, verdict
 from bulkedge.triplet import SingularTriplets
 
+from ._dense import Base
 from ._ties import ties
-from .certificate import certify
-from .score import base_vectors, scores
+from .certificate import LEADING, certify
+from .score import VectorSide, eigenspaces, scores_of
 
-VectorSide = Literal["left", "right"]
 Estimate = tuple[Tensor, Tensor, Tensor]
 """Values, and the lower and upper ends of their intervals, shape ``(k,)`` each."""
 
@@ -148,7 +147,7 @@ def certified_side(
 
 
 def svd_side(
-    base: tuple[Tensor, Tensor, Tensor],
+    base: Base,
     shape: tuple[int, int],
     tuned: SingularTriplets,
     side: VectorSide,
@@ -159,7 +158,7 @@ def svd_side(
     """Scores of known tuned vectors, from all singular vectors of the base.
 
     Args:
-        base: U, σ and V of the base; of the side that is not asked for maybe the leading ones only.
+        base: All singular values and vectors of the base.
         shape: ``(m, n)``.
         tuned: The tuned triplets; a vector of σ = 0 is arbitrary and is not judged.
         side: Which of their vectors.
@@ -169,12 +168,12 @@ def svd_side(
     Returns:
         The verdicts of that side.
     """
-    U, sigma, V = base
-    vectors, Y = (U, tuned.u) if side == "left" else (V, tuned.v)
-    Y = Y[:, : tuned.rank].to(vectors)
-    known = base_vectors(vectors, sigma, shape)
-    found = scores(Y, known, subspace)
-    errors = tuned.vector_errors[: tuned.rank].to(Y)
+    sigma = base.sigma
+    Y = (tuned.u if side == "left" else tuned.v)[:, : tuned.rank]
+    eigenspace = eigenspaces(sigma, shape)
+    inside = base.coordinates(Y, side)[: len(eigenspace)]
+    found = scores_of(inside, eigenspace, subspace)
+    errors = tuned.vector_errors[: tuned.rank].to(inside)
     verdicts = [
         verdict(score, overlap, epsilon=epsilon, vector_error=error)
         for score, overlap, error in zip(
@@ -189,12 +188,17 @@ def svd_side(
         overlap=_within(found.subspace_overlap, errors),
         verdicts=verdicts,
     )
-    inside = known.vectors[:, :subspace].mT @ Y
-    cosines = torch.linalg.svdvals(inside).clamp_max(1.0)
-    similarity = inside.abs().mT
-    both = min(U.shape[1], V.shape[1])
-    leading = U[:, :both], sigma[:both], V[:, :both]
-    return OneSide(directions, cosines, cosines, similarity, sigma, len(sigma), 0, leading)
+    leading = inside[:subspace]
+    return OneSide(
+        directions=directions,
+        cosines_lower=(cosines := torch.linalg.svdvals(leading).clamp_max(1.0)),
+        cosines_upper=cosines,
+        similarity=leading.abs().mT,
+        spectrum=sigma,
+        computed_count=len(sigma),
+        passes=0,
+        base=base.leading(max(LEADING, subspace) + tuned.sigma.shape[0]),
+    )
 
 
 def _directions(

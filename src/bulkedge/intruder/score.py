@@ -18,6 +18,7 @@ space, the only meaning it has there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from torch import Tensor
 from bulkedge._errors import InputError
 from bulkedge._guard import finite, matrix, precise
 from bulkedge.triplet import resolution
+
+VectorSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
         raise InputError(
             f"expected as many vectors as values, got {vectors.shape[1]} and {sigma.numel()}"
         )
+    eigenspace = eigenspaces(sigma, shape)
+    return BaseVectors(vectors[:, : len(eigenspace)], eigenspace)
+
+
+def eigenspaces(sigma: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The number of the eigenspace of each singular value above zero, see :func:`base_vectors`."""
     rounding = resolution(sigma, shape)
     sigma = sigma[sigma > rounding]
     # max(m, n)·eps·σ₁ bounds the worst case.  Errors that add up at random stay below
@@ -92,8 +101,7 @@ def base_vectors(vectors: Tensor, sigma: Tensor, shape: tuple[int, ...]) -> Base
             spaces.append(spaces[-1] + 1 if spaces else 0)
         else:
             spaces.append(spaces[-1])
-    eigenspace = torch.tensor(spaces, dtype=torch.long, device=sigma.device)
-    return BaseVectors(vectors[:, : len(sigma)], eigenspace)
+    return torch.tensor(spaces, dtype=torch.long, device=sigma.device)
 
 
 @precise
@@ -127,15 +135,29 @@ def scores(Y: Tensor, base: BaseVectors, subspace: int) -> Scores:
             f"base's, got shape {tuple(Y.shape)} in {Y.dtype} on {Y.device}"
         )
     finite("Y", Y)
-    p, k = base.vectors.shape[1], Y.shape[1]
+    return scores_of(base.vectors.mT @ Y, base.eigenspace, subspace)
+
+
+def scores_of(coordinates: Tensor, eigenspace: Tensor, subspace: int) -> Scores:
+    """The scores of vectors by their coordinates on the base vectors.
+
+    Args:
+        coordinates: Shape ``(p, k)``.
+        eigenspace: The number of the eigenspace of each base vector, shape ``(p,)``.
+        subspace: How many leading base vectors span the space of the overlap.
+
+    Returns:
+        As :func:`scores`.
+    """
+    p, k = coordinates.shape
     if p == 0:  # of a zero base every direction is new
-        zeros = Y.new_zeros(k)
+        zeros = coordinates.new_zeros(k)
         return Scores(zeros, zeros.long() - 1, zeros)
-    energy = (base.vectors.mT @ Y).square()  # (p, k)
-    spaces = int(base.eigenspace[-1]) + 1
-    atoms = energy.new_zeros(spaces, k).index_add_(0, base.eigenspace, energy)
+    energy = coordinates.square()
+    spaces = int(eigenspace[-1]) + 1
+    atoms = energy.new_zeros(spaces, k).index_add_(0, eigenspace, energy)
     best, space = atoms.max(dim=0)
-    inside = torch.where(base.eigenspace[:, None] == space, energy, -1.0)
+    inside = torch.where(eigenspace[:, None] == space, energy, -1.0)
     return Scores(
         score=best.sqrt().clamp_max(1.0),
         matched_index=inside.argmax(dim=0),

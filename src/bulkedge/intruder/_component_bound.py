@@ -222,13 +222,25 @@ def maximize(
     return Maximum(squared, exceeded_at)
 
 
+class Reached(NamedTuple):
+    """Where a :class:`ComponentBound` reaches its limit.
+
+    Attributes:
+        places: Some such values of σ; none if the bound is below everywhere.
+        excess: The largest squared bound there, in units of its limit; 1 if there are none.
+    """
+
+    places: Tensor
+    excess: float
+
+
 def reaches(
     bound: ComponentBound,
     groups: Tensor,
     limits: Tensor,
     span: tuple[float, float, float],
     suspects: Tensor,
-) -> Tensor:
+) -> Reached:
     """Where the bound of some group reaches its limit; see :func:`maximize`, which goes on.
 
     Args:
@@ -242,21 +254,25 @@ def reaches(
         Some values of σ, none if the bounds of all groups are below their limits everywhere.
     """
     members = exact(torch.nn.functional.one_hot(groups, len(limits)))
+
+    def excess_on(centre: Tensor, radius: Tensor) -> Tensor:
+        on = bound.evaluate(centre, radius) @ members / limits
+        return torch.where(limits > 0, on, torch.inf).amax(dim=1)
+
     centre, radius = _cells(2 * len(bound.ritz.sigma) + 2, *span)
-    first = bound.evaluate(suspects, torch.zeros_like(suspects)) @ members >= limits
-    if bool(first.any()):
-        return suspects[first.any(dim=1)]
+    tried = suspects
     for _ in range(MAX_BISECTIONS):
-        pending = (bound.evaluate(centre, radius) @ members >= limits).any(dim=1)
-        centre, radius = centre[pending], radius[pending]
-        if len(centre) == 0:
+        if len(tried):
+            excess = excess_on(tried, torch.zeros_like(tried))
+            if bool((over := excess >= 1).any()):
+                return Reached(tried[over], float(excess.max()))
+        pending = excess_on(centre, radius) >= 1
+        centre, radius = centre[pending], radius[pending] / 2
+        if len(centre) == 0 or len(centre) > MAX_CELLS:
             break
-        over = bound.evaluate(centre, torch.zeros_like(radius)) @ members >= limits
-        if bool(over.any()) or len(centre) > MAX_CELLS:
-            return centre[over.any(dim=1)] if bool(over.any()) else centre
-        half = radius / 2
-        centre, radius = torch.cat([centre - half, centre + half]), half.repeat(2)
-    return centre
+        tried = centre
+        centre, radius = torch.cat([centre - radius, centre + radius]), radius.repeat(2)
+    return Reached(centre, 1.0)
 
 
 def _cells(count: int, low: float, high: float, furthest: float) -> tuple[Tensor, Tensor]:

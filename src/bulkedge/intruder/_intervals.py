@@ -12,8 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bulkedge._precision import exact
+from bulkedge._verdict import Verdict, certain_verdict
+
 from ._clusters import Clusters
-from ._component_bound import Maximum, maximize, reaches
+from ._component_bound import Maximum, Reached, maximize, reaches
 from ._evidence import Evidence, Question
 
 
@@ -91,8 +94,8 @@ def unsettled_at(
     clusters: Clusters,
     min_sigma: float,
     suspects: Tensor,
-) -> Tensor:
-    """Values of σ at which the bound from above leaves a score open, for planning.
+) -> Reached:
+    """Where the bound from above leaves a score open, for planning.
 
     Args:
         question: The directions.
@@ -102,19 +105,39 @@ def unsettled_at(
         suspects: Values of σ that are tried first.
 
     Returns:
-        Some such values; none if every score is settled.
+        Some values of σ; none if every score is settled.
     """
     lower, upper = _score_by_clusters(question, evidence, clusters)
     error = _group_errors(question, evidence)
     asked = (lower - error < question.epsilon) & (upper + error >= question.epsilon)
     if not bool(asked.any()):
-        return suspects[:0]
+        return Reached(suspects[:0], 1.0)
     chosen = asked[question.groups]
     numbers = (asked.cumsum(0) - 1)[question.groups[chosen]]
     limits = (question.epsilon - error[asked]).clamp_min(0.0).square()
     bound = evidence.component_bound.of(chosen)
     span = _span(evidence, min_sigma)
     return reaches(bound, numbers, limits, span, suspects[suspects > min_sigma])
+
+
+def overlaps_decide(question: Question, evidence: Evidence, clusters: Clusters) -> bool:
+    """Whether every verdict is certain if every score is settled, for planning.
+
+    Args:
+        question: The directions.
+        evidence: What is known of the base.
+        clusters: Those of the same evidence.
+
+    Returns:
+        False if an overlap leaves a verdict open.
+    """
+    lower, _ = _score_by_clusters(question, evidence, clusters)
+    aligned = lower - _group_errors(question, evidence) >= question.epsilon
+    scores = exact(aligned)[question.groups]  # on which side of ε
+    overlaps = overlap_interval(question, evidence, clusters)
+    columns = zip(*(x.tolist() for x in (scores, scores, *overlaps)), strict=True)
+    verdicts = (certain_verdict(question.epsilon, *column) for column in columns)
+    return Verdict.UNDECIDED not in verdicts
 
 
 def overlap_interval(question: Question, evidence: Evidence, clusters: Clusters) -> Interval:

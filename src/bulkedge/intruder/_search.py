@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,10 +11,12 @@ from torch import Tensor
 
 from bulkedge._verdict import Verdict, certain_verdict
 from bulkedge.triplet import Bidiagonalization, Ritz
+from bulkedge.triplet._bidiagonal import step_work
 from bulkedge.triplet._rounding import ROUNDING_PROBES, Rounding, measure_rounding
 from bulkedge.triplet.solver._start import Randomness, gaussian
 
 from ._clusters import Clusters, find_clusters, presumed_complete
+from ._component_bound import Reached
 from ._evidence import CountBound, Evidence, Inside, Proofs, Question, collect, known_clusters
 from ._factorisations import Factorisations
 from ._intervals import (
@@ -20,6 +24,7 @@ from ._intervals import (
     ScoreInterval,
     helpful_min_sigma,
     overlap_interval,
+    overlaps_decide,
     score_interval,
     unsettled_at,
 )
@@ -124,7 +129,7 @@ class Search:
         self.process, self.question, self.probes = process, question, probes
         self.inside = Inside(process, Y)
         # where a bound was above its limit when the evidence was last evaluated
-        self.suspects = torch.zeros(0, dtype=torch.float64)
+        self.reached = Reached(torch.zeros(0, dtype=torch.float64), 1.0)
         self.frobenius, self.max_steps, self.generator = frobenius, max_steps, generator
         self.rounding, self.proofs = Rounding(assumed_noise), Proofs()
         self.factorisations = Factorisations(process.map, generator, FAILURE_PROBABILITY)
@@ -138,18 +143,40 @@ class Search:
 
     def run(self) -> Assessment:
         """The assessment after the last step, which rests on proofs alone."""
-        step, due = 0, 0.0
+        step, due, looks = 0, FIRST_CHECK, []
         while True:
             self.process.extend()
             step += 1
             last = self.process.closed or step == self.max_steps
-            if not last and (step < FIRST_CHECK or self.process.work < due):
+            if not last and step < due:
                 continue
             found = self._check(step, last=last)
             if found is not None and (last or not found.undecided):
                 return found
-            # as much is spent on the steps between two evaluations as on the evaluations
-            due = self.process.work + CHECK_WORK + CHECK_WORK_PER_CUBE * self.process.size**3
+            looks.append((step, self.reached.excess))
+            due = step + self._steps_to_wait(looks)
+
+    def _steps_to_wait(self, looks: Sequence[tuple[int, float]]) -> int:
+        """How many steps are taken before the evidence is evaluated again.
+
+        Args:
+            looks: After which steps it was, and the excess that was found.
+
+        Returns:
+            As many as the excess takes to fall to 1 at the pace of the last two, where it falls,
+            but no more than there were.  Else what costs as much as an evaluation.
+        """
+        step, now = looks[-1]
+        if len(self.reached.places):
+            before = looks[-2] if len(looks) > 1 else None
+            if before is None:
+                return 1
+            pace = math.log(before[1] / now) / (step - before[0])
+            if pace > 0:
+                return min(step, math.ceil(math.log(now) / pace))
+        size, start = self.process.size, self.process.start_size
+        evaluation = CHECK_WORK + CHECK_WORK_PER_CUBE * size**3
+        return math.ceil(evaluation / step_work(self.process.map.shape, start, size))
 
     def _check(self, step: int, *, last: bool) -> Assessment | None:
         """What is certain after a step; a factorisation is paid for where it may settle more.
@@ -184,12 +211,10 @@ class Search:
         """Whether every score and overlap is settled if presumed clusters are complete."""
         clusters = known_clusters(evidence, assume_complete=True)
         floor = max(evidence.proofs.min_sigma, self._provable_min_sigma())
-        self.suspects = unsettled_at(self.question, evidence, clusters, floor, self.suspects)
-        if len(self.suspects):
+        self.reached = unsettled_at(self.question, evidence, clusters, floor, self.reached.places)
+        if len(self.reached.places):
             return False
-        if self.factorisations.tall:
-            return True
-        return not assess(self.question, evidence, assume_complete=True).undecided
+        return self.factorisations.tall or overlaps_decide(self.question, evidence, clusters)
 
     def _with_min_sigma(
         self, found: Assessment, *, tries: int, assume_complete: bool = False, last: bool = False

@@ -165,13 +165,13 @@ class Bidiagonalization:
         more = rest @ basis.mT
         rest = rest - more @ basis
         X, R = torch.linalg.qr(rest.mT)  # (m, b), (b, b)
-        U, S, _ = torch.linalg.svd(exact(R).cpu())
-        kept = self.noise / 2 < S  # half, because S is computed with rounding, too
-        size = float(torch.linalg.vector_norm(rows))
+        small = exact(R).cpu()
+        S, size = torch.linalg.svdvals(small), float(torch.linalg.vector_norm(rows))
         if len(S) and float(S[-1]) > max(LARGE * size, self.noise):
             factor = exact(rest) @ exact(X)
             return exact(known + more).cpu(), X.mT.contiguous(), factor.cpu()
-        added = X @ U[:, kept].to(X)
+        kept = self.noise / 2 < S  # half, because S is computed with rounding, too
+        added = X @ torch.linalg.svd(small).U[:, kept].to(X)
         if len(basis):  # a small direction has lost orthogonality to the rounding of large ones
             added = added - basis.mT @ (basis @ added)
             added = torch.linalg.qr(added).Q

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bulkedge._linmap import LinearMap
+from bulkedge._linmap import Dense, LinearMap
 from bulkedge._precision import exact
 
 from ._bidiagonal import Bidiagonalization, Ritz
@@ -167,7 +167,7 @@ def _not_orthonormal(basis: Tensor) -> float:
     rows, columns = basis.shape
     if columns == 0:
         return 0.0
-    defect = basis.mT @ basis
+    defect = Dense(basis).gram()
     defect.diagonal().sub_(1.0)
     # the largest sum of a row bounds the spectral norm, and costs no eigenvalues
     largest = float(defect.abs().sum(dim=0).max())

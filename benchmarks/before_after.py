@@ -168,11 +168,11 @@ def main() -> None:
         rows.append(compare(codes, case, 1 if asked.quick else REPEATS))
         print(f"{number} of {len(cases)}: {json.dumps(rows[-1])}", flush=True)
         if not asked.quick:  # a run that is ended has stored what it had
-            store("before_after", {"rows": rows, "before": _commit(asked.before or after)})
+            store("before_after", {"rows": rows, "before": commit(asked.before or after)})
     return None
 
 
-def _commit(root: Path) -> str:
+def commit(root: Path) -> str:
     """The commit of a checkout."""
     command = ["git", "-C", str(root), "describe", "--always"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -2,8 +2,8 @@
 
     python benchmarks/many_small.py BEFORE [--quick]
 
-BEFORE is another checkout of this repository, say a worktree of git.  Each audit is a process of its
-own, on one thread.  Seconds are those of the processor beyond the import, medians of three.
+BEFORE is another checkout of this repository, say a worktree of git.  Each audit is a process of
+its own, on one thread.  Seconds are those of the processor beyond the import, medians of three.
 """
 
 from __future__ import annotations

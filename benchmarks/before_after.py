@@ -10,6 +10,7 @@ processor, medians of five, which a busy machine disturbs less than those of the
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -46,6 +47,10 @@ CASES: list[dict[str, Any]] = [
 ]
 """Noise with fewer strong spikes than directions (rank 8) is where no certificate is cheap."""
 REPEATS = 5
+NO_DRAWS: dict[str, Any] = (
+    {"draws": 0} if "draws" in inspect.signature(predict_spikes).parameters else {}
+)
+"""An audit asks for no draws; older checkouts have none."""
 
 
 class Operations(TorchDispatchMode):
@@ -74,7 +79,7 @@ def judged(pair: Pair) -> dict[str, Any]:
     m, n = pair.base.shape
     base, _ = measure_base(found.spectrum, (m, n), found.computed_count)
     if base is not None and pair.spikes is not None:
-        predict_spikes(base, pair.spikes.gamma[:10])
+        predict_spikes(base, pair.spikes.gamma[:10], **NO_DRAWS)
     verdicts = [direction.verdict.value for direction in found.directions]
     return {"passes": found.passes, "method": found.method, "verdicts": verdicts}
 
@@ -163,11 +168,11 @@ def main() -> None:
         rows.append(compare(codes, case, 1 if asked.quick else REPEATS))
         print(f"{number} of {len(cases)}: {json.dumps(rows[-1])}", flush=True)
         if not asked.quick:  # a run that is ended has stored what it had
-            store("before_after", {"rows": rows, "before": _commit(asked.before or after)})
+            store("before_after", {"rows": rows, "before": commit(asked.before or after)})
     return None
 
 
-def _commit(root: Path) -> str:
+def commit(root: Path) -> str:
     """The commit of a checkout."""
     command = ["git", "-C", str(root), "describe", "--always"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -116,7 +116,7 @@ def predictions(measured: dict[str, Any]) -> dict[str, float]:
 def certified() -> dict[str, Any]:
     """The section on the certified audit."""
     speed, cost = measured("certified_speed"), measured("certified_cost")
-    turns = measured("before_after")
+    turns, many = measured("before_after"), measured("many_small")
     ratios = sorted(r["ratio"] for r in speed["rows"] if r["shape"] == [4096, 4096])
     found = [path.stem for path in (HERE / "results").glob("certified_model_*.json")]
     models = sorted(found, key=lambda name: -measured(name)["scale"])
@@ -128,6 +128,9 @@ def certified() -> dict[str, Any]:
         "turns_table": render_certified.turns_table(turns["rows"]),
         "turns_before": turns["before"],
         "turns_where": where("before_after"),
+        "many_table": render_certified.many_table(many["rows"]),
+        "many_before": many["before"],
+        "many_where": where("many_small"),
         "ratio_low": ratios[0],
         "ratio_high": ratios[-1],
         "speed_where": where("certified_speed"),

@@ -77,6 +77,20 @@ def turns_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
+MANY_HEAD = """| matrices | shape | before | after | times |
+|---|---|---|---|---|
+"""
+
+
+def many_table(rows: list[dict[str, Any]]) -> str:
+    """Whole audits of many small matrices by two codes."""
+    return MANY_HEAD + "\n".join(
+        f"| {r['matrices']:,} | {r['size']} × {r['size']}, r = {r['rank']} "
+        f"| {r['before']:.1f} s | {r['after']:.1f} s | {r['before'] / r['after']:.1f} |"
+        for r in rows
+    )
+
+
 HARD_HEAD = """| family | certificates | directions | decided | contradicted | sides | least σ/σ₁ |
 |---|---|---|---|---|---|---|
 """

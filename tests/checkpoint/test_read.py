@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+import safetensors
 import torch
 
 from bulkedge import CheckpointError
@@ -65,6 +66,30 @@ def test_a_file_swapped_after_opening_is_an_error(tmp_path):
     save(path, {"b.weight": weights(2, 2)})
     with pytest.raises(CheckpointError, match=r"was \(5, 2\), is now \(2, 2\)"):
         read_tensor(info)
+
+
+def test_a_header_is_read_once_for_all_tensors_of_a_file(tmp_path, monkeypatch):
+    opened, safe_open = [], safetensors.safe_open
+    monkeypatch.setattr(
+        safetensors, "safe_open", lambda file, **how: opened.append(file) or safe_open(file, **how)
+    )
+    path = save(tmp_path / "x.safetensors", TENSORS)
+    for _ in range(2):
+        for name, info in open_checkpoint(path).tensors.items():
+            assert torch.equal(read_tensor(info), TENSORS[name])
+    assert opened == [path]
+
+
+def test_a_file_changed_between_two_reads_is_opened_anew(tmp_path):
+    path = save(tmp_path / "x.safetensors", TENSORS)
+    before = open_checkpoint(path).tensors["b.weight"]
+    read_tensor(before)
+    longer = {"a": weights(7, 3), "b.weight": weights(5, 2, seed=9)}
+    save(path, longer)
+    assert torch.equal(read_tensor(before), longer["b.weight"])
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_tensor(before)
 
 
 PATHS = {

@@ -77,6 +77,13 @@ def test_where_all_triplets_are_kept_the_small_matrix_is_exact(shape):
             assert float(problem.lowest_score(s, 5)) == pytest.approx(float(exact), abs=1e-9)
 
 
+def test_no_chain_is_kept_where_nothing_is_left_of_the_base():
+    """One row a spike stays for what the rounding of its factor leaves outside."""
+    svd = thin_svd(trained(24, 24, 1))
+    small = measured(svd, svd[1], (24, 24), leaning(trained(24, 24, 1), 3, 4, 2.0), 5)
+    assert small.core.shape == (24 + 3, 24 + 3)
+
+
 @pytest.mark.parametrize("zeros", [0, 30])
 def test_a_chain_has_the_moments_of_the_rest(zeros):
     values = torch.linspace(2, 0.1, 50, dtype=torch.float64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bulkedge._errors import CheckpointError
 
@@ -33,8 +34,10 @@ def read_tensor(info: TensorInfo) -> Tensor:
     import safetensors
 
     try:
-        with safetensors.safe_open(info.file, framework="pt", backend="pread") as file:
-            tensor = file.get_tensor(info.name)
+        found = info.file.stat()
+        # a file that was changed is opened anew
+        opened = _opened(info.file, (found.st_ino, found.st_size, found.st_mtime_ns))
+        tensor = opened.get_tensor(info.name)
     # torch refuses a dtype or a size with RuntimeError, TypeError or ValueError
     except (
         OSError,
@@ -54,6 +57,14 @@ def read_tensor(info: TensorInfo) -> Tensor:
             "the file was changed meanwhile, start again"
         )
     return tensor
+
+
+@lru_cache(maxsize=4)
+def _opened(file: Path, _stamp: tuple[int, ...]) -> Any:
+    """A file kept open: the library reads the whole header each time that it opens one."""
+    import safetensors
+
+    return safetensors.safe_open(file, framework="pt", backend="pread")
 
 
 def read_elements(info: TensorInfo, first: int, count: int, file: Path | None = None) -> Tensor:

@@ -48,9 +48,9 @@ class Reduced:
         known: q, how many leading base vectors are rows of their own, the first ones.
         sigma_k: The k-th value of the base over the first, or what rounding leaves of it if that is
             more.
-        core: The base, shape ``(d, d)``.
+        core: The base, shape ``(d, e)``.
         left: The update's left factor, shape ``(..., d, r)``: several where they are drawn.
-        right: Its right factor, shape ``(..., d, r)``.
+        right: Its right factor, shape ``(..., e, r)``.
     """
 
     known: int
@@ -159,16 +159,19 @@ def _assembled(
     values = values / values[0]
     levels, r, p = (2 if len(gamma) <= FEW_SPIKES else 1), len(gamma), len(values)
     b, a, gamma = b / gamma[0].sqrt(), a / gamma[0].sqrt(), gamma / gamma[0]
-    chains = [_chain(values[q:], size - p, levels) for size in shape]
+    C_u, C_v = (_chain(values[q:], size - p, levels) for size in shape)
     eye = torch.eye(r, dtype=torch.float64)
     core = torch.block_diag(
-        values[:q].diag(),
-        torch.kron(chains[0], eye),
-        torch.kron(chains[1].mT.contiguous(), eye),
+        values[:q].diag(), torch.kron(C_u, eye), torch.kron(C_v.mT.contiguous(), eye)
     )
-    nothing = b.new_zeros(*b.shape[:-2], levels * r, r)
-    R, T = (_outside(x, gamma, levels) for x in (b, a))
-    left, right = torch.cat([b, R, nothing], dim=-2), torch.cat([a, nothing, T], dim=-2)
+    R, T = (_outside(x, gamma, len(C)) for x, C in ((b, C_u), (a, C_v)))
+    left, right = (
+        torch.cat([x, *parts], dim=-2)
+        for x, parts in (
+            (b, (R, b.new_zeros(*b.shape[:-2], C_v.shape[1] * r, r))),
+            (a, (a.new_zeros(*a.shape[:-2], C_u.shape[1] * r, r), T)),
+        )
+    )
     sigma_k = values[min(top_k, p) - 1].clamp_min(float(resolution(values, shape)))
     return Reduced(q, sigma_k, core, left, right)
 
@@ -190,12 +193,13 @@ def _chain(values: Tensor, zeros: int, levels: int) -> Tensor:
         levels: L.
 
     Returns:
-        Lower bidiagonal, shape ``(L, L)``; zeros where the process ends before.
+        Lower bidiagonal, shape ``(L, L)``; less where the process ends before: a row for each
+        vector of the side that it has reached, a column for each of the other side.
     """
     count = len(values) + zeros
     out = torch.zeros(levels, levels, dtype=torch.float64)
-    if count == 0 or len(values) == 0:
-        return out
+    if count == 0:
+        return out[:1, :0]
     spread = torch.cat([values, values.new_zeros(1)])
     x = torch.full_like(spread, count**-0.5)
     x[-1] *= zeros**0.5
@@ -203,10 +207,10 @@ def _chain(values: Tensor, zeros: int, levels: int) -> Tensor:
     for level in range(levels):
         y = spread * x - (0.0 if level == 0 else out[level, level - 1]) * before
         if not float(size := torch.linalg.vector_norm(y)) > 1e-12:
-            break
+            return out[: level + 1, :level]
         out[level, level], before = size, y / size
         x = spread * before - size * x
         if level + 1 == levels or not float(size := torch.linalg.vector_norm(x)) > 1e-12:
-            break
+            return out[: level + 1, : level + 1]
         out[level + 1, level], x = size, x / size
     return out

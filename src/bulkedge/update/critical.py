@@ -34,7 +34,7 @@ FINE = 1.05
 """A small matrix is looked at in steps by this factor."""
 LOWEST, HIGHEST = 0.25, 8.0
 """Between these, in units of ``σ_k(W0)/‖ΔW‖₂``; lower where the lowest is new already."""
-AT_ONCE = 16
+AT_ONCE = 4
 """So many steps are taken together."""
 GENERIC_DRAWS = 15
 """The scale of a generic update is the median over this many draws."""

@@ -2,7 +2,9 @@ import copy
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
@@ -241,6 +243,49 @@ def test_compile():
     compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
     compiled(x).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", ["good", "of another matrix", "NaN"])
+@pytest.mark.parametrize("shape", [(40, 30), (12, 48), (3, 1)])
+def test_compiled_steps_are_those_without_a_compiler(shape, start):
+    torch.compiler.reset()  # a limit holds for all compiled modules of a process
+    eager = linear(*shape, rtol=1e-4)
+    cap = eager.parametrizations.weight[0]
+    if start != "good":
+        other = torch.randn(cap.start.shape, generator=torch.Generator().manual_seed(3))
+        cap.start.copy_(torch.linalg.qr(other).Q if start != "NaN" else torch.nan)
+    layer = copy.deepcopy(eager)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = gaussian(5, shape[1]).float()
+    for _ in range(3):
+        for forward, one in ((eager, eager), (compiled, layer)):
+            forward(x).square().sum().backward()
+            weight = one.parametrizations.weight.original
+            with torch.no_grad():
+                weight -= 1e-2 * weight.grad
+        ours, theirs = (one.parametrizations.weight for one in (layer, eager))
+        torch.testing.assert_close(ours.original.grad, theirs.original.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours[0].start, theirs[0].start, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cap_is_one_operator_of_a_compiled_graph():
+    layer, calls = linear(40, 30), []
+
+    def backend(graph, inputs):
+        def look(inner, _):
+            calls.extend(str(node.target) for node in inner.graph.nodes if node.op != "placeholder")
+            return make_boxed_func(inner.forward)
+
+        return aot_autograd(
+            fw_compiler=look, bw_compiler=lambda inner, _: make_boxed_func(inner.forward)
+        )(graph, inputs)
+
+    torch.compile(layer, fullgraph=True, backend=backend)(gaussian(5, 30).float())
+    ours = [call for call in calls if call.startswith("bulkedge")]
+    assert ours == ["bulkedge.track.default"]
+    assert not any("qr" in call or "svd" in call or "mv" in call for call in calls)
 
 
 def test_functional_transforms():

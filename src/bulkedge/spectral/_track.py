@@ -9,6 +9,7 @@ from bulkedge._guard import precise
 from bulkedge._linmap import Dense, LinearMap
 from bulkedge._precision import exact
 from bulkedge.triplet import BlockKrylov, SingularTriplets, Status
+from bulkedge.triplet._compiled import require_no_tangents
 from bulkedge.triplet._given import GivenTriplet
 from bulkedge.triplet._small_rule import nothing_around
 from bulkedge.triplet._triplet import solve_from
@@ -44,7 +45,9 @@ def valid_start(start: Tensor) -> Tensor:
     Returns:
         A block of the same shape.
     """
-    peak = start.detach().abs().max()
+    if not start.numel():
+        return start
+    peak = torch.linalg.vector_norm(start.detach(), torch.inf)
     if nothing_around(start) and 0 < float(peak) <= 2:
         return start
     return torch.where((peak > 0) & (peak <= 2), start, generic(*start.shape, like=start))
@@ -67,7 +70,7 @@ def track(
 
     Args:
         A: Shape ``(m, n)``.
-        start: Shape ``(min(m, n), b)``.
+        start: Shape ``(min(m, n), b)``; one that is no block of unit vectors is replaced.
         rtol: The residual to reach, relative to σ₁; the relative error of σ₁ itself is smaller by
             a factor of about residual/gap.
         max_steps: At most so many steps; 500 if None.
@@ -75,7 +78,10 @@ def track(
     Returns:
         The triplet and a start of the same shape.
     """
-    columns = start.shape[1]
+    transformed = torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling() and type(A) is Dense and not transformed:
+        return _in_graph(A.matrix, start, rtol, max_steps)
+    start, columns = valid_start(start), start.shape[1]
     if type(A) is Dense and columns and rtol >= LEAST_RTOL and nothing_around(A.matrix, start):
         quick = _one_step(A.matrix, start, rtol, accept=max_steps == 1)
         if quick is not None:
@@ -106,18 +112,17 @@ def _one_step(
             return None
         _, Y = torch.linalg.eigh(exact(image.mT @ image))
         Y = Y.flip(1).to(M)
-        V, u = V @ Y, image @ Y[:, :1]
-        sigma = torch.linalg.vector_norm(u)
-        u, v = u / sigma, V[:, :1]
-        residual = torch.linalg.vector_norm(M.mT @ u - sigma * v)
-        converged = bool(residual <= rtol * sigma)
+        V, image = V @ Y, image @ Y
+        values = torch.linalg.vector_norm(image, dim=0)
+        sigma, theta = values.split([1, len(values) - 1])
+        u, v = image[:, :1] / sigma, V[:, :1].clone()
+        residual = torch.linalg.vector_norm(torch.addmm(v * sigma, M.mT, u, beta=-1), dim=0)
+        converged = float(residual) <= rtol * float(sigma)
         if not (accept or converged):
             return None
-        theta = torch.linalg.vector_norm(image @ Y[:, 1:], dim=0)
-        sigma, residual = sigma[None], residual[None]
-        gap = sigma - theta[:1] if len(theta) else sigma
+        sigma, gap = sigma.clone(), sigma - theta[:1] if len(theta) else sigma
         following = torch.cat([V[:, : max(columns - 1, 1)], explorer], dim=1)[:, :columns]
-        Z, v = V[:, 1:], v.clone()
+        Z = V[:, 1:]
     (u, v) = (u, v) if A.shape[0] >= A.shape[1] else (v, u)
     found = sigma, u, v, residual, gap, theta, Z
     if A.requires_grad and torch.is_grad_enabled():
@@ -126,6 +131,61 @@ def _one_step(
     passes = 2 * EXPLORER_STEPS + 2
     near = theta, Z
     return SingularTriplets(sigma, u, v, residual, gap, 1, passes, status, near), following
+
+
+def _in_graph(
+    A: Tensor, start: Tensor, rtol: float, max_steps: int | None
+) -> tuple[SingularTriplets, Tensor]:
+    """:func:`track` in a compiled graph: all of it one operator, and one node that has derivatives.
+
+    Returns:
+        The triplet and a start of the same shape.
+    """
+    *found, following = op_track(A.detach(), start.detach(), rtol, max_steps)
+    _allow_node()
+    sigma, u, v = node(A, *found)
+    residual, gap, *near = found[3:]
+    unknown = -1, -1, Status.DEFERRED
+    return SingularTriplets(sigma, u, v, residual, gap, *unknown, (near[0], near[1])), following
+
+
+@torch.library.custom_op("bulkedge::track", mutates_args=())
+def op_track(
+    A: Tensor, start: Tensor, rtol: float, max_steps: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """σ, u, v, residual, gap, values and vectors near them, and the start for the next matrix."""
+    require_no_tangents()
+    result, following = track(Dense(A), start, rtol=rtol, max_steps=max_steps)
+    theta, Z = result.near or (start.new_zeros(0), start[:, :0])
+    near = 0, start.shape[1] - theta.shape[0]
+    pad = torch.nn.functional.pad
+    found = result.sigma, result.u, result.v, result.residuals, result.gaps
+    outputs = (*found, pad(theta, near), pad(Z, near), following)
+    # their own memory, laid out like the fake tensors below
+    own = (x.clone(memory_format=torch.contiguous_format) for x in outputs)
+    sigma, u, v, residual, gap, theta, Z, following = own
+    return sigma, u, v, residual, gap, theta, Z, following
+
+
+@op_track.register_fake
+def _(A: Tensor, start: Tensor, *_: object) -> tuple[Tensor, ...]:
+    (m, n), columns = A.shape, start.shape[1]
+    shapes = (1,), (m, 1), (n, 1), (1,), (1,), (columns,), start.shape, start.shape
+    return tuple(A.new_empty(shape) for shape in shapes)
+
+
+def node(A: Tensor, *found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`op_track` has found, as one node of a compiled graph, with its derivatives."""
+    return GivenTriplet.apply(found, A)
+
+
+def _allow_node() -> None:
+    """Let the compiler take :func:`node` as it is; it runs this before it looks the name up."""
+    torch.compiler.allow_in_graph(node)
+
+
+# This is what torch.compiler.assume_constant_result sets; it would load the compiler at import.
+_allow_node._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _explored(M: Tensor, start: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from bulkedge._linmap import Dense, LinearMap
 from bulkedge._precision import exact
 from bulkedge.triplet.solver._start import generic
 
-from ._track import as_matrix, fresh_start, track, valid_start, working
+from ._track import as_matrix, fresh_start, track, working
 from .certificate import Certificate, Rigorous
 from .convolution import Convolution
 from .norm import cap_factor, require_bound
@@ -148,8 +148,7 @@ class SpectralCap(nn.Module):
         if weight.is_meta:  # a weight without values has no norm
             return weight.clone()
         A = self._map(weight)
-        start = valid_start(self.start.to(A.dtype))
-        result, start = track(A, start, rtol=self.rtol, max_steps=self.max_steps)
+        result, start = track(A, self.start.to(A.dtype), rtol=self.rtol, max_steps=self.max_steps)
         # torch.func forbids changes of buffers: the next step starts from an older guess
         if self.training and not torch._C._are_functorch_transforms_active():
             with torch.no_grad():

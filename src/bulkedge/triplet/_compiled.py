@@ -72,7 +72,7 @@ def by_rule() -> Iterator[None]:
         _by_rule.reset(before)
 
 
-def _require_no_tangents() -> None:
+def require_no_tangents() -> None:
     """InputError in forward mode: a graph has no derivative rule, and would drop the tangent."""
     if forward_ad._current_level >= 0 and not _by_rule.get():
         raise InputError(
@@ -98,7 +98,7 @@ def op_leading(
     strict: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The k leading triplets of a matrix, see :func:`~bulkedge.triplet._numbers.flatten`."""
-    _require_no_tangents()
+    require_no_tangents()
     return flatten(solve_leading(Dense(A), k, _STRATEGIES[solver], start, None, strict=strict))
 
 
@@ -133,7 +133,7 @@ def op_outside_block(
     tangent: bool,
 ) -> tuple[Tensor, Tensor]:
     """The system of the derivative, see :func:`~bulkedge.triplet._numbers.solve_outside_block`."""
-    _require_no_tangents()
+    require_no_tangents()
     evidence = ForwardEvidence(residuals, gaps, (theta, Z))
     method, triplets = _STRATEGIES[adjoint], (sigma, u, v)
     ambiguity = cast("Ambiguity", warn_of)

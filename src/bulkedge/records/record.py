@@ -83,7 +83,7 @@ class Skipped(Row):
     side: InputSide = Field(default="tuned", description="Which input holds it.")
     accepted: bool = Field(default=False, description="A weight that the recipe leaves out.")
     changed: bool = Field(
-        default=False, description="A vector, such as a bias, that differs; told with moments."
+        default=False, description="A vector, such as a bias, that differs; reported with moments."
     )
 
 

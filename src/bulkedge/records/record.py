@@ -85,6 +85,9 @@ class Skipped(Row):
     changed: bool = Field(
         default=False, description="A vector, such as a bias, that differs; reported with moments."
     )
+    not_finite: str | None = Field(
+        None, description="How many of its numbers are NaN or Inf, where it counts as lost for it."
+    )
 
 
 class Stored(Row):

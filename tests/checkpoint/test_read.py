@@ -284,7 +284,9 @@ def test_a_shard_that_is_no_file_is_not_called_missing(tmp_path):
 def test_a_link_to_nowhere_beside_shards_is_not_passed_over(tmp_path):
     sharded(tmp_path)
     (tmp_path / "model.safetensors").symlink_to("nowhere")
-    with pytest.raises(CheckpointError, match="several checkpoints, and nothing says which to read"):
+    with pytest.raises(
+        CheckpointError, match="several checkpoints, and nothing says which to read"
+    ):
         open_checkpoint(tmp_path)
 
 

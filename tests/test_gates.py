@@ -144,7 +144,9 @@ def test_two_checkpoints_are_no_shards(base, tmp_path):
     folder = tmp_path / "two"
     for name in ("a", "b"):
         save(folder / f"{name}.safetensors", {"up.weight": weights(9, 8)})
-    assert "several checkpoints and no telling which" in run("audit", folder, base).stderr
+    assert (
+        "several checkpoints, and nothing says which to read" in run("audit", folder, base).stderr
+    )
 
 
 # ---- what is doubted

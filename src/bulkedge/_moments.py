@@ -19,7 +19,7 @@ from bulkedge.checkpoint.header import FLOATING
 from bulkedge.checkpoint.model import is_output
 from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.comparison import Plan, load, make_plan, what_is_not_finite
-from bulkedge.comparison.finite import ACCEPTED, REMEDY, is_damaged
+from bulkedge.comparison.finite import REMEDY
 from bulkedge.moments import Collector, Moments
 from bulkedge.moments._losses import loss_of
 from bulkedge.moments._partial import Partial, digest_of
@@ -142,9 +142,10 @@ def _check_finite(network: Any, path: str) -> None:
 def _put_on(network: Any, base: str, tuned: str) -> None:
     """Give a model the weights of a fine-tune: all of them, or an error names what has no place."""
     plan = make_plan(base, tuned, make_recipe({"partial": True}))
-    if damaged := [row for row in plan.skipped if is_damaged(row)]:
-        reason = damaged[0].reason.removeprefix("tuned ").removesuffix(ACCEPTED)
-        raise InputError(f"{tuned}: {damaged[0].name!r} {reason}")
+    if damaged := [row for row in plan.skipped if row.not_finite is not None]:
+        path = base if damaged[0].side == "base" else tuned
+        holds = damaged[0].not_finite
+        raise InputError(f"{path}: {damaged[0].name!r} holds {holds}: {REMEDY}")
     # the output layer may go unjudged: no layer reads what it puts out
     _refuse(
         f"{row.name!r} ({row.reason})" for row in plan.skipped if row.lost and not _of_output(row)

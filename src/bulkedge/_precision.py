@@ -1,4 +1,4 @@
-"""Products in the precision of their dtype, whatever the process was told before."""
+"""Products in the precision of their dtype, whatever the process has set before."""
 
 from __future__ import annotations
 

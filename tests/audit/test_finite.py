@@ -47,6 +47,7 @@ def test_a_norm_that_is_not_finite_is_named(value, told, dtype, tmp_path):
     record = bulkedge.audit(*files)
     assert list(lost(record)) == [("tuned", NORM)]
     assert told in lost(record)["tuned", NORM]
+    assert [row.not_finite for row in record.skipped if row.name == NORM] == [told]
     assert not record.summary.complete
 
 

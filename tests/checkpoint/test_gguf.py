@@ -231,7 +231,7 @@ def test_a_folder_with_one_file_and_with_several(tmp_path):
     write({DOWN: (weights(64, 96), None)}, tmp_path / "a.gguf")
     assert open_checkpoint(tmp_path).path == tmp_path
     write({DOWN: (weights(64, 96), None)}, tmp_path / "b.gguf")
-    with pytest.raises(CheckpointError, match="several GGUF files and no telling which"):
+    with pytest.raises(CheckpointError, match="several GGUF files, and nothing says which to read"):
         open_checkpoint(tmp_path)
 
 

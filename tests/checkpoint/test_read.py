@@ -100,7 +100,7 @@ PATHS = {
     "pickle_folder": (lambda d: touch(d / "model.pt").parent, "found only 'model.pt': it is a pi"),
     "two_files": (
         lambda d: [save(d / f"{i}.safetensors", TENSORS) for i in "ab"].pop().parent,
-        r"several checkpoints and no telling which \(a.safetensors, b.safetensors\)",
+        r"several checkpoints, and nothing says which to read \(a.safetensors, b.safetensors\)",
     ),
     "adapters": (
         lambda d: touch(d / "default/adapter_config.json").parents[1],
@@ -112,7 +112,7 @@ PATHS = {
     ),
     "both": (
         lambda d: save(sharded(d / "m") / "model.safetensors", TENSORS).parent,
-        "several checkpoints and no telling which",
+        "several checkpoints, and nothing says which to read",
     ),
     "unset": (lambda d: "", "expected a path, got an empty one"),
     "lfs": (lambda d: text(d / "x.safetensors", "version https://git-lfs"), "git lfs pull"),
@@ -309,7 +309,9 @@ def test_a_shard_that_is_no_file_is_not_called_missing(tmp_path):
 def test_a_link_to_nowhere_beside_shards_is_not_passed_over(tmp_path):
     sharded(tmp_path)
     (tmp_path / "model.safetensors").symlink_to("nowhere")
-    with pytest.raises(CheckpointError, match="several checkpoints and no telling which"):
+    with pytest.raises(
+        CheckpointError, match="several checkpoints, and nothing says which to read"
+    ):
         open_checkpoint(tmp_path)
 
 

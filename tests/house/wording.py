@@ -53,6 +53,10 @@ INSTEAD = {
     r"\bcounts as none\b": "is ignored",
     r"\bspares the\b": "saves the",
     r"\bto the bit\b": "bit by bit, bit-identical",
+    r"\btells (so|it|its|which|how|them|their)\b|\bno telling\b": "says, shows, reports",
+    r"\btold (by|of|with|well)\b|\b(is|are) told\b": "is read from, is reported",
+    r"\bas announced\b": "as predicted",
+    r"\banything was looked at": "any result was seen",
     r"\bMeasured, that\b": "in our study, …",
     r"(?<!-m )pip install 'bulkedge\[": "install() of _errors: this Python's pip",
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from bulkedge import (
     Scale,
 )
 from bulkedge.checkpoint import read_header
+from bulkedge.report import render
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
@@ -260,7 +262,8 @@ def test_diffusers_metadata(rslora, tmp_path):
 # ---- refusals
 
 
-def test_scaled_blocks_are_refused_by_name(tmp_path):
+def repair_of_scaled_blocks(tmp_path):
+    """A repair that refuses its only matrix."""
     W0 = gaussian(32, 32).float()
     config = {"quantization_config": {"weight_block_size": [16, 16]}}
     for folder, W in (("base", W0), ("tuned", intruded(W0, 60.0))):
@@ -268,13 +271,36 @@ def test_scaled_blocks_are_refused_by_name(tmp_path):
         tensors = {"q.weight": stored, "q.weight_scale_inv": torch.full((2, 2), 4.0)}
         save(tmp_path / folder / "model.safetensors", tensors)
         (tmp_path / folder / "config.json").write_text(json.dumps(config))
-    record = bulkedge.repair(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", recipe=RECIPE)
-    (row,) = record.matrices
+    return bulkedge.repair(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", recipe=RECIPE)
+
+
+def test_scaled_blocks_are_refused_by_name(tmp_path):
+    (row,) = repair_of_scaled_blocks(tmp_path).matrices
     assert row.status == "refused"
     assert row.note.startswith("F8_E4M3 with scales: its blocks would have to be quantised anew")
     assert row.intruders_after is None
     assert row.intruders_before > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_matrix_is_an_error_in_ci(tmp_path):
+    record = repair_of_scaled_blocks(tmp_path)
+    (row,) = record.matrices
+    suite = ElementTree.fromstring(render(record, "junit").encode())  # noqa: S314 — our own
+    assert suite.get("errors") == "1"
+    (case,) = [c for c in suite if c.get("classname") == "bulkedge.repair"]
+    assert case.get("name") == row.name
+    assert case.find("error").get("message") == f"NOT repaired: {row.note}"
+    (run,) = json.loads(render(record, "sarif"))["runs"]
+    (result,) = [r for r in run["results"] if r["ruleId"] == "not-repaired"]
+    assert result["level"] == "error"
+    assert result["message"]["text"] == f"{row.name}: NOT repaired: {row.note}"
+    assert not run["invocations"][0]["executionSuccessful"]
+    assert "not-repaired" not in {r["ruleId"] for r in _results(record.before)}
+
+
+def _results(record):
+    return json.loads(render(record, "sarif"))["runs"][0]["results"]
 
 
 def test_multihead_attention_is_refused_by_name(tmp_path):

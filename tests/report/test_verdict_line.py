@@ -23,7 +23,7 @@ def test_a_space_that_is_full_has_no_intruders_and_is_no_green_gate(shape, k, fu
     tuned = save(tmp_path / "t.safetensors", {"a.weight": W0 + spike})
     record = bulkedge.audit(base, tuned, recipe={"top_k": k})
     assert record.summary.new_directions > 0
-    assert ("could not be told from intruders" in verdict_line(record)) is full
+    assert ("could not be distinguished from intruders" in verdict_line(record)) is full
     if full:
         assert record.summary.verdicts["intruder"] == 0
         assert exit_code(record, "intruder") == 1

@@ -31,7 +31,7 @@ class Watch:
 
     Attributes:
         digests: SHA-256 of each file by its path.
-        inputs: The same as the record tells it.
+        inputs: The same as the record holds it.
 
     Raises:
         CheckpointError: If a file cannot be read.
@@ -230,7 +230,7 @@ def as_text(path: str | Path) -> str:
 
 
 def _sha256(path: Path, stop: threading.Event) -> str:
-    """Digest of a file, read in pieces until told to stop."""
+    """Digest of a file, read in pieces until asked to stop."""
     digest = hashlib.sha256()
     try:
         with open_regular(path)[0] as file:  # checked before, but a pipe may have come since

@@ -17,7 +17,7 @@ def rank_config(record: Record) -> dict[str, Any]:
 
     That rank carries 99 % of the energy of the layer's trained update (``in_use`` of a record).
     Each α keeps the number in front of B·A as it was.  Whether the task needs the rest, or more
-    than the adapter was given, only training tells: where all of the rank is in use, it may have
+    than the adapter was given, only training shows: where all of the rank is in use, it may have
     been too small.
 
     Args:

@@ -68,7 +68,7 @@ class Part:
 
     @property
     def suffix(self) -> str:
-        """What tells it from the other parts, in a name: empty for the only one."""
+        """What sets it apart from the other parts, in a name: empty for the only one."""
         return replace(self.matrix, expert=self.expert, rows=self.rows, alias=None).suffix
 
 
@@ -77,7 +77,7 @@ class Layout:
 
     Args:
         checkpoint: Its headers.
-        model: The model's configuration, which tells some orientations.
+        model: The model's configuration, which gives some orientations.
         split: Globs of fused parameters that are to be split, and the rows of each block.
         other: What the other side calls its tensors: it may fuse some that are apart here.
     """
@@ -167,7 +167,7 @@ class Layout:
         return replace(matrix, rows=rows) if rows[1] <= matrix.acts_as[0] else None
 
     def transposed(self, name: str) -> bool:
-        """Whether a parameter is stored as ``(in, out)``, as far as the model's type tells."""
+        """Whether a parameter is stored as ``(in, out)``, as far as the model's type says."""
         shape, stored = self.shapes[name], self.weights.get(name)
         if stored is not None and stored.upright:
             return False

@@ -141,7 +141,7 @@ class LoraFactors:
         return self._fits(stored[:2]) and all(size == 1 for size in stored[2:])
 
     def _fits(self, stored: tuple[int, ...]) -> bool:
-        """The same for one matrix; only an embedding tells its orientation."""
+        """The same for one matrix; only an embedding has a fixed orientation."""
         return stored == self.shape or (not self.embedding and stored == self.shape[::-1])
 
     def of(self, *, expert: int | None = None, rows: tuple[int, int] | None = None) -> LoraFactors:

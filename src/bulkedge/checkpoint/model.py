@@ -76,7 +76,7 @@ def has_output(config: Config) -> bool | None:
         config: The content of ``config.json``.
 
     Returns:
-        What its class tells; None of a class that is not known.
+        What follows from its class; None of a class that is not known.
     """
     classes = _classes(config)
     if any(part in name for name in classes for part in WITH_OUTPUT):

@@ -65,8 +65,8 @@ class OfBase:
     Attributes:
         method: As PEFT spells it.
         parts: The stored tensors by the names of their parts.
-        sides: ``(out, in)`` of the weight as far as the tensors tell them; 0 of one that the base
-            alone tells.
+        sides: ``(out, in)`` of the weight as far as the tensors have them; 0 where only the base
+            has it.
         settings: What the configuration says besides.
         fan_in_fan_out: Whether it says that the base stores the weight as ``(in, out)``: a hint.
         part_rows: The output rows that are meant; None for all.

@@ -279,9 +279,10 @@ def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> st
         return f"{len(files)} shards without their index; download {missing}, or save again"
     if files or indexes:
         names = ", ".join(path.name for path in [*indexes, *files][:5])
-        return f"several checkpoints and no telling which ({names}); name the file"
+        return f"several checkpoints, and nothing says which to read ({names}); name the file"
     if several := sorted(p.name for p in folder.glob(f"*{ENDING}")):
-        return f"several GGUF files and no telling which ({', '.join(several[:5])}); name the file"
+        names = ", ".join(several[:5])
+        return f"several GGUF files, and nothing says which to read ({names}); name the file"
     if remedy := _training_state(folder):
         return remedy
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)

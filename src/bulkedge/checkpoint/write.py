@@ -186,7 +186,7 @@ def _sync(folder: Path) -> None:
 
 
 def umask() -> int:
-    """The permissions that new files do not get; the system tells them only on a change."""
+    """The permissions that new files do not get; the system returns them only on a change."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -66,7 +66,7 @@ def _adapter_rows(adapter: Adapter) -> list[Row]:
     rows: list[Row] = [
         {
             "name": name,
-            "shape": [side or None for side in f.shape],  # None of one that the base alone tells
+            "shape": [side or None for side in f.shape],  # None where only the base has it
             "dtype": f.infos[0].dtype,
             "rank": f.rank,
             "scale": f.scale,
@@ -127,7 +127,7 @@ def _what_model(model: Checkpoint) -> str:
 
 
 def _side(length: int | None) -> str:
-    """One side of a shape; a question mark for one that the base alone tells."""
+    """One side of a shape; a question mark where only the base has it."""
     return "?" if length is None else str(length)
 
 

@@ -18,7 +18,7 @@ from .leftover import why_excluded
 
 PIECE = 2**20
 """So many numbers are looked at together."""
-REMEDY, ACCEPTED = "save the model again, or download it again", ", or --exclude this tensor"
+REMEDY = "save the model again, or download it again"
 
 
 def what_is_not_finite(tensor: Tensor) -> str | None:
@@ -33,11 +33,6 @@ def what_is_not_finite(tensor: Tensor) -> str | None:
     if all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(PIECE)):
         return None
     return f"{int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
-
-
-def is_damaged(row: Skipped) -> bool:
-    """Whether a tensor counts as lost because it holds NaN or Inf."""
-    return row.lost and row.reason.endswith(f"{REMEDY}{ACCEPTED}")
 
 
 def with_damaged(
@@ -71,9 +66,10 @@ def with_damaged(
         if (side, info.name) in passed_over or why_excluded(recipe, info.name, *names):
             continue
         if (found := what_is_not_finite(read_tensor(info))) is not None:
-            reason = f"{side} holds {found}: {REMEDY}{ACCEPTED}"
-            row = Skipped(name=info.name, reason=reason, lost=True, side=side)
-            damaged[side, info.name] = row
+            reason = f"{side} holds {found}: {REMEDY}, or --exclude this tensor"
+            damaged[side, info.name] = Skipped(
+                name=info.name, reason=reason, lost=True, side=side, not_finite=found
+            )
     kept = [row for row in skipped if row.lost or (row.side, row.name) not in damaged]
     known = {(row.side, row.name) for row in kept}
     return [*kept, *(row for key, row in damaged.items() if key not in known)]

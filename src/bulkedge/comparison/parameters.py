@@ -2,7 +2,7 @@
 
 They are added to what flows through a model, or put before it, as biases are: no layer multiplies
 by them.  One that is equal on both sides is no update.  A changed one counts as harmless if its
-name says what it is, and is told of; any other is lost: it may be a layer of an unknown form.
+name says what it is, and is reported; any other is lost: it may be a layer of an unknown form.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _by_entries(
         and (f".{name}".endswith(end) or f".{_weight(path)}".endswith(f".{name}"))
     ]  # fmt: skip
     if not bool((own != own[:1]).any()):
-        return None  # a weight of equal entries tells nothing
+        return None  # a weight of equal entries has no information
     found = [name for name in fitting if alike(own, sample(read_tensor(tensors[name])))]
     if len(found) > 1:
         raise InputError(

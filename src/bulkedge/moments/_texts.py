@@ -43,7 +43,7 @@ def batches(lengths: Sequence[int], tokens: int = BATCH) -> list[list[int]]:
 
     Returns:
         Positions of the texts; never as many as the longest has tokens, so that the shape of an
-        input tells which of its dimensions is the batch.
+        input shows which of its dimensions is the batch.
 
     Example:
         >>> batches([5, 1, 4, 1], tokens=8)

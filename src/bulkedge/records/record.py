@@ -83,7 +83,10 @@ class Skipped(Row):
     side: InputSide = Field(default="tuned", description="Which input holds it.")
     accepted: bool = Field(default=False, description="A weight that the recipe leaves out.")
     changed: bool = Field(
-        default=False, description="A vector, such as a bias, that differs; told with moments."
+        default=False, description="A vector, such as a bias, that differs; reported with moments."
+    )
+    not_finite: str | None = Field(
+        None, description="How many of its numbers are NaN or Inf, where it counts as lost for it."
     )
 
 

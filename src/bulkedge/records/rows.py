@@ -378,7 +378,7 @@ class Matrix(Row):
         """The share of the judged directions' energy that new ones have, ``Σ_new σ² / Σ σ²``.
 
         Of both sides where both were judged; None where nothing was.  A count saturates where most
-        directions are new; this still tells how strong they are.
+        directions are new; this still says how strong they are.
         """
         energy = sum(row.sigma**2 for row in self.directions)
         new = sum(row.sigma**2 for row in self.directions if row.verdict in COUNTED)

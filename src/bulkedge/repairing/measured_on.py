@@ -39,7 +39,7 @@ def check_fine_tune(layer: Layer, comparison: Comparison, pair: Pair) -> str | N
         pair: Its tensors, without DoRA's magnitude.
 
     Returns:
-        What to know where that cannot be told; None where it is the same one.
+        What to know where that is unknown; None where it is the same one.
 
     Raises:
         InputError: If they are of another.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from bulkedge._errors import count, printable
@@ -20,12 +20,15 @@ MOST_ROWS = 50
 """The most rows of a Markdown table: comments on a pull request have a limit."""
 
 
-def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
-    """One test case a matrix, as JUnit XML.
+def to_junit(
+    record: Record, fail_on: Verdict = Verdict.ROTATED, refused: Mapping[str, str] | None = None
+) -> str:
+    """One test case per matrix, as JUnit XML.
 
     Args:
         record: What to write.
         fail_on: The mildest verdict that is a failure.
+        refused: Why a repair refused a matrix, by its name; each is an error.
 
     Returns:
         XML.  What could not be judged is an error, a doubt a test that was skipped.
@@ -60,6 +63,10 @@ def to_junit(record: Record, fail_on: Verdict = Verdict.ROTATED) -> str:
             errors += 1
             case = _case(suite, row.name, "bulkedge.lost")
             ElementTree.SubElement(case, "error", message=printable(row.reason))
+    for name, why in (refused or {}).items():
+        errors += 1
+        case = _case(suite, name, "bulkedge.repair")
+        ElementTree.SubElement(case, "error", message=f"NOT repaired: {printable(why)}")
     doubted = doubts(record)
     for about, doubt in doubted.items():
         case = _case(suite, about, "bulkedge.doubt")

@@ -20,7 +20,7 @@ Curve = list[tuple[float, float, float]]
 def whole_curve(record: Record) -> dict[str, Curve]:
     """The curves of all matrices together: new directions summed, the lowest of all scores.
 
-    Matrices whose base looks untrained are left out, as they are where a scale is told, unless all
+    Matrices whose base looks untrained are left out, as they are where a scale is given, unless all
     are such.  What was judged is at 1; where critical scales were measured each matrix was judged
     at several scales, and is read by lines between them.
 

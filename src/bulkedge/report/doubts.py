@@ -1,4 +1,4 @@
-"""Why the verdict of an audit may mislead: what every view tells, a quiet one included."""
+"""Why the verdict of an audit may mislead: every view shows it, a quiet one included."""
 
 from __future__ import annotations
 

@@ -30,18 +30,20 @@ class Format:
         endings: The endings of its files, the usual one first.
         render: Its content, from one record; None for the page, which shows several.
         has_table: Whether it has a table of matrices, whose columns may be chosen.
+        is_gate: Whether it is read by a service of CI, and shows what a repair refused.
     """
 
     endings: tuple[str, ...]
     render: Callable[..., str | bytes] | None
     has_table: bool = False
+    is_gate: bool = False
 
 
 FORMATS = {
     "html": Format((".html", ".htm"), None, has_table=True),
     "markdown": Format((".md",), to_markdown, has_table=True),
-    "junit": Format((".xml",), to_junit),
-    "sarif": Format((".sarif",), to_sarif),
+    "junit": Format((".xml",), to_junit, is_gate=True),
+    "sarif": Format((".sarif",), to_sarif, is_gate=True),
     "csv": Format((".csv",), to_csv),
     "parquet": Format((".parquet",), to_parquet),
 }
@@ -58,7 +60,8 @@ def render(
 
     Args:
         records: The record of an audit or a repair, or several of them for a page.  Formats other
-            than HTML show what a repair left, or would begin with where it wrote nothing.
+            than HTML show what a repair left, or would begin with where it wrote nothing; JUnit and
+            SARIF also show each matrix that it refused.
         format: A key of ``FORMATS``: ``"html"``, ``"markdown"``, ``"junit"``, ``"sarif"``,
             ``"csv"`` or ``"parquet"``.
         labels: What to call the audits on a page.
@@ -86,7 +89,16 @@ def render(
         raise InputError(f"{format} is of one record, got {len(given)}; html shows several")
     (record,) = given
     shown = record if isinstance(record, Record) else record.after or record.before
+    if FORMATS[format].is_gate:
+        return write(shown, refused=_refused(record))
     return write(shown, columns) if FORMATS[format].has_table else write(shown)
+
+
+def _refused(record: Shown) -> dict[str, str]:
+    """The matrices that a repair refused, and why."""
+    if isinstance(record, Record):
+        return {}
+    return {row.name: row.note or "" for row in record.matrices if row.status == "refused"}
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
@@ -17,26 +17,29 @@ from .verdicts import APPEARANCE
 
 VERSION = "2.1.0"
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-NOT_JUDGED, DOUBT, SETTINGS = "not-judged", "doubt", "settings"
+NOT_JUDGED, REFUSED, DOUBT, SETTINGS = "not-judged", "not-repaired", "doubt", "settings"
 FINDINGS = (*COUNTED, Verdict.UNDECIDED)
 """The verdicts that are results; each is a rule."""
 OTHER = {
     NOT_JUDGED: ("error", "Part of the fine-tune that could not be judged."),
+    REFUSED: ("error", "A matrix that a repair refused."),
     DOUBT: ("warning", "Why the verdict may mislead."),
     SETTINGS: ("note", "Settings of the audit that are not the defaults."),
 }
 """The other rules: their level and what they say."""
 
 
-def to_sarif(record: Record) -> str:
+def to_sarif(record: Record, refused: Mapping[str, str] | None = None) -> str:
     """One result for each affected matrix and verdict, as SARIF 2.1.0.
 
     Args:
         record: What to write.
+        refused: Why a repair refused a matrix, by its name.
 
     Returns:
-        JSON.  What could not be judged is a result of the rule ``not-judged``, why the verdict may
-        mislead one of ``doubt``, and settings other than the defaults are one of ``settings``.
+        JSON.  What could not be judged is a result of the rule ``not-judged``, a matrix that a
+        repair refused one of ``not-repaired``, why the verdict may mislead one of ``doubt``, and
+        settings other than the defaults are one of ``settings``.
     """
     driver = {
         "name": "bulkedge",
@@ -49,8 +52,8 @@ def to_sarif(record: Record) -> str:
     place = _place(record)
     run = {
         "tool": {"driver": driver},
-        "results": [_result(place, *found) for found in _found(record)],
-        "invocations": [{"executionSuccessful": record.summary.complete}],
+        "results": [_result(place, *found) for found in _found(record, refused or {})],
+        "invocations": [{"executionSuccessful": record.summary.complete and not refused}],
     }
     return json.dumps({"$schema": SCHEMA, "version": VERSION, "runs": [run]}, indent=2) + "\n"
 
@@ -78,7 +81,7 @@ def _other_rule(name: str, level: str, meaning: str) -> dict[str, Any]:
     }
 
 
-def _found(record: Record) -> Iterator[tuple[str, str, str]]:
+def _found(record: Record, refused: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """Rule, name of a matrix or of what else it is about, and message of each result."""
     for matrix in record.matrices:
         if matrix.status in ("not_finite", "failed"):
@@ -89,6 +92,7 @@ def _found(record: Record) -> Iterator[tuple[str, str, str]]:
     for row in record.skipped:
         if row.lost:
             yield NOT_JUDGED, row.name, row.reason
+    yield from ((REFUSED, name, f"{name}: NOT repaired: {why}") for name, why in refused.items())
     yield from ((DOUBT, about, doubt) for about, doubt in doubts(record).items())
     if (settings := settings_of(record)) is not None:
         yield SETTINGS, "recipe", settings

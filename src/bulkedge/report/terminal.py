@@ -129,9 +129,9 @@ def _verdict_line(record: Record) -> str:
         line += f" ({_by_side(record)})"
     if alike := indistinct(record):
         line += (
-            f"; {len(alike)} of the rotated could not be told from intruders, because 2·top_k "
-            "directions span the whole space there: use a smaller --top-k (--fail-on intruder "
-            "counts them)"
+            f"; {len(alike)} of the rotated could not be distinguished from intruders, because "
+            "2·top_k directions span the whole space there: use a smaller --top-k "
+            "(--fail-on intruder counts them)"
         )
     if summary.unchanged:
         line += f"; {count(summary.unchanged, 'matrix', 'matrices')} unchanged"

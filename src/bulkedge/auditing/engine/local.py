@@ -196,7 +196,7 @@ def _answer(comparison: Comparison, recipe: Recipe, audit: Audit) -> tuple[Matri
     try:
         with one_thread():  # the environment may ask a new process for less precision, too
             return audit(comparison, recipe), "", ""
-    except Exception as error:  # whatever it is, the parent is who tells
+    except Exception as error:  # whatever it is, the parent reports it
         return None, f"{type(error).__name__}: {error}", traceback.format_exc()
 
 

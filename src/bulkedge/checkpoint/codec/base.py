@@ -288,7 +288,7 @@ class Packed(Grouped):
         result = None
         for at, size in strips(start, stop, width):
             strip = self.unpack(offset + at, size, file)
-            if result is None:  # the first strip tells the dtype
+            if result is None:  # the first strip decides the dtype
                 result = strip.new_empty(stop - start, width)
             result[at - start : at - start + size] = strip
         return self.unpack(offset + start, 0, file) if result is None else result

@@ -41,7 +41,7 @@ class EightBits(Upright):
 
     @classmethod
     def claim(cls, stored: Candidate) -> EightBits | None:
-        """A tensor in int8 with scales beside it; the byte that tells the order is read."""
+        """A tensor in int8 with scales beside it; the byte that gives the order is read."""
         info = stored.info
         scales, layout = (stored.beside(end, of=".weight") for end in (SCALES, LAYOUT))
         if info.dtype != "I8" or scales is None:
@@ -55,7 +55,7 @@ class EightBits(Upright):
 
     @property
     def companions(self) -> tuple[TensorInfo, ...]:
-        """The scales, and the byte that tells the order."""
+        """The scales, and the byte that gives the order."""
         return tuple(info for info in (self.scales, self.layout) if info is not None)
 
     @property

@@ -45,7 +45,7 @@ class GgufWeight(Codec):
 
     @classmethod
     def claim(cls, stored: Candidate) -> GgufWeight | None:
-        """Nothing: the tensors of a GGUF file are told by the file, not by their names."""
+        """Nothing: the tensors of a GGUF file are known from the file, not from their names."""
         return None
 
     @property

@@ -86,7 +86,8 @@ class Skipped(Row):
         default=False, description="A vector, such as a bias, that differs; reported with moments."
     )
     not_finite: str | None = Field(
-        None, description="How many of its numbers are NaN or Inf, where it counts as lost for it."
+        default=None,
+        description="How many of its numbers are NaN or Inf, where it counts as lost for it.",
     )
 
 

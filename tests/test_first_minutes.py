@@ -147,7 +147,10 @@ def test_a_dash_is_stdout(run, tmp_path):
         "tuned.safetensors"
     )
     rules = {rule["id"] for rule in sarif["runs"][0]["tool"]["driver"]["rules"]}
-    assert rules == {"rotated", "intruder", "undecided", "not-judged", "doubt", "settings"}
+    assert rules == {
+        *("rotated", "intruder", "undecided", "not-judged", "doubt", "settings"),
+        "not-repaired",
+    }
     assert not (tmp_path / "-").exists()
 
 

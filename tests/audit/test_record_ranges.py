@@ -33,7 +33,7 @@ UNBOUNDED = {
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
     "name", "path", "trained_on", "version", "torch", "reason", "tuned_name", "note", "engine",
-    "output", "left_behind", "include", "exclude", "quantised", "drift_note",
+    "output", "left_behind", "include", "exclude", "quantised", "drift_note", "not_finite",
 }  # fmt: skip
 """Texts that may be any."""
 
@@ -69,6 +69,7 @@ def documents(tmp_path_factory):
     found = {name: json.loads(record.to_json()) for name, record in found.items()}
     of_protect = {"strength": 1.0, "drift_before": 0.5, "drift_after": 0.25, "task_change": 0.1}
     found["repair"]["matrices"][0] |= of_protect
+    found["full"]["skipped"][0]["not_finite"] = "1 NaN and 0 Inf"
     found["adapter"]["inputs"]["base"]["quantised"] = "bitsandbytes nf4 (1 weight)"
     return found
 

@@ -75,7 +75,7 @@ def test_a_header_is_read_once_for_all_tensors_of_a_file(tmp_path, monkeypatch):
     )
     path = save(tmp_path / "x.safetensors", TENSORS)
     for _ in range(2):
-        for name, info in open_checkpoint(path).tensors.items():
+        for name, info in some(open_checkpoint(path).tensors.items()):
             assert torch.equal(read_tensor(info), TENSORS[name])
     assert opened == [path]
 
@@ -88,7 +88,7 @@ def test_a_file_changed_between_two_reads_is_opened_anew(tmp_path):
     save(path, longer)
     assert torch.equal(read_tensor(before), longer["b.weight"])
     path.unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tensor 'b\.weight' cannot be read"):
         read_tensor(before)
 
 

@@ -8,6 +8,7 @@ from bulkedge._linmap import Dense, LowRank, as_map
 from bulkedge.intruder import _eigen, judge
 from bulkedge.intruder._dense import BaseByGram, BaseBySVD, factor_base, leading_triplets
 from bulkedge.intruder._eigen import eigenvectors, leading_eigenvectors
+from helpers import some
 
 SHAPES = [(90, 90), (200, 90), (90, 200)]
 
@@ -98,7 +99,7 @@ def test_numbers_whose_squares_are_none(scale):
     A = draw(90, 70)
     W = A + 40 * draw(90, 1, seed=1) @ draw(1, 70, seed=2)
     found, usual = (judge(Dense(s * A), Dense(s * W), 3, method="dense") for s in (scale, 1.0))
-    for mine, same in zip(found.directions, usual.directions, strict=True):
+    for mine, same in some(zip(found.directions, usual.directions, strict=True)):
         assert mine.score == pytest.approx(same.score, abs=1e-9)
 
 

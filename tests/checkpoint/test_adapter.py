@@ -346,6 +346,8 @@ BAD_CONFIGS = {
     "no_type": ({"peft_type": None}, "peft_type: Input should be a valid string"),
     "rank": ({"r": "8"}, "r: Input should be a valid integer.*; save it again with PEFT"),
     "alpha": ({"lora_alpha": "NaN"}, "lora_alpha"),
+    "text for rslora": ({"use_rslora": "false"}, "use_rslora: Input should be a valid boolean"),
+    "text for dora": ({"use_dora": "false"}, "use_dora: Input should be a valid boolean"),
     "infinite": ({"lora_alpha": float("inf")}, "lora_alpha: Input should be a finite number"),
     "pattern": ({"alpha_pattern": {"(": 1}}, "pattern '.' cannot be matched"),
     "hanging": ({"alpha_pattern": {"(a|a|aa)+x": 1}}, "cannot be matched .*timed out"),

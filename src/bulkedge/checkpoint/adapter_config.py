@@ -43,6 +43,7 @@ NOT_A_SUM = {
 """Variants of which W0 + s·B·A is not the tuned weight, by the field that asks for them."""
 
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]  # PEFT takes the text "false" for true
 
 
 class AdapterConfig(BaseModel):
@@ -53,9 +54,9 @@ class AdapterConfig(BaseModel):
     peft_type: str
     r: Annotated[int, Field(ge=1, le=2**20, strict=True)] = 8
     lora_alpha: Number = 8
-    use_rslora: bool = False
-    use_dora: bool = False
-    fan_in_fan_out: bool = False
+    use_rslora: Flag = False
+    use_dora: Flag = False
+    fan_in_fan_out: Flag = False
     rank_pattern: dict[str, Number] | None = None
     alpha_pattern: dict[str, Number] | None = None
     init_lora_weights: Any = True
@@ -63,7 +64,7 @@ class AdapterConfig(BaseModel):
     lora_B_layout: Any = None
     unsloth_fused_expert_lora: Any = None
     auto_mapping: Any = None
-    ensure_weight_tying: bool = False
+    ensure_weight_tying: Flag = False
     peft_version: str | None = None
     base_model_name_or_path: Any = None
     revision: Any = None

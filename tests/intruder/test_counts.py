@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.intruder import _dense, judge
+from bulkedge.intruder._component_bound import Reached
 from bulkedge.intruder._search import Search
 from bulkedge.rmt import EmpiricalBulk
+from bulkedge.triplet import Bidiagonalization
 from bulkedge.update import BaseSpectrum, predict_spikes
 
 ALLOWED = 1.1
@@ -109,3 +111,17 @@ def test_no_count_of_a_fit_and_its_predictions_has_risen(case, most, monkeypatch
     figures = (len(calls), counts.operations)
     for name, now, before in zip(("transforms", "operations"), figures, most, strict=True):
         assert now <= ALLOWED * before, (case, name, figures)
+
+
+@pytest.mark.parametrize("now", [float("inf"), 3.0, 2.0])
+def test_an_excess_that_does_not_fall_predicts_nothing(now):
+    """It is infinite where the error of a direction leaves no room below ε."""
+    W0, _ = made("noise", 64, 64)
+    process = Bidiagonalization(W0, basis(64, 4, torch.Generator().manual_seed(1)), 1e-6)
+    search = Search(
+        process, None, torch.zeros(64, 1), torch.zeros(64, 3), frobenius=1.0, assumed_noise=1e-6,
+        max_steps=5, generator=torch.Generator(),
+    )  # fmt: skip
+    search.reached = Reached(torch.ones(1), now)
+    by_cost = search._steps_to_wait([(3, now), (4, now)])
+    assert search._steps_to_wait([(3, 2.0), (4, now)]) == by_cost >= 1

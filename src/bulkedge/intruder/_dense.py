@@ -168,7 +168,7 @@ def _svd_triplets(W: LinearMap, k: int) -> SingularTriplets:
 
 
 def _by_gram(W: LinearMap, k: int, base: Base | None) -> tuple[Tensor, Tensor] | None:
-    """σ and V of the leading triplets, one more than k; None where an SVD tells more apart."""
+    """σ and V of the leading triplets, k + 1 of them; None where they lie too close."""
     gram, size = _gram_of_sum(W, base)
     if gram is None:
         gram = _tall(W.to_dense())[0].gram()
@@ -218,7 +218,7 @@ def _tall_map(W: LinearMap) -> tuple[LinearMap, bool]:
 
 
 def _told_apart(sigma: Tensor, size: float, count: int | None = None) -> bool:
-    """Whether a Gram matrix of terms of this size tells neighbouring values apart, and from zero.
+    """Whether a Gram matrix separates each value from its neighbours, and from zero.
 
     Args:
         sigma: Descending.

@@ -168,11 +168,11 @@ class Search:
         """
         step, now = looks[-1]
         if len(self.reached.places):
-            before = looks[-2] if len(looks) > 1 else None
-            if before is None:
+            if len(looks) == 1:
                 return 1
-            pace = math.log(before[1] / now) / (step - before[0])
-            if pace > 0:
+            earlier, before = looks[-2]
+            if now < before:
+                pace = math.log(before / now) / (step - earlier)
                 return min(step, math.ceil(math.log(now) / pace))
         size, start = self.process.size, self.process.start_size
         evaluation = CHECK_WORK + CHECK_WORK_PER_CUBE * size**3

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.intruder import _dense, judge
 from bulkedge.intruder._component_bound import Reached
+from bulkedge.intruder._evidence import Question
 from bulkedge.intruder._search import Search
 from bulkedge.rmt import EmpiricalBulk
 from bulkedge.triplet import Bidiagonalization
@@ -118,8 +119,9 @@ def test_an_excess_that_does_not_fall_predicts_nothing(now):
     """It is infinite where the error of a direction leaves no room below ε."""
     W0, _ = made("noise", 64, 64)
     process = Bidiagonalization(W0, basis(64, 4, torch.Generator().manual_seed(1)), 1e-6)
+    asked = Question(0.5, torch.full((1,), 0.5), torch.zeros(1, dtype=torch.long), 2)
     search = Search(
-        process, None, torch.zeros(64, 1), torch.zeros(64, 3), frobenius=1.0, assumed_noise=1e-6,
+        process, asked, torch.zeros(64, 1), torch.zeros(64, 3), frobenius=1.0, assumed_noise=1e-6,
         max_steps=5, generator=torch.Generator(),
     )  # fmt: skip
     search.reached = Reached(torch.ones(1), now)

@@ -47,6 +47,8 @@ LAST_MIN_SIGMA_FRACTION = 0.95
 """After the last step bounds up to the smallest singular value seen times this are tried."""
 FAILURE_PROBABILITY = 1e-9
 """A statement about a matrix is wrong with at most this probability over the random vectors."""
+FLOAT64_COST = 2.0
+"""A pass in float64 costs that many in float32."""
 FACTORISATION_SPEED = 2
 """A factorisation costs about as much as ``min(m, n) / (2 b)`` steps with a block of b."""
 
@@ -189,17 +191,21 @@ class Search:
             The assessment; None where it is plain already that a direction stays open.
         """
         evidence = self._collect()
-        if not last and not self._may_decide(evidence):
+        if not last and not self._may_decide(evidence, assume_complete=True):
             return None
         if self.factorisations.tall and not last:
             optimistic = assess(self.question, evidence, assume_complete=True)
             if self._with_min_sigma(optimistic, tries=1, assume_complete=True).undecided:
                 return None
         self.first_decidable_step = min(self.first_decidable_step, step)
+        waited = step - self.first_decidable_step >= self.steps_per_factorisation
+        if not (last or waited) and self._measuring_costs_more():
+            evidence = self._collect(evidence.ritz)
+            if not self._may_decide(evidence, assume_complete=False):
+                return None
         self._measure_rounding(evidence)
         found = assess(self.question, self._collect(evidence.ritz))
         found = self._with_min_sigma(found, tries=MIN_SIGMA_TRIES if last else 1, last=last)
-        waited = step - self.first_decidable_step >= self.steps_per_factorisation
         if not found.undecided or not (last or waited):
             return found
         optimistic = assess(self.question, found.evidence, assume_complete=True)
@@ -207,10 +213,17 @@ class Search:
             found = assess(self.question, replace(found.evidence, proofs=self.proofs))
         return found
 
-    def _may_decide(self, evidence: Evidence) -> bool:
-        """Whether every score and overlap is settled if presumed clusters are complete."""
-        clusters = known_clusters(evidence, assume_complete=True)
-        floor = max(evidence.proofs.min_sigma, self._provable_min_sigma())
+    def _may_decide(self, evidence: Evidence, *, assume_complete: bool) -> bool:
+        """Whether every score and overlap is settled, by the rounding that was measured last.
+
+        Args:
+            evidence: The evidence.
+            assume_complete: Take presumed clusters for complete, and a bound on σ_min for proved.
+        """
+        clusters = known_clusters(evidence, assume_complete=assume_complete)
+        floor = evidence.proofs.min_sigma
+        if assume_complete:
+            floor = max(floor, self._provable_min_sigma())
         self.reached = unsettled_at(self.question, evidence, clusters, floor, self.reached.places)
         if len(self.reached.places):
             return False
@@ -263,6 +276,11 @@ class Search:
         self.rounding = measure_rounding(
             self.process, evidence.ritz, drawn, FAILURE_PROBABILITY, self.frobenius
         )
+
+    def _measuring_costs_more(self) -> bool:
+        """Whether measuring costs more than to see whether the proofs so far are enough."""
+        block = self.process.start_size + ROUNDING_PROBES
+        return FLOAT64_COST * 4 * block * math.prod(self.process.map.shape) > CHECK_WORK
 
     def _provable_min_sigma(self, fraction: float = MIN_SIGMA_FRACTION) -> float:
         """The largest lower bound of all singular values that is worth trying to prove."""

@@ -1,4 +1,4 @@
-"""What `bulkedge audit --dry-run` says of a job, beside what the audit then uses.
+"""What `bulkedge audit --dry-run` expects of a job, beside what the audit then uses.
 
     python benchmarks/dry_run.py
 
@@ -21,6 +21,7 @@ from audit_memory import make_checkpoint
 from common import peak_of, store
 
 from bulkedge import audit
+from bulkedge.auditing.estimate import reference_seconds
 
 SHAPES = {
     (384, 384): 12,
@@ -52,13 +53,13 @@ def measured(shape: tuple[int, int], count: int) -> dict[str, Any]:
         plan = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, check=True)
         peak = peak_of([*command, "-q"])
         seconds = core_seconds(folder / "base", folder / "adapter")
-    told = json.loads(plan.stdout)
+    expected = json.loads(plan.stdout)
     return {
         "shape": shape,
         "matrices": count,
-        "told_gigabytes": told["gigabytes_of_memory"],
+        "expected_gigabytes": expected["gigabytes_of_memory"],
         "gigabytes": round(peak / 1e9, 3),
-        "told_seconds": told["core_seconds"],
+        "expected_seconds": expected["core_seconds"],
         "seconds": round(seconds, 2),
     }
 
@@ -70,7 +71,7 @@ def main() -> None:
     for shape, count in SHAPES.items():
         rows.append(measured(shape, count))
         print(json.dumps(rows[-1]), flush=True)
-    store("dry_run", {"rows": rows})
+    store("dry_run", {"rows": rows, "reference_seconds": round(reference_seconds(), 4)})
 
 
 if __name__ == "__main__":

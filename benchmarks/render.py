@@ -369,8 +369,10 @@ def random_matrices() -> dict[str, Any]:
 def scale() -> dict[str, Any]:
     """Values of docs/scale.md."""
     turns, budget = measured("before_after")["rows"], measured("budget")
-    found = render_scale.Scale(cells("scale"), turns, budget, cells("protect_cost"))
-    return found.values() | {"where": where_of_cells("scale")}
+    dry_runs = measured("dry_run")["rows"]
+    found = render_scale.Scale(cells("scale"), turns, budget, cells("protect_cost"), dry_runs)
+    places = {"where": where_of_cells("scale"), "used where": where("dry_run")}
+    return found.values() | places
 
 
 def study() -> dict[str, Any]:

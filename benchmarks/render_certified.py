@@ -66,12 +66,15 @@ def turns_table(rows: list[dict[str, Any]]) -> str:
     def change(row: dict[str, Any], key: str) -> str:
         return f"{row['before'][key]:,} → {row['after'][key]:,}"
 
+    def products(after: dict[str, Any]) -> str:
+        return f"{1e3 * after['products']:.1f} ms" if after["method"] == "certified" else "–"
+
     return TURNS_HEAD + "\n".join(
         f"| {r['shape'][0]} × {r['shape'][1]}, r = {r['rank']} | {r['kind']} "
         f"| {1e3 * r['before']['seconds']:.1f} ms | {1e3 * r['after']['seconds']:.1f} ms "
         f"| {r['before']['seconds'] / r['after']['seconds']:.1f} "
         f"| {change(r, 'passes')} | {change(r, 'operations')} "
-        f"| {1e3 * r['after']['products']:.1f} ms | {r['after']['method']} "
+        f"| {products(r['after'])} | {r['after']['method']} "
         f"| {'yes' if r['same_verdicts'] else 'no'} |"
         for r in rows
     )

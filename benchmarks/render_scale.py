@@ -24,6 +24,7 @@ class Scale:
         turns: Rows of ``before_after.json``.
         budget: Of ``budget.json``.
         protect: Cells of ``protect_cost.jsonl``.
+        dry_runs: Rows of ``dry_run.json``.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class Scale:
         turns: Iterable[dict[str, Any]],
         budget: dict[str, Any],
         protect: Iterable[dict[str, Any]],
+        dry_runs: Iterable[dict[str, Any]],
     ) -> None:
+        self.dry_runs = list(dry_runs)
         self.cells = [cell["of"] | cell["figures"] for cell in cells]
         known = {tuple(r["shape"]): r["after"]["seconds"] for r in turns if r["kind"] == "trained"}
         known |= {tuple(c["shape"]): c["seconds"] for c in self.of("matrices")}
@@ -51,6 +54,7 @@ class Scale:
         return {
             "models": self.models(),
             "plans": self.plans(),
+            "used": self.used(),
             "moments": self.moments(),
             "clusters": self.clusters(),
             "of": self.figures(),
@@ -100,7 +104,17 @@ class Scale:
              f"{plan['memory'] / 1e6:,.0f} MB", f"{plan['gigabytes_of_memory']:.1f} GB"]
             for plan in self.of("plans")
         ]  # fmt: skip
-        return table("| model | files | dry run | its memory | it says of a job: memory |", rows)
+        return table("| model | files | dry run | its memory | memory of a job, expected |", rows)
+
+    def used(self) -> str:
+        """What a dry run expects, and what the audit used."""
+        rows = [
+            [f"{row['matrices']} of {row['shape'][0]} × {row['shape'][1]}",
+             f"{row['expected_gigabytes']:.2f} GB", f"{row['gigabytes']:.2f} GB",
+             f"{row['expected_seconds']:.1f} s", f"{row['seconds']:.1f} s"]
+            for row in self.dry_runs
+        ]  # fmt: skip
+        return table("| matrices | memory, expected | used | time of a core, expected | used |", rows)
 
     def moments(self) -> str:
         """What moments and protecting take."""

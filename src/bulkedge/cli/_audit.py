@@ -35,7 +35,7 @@ from ._several import HANDLED, audit_several, plan_of, refuse_for_several
 
 if TYPE_CHECKING:
     from bulkedge.auditing import Engine
-    from bulkedge.comparison import Comparison, Plan
+    from bulkedge.comparison import Plan
     from bulkedge.records import Recipe, Record
 
 
@@ -61,19 +61,6 @@ LABELS = {
     "core_seconds": ("time of one core, about", " s"),
 }
 """How a dry run calls its facts, and their units; JSON has the bare names."""
-
-BASIS_VECTORS = 500
-"""A certificate keeps at most this many basis vectors on either side, copies included."""
-SCALES = 13
-"""A matrix is judged about this many times where its critical scale is measured."""
-PASSES, BLOCK = 40, 18
-"""A certificate takes about so many products, with so many vectors each."""
-EIGEN_WORK = 4.5
-"""Two eigenproblems in float64 cost this many times the cube of their side."""
-CERTIFIED_SECONDS, DENSE_SECONDS = 0.13, 0.035
-"""What a matrix takes besides: small algebra, most of it the time of Python."""
-FLOP_A_SECOND = 2.5e10
-"""Operations of one core, as ``benchmarks/dry_run.py`` measures them."""
 
 
 @click.command(short_help="Find the intruder dimensions of a fine-tune.")
@@ -275,6 +262,8 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
 
 def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
     """What an audit would do, and what it would need."""
+    from bulkedge.auditing import estimate
+
     bases = [comparison.base for comparison in plan.comparisons]
     largest = max(bases, key=lambda base: base.size, default=None)
     description = "none"
@@ -287,49 +276,10 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
         "lost": sum(row.lost for row in plan.skipped),
         "largest": description,
         "gigabytes_to_read": round(read / 1e9, 2),
-        "gigabytes_of_memory": round(_peak_bytes(plan, recipe) / 1e9, 2),
-        "core_seconds": round(sum(_core_seconds(c, recipe) for c in plan.comparisons), 1),
+        "gigabytes_of_memory": round(estimate.peak_bytes(plan, recipe) / 1e9, 2),
+        "core_seconds": round(estimate.core_seconds(plan, recipe), 1),
         "recipe": recipe.model_dump(mode="json"),
     }
-
-
-def _peak_bytes(plan: Plan, recipe: Recipe) -> float:
-    """Memory of a job: torch, the largest comparison's tensors, and what is computed from them."""
-    peak = 0.0
-    for comparison in plan.comparisons:
-        stored = sum(matrix.nbytes for matrix in comparison.matrices)
-        long, short = max(comparison.base.shape), min(comparison.base.shape)
-        if _is_decomposed(comparison, recipe):
-            computed = 8 * (4 * long * short + 5 * short**2)
-        else:  # the bases of the process, and two Gram matrices of the short side
-            computed = 4 * (BASIS_VECTORS * (long + short) + 2 * short**2)
-        moment = 0 if isinstance(comparison.inputs, str | None) else comparison.inputs.nbytes
-        peak = max(peak, stored + computed + 5 * moment)  # stored, in float64, and checked
-    return 300e6 + peak
-
-
-def _is_decomposed(comparison: Comparison, recipe: Recipe) -> bool:
-    """Whether decompositions decide on a matrix at once."""
-    from bulkedge.intruder import svd_is_cheap
-
-    return recipe.method == "dense" or svd_is_cheap(comparison.base.shape, recipe.top_k)
-
-
-def _core_seconds(comparison: Comparison, recipe: Recipe) -> float:
-    """About how long one core takes for a matrix, whose verdicts products or SVDs decide."""
-    long, short = max(comparison.base.shape), min(comparison.base.shape)
-    if _is_decomposed(comparison, recipe):
-        # two Gram matrices and two eigenproblems, in float64
-        seconds, flop = DENSE_SECONDS, 2 * long * short**2 + EIGEN_WORK * short**3
-    else:
-        seconds, flop = CERTIFIED_SECONDS, PASSES * 2 * BLOCK * long * short
-        if long > short:  # of one side a Gram matrix, too
-            flop += long * short**2 / len(recipe.sides)
-    times = SCALES if recipe.critical_scale else 1
-    if not isinstance(comparison.inputs, str | None):
-        rows = comparison.base.acts_as[0] if comparison.factors is None else 20
-        flop += 2 * rows * comparison.inputs.nbytes / 4 / times
-    return times * (seconds + flop / FLOP_A_SECOND)
 
 
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:

@@ -191,7 +191,7 @@ class Search:
             The assessment; None where it is plain already that a direction stays open.
         """
         evidence = self._collect()
-        if not last and not self._may_decide(evidence, assume_complete=True):
+        if not last and not self._may_decide(evidence):
             return None
         if self.factorisations.tall and not last:
             optimistic = assess(self.question, evidence, assume_complete=True)
@@ -200,8 +200,8 @@ class Search:
         self.first_decidable_step = min(self.first_decidable_step, step)
         waited = step - self.first_decidable_step >= self.steps_per_factorisation
         if not (last or waited) and self._measuring_costs_more():
-            evidence = self._collect(evidence.ritz)
-            if not self._may_decide(evidence, assume_complete=False):
+            # by the rounding that was measured last, or assumed
+            if not self._decides(self._collect(evidence.ritz)):
                 return None
         self._measure_rounding(evidence)
         found = assess(self.question, self._collect(evidence.ritz))
@@ -213,21 +213,22 @@ class Search:
             found = assess(self.question, replace(found.evidence, proofs=self.proofs))
         return found
 
-    def _may_decide(self, evidence: Evidence, *, assume_complete: bool) -> bool:
-        """Whether every score and overlap is settled, by the rounding that was measured last.
-
-        Args:
-            evidence: The evidence.
-            assume_complete: Take presumed clusters for complete, and a bound on σ_min for proved.
-        """
-        clusters = known_clusters(evidence, assume_complete=assume_complete)
-        floor = evidence.proofs.min_sigma
-        if assume_complete:
-            floor = max(floor, self._provable_min_sigma())
+    def _may_decide(self, evidence: Evidence) -> bool:
+        """Whether every score and overlap is settled if presumed clusters are complete."""
+        clusters = known_clusters(evidence, assume_complete=True)
+        floor = max(evidence.proofs.min_sigma, self._provable_min_sigma())
         self.reached = unsettled_at(self.question, evidence, clusters, floor, self.reached.places)
         if len(self.reached.places):
             return False
         return self.factorisations.tall or overlaps_decide(self.question, evidence, clusters)
+
+    def _decides(self, evidence: Evidence) -> bool:
+        """Whether every score and overlap is settled by what is proved."""
+        clusters = known_clusters(evidence)
+        floor, nowhere = evidence.proofs.min_sigma, self.reached.places
+        if len(unsettled_at(self.question, evidence, clusters, floor, nowhere).places):
+            return False
+        return overlaps_decide(self.question, evidence, clusters)
 
     def _with_min_sigma(
         self, found: Assessment, *, tries: int, assume_complete: bool = False, last: bool = False

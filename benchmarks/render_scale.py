@@ -114,7 +114,9 @@ class Scale:
              f"{row['expected_seconds']:.1f} s", f"{row['seconds']:.1f} s"]
             for row in self.dry_runs
         ]  # fmt: skip
-        return table("| matrices | memory, expected | used | time of a core, expected | used |", rows)
+        return table(
+            "| matrices | memory, expected | used | time of a core, expected | used |", rows
+        )
 
     def moments(self) -> str:
         """What moments and protecting take."""

@@ -13,6 +13,7 @@ from bulkedge._linmap import (
     Sum,
     Upcast,
     as_map,
+    frobenius,
 )
 from cases import gaussian
 from helpers import some
@@ -101,6 +102,25 @@ def test_tiles_of_a_widened_matrix_cover_it():
 def test_gram_matrices_in_strips_and_tiles(make):
     matrix = gaussian(150, 1100)  # more than one tile of rows, and more than two strips of columns
     torch.testing.assert_close(make(matrix).gram(), matrix.mT @ matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_frobenius_norm_is_exact_however_many_entries(dtype):
+    """Sums of squares in float32 are off by per cents of these."""
+    W = torch.full((3000, 4096), 1.1).to(dtype)
+    exactly = float(W[0, 0]) * W.numel() ** 0.5  # of equal entries
+    summed = float(torch.linalg.vector_norm(W, dtype=torch.float32))
+    assert abs(summed / exactly - 1) > 1e-4
+    for made in (Dense(W), Dense(W).T, Upcast(W, torch.float32), Dense(W).to(torch.float64)):
+        assert made.norm_bound() == pytest.approx(exactly, rel=1e-12)
+    assert frobenius(W) == pytest.approx(exactly, rel=1e-12)
+
+
+@pytest.mark.parametrize("entry", [1e-42, 1e-30, 3e38, float("inf"), float("nan")])
+def test_a_frobenius_norm_of_extreme_entries(entry):
+    W = torch.full((40, 10), entry)
+    assert frobenius(W) == pytest.approx(20 * float(W[0, 0]), rel=1e-12, nan_ok=True)
+    assert frobenius(W[:0]) == 0.0
 
 
 def test_counted_counts_for_its_relatives_too():

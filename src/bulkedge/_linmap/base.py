@@ -12,7 +12,10 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real
-from bulkedge._precision import converted
+from bulkedge._precision import converted, exact
+
+TILE_ENTRIES = 2**19
+"""So many numbers are widened together: they stay in the cache."""
 
 Gradients = tuple[Union[Tensor, None], ...]  # noqa: UP007 — evaluated on Python 3.10
 
@@ -241,15 +244,28 @@ def as_map(matrix: MatrixLike) -> LinearMap:
 
 
 def frobenius(matrix: Tensor) -> float:
-    """``‖matrix‖_F``, whatever the size of the entries: squares of small ones would be zero."""
-    norm, limits = float(torch.linalg.vector_norm(matrix)), torch.finfo(matrix.dtype)
+    """``‖matrix‖_F``, summed in float64, whatever the size of the entries.
+
+    A sum of many squares in float32 is off by up to some per cent, to either side.  The rows are
+    widened a few at a time.
+
+    Args:
+        matrix: Of any floating dtype, one dimension or more.
+
+    Returns:
+        The norm; inf or NaN where an entry is.
+    """
+    rows = max(TILE_ENTRIES // max(matrix.shape[-1], 1), 1)
+    tiles = (exact(tile) for tile in matrix.split(rows))
+    norm = math.hypot(*(float(torch.linalg.vector_norm(tile)) for tile in tiles))
+    limits = torch.finfo(torch.float64)
     if limits.tiny**0.5 / limits.eps < norm < limits.max**0.5:
         return norm
     largest = float(matrix.abs().max()) if matrix.numel() else 0.0
     if not 0 < largest < math.inf:
         return largest
     power = math.frexp(largest)[1]
-    return times_power(float(torch.linalg.vector_norm(times_power(matrix, -power))), power)
+    return times_power(float(torch.linalg.vector_norm(times_power(exact(matrix), -power))), power)
 
 
 X = TypeVar("X", Tensor, float)

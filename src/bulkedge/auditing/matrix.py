@@ -15,11 +15,9 @@ import torch
 
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge._linmap import frobenius
-from bulkedge._precision import exact
 from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.comparison import Comparison, Pair, judge_pair, load, what_is_not_finite
 from bulkedge.comparison.drift import update_rows
-from bulkedge.comparison.pair import TILE
 from bulkedge.intruder import Judgement, compute_anew
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
@@ -186,7 +184,7 @@ def _relative_update(pair: Pair) -> float | None:
     Returns:
         The ratio.
     """
-    base = math.hypot(*(frobenius(exact(rows)) for rows in pair.base.split(TILE)))
+    base = frobenius(pair.base)
     if not base:
         return None
     if pair.low_rank is not None:

@@ -199,10 +199,10 @@ class Search:
                 return None
         self.first_decidable_step = min(self.first_decidable_step, step)
         waited = step - self.first_decidable_step >= self.steps_per_factorisation
-        if not (last or waited) and self._measuring_costs_more():
-            # by the rounding that was measured last, or assumed
-            if not self._decides(self._collect(evidence.ritz)):
-                return None
+        doubtful = not (last or waited) and self._measuring_costs_more()
+        # by the rounding that was measured last, or assumed
+        if doubtful and not self._decides(self._collect(evidence.ritz)):
+            return None
         self._measure_rounding(evidence)
         found = assess(self.question, self._collect(evidence.ritz))
         found = self._with_min_sigma(found, tries=MIN_SIGMA_TRIES if last else 1, last=last)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bulkedge._linmap import LowRank
+from bulkedge._linmap import LowRank, frobenius
 from bulkedge._precision import exact
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison.pair import Pair
@@ -163,7 +163,7 @@ def _error(part: Part, B: Tensor, A: Tensor, magnitude: Tensor | None) -> float:
         norms = exact(magnitude[_rows(part)])
         now = replace(meant, factors=update, magnitude=norms)
         W, V = (pair.tuned_map(torch.float64).to_dense() for pair in (meant, now))
-        return float(torch.linalg.vector_norm(V - W))
+        return frobenius(V - W)
     old_B, old_A, scale = part.stored.read()
     X, Y = part.correction.X, part.correction.Y
     wide = torch.cat([scale * exact(B[_rows(part)]), -scale * old_B, -X], dim=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bulkedge._linmap import Dense, LowRank
+from bulkedge._linmap import Dense, LowRank, frobenius
 from bulkedge._precision import exact
 from bulkedge.comparison import Comparison, Pair, judge_pair, load
 from bulkedge.intruder import COUNTED, Direction, Judgement, Verdict
@@ -201,7 +201,7 @@ def norm_of_update(pair: Pair) -> float:
         return 0.0
     if isinstance(difference, LowRank | Dense):  # of these it is exact, and cheap
         return difference.norm_bound()
-    return float(torch.linalg.vector_norm(difference.to_dense()))
+    return frobenius(difference.to_dense())
 
 
 def norm_of_change(before: Pair, correction: Correction) -> float:
@@ -210,4 +210,4 @@ def norm_of_change(before: Pair, correction: Correction) -> float:
         return LowRank(correction.X, correction.Y.mT).norm_bound()
     W = before.tuned_map(torch.float64).to_dense()
     meant = torch.addmm(exact(before.base), correction.X, correction.Y.mT)
-    return float(torch.linalg.vector_norm(meant - W))
+    return frobenius(meant - W)

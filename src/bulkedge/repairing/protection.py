@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError, OutputError
-from bulkedge._linmap import LowRank
+from bulkedge._linmap import LowRank, frobenius
 from bulkedge._precision import exact, exact_device, one_thread
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison import EXPERTS, Comparison, Pair, Plan, load
@@ -371,7 +371,7 @@ def _norm(update: Update) -> float:
     """``‖ΔW‖_F``."""
     if isinstance(update, LowRank):
         return update.norm_bound()
-    return float(torch.linalg.vector_norm(update))
+    return frobenius(update)
 
 
 def _power(pair: Pair, inputs: Inputs) -> float:

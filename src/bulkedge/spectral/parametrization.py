@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bulkedge._errors import InputError
-from bulkedge._linmap import Dense, LinearMap
-from bulkedge._precision import exact
+from bulkedge._linmap import Dense, LinearMap, frobenius
 from bulkedge.triplet.solver._start import generic
 
 from ._track import as_matrix, fresh_start, track, working
@@ -203,6 +202,6 @@ def _rounding(weight: Tensor, upper: float) -> float:
         The bound for the weight before it is scaled, an absolute amount.
     """
     working = torch.promote_types(weight.dtype, torch.float32)
-    frobenius = float(torch.linalg.vector_norm(exact(weight.detach())))
-    entries = 0.51 * (torch.finfo(weight.dtype).eps + torch.finfo(working).eps) * frobenius
+    rounding = torch.finfo(weight.dtype).eps + torch.finfo(working).eps
+    entries = 0.51 * rounding * frobenius(weight.detach())
     return entries + 3 * torch.finfo(working).eps * upper

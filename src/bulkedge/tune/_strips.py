@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bulkedge._linmap import LinearMap
+from bulkedge._linmap import LinearMap, frobenius
 from bulkedge._precision import converted, exact_device
 
 ROWS = 64
@@ -68,7 +68,7 @@ class StripMatrix(LinearMap):
 
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
-        norms = [float(torch.linalg.matrix_norm(strip)) for _, strip in self._strips()]
+        norms = [frobenius(strip) for _, strip in self._strips()]
         return math.hypot(*norms) if all(map(math.isfinite, norms)) else math.inf
 
     def to_dense(self) -> Tensor:

@@ -26,11 +26,12 @@ STAGES = (
     ("certified.py", "model"),
     ("monitor.py", "MINILM"),
     ("predicted.py",),
-    ("rmt.py",),
     ("repair.py",),
     ("report_page.py",),
     ("certified.py", "cost"),
+    ("rmt.py", "fit"),
     ("triplet.py", "seeds", "choose"),
+    ("rmt.py", "alarms"),
 )
 """In order of worth; the last ones are the first to be left out."""
 QUICK = (("before_after.py", "--quick"),)
@@ -53,7 +54,9 @@ def run_within(stages: tuple[tuple[str, ...], ...], minutes: float) -> dict[str,
         name = " ".join(stage)
         left = 60 * minutes - (time.monotonic() - begun)
         print(f"[{number} of {len(stages)}, {max(left, 0) / 60:.0f} min left] {name}", flush=True)
+        started = time.monotonic()
         why = run(stage, left) if left > 0 else "left out: no time was left"
+        print(f"{name} took {(time.monotonic() - started) / 60:.1f} min", flush=True)
         if why is not None:
             without[name] = why
     return without

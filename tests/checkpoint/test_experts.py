@@ -189,7 +189,7 @@ def test_the_whole_audit_of_experts(tmp_path):
     assert {(m.shape, m.transposed, m.rank) for m in record.matrices} == {((24, 16), True, 2)}
 
 
-# ---- before 0.19 PEFT took every stack for (experts, in, out)
+# ---- before 0.19.1 PEFT took every stack for (experts, in, out)
 
 
 def old_adapter(tmp_path, p, q, version):
@@ -202,10 +202,10 @@ def old_adapter(tmp_path, p, q, version):
     return adapter, 2 * by_expert.double()
 
 
-@pytest.mark.parametrize("version", ["0.18.1", None])
+@pytest.mark.parametrize("version", ["0.18.1", "0.19.0", None])
 @pytest.mark.parametrize("shape", [(8, 6), (6, 8), (8, 8)], ids=str)
 @pytest.mark.parametrize("width", [None, 8])
-def test_the_convention_before_0_19(version, shape, width, tmp_path):
+def test_the_convention_before_0_19_1(version, shape, width, tmp_path):
     W0 = weights(3, *shape)
     base = save(tmp_path / "base/model.safetensors", {"l.0.experts.down_proj": W0})
     if width:
@@ -216,6 +216,19 @@ def test_the_convention_before_0_19(version, shape, width, tmp_path):
         assert comparison.transposed == (width is not None and shape == (6, 8))
         W = load(comparison, CPU).tuned_map(torch.float64).to_dense()
         expected = (W0.double() + update)[e]
+        expected = expected.mT if comparison.transposed else expected
+        torch.testing.assert_close(W, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_peft_0_19_0_took_a_stack_that_a_model_calls_transposed_for_out_in(tmp_path):
+    """Of square experts no shape says it."""
+    W0 = weights(3, 8, 8)
+    base = save(tmp_path / "base/model.safetensors", {"l.0.experts.down_proj": W0})
+    (tmp_path / "base/config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
+    adapter, update = old_adapter(tmp_path, 8, 8, "0.19.0")
+    for e, comparison in some(enumerate(make_plan(base, adapter, Recipe()).comparisons)):
+        W = load(comparison, CPU).tuned_map(torch.float64).to_dense()
+        expected = W0[e].double() + update[e].mT  # of gpt_oss PEFT added B·A as it is stored
         expected = expected.mT if comparison.transposed else expected
         torch.testing.assert_close(W, expected, rtol=1e-6, atol=1e-6)
 

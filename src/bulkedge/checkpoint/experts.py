@@ -5,8 +5,9 @@ in one module, the outer one has the module's name and the inner one ``base_laye
 wraps a module's parameters in the order they were registered, the first innermost.  Which is
 which follows from shapes, else from the order in which transformers registers them.
 
-PEFT took the stored ``(experts, p, q)`` for ``(experts, in, out)`` until 0.18, and takes it for
-``(experts, out, in)`` since, unless the module says that it is transposed.
+PEFT took the stored ``(experts, p, q)`` for ``(experts, in, out)`` until 0.19.0, and takes it for
+``(experts, out, in)`` since 0.19.1, unless the module says that it is transposed.  0.19.0 alone took
+it for ``(experts, out, in)`` where the module says so.
 
 Column j of B belongs to expert ``j % E`` in PEFT.  Unsloth trained with ``j // r`` for a while, and
 later began to write into the configuration which of the two holds.
@@ -29,8 +30,10 @@ Shape = tuple[int, ...]
 REGISTERED = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """The order in which transformers registers the parameters of experts."""
 
-FLIPPED_BEFORE = (0, 19)
+FLIPPED_BEFORE = (0, 19, 1)
 """The first version of PEFT that takes a stack for ``(experts, out, in)``."""
+INVERTED = (0, 19, 0)
+"""The version that does so where a model says the opposite, and nowhere else."""
 
 SAY_TRANSPOSED = ("aria", "gpt_oss", "openai_privacy_filter")
 """Models whose experts are marked for PEFT as stored ``(in, out)``."""
@@ -184,14 +187,15 @@ def _flipped(
     ways = _flips(layer, target.shape)
     as_stored = next(iter(ways))
     if len(ways) == 2:  # a square matrix fits both ways: the version of PEFT decides
-        as_stored = _version(version) < FLIPPED_BEFORE or model_type.startswith(SAY_TRANSPOSED)
+        said, by = model_type.startswith(SAY_TRANSPOSED), _version(version)
+        as_stored = not said if by == INVERTED else by < FLIPPED_BEFORE or said
     return as_stored != target.transposed
 
 
-def _version(text: str | None) -> tuple[int, int]:
-    """Major and minor version; (0, 0) of one so old that it did not write it."""
-    found = re.match(r"(\d{1,6})\.(\d{1,6})", text or "")
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def _version(text: str | None) -> tuple[int, ...]:
+    """The three numbers of a version; zeros of one so old that it did not write it."""
+    found = re.match(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", text or "")
+    return tuple(int(number or 0) for number in found.groups()) if found else (0, 0, 0)
 
 
 def _as_registered(outermost_first: list[str]) -> bool:

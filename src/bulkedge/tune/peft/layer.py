@@ -39,10 +39,13 @@ class FactoredLayer(nn.Module, BaseTunerLayer):
     buffer_names: ClassVar[tuple[str, ...]] = ()
     """Tensors that are stored and not trained."""
     other_param_names: tuple[str, ...]
+    dropout_name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.other_param_names = (*cls.buffer_names, "dropouts", "settings")
+        # PEFT 0.19 looks for modules of deleted adapters, but for those named after the method
+        cls.dropout_name = f"{cls.method}_dropout"
+        cls.other_param_names = (*cls.buffer_names, cls.dropout_name, "settings")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: FactoredConfig) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class FactoredLayer(nn.Module, BaseTunerLayer):
             setattr(self, name, nn.ParameterDict({}))
         for name in self.buffer_names:
             setattr(self, name, BufferDict(persistent=True))
-        self.dropouts = nn.ModuleDict({})
+        setattr(self, self.dropout_name, nn.ModuleDict({}))
         self.settings: dict[str, FactoredConfig] = {}
         self.layer_name = ""
         self._unsettled: set[str] = set()
@@ -81,8 +84,8 @@ class FactoredLayer(nn.Module, BaseTunerLayer):
         """
         self._require_fit(config.r)
         self._allocate(adapter_name, config)
-        dropout = config.dropout
-        self.dropouts[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        getattr(self, self.dropout_name)[adapter_name] = dropout
         self.settings[adapter_name] = config
         self._unsettled.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -216,7 +219,7 @@ class FactoredLayer(nn.Module, BaseTunerLayer):
             if name not in self.settings:
                 continue
             X, Y = self.factors(name)
-            inner = self.dropouts[name](self._cast_input_dtype(x, X.dtype))
+            inner = getattr(self, self.dropout_name)[name](self._cast_input_dtype(x, X.dtype))
             result = result + inner @ Y @ X.mT
         return result.to(dtype)
 

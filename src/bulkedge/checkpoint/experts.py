@@ -6,8 +6,8 @@ wraps a module's parameters in the order they were registered, the first innermo
 which follows from shapes, else from the order in which transformers registers them.
 
 PEFT took the stored ``(experts, p, q)`` for ``(experts, in, out)`` until 0.19.0, and takes it for
-``(experts, out, in)`` since 0.19.1, unless the module says that it is transposed.  0.19.0 alone took
-it for ``(experts, out, in)`` where the module says so.
+``(experts, out, in)`` since 0.19.1, unless the module says that it is transposed.  0.19.0 alone
+took it for ``(experts, out, in)`` where the module says so.
 
 Column j of B belongs to expert ``j % E`` in PEFT.  Unsloth trained with ``j // r`` for a while, and
 later began to write into the configuration which of the two holds.

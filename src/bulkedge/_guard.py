@@ -80,7 +80,7 @@ def finite(name: str, x: Tensor) -> Tensor:
     Raises:
         InputError: If an entry is not finite.
     """
-    if not torch.compiler.is_compiling() and not _all_finite(x):
+    if not torch.compiler.is_compiling() and not all_finite(x):
         raise InputError(
             f"expected finite entries, got NaN or Inf in {name}; look for what made them, or leave "
             "it out"
@@ -88,7 +88,7 @@ def finite(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def _all_finite(x: Tensor) -> bool:
+def all_finite(x: Tensor) -> bool:
     """Whether they are; True inside vmap, where nothing can be looked at."""
     try:
         return bool(torch.isfinite(x).all())

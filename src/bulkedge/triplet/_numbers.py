@@ -12,12 +12,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy
 import torch
 from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
-from bulkedge._linmap import Counted, LinearMap, Scaled, lift, times_power
+from bulkedge._linmap import Counted, LinearMap, Scaled, image_exponent, remedy, times_power
 from bulkedge._precision import exact, full_precision
 
 from ._gauge import (
@@ -31,14 +30,15 @@ from ._gauge import (
 from ._result import SingularTriplets, Status, resolution
 from .adjoint import AdjointSolver, System
 from .solver import Solver
-from .solver._start import generic
+from .solver._start import FixedSeed, generic
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 SCALE_WITH_MATRIX = ("sigma", "residuals", "gaps")
 """The fields of a result that scale with the matrix."""
-SMALLEST_DIVISOR = 2.0**-1000
-"""A matrix is divided by no smaller number, because the reciprocal has to be finite."""
+LARGEST_DIVISOR = 2.0**1000
+"""A matrix is divided by no larger number, and by none smaller than one over it: both are finite,
+and what is left has squares that are finite, too."""
 NEAR = 16
 """This many singular values beyond the k-th are kept to precondition the derivative."""
 Ambiguity = Literal["nothing", "rotations", "ties", "cut"]
@@ -75,17 +75,21 @@ def solve_leading(
         if start is not None and not bool(torch.isfinite(start).all()):
             raise InputError("expected a finite init, got NaN or Inf")
         upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
-        result = solver.compute(upright, k, start, generator or numpy.random.default_rng(0))
+        try:
+            result = solver.compute(upright, k, start, generator or FixedSeed())
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise _not_finite(A) from error
     if size != 1:
         figures = {
             name: _times_power_of_two(getattr(result, name), size) for name in SCALE_WITH_MATRIX
         }
         result = dataclasses.replace(result, **figures)
-        if not bool(result.sigma.isfinite().all()):
-            raise InputError(
-                f"expected singular values that {A.dtype} can hold, got larger ones; divide the "
-                "matrix, or convert it to float64"
-            )
+    if bool((result.sigma + result.residuals).isnan().any()):
+        raise _not_finite(A)
+    if not bool(result.sigma.isfinite().all()):
+        raise InputError(
+            f"expected singular values that {A.dtype} can hold, got larger ones; {remedy(A.dtype)}"
+        )
     u, v = (result.u, result.v) if _is_upright(A) else (result.v, result.u)
     near = _near(result, size, min(A.shape))
     passes = result.passes + probed.passes[0]
@@ -159,7 +163,7 @@ def solve_outside_block(
             warn_of_rotations(sigma, rotation, pair_scale(phi, psi), xi)
         elif warn_of == "ties":
             warn_of_ties(sigma)
-        size = max(_power_of_two(float(sigma[0])), SMALLEST_DIVISOR)
+        size = _divisor(float(sigma[0]))
         theta, Z = evidence.near
         near, unit = (_times_power_of_two(theta, 1 / size), Z), Scaled(A, 1 / size)
         # A subnormal singular value has lost digits, its vectors have not: compute it from them.
@@ -179,7 +183,8 @@ def solve_outside_block(
         _require_known(
             adjoint, system, (p, q), residuals, gaps, spaces_only=spaces_only, warned=warned
         )
-        p, q = _times_power_of_two(p, scale / size), _times_power_of_two(q, scale / size)
+        power = _exponent(scale) - _exponent(size)  # scale / size may be beyond all numbers
+        p, q = times_power(p, power), times_power(q, power)
         if not all(bool(torch.isfinite(x).all()) for x in (p, q)):
             raise InputError(
                 f"expected a matrix whose vectors have a derivative within the numbers of "
@@ -358,13 +363,30 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
 def _size(A: LinearMap) -> float:
     """A power of two; of A over it no square in a norm under- or overflows."""
     probe = generic(A.shape[1], 1, torch.empty(0, dtype=A.dtype, device=A.device))
-    largest = A.shape[1] ** 0.5 * float(A.matmat(probe).abs().max())
-    if not math.isfinite(largest):
-        raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
-    if largest < 2 * torch.finfo(A.dtype).tiny ** 0.5:  # the product itself may have underflowed
-        large = lift(A.dtype)
-        largest = A.shape[1] ** 0.5 * float(A.matmat(probe * large).abs().max()) / large
-    return 1.0 if 2**-20 < largest < 2**20 else max(_power_of_two(largest), SMALLEST_DIVISOR)
+    exponent = image_exponent(A, probe)
+    if exponent is None:
+        return 1.0
+    largest = exponent - 1 + math.log2(A.shape[1]) / 2  # within a factor of two
+    return 1.0 if abs(largest) < 20 else _divisor_of(round(largest))
+
+
+def _not_finite(A: LinearMap) -> InputError:
+    """The error of a solver that met NaN in later products than that of :func:`_size`."""
+    return InputError(
+        f"expected finite products, got NaN or Inf from {A!r}; look at its matmat and rmatmat, or "
+        f"{remedy(A.dtype)}"
+    )
+
+
+def _divisor(x: float) -> float:
+    """The power of two to divide a matrix of norm x by."""
+    return _divisor_of(math.frexp(x)[1] - 1) if x else 1.0
+
+
+def _divisor_of(exponent: int) -> float:
+    """``2^exponent``, within :data:`LARGEST_DIVISOR` and one over it."""
+    largest = _exponent(LARGEST_DIVISOR)
+    return 2.0 ** min(max(exponent, -largest), largest)
 
 
 def _power_of_two(x: float) -> float:
@@ -374,7 +396,12 @@ def _power_of_two(x: float) -> float:
 
 def _times_power_of_two(x: Tensor, power: float) -> Tensor:
     """``power · x`` for a power of two, which alone may be beyond the numbers of the dtype."""
-    return times_power(x, math.frexp(power)[1] - 1)
+    return times_power(x, _exponent(power))
+
+
+def _exponent(power: float) -> int:
+    """That of a power of two."""
+    return math.frexp(power)[1] - 1
 
 
 def _norms(p: Tensor, q: Tensor) -> Tensor:

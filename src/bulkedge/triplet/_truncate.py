@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bulkedge._errors import InputError
 from bulkedge._fields import as_whole
+from bulkedge._guard import all_finite, finite
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
@@ -75,8 +77,19 @@ def truncate(
     given = as_map(A)
     A = checked(given, k)
     check_methods(solver, adjoint, generator)
-    low = A.to_dense() if k == min(A.shape) else _product(A, k, **options)
-    return low.to(given.dtype)
+    low = finite("A", A.to_dense()) if k == min(A.shape) else _product(A, k, **options)
+    return _narrowed(low, given.dtype)
+
+
+def _narrowed(low: Tensor, dtype: torch.dtype) -> Tensor:
+    """The result in the dtype of the matrix, whose largest entry it may exceed."""
+    narrow = low.to(dtype)
+    if dtype != low.dtype and not torch.compiler.is_compiling() and not all_finite(narrow):
+        raise InputError(
+            f"expected an approximation whose entries {dtype} can hold, got larger ones; convert "
+            "the matrix to float32"
+        )
+    return narrow
 
 
 def _product(

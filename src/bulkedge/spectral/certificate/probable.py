@@ -56,9 +56,10 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import TOLERANCE, check_fields, whole
-from bulkedge._linmap import LinearMap
+from bulkedge._linmap import LinearMap, image_exponent
+from bulkedge.triplet.solver._start import gaussian, seeded_by
 
-from ._bound import NormBound, binary_exponent, check, gaussian_start, unscale
+from ._bound import NormBound, check, unscale
 from ._chain import EPS, GRAIN, Chain
 
 
@@ -122,8 +123,8 @@ class Probable:
                 )
             W = A.to(torch.float64)
             W = W.T if A.shape[0] < A.shape[1] else W
-            start = gaussian_start(W.shape[1], generator).to(W.device)
-            exponent = binary_exponent(float(W.matmat(start).abs().max()))
+            start = gaussian(W.shape[1], 1, generator or seeded_by(A)).to(W.device)
+            exponent = image_exponent(W, start)
             if exponent is None:
                 return NormBound(0.0, 0.0, self.failure, 1)
             chain = Chain(W, start, exponent)

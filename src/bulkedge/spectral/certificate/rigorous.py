@@ -52,10 +52,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from bulkedge._errors import InputError
 from bulkedge._fields import TOLERANCE, check_fields
 from bulkedge._linmap import LinearMap
 
-from ._bound import NormBound, binary_exponent, check, unscale
+from ._bound import NormBound, check, unscale
 from ._chain import leading_vector
 
 _BLOCK = 256
@@ -156,8 +157,14 @@ def _dense_near_one(A: LinearMap) -> tuple[Tensor, int | None]:
     """A·2⁻ᵉ in float64 with the largest entry in [½, 1), and e."""
     matrix = A.to(torch.float64).to_dense()  # float64 holds every narrower dtype exactly
     lowest, highest = (float(end) for end in matrix.aminmax())
-    exponent = binary_exponent(max(-lowest, highest))
-    if exponent is None:
+    largest = max(-lowest, highest)
+    if not math.isfinite(largest):
+        raise InputError(
+            "expected finite entries, got NaN or Inf; look for what made them, or divide the "
+            "factors of a map whose entries are beyond the numbers of float64"
+        )
+    exponent = math.frexp(largest)[1]
+    if not largest:
         return matrix, None
     half = exponent // 2  # in two steps: 2⁻ᵉ itself may overflow
     return matrix * 2.0**-half * 2.0 ** (half - exponent), exponent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Union
 
 import numpy
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
+from bulkedge.triplet._tracing import unwrapped
 
 # NumPy's generator is for the fixed seed: torch refuses to draw inside vmap, even where nothing is
 # batched.
@@ -20,6 +22,46 @@ def gaussian(rows: int, columns: int, generator: Randomness) -> Tensor:
     if isinstance(generator, torch.Generator):
         return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     return torch.from_numpy(generator.standard_normal((rows, columns)))
+
+
+SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class FixedSeed(numpy.random.Generator):
+    """What a solver draws from where the caller gave no generator: the same numbers every time."""
+
+    def __init__(self) -> None:
+        super().__init__(numpy.random.PCG64(0))
+
+
+def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
+    """Randomness for a statement that holds with a probability, where the caller gave none.
+
+    A matrix can be made to deceive random vectors that are known before.  So the seed is a digest
+    of all bits of the matrices: equal input has equal randomness, and none can be made for it but
+    by trying many.  A map with no tensors of its own counts by its shape alone.
+
+    Args:
+        matrices: Everything that the statement is about.
+
+    Returns:
+        The generator.
+    """
+    digest = hashlib.sha256()
+    for matrix in matrices:
+        tensors = (matrix,) if isinstance(matrix, Tensor) else matrix.tensors
+        digest.update(repr((tuple(matrix.shape), len(tensors))).encode())
+        for tensor in tensors:
+            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+            plain = unwrapped(tensor).detach().cpu()
+            integers = plain.view(SAME_SIZE_INTEGERS[plain.element_size()]).numpy()
+            digest.update(numpy.ascontiguousarray(integers).data)
+    return numpy.random.default_rng(int.from_bytes(digest.digest(), "big"))
+
+
+def unforeseen(generator: Randomness, *matrices: LinearMap | Tensor) -> Randomness:
+    """What the caller gave, or :func:`seeded_by` where that is nothing."""
+    return seeded_by(*matrices) if isinstance(generator, FixedSeed) else generator
 
 
 def generic(rows: int, columns: int, like: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from bulkedge._linmap import MatrixLike, as_map
 from bulkedge._precision import exact, full_precision
 from bulkedge._verdict import Verdict
 from bulkedge.triplet import Bidiagonalization, Ritz
-from bulkedge.triplet.solver._start import gaussian
+from bulkedge.triplet.solver._start import gaussian, seeded_by
 
 from ._clusters import presumed_complete
 from ._evidence import Question
@@ -143,7 +142,7 @@ def certify(
         max_steps: Steps before the rest is left undecided.
         probes: Random vectors to start from besides Y: they find leading base vectors to which Y
             is orthogonal, and sample the spectrum.
-        generator: Source of the probes; a fixed seed if None.
+        generator: Source of the probes; if None, one whose seed is a digest of W0 and Y.
 
     Returns:
         The intervals and verdicts.
@@ -182,7 +181,7 @@ def certify(
     size = A.rounding_scale() if frobenius is None else frobenius
     _require_scale(size, A.dtype)
     (m, k), unit = Y.shape, size * torch.finfo(A.dtype).eps
-    random = generator or numpy.random.default_rng(0)
+    random = generator or seeded_by(A, Y)
     drawn = gaussian(m, max(min(probes, min(A.shape) - k), 0), random)
     block = torch.cat([Y.to(A.device, A.dtype), drawn.to(A.device, A.dtype)], dim=1)
     known = torch.zeros(k, dtype=torch.float64) if errors is None else exact(errors).cpu()

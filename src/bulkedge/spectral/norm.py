@@ -55,7 +55,8 @@ def spectral_norm(
             here**: take ``kernel.flatten(1)``, or ``Convolution.of(layer, input_size)``.
         solver: The method; ``Auto()`` if None.
         init: A guess (u, v).
-        generator: Source of the random start; None takes a fixed seed.
+        generator: Source of the random start; None takes a fixed seed, or for :class:`Probable`
+            one that depends on all of A.
         certified: The certificate wanted, for one matrix; True is :class:`Rigorous`.
 
     Returns:

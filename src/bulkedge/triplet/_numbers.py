@@ -30,7 +30,7 @@ from ._gauge import (
 from ._result import SingularTriplets, Status, resolution
 from .adjoint import AdjointSolver, System
 from .solver import Solver
-from .solver._start import FixedSeed, generic
+from .solver._start import fixed_seed, generic
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -76,7 +76,7 @@ def solve_leading(
             raise InputError("expected a finite init, got NaN or Inf")
         upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
         try:
-            result = solver.compute(upright, k, start, generator or FixedSeed())
+            result = solver.compute(upright, k, start, generator or fixed_seed())
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise _not_finite(A) from error
     if size != 1:

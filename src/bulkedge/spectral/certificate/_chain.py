@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, LinearMap
-from bulkedge.triplet.solver._start import FixedSeed, gaussian
+from bulkedge.triplet.solver._start import fixed_seed, gaussian
 
 EPS = 2.0**-52
 """The relative spacing of float64 numbers."""
@@ -60,7 +60,7 @@ class Chain:
 
 def leading_vector(W: Tensor, rtol: float, generator: torch.Generator | None) -> tuple[Tensor, int]:
     """A vector x, shape ``(p,)``, with ‖Wx‖ ≳ (1 − rtol)σ₁‖x‖ most likely, and its passes."""
-    start = gaussian(W.shape[1], 1, generator or FixedSeed()).to(W)
+    start = gaussian(W.shape[1], 1, generator or fixed_seed()).to(W)
     chain, due = Chain(Dense(W), start), 1
     while True:
         chain.advance()

@@ -77,7 +77,9 @@ class Probable:
     products whatever the dtype of A, orthogonalisation O((m + n)·passes²).
 
     Attributes:
-        failure: The probability that ‖A‖₂ exceeds the upper end, over starts; not over matrices.
+        failure: The probability that ‖A‖₂ exceeds the upper end, for one call, over starts; not
+            over matrices.  N calls, on N matrices or on one with N starts, are all right but for
+            N times this.  To keep the least upper end of several is as many calls.
         rtol: Stop when upper/lower − 1 is below.
         max_passes: Stop then in any case; the interval is valid, if wider.
 
@@ -103,8 +105,9 @@ class Probable:
         Args:
             A: The map, any floating dtype.
             v: Not used: the probability is that of a uniformly random start.
-            generator: Source of the start; None takes a fixed seed, and then the same A has always
-                the same interval, right or wrong.
+            generator: Source of the start.  None takes a seed that is a digest of A, so the same
+                A has always the same interval, right or wrong, and no A can be made for a start
+                but by trying many.
 
         Returns:
             The interval.

@@ -27,11 +27,9 @@ def gaussian(rows: int, columns: int, generator: Randomness) -> Tensor:
 SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class FixedSeed(numpy.random.Generator):
+def fixed_seed() -> numpy.random.Generator:
     """What a solver draws from where the caller gave no generator: the same numbers every time."""
-
-    def __init__(self) -> None:
-        super().__init__(numpy.random.PCG64(0))
+    return numpy.random.default_rng(0)
 
 
 def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
@@ -39,7 +37,8 @@ def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
 
     A matrix can be made to deceive random vectors that are known before.  So the seed is a digest
     of all bits of the matrices: equal input has equal randomness, and none can be made for it but
-    by trying many.  A map with no tensors of its own counts by its shape alone.
+    by trying many.  Of a map that is all bits of its tensors, and what it prints: the numbers in
+    front of its parts, its shape.
 
     Args:
         matrices: Everything that the statement is about.
@@ -50,7 +49,8 @@ def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
     digest = hashlib.sha256()
     for matrix in matrices:
         tensors = (matrix,) if isinstance(matrix, Tensor) else matrix.tensors
-        digest.update(repr((tuple(matrix.shape), len(tensors))).encode())
+        if not isinstance(matrix, Tensor):
+            digest.update(repr(matrix).encode())
         for tensor in tensors:
             digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
             plain = unwrapped(tensor).detach().cpu()
@@ -60,8 +60,9 @@ def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
 
 
 def unforeseen(generator: Randomness, *matrices: LinearMap | Tensor) -> Randomness:
-    """What the caller gave, or :func:`seeded_by` where that is nothing."""
-    return seeded_by(*matrices) if isinstance(generator, FixedSeed) else generator
+    """What the caller gave, or :func:`seeded_by` in the place of :func:`fixed_seed`."""
+    given = isinstance(generator, torch.Generator)
+    return generator if given else seeded_by(*matrices)
 
 
 def generic(rows: int, columns: int, like: Tensor) -> Tensor:

@@ -188,7 +188,7 @@ def test_a_search_that_cannot_end_in_time_is_given_up_and_no_other(strong):
 
 
 def test_a_matrix_made_against_the_fixed_seed_is_not_proved(monkeypatch):
-    """Its second triplet is orthogonal to every vector that the solver draws from its fixed seed."""
+    """Its first triplet is orthogonal to every vector that a fixed seed would draw."""
     solver = GolubKahan(failure_probability=1e-9, oversample=8)
     m, n = 400, 300
     drawn = gaussian(n, 9, fixed_seed())

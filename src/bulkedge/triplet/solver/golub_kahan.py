@@ -55,10 +55,10 @@ class GolubKahan:
             for this probability over the random vectors; ``Status.UNPROVED`` where ``max_steps`` do
             not prove it.  It is that of one call: N calls are all right but for N times as much,
             and a call that is repeated until it proves something counts each time.  Without a
-            ``generator`` the seed is a digest of the matrix.  The last gap then ends at a proved cut, and residuals and rounding are
-            measured in float64, by two passes each.  Few vectors beyond k prove little: give it an
-            ``oversample`` of 8.  None asks for no proof and judges by residuals alone, as every
-            other iterative solver does.
+            ``generator`` the seed is a digest of the matrix.  The last gap then ends at a proved
+            cut, and residuals and rounding are measured in float64, by two passes each.  Few
+            vectors beyond k prove little: give it an ``oversample`` of 8.  None asks for no proof
+            and judges by residuals alone, as every other iterative solver does.
         restart: Continue with :class:`BlockKrylov` where ``max_steps`` are not enough; False
             returns what there is, with ``Status.MAX_STEPS``.
         foresee: With ``restart=False``, return what there is as soon as the residuals fall too

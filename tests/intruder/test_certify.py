@@ -12,7 +12,7 @@ from bulkedge.intruder._factorisations import Factorisations
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
 from bulkedge.triplet._rounding import Rounding
 from bulkedge.triplet.solver._start import gaussian as gaussian_draw
-from cases import gaussian, orthonormal
+from cases import gaussian, generator, orthonormal
 from helpers import some
 
 WIDE = torch.float64
@@ -67,9 +67,8 @@ def test_the_size_of_a_base_is_no_matter(dtype, power):
     Y = torch.linalg.qr(torch.cat([torch.linalg.svd(W0).U[:, :1], gaussian(60, 1)], dim=1)).Q
     scaled = times_power(W0, power).to(dtype)
     unit = times_power(scaled.double(), -power)  # as far as the dtype has it
-    for generator in some([None, 1]):
-        draw = {} if generator is None else {"generator": torch.Generator().manual_seed(generator)}
-        found = certify(scaled, Y, **draw)
+    for source in some([None, generator(1)]):
+        found = certify(scaled, Y, generator=source)
         assert [verdict.value for verdict in found.verdicts] == ["aligned", "intruder"]
         values = torch.linalg.svdvals(unit)
         known = times_power(found.base_sigma, -power)
@@ -460,7 +459,7 @@ def test_one_large_residual_ties_two_neighbours():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_base_in_half_precision_is_widened(dtype):
     W0, Y = gaussian(90, 70).to(dtype), orthonormal(90, 2).float()
-    found, wide = certify(W0, Y), certify(W0.float(), Y)
+    found, wide = (certify(W, Y, generator=generator(1)) for W in (W0, W0.float()))
     assert found.verdicts == wide.verdicts
     torch.testing.assert_close(found.upper, wide.upper, rtol=0, atol=1e-4)
 

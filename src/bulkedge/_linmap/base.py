@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real
+from bulkedge._guard import require_strided
 from bulkedge._precision import converted
 
 Gradients = tuple[Union[Tensor, None], ...]  # noqa: UP007 — evaluated on Python 3.10
@@ -232,10 +233,11 @@ def as_map(matrix: MatrixLike) -> LinearMap:
             f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; "
             "torch.as_tensor converts arrays and lists"
         )
-    if matrix.layout is not torch.strided or matrix.device.type == "meta":
+    require_strided("the matrix", matrix)
+    if matrix.device.type == "meta":
         raise InputError(
-            f"expected a dense tensor with entries, got {matrix.layout} on {matrix.device}; "
-            "to_dense() converts a sparse one"
+            f"expected a tensor with entries, got shape {tuple(matrix.shape)} on meta; to_empty() "
+            "it, or read the weights"
         )
     return _CLASSES["Dense"](matrix)
 

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bulkedge._errors import InputError
 from bulkedge._guard import matrix as require_matrix
-from bulkedge._guard import precise
+from bulkedge._guard import precise, require_strided
 from bulkedge._linmap import Dense, frobenius, times_power
 from bulkedge.triplet import BlockKrylov, singular_triplet
 from bulkedge.triplet._thin_svd import factored
@@ -63,7 +63,9 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     """
     require_bound(bound)
     _require_method(method)
-    require_numbers(W, "project_spectral_ball")
+    if isinstance(W, Tensor):
+        require_strided("W", W)
+        require_numbers(W, "project_spectral_ball")
     with torch.no_grad():
         matrix = as_matrix(require_matrix("W", W, dims=None).detach())
         if method == "rescale":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_whole
-from bulkedge._guard import all_finite, finite
+from bulkedge._guard import all_finite, finite, require_strided
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
@@ -72,6 +72,7 @@ def truncate(
     k = as_whole(k) or k
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2 and A.numel():
+        require_strided("the matrices", A)
         parts = [truncate(matrix, k, **options) for matrix in A.flatten(0, -3)]
         return torch.stack(parts).unflatten(0, A.shape[:-2])
     given = as_map(A)

@@ -49,9 +49,7 @@ def test_a_base_that_is_zero_or_not_finite_is_refused(dtype):
     with pytest.raises(InputError, match=r"a base other than zero, .*leave the matrix out"):
         certify(torch.zeros(9, 7, dtype=dtype), Y)
     for value in some([float("nan"), float("inf")]):
-        with pytest.raises(
-            InputError, match=r"expected finite entries of the base, got NaN or Inf"
-        ):
+        with pytest.raises(InputError, match="expected a base of finite norm"):
             certify(torch.full((9, 7), value, dtype=dtype), Y)
 
 

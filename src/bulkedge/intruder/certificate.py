@@ -280,8 +280,8 @@ def _power(size: float, dtype: torch.dtype) -> int:
         )
     if not math.isfinite(size):
         raise InputError(
-            "expected finite entries of the base, got NaN or Inf, or a norm beyond the numbers of "
-            f"float64; look for what made them, or {remedy(torch.float64)}"
+            f"expected a base of finite norm, got {size}; look for NaN and Inf in it, or "
+            f"{remedy(torch.float64)}"
         )
     limits = torch.finfo(dtype)
     inside = limits.tiny**0.25 < size < limits.max**0.25

@@ -52,8 +52,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
 from bulkedge._fields import TOLERANCE, check_fields
+from bulkedge._guard import finite
 from bulkedge._linmap import LinearMap
 
 from ._bound import NormBound, check, unscale
@@ -155,14 +155,10 @@ class Rigorous:
 
 def _dense_near_one(A: LinearMap) -> tuple[Tensor, int | None]:
     """A·2⁻ᵉ in float64 with the largest entry in [½, 1), and e."""
-    matrix = A.to(torch.float64).to_dense()  # float64 holds every narrower dtype exactly
+    wide = A.to(torch.float64)  # float64 holds every narrower dtype exactly
+    matrix = finite(repr(A), wide.to_dense())
     lowest, highest = (float(end) for end in matrix.aminmax())
     largest = max(-lowest, highest)
-    if not math.isfinite(largest):
-        raise InputError(
-            "expected finite entries, got NaN or Inf; look for what made them, or divide the "
-            "factors of a map whose entries are beyond the numbers of float64"
-        )
     exponent = math.frexp(largest)[1]
     if not largest:
         return matrix, None

@@ -64,7 +64,26 @@ def matrix(name: str, x: Tensor, dims: int | None = 2) -> Tensor:
             f"expected {name} of {wanted} with real floating-point entries, got shape "
             f"{tuple(x.shape)} of {x.dtype}; reshape or convert it"
         )
+    require_strided(name, x)
     return finite(name, x)
+
+
+def require_strided(name: str, x: Tensor) -> None:
+    """InputError for a sparse tensor.
+
+    Args:
+        name: What a message calls it.
+        x: What the caller gave.
+
+    Raises:
+        InputError: If it is not dense.
+    """
+    if x.layout is not torch.strided:
+        raise InputError(
+            f"expected {name} as a dense tensor, got {x.layout}; to_dense() converts it.  Where it "
+            "is too large for that, write its products as a LinearMap: the page "
+            "docs/triplets.md has one for sparse matrices"
+        )
 
 
 def finite(name: str, x: Tensor) -> Tensor:
@@ -80,7 +99,7 @@ def finite(name: str, x: Tensor) -> Tensor:
     Raises:
         InputError: If an entry is not finite.
     """
-    if not torch.compiler.is_compiling() and not _all_finite(x):
+    if not torch.compiler.is_compiling() and not all_finite(x):
         raise InputError(
             f"expected finite entries, got NaN or Inf in {name}; look for what made them, or leave "
             "it out"
@@ -88,7 +107,7 @@ def finite(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def _all_finite(x: Tensor) -> bool:
+def all_finite(x: Tensor) -> bool:
     """Whether they are; True inside vmap, where nothing can be looked at."""
     try:
         return bool(torch.isfinite(x).all())

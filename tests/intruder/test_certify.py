@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from bulkedge import InputError
-from bulkedge._linmap import Dense, LinearMap
+from bulkedge._linmap import Dense, LinearMap, times_power
 from bulkedge._verdict import certain_verdict
-from bulkedge.intruder import Verdict, base_vectors, certify, scores, ties
+from bulkedge.intruder import Verdict, base_vectors, certificate, certify, scores, ties
 from bulkedge.intruder._clusters import Clusters, find_clusters, presumed_complete, sine_bound
 from bulkedge.intruder._factorisations import Factorisations
 from bulkedge.triplet import Bidiagonalization, Ritz, SingularTriplets, Status
 from bulkedge.triplet._rounding import Rounding
-from cases import gaussian, orthonormal
+from bulkedge.triplet.solver._start import gaussian as gaussian_draw
+from cases import gaussian, generator, orthonormal
+from helpers import some
 
 WIDE = torch.float64
 
@@ -41,10 +43,51 @@ def check(W0, Y, tolerance=1e-9, **options):
     return found
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), 1e-100])
-def test_a_base_whose_powers_are_lost_is_refused(value):
-    with pytest.raises(InputError, match=r"expected a base whose powers float64 can hold"):
-        certify(torch.full((9, 7), value, dtype=WIDE), orthonormal(9, 2))
+@pytest.mark.parametrize("dtype", [WIDE, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_base_that_is_zero_or_not_finite_is_refused(dtype):
+    Y = orthonormal(9, 2)
+    with pytest.raises(InputError, match=r"a base other than zero, .*leave the matrix out"):
+        certify(torch.zeros(9, 7, dtype=dtype), Y)
+    for value in some([float("nan"), float("inf")]):
+        with pytest.raises(InputError, match="expected a base of finite norm"):
+            certify(torch.full((9, 7), value, dtype=dtype), Y)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "power"),
+    [(WIDE, p) for p in (-1040, -700, 700, 1015)]
+    + [(torch.float32, p) for p in (-125, -40, 40, 120)]
+    + [(torch.bfloat16, p) for p in (-120, 120)],
+)
+def test_the_size_of_a_base_is_no_matter(dtype, power):
+    W0 = gaussian(60, 40)
+    W0[0, 0] += 30
+    Y = torch.linalg.qr(torch.cat([torch.linalg.svd(W0).U[:, :1], gaussian(60, 1)], dim=1)).Q
+    scaled = times_power(W0, power).to(dtype)
+    unit = times_power(scaled.double(), -power)  # as far as the dtype has it
+    for source in some([None, generator(1)]):
+        found = certify(scaled, Y, generator=source)
+        assert [verdict.value for verdict in found.verdicts] == ["aligned", "intruder"]
+        values = torch.linalg.svdvals(unit)
+        known = times_power(found.base_sigma, -power)
+        torch.testing.assert_close(known, values[: len(known)], rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            times_power(found.leading[1], -power), known[: len(found.leading[1])]
+        )
+        check(unit, Y)
+
+
+def test_the_probes_depend_on_base_and_vectors(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        certificate, "gaussian", lambda *given: drawn.append(gaussian_draw(*given)) or drawn[-1]
+    )
+    W0, Y = gaussian(60, 40), orthonormal(60, 2)
+    for base, vectors in some([(W0, Y), (W0.clone(), Y), (W0 * (1 + 2**-50), Y), (W0, -Y)]):
+        certify(base, vectors, max_steps=1)
+    first, same, *others = drawn
+    assert torch.equal(first, same)
+    assert not any(torch.equal(first, other) for other in some(others))
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -414,7 +457,7 @@ def test_one_large_residual_ties_two_neighbours():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_base_in_half_precision_is_widened(dtype):
     W0, Y = gaussian(90, 70).to(dtype), orthonormal(90, 2).float()
-    found, wide = certify(W0, Y), certify(W0.float(), Y)
+    found, wide = (certify(W, Y, generator=generator(1)) for W in (W0, W0.float()))
     assert found.verdicts == wide.verdicts
     torch.testing.assert_close(found.upper, wide.upper, rtol=0, atol=1e-4)
 

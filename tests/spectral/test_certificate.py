@@ -21,6 +21,8 @@ from bulkedge.spectral.certificate.rigorous import (
     _rayleigh_below,
     _root_above,
 )
+from bulkedge.triplet.solver._start import gaussian as gaussian_draw
+from bulkedge.triplet.solver._start import seeded_by
 from cases import MATRICES, SHAPES, gaussian, generator, orthonormal, with_spectrum
 from helpers import some
 
@@ -139,13 +141,9 @@ def test_scale_is_no_matter(bound, exponent, dtype):
 @pytest.mark.parametrize("bound", CERTIFICATES.values(), ids=CERTIFICATES)
 def test_norm_beyond_the_largest_float(bound):
     A = torch.full((8, 8), 1.5e308, dtype=torch.float64)
-    if isinstance(bound, Probable):  # products overflow: nothing can be said
-        with pytest.raises(InputError, match="or an overflow in the product"):
-            bound.bound(Dense(A))
-    else:
-        found = bound.bound(Dense(A))
-        assert found.upper == math.inf
-        assert found.lower > 1.79e308
+    found = bound.bound(Dense(A))
+    assert found.upper == math.inf
+    assert found.lower > 1.79e308
 
 
 def test_maps_are_bounded_as_their_dense_matrices():
@@ -523,3 +521,44 @@ def test_settings_out_of_range_are_refused():
             Rigorous(rtol)
     with pytest.raises(InputError, match="that rounding hides"):
         Probable(failure=1e-15).bound(Dense(torch.eye(9)))
+
+
+def hidden_from(start, m, n):
+    """A matrix of norm 1.45 whose leading right vector is orthogonal to a start, else of norm 1."""
+    v = orthonormal(n, 1, 8)
+    v = v - start @ (start.mT @ v) / start.square().sum()
+    v = v / v.norm()
+    rest = with_spectrum(m, n, torch.linspace(1, 0.01, min(m, n)))
+    u = orthonormal(m, 1, 9)
+    rest = rest - u @ (u.mT @ rest)
+    return rest - rest @ v @ v.mT + 1.45 * u @ v.mT
+
+
+def test_a_matrix_made_against_a_known_start_is_not_believed():
+    draws = generator(0)
+    A = hidden_from(torch.randn(200, 1, generator=draws, dtype=torch.float64), 300, 200)
+    certificate = Probable(rtol=0.3)  # a narrower interval takes steps in which rounding shows it
+    fooled = certificate.bound(Dense(A), generator=generator(0))
+    assert fooled.upper < 1.4  # whoever knows the start can do that
+    honest = certificate.bound(Dense(A))
+    assert honest.lower <= float(torch.linalg.matrix_norm(A, 2)) <= honest.upper
+    assert certificate.bound(Dense(A.clone())) == honest  # equal input, equal interval
+
+
+def test_the_start_depends_on_every_tensor_of_a_map():
+    A, B, C = gaussian(30, 20), gaussian(30, 2), gaussian(2, 20)
+
+    def first(*tensors, scale=1.0):
+        tuned = Dense(tensors[0]) + LowRank(*tensors[1:], scale)
+        return gaussian_draw(9, 1, seeded_by(tuned))
+
+    def nudged(x):
+        x = x.clone()
+        x[-1, -1] = x[-1, -1].nextafter(2 * x[-1, -1])
+        return x
+
+    known = first(A, B, C)
+    assert torch.equal(known, first(A.mT.contiguous().mT, B, C))
+    for other in some([(nudged(A), B, C), (A, nudged(B), C), (A, B, nudged(C))]):
+        assert not torch.equal(known, first(*other))
+    assert not torch.equal(known, first(A, B, C, scale=1.0 + 2.0**-52))

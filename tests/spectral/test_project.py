@@ -108,7 +108,7 @@ def test_large_matrices_with_few_values_above_need_no_svd(monkeypatch):
 
     W = with_spectrum(700, 600, torch.cat([torch.full((5,), 3.0), torch.linspace(1, 0, 595)]))
     expected = oracle(W, 1.5)
-    monkeypatch.setattr(project, "thin_svd", None)
+    monkeypatch.setattr(project, "factored", None)
     torch.testing.assert_close(project_spectral_ball(W, 1.5), expected)
     monkeypatch.undo()
     torch.testing.assert_close(project_spectral_ball(W, 0.5), oracle(W, 0.5))

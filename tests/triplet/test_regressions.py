@@ -12,8 +12,9 @@ import torch
 from test_derivative import dense_outputs, loss, outputs
 from torch.utils.checkpoint import checkpoint
 
-from bulkedge import DegenerateWarning, InputError
+from bulkedge import DegenerateWarning, InputError, spectral
 from bulkedge._linmap import Counted
+from bulkedge.intruder import certify
 from bulkedge.triplet import (
     Auto,
     BlockKrylov,
@@ -29,8 +30,11 @@ from bulkedge.triplet import (
     Riemannian,
     Status,
     singular_triplet,
+    thin_svd,
+    truncate,
 )
 from cases import MATRICES, gaussian, generator, orthonormal, with_spectrum
+from helpers import some
 
 EVERY = [
     Auto(dense_below=4), BlockKrylov(), Lanczos(), Refined(), Power(), Newton(), RayleighQuotient(),
@@ -319,12 +323,46 @@ def test_misuse_gets_one_clear_error(case):
 
 
 def test_odd_tensors_get_one_clear_error():
-    with pytest.raises(InputError, match=r"to_dense\(\) converts a sparse one"):
-        singular_triplet(torch.eye(3).to_sparse())
-    with pytest.raises(InputError, match=r"got .* on meta; to_dense"):
+    with pytest.raises(InputError, match=r"expected a tensor with entries, got .* on meta; to_emp"):
         singular_triplet(torch.empty(3, 3, device="meta"))
     with pytest.raises(InputError, match=r"for a batch of shape \(2, 4, 3\)"):
         singular_triplet(torch.ones(2, 4, 3), init=(torch.ones(4), torch.ones(3)))
+
+
+SPARSE = {
+    "coo": lambda x: x.to_sparse_coo(),
+    "csr": lambda x: x.to_sparse_csr(),
+    "csc": lambda x: x.to_sparse_csc(),
+    "bsr": lambda x: x.to_sparse_bsr((2, 2)),
+}
+TAKES_A_MATRIX = {
+    "singular_triplet": singular_triplet,
+    "truncate": lambda A: truncate(A, 1),
+    "thin_svd": thin_svd,
+    "spectral_norm": spectral.spectral_norm,
+    "certified": lambda A: spectral.spectral_norm(A, certified=True),
+    "normalize": spectral.normalize,
+    "cap": spectral.cap,
+    "project": spectral.project_spectral_ball,
+    "added": lambda A: Dense(torch.eye(4)) + A,
+    "dense": Dense,
+    "certify": lambda A: certify(A, torch.eye(4)[:, :1]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta:UserWarning")
+@pytest.mark.parametrize("layout", SPARSE)
+@pytest.mark.parametrize("function", TAKES_A_MATRIX)
+def test_a_sparse_tensor_is_refused_with_the_way_to_go(function, layout):
+    for given in some([torch.eye(4), torch.eye(4, dtype=torch.float64)]):
+        with pytest.raises(InputError, match=r"torch\.sparse_.*write its products as a LinearMap"):
+            TAKES_A_MATRIX[function](SPARSE[layout](given))
+
+
+@pytest.mark.parametrize("function", [singular_triplet, spectral.normalize, spectral.cap])
+def test_a_sparse_batch_is_refused_with_the_way_to_go(function):
+    with pytest.raises(InputError, match=r"torch\.sparse_.*write its products as a LinearMap"):
+        function(torch.ones(2, 3, 3).to_sparse())
 
 
 def test_the_order_of_a_generator_is_respected():

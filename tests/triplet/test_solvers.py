@@ -49,7 +49,7 @@ SOLVERS = {
     "riemannian": Riemannian(),
 }
 # first-order methods where σ_i differ by 1e-4: their steps are of the order of 1 / gap, and end at
-# the limit, which they must then say; everything else must converge
+# the limit, which they must then say (MAX_STEPS); everything else must converge
 MAY_STOP = {("power", "nearly_degenerate"), ("gradient", "nearly_degenerate")}
 # one vector at a time, and no look at the rest of the spectrum: the last gap is 0
 NO_NEIGHBOUR = {"gradient", "riemannian"}
@@ -82,9 +82,8 @@ def test_leading_triplets(solver, matrix, shape, dtype):
     torch.testing.assert_close(
         result.residuals.double(), measured, rtol=1e-2, atol=0.1 * RTOL[dtype] * scale
     )
-    if not strict and float(measured.max()) > RTOL[dtype] * scale:
-        assert result.status is Status.MAX_STEPS
-        return
+    if not strict and result.status is Status.MAX_STEPS:
+        return  # short of the solver's own tolerance, which is not that of this test
     assert result.status is Status.CONVERGED
     torch.testing.assert_close(sigma, S[:k], rtol=0, atol=RTOL[dtype] * scale)
     assert float(measured.max()) <= RTOL[dtype] * scale

@@ -7,6 +7,8 @@ from bulkedge._linmap import Dense
 from bulkedge.triplet import Bidiagonalization, GolubKahan, Status, Unseen, singular_triplet
 from bulkedge.triplet._rounding import ROUNDING_PROBES, measure_rounding
 from bulkedge.triplet._unseen import smallest_eigenvalue_bound
+from bulkedge.triplet.solver import golub_kahan
+from bulkedge.triplet.solver._start import fixed_seed, gaussian
 from cases import orthonormal
 from helpers import some
 
@@ -183,3 +185,24 @@ def test_a_search_that_cannot_end_in_time_is_given_up_and_no_other(strong):
     else:
         assert found.status is expected.status is Status.MAX_STEPS
         assert found.steps < expected.steps == 12
+
+
+def test_a_matrix_made_against_the_fixed_seed_is_not_proved(monkeypatch):
+    """Its first triplet is orthogonal to every vector that a fixed seed would draw."""
+    solver = GolubKahan(failure_probability=1e-9, oversample=8)
+    m, n = 400, 300
+    drawn = gaussian(n, 9, fixed_seed())
+    V = torch.linalg.qr(torch.cat([drawn, draw(n, 2)], dim=1)).Q[:, -2:]
+    known = torch.linalg.qr(drawn).Q[:, :1]
+    v = torch.cat([known, V[:, :1]], dim=1)
+    u = orthonormal(m, 2, 5)
+    rest = with_values(torch.linspace(1, 0.1, n), m, n)[0]
+    rest = rest - u @ (u.mT @ rest)
+    A = (u * torch.tensor([30.0, 50.0])) @ v.mT + rest - rest @ v @ v.mT
+    with monkeypatch.context() as patch:
+        patch.setattr(golub_kahan, "unforeseen", lambda generator, *_: generator)
+        fooled = singular_triplet(A, 1, solver=solver)
+    assert (round(fooled.sigma.item()), fooled.status) == (30, Status.CONVERGED)
+    assert round(singular_triplet(A, 1, solver=solver).sigma.item()) == 50
+    given = torch.Generator().manual_seed(3)
+    assert round(singular_triplet(A, 1, solver=solver, generator=given).sigma.item()) == 50

@@ -8,7 +8,7 @@ from .base import Gradients, LinearMap, MatrixLike, as_map, frobenius, times_pow
 from .counted import Counted
 from .dense import Dense, Difference, Upcast
 from .low_rank import LowRank
-from .scaled import RowScaled, Scaled, lift
+from .scaled import RowScaled, Scaled, image_exponent, remedy
 from .sums import Adjoint, Sum
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Upcast",
     "as_map",
     "frobenius",
-    "lift",
+    "image_exponent",
+    "remedy",
     "times_power",
 ]

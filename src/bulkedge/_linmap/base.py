@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_real
+from bulkedge._guard import require_strided
 from bulkedge._precision import converted, exact
 
 TILE_ENTRIES = 2**19
@@ -235,10 +236,11 @@ def as_map(matrix: MatrixLike) -> LinearMap:
             f"expected a torch tensor or a LinearMap, got {type(matrix).__name__}; "
             "torch.as_tensor converts arrays and lists"
         )
-    if matrix.layout is not torch.strided or matrix.device.type == "meta":
+    require_strided("the matrix", matrix)
+    if matrix.device.type == "meta":
         raise InputError(
-            f"expected a dense tensor with entries, got {matrix.layout} on {matrix.device}; "
-            "to_dense() converts a sparse one"
+            f"expected a tensor with entries, got shape {tuple(matrix.shape)} on meta; to_empty() "
+            "it, or read the weights"
         )
     return _CLASSES["Dense"](matrix)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._guard import require_strided
 from bulkedge._precision import converted, exact_device
 
 from .base import Gradients, LinearMap, frobenius, made_by_arithmetic
@@ -34,6 +35,7 @@ class Dense(LinearMap):
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        require_strided("the matrix", matrix)
         if matrix.ndim != 2 or not matrix.is_floating_point():
             raise InputError(
                 f"expected a real floating-point matrix, got shape {tuple(matrix.shape)} of "

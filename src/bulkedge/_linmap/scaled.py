@@ -12,12 +12,48 @@ from bulkedge._errors import InputError
 from bulkedge._fields import as_real
 from bulkedge._precision import converted
 
-from .base import Gradients, LinearMap, as_map, made_by_arithmetic
+from .base import Gradients, LinearMap, as_map, frobenius, made_by_arithmetic
+from .dense import Dense
 
 
 def lift(dtype: torch.dtype) -> float:
     """A power of two that turns the smallest numbers of a dtype into ordinary ones."""
     return 2.0**900 if dtype is torch.float64 else 2.0**100
+
+
+def image_exponent(A: LinearMap, x: Tensor) -> int | None:
+    """How large a product is, also where its numbers are beyond those of the dtype.
+
+    Args:
+        A: The map, shape ``(m, n)``.
+        x: A unit or Gaussian vector, shape ``(n, 1)``.
+
+    Returns:
+        The e with ``2ᵉ⁻¹ ≤ max |A x| < 2ᵉ``; None where the product is zero.
+
+    Raises:
+        InputError: If it is not finite.
+    """
+    limits, shift = torch.finfo(A.dtype), 0
+    largest = float(A.matmat(x).abs().max())
+    if not math.isfinite(largest):  # NaN, too: of two infinities
+        shift = math.frexp(lift(A.dtype))[1] - 1
+    elif largest < 2 * limits.tiny**0.5:  # the product itself may have underflowed
+        shift = 1 - math.frexp(lift(A.dtype))[1]
+    if shift:
+        largest = float(A.matmat(x * 2.0**-shift).abs().max())
+    if not math.isfinite(largest):
+        raise InputError(
+            "expected finite entries, got NaN or Inf, or products beyond the numbers of "
+            f"{A.dtype}; {remedy(A.dtype)}"
+        )
+    return math.frexp(largest)[1] + shift if largest else None
+
+
+def remedy(dtype: torch.dtype) -> str:
+    """What helps where the numbers of a dtype are not large enough."""
+    divide = "divide the matrix by a large number"
+    return divide if dtype is torch.float64 else f"convert it to float64, or {divide}"
 
 
 @made_by_arithmetic
@@ -59,19 +95,26 @@ class Scaled(LinearMap):
         return self.inner.rmatmat(Y if before == 1 else Y * before) * after
 
     def _split(self) -> tuple[float, float]:
-        """The parts of the factor to apply before and after a product, so that none underflows."""
-        largest = lift(self.dtype)
-        if abs(self.factor) <= largest**0.5:
-            return 1.0, self.factor
-        return largest, self.factor / largest
+        """The parts of the factor before and after a product, so that none over- or underflows."""
+        largest, size = lift(self.dtype), abs(self.factor)
+        if size > largest**0.5:
+            return largest, self.factor / largest
+        if 0 < size < largest**-0.5:
+            before = 2.0 ** (math.frexp(size)[1] // 2)
+            return before, self.factor / before
+        return 1.0, self.factor
 
     def norm_bound(self) -> float:
         """See :meth:`LinearMap.norm_bound`."""
-        return abs(self.factor) * self.inner.norm_bound()
+        bound = self.inner.norm_bound()
+        return abs(self.factor) * bound if math.isfinite(bound) else frobenius(self.to_dense())
 
     def rounding_scale(self) -> float:
         """See :meth:`LinearMap.rounding_scale`."""
-        return abs(self.factor) * self.inner.rounding_scale()
+        scale = self.inner.rounding_scale()
+        if math.isfinite(scale) or not isinstance(self.inner, Dense):
+            return abs(self.factor) * scale
+        return self.norm_bound()
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

@@ -16,9 +16,9 @@ direction is the same at both ends of its interval.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -32,11 +32,11 @@ from bulkedge._fields import (
     optional,
     whole,
 )
-from bulkedge._linmap import MatrixLike, as_map
+from bulkedge._linmap import MatrixLike, Scaled, as_map, remedy, times_power
 from bulkedge._precision import exact, full_precision
 from bulkedge._verdict import Verdict
 from bulkedge.triplet import Bidiagonalization, Ritz
-from bulkedge.triplet.solver._start import gaussian
+from bulkedge.triplet.solver._start import gaussian, seeded_by
 
 from ._clusters import presumed_complete
 from ._evidence import Question
@@ -143,14 +143,13 @@ def certify(
         max_steps: Steps before the rest is left undecided.
         probes: Random vectors to start from besides Y: they find leading base vectors to which Y
             is orthogonal, and sample the spectrum.
-        generator: Source of the probes; a fixed seed if None.
+        generator: Source of the probes; if None, one whose seed is a digest of W0 and Y.
 
     Returns:
         The intervals and verdicts.
 
     Raises:
-        InputError: If shapes do not fit, Y is not orthonormal, or the base is zero, not finite, or
-            of a norm whose powers its dtype cannot hold.
+        InputError: If shapes do not fit, Y is not orthonormal, or the base is zero or not finite.
 
     References:
         docs/certificate.md; the definition is Shuttleworth et al., arXiv:2410.21228.
@@ -180,9 +179,23 @@ def certify(
     _require_errors(errors, Y.shape[1])
     _require_groups(groups, Y.shape[1])
     size = A.rounding_scale() if frobenius is None else frobenius
-    _require_scale(size, A.dtype)
+    power = _power(size, A.dtype)
+    if power:  # the squares and fourth powers on the way would be zero or infinite
+        found = certify(
+            Scaled(A, 2.0**-power),
+            Y,
+            epsilon=epsilon,
+            errors=errors,
+            groups=groups,
+            subspace=subspace,
+            frobenius=times_power(size, -power),
+            max_steps=max_steps,
+            probes=probes,
+            generator=generator,
+        )
+        return _times_power_of_two(found, power)
     (m, k), unit = Y.shape, size * torch.finfo(A.dtype).eps
-    random = generator or numpy.random.default_rng(0)
+    random = generator or seeded_by(A, Y)
     drawn = gaussian(m, max(min(probes, min(A.shape) - k), 0), random)
     block = torch.cat([Y.to(A.device, A.dtype), drawn.to(A.device, A.dtype)], dim=1)
     known = torch.zeros(k, dtype=torch.float64) if errors is None else exact(errors).cpu()
@@ -251,14 +264,39 @@ def _require_groups(groups: Tensor | None, k: int) -> None:
         )
 
 
-def _require_scale(size: float, dtype: torch.dtype) -> None:
-    """InputError where the fourth power of a norm is beyond the numbers of the dtype."""
-    limits = torch.finfo(dtype)
-    if not limits.tiny**0.25 < size < limits.max**0.25:
+def _power(size: float, dtype: torch.dtype) -> int:
+    """The power of two to divide a base of this norm by, so that its fourth power is a number.
+
+    Returns:
+        The exponent, within what a float can hold; 0 where nothing is to be done.
+
+    Raises:
+        InputError: If the norm is zero or not finite.
+    """
+    if size == 0:
         raise InputError(
-            f"expected a base whose powers {limits.dtype} can hold, got one of norm {size:.3g}; "
-            "scale it, or use scores() with an SVD"
+            "expected a base other than zero, got one whose entries are all zero: it has no "
+            "singular vectors to compare with; leave the matrix out"
         )
+    if not math.isfinite(size):
+        raise InputError(
+            f"expected a base of finite norm, got {size}; look for NaN and Inf in it, or "
+            f"{remedy(torch.float64)}"
+        )
+    limits = torch.finfo(dtype)
+    inside = limits.tiny**0.25 < size < limits.max**0.25
+    return 0 if inside else min(max(math.frexp(size)[1], -1000), 1000)
+
+
+def _times_power_of_two(found: Certificate, power: int) -> Certificate:
+    """The certificate of a base that is larger by a power of two: its values are, nothing else."""
+    left, sigma, right = found.leading
+    return replace(
+        found,
+        base_sigma=times_power(found.base_sigma, power),
+        leading=(left, times_power(sigma, power), right),
+        spectrum=times_power(found.spectrum, power),
+    )
 
 
 def _outside(Y: Tensor, block: Tensor) -> Tensor:

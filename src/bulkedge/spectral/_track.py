@@ -88,7 +88,8 @@ def track(
             return quick
     with torch.no_grad():
         tall = A if A.shape[0] >= A.shape[1] else A.T
-        start = torch.cat([start[:, :-1], _explore(tall, start)], dim=1)
+        # the explorer may have overflowed on its way
+        start = valid_start(torch.cat([start[:, :-1], _explore(tall, start)], dim=1))
     solver = BlockKrylov(rtol=rtol, oversample=columns - 1, max_steps=max_steps or 500)
     result = solve_from(A, 1, start, solver=solver, strict=False)
     with torch.no_grad():

@@ -55,7 +55,8 @@ def spectral_norm(
             here**: take ``kernel.flatten(1)``, or ``Convolution.of(layer, input_size)``.
         solver: The method; ``Auto()`` if None.
         init: A guess (u, v).
-        generator: Source of the random start; None takes a fixed seed.
+        generator: Source of the random start; None takes a fixed seed, or for :class:`Probable`
+            one that depends on all of A.
         certified: The certificate wanted, for one matrix; True is :class:`Rigorous`.
 
     Returns:
@@ -101,15 +102,23 @@ def normalize(A: Tensor, *, init: tuple[Tensor, Tensor] | None = None) -> Tensor
         Shape ``(..., m, n)``, of the dtype of A.
 
     Raises:
-        InputError: If a matrix is zero.
+        InputError: If a matrix is zero, or its norm subnormal.
 
     Example:
         >>> normalize(torch.diag(torch.tensor([4.0, 2.0]))).tolist()
         [[1.0, 0.0], [0.0, 0.5]]
     """
     norm = spectral_norm(A, init=init)[..., None, None]
-    if not torch.compiler.is_compiling() and not _all(norm > 0):
-        raise InputError("expected a matrix other than zero, whose norm nothing can be scaled by")
+    if not torch.compiler.is_compiling():
+        if not _all(norm > 0):
+            raise InputError(
+                "expected a matrix other than zero, whose norm nothing can be scaled by"
+            )
+        if not _all(norm >= torch.finfo(norm.dtype).tiny):
+            raise InputError(
+                f"expected a norm that {norm.dtype} knows to all its digits, got a subnormal one; "
+                "multiply the matrix by a large number, which changes nothing here"
+            )
     return (A / norm).to(A.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bulkedge._errors import InputError
 from bulkedge._guard import matrix as require_matrix
-from bulkedge._guard import precise
-from bulkedge._linmap import Dense
-from bulkedge.triplet import BlockKrylov, singular_triplet, thin_svd
+from bulkedge._guard import precise, require_strided
+from bulkedge._linmap import Dense, frobenius, times_power
+from bulkedge.triplet import BlockKrylov, singular_triplet
+from bulkedge.triplet._thin_svd import factored
 from bulkedge.triplet._tracing import require_numbers
 
 from ._track import as_matrix, fresh_start, track
@@ -61,7 +63,9 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     """
     require_bound(bound)
     _require_method(method)
-    require_numbers(W, "project_spectral_ball")
+    if isinstance(W, Tensor):
+        require_strided("W", W)
+        require_numbers(W, "project_spectral_ball")
     with torch.no_grad():
         matrix = as_matrix(require_matrix("W", W, dims=None).detach())
         if method == "rescale":
@@ -211,10 +215,17 @@ def _project_in_place(
 
 def _clip(matrix: Tensor, bound: float) -> Tensor:
     """``U min(Σ, bound) Vᵀ``; the matrix itself inside the ball."""
-    if min(matrix.shape) >= LARGE:
+    limits, largest = torch.finfo(matrix.dtype), float(matrix.abs().max())
+    if 0 < largest < limits.tiny / limits.eps:  # products of subnormal numbers round each of them
+        power = 1 - math.frexp(limits.tiny)[1]
+        lifted = times_power(matrix, power)
+        clipped = _clip(lifted, times_power(bound, power))
+        return matrix if clipped is lifted else times_power(clipped, -power)
+    # a norm beyond the numbers of the dtype is no obstacle to an SVD, whose values are cut
+    if min(matrix.shape) >= LARGE and frobenius(matrix) < torch.finfo(matrix.dtype).max:
         S, U, V = singular_triplet(matrix, LEADING, solver=BlockKrylov())
         # the difference below loses digits if σ₁ is much larger than the bound
         if S[-1] <= bound and S[0] <= 10 * bound:
             return matrix - (U * (S - bound).clamp_min(0)) @ V.mT
-    U, S, V = thin_svd(matrix)
+    U, S, V = factored(matrix)
     return matrix if S[0] <= bound else (U * S.clamp_max(bound)) @ V.mT

@@ -12,12 +12,11 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy
 import torch
 from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
-from bulkedge._linmap import Counted, LinearMap, Scaled, lift, times_power
+from bulkedge._linmap import Counted, LinearMap, Scaled, remedy, times_power
 from bulkedge._precision import exact, full_precision
 
 from ._gauge import (
@@ -29,16 +28,15 @@ from ._gauge import (
     warn_of_ties,
 )
 from ._result import SingularTriplets, Status, resolution
+from ._size import divisor, exponent_of, power_of_two, size_of, times_power_of_two
 from .adjoint import AdjointSolver, System
 from .solver import Solver
-from .solver._start import generic
+from .solver._start import fixed_seed
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 SCALE_WITH_MATRIX = ("sigma", "residuals", "gaps")
 """The fields of a result that scale with the matrix."""
-SMALLEST_DIVISOR = 2.0**-1000
-"""A matrix is divided by no smaller number, because the reciprocal has to be finite."""
 NEAR = 16
 """This many singular values beyond the k-th are kept to precondition the derivative."""
 Ambiguity = Literal["nothing", "rotations", "ties", "cut"]
@@ -71,21 +69,25 @@ def solve_leading(
 ) -> SingularTriplets:
     """The k leading triplets of A; ``start`` is on the shorter side of A."""
     with torch.no_grad(), full_precision(A.device):
-        size = _size(probed := Counted(A))
+        size = size_of(probed := Counted(A))
         if start is not None and not bool(torch.isfinite(start).all()):
             raise InputError("expected a finite init, got NaN or Inf")
         upright = _upright(Scaled(A, 1 / size) if size != 1 else A)
-        result = solver.compute(upright, k, start, generator or numpy.random.default_rng(0))
+        try:
+            result = solver.compute(upright, k, start, generator or fixed_seed())
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise _not_finite(A) from error
     if size != 1:
         figures = {
-            name: _times_power_of_two(getattr(result, name), size) for name in SCALE_WITH_MATRIX
+            name: times_power_of_two(getattr(result, name), size) for name in SCALE_WITH_MATRIX
         }
         result = dataclasses.replace(result, **figures)
-        if not bool(result.sigma.isfinite().all()):
-            raise InputError(
-                f"expected singular values that {A.dtype} can hold, got larger ones; divide the "
-                "matrix, or convert it to float64"
-            )
+    if bool((result.sigma + result.residuals).isnan().any()):
+        raise _not_finite(A)
+    if not bool(result.sigma.isfinite().all()):
+        raise InputError(
+            f"expected singular values that {A.dtype} can hold, got larger ones; {remedy(A.dtype)}"
+        )
     u, v = (result.u, result.v) if _is_upright(A) else (result.v, result.u)
     near = _near(result, size, min(A.shape))
     passes = result.passes + probed.passes[0]
@@ -159,12 +161,12 @@ def solve_outside_block(
             warn_of_rotations(sigma, rotation, pair_scale(phi, psi), xi)
         elif warn_of == "ties":
             warn_of_ties(sigma)
-        size = max(_power_of_two(float(sigma[0])), SMALLEST_DIVISOR)
+        size = divisor(float(sigma[0]))
         theta, Z = evidence.near
-        near, unit = (_times_power_of_two(theta, 1 / size), Z), Scaled(A, 1 / size)
+        near, unit = (times_power_of_two(theta, 1 / size), Z), Scaled(A, 1 / size)
         # A subnormal singular value has lost digits, its vectors have not: compute it from them.
         small = float(sigma[-1]) < torch.finfo(sigma.dtype).tiny / torch.finfo(sigma.dtype).eps
-        known = (u * unit.matmat(v)).sum(dim=0) if small else _times_power_of_two(sigma, 1 / size)
+        known = (u * unit.matmat(v)).sum(dim=0) if small else times_power_of_two(sigma, 1 / size)
         system = System(unit, known, u, v, None, None, near)
         system = dataclasses.replace(
             system,
@@ -174,12 +176,13 @@ def solve_outside_block(
         close = float(evidence.gaps.min()) < 0.1 * float(sigma[0])
         p, q = _refined(adjoint, system, close=close)
         residuals, gaps = (
-            _times_power_of_two(x, 1 / size) for x in (evidence.residuals, evidence.gaps)
+            times_power_of_two(x, 1 / size) for x in (evidence.residuals, evidence.gaps)
         )
         _require_known(
             adjoint, system, (p, q), residuals, gaps, spaces_only=spaces_only, warned=warned
         )
-        p, q = _times_power_of_two(p, scale / size), _times_power_of_two(q, scale / size)
+        power = exponent_of(scale) - exponent_of(size)  # scale / size may be beyond all numbers
+        p, q = times_power(p, power), times_power(q, power)
         if not all(bool(torch.isfinite(x).all()) for x in (p, q)):
             raise InputError(
                 f"expected a matrix whose vectors have a derivative within the numbers of "
@@ -193,7 +196,7 @@ def _scale(cotangents: tuple[Tensor | None, Tensor | None]) -> float:
     """A power of two of the size of Φ and Ψ, so that their squares do not underflow; or NaN."""
     largest = max((float(c.abs().max()) for c in cotangents if c is not None), default=0.0)
     finite = all(bool(torch.isfinite(c).all()) for c in cotangents if c is not None)
-    return _power_of_two(largest) if finite else math.nan
+    return power_of_two(largest) if finite else math.nan
 
 
 def flatten(result: SingularTriplets) -> Outputs:
@@ -350,31 +353,17 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
     theta, Z = result.sigma.new_zeros(NEAR), result.v.new_zeros(n, NEAR)
     if result.near is not None:
         count = min(NEAR, len(result.near[0]))
-        theta[:count] = _times_power_of_two(result.near[0][:count], size)
+        theta[:count] = times_power_of_two(result.near[0][:count], size)
         Z[:, :count] = result.near[1][:, :count]
     return theta, Z
 
 
-def _size(A: LinearMap) -> float:
-    """A power of two; of A over it no square in a norm under- or overflows."""
-    probe = generic(A.shape[1], 1, torch.empty(0, dtype=A.dtype, device=A.device))
-    largest = A.shape[1] ** 0.5 * float(A.matmat(probe).abs().max())
-    if not math.isfinite(largest):
-        raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
-    if largest < 2 * torch.finfo(A.dtype).tiny ** 0.5:  # the product itself may have underflowed
-        large = lift(A.dtype)
-        largest = A.shape[1] ** 0.5 * float(A.matmat(probe * large).abs().max()) / large
-    return 1.0 if 2**-20 < largest < 2**20 else max(_power_of_two(largest), SMALLEST_DIVISOR)
-
-
-def _power_of_two(x: float) -> float:
-    """The largest power of two that is at most x, 1 for 0: dividing by it rounds nothing."""
-    return 2.0 ** (math.frexp(x)[1] - 1) if x else 1.0
-
-
-def _times_power_of_two(x: Tensor, power: float) -> Tensor:
-    """``power · x`` for a power of two, which alone may be beyond the numbers of the dtype."""
-    return times_power(x, math.frexp(power)[1] - 1)
+def _not_finite(A: LinearMap) -> InputError:
+    """The error of a solver that met NaN in later products than that of :func:`size_of`."""
+    return InputError(
+        f"expected products that are numbers, got others from {A!r}; look at its matmat and "
+        f"rmatmat, or {remedy(A.dtype)}"
+    )
 
 
 def _norms(p: Tensor, q: Tensor) -> Tensor:

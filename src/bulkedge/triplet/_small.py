@@ -26,8 +26,9 @@ NARROW_FROM = 80
 """From this side on an eigenproblem in float32 and its refinement cost less than one in float64."""
 MIN_GAP = 5e-4
 """The gap below σ_k times σ_k has to be this part of σ₁²."""
-LEAST_TRACE, LARGEST_TRACE = 1e-200, 1e200
-"""Sums of squares between these neither under- nor overflow on the way."""
+LEAST_TRACE = 1e-200
+LARGEST_TRACE = {torch.float64: 1e200, torch.float32: torch.finfo(torch.float32).max ** 2}
+"""Sums of squares between these neither under- nor overflow on the way, nor does σ₁ in the end."""
 VECTOR_ERROR = 1e-9
 """Vectors of a float32 matrix are refined until residual over gap is below this."""
 ROUNDING = 64.0
@@ -116,7 +117,7 @@ def decompose(A: Tensor, k: int) -> Small | None:
     gram, n, single = W.mT @ W, W.shape[-1], A.dtype is torch.float32
     trace = gram.trace() if A.ndim == 2 else gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
     least, largest = _ends(trace)
-    if not (least > LEAST_TRACE and largest < LARGEST_TRACE):
+    if not (least > LEAST_TRACE and largest < LARGEST_TRACE[A.dtype]):
         return None
     narrow = single and n >= NARROW_FROM
     if narrow:

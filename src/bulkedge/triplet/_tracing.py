@@ -49,6 +49,14 @@ def _vmapped(A: Tensor) -> bool:
     return False
 
 
+def unwrapped(A: Tensor) -> Tensor:
+    """The tensor behind the derivatives of torch.func that are around."""
+    functorch = cast("Any", torch._C)._functorch
+    while functorch.is_functorch_wrapped_tensor(A):
+        A = functorch.get_unwrapped(A)
+    return A
+
+
 def jvp_levels() -> int:
     """How many forward modes of torch.func are around; a constant to the compiler."""
     return _transforms().count("Jvp")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import as_whole
+from bulkedge._guard import require_strided
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
@@ -42,8 +43,9 @@ def singular_triplet(
     Among equal values inside the block the same holds for every rotation.
 
     Args:
-        A: A tensor of shape ``(..., m, n)`` or a ``LinearMap``, real; float16 and bfloat16 are
-            taken in float32.  Small matrices of a batch, with up to 384 rows or
+        A: A dense tensor of shape ``(..., m, n)`` or a ``LinearMap``, real; float16 and bfloat16
+            are taken in float32.  A sparse matrix is a ``LinearMap`` of your own
+            (docs/triplets.md).  Small matrices of a batch, with up to 384 rows or
             columns, are decomposed together, others one after the other.
         k: How many triplets, ``1 ≤ k ≤ min(m, n)``.
         solver: The forward method; ``Auto()`` if None.
@@ -61,8 +63,8 @@ def singular_triplet(
         The triplets, with residuals, gaps, steps and passes.
 
     Raises:
-        InputError: If A is empty, not finite or not of a supported dtype, or k or init does not
-            fit.
+        InputError: If A is empty, not finite or not of a supported dtype, if k or init does not
+            fit, or if σ₁ is beyond the numbers of the dtype.
         ConvergenceError: If the tolerance is not reached and ``strict``.
 
     Example:
@@ -86,6 +88,7 @@ def singular_triplet(
             return found
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2:
+        require_strided("the matrices", A)
         return _batch(A, k, init, options)
     A = checked(as_map(A), k)
     check_methods(solver, adjoint, generator)

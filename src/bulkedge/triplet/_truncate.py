@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bulkedge._errors import InputError
 from bulkedge._fields import as_whole
+from bulkedge._guard import all_finite, finite, require_strided
 from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
@@ -70,13 +72,25 @@ def truncate(
     k = as_whole(k) or k
     options = {"solver": solver, "adjoint": adjoint, "generator": generator, "strict": strict}
     if isinstance(A, Tensor) and A.ndim > 2 and A.numel():
+        require_strided("the matrices", A)
         parts = [truncate(matrix, k, **options) for matrix in A.flatten(0, -3)]
         return torch.stack(parts).unflatten(0, A.shape[:-2])
     given = as_map(A)
     A = checked(given, k)
     check_methods(solver, adjoint, generator)
-    low = A.to_dense() if k == min(A.shape) else _product(A, k, **options)
-    return low.to(given.dtype)
+    low = finite("A", A.to_dense()) if k == min(A.shape) else _product(A, k, **options)
+    return _narrowed(low, given.dtype)
+
+
+def _narrowed(low: Tensor, dtype: torch.dtype) -> Tensor:
+    """The result in the dtype of the matrix, whose largest entry it may exceed."""
+    narrow = low.to(dtype)
+    if dtype != low.dtype and not torch.compiler.is_compiling() and not all_finite(narrow):
+        raise InputError(
+            f"expected an approximation whose entries {dtype} can hold, got larger ones; convert "
+            "the matrix to float32"
+        )
+    return narrow
 
 
 def _product(

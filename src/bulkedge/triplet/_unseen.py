@@ -72,7 +72,8 @@ class Unseen:
         rounding: How far the space is from exact recurrences and orthonormal bases.
         frobenius: ‖A‖_F, or more.
         dimension: m, the number of left singular vectors.
-        failure_probability: Probability, over the Gaussian vectors, that a statement is wrong.
+        failure_probability: Probability, over the Gaussian vectors, that any statement about this
+            space is wrong: the shares of all runs of neighbours add up to it.
     """
 
     ritz: Ritz

@@ -56,19 +56,6 @@ def check(A: LinearMap, v: Tensor | None) -> None:
         )
 
 
-def gaussian_start(n: int, generator: torch.Generator | None) -> Tensor:
-    """A Gaussian column, drawn on the CPU, so that it is the same for every device."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    return torch.randn(n, 1, generator=generator, dtype=torch.float64)
-
-
-def binary_exponent(largest: float) -> int | None:
-    """The e with 2ᵉ⁻¹ ≤ largest < 2ᵉ; None for 0."""
-    if not math.isfinite(largest):
-        raise InputError("expected finite entries, got NaN or Inf (or an overflow in the product)")
-    return math.frexp(largest)[1] if largest else None
-
-
 def unscale(x: float, exponent: int, towards: float) -> float:
     """x·2ᵉ, rounded in the direction of ``towards``."""
     try:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, LinearMap
-
-from ._bound import gaussian_start
+from bulkedge.triplet.solver._start import fixed_seed, gaussian
 
 EPS = 2.0**-52
 """The relative spacing of float64 numbers."""
@@ -61,7 +60,8 @@ class Chain:
 
 def leading_vector(W: Tensor, rtol: float, generator: torch.Generator | None) -> tuple[Tensor, int]:
     """A vector x, shape ``(p,)``, with ‖Wx‖ ≳ (1 − rtol)σ₁‖x‖ most likely, and its passes."""
-    chain, due = Chain(Dense(W), gaussian_start(W.shape[1], generator).to(W.device)), 1
+    start = gaussian(W.shape[1], 1, generator or fixed_seed()).to(W)
+    chain, due = Chain(Dense(W), start), 1
     while True:
         chain.advance()
         passes = len(chain.norms)

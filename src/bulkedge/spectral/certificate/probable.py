@@ -56,9 +56,10 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import TOLERANCE, check_fields, whole
-from bulkedge._linmap import LinearMap
+from bulkedge._linmap import LinearMap, image_exponent
+from bulkedge.triplet.solver._start import gaussian, seeded_by
 
-from ._bound import NormBound, binary_exponent, check, gaussian_start, unscale
+from ._bound import NormBound, check, unscale
 from ._chain import EPS, GRAIN, Chain
 
 
@@ -76,7 +77,9 @@ class Probable:
     products whatever the dtype of A, orthogonalisation O((m + n)·passes²).
 
     Attributes:
-        failure: The probability that ‖A‖₂ exceeds the upper end, over starts; not over matrices.
+        failure: The probability that ‖A‖₂ exceeds the upper end, for one call, over starts; not
+            over matrices.  N calls, on N matrices or on one with N starts, are all right but for
+            N times this.  To keep the least upper end of several is as many calls.
         rtol: Stop when upper/lower − 1 is below.
         max_passes: Stop then in any case; the interval is valid, if wider.
 
@@ -102,8 +105,9 @@ class Probable:
         Args:
             A: The map, any floating dtype.
             v: Not used: the probability is that of a uniformly random start.
-            generator: Source of the start; None takes a fixed seed, and then the same A has always
-                the same interval, right or wrong.
+            generator: Source of the start.  None takes a seed that is a digest of A, so the same
+                A has always the same interval, right or wrong, and no A can be made for a start
+                but by trying many.
 
         Returns:
             The interval.
@@ -122,8 +126,8 @@ class Probable:
                 )
             W = A.to(torch.float64)
             W = W.T if A.shape[0] < A.shape[1] else W
-            start = gaussian_start(W.shape[1], generator).to(W.device)
-            exponent = binary_exponent(float(W.matmat(start).abs().max()))
+            start = gaussian(W.shape[1], 1, generator or seeded_by(A)).to(W.device)
+            exponent = image_exponent(W, start)
             if exponent is None:
                 return NormBound(0.0, 0.0, self.failure, 1)
             chain = Chain(W, start, exponent)

@@ -53,9 +53,10 @@ import torch
 from torch import Tensor
 
 from bulkedge._fields import TOLERANCE, check_fields
+from bulkedge._guard import finite
 from bulkedge._linmap import LinearMap
 
-from ._bound import NormBound, binary_exponent, check, unscale
+from ._bound import NormBound, check, unscale
 from ._chain import leading_vector
 
 _BLOCK = 256
@@ -154,10 +155,12 @@ class Rigorous:
 
 def _dense_near_one(A: LinearMap) -> tuple[Tensor, int | None]:
     """A·2⁻ᵉ in float64 with the largest entry in [½, 1), and e."""
-    matrix = A.to(torch.float64).to_dense()  # float64 holds every narrower dtype exactly
+    wide = A.to(torch.float64)  # float64 holds every narrower dtype exactly
+    matrix = finite(repr(A), wide.to_dense())
     lowest, highest = (float(end) for end in matrix.aminmax())
-    exponent = binary_exponent(max(-lowest, highest))
-    if exponent is None:
+    largest = max(-lowest, highest)
+    exponent = math.frexp(largest)[1]
+    if not largest:
         return matrix, None
     half = exponent // 2  # in two steps: 2⁻ᵉ itself may overflow
     return matrix * 2.0**-half * 2.0 ** (half - exponent), exponent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Union
 
 import numpy
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
+from bulkedge.triplet._tracing import unwrapped
 
 # NumPy's generator is for the fixed seed: torch refuses to draw inside vmap, even where nothing is
 # batched.
@@ -20,6 +22,47 @@ def gaussian(rows: int, columns: int, generator: Randomness) -> Tensor:
     if isinstance(generator, torch.Generator):
         return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     return torch.from_numpy(generator.standard_normal((rows, columns)))
+
+
+SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fixed_seed() -> numpy.random.Generator:
+    """What a solver draws from where the caller gave no generator: the same numbers every time."""
+    return numpy.random.default_rng(0)
+
+
+def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
+    """Randomness for a statement that holds with a probability, where the caller gave none.
+
+    A matrix can be made to deceive random vectors that are known before.  So the seed is a digest
+    of all bits of the matrices: equal input has equal randomness, and none can be made for it but
+    by trying many.  Of a map that is all bits of its tensors, and what it prints: the numbers in
+    front of its parts, its shape.
+
+    Args:
+        matrices: Everything that the statement is about.
+
+    Returns:
+        The generator.
+    """
+    digest = hashlib.sha256()
+    for matrix in matrices:
+        tensors = (matrix,) if isinstance(matrix, Tensor) else matrix.tensors
+        if not isinstance(matrix, Tensor):
+            digest.update(repr(matrix).encode())
+        for tensor in tensors:
+            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+            plain = unwrapped(tensor).detach().cpu()
+            integers = plain.view(SAME_SIZE_INTEGERS[plain.element_size()]).numpy()
+            digest.update(numpy.ascontiguousarray(integers).data)
+    return numpy.random.default_rng(int.from_bytes(digest.digest(), "big"))
+
+
+def unforeseen(generator: Randomness, *matrices: LinearMap | Tensor) -> Randomness:
+    """What the caller gave, or :func:`seeded_by` in the place of :func:`fixed_seed`."""
+    given = isinstance(generator, torch.Generator)
+    return generator if given else seeded_by(*matrices)
 
 
 def generic(rows: int, columns: int, like: Tensor) -> Tensor:

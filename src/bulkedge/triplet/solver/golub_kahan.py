@@ -7,12 +7,14 @@ and the only large matrix that is factored is the block itself.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bulkedge._errors import InputError
 from bulkedge._fields import FLAG, NOT_NEGATIVE, TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import exact
@@ -26,7 +28,7 @@ from bulkedge.triplet._rounding import (
 )
 from bulkedge.triplet._unseen import Unseen
 
-from ._start import Randomness, gaussian, start_parts
+from ._start import Randomness, gaussian, start_parts, unforeseen
 from .block_krylov import BlockKrylov
 
 WATCHED_STEPS = 4
@@ -51,10 +53,12 @@ class GolubKahan:
         oversample: Vectors carried beyond k.
         failure_probability: Go on until it is proved that no other triplet lies above the k-th, but
             for this probability over the random vectors; ``Status.UNPROVED`` where ``max_steps`` do
-            not prove it.  The last gap then ends at a proved cut, and residuals and rounding are
-            measured in float64, by two passes each.  Few vectors beyond k prove little: give it an
-            ``oversample`` of 8.  None asks for no proof and judges by residuals alone, as every
-            other iterative solver does.
+            not prove it.  It is that of one call: N calls are all right but for N times as much,
+            and a call that is repeated until it proves something counts each time.  Without a
+            ``generator`` the seed is a digest of the matrix.  The last gap then ends at a proved
+            cut, and residuals and rounding are measured in float64, by two passes each.  Few
+            vectors beyond k prove little: give it an ``oversample`` of 8.  None asks for no proof
+            and judges by residuals alone, as every other iterative solver does.
         restart: Continue with :class:`BlockKrylov` where ``max_steps`` are not enough; False
             returns what there is, with ``Status.MAX_STEPS``.
         foresee: With ``restart=False``, return what there is as soon as the residuals fall too
@@ -93,9 +97,9 @@ class GolubKahan:
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n, from ``start`` completed by a Gaussian block."""
-        found = self._search(A, k, start, generator)
         if self.failure_probability is None:
-            return found
+            return self._search(A, k, start, generator)
+        found = self._search(A, k, start, unforeseen(generator, A))
         residuals = measure_residuals(A, found).to(found.residuals)
         return replace(found, residuals=residuals, passes=found.passes + 2)
 
@@ -107,6 +111,11 @@ class GolubKahan:
         guess, drawn = start_parts(A, min(k + self.oversample, n), start, generator)
         V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
         size = A.rounding_scale()
+        if size == math.inf:
+            raise InputError(
+                f"expected factors of {A!r} whose norms float64 can hold, got larger ones; divide "
+                "them by a large number"
+            )
         process = Bidiagonalization(A.T, V, ASSUMED_NOISE * torch.finfo(A.dtype).eps * size)
         prover = _Prover(process, exact(drawn).cpu(), size, self.failure_probability, generator)
         excess: list[float] = []

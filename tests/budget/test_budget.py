@@ -216,7 +216,8 @@ def test_a_record_is_checked_when_it_is_read(base, tmp_path):
     assert BudgetRecord.from_json(path) == record
     (first, *_) = json.loads(record.to_json())["matrices"]
     for part, changed, words in (
-        ("matrices", {"top_k_threshold": 1e-9}, "expected θ_c ≤ θ_k and σ_k ≤ σ_1"),
+        ("matrices", {"top_k_threshold": 1e-9}, "expected θ_c ≤ θ_k, or θ_k = σ_k"),
+        ("matrices", {"sigma_1": 1e-9}, "expected σ_k ≤ σ_1 of 'down.weight'"),
         (
             "matrices",
             {"top_k_threshold": None},

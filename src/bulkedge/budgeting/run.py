@@ -59,7 +59,7 @@ def budget(
     A generic spike of strength θ makes an outlier of the tuned matrix once it exceeds
     ``θ_c = D(b⁺)^(−½)``.  Here b is the edge of the base's bulk, and D its D-transform.  The
     outlier is one of the k leading directions, which an audit judges, once θ exceeds
-    ``θ_k = D(σ_k)^(−½)`` (θ_c, where σ_k lies inside the bulk).  So a LoRA with
+    ``θ_k = D(σ_k)^(−½)`` (θ_c, but at most σ_k, where σ_k lies inside the bulk).  So a LoRA with
     ``‖s·B·A‖₂ < θ_k`` is expected to make no intruder that counts.
 
     Cost: some 20 to 40 passes over each matrix with blocks of 16 vectors, no SVD of a large one.

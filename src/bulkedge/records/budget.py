@@ -69,7 +69,8 @@ class MatrixBudget(Row):
     sigma_k: Size | None = Field(None, description="The k-th; the smallest if there are fewer.")
     threshold: Size | None = Field(None, description="θ_c: beyond it an outlier is born.")
     top_k_threshold: Size | None = Field(
-        None, description="θ_k: beyond it the outlier stands among the k leading directions."
+        None,
+        description="θ_k: beyond it the outlier is among the k leading directions; at most σ_k.",
     )
     bulk: Bulk | None = None
     noise: bool | None = Field(
@@ -83,10 +84,22 @@ class MatrixBudget(Row):
         """Limits and values in order."""
         if (self.status == "measured") != (self.top_k_threshold is not None):
             raise ValueError(f"expected a limit of {self.name!r:.60} if it was measured")
-        for low, high in ((self.threshold, self.top_k_threshold), (self.sigma_k, self.sigma_1)):
-            if low is not None and high is not None and low > high * (1 + ROUNDING):
-                raise ValueError(f"expected θ_c ≤ θ_k and σ_k ≤ σ_1 of {self.name!r:.60}")
+        if _exceeds(self.sigma_k, self.sigma_1):
+            raise ValueError(f"expected σ_k ≤ σ_1 of {self.name!r:.60}")
+        if _exceeds(self.top_k_threshold, self.sigma_k):
+            raise ValueError(
+                f"expected θ_k ≤ σ_k of {self.name!r:.60}; version 0.2 wrote it above: make the "
+                "budget anew"
+            )
+        lowest = [x for x in (self.threshold, self.sigma_k) if x is not None]
+        if lowest and _exceeds(min(lowest), self.top_k_threshold):
+            raise ValueError(f"expected θ_c ≤ θ_k, or θ_k = σ_k below it, of {self.name!r:.60}")
         return self
+
+
+def _exceeds(low: float | None, high: float | None) -> bool:
+    """Whether what is to be the lower of two numbers is above the other, by more than rounding."""
+    return low is not None and high is not None and low > high * (1 + ROUNDING)
 
 
 class BudgetRecord(Document):

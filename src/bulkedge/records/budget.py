@@ -107,6 +107,7 @@ class BudgetRecord(Document):
 
     kind: ClassVar = "budget"
     file_name: ClassVar = "budget.json"
+    made_by: ClassVar = "bulkedge budget BASE -o DIR"
 
     schema_version: Literal["1"] = BUDGET_VERSION
     tool: Tool

@@ -109,8 +109,9 @@ def test_what_is_asked_for_by_name_is_measured_or_said_to_have_no_limit(base):
 
 
 def test_the_largest_product_just_reaches_the_level(base):
+    asked = {"target": ("up", "down"), "rank": 4, "alpha": 8, "level": 0.7}
     for rslora, scale in ((False, 2.0), (True, 4.0)):
-        record = bulkedge.budget(base, rank=4, alpha=8, rslora=rslora, level=0.7)
+        record = bulkedge.budget(base, rslora=rslora, **asked)
         for row in some(record.matrices):
             assert row.allowed.scale == scale
             assert row.allowed.max_ba_norm * scale == pytest.approx(0.7 * row.top_k_threshold)

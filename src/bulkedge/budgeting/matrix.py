@@ -131,7 +131,7 @@ def allowed_any(row: MatrixBudget, settings: BudgetSettings, mean: float) -> All
     Args:
         row: The matrix, measured.
         settings: Rank, α and level.
-        mean: Of θ_k over all matrices.
+        mean: Of θ_k over the matrices that are to be trained.
 
     Returns:
         The allowance; None without rank and α, or without a limit.

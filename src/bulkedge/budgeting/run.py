@@ -27,6 +27,7 @@ from bulkedge.records.budget import (
     BudgetRecord,
     BudgetSettings,
     MatrixBudget,
+    untrained,
 )
 
 from .matrix import allowed_any, allowed_like, measure_matrix
@@ -188,7 +189,12 @@ class _Work:
         """All rows in order, with what each is allowed."""
         rows = [self.rows[i] for i in range(len(self.keys))]
         if self.plan.like is None:
-            limits = [row.top_k_threshold for row in rows if row.top_k_threshold is not None]
+            aside = [] if self.settings.target else untrained(rows)
+            limits = [
+                row.top_k_threshold
+                for row in rows
+                if row.top_k_threshold is not None and row not in aside
+            ]
             mean = sum(limits) / max(len(limits), 1)
             allowed = [(allowed_any(row, self.settings, mean), None) for row in rows]
         else:

@@ -7,6 +7,7 @@ never change its meaning.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -47,7 +48,8 @@ class Allowance(Row):
         description="‖ΔW‖₂ as trained; null without an adapter."
     )
     alpha: Size = Field(
-        description="For the whole model: the given α times θ_k over its mean.  With an adapter: "
+        description="For the whole model: the given α times θ_k over its mean, without matrices "
+        "whose base looks untrained.  With an adapter: "
         "the α that keeps the spike below level · θ_k, at most its own."
     )
 
@@ -102,6 +104,20 @@ def _exceeds(low: float | None, high: float | None) -> bool:
     return low is not None and high is not None and low > high * (1 + ROUNDING)
 
 
+def untrained(rows: Sequence[MatrixBudget]) -> list[MatrixBudget]:
+    """The matrices with a limit whose base looks untrained; none if all of them do.
+
+    Args:
+        rows: The matrices of a budget.
+
+    Returns:
+        Some of them.
+    """
+    limited = [row for row in rows if row.top_k_threshold is not None]
+    found = [row for row in limited if row.bulk is not None and row.bulk.looks_untrained]
+    return [] if len(found) == len(limited) else found
+
+
 class BudgetRecord(Document):
     """The result of :func:`bulkedge.budget`."""
 
@@ -137,6 +153,16 @@ class BudgetRecord(Document):
         return [
             r for r in self.matrices if r.top_k_threshold is None or (asked and r.allowed is None)
         ]
+
+    @property
+    def untrained(self) -> list[MatrixBudget]:
+        """The matrices whose base looks untrained, if nobody has asked for them.
+
+        A limit from noise says nothing of a layer that has nothing to forget: settings for training
+        leave it out.
+        """
+        asked = self.like is not None or bool(self.settings.target)
+        return [] if asked else untrained(self.matrices)
 
     @property
     def complete(self) -> bool:

@@ -162,6 +162,11 @@ class Bulk(Row):
         None, description="Of the last of them; of the smallest value without any."
     )
 
+    @property
+    def looks_untrained(self) -> bool:
+        """Whether a base with this bulk is noise, from which nothing stands out."""
+        return self.white and not self.spikes
+
 
 class ScalePoint(Row):
     """The leading directions of a matrix whose update is scaled by some factor."""

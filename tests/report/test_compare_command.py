@@ -104,7 +104,7 @@ def test_a_page_or_json_is_written(folder, tmp_path, name, begins):
     [
         (["weak", "none"], "none: cannot be read"),
         (["weak", "."], "holds the records of several runs, in fewer, repaired, strong, weak"),
-        (["weak", "strong", "-o", "x.md"], "expected a name that ends in .html or .json"),
+        (["weak", "strong", "-o", "c.csv"], "expected a name that ends in .html or .json"),
         (["weak", "strong", "--label", "A"], "expected two labels, one for each record, got 1"),
         (["weak", "other"], "expected two audits of the same epsilon, got 0.5 and 0.6"),
     ],

@@ -282,9 +282,7 @@ class Matrix(Row):
         None, description="Strength beyond which a generic spike makes an outlier."
     )
     top_k_threshold: Size | None = Field(
-        None,
-        description="Strength beyond which it stands among the top_k directions; at most the k-th "
-        "value of the base, and so below `threshold` where a bulk ends above that value.",
+        None, description="Beyond it a spike is among the top_k directions; at most the k-th value."
     )
     critical_scale: CriticalScale | None = None
     scale_curve: ScaleCurve | None = Field(
@@ -331,7 +329,7 @@ class Matrix(Row):
     def _limits_fit(self) -> Self:
         """Of the spikes fewer exceed the higher limit; a generic scale is that limit's."""
         exceed = [self.supercritical, self.beyond_top_k_threshold]
-        if (self.top_k_threshold or 0.0) < (self.threshold or 0.0):
+        if (self.top_k_threshold or 0.0) < (self.threshold or 0.0):  # a bulk that ends above σ_k
             exceed.reverse()
         counts = [count for count in (self.spikes, *exceed) if count is not None]
         if counts != sorted(counts, reverse=True):

@@ -45,6 +45,7 @@ from bulkedge.update import (
     BaseSpectrum,
     UpdateSVD,
     aligned_scale,
+    budget,
     generic_scale,
     predict_spikes,
 )
@@ -68,12 +69,9 @@ class Base:
     @property
     def lines(self) -> dict[str, float]:
         """The strengths at which each line is crossed."""
-        sigma, fit = self.spectrum.values, self.spectrum.fit
-        last, first = float(sigma[K - 1]), float(sigma[0])
-        reached = [
-            fit.threshold if s <= fit.bulk.edge else fit.bulk.strength(s) for s in (last, first)
-        ]
-        limits = (fit.threshold, *map(float, reached), last, first)
+        found = {k: budget(self.spectrum, 1, top_k=k).top_k_threshold for k in (K, 1)}
+        last, first = (float(self.spectrum.values[k - 1]) for k in found)
+        limits = (self.spectrum.fit.threshold, *found.values(), last, first)
         return dict(zip(LINES, limits, strict=True))
 
 

@@ -338,7 +338,11 @@ def law() -> dict[str, Any]:
     """Values of docs/before-you-train.md, and of docs/errata-intruders.md."""
     found, drawn = measured("law"), measured("law_random")
     seen, aside = found["seen"], found["aside"]
+    study, finetune = _study().short(), measured("finetune")["rows"]
     return {
+        "study": study,
+        "ranks": render_law.ranks_table(study["of"], render_finetune.by_method(finetune)),
+        "used": render_law.ranks_in_use(EXAMPLE / "lora-r8"),
         "seen": seen,
         "aside": aside,
         "of": render_law.shares(aside),

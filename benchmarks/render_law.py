@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from statistics import median
 from typing import Any
+
+from bulkedge.auditing.rows import rank_fields
+from bulkedge.checkpoint import open_adapter
+from bulkedge.triplet import LowRank
 
 HEAD = """| predicted critical scale | within 2× | within 1.25× | exact over predicted, median | AUC at s = 1 (5 to 95 %) | within one adapter, mean |
 |---|---|---|---|---|---|
@@ -22,6 +28,9 @@ PUBLISHED = (
     ("*the same with a second edge, from σ₁ (cited)*", "98 %", "", "", "", ""),
 )
 """arXiv:2607.23711: 18 adapters, 9,840 layer scans, an AUC that is the mean over models."""
+RANKS = """| rank | study: task, % | what the base could do, % kept | new directions | ‖ΔW‖_F | second experiment: task, % | new directions, by seed |
+|---|---|---|---|---|---|---|
+"""
 CURVE = """| predicted chance | updates | mean chance | share with a new direction |
 |---|---|---|---|
 """
@@ -57,6 +66,25 @@ def shares(found: dict[str, Any]) -> dict[str, dict[str, float]]:
         for row in found["predictors"]
         if "median" in row
     }
+
+
+def ranks_table(study: dict[str, dict[str, str]], finetune: dict[str, dict[str, Any]]) -> str:
+    """LoRAs of three ranks in the study, and in the experiment of docs/fine-tuning.md."""
+    rows = []
+    for rank in (1, 8, 64):
+        name = f"lora-r{rank}"
+        long, short = study[name], finetune[name]
+        rows.append(_line([str(rank), long["task"], long["kept"], long["count"], long["norm"],
+                           f"{short['accuracy']:.1f}", short["counts"]]))  # fmt: skip
+    return RANKS + "\n".join(rows)
+
+
+def ranks_in_use(adapter: Path) -> dict[str, Any]:
+    """How many spikes of a layer carry 99 % of its update's energy: median and ends."""
+    factors = open_adapter(adapter).factors.values()
+    spikes = [LowRank(*update.read()).singular_values() for update in factors]
+    used = [int(rank_fields(gamma)["in_use"]) for gamma in spikes]
+    return {"layers": len(used), "low": min(used), "median": round(median(used)), "high": max(used)}
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -191,6 +191,14 @@ def test_every_block_is_looked_at(page):
     assert new == []
 
 
+def test_the_history_of_a_run_is_asked_by_name():
+    """Entries with a loss lie between the figures of a monitor: no position is theirs."""
+    shown = [*PAGES, *(p for x in ("src", "examples") for p in (ROOT / x).rglob("*.*"))]
+    texts = {p: p.read_text() for p in shown if p.suffix in (".md", ".py", ".ipynb")}
+    assert any("log_history" in text for text in texts.values())
+    assert [p for p, text in texts.items() if re.search(r"log_history\s*\[", text)] == []
+
+
 INLINE = re.compile(r"`(bulkedge [^`\n]+)`")
 
 

@@ -87,7 +87,13 @@ def test_the_examples_of_the_help_run_one_after_the_other(model, monkeypatch):
             assert program == "bulkedge"
             assert ended.exit_code in (0, 1), (line, ended.output)
             assert isinstance(ended.exception, SystemExit | None), (line, ended.exception)
-    written = ["report.html", "out/record.json", "summary.md", "repaired/repair.json"]
+    written = [
+        "report.html",
+        "out/record.json",
+        "summary.md",
+        "repaired/repair.json",
+        "compare.html",
+    ]
     written += [
         "several/comparison.html",
         "base.moments",

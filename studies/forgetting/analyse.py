@@ -271,7 +271,8 @@ def main() -> None:
     """Pages and figures."""
     import render
 
-    for name in ("docs/study.md", "README.md", "docs/faq.md", "docs/fine-tuning.md"):
+    quoting = ("before-you-train", "faq", "fine-tuning", "study")
+    for name in ("README.md", *(f"docs/{name}.md" for name in quoting)):
         page, make = ROOT / name, render.FILLED.get(name)
         if make is not None:
             page.write_text(render.fill(page.read_text("utf-8"), make()), encoding="utf-8")

@@ -109,8 +109,9 @@ def test_what_is_asked_for_by_name_is_measured_or_said_to_have_no_limit(base):
 
 
 def test_the_largest_product_just_reaches_the_level(base):
+    asked = {"target": ("up", "down"), "rank": 4, "alpha": 8, "level": 0.7}
     for rslora, scale in ((False, 2.0), (True, 4.0)):
-        record = bulkedge.budget(base, rank=4, alpha=8, rslora=rslora, level=0.7)
+        record = bulkedge.budget(base, rslora=rslora, **asked)
         for row in some(record.matrices):
             assert row.allowed.scale == scale
             assert row.allowed.max_ba_norm * scale == pytest.approx(0.7 * row.top_k_threshold)
@@ -216,7 +217,8 @@ def test_a_record_is_checked_when_it_is_read(base, tmp_path):
     assert BudgetRecord.from_json(path) == record
     (first, *_) = json.loads(record.to_json())["matrices"]
     for part, changed, words in (
-        ("matrices", {"top_k_threshold": 1e-9}, "expected θ_c ≤ θ_k and σ_k ≤ σ_1"),
+        ("matrices", {"top_k_threshold": 1e-9}, "expected θ_c ≤ θ_k, or θ_k = σ_k"),
+        ("matrices", {"sigma_1": 1e-9}, "expected σ_k ≤ σ_1 of 'down.weight'"),
         (
             "matrices",
             {"top_k_threshold": None},

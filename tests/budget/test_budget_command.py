@@ -4,12 +4,14 @@ import csv
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import bulkedge
 from bulkedge.cli import cli
 from bulkedge.records.budget import BudgetRecord
-from helpers import save, weights
+from bulkedge.report.advice import steps
+from helpers import save, save_adapter, weights
 
 
 @pytest.fixture
@@ -95,3 +97,45 @@ def test_it_says_what_to_do_next(base, tmp_path):
     assert "next:" not in run(base, "-q").output
     peft = run(base, "-r", 4, "--alpha", 8, "--peft", tmp_path / "p.json")
     assert "next: train with" in peft.output
+    assert f"\n  bulkedge audit {base} ADAPTER\n" in peft.output
+
+
+def test_what_to_do_with_an_adapter_below_its_limits(base, tmp_path):
+    name = "base_model.model.up.lora_"
+    tensors = {f"{name}B.weight": 1e-3 * weights(60, 2), f"{name}A.weight": weights(2, 40)}
+    like = save_adapter(tmp_path / "weak", tensors)
+    told = run(base, "--like", like).output
+    assert "next: no update is above its limit" in told
+    assert f"\n  bulkedge audit {base} {like}\n" in told
+
+
+def test_an_untrained_layer_is_left_out_of_the_settings_and_named(tmp_path):
+    """The rule of an audit's advice: noise, from which nothing stands out, beside other bases."""
+    W = weights(60, 40)
+    W[:, 0] += 30 * torch.nn.functional.normalize(weights(60, seed=9), dim=0)
+    pooler = weights(50, 50, seed=3)
+    base = save(tmp_path / "base.safetensors", {"up.weight": W, "pooler.weight": pooler})
+    tensors = {"up.weight": 1.01 * W, "pooler.weight": weights(50, 50, seed=4)}
+    record = bulkedge.audit(base, save(tmp_path / "tuned.safetensors", tensors))
+    assert any("leave out pooler" in (step.brief or "") for step in steps(record))
+
+    def targets(*options):
+        file = tmp_path / "lora.json"
+        told = run(base, "-r", 4, "--alpha", 8, "--peft", file, "--force", *options)
+        settings = json.loads(file.read_text())
+        names = sorted(settings["target_modules"])
+        assert ("pooler.weight: NOT in" in told.output) == ("pooler" not in names)
+        return names, settings["alpha_pattern"]
+
+    names, alphas = targets()
+    assert (names, alphas) == (["up"], {"up": 8})  # alone, it has the mean α
+    names, alphas = targets("--target", "*")
+    assert names == ["pooler", "up"]
+    assert sum(alphas.values()) == pytest.approx(16, rel=1e-4)
+
+
+def test_a_base_that_is_all_noise_is_trained_as_a_whole(tmp_path):
+    tensors = {"up.weight": weights(60, 40), "down.weight": weights(40, 60, seed=1)}
+    record = bulkedge.budget(save(tmp_path / "base.safetensors", tensors), rank=4, alpha=8)
+    assert record.untrained == []
+    assert sorted(bulkedge.lora_config(record)["target_modules"]) == ["down", "up"]

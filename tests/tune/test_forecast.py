@@ -38,7 +38,9 @@ def test_a_run_that_has_not_begun_or_is_over(step, rates):
 
 def test_a_monitor_forecasts_by_the_thresholds_of_leading_directions():
     draw = torch.Generator().manual_seed(0)
-    W0, B, A = (torch.randn(*s, generator=draw) for s in [(60, 50), (60, 2), (2, 50)])
+    W0, B, A = (torch.randn(*s, generator=draw) for s in [(300, 250), (300, 2), (2, 250)])
+    left, right = (torch.linalg.qr(torch.randn(n, 12, generator=draw)).Q for n in W0.shape)
+    W0 = W0 + (left * torch.linspace(90, 60, 12)) @ right.T
     matrix = AdaptedMatrix("layer", W0, A, B)
     monitor = Monitor([matrix], every=100)
     for _ in range(20):

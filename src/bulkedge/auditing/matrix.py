@@ -138,9 +138,11 @@ def _theory(
     if update is None:
         return found
     outlying = base.fit.bulk.supercritical(update.gamma)
+    # θ_k is below θ_c where the bulk that was fitted ends above σ_k: no outlier is needed there
+    leading = (update.gamma > theta_k) & (outlying | (theta_k < base.fit.threshold))
     return found | {
         "supercritical": int(outlying.sum()),
-        "beyond_top_k_threshold": int((outlying & (update.gamma > theta_k)).sum()),
+        "beyond_top_k_threshold": int(leading.sum()),
         "predicted": predicted_rows(base, update, judged.tuned, recipe.epsilon),
     }
 

@@ -15,6 +15,10 @@ from bulkedge.update import MOMENTS, BaseSpectrum, budget, measure, moment_misfi
 
 from .plan import Wanted
 
+FLAT = (
+    "the k-th singular value is zero: every update is among the k leading directions, and there is "
+    "no limit; give a smaller --top-k"
+)
 HARD = "the bulk breaks off at its edge, where any update makes an outlier: there is no limit"
 DORA = "DoRA scales each row besides: no α alone keeps its update below a level"
 REPLACED = "the adapter replaces the whole tensor besides: no α alone keeps that below a level"
@@ -52,7 +56,8 @@ def measure_matrix(wanted: Wanted, settings: BudgetSettings) -> MatrixBudget:
     }
     limit = budget(found.spectrum, 1, top_k=settings.top_k)
     if not limit.top_k_threshold > 0:
-        return _row(wanted, "no_limit", note=HARD, threshold=limit.threshold, **known)
+        why = FLAT if limit.threshold > 0 else HARD
+        return _row(wanted, "no_limit", note=why, threshold=limit.threshold, **known)
     return _row(
         wanted,
         "measured",
@@ -126,7 +131,7 @@ def allowed_any(row: MatrixBudget, settings: BudgetSettings, mean: float) -> All
     Args:
         row: The matrix, measured.
         settings: Rank, α and level.
-        mean: Of θ_k over all matrices.
+        mean: Of θ_k over the matrices that are to be trained.
 
     Returns:
         The allowance; None without rank and α, or without a limit.

@@ -24,6 +24,9 @@ SIGNIFICANT = 6
 def lora_config(record: BudgetRecord) -> dict[str, Any]:
     """A budget as arguments of ``peft.LoraConfig``: ``LoraConfig(**lora_config(record))``.
 
+    A layer whose base looks untrained, such as a pooler, is left out, unless all of them do, or the
+    budget was made with ``target`` or ``like``.
+
     Args:
         record: A budget with rank and α, or of an adapter.
 
@@ -58,7 +61,8 @@ def lora_config(record: BudgetRecord) -> dict[str, Any]:
             f"{record.settings.level:g}: their α are relative, and no level changes them; lower "
             "alpha, or scale the trained adapter with Rescale(level=…)"
         )
-    layers = _layers(record.matrices)
+    aside = {row.name for row in record.untrained}
+    layers = _layers(row for row in record.matrices if row.name not in aside)
     if not layers:
         raise InputError("expected layers with a limit for settings of PEFT, got none; see notes")
     known = [*layers, *_other_modules(record, layers)]

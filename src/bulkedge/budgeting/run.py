@@ -27,6 +27,7 @@ from bulkedge.records.budget import (
     BudgetRecord,
     BudgetSettings,
     MatrixBudget,
+    untrained,
 )
 
 from .matrix import allowed_any, allowed_like, measure_matrix
@@ -59,7 +60,7 @@ def budget(
     A generic spike of strength θ makes an outlier of the tuned matrix once it exceeds
     ``θ_c = D(b⁺)^(−½)``.  Here b is the edge of the base's bulk, and D its D-transform.  The
     outlier is one of the k leading directions, which an audit judges, once θ exceeds
-    ``θ_k = D(σ_k)^(−½)`` (θ_c, where σ_k lies inside the bulk).  So a LoRA with
+    ``θ_k = D(σ_k)^(−½)`` (θ_c, but at most σ_k, where σ_k lies inside the bulk).  So a LoRA with
     ``‖s·B·A‖₂ < θ_k`` is expected to make no intruder that counts.
 
     Cost: some 20 to 40 passes over each matrix with blocks of 16 vectors, no SVD of a large one.
@@ -188,7 +189,12 @@ class _Work:
         """All rows in order, with what each is allowed."""
         rows = [self.rows[i] for i in range(len(self.keys))]
         if self.plan.like is None:
-            limits = [row.top_k_threshold for row in rows if row.top_k_threshold is not None]
+            aside = [] if self.settings.target else untrained(rows)
+            limits = [
+                row.top_k_threshold
+                for row in rows
+                if row.top_k_threshold is not None and row not in aside
+            ]
             mean = sum(limits) / max(len(limits), 1)
             allowed = [(allowed_any(row, self.settings, mean), None) for row in rows]
         else:

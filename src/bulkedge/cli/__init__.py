@@ -16,6 +16,7 @@ from bulkedge._errors import BulkedgeError, printable
 
 from ._audit import audit
 from ._budget import budget
+from ._compare import compare
 from ._frontier import frontier
 from ._group import Sections, help_, show_version
 from ._inspect import inspect
@@ -31,6 +32,7 @@ __all__ = [
     "audit",
     "budget",
     "cli",
+    "compare",
     "frontier",
     "inspect",
     "main",
@@ -56,7 +58,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    audit, budget, frontier, help_, inspect, merge, moments, repair, report, show, simulate,
+    audit, budget, compare, frontier, help_, inspect, merge, moments, repair, report, show,
+    simulate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -111,14 +111,18 @@ def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str
         return []
     quoted = shlex.quote(str(base))
     if options["like"] is not None:
-        if not record.above:
-            return []
         like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
+        if not record.above:
+            return [
+                "no update is above its limit: see what it made",
+                f"bulkedge audit {quoted} {like}",
+            ]
         command = f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
         return ["weaken the layers above their limit", command]
     if options["peft"] is not None:
         return [
-            f'train with {options["peft"]}, and with Hold("leading"), which keeps updates below θ_k'
+            f'train with {options["peft"]} and Hold("leading"), which keeps updates below θ_k',
+            f"bulkedge audit {quoted} ADAPTER",
         ]
     rank = 8 if options["rank"] is None else options["rank"]
     alpha = "16" if options["alpha"] is None else f"{options['alpha']:g}"
@@ -164,6 +168,12 @@ def _write_all(record: BudgetRecord, options: dict[str, Any]) -> None:
         written[options["peft"]] = json.dumps(lora_config(record), indent=2) + "\n"
         for name in without_pattern(record):
             _notice(f"{name}: NOT in {options['peft']}: a bare parameter has no α of its own there")
+        for row in record.untrained:
+            _notice(
+                f"{row.name}: NOT in {options['peft']}: its base looks untrained, so there is "
+                "nothing to forget, and all that is trained is new; train it in full "
+                "(modules_to_save), or name what you want in --target"
+            )
     for file, text in written.items():
         write(file, text)
         if not options["quiet"]:

@@ -12,7 +12,7 @@ from bulkedge import __version__
 from bulkedge._fields import SCHEMA_VERSION
 
 SECTIONS = {
-    "Look at a fine-tune": ("audit", "show", "report", "inspect"),
+    "Look at a fine-tune": ("audit", "show", "compare", "report", "inspect"),
     "Change a fine-tune": ("repair", "moments", "frontier"),
     "Before you train": ("budget",),
     "Large models": ("merge",),
@@ -31,6 +31,10 @@ EXAMPLES = {
     "report": ("bulkedge report out -o summary.md",),
     "inspect": ("bulkedge inspect TUNED",),
     "repair": ("bulkedge repair BASE TUNED -o repaired",),
+    "compare": (
+        "bulkedge compare out repaired",
+        "bulkedge compare out repaired -o compare.html",
+    ),
     "moments": ("bulkedge moments BASE keep.txt -o base.moments",),
     "frontier": (
         "bulkedge frontier BASE TUNED -o points --moments base.moments "

@@ -7,6 +7,7 @@ never change its meaning.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -47,7 +48,8 @@ class Allowance(Row):
         description="‖ΔW‖₂ as trained; null without an adapter."
     )
     alpha: Size = Field(
-        description="For the whole model: the given α times θ_k over its mean.  With an adapter: "
+        description="For the whole model: the given α times θ_k over its mean, without matrices "
+        "whose base looks untrained.  With an adapter: "
         "the α that keeps the spike below level · θ_k, at most its own."
     )
 
@@ -69,7 +71,8 @@ class MatrixBudget(Row):
     sigma_k: Size | None = Field(None, description="The k-th; the smallest if there are fewer.")
     threshold: Size | None = Field(None, description="θ_c: beyond it an outlier is born.")
     top_k_threshold: Size | None = Field(
-        None, description="θ_k: beyond it the outlier stands among the k leading directions."
+        None,
+        description="θ_k: beyond it the outlier is among the k leading directions; at most σ_k.",
     )
     bulk: Bulk | None = None
     noise: bool | None = Field(
@@ -83,10 +86,36 @@ class MatrixBudget(Row):
         """Limits and values in order."""
         if (self.status == "measured") != (self.top_k_threshold is not None):
             raise ValueError(f"expected a limit of {self.name!r:.60} if it was measured")
-        for low, high in ((self.threshold, self.top_k_threshold), (self.sigma_k, self.sigma_1)):
-            if low is not None and high is not None and low > high * (1 + ROUNDING):
-                raise ValueError(f"expected θ_c ≤ θ_k and σ_k ≤ σ_1 of {self.name!r:.60}")
+        if _exceeds(self.sigma_k, self.sigma_1):
+            raise ValueError(f"expected σ_k ≤ σ_1 of {self.name!r:.60}")
+        if _exceeds(self.top_k_threshold, self.sigma_k):
+            raise ValueError(
+                f"expected θ_k ≤ σ_k of {self.name!r:.60}; version 0.2 wrote it above: make the "
+                "budget anew"
+            )
+        lowest = [x for x in (self.threshold, self.sigma_k) if x is not None]
+        if lowest and _exceeds(min(lowest), self.top_k_threshold):
+            raise ValueError(f"expected θ_c ≤ θ_k, or θ_k = σ_k below it, of {self.name!r:.60}")
         return self
+
+
+def _exceeds(low: float | None, high: float | None) -> bool:
+    """Whether what is to be the lower of two numbers is above the other, by more than rounding."""
+    return low is not None and high is not None and low > high * (1 + ROUNDING)
+
+
+def untrained(rows: Sequence[MatrixBudget]) -> list[MatrixBudget]:
+    """The matrices with a limit whose base looks untrained; none if all of them do.
+
+    Args:
+        rows: The matrices of a budget.
+
+    Returns:
+        Some of them.
+    """
+    limited = [row for row in rows if row.top_k_threshold is not None]
+    found = [row for row in limited if row.bulk is not None and row.bulk.looks_untrained]
+    return [] if len(found) == len(limited) else found
 
 
 class BudgetRecord(Document):
@@ -94,6 +123,7 @@ class BudgetRecord(Document):
 
     kind: ClassVar = "budget"
     file_name: ClassVar = "budget.json"
+    made_by: ClassVar = "bulkedge budget BASE -o DIR"
 
     schema_version: Literal["1"] = BUDGET_VERSION
     tool: Tool
@@ -123,6 +153,16 @@ class BudgetRecord(Document):
         return [
             r for r in self.matrices if r.top_k_threshold is None or (asked and r.allowed is None)
         ]
+
+    @property
+    def untrained(self) -> list[MatrixBudget]:
+        """The matrices whose base looks untrained, if nobody has asked for them.
+
+        A limit from noise says nothing of a layer that has nothing to forget: settings for training
+        leave it out.
+        """
+        asked = self.like is not None or bool(self.settings.target)
+        return [] if asked else untrained(self.matrices)
 
     @property
     def complete(self) -> bool:

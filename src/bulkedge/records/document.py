@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAX_RECORD_BYTES = 2**30
+NAMED = 10
+"""So many of a folder's subfolders are named in a message."""
 
 
 class Document(Row):
@@ -24,22 +29,25 @@ class Document(Row):
     Attributes:
         kind: What a message calls it.
         file_name: What it is called in the folder that it is written to.
+        made_by: The command that writes such a folder.
     """
 
     kind: ClassVar[str]
     file_name: ClassVar[str]
+    made_by: ClassVar[str]
 
     def to_json(self) -> str:
         """The record as indented JSON text with a final newline."""
         return self.model_dump_json(indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, source: str | Path) -> Self:
+    def from_json(cls, source: str | os.PathLike[str]) -> Self:
         """Read a record back.
 
         Args:
-            source: A file that :meth:`to_json` text was written to, or the text itself: a string
-                that begins with ``{`` is taken for text.
+            source: A file that :meth:`to_json` text was written to, the output folder of the
+                command that holds it, or the text itself: a string that begins with ``{`` is taken
+                for text.
 
         Returns:
             The record.
@@ -48,9 +56,10 @@ class Document(Row):
             CheckpointError: If the file is missing, or is not a record of this schema.
         """
         is_text = isinstance(source, str) and source.lstrip()[:1] == "{"
-        name = "the text given" if is_text else str(source)
+        file = Path() if is_text else file_of(source, (cls,))
+        name = "the text given" if is_text else str(file)
         try:
-            text = None if is_text else read_regular(Path(source), MAX_RECORD_BYTES)
+            text = None if is_text else read_regular(file, MAX_RECORD_BYTES)
             return cls.model_validate_json(str(source) if text is None else text)
         except OSError as error:
             raise CheckpointError(
@@ -75,3 +84,51 @@ class Document(Row):
         return f"<{self.kind}: {parts}; to_json() has all of it>"
 
     __str__ = __repr__
+
+
+def file_of(place: str | os.PathLike[str], kinds: Sequence[type[Document]]) -> Path:
+    """The file of a record, given itself or the folder that holds it.
+
+    Args:
+        place: A file, which need not exist, or a folder.
+        kinds: Which records may be meant, the first that is there first.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: If it is a folder that holds none.
+    """
+    folder = Path(place)
+    if not folder.is_dir():
+        return folder
+    for kind in kinds:
+        if os.path.lexists(file := folder / kind.file_name):  # a broken link is named when read
+            return file
+    if inner := _subfolders(folder, kinds):
+        more = f" and {len(inner) - NAMED} more" if len(inner) > NAMED else ""
+        names = ", ".join(path.name for path in inner[:NAMED])
+        raise CheckpointError(
+            f"{folder}: holds the records of several runs, in {names}{more}; give one of these "
+            f"folders, such as {inner[0]}"
+        )
+    raise CheckpointError(f"{folder}: holds no {kinds[0].file_name}{_instead(folder, kinds[0])}")
+
+
+def _instead(folder: Path, kind: type[Document]) -> str:
+    """What a folder holds in place of a record, and what to do."""
+    for other in Document.__subclasses__():
+        if (folder / other.file_name).is_file():
+            return (
+                f", but a {other.file_name}, which {other.__name__}.from_json reads; give the "
+                f"output folder of `{kind.made_by}`"
+            )
+    return f"; run `{kind.made_by}` first, then give its output folder"
+
+
+def _subfolders(folder: Path, kinds: Sequence[type[Document]]) -> list[Path]:
+    """The folders in a folder that hold a record."""
+    names = [kind.file_name for kind in kinds]
+    with suppress(OSError):
+        return sorted(p for p in folder.iterdir() if any((p / n).is_file() for n in names))
+    return []

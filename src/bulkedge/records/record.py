@@ -216,6 +216,7 @@ class Record(Document):
 
     kind: ClassVar = "bulkedge record"
     file_name: ClassVar = "record.json"
+    made_by: ClassVar = "bulkedge audit BASE TUNED -o DIR"
 
     schema_version: Literal["2"] = SCHEMA_VERSION
     tool: Tool

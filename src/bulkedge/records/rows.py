@@ -162,6 +162,11 @@ class Bulk(Row):
         None, description="Of the last of them; of the smallest value without any."
     )
 
+    @property
+    def looks_untrained(self) -> bool:
+        """Whether a base with this bulk is noise, from which nothing stands out."""
+        return self.white and not self.spikes
+
 
 class ScalePoint(Row):
     """The leading directions of a matrix whose update is scaled by some factor."""
@@ -277,7 +282,7 @@ class Matrix(Row):
         None, description="Strength beyond which a generic spike makes an outlier."
     )
     top_k_threshold: Size | None = Field(
-        None, description="Strength beyond which it stands among the top_k directions, too."
+        None, description="Beyond it a spike is among the top_k directions; at most the k-th value."
     )
     critical_scale: CriticalScale | None = None
     scale_curve: ScaleCurve | None = Field(
@@ -323,8 +328,10 @@ class Matrix(Row):
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:
         """Of the spikes fewer exceed the higher limit; a generic scale is that limit's."""
-        exceed = (self.spikes, self.supercritical, self.beyond_top_k_threshold)
-        counts = [count for count in exceed if count is not None]
+        exceed = [self.supercritical, self.beyond_top_k_threshold]
+        if (self.top_k_threshold or 0.0) < (self.threshold or 0.0):  # a bulk that ends above σ_k
+            exceed.reverse()
+        counts = [count for count in (self.spikes, *exceed) if count is not None]
         if counts != sorted(counts, reverse=True):
             raise ValueError(f"expected no more spikes beyond a higher limit, got {counts}")
         if self.spikes is not None and (self.in_use or 0) > self.spikes:

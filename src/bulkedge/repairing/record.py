@@ -146,6 +146,7 @@ class RepairRecord(Document):
 
     kind: ClassVar = "repair record"
     file_name: ClassVar = "repair.json"
+    made_by: ClassVar = "bulkedge repair BASE TUNED -o DIR"
 
     schema_version: Literal["2"] = SCHEMA_VERSION
     tool: Tool

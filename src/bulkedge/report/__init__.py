@@ -2,6 +2,7 @@
 
 from .budget import budget_csv, print_budget
 from .checks import to_junit, to_markdown
+from .comparison import SideBySide, print_comparison
 from .formats import FORMATS, format_of, read, render
 from .frontier import frontier_csv, frontier_page, print_frontier
 from .gate import findings, is_doubted
@@ -12,6 +13,7 @@ from .terminal import print_record, print_repair, verdict_line
 
 __all__ = [
     "FORMATS",
+    "SideBySide",
     "budget_csv",
     "findings",
     "format_of",
@@ -19,6 +21,7 @@ __all__ = [
     "frontier_page",
     "is_doubted",
     "print_budget",
+    "print_comparison",
     "print_frontier",
     "print_record",
     "print_repair",

@@ -171,10 +171,7 @@ def untrained(record: Record) -> list[Matrix]:
     return [
         matrix
         for matrix in record.matrices
-        if matrix.status == "audited"
-        and matrix.bulk is not None
-        and matrix.bulk.white
-        and not matrix.bulk.spikes
+        if matrix.status == "audited" and matrix.bulk is not None and matrix.bulk.looks_untrained
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge.records import Record
+from bulkedge.records.document import file_of
 from bulkedge.repairing import RepairRecord
 
 from .checks import to_junit, to_markdown
@@ -18,8 +19,6 @@ from .sarif import to_sarif
 from .table import to_csv, to_parquet
 
 KINDS = (Record, RepairRecord)
-NAMED = 10
-"""So many of a folder's subfolders are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,7 @@ def read(path: str | os.PathLike[str]) -> Record | RepairRecord:
     Raises:
         CheckpointError: If there is none, or the file is no record.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = _in_folder(file)
+    file = file_of(path, KINDS)
     kinds = KINDS[::-1] if file.name == RepairRecord.file_name else KINDS
     try:
         return kinds[0].from_json(file)
@@ -147,29 +144,3 @@ def read(path: str | os.PathLike[str]) -> Record | RepairRecord:
         with suppress(CheckpointError):
             return kinds[1].from_json(file)
         raise  # of the kind that its name means
-
-
-def _in_folder(folder: Path) -> Path:
-    """The record in an output folder."""
-    for kind in KINDS:
-        if (folder / kind.file_name).exists():
-            return folder / kind.file_name
-    if inner := _subfolders(folder):
-        more = f" and {len(inner) - NAMED} more" if len(inner) > NAMED else ""
-        names = ", ".join(path.name for path in inner[:NAMED])
-        raise CheckpointError(
-            f"{folder}: holds the records of several fine-tunes, in {names}{more}; give one of "
-            f"these folders, such as {inner[0]}"
-        )
-    raise CheckpointError(
-        f"{folder}: holds no {Record.file_name}; run `bulkedge audit BASE TUNED -o DIR` first, "
-        "then give DIR"
-    )
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that hold a record."""
-    names = [kind.file_name for kind in KINDS]
-    with suppress(OSError):
-        return sorted(p for p in folder.iterdir() if any((p / n).is_file() for n in names))
-    return []

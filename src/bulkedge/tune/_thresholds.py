@@ -18,7 +18,7 @@ from bulkedge._precision import exact
 from bulkedge.intruder import certify
 from bulkedge.records.budget import BudgetRecord
 from bulkedge.triplet.solver._start import generic
-from bulkedge.update import BaseSpectrum, measure_base
+from bulkedge.update import BaseSpectrum, budget, measure_base
 
 from ._select import names_of
 
@@ -40,7 +40,7 @@ Thresholds = Union[Mapping[str, float], str, "os.PathLike[str]"]
 """Thresholds by name, or the file of a budget."""
 Line = Literal["edge", "leading"]
 """The strength at which a generic spike makes an outlier of the base (θ_c), or at which its value
-reaches the k-th of the base, and it enters the leading k (θ_k)."""
+reaches the k-th of the base, and it enters the leading k (θ_k): at most that value."""
 LINE = one_of("edge", "leading")
 """The rule for a line."""
 
@@ -197,11 +197,8 @@ def _lines(matrix: HasBase, base: LinearMap) -> dict[Line, float]:
         spectrum = base_spectrum(matrix.name, base, stored)
     except NoBulkError:
         return {"edge": 0.0, "leading": 0.0}
-    edge = leading = spectrum.fit.threshold
-    if len(spectrum.values) >= LEADING:
-        value = max(float(spectrum.values[LEADING - 1]), spectrum.fit.edge)
-        leading = max(edge, float(spectrum.fit.bulk.strength(value)))
-    return {"edge": edge, "leading": leading}
+    limit = budget(spectrum, 1, top_k=LEADING)
+    return {"edge": limit.threshold, "leading": limit.top_k_threshold}
 
 
 def with_threshold(

@@ -136,7 +136,8 @@ class ThresholdHolder(AdapterHolder):
         model: A model wrapped by PEFT, on the device where it trains; or adapted matrices.
         level: Where to hold the spikes, in units of their threshold.
         of: Which threshold: ``"edge"`` is θ_c, beyond which a generic spike makes an outlier;
-            ``"leading"`` is θ_k ≥ θ_c, beyond which it is one of the ten leading directions.
+            ``"leading"`` is θ_k, mostly above θ_c, beyond which it is one of the ten leading
+            directions.
         thresholds: Thresholds by name, or a file that ``bulkedge budget`` has written, for layers
             whose threshold is known already.
         adapter: Which adapter; the active one if None.

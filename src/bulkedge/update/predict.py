@@ -173,7 +173,7 @@ class Budget:
         lora: Largest safe ``‖B·A‖₂`` under the scale α/r; None without an α.
         rslora: The same under α/√r.
         top_k_threshold: θ_k: strength at which an outlier reaches the k-th value of the base, and
-            so stands among the k leading directions that an audit judges.
+            so stands among the k leading directions that an audit judges; at most that value.
     """
 
     rank: int
@@ -302,6 +302,13 @@ def budget(
 ) -> Budget:
     """How strong a generic update of this rank may be before it makes an outlier.
 
+    An outlier at the k-th value of the base has the strength ``θ_k = D(σ_k)^(−½)``, if σ_k stands
+    outside the bulk.  Inside there is no outlier: θ_k is θ_c, where one is born, but at most σ_k.
+    For the k − 1 leading directions of the base and that of the update, nearly orthogonal to them,
+    show ``σ_1, …, σ_{k−1}, θ`` as values.  By the minimax principle the tuned matrix has k values
+    as large as the smallest of these.  So above ``θ = σ_k`` the update is among the k leading,
+    whatever bulk was fitted; outside the bulk ``D(z) ≥ 1/z²`` says the same.
+
     Args:
         base: W0, shape ``(m, n)``, or what is known of it.
         rank: Rank r of the update.
@@ -329,8 +336,9 @@ def budget(
         raise InputError(f"expected positive alpha and top_k, got {alpha} and {top_k}")
     top_k = count("top_k", top_k, 1)
     threshold = spectrum.fit.threshold
-    reached = float(spectrum.values[min(top_k, len(spectrum.values)) - 1])
+    sigma_k = float(spectrum.values[min(top_k, len(spectrum.values)) - 1])
     bulk = spectrum.fit.bulk
+    reached = threshold if sigma_k <= bulk.edge else float(bulk.strength(sigma_k))
     return Budget(
         rank=rank,
         threshold=threshold,
@@ -339,7 +347,7 @@ def budget(
         relative=threshold / float(spectrum.values[0]),
         lora=None if alpha is None else threshold * rank / alpha,
         rslora=None if alpha is None else threshold * math.sqrt(rank) / alpha,
-        top_k_threshold=threshold if reached <= bulk.edge else bulk.strength(reached),
+        top_k_threshold=min(reached, sigma_k),  # few values may make a bulk that ends above them
     )
 
 

@@ -1,0 +1,202 @@
+"""Two audits side by side: what changed, matrix by matrix, in a terminal and as JSON.
+
+The page of two records is that of :mod:`bulkedge.report.html`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bulkedge._errors import InputError, count, printable
+from bulkedge._verdict import COUNTED, Verdict
+from bulkedge.records import MatrixChange, Record, RecordComparison
+
+from .names import short_name
+from .several import COLUMNS, print_several
+
+COUNTS = (*COUNTED, Verdict.UNDECIDED)
+"""The verdicts whose number a comparison shows."""
+ENDS = ("first", "second")
+MAX_ROWS = 40
+SHOWN = 3
+"""So many matrices that only one audit has are named."""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two audits by the same settings.
+
+    Attributes:
+        records: Both by what to call them, the first one first.
+
+    Raises:
+        InputError: If there are not two, or they judged other directions, or by another ε.
+    """
+
+    records: Mapping[str, Record]
+
+    def __post_init__(self) -> None:
+        if len(self.records) != 2:
+            raise InputError(
+                f"expected two records of different labels, got {len(self.records)}; give one for "
+                "before and one for after"
+            )
+        _ = self.found  # refuses what cannot be compared
+
+    @cached_property
+    def found(self) -> RecordComparison:
+        """What both audits found in the same matrices."""
+        first, second = self.records.values()
+        return first.compare(second)
+
+    @cached_property
+    def changed(self) -> list[Changed]:
+        """The matrices with other counts, the largest change of new directions first."""
+        ours, theirs = map(_verdicts, self.records.values())
+        rows = [Changed(row, ours[row.name], theirs[row.name]) for row in self.found.matrices]
+        differ = [x for x in rows if x.first != x.second or x.row.new_first != x.row.new_second]
+        return sorted(differ, key=lambda x: -abs(x.row.new_second - x.row.new_first))
+
+    def to_json(self) -> str:
+        """What both audits found in the same matrices, for other programs.
+
+        Returns:
+            Text of an object: what each audit is called, its number of new directions and of each
+            verdict (``first``, ``second``); a row for each matrix that both have (``matrices``);
+            the names of those that one alone has (``only_first``, ``only_second``).
+        """
+        ends = {
+            end: {
+                "label": label,
+                "tuned": record.inputs.tuned.path,
+                "new_directions": record.summary.new_directions,
+                "verdicts": {v.value: record.summary.verdicts[v] for v in COUNTS},
+            }
+            for end, (label, record) in zip(ENDS, self.records.items(), strict=True)
+        }
+        found = asdict(self.found)
+        for end, record in zip(ENDS, self.records.values(), strict=True):
+            verdicts = _verdicts(record)
+            for row in found["matrices"]:
+                row[f"verdicts_{end}"] = verdicts[row["name"]]
+        return json.dumps(ends | found, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A matrix that two audits judge otherwise.
+
+    Attributes:
+        row: Its new directions and its worst score in both.
+        first: How many directions have each verdict in the first.
+        second: The same in the second.
+    """
+
+    row: MatrixChange
+    first: Mapping[str, int]
+    second: Mapping[str, int]
+
+
+def print_comparison(both: SideBySide, console: Console, *, brief: bool = False) -> None:
+    """Print the counts of two audits, and the matrices in which they differ.
+
+    Args:
+        both: The audits.
+        console: Where.
+        brief: What changed in one sentence, and what may change what a reader makes of it.
+    """
+    if not brief:
+        console.print(_counts(both.records))
+        console.print()
+        if both.changed:
+            console.print(_table(both.changed[:MAX_ROWS]))
+            if (rest := len(both.changed) - MAX_ROWS) > 0:
+                console.print(f"… and {count(rest, 'matrix', 'matrices')} more: see --json")
+            console.print()
+    for line in (_line(both), *_alone(both)):
+        console.print(Text(line), soft_wrap=True)
+    print_several(both.records, console, brief=True)
+
+
+def _counts(records: Mapping[str, Record]) -> Table:
+    """A row for each number of an audit that either has."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    for label in records:
+        table.add_column(Text(printable(label)), justify="right")
+    for column in COLUMNS:
+        shown = [column.shown(record) for record in records.values()]
+        if any(shown):
+            table.add_row(column.heading, *shown)
+    return table
+
+
+def _verdicts(record: Record) -> dict[str, dict[str, int]]:
+    """How many directions of each matrix have each verdict."""
+    found = {}
+    for matrix in record.matrices:
+        judged = [direction.verdict for direction in matrix.directions]
+        found[matrix.name] = {verdict.value: judged.count(verdict) for verdict in COUNTS}
+    return found
+
+
+def _table(rows: list[Changed]) -> Table:
+    """A row for each matrix that differs, with each number before and after."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("matrix", overflow="fold")
+    verdicts = [v.value for v in COUNTS]
+    verdicts = [v for v in verdicts if any(x.first[v] or x.second[v] for x in rows)]
+    for heading in ("new", *verdicts, "worst score"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for x in rows:
+        table.add_row(
+            Text(short_name(x.row.name)),
+            _change(x.row.new_first, x.row.new_second),
+            *(_change(x.first[v], x.second[v]) for v in verdicts),
+            f"{_score(x.row.worst_first)} → {_score(x.row.worst_second)}",
+        )
+    return table
+
+
+def _change(first: int, second: int) -> str:
+    """A count in both; one number where they are equal."""
+    return str(first) if first == second else f"{first} → {second}"
+
+
+def _score(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _line(both: SideBySide) -> str:
+    """What changed, in one sentence."""
+    rows = both.found.matrices
+    first, second = map(printable, both.records)
+    totals = sum(row.new_first for row in rows), sum(row.new_second for row in rows)
+    fewer = sum(row.new_second < row.new_first for row in rows)
+    more = sum(row.new_second > row.new_first for row in rows)
+    return (
+        f"from {first} to {second}: {totals[0]} → {count(totals[1], 'new direction')} in "
+        f"{count(len(rows), 'matrix that both have', 'matrices that both have')}; {fewer} have "
+        f"fewer, {more} more"
+    )
+
+
+def _alone(both: SideBySide) -> list[str]:
+    """The matrices that only one of the audits has."""
+    lines = []
+    for label, names in zip(
+        both.records, (both.found.only_first, both.found.only_second), strict=True
+    ):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if names[SHOWN:] else ""
+            lines.append(
+                f"only in {printable(label)}: {', '.join(map(short_name, names[:SHOWN]))}{more}"
+            )
+    return lines

@@ -27,6 +27,8 @@ from bulkedge.checkpoint.header import read_regular
 from .ranges import Positive
 
 MAX_RECIPE_BYTES = 2**20
+HARMLESS = frozenset({"device", "seed", "method", "critical_scale"})
+"""Settings that change no verdict."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -109,6 +111,11 @@ def make_recipe(
     except ValidationError as error:
         message = settings_problems(error, source, Recipe.model_fields, spelled)
         raise RecipeError(message) from None
+
+
+def told_setting(value: object) -> str:
+    """The value of a setting, for people."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def takes_recipe(function: Callable[P, R]) -> Callable[P, R]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bulkedge._errors import count, printable
 from bulkedge.records import Matrix, Record
+from bulkedge.records.recipe import HARMLESS, told_setting
 
 FOREIGN = 0.8
 """The base is doubted from this share of matrices on whose update is as large as the base."""
@@ -16,8 +17,6 @@ A random other matrix of the same norm has √2, the negative 2, and one of twic
 """
 LARGEST_OF_NOISE = 10.0
 """The same of a base that looks like noise, where training may well write more than there was."""
-HARMLESS = frozenset({"device", "seed", "method", "critical_scale"})
-"""Settings that change no verdict."""
 
 
 def doubts(record: Record) -> dict[str, str]:
@@ -53,12 +52,8 @@ def settings_of(record: Record) -> str | None:
     for name, field in type(recipe).model_fields.items():
         value = getattr(recipe, name)
         if name not in HARMLESS and value != field.get_default(call_default_factory=True):
-            told.append(f"{name}={_plain_value(value)}")
+            told.append(f"{name}={told_setting(value)}")
     return printable(", ".join(told)) or None
-
-
-def _plain_value(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def part_of(record: Record) -> str | None:

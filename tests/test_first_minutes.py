@@ -173,7 +173,9 @@ def test_sarif_has_what_was_not_judged(record):
     broken = record.matrices[1].model_copy(update={"status": "failed", "note": "oh no"})
     shown = bulkedge.report.render(record.model_copy(update={"matrices": [broken]}), "sarif")
     result, _ = json.loads(shown)["runs"][0]["results"]  # and the settings
-    assert (result["ruleId"], result["message"]["text"]) == ("not-judged", "oh no")
+    assert (result["ruleId"], result["message"]["text"]) == (
+        "not-judged", f"{broken.name}: oh no"
+    )  # fmt: skip
 
 
 # ---- saved records

@@ -25,8 +25,9 @@ from bulkedge._errors import OutputError
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.document import MAX_RECORD_BYTES
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import SCHEMA_VERSION, Inputs
+from bulkedge.records.record import SCHEMA_VERSION
 from bulkedge.records.rows import Matrix
+from bulkedge.records.source import Inputs
 
 from .inputs import plain
 from .lock import lock

@@ -17,9 +17,10 @@ from bulkedge.intruder import Verdict
 
 from .compare import RecordComparison, compare
 from .document import Document
-from .ranges import Bytes, Count, Digest, Fraction, Kind, Moment, Positive, Size
+from .ranges import Count, Fraction, Moment, Positive, Size
 from .recipe import Recipe
 from .rows import Matrix, Row
+from .source import Inputs
 from .views import as_frame, as_html, summary_of
 
 if TYPE_CHECKING:
@@ -28,42 +29,6 @@ if TYPE_CHECKING:
 InputSide = Literal["base", "tuned"]
 Fate = Literal["judged", "kept", "lost", "excluded", "apart"]
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
-
-
-class File(Row):
-    """One input file."""
-
-    name: str = Field(description="File name.")
-    bytes: Bytes = Field(description="Size.")
-    sha256: Digest = Field(description="Digest of its content.")
-
-
-class Source(Row):
-    """One of the two inputs."""
-
-    path: str = Field(description="As the caller gave it.")
-    kind: Kind = Field(
-        description="`file`, `folder` or `sharded`; of an adapter its method: `lora`."
-    )
-    files: list[File] = Field(description="The files that were read.")
-    trained_on: str | None = Field(
-        None, description="What an adapter names as its base; not checked."
-    )
-    quantised: str | None = Field(
-        None,
-        description="How weights were rounded when they were stored, such as `bitsandbytes nf4`, "
-        "and how many; they are judged as the numbers that they are read back as.",
-    )
-
-
-class Inputs(Row):
-    """What was compared."""
-
-    base: Source
-    tuned: Source
-    moments: Source | None = Field(
-        None, description="The second moments that drift was measured with; null without."
-    )
 
 
 class Tool(Row):

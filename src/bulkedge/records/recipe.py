@@ -118,6 +118,24 @@ def told_setting(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def changed_settings(was: Recipe, now: Recipe) -> str:
+    """The settings in which two recipes differ, with both values.
+
+    Args:
+        was: One recipe.
+        now: The other.
+
+    Returns:
+        Such as ``"top_k=10, not 5"``; empty where they are the same.
+    """
+    pairs = ((name, getattr(was, name), getattr(now, name)) for name in Recipe.model_fields)
+    return ", ".join(
+        f"{name}={told_setting(old) or 'none'}, not {told_setting(new) or 'none'}"
+        for name, old, new in pairs
+        if old != new
+    )
+
+
 def takes_recipe(function: Callable[P, R]) -> Callable[P, R]:
     """A function with an argument ``recipe``, which says so to those who give settings beside it.
 

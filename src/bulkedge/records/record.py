@@ -16,6 +16,7 @@ from bulkedge._fields import SCHEMA_VERSION
 from bulkedge.intruder import Verdict
 
 from .compare import RecordComparison, compare
+from .directions import check_directions
 from .document import Document
 from .ranges import Count, Fraction, Moment, Positive, Size
 from .recipe import Recipe
@@ -208,7 +209,10 @@ class Record(Document):
         moments = self.inputs.moments is not None
         if self.summary != summarise(self.matrices, self.skipped, tensors, moments=moments):
             raise ValueError("expected the counts of the rows listed, got others")
+        if twice := [n for n, found in Counter(m.name for m in self.matrices).items() if found > 1]:
+            raise ValueError(f"expected each matrix once, got {twice[0]!r:.60} twice")
         for matrix in self.matrices:
+            check_directions(matrix, self.recipe)
             counted = sum(row.score < self.recipe.epsilon for row in matrix.directions)
             if matrix.new_directions != counted:
                 raise ValueError(f"expected {counted} new directions of {matrix.name!r:.60}")

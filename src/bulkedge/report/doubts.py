@@ -162,7 +162,7 @@ def _apart(record: Record) -> str | None:
 def _modules(record: Record) -> str | None:
     """Where an adapter's configuration and its tensors name different modules."""
     found = record.inputs.tuned.disagreements
-    return f"{' '.join(printable(line) for line in found)}" if found else None
+    return " ".join(map(printable, found)) or None
 
 
 def _inputs(record: Record) -> str | None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
-from bulkedge.records import Record
+from bulkedge.records import Record, differences
 
 from .columns import over_top_k_threshold, worst_score
 from .doubts import doubts
@@ -124,6 +124,8 @@ def print_several(records: Named, console: Console, *, brief: bool = False) -> N
             table.add_row(Text(printable(name)), *(column.shown(record) for column in columns))
         console.print(table)
         console.print()
+    for line in differences(records):
+        console.print(Text(f"WARNING: {line}"), soft_wrap=True)
     console.print(Text(several_line(records)), soft_wrap=True)
     for line in warnings_of(records):
         console.print(Text(line), soft_wrap=True)

@@ -334,12 +334,12 @@ def places(document, positions):
     document["shard"]["positions"] = positions
 
 
-def acquitted(document):
+def acquitted(document, verdict="aligned"):
     """An intruder with another verdict, and whatever counts it."""
     (row,) = (d for d in document["matrices"][0]["directions"][:1])
     document["summary"]["verdicts"][row["verdict"]] -= 1
-    document["summary"]["verdicts"]["aligned"] += 1
-    row["verdict"] = "aligned"
+    document["summary"]["verdicts"][verdict] += 1
+    row["verdict"] = verdict
 
 
 def left_out(document):
@@ -355,11 +355,15 @@ def told_twice(document):
 
 HAND = {
     "verdict": ("full", acquitted, "the left direction 0 cannot be aligned with a score of"),
-    "epsilon": ("full", lambda d: d["recipe"].update(epsilon=0.001), "cannot be|new directions of"),
+    "epsilon": (
+        "full",
+        lambda d: d["recipe"].update(epsilon=0.001),
+        "cannot be (rotated|intruder) with a score of",
+    ),
     "undecided without a reason": (
         "full",
-        lambda d: d["matrices"][0]["directions"][0].update(verdict="undecided"),
-        "cannot be undecided|the counts of the rows",
+        lambda d: acquitted(d, "undecided"),
+        "the left direction 0 cannot be undecided with a score of",
     ),
     "direction": ("full", left_out, "expected 3 right directions of 'l0.weight', each once, got 2"),
     "more asked for": ("full", lambda d: d["recipe"].update(top_k=4), "expected 4 left directions"),

@@ -62,7 +62,7 @@ class Targets:
         lines = []
         if strange := [m for m in stored if not (self.names(m) or self._wraps(m))]:
             lines.append(
-                f"The adapter holds updates of {_listed(strange)}, which the target_modules of its "
+                f"The adapter updates {_listed(strange)}, which the target_modules of its "
                 "adapter_config.json do not name (or exclude_modules or layers_to_transform leave "
                 "out): they are judged, but PEFT would not load them."
             )

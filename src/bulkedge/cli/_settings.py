@@ -24,7 +24,7 @@ def settings_of(
     """The settings of the recipe that was given, else of the project that the command runs in.
 
     Args:
-        options: What was given on the command line, which is told to override a setting.
+        options: What was given on the command line, which overrides a setting.
         fields: The settings that the command uses.
 
     Returns:

@@ -81,7 +81,7 @@ def test_an_adapter_that_agrees_with_its_configuration(config, base, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"target_modules": ["q", "k"]}, "The adapter updates model.layers.0.mlp.up, model.layers.1"),
+        ({"target_modules": ["q", "k"]}, "The adapter updates model.layers.0.mlp.up, model.l"),
         ({"target_modules": r".*\.layers\.[01]\..*"}, "The adapter updates model.layers.2.attn.k"),
         ({"target_modules": ALL, "layers_to_transform": [0, 2]},
          "The adapter updates model.layers.1.attn.k"),

@@ -25,6 +25,7 @@ import bulkedge
 import practice
 from bulkedge._moments import collect_moments
 from bulkedge.cli import audit, budget, cli, frontier, repair
+from bulkedge.cli._gate import GATE_FIELDS, check_settings
 from bulkedge.cli._settings import project_settings
 from bulkedge.records import Recipe, make_recipe, read_recipe
 from bulkedge.report import print_record
@@ -211,7 +212,9 @@ def test_every_command_within_a_sentence_can_be_typed():
 def test_settings_of_a_project_are_valid(page, code, tmp_path):
     (tmp_path / "pyproject.toml").write_text(code)
     settings, _ = project_settings(tmp_path)
+    gates = {name: settings.pop(name) for name in GATE_FIELDS if name in settings}
     assert make_recipe(settings) != Recipe()
+    check_settings(gates, None, (), ())
 
 
 def test_the_other_output_that_pages_show_is_real():

@@ -353,7 +353,8 @@ def test_a_project_sets_its_gates(file, files, tmp_path, monkeypatch):
         ("fail_on_doubt: 1", "fail_on_doubt: expected true or false, got 1"),
         ("fail-on: never", "unknown field 'fail-on'; did you mean fail_on?"),
         ("jobs: 4", "'jobs' is an option of the command and no setting: give --jobs on the"),
-        ("fail_off: never", "unknown field 'fail_off'"),
+        ("fail_off: never", "unknown field 'fail_off'; did you mean fail_on?"),
+        ("fall: never", "unknown field 'fall'"),
     ],
 )  # fmt: skip
 def test_settings_of_a_gate_that_cannot_be_used(text, message, files, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -114,9 +115,11 @@ def check_settings(
         plain = str(name).replace("-", "_")
         if name in GATE_FIELDS:
             _checked(name, value, path)
-        elif plain in GATE_FIELDS:
-            raise RecipeError(f"{path}: unknown field {name!r}; did you mean {plain}?")
-        elif plain not in fields and plain in options:
+        elif plain in fields:
+            continue
+        elif near := difflib.get_close_matches(plain, GATE_FIELDS, n=1):
+            raise RecipeError(f"{path}: unknown field {name!r:.100}; did you mean {near[0]}?")
+        elif plain in options:
             raise RecipeError(
                 f"{path}: {str(name)!r:.40} is an option of the command and no setting: give "
                 f"--{plain.replace('_', '-')} on the command line"

@@ -366,7 +366,7 @@ HAND = {
         "the left direction 0 cannot be undecided with a score of",
     ),
     "direction": ("full", left_out, "expected 3 right directions of 'l0.weight', each once, got 2"),
-    "more asked for": ("full", lambda d: d["recipe"].update(top_k=4), "expected 4 left directions"),
+    "fewer asked for": ("full", lambda d: d["recipe"].update(top_k=2), "expected 2 left dir"),
     "a side less": ("full", lambda d: d["recipe"].update(side="left"), "expected 0 right"),
     "name twice": ("full", told_twice, "each matrix once, got 'l0.weight' twice"),
     "count": ("full", cleared, "the counts of the rows listed"),

@@ -10,7 +10,7 @@ from bulkedge.records.frontier import (
     dominated,
     gains,
 )
-from bulkedge.records.record import Source
+from bulkedge.records.source import Source
 
 POINTS = (
     ("as-trained", "trained", None, 0.9, 0.1),

@@ -25,6 +25,7 @@ import bulkedge
 import practice
 from bulkedge._moments import collect_moments
 from bulkedge.cli import audit, budget, cli, frontier, repair
+from bulkedge.cli._gate import GATE_FIELDS, check_settings
 from bulkedge.cli._settings import project_settings
 from bulkedge.records import Recipe, make_recipe, read_recipe
 from bulkedge.report import print_record
@@ -219,7 +220,9 @@ def test_every_command_within_a_sentence_can_be_typed():
 def test_settings_of_a_project_are_valid(page, code, tmp_path):
     (tmp_path / "pyproject.toml").write_text(code)
     settings, _ = project_settings(tmp_path)
+    gates = {name: settings.pop(name) for name in GATE_FIELDS if name in settings}
     assert make_recipe(settings) != Recipe()
+    check_settings(gates, None, (), ())
 
 
 def test_the_other_output_that_pages_show_is_real():
@@ -332,13 +335,16 @@ def in_ci(tmp_path, **more):
     }
 
 
-def run_steps(steps, folder, environment):
+SHELLS = {"bash": ["bash", "-e", "-c"], "python": ["python", "-c"]}
+
+
+def run_steps(steps, folder, environment, code=1):
     """Run a job's steps but the installation; only the audit may end with findings."""
-    commands = [s["run"] for s in steps if "run" in s and "pip install" not in s["run"]]
-    for command in some(commands):
-        script = ["bash", "-e", "-c", command]
+    for step in some(s for s in steps if "run" in s and "pip install" not in s["run"]):
+        script = [*SHELLS[step.get("shell", "bash")], step["run"]]
         ended = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True)
-        assert ended.returncode == ("bulkedge audit" in command), ended.stderr
+        audits = step.get("id") == "audit" or "bulkedge audit" in step["run"]
+        assert ended.returncode == (code if audits else 0), ended.stderr
 
 
 def test_the_job_for_github_runs(tmp_path):
@@ -351,20 +357,64 @@ def test_the_job_for_github_runs(tmp_path):
     assert all((tmp_path / name).stat().st_size for name in kept)
 
 
-def test_the_action_runs_and_survives_an_audit_that_fails(tmp_path):
-    action = yaml.safe_load((ROOT / "action.yml").read_text())
-    given = {"base": "base", "tuned": "adapter", "options": "--include *layer.5*"}
-    names = {"BASE", "TUNED", "FAIL_ON", "OPTIONS", "OUTPUT"}
-    values = {name: spec.get("default", "") for name, spec in action["inputs"].items()} | given
-    environment = in_ci(tmp_path, **{n: values[n.lower().replace("_", "-")] for n in names})
-    steps = action["runs"]["steps"]
-    assert {name for step in steps for name in step.get("env", {})} == names
-    run_steps(steps, tmp_path, environment)
-    found = {path.name for path in (tmp_path / "bulkedge-out").iterdir()}
-    assert {"record.json", "report.html", "junit.xml", "bulkedge.sarif"} <= found
-    report = ["bash", "-e", "-c", steps[-1]["run"]]  # without a record there is nothing to report
-    gone = environment | {"OUTPUT": "never-written"}
-    subprocess.run(report, cwd=tmp_path, env=gone, check=True)
+SHORT = "--include '*layer.5.output*'"  # quotes as in a shell, and a glob that none expands
+
+
+@pytest.fixture
+def action(tmp_path):
+    """The steps of the action, and what runs them with some inputs."""
+    content = yaml.safe_load((ROOT / "action.yml").read_text())
+    steps = content["runs"]["steps"]
+    environment = in_ci(tmp_path)
+    (tmp_path / "summary").touch()
+
+    def run(code=1, **given):
+        values = {name: spec.get("default", "") for name, spec in content["inputs"].items()}
+        values |= {"base": "base", "tuned": "adapter", "options": SHORT} | given
+        names = {name for step in steps for name in step.get("env", {})}
+        assert names == {name.upper().replace("-", "_") for name in values}
+        inputs = {name: values[name.lower().replace("_", "-")] for name in names}
+        run_steps(steps, tmp_path, environment | inputs, code)
+        return tmp_path / values["output"]
+
+    return run
+
+
+def test_the_action_runs(action, tmp_path):
+    out = action()
+    found = {path.name for path in out.iterdir()}
+    assert {"record.json", "summary.md", "report.html", "junit.xml", "bulkedge.sarif"} <= found
+    assert (tmp_path / "summary").read_text() == (out / "summary.md").read_text()
+    assert "**Fails** with exit code 1, --fail-on rotated" in (out / "summary.md").read_text()
+    recipe = json.loads((out / "record.json").read_text())["recipe"]
+    assert recipe["include"] == ["*layer.5.output*"]
+
+
+def test_the_action_publishes_nothing_old(action, tmp_path):
+    """Neither where the audit fails before it writes, nor where it never began."""
+    out = action()
+    (tmp_path / "summary").write_text("")
+    action(code=2)  # the folder exists
+    assert "ended before it wrote a report" in (tmp_path / "summary").read_text()
+    assert {path.name for path in out.iterdir()} == {"record.json", "journal.jsonl"}
+    assert "summary" not in (tmp_path / "summary").read_text()
+    (_, audit, report) = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    assert report["if"] == f"always() && steps.{audit['id']}.outcome != 'skipped'"
+    (tmp_path / "summary").write_text("")
+    action(output="never-written", options='--include "unbalanced', code=2)
+    assert "ended before it wrote a report" in (tmp_path / "summary").read_text()
+    assert not (tmp_path / "never-written").exists()
+
+
+def test_the_action_takes_several_fine_tunes_and_the_project_s_gate(action, tmp_path):
+    (tmp_path / "other").symlink_to(EXAMPLE / "lora-r8")
+    (tmp_path / "bulkedge.yaml").write_text("fail_on: never\n")
+    out = action(code=0, tuned="adapter\n  other\n\n")
+    assert {path.name for path in out.iterdir()} >= {"adapter", "other", "comparison.csv"}
+    text = (tmp_path / "summary").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)[:2] == ["adapter", "other"]
+    assert "Fails" not in text
+    action(code=1, output="strict", **{"fail-on": "rotated"})  # an input wins over the file
 
 
 def test_the_hook_is_the_one_of_the_page_and_runs(tmp_path):

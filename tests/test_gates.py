@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import bulkedge.auditing
+from bulkedge import Recipe
 from commands import run
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 FAILURE = 2
 FOUND = ["--fail-on", "never"]
@@ -126,6 +127,45 @@ def test_a_finished_record_of_other_inputs_is_kept(unchanged, base, tmp_path):
     assert "--force in place of --resume" in result.stderr
     assert (out / "record.json").read_bytes() == before
     assert run("audit", base, other, "-o", out, "--force", "-q", *FOUND).returncode == 0
+
+
+OTHER = {
+    "top_k": ["-k", "3"], "epsilon": ["--epsilon", "0.4"], "side": ["--side", "both"],
+    "method": ["--method", "dense"], "include": ["--include", "up*"],
+    "exclude": ["--exclude", "down*"], "partial": ["--partial"],
+    "critical_scale": ["--critical-scale"], "seed": ["--seed", "1"],
+    "split": ["--recipe", "split.yaml"], "shard": ["--shard", "1/2"], "device": None,
+}  # fmt: skip
+"""Options that make another question of the same inputs, by the field of a recipe."""
+
+
+def test_a_finished_record_by_other_settings_is_kept(tmp_path, monkeypatch):
+    layers = {"up.weight": weights(24, 16), "down.weight": weights(16, 24)}
+    base, tuned = save(tmp_path / "base.safetensors", layers), tmp_path / "tuned.safetensors"
+    tuned_of(base, tuned)
+    tuned_of(base, tmp_path / "other.safetensors", seed=2)
+    (tmp_path / "split.yaml").write_text("split: {up.weight: [12, 12]}\n")
+    monkeypatch.chdir(tmp_path)
+    assert set(OTHER) == {*Recipe.model_fields, "shard"}  # a new setting is tried, too
+    kept = ["-o", tmp_path / "out", "-q", *FOUND]
+    assert run("audit", base, tuned, *kept).returncode == 0
+    several = ["audit", base, tuned, tmp_path / "other.safetensors", "-o", tmp_path / "s", "-q"]
+    assert run(*several, *FOUND).returncode == 0
+    before = [path.read_bytes() for path in some(sorted(tmp_path.rglob("record.json")))]
+    for name, options in some(OTHER.items()):
+        if options is None:  # of this machine's devices there is one
+            continue
+        what = "the whole audit, not of part 1 of 2" if name == "shard" else f"({name}="
+        for command in (["audit", base, tuned, *kept], *([several] if name != "shard" else [])):
+            result = run(*command, *options, "--resume")
+            assert result.returncode == FAILURE, (name, result)
+            assert "record.json: is the record of" in result.stderr
+            assert what in result.stderr
+            assert "give another folder, or --force in place of --resume" in result.stderr
+    assert before == [path.read_bytes() for path in sorted(tmp_path.rglob("record.json"))]
+    replaced = run("audit", base, tuned, *kept, "-k", "3", "--force")
+    assert replaced.returncode == 0
+    assert run("audit", base, tuned, *kept, "-k", "3", "--resume").returncode == 0
 
 
 # ---- shards

@@ -74,8 +74,6 @@ def test_findings_by_severity(record):
     verdicts = {Verdict.ALIGNED: 1, Verdict.ROTATED: 2, Verdict.INTRUDER: 4, Verdict.UNDECIDED: 8}
     summary = record.summary.model_copy(update={"verdicts": verdicts})
     changed = record.model_copy(update={"summary": summary})
-    assert report.findings(changed, Verdict.ROTATED) == 6
-    assert report.findings(changed, Verdict.INTRUDER) == 4
     line = report.verdict_line(changed)
     assert line.startswith("45 of 15 leading directions are new")
     assert "2 rotated, 4 intruder; 8 directions UNDECIDED" in line

@@ -12,7 +12,6 @@ import torch
 import bulkedge
 from bulkedge import CheckpointError, Recipe
 from bulkedge.checkpoint.model import lacks, ties
-from bulkedge.cli._output import exit_code
 from bulkedge.comparison import make_plan
 from bulkedge.comparison.leftover import (
     BASE_LACKS_IT,
@@ -27,6 +26,7 @@ from bulkedge.comparison.leftover import (
     STARTED_ANEW,
 )
 from bulkedge.comparison.pair import load
+from bulkedge.report import Gate
 from helpers import oracle_scores, save, save_adapter, some, weights
 
 with warnings.catch_warnings():
@@ -60,7 +60,7 @@ def audited(base, tuned, **recipe):
 
 
 def code(record):
-    return exit_code(record, "rotated")
+    return Gate().exit_code(record)
 
 
 def lost(record):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import bulkedge
-from bulkedge.cli._output import exit_code
 from bulkedge.comparison.leftover import IN_A_BLOCK, NO_COUNTERPART, OF_NO_USE, RENAMED
+from bulkedge.report import Gate
 from helpers import save, save_adapter, weights
 
 CLEAN, FINDINGS, FAILURE = 0, 1, 2
@@ -42,7 +42,7 @@ def slightly(tensors):
 
 def audited(base, tuned):
     record = bulkedge.audit(base, tuned, recipe={"top_k": 3})
-    return record, exit_code(record, "rotated")
+    return record, Gate().exit_code(record)
 
 
 def lost(record):

@@ -100,6 +100,8 @@ def test_damaged_lines_are_computed_again(pair, tmp_path):
     damaged = [
         b"\0" * 100, b"[]", b'"key"', b"{}", b"\xff", b"[" * 5000, b'{"key": 3, "row": {}}',
         json.dumps(known | {"row": {"name": "x"}}).encode(),
+        json.dumps(known | {"row": known["row"] | {"passes": 99}}).encode(),  # edited by hand
+        json.dumps({name: known[name] for name in ("key", "row")}).encode(),
         json.dumps(known | {"row": None}).encode(), json.dumps({"key": known["key"]}).encode(),
     ]  # fmt: skip
     path.write_bytes(b"\n".join([*lines[:3], *damaged, b""]))

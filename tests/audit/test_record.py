@@ -40,6 +40,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "kind": "file",
         "trained_on": None,
         "quantised": None,
+        "disagreements": [],
         "files": [
             {
                 "name": tuned.name,

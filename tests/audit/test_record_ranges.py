@@ -34,6 +34,7 @@ UNBOUNDED = {
 FREE = {
     "name", "path", "trained_on", "version", "torch", "reason", "tuned_name", "note", "engine",
     "output", "left_behind", "include", "exclude", "quantised", "drift_note", "not_finite",
+    "disagreements",
 }  # fmt: skip
 """Texts that may be any."""
 
@@ -69,6 +70,7 @@ def documents(tmp_path_factory):
     found = {name: json.loads(record.to_json()) for name, record in found.items()}
     of_protect = {"strength": 1.0, "drift_before": 0.5, "drift_after": 0.25, "task_change": 0.1}
     found["repair"]["matrices"][0] |= of_protect
+    found["adapter"]["inputs"]["tuned"]["disagreements"] = ["rank_pattern names q_prj"]
     found["full"]["skipped"][0]["not_finite"] = "1 NaN and 0 Inf"
     found["adapter"]["inputs"]["base"]["quantised"] = "bitsandbytes nf4 (1 weight)"
     return found
@@ -332,7 +334,41 @@ def places(document, positions):
     document["shard"]["positions"] = positions
 
 
+def acquitted(document, verdict="aligned"):
+    """An intruder with another verdict, and whatever counts it."""
+    (row,) = (d for d in document["matrices"][0]["directions"][:1])
+    document["summary"]["verdicts"][row["verdict"]] -= 1
+    document["summary"]["verdicts"][verdict] += 1
+    row["verdict"] = verdict
+
+
+def left_out(document):
+    row = document["matrices"][0]["directions"].pop()
+    document["summary"]["verdicts"][row["verdict"]] -= 1
+    document["summary"]["new_directions"] -= row["score"] < document["recipe"]["epsilon"]
+    document["matrices"][0]["new_directions"] -= row["score"] < document["recipe"]["epsilon"]
+
+
+def told_twice(document):
+    document["matrices"][1]["name"] = document["matrices"][0]["name"]
+
+
 HAND = {
+    "verdict": ("full", acquitted, "the left direction 0 cannot be aligned with a score of"),
+    "epsilon": (
+        "full",
+        lambda d: d["recipe"].update(epsilon=0.001),
+        "cannot be (rotated|intruder) with a score of",
+    ),
+    "undecided without a reason": (
+        "full",
+        lambda d: acquitted(d, "undecided"),
+        "the left direction 0 cannot be undecided with a score of",
+    ),
+    "direction": ("full", left_out, "expected 3 right directions of 'l0.weight', each once, got 2"),
+    "fewer asked for": ("full", lambda d: d["recipe"].update(top_k=2), "expected 2 left dir"),
+    "a side less": ("full", lambda d: d["recipe"].update(side="left"), "expected 0 right"),
+    "name twice": ("full", told_twice, "each matrix once, got 'l0.weight' twice"),
     "count": ("full", cleared, "the counts of the rows listed"),
     "counts of matrices, too": ("full", pardoned, "new directions of|counts of the rows"),
     "row": ("adapter", dropped, "tensors of the matrices that are here"),

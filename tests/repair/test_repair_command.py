@@ -73,7 +73,7 @@ def test_what_remains_is_a_finding(pair, tmp_path):
     assert verdict.startswith("scale: 4 directions new before, 4 after")
     assert doubt.startswith("doubt: In a.weight the update is larger than the base's matrix")
     assert settings == "settings: top_k=3"
-    assert done.stderr == ""
+    assert done.stderr.startswith("exit code 1, --fail-on rotated: new directions in 2 matrices")
 
 
 def test_a_dry_run(pair, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import bulkedge
 from bulkedge.intruder import Verdict
-from bulkedge.report import to_csv, to_junit, to_markdown, to_parquet
+from bulkedge.report import Gate, to_csv, to_junit, to_markdown, to_parquet
 from helpers import save, weights
 
 
@@ -19,7 +19,7 @@ def record(shipped):
 
 @pytest.mark.parametrize(("fail_on", "failures"), [(Verdict.ROTATED, 8), (Verdict.INTRUDER, 4)])
 def test_a_test_case_a_matrix(record, fail_on, failures):
-    suite = ElementTree.fromstring(to_junit(record, fail_on).encode())  # noqa: S314 — our own
+    suite = ElementTree.fromstring(to_junit(record, Gate(fail_on)).encode())  # noqa: S314 — our own
     assert int(suite.get("tests")) == len(suite) == 37
     assert int(suite.get("failures")) == len(suite.findall("testcase/failure")) == failures
     assert suite.get("errors") == "0"

@@ -15,9 +15,9 @@ from bulkedge import report
 from bulkedge.auditing import Shard
 from bulkedge.cli import cli
 from bulkedge.report.advice import headline
-from bulkedge.report.doubts import doubts, oversized, settings_of
+from bulkedge.report.doubts import doubts, multiples, odd_sizes, oversized, settings_of
 from cases import orthonormal
-from helpers import save, save_adapter, weights
+from helpers import save, save_adapter, some, weights
 
 CLEAN, FINDINGS = 0, 1
 
@@ -173,3 +173,78 @@ def test_a_settings_file_is_named_quietly(base, tmp_path, monkeypatch):
     assert result.exit_code == CLEAN
     assert f"settings of {tmp_path / 'bulkedge.yaml'}: epsilon" in result.stderr
     assert "settings: epsilon=0.001" in result.stdout
+
+
+# ---- one matrix among many
+
+
+def many(count=8, change=None, strength=1e-2):
+    """A base of many layers, and a fine-tune of all of them with another first one."""
+    layers = {f"layers.{i}.up.weight": trained(40, 30, 7 * i) for i in range(count)}
+    tuned = {}
+    for i, (name, W) in enumerate(layers.items()):
+        tuned[name] = W + strength * W.norm() / W.numel() ** 0.5 * weights(40, 30, seed=i)
+    if change is not None:
+        tuned["layers.0.up.weight"] = change(tuned["layers.0.up.weight"])
+    return layers, tuned
+
+
+def half(W):
+    return torch.cat([W[:20], torch.zeros_like(W[20:])])
+
+
+DAMAGE = {
+    "dead": (lambda W: 1e-3 * W, {"scaled"}),
+    "halved": (lambda W: 0.5 * W, {"scaled"}),
+    "1.9 times": (lambda W: 1.9 * W, {"scaled"}),
+    "0.8 times": (lambda W: 0.8 * W, {"scaled"}),
+    "half of it gone": (half, {"apart"}),
+    "half of it doubled": (lambda W: W + half(W), {"apart"}),
+    "columns that changed places": (lambda W: W.flip(1), {"size"}),
+    "sound": (lambda W: W, set()),
+    "1.05 times": (lambda W: 1.05 * W, set()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("side", ["left", "both"])
+def test_damage_in_one_matrix_is_doubted(damage, side, tmp_path):
+    change, expected = DAMAGE[damage]
+    layers, tuned = many(change=change)
+    base, tuned = save(tmp_path / "b.safetensors", layers), save(tmp_path / "t.safetensors", tuned)
+    record = bulkedge.audit(base, tuned, recipe={"top_k": 4, "side": side})
+    assert set(doubts(record)) == expected
+    assert [m.name for m in odd_sizes(record)] == ["layers.0.up.weight"] * len(expected)
+    if expected:
+        (about,) = expected
+        assert "layers.0.up.weight" in doubts(record)[about]
+        everywhere(record, doubts(record)[about])
+        told = io.StringIO()
+        report.print_record(record, Console(file=told, width=160))
+        assert "layers.0.up" in told.getvalue().splitlines()[1]  # a row of the table
+    assert report.Gate(None, fail_on_doubt=True).exit_code(record) == bool(expected)
+
+
+@pytest.mark.parametrize("method", ["certified", "dense"])
+def test_a_multiple_is_one_by_any_method_and_in_any_base(method, tmp_path):
+    layers = {"a.weight": trained(500, 400, 3), "b.weight": weights(500, 400)}
+    base = save(tmp_path / "b.safetensors", layers)
+    for factor in (0.3, 1.4):
+        scaled = {name: factor * W for name, W in layers.items()}
+        tuned = save(tmp_path / f"{factor}.safetensors", scaled)
+        record = bulkedge.audit(base, tuned, recipe={"method": method, "top_k": 3})
+        factors = {matrix.name: found for matrix, found in multiples(record)}
+        assert factors == pytest.approx(dict.fromkeys(layers, factor), rel=1e-3)
+        assert "and 1 other likewise" in doubts(record)["scaled"]
+
+
+def test_strong_directions_are_no_multiple_and_stand_not_apart(shipped):
+    for name in some(shipped):
+        assert set(doubts(shipped[name])) == set()
+        assert odd_sizes(shipped[name]) == oversized(shipped[name])
+
+
+def test_few_matrices_are_not_compared(tmp_path):
+    layers, tuned = many(count=5, change=half)
+    base, tuned = save(tmp_path / "b.safetensors", layers), save(tmp_path / "t.safetensors", tuned)
+    assert doubts(bulkedge.audit(base, tuned)) == {}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import bulkedge
-from bulkedge.cli._output import exit_code
-from bulkedge.report import verdict_line
+from bulkedge.intruder import Verdict
+from bulkedge.report import Gate, verdict_line
 from cases import gaussian
 from helpers import save
 
@@ -26,4 +26,4 @@ def test_a_space_that_is_full_has_no_intruders_and_is_no_green_gate(shape, k, fu
     assert ("could not be distinguished from intruders" in verdict_line(record)) is full
     if full:
         assert record.summary.verdicts["intruder"] == 0
-        assert exit_code(record, "intruder") == 1
+        assert Gate(Verdict.INTRUDER).exit_code(record) == 1

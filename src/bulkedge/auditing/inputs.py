@@ -15,7 +15,7 @@ from bulkedge._errors import CheckpointError, OutputError, printable
 from bulkedge.checkpoint import Adapter, Checkpoint
 from bulkedge.checkpoint.header import open_regular
 from bulkedge.comparison.plan import Comparison, Plan
-from bulkedge.records.record import File, Inputs, Source
+from bulkedge.records.source import File, Inputs, Source
 
 MAX_NAMED = 500  # characters of what an adapter calls its base
 READERS = 4  # of files at once; hashing lets go of the interpreter
@@ -135,6 +135,7 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
         files=rows,
         trained_on=told,
         quantised=rounded,
+        disagreements=list(opened.disagreements) if isinstance(opened, Adapter) else [],
     )
 
 
@@ -149,7 +150,14 @@ def source_of_moments(file: Path, known: Mapping[Path, str]) -> Source:
         What the record says of it.
     """
     rows = _rows((file,), known)
-    return Source(path=as_text(file), kind="file", files=rows, trained_on=None, quantised=None)
+    return Source(
+        path=as_text(file),
+        kind="file",
+        files=rows,
+        trained_on=None,
+        quantised=None,
+        disagreements=[],
+    )
 
 
 def contents(inputs: Inputs) -> list[Any]:

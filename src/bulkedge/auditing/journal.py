@@ -2,7 +2,8 @@
 
 A line is one write to a file that is only appended to, and it is on disk before the next matrix
 begins: a kill at any moment loses the matrices in hand, no more.  Each line carries a key, a digest
-of everything that its row depends on; only rows whose key is asked for are ever taken.
+of everything that its row depends on; only rows whose key is asked for are ever taken.  It also has
+a digest of the row itself: a line that was edited, or damaged on the disk, is computed again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from bulkedge._errors import OutputError
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.document import MAX_RECORD_BYTES
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import SCHEMA_VERSION, Inputs
+from bulkedge.records.record import SCHEMA_VERSION
 from bulkedge.records.rows import Matrix
+from bulkedge.records.source import Inputs
 
 from .inputs import plain
 from .lock import lock
@@ -174,7 +176,8 @@ class Journal(Generic[R]):
         Raises:
             OutputError: If the disk is full.
         """
-        line = f'{{"key":"{key}","row":{row.model_dump_json()}}}\n'.encode()
+        text = row.model_dump_json()
+        line = f'{{"key":"{key}","sha256":"{digest(json.loads(text))}","row":{text}}}\n'.encode()
         try:
             written = os.write(self._file, line)
             os.fsync(self._file)
@@ -258,8 +261,10 @@ def _parse(line: bytes, kind: type[R]) -> tuple[str | None, R | None]:
     if not isinstance(key, str):
         return None, None
     try:
-        return key, kind.model_validate(content.get("row"))
-    except ValidationError:
+        row = content.get("row")
+        whole = isinstance(row, dict) and content.get("sha256") == digest(row)
+        return key, kind.model_validate(row) if whole else None
+    except (ValidationError, ValueError, RecursionError):
         return key, None
 
 

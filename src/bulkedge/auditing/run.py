@@ -14,6 +14,7 @@ from bulkedge import __version__
 from bulkedge._errors import CheckpointError, InputError, OutputError
 from bulkedge.comparison import Plan
 from bulkedge.records import Matrix, Part, Recipe, Record, Run, Tool, summarise
+from bulkedge.records.recipe import changed_settings
 
 from .engine import Engine, LocalEngine
 from .inputs import Watch, contents, keep_out_of_inputs
@@ -61,7 +62,8 @@ def run_plan(
     Raises:
         InputError: If there is a journal to resume from, but its path is not given; or a cache or
             a number of jobs for an engine that takes none.
-        OutputError: If the folder of the journal has the finished record of other inputs.
+        OutputError: If the folder of the journal has the finished record of other inputs, by other
+            settings, or of another part.
     """
     engine = engine or LocalEngine(jobs)
     _check_engine(engine, jobs, cache)
@@ -226,26 +228,32 @@ class _Work:
 
     def resume(self, book: Journal, notice: Notice | None) -> int:
         """Take what the journal has, and say so; how many that is."""
-        self._keep_record_of_others(book.path.with_name(Record.file_name))
+        self._keep_other_record(book.path.with_name(Record.file_name))
         self.rows = book.take(self.keys)
         if notice is not None:
             for note in book.notes:
                 notice(f"{book.path}: {note}")
         return len(self.rows)
 
-    def _keep_record_of_others(self, path: Path) -> None:
-        """Raise where the record beside a journal is finished, and of other inputs."""
+    def _keep_other_record(self, path: Path) -> None:
+        """Raise where the record beside a journal is finished, and answers another question."""
         if not path.is_file():
             return
         try:
-            other = Record.from_json(path).inputs
+            record = Record.from_json(path)
         except CheckpointError:  # damaged: nothing is lost with it
             return
-        if contents(other) != contents(self.watch.inputs):
-            raise OutputError(
-                f"{path}: is the record of {other.tuned.path} against {other.base.path}, or of "
-                "what these were before; give another folder, or --force in place of --resume"
-            )
+        if contents(other := record.inputs) != contents(self.watch.inputs):
+            what = f"{other.tuned.path} against {other.base.path}, or of what these were before"
+        elif told := changed_settings(record.recipe, self.recipe):
+            what = f"an audit with other settings ({told})"
+        elif (was := _of_part(record.shard)) != (now := _of_part(self.shard)):
+            what = f"{was}, not of {now}"
+        else:
+            return
+        raise OutputError(
+            f"{path}: is the record of {what}; give another folder, or --force in place of --resume"
+        )
 
     def take(self, position: int, row: Matrix, book: Journal | None) -> None:
         """A row that was computed."""
@@ -253,6 +261,11 @@ class _Work:
         if book is not None:
             book.append(self.keys[position], row)
         self.rows[position] = row
+
+
+def _of_part(part: Shard | Part | None) -> str:
+    """Which part of an audit that is."""
+    return "the whole audit" if part is None else f"part {part.index} of {part.count}"
 
 
 def _part(shard: Shard | None, positions: list[int], matrices: int) -> Part | None:

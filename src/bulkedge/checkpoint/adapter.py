@@ -9,6 +9,7 @@ from pathlib import Path
 from .adapter_config import AdapterConfig
 from .experts import Wrapped
 from .header import EMPTY, TensorInfo
+from .targets import Targets
 from .update import StoredUpdate
 
 
@@ -52,6 +53,8 @@ class Adapter:
         method: The name of its method; a record has it in lower case.
         origin: What one line says of who wrote it; empty of what needs no word.
         stored: All stored tensors, of a file that is no safetensors; empty of any other.
+        targets: Which modules its configuration names; None without one that does.
+        disagreements: Where that and its tensors disagree, in sentences; known of a pair of inputs.
     """
 
     path: Path
@@ -66,6 +69,8 @@ class Adapter:
     method: str = "LoRA"
     origin: str = ""
     stored: tuple[TensorInfo, ...] = ()
+    targets: Targets | None = None
+    disagreements: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

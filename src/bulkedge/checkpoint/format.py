@@ -18,6 +18,7 @@ from .adapter_config import CONFIG
 from .header import TensorInfo, read_header
 from .hub import located
 from .read import PICKLES, Checkpoint, confined, convert, open_checkpoint, read_json, weights_beside
+from .targets import Targets
 from .writer import by
 
 WEIGHTS = "adapter_model.safetensors"
@@ -125,6 +126,8 @@ class Place:
             return Adapter(found.path, found.files, beside=found.beside, **parts)
         files = (self.folder / WEIGHTS, self.folder / CONFIG)
         beside = weights_beside(self.folder, files[:1])
+        if "peft_type" in self.settings:
+            parts["targets"] = Targets(self.settings)
         parts.setdefault("origin", by("PEFT", self.settings.get("peft_version")))
         return Adapter(self.folder, files, beside=beside, **parts)
 

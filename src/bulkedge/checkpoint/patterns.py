@@ -101,6 +101,24 @@ class Patterns:
         first, _ = self._matching(module)
         return default if first is None else self._values[first]
 
+    def all(self, module: str) -> list[str]:
+        """The patterns that match a module.
+
+        Args:
+            module: Its path.
+
+        Returns:
+            Those patterns, in no order.
+
+        Raises:
+            AdapterError: As :meth:`value`.
+        """
+        clock = time.monotonic()
+        try:
+            return self._search(module, clock + self._left)
+        finally:
+            self._left -= time.monotonic() - clock
+
     def conflict(self, module: str) -> str | None:
         """What to know of a module for which two patterns have different values.
 

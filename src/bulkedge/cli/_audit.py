@@ -15,12 +15,12 @@ import click
 
 from bulkedge._errors import BulkedgeError, OutputError, printable
 
+from ._gate import end, gate_of
 from ._hub import base_of, download_option, fetch_if_asked
 from ._output import (
     CLEAN,
     check_file,
     check_folder,
-    exit_code,
     recipe_of,
     recipe_options,
     show,
@@ -136,7 +136,7 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
     """Audit one fine-tune, show what was found, and exit."""
     from bulkedge.auditing import JOURNAL_NAME, Shard, hold, keep_out_of_inputs, run_plan
 
-    recipe = recipe_of(options)
+    recipe, gate = recipe_of(options), gate_of(options)
     plan = plan_of(base, tuned, recipe, options)
     if options["peft"] is not None:
         _check_ranks(plan)
@@ -168,15 +168,14 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
                 notice=_notice,
             )
         show(record, options)
-        write_all(record, options)
+        write_all(record, options, gate)
         if options["peft"] is not None:
             _write_ranks(record, options["peft"], quiet=options["quiet"])
     if shard is not None:  # findings in a part must not stop what waits for it
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")
         sys.exit(CLEAN)
-    on_doubt = options["fail_on_doubt"]
-    sys.exit(exit_code(record, options["fail_on"], options["max_drift"], on_doubt=on_doubt))
+    end({"": record}, gate)
 
 
 def _check_options(options: dict[str, Any], *, several: bool) -> None:

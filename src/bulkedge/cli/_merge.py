@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,10 @@ import click
 
 from bulkedge._errors import InputError
 
+from ._gate import end, gate_of
 from ._output import (
     check_file,
     check_folder,
-    exit_code,
     show,
     take_stdout,
     verdict_options,
@@ -42,6 +41,7 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     from bulkedge.auditing import hold, merge_shards
 
     take_stdout(options)
+    gate = gate_of(options)
     output: Path | None = options["output"]
     if output is not None:
         check_folder(output, options["force"])
@@ -52,9 +52,8 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
         _check_moments(record)
     with hold(output):
         show(record, options)
-        write_all(record, options)
-    on_doubt = options["fail_on_doubt"]
-    sys.exit(exit_code(record, options["fail_on"], options["max_drift"], on_doubt=on_doubt))
+        write_all(record, options, gate)
+    end({"": record}, gate)
 
 
 def _check_moments(record: Record) -> None:

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bulkedge._errors import InputError, OutputError, printable
+from bulkedge._errors import InputError, OutputError
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._verdict import COUNTED
 
-from ._settings import also_in, project_settings
+from ._gate import GATE_FIELDS, check_settings, gate_options
+from ._settings import settings_of
 
 if TYPE_CHECKING:
     from bulkedge.records import Recipe, Record
     from bulkedge.repairing import RepairRecord
+    from bulkedge.report import Gate
 
-CLEAN, FINDINGS, FAILURE, INTERRUPTED = 0, 1, 2, 130
+CLEAN, FAILURE, INTERRUPTED = 0, 2, 130
 
 STDOUT = Path("-")
 """The file name that means standard output."""
@@ -81,46 +83,13 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
     """The recipe file's settings, overridden by what was given on the command line."""
     from bulkedge.records import Recipe, make_recipe
 
-    settings, path = _settings_of(options)
     fields = Recipe.model_fields  # what is no option is for the file
+    settings, path = settings_of(options, (*fields, *(set(GATE_FIELDS) & set(options))))
+    check_settings(settings, path, list(fields), options)
+    asked = {name: value for name, value in settings.items() if name not in GATE_FIELDS}
     given = {n: v for n, v in options.items() if n in fields and v not in (None, ())}
     spelled = {name: f"--{name.replace('_', '-')}" for name in given}
-    return make_recipe(settings | given, str(path or "options"), spelled)
-
-
-def _settings_of(options: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
-    """The settings of the recipe that was given, else of the project that the command runs in."""
-    from bulkedge.records import read_recipe
-
-    path: Path | None = options["recipe"]
-    if path is not None:
-        return read_recipe(path), path
-    found = project_settings(Path.cwd())
-    if found is None:
-        return {}, None
-    settings, path = found
-    click.echo(printable(_told(settings, path, options)), err=True)  # it decides what is found
-    return settings, path
-
-
-def _told(settings: dict[str, Any], path: Path, options: dict[str, Any]) -> str:
-    """Which settings of a project are used; an option overrides its own."""
-    used = [str(name) for name in settings if options.get(str(name)) in (None, ())]
-    overridden = [str(name) for name in settings if str(name) not in used]
-    line = f"settings of {path}: {', '.join(used) or 'none used'}"
-    if overridden:
-        line += f" (options override {', '.join(overridden)})"
-    unused = also_in(path)
-    return line + (f"; [tool.bulkedge] of {unused} is not used" if unused else "")
-
-
-def _not_negative(
-    context: click.Context, option: click.Parameter, value: float | None
-) -> float | None:
-    """A limit; NaN, which nothing exceeds, is none."""
-    if value is not None and not value >= 0:
-        raise click.BadParameter(f"expected a number of at least 0, got {value}")
-    return value
+    return make_recipe(asked | given, str(path or "options"), spelled)
 
 
 def _names_of_columns(
@@ -161,32 +130,15 @@ def verdict_options(command: Command) -> Command:
         click.option(
             "--report",
             type=click.Path(path_type=Path),
+            multiple=True,
             metavar="FILE",
-            help="Write a report: .html (a page), .md, .xml (JUnit), .sarif or .parquet.",
+            help="Write a report: .html (a page), .md, .xml (JUnit), .sarif or .parquet; "
+            "repeatable.",
         ),
         columns_option,
         click.option("-q", "--quiet", is_flag=True, help="Print the verdict and its doubts alone."),
-        click.option(
-            "--fail-on",
-            type=click.Choice([*COUNTED_NAMES, "never"]),
-            default=COUNTED_NAMES[0],
-            show_default=True,
-            help="The mildest verdict that makes the exit code 1; "
-            f"{COUNTED_NAMES[0]}: any new direction.",
-        ),
-        click.option(
-            "--max-drift",
-            type=float,
-            callback=_not_negative,
-            metavar="X",
-            help="The mean drift above which the exit code is 1; needs --moments.",
-        ),
-        click.option(
-            "--fail-on-doubt",
-            is_flag=True,
-            help="Exit code 1 where something puts the verdict in doubt, such as another base.",
-        ),
     )
+    command = gate_options(command)
     for option in reversed(options):
         command = option(command)
     return command
@@ -196,8 +148,8 @@ def take_stdout(options: dict[str, Any]) -> None:
     """Take ``-`` for stdout: of ``--output`` it is the record, as with ``--json``."""
     if options["output"] == STDOUT:
         options |= {"output": None, "as_json": True}
-    files = [name for name in ("csv", "record", "report", "peft") if options.get(name) == STDOUT]
-    if len(files) + options["as_json"] > 1:
+    to_stdout = _files(options).count(STDOUT)
+    if to_stdout + options["as_json"] > 1:
         raise click.UsageError("only one output can go to stdout (-): give the others a file")
 
 
@@ -244,24 +196,41 @@ def check_file(path: Path, force: bool) -> None:
     refuse_held(next(folder for folder in path.absolute().parents if folder.exists()))
 
 
-def written_files(options: dict[str, Any]) -> list[Path]:
-    """The files beside the output that were asked for, the ending of a report checked."""
-    if options["report"] is not None:
-        format_by_ending(options["report"])
-    files = [options[n] for n in ("csv", "peft", "record", "report") if options.get(n) is not None]
+def _files(options: dict[str, Any]) -> list[Path]:
+    """The files beside the output."""
+    files = [options.get(name) for name in ("csv", "peft", "record")]
+    return [*(file for file in files if file is not None), *options.get("report", ())]
+
+
+def written_files(options: dict[str, Any], own: Sequence[Path] = ()) -> list[Path]:
+    """The files beside the output that were asked for, the ending of a report checked.
+
+    Args:
+        options: The options of the command.
+        own: More files that the command writes by itself.
+
+    Returns:
+        The files, each once.
+    """
+    for report in options["report"]:
+        format_by_ending(report)
+    files = _files(options)
     # a repair's folder is a copy of the fine-tune, and holds no record of its own
-    refuse_twice(files, None if "record" in options else options["output"])
+    refuse_twice(files, None if "record" in options else options["output"], own)
     return files
 
 
-def refuse_twice(files: Sequence[Path], folder: Path | None = None) -> None:
+def refuse_twice(
+    files: Sequence[Path], folder: Path | None = None, own: Sequence[Path] = ()
+) -> None:
     """OutputError where one file is to be written twice, or over the record in the output."""
     from bulkedge.auditing import JOURNAL_NAME
     from bulkedge.budgeting import BudgetRecord
     from bulkedge.records import Record
 
-    own = (Record.file_name, BudgetRecord.file_name, JOURNAL_NAME)
-    places = [os.path.realpath(folder / name) for name in own] if folder else []
+    names = (Record.file_name, BudgetRecord.file_name, JOURNAL_NAME)
+    own = [*own, *(folder / name for name in names)] if folder else own
+    places = [os.path.realpath(place) for place in own]
     for file in files:
         if (place := os.path.realpath(file)) in places:
             raise OutputError(f"{file}: would be written twice; give each output a file of its own")
@@ -278,8 +247,8 @@ def format_by_ending(path: Path, remedy: str = "") -> str:
         raise click.UsageError(f"{error}{remedy}") from None
 
 
-def write_all(record: Record, options: dict[str, Any]) -> None:
-    """The record, and its table as CSV, where they were asked for."""
+def write_all(record: Record, options: dict[str, Any], gate: Gate) -> None:
+    """The record, its table as CSV, and its reports, where they were asked for."""
     output: Path | None = options["output"]
     if output is not None:
         write(output / record.file_name, record.to_json())
@@ -289,18 +258,23 @@ def write_all(record: Record, options: dict[str, Any]) -> None:
         from bulkedge.report import to_csv
 
         write(options["csv"], to_csv(record))
-    write_report(record, options)
+    write_reports(record, options, gate)
 
 
-def write_report(record: Record | RepairRecord, options: dict[str, Any]) -> None:
-    """The report of a record, where one was asked for."""
+def write_reports(
+    records: Record | RepairRecord | Sequence[Record],
+    options: dict[str, Any],
+    gate: Gate,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """The reports that were asked for."""
     from bulkedge.report import format_of, render
 
-    if options["report"] is not None:
-        kind, columns = format_of(options["report"]), options.get("columns", ())
-        write(options["report"], render(record, kind, columns=columns))
-        if not options["quiet"] and options["report"] != STDOUT:
-            click.echo(f"report written to {options['report']}", err=True)
+    for file in options["report"]:
+        columns = options.get("columns", ())
+        write(file, render(records, format_of(file), labels, columns, gate))
+        if not options["quiet"] and file != STDOUT:
+            click.echo(f"report written to {file}", err=True)
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -338,7 +312,7 @@ def show(record: Record, options: dict[str, Any]) -> None:
 
 def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -> None:
     """A record on stdout, as JSON or as ``print_`` shows it, unless a file is to go there."""
-    if STDOUT in (options.get(name) for name in ("csv", "record", "report", "peft")):
+    if STDOUT in _files(options):
         return
     if options["as_json"]:
         text = record.to_json()
@@ -353,26 +327,6 @@ def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -
             console = Console(width=160)
         print_(record, console, brief=options["quiet"])
     sys.stdout.flush()  # a full disk must be noticed here, not at exit
-
-
-def exit_code(
-    record: Record, fail_on: str, max_drift: float | None = None, *, on_doubt: bool = False
-) -> int:
-    """A linter's exit code; what could not be judged, or measured, outranks what was."""
-    from bulkedge._verdict import Verdict
-    from bulkedge.report import findings, is_doubted
-
-    if not record.summary.complete:
-        return FAILURE
-    if max_drift is not None and not record.summary.drift_known:
-        return FAILURE
-    if fail_on != "never" and findings(record, Verdict(fail_on)):
-        return FINDINGS
-    if on_doubt and is_doubted(record):
-        return FINDINGS
-    drift = record.summary.drift
-    above = max_drift is not None and drift is not None and (drift.mean or 0.0) > max_drift
-    return FINDINGS if above else CLEAN
 
 
 def default_to_one_thread() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,17 @@ import click
 
 from bulkedge._errors import OutputError, RecipeError, printable
 
+from ._gate import COUNTED_NAMES, end, gate_of
 from ._hub import download_option, fetch_if_asked
 from ._output import (
-    COUNTED_NAMES,
-    FAILURE,
     check_file,
     default_to_one_thread,
-    exit_code,
     recipe_of,
     recipe_options,
     refuse_stdout,
     show_as,
     write,
-    write_report,
+    write_reports,
     written_files,
 )
 from ._progress import show_phases
@@ -130,8 +127,9 @@ FILES = ("moments", "task_moments", "recollect")
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
+    multiple=True,
     metavar="FILE",
-    help="Write a page of both audits (.html), or the copy's as .md, .xml, .csv.",
+    help="Write a page of both audits (.html), or the copy's as .md, .xml, .csv; repeatable.",
 )
 @click.option("--force", is_flag=True, help="Replace the files of --record and --report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
@@ -158,7 +156,12 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
 
     _check_options(options)
     fetch_if_asked((base, tuned), options)
-    recipe = recipe_of({name: value for name, value in options.items() if name != "method"})
+    asked = {name: value for name, value in options.items() if name != "method"}
+    protects = options["method"] == "protect"
+    if protects and options["fail_on"] is None:
+        del asked["fail_on"]  # what a project fails on is what protecting does not take out
+    recipe = recipe_of(asked)
+    gate = gate_of(asked, "never" if protects else COUNTED_NAMES[0])
     if files := written_files(options):
         plan = make_plan(base, tuned, recipe)
         for file in files:
@@ -193,11 +196,9 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         click.echo(printable(f"nothing was repaired: {options['output']} is not written"), err=True)
     if options["record"] is not None:
         write(options["record"], record.to_json())
-    write_report(record, options)
-    if any(row.status == "refused" for row in record.matrices):
-        sys.exit(FAILURE)  # what was to be treated is as it was
-    default = "never" if options["method"] == "protect" else COUNTED_NAMES[0]
-    sys.exit(exit_code(record.after or record.before, options["fail_on"] or default))
+    write_reports(record, options, gate)
+    refused = {row.name: row.note or "" for row in record.matrices if row.status == "refused"}
+    end({"": record.after or record.before}, gate, refused)
 
 
 def _check_options(options: dict[str, Any]) -> None:

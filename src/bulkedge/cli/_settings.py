@@ -3,14 +3,67 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bulkedge._errors import RecipeError
+import click
 
+from bulkedge._errors import RecipeError, printable
+
+READ = "bulkedge.settings"
+"""Where the context of a command keeps the settings: their file is read, and named, once."""
 YAML, TOML = "bulkedge.yaml", "pyproject.toml"
 MAX_BYTES = 2**20
+
+
+def settings_of(
+    options: dict[str, Any], fields: Iterable[str]
+) -> tuple[dict[str, Any], Path | None]:
+    """The settings of the recipe that was given, else of the project that the command runs in.
+
+    Args:
+        options: What was given on the command line, which overrides a setting.
+        fields: The settings that the command uses.
+
+    Returns:
+        The settings, not yet checked, and their file; None without one.
+
+    Raises:
+        RecipeError: If a file cannot be read.
+    """
+    from bulkedge.records import read_recipe
+
+    context = click.get_current_context(silent=True)
+    if context is not None and READ in context.meta:
+        return context.meta[READ]
+    path: Path | None = options.get("recipe")
+    if path is not None:
+        found: tuple[dict[str, Any], Path | None] = read_recipe(path), path
+    else:
+        found = project_settings(Path.cwd()) or ({}, None)
+        if found[1] is not None and (line := _told(found[0], found[1], options, set(fields))):
+            click.echo(printable(line), err=True)  # it decides what is found
+    if context is not None:
+        context.meta[READ] = found
+    return found
+
+
+def _told(
+    settings: dict[str, Any], path: Path, options: dict[str, Any], fields: set[str]
+) -> str | None:
+    """Which settings of a project are used; an option overrides its own."""
+    known = [str(name) for name in settings if str(name) in fields]
+    used = [name for name in known if options.get(name) in (None, ())]
+    overridden = [name for name in known if name not in used]
+    if not known:
+        return None
+    line = f"settings of {path}: {', '.join(used) or 'none used'}"
+    if overridden:
+        line += f" (options override {', '.join(overridden)})"
+    unused = also_in(path)
+    return line + (f"; [tool.bulkedge] of {unused} is not used" if unused else "")
 
 
 def project_settings(folder: Path) -> tuple[dict[str, Any], Path] | None:

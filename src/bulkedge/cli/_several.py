@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,7 +14,17 @@ import click
 
 from bulkedge._errors import BulkedgeError, InputError, printable
 
-from ._output import CLEAN, STDOUT, check_folder, exit_code, recipe_of, write
+from ._gate import end, gate_of
+from ._output import (
+    STDOUT,
+    check_file,
+    check_folder,
+    format_by_ending,
+    recipe_of,
+    write,
+    write_reports,
+    written_files,
+)
 from ._progress import show_progress
 
 if TYPE_CHECKING:
@@ -28,13 +37,13 @@ TABLE, PAGE = "comparison.csv", "comparison.html"
 HANDLED = frozenset({
     "top_k", "epsilon", "side", "include", "exclude", "partial", "device", "seed", "recipe",
     "method", "moments", "critical_scale", "output", "resume", "jobs", "force", "as_json",
-    "columns", "quiet", "fail_on", "max_drift", "fail_on_doubt", "download", "cache", "dry_run",
+    "columns", "quiet", "report", "fail_on", "max_drift", "fail_on_doubt", "download", "cache",
+    "dry_run",
 })  # fmt: skip
 """The options that several fine-tunes can have; any other is refused where it is given."""
 FOR_ONE = {
     "shard": "",
     "csv": f"; {TABLE} is written into DIR",
-    "report": f"; {PAGE} is written into DIR",
     "peft": "; audit that adapter alone for its ranks",
     "engine": "; audit each alone on the cluster",
     "ray_address": "; audit each alone on the cluster",
@@ -43,9 +52,6 @@ FOR_ONE = {
 """What there is instead of an option that is refused."""
 RESERVED = ("", ".", "..", TABLE, PAGE)
 """No fine-tune is called so: its folder would be another, or a file of the command."""
-
-GRAVEST_FIRST = (2, 1, CLEAN)
-"""Exit codes: what could not be judged outranks findings."""
 
 
 def refuse_for_several(context: click.Context, options: dict[str, Any]) -> None:
@@ -61,6 +67,10 @@ def refuse_for_several(context: click.Context, options: dict[str, Any]) -> None:
             )
     if options["output"] is None and not options["dry_run"]:
         raise click.UsageError("several TUNED need a folder for their records (--output DIR)")
+    for file in options["report"]:
+        if (kind := format_by_ending(file)) in ("csv", "parquet"):
+            raise click.UsageError(f"--report {file}: {kind} is of one fine-tune; {TABLE} is "
+                                   "written into DIR")  # fmt: skip
     if options["output"] == STDOUT:
         raise click.UsageError("--output -: several records need a folder; give --output DIR")
 
@@ -99,8 +109,9 @@ def _plans(
 def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) -> None:
     """Audit several fine-tunes of one base, show them side by side, and exit."""
     from bulkedge.auditing import JOURNAL_NAME, hold, keep_out_of_inputs, run_plans
+    from bulkedge.records import Record
 
-    recipe = recipe_of(options)
+    recipe, gate = recipe_of(options), gate_of(options)
     plans = _plans(base, names_of(tuned), recipe, options)
     if options["dry_run"]:
         facts = {name: len(plan.comparisons) for name, plan in plans.items()}
@@ -114,6 +125,12 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
     check_folder(output, options["force"] or options["resume"])
     for folder in folders:
         check_folder(folder, options["force"] or options["resume"])
+    own = [output / name for name in (TABLE, PAGE)]
+    own += [folder / name for folder in folders for name in (Record.file_name, JOURNAL_NAME)]
+    for file in written_files(options, own):
+        check_file(file, options["force"])
+        for plan in plans.values():
+            keep_out_of_inputs(file, plan)
     total = sum(len(plan.comparisons) for plan in plans.values())
     with ExitStack() as held, show_progress(options["quiet"], total) as progress:
         for folder in folders:
@@ -131,9 +148,8 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
         records = dict(zip(plans, found, strict=True))
         _show(records, options)
         _write(records, options)
-    limits, on_doubt = (options["fail_on"], options["max_drift"]), options["fail_on_doubt"]
-    codes = {exit_code(r, *limits, on_doubt=on_doubt) for r in found}
-    sys.exit(next(code for code in GRAVEST_FIRST if code in codes))
+        write_reports(found, options, gate, list(records))
+    end(records, gate)
 
 
 def names_of(paths: Sequence[Path]) -> dict[str, Path]:

@@ -34,6 +34,7 @@ from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
+from .targets import with_disagreements
 from .vocabulary import common_rows, rows_left_over
 
 __all__ = ["Comparison", "Plan", "make_plan"]
@@ -102,6 +103,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     opened = _open_tuned(tuned)
     if isinstance(opened, Adapter):
         pairing = pair_adapter(base_checkpoint, opened, recipe)
+        opened = with_disagreements(base_checkpoint, opened, pairing.pairs)
     else:
         pairing = pair_checkpoint(base_checkpoint, opened, recipe)
     not_read = [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]

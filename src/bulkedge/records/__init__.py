@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compare import MatrixChange, RecordComparison
+from .compare import MatrixChange, RecordComparison, differences
 from .recipe import Recipe, make_recipe, read_recipe, takes_recipe
 from .record import (
     Counts,
@@ -29,6 +29,7 @@ __all__ = [
     "Skipped",
     "Summary",
     "Tool",
+    "differences",
     "make_recipe",
     "read_recipe",
     "summarise",

@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 
 from .document import Document
 from .ranges import ROUNDING, Count, Dtype, Positive, Size
-from .record import Run, Skipped, Source, Tool
+from .record import Run, Skipped, Tool
 from .rows import Bulk, Row
+from .source import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bulkedge._errors import InputError, count, printable
 
+from .recipe import HARMLESS, Recipe, told_setting
 from .rows import Matrix
 from .views import Audited
 
 SAME = ("top_k", "epsilon", "side")
 """The settings that two audits must share for their counts to mean the same."""
 MOST_SHOWN = 10
+NAMED = 5
+"""So many audits a warning names."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class RecordComparison:
         matrices: Those that both audits have, in the first one's order.
         only_first: Names that only the first audit has.
         only_second: Names that only the second audit has.
+        warnings: In what else the audits differ, such as the base: see :func:`differences`.
     """
 
     matrices: tuple[MatrixChange, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def changed(self) -> list[MatrixChange]:
@@ -58,7 +64,8 @@ class RecordComparison:
         first = sum(row.new_first for row in self.matrices)
         second = sum(row.new_second for row in self.matrices)
         of = count(len(self.matrices), "matrix that both have", "matrices that both have")
-        lines = [f"{count(first, 'new direction')} first, {second} second, in {of}"]
+        lines = [f"WARNING: {line}" for line in self.warnings]
+        lines.append(f"{count(first, 'new direction')} first, {second} second, in {of}")
         for row in self.changed[:MOST_SHOWN]:
             name = printable(row.name.removesuffix(".weight"))
             lines.append(f"  {name}: {row.new_first} → {row.new_second}")
@@ -98,7 +105,65 @@ def compare(first: Audited, second: Audited) -> RecordComparison:
         tuple(_change(ours[name], theirs[name]) for name in ours if name in theirs),
         tuple(name for name in ours if name not in theirs),
         tuple(name for name in theirs if name not in ours),
+        tuple(differences({"the first": first, "the second": second})),
     )
+
+
+def differences(records: Mapping[str, Audited]) -> list[str]:
+    """Why the numbers of several audits do not mean the same.
+
+    Args:
+        records: The audits by name.
+
+    Returns:
+        A sentence for each setting that differs and changes what is judged, for the base, and for
+        the moments; none of audits that can be compared.
+    """
+    told = []
+    for name in Recipe.model_fields:
+        found = _by_value(records, lambda record, name=name: getattr(record.recipe, name))
+        if name in HARMLESS or len(found) < 2:
+            continue
+        meaning = (
+            "numbers of new directions mean different things"
+            if name in SAME
+            else "not the same matrices are judged"
+        )
+        told.append(f"The audits differ in {name}, so that {meaning}: {_listed(found)}.")
+    bases = _by_value(records, lambda record: [file.sha256 for file in record.inputs.base.files])
+    if len(bases) > 1:
+        paths = [f"{records[names[0]].inputs.base.path} ({_named(names)})" for names in
+                 bases.values()]  # fmt: skip
+        told.append(f"The files of the bases differ: {printable(', '.join(paths))}.")
+    moments = _by_value(
+        records,
+        lambda record: record.inputs.moments and [f.sha256 for f in record.inputs.moments.files],
+    )
+    if sum(value != "None" for value in moments) > 1:
+        told.append("The drift of the audits is on different inputs: their moments differ.")
+    return told
+
+
+def _by_value(
+    records: Mapping[str, Audited], value: Callable[[Audited], object]
+) -> dict[str, list[str]]:
+    """The names of the audits by some value of theirs."""
+    found: dict[str, list[str]] = {}
+    for name, record in records.items():
+        found.setdefault(told_setting(value(record)), []).append(name)
+    return found
+
+
+def _listed(found: Mapping[str, list[str]]) -> str:
+    """Values, each with the audits that have it."""
+    parts = (f"{value or 'none'} ({_named(names)})" for value, names in found.items())
+    return printable(", ".join(parts))
+
+
+def _named(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _change(first: Matrix, second: Matrix) -> MatrixChange:

@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 
 from .document import Document
 from .ranges import Fraction, Real, Size
-from .record import File, Run, Source, Tool
+from .record import Run, Tool
 from .rows import Row
+from .source import File, Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self

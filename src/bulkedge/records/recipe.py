@@ -27,6 +27,8 @@ from bulkedge.checkpoint.header import read_regular
 from .ranges import Positive
 
 MAX_RECIPE_BYTES = 2**20
+HARMLESS = frozenset({"device", "seed", "method", "critical_scale"})
+"""Settings that change no verdict."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -109,6 +111,29 @@ def make_recipe(
     except ValidationError as error:
         message = settings_problems(error, source, Recipe.model_fields, spelled)
         raise RecipeError(message) from None
+
+
+def told_setting(value: object) -> str:
+    """The value of a setting, for people."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def changed_settings(was: Recipe, now: Recipe) -> str:
+    """The settings in which two recipes differ, with both values.
+
+    Args:
+        was: One recipe.
+        now: The other.
+
+    Returns:
+        Such as ``"top_k=10, not 5"``; empty where they are the same.
+    """
+    pairs = ((name, getattr(was, name), getattr(now, name)) for name in Recipe.model_fields)
+    return ", ".join(
+        f"{name}={told_setting(old) or 'none'}, not {told_setting(new) or 'none'}"
+        for name, old, new in pairs
+        if old != new
+    )
 
 
 def takes_recipe(function: Callable[P, R]) -> Callable[P, R]:

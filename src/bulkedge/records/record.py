@@ -16,10 +16,12 @@ from bulkedge._fields import SCHEMA_VERSION
 from bulkedge.intruder import Verdict
 
 from .compare import RecordComparison, compare
+from .directions import check_directions
 from .document import Document
-from .ranges import Bytes, Count, Digest, Fraction, Kind, Moment, Positive, Size
+from .ranges import Count, Fraction, Moment, Positive, Size
 from .recipe import Recipe
 from .rows import Matrix, Row
+from .source import Inputs
 from .views import as_frame, as_html, summary_of
 
 if TYPE_CHECKING:
@@ -28,42 +30,6 @@ if TYPE_CHECKING:
 InputSide = Literal["base", "tuned"]
 Fate = Literal["judged", "kept", "lost", "excluded", "apart"]
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
-
-
-class File(Row):
-    """One input file."""
-
-    name: str = Field(description="File name.")
-    bytes: Bytes = Field(description="Size.")
-    sha256: Digest = Field(description="Digest of its content.")
-
-
-class Source(Row):
-    """One of the two inputs."""
-
-    path: str = Field(description="As the caller gave it.")
-    kind: Kind = Field(
-        description="`file`, `folder` or `sharded`; of an adapter its method: `lora`."
-    )
-    files: list[File] = Field(description="The files that were read.")
-    trained_on: str | None = Field(
-        None, description="What an adapter names as its base; not checked."
-    )
-    quantised: str | None = Field(
-        None,
-        description="How weights were rounded when they were stored, such as `bitsandbytes nf4`, "
-        "and how many; they are judged as the numbers that they are read back as.",
-    )
-
-
-class Inputs(Row):
-    """What was compared."""
-
-    base: Source
-    tuned: Source
-    moments: Source | None = Field(
-        None, description="The second moments that drift was measured with; null without."
-    )
 
 
 class Tool(Row):
@@ -244,7 +210,10 @@ class Record(Document):
         moments = self.inputs.moments is not None
         if self.summary != summarise(self.matrices, self.skipped, tensors, moments=moments):
             raise ValueError("expected the counts of the rows listed, got others")
+        if twice := [n for n, found in Counter(m.name for m in self.matrices).items() if found > 1]:
+            raise ValueError(f"expected each matrix once, got {twice[0]!r:.60} twice")
         for matrix in self.matrices:
+            check_directions(matrix, self.recipe)
             counted = sum(row.score < self.recipe.epsilon for row in matrix.directions)
             if matrix.new_directions != counted:
                 raise ValueError(f"expected {counted} new directions of {matrix.name!r:.60}")

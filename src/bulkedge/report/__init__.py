@@ -1,25 +1,27 @@
 """A record as people and other programs want it: views of what was found, nothing is computed."""
 
 from .budget import budget_csv, print_budget
-from .checks import to_junit, to_markdown
+from .checks import to_junit
 from .comparison import SideBySide, print_comparison
 from .formats import FORMATS, format_of, read, render
 from .frontier import frontier_csv, frontier_page, print_frontier
-from .gate import findings, is_doubted
+from .gate import Failure, Gate, failure_lines
 from .html import to_html
+from .markdown import to_markdown
 from .several import print_several, several_csv, several_line
 from .table import to_csv, to_parquet
 from .terminal import print_record, print_repair, verdict_line
 
 __all__ = [
     "FORMATS",
+    "Failure",
+    "Gate",
     "SideBySide",
     "budget_csv",
-    "findings",
+    "failure_lines",
     "format_of",
     "frontier_csv",
     "frontier_page",
-    "is_doubted",
     "print_budget",
     "print_comparison",
     "print_frontier",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
+
 from bulkedge._errors import count, printable
 from bulkedge.records import Matrix, Record
+from bulkedge.records.recipe import HARMLESS, told_setting
 
 FOREIGN = 0.8
 """The base is doubted from this share of matrices on whose update is as large as the base."""
@@ -16,8 +19,22 @@ A random other matrix of the same norm has √2, the negative 2, and one of twic
 """
 LARGEST_OF_NOISE = 10.0
 """The same of a base that looks like noise, where training may well write more than there was."""
-HARMLESS = frozenset({"device", "seed", "method", "critical_scale"})
-"""Settings that change no verdict."""
+SCALED = 0.1
+"""An update that is a multiple of its base is doubted from this factor on: W = c·W0, |c − 1| ≥ 0.1.
+
+Training does not write such an update, a wrong scale does.
+"""
+PARALLEL = 0.05
+"""Three measures of the factor agree to this part where an update is a multiple of its base."""
+KEPT = 0.95
+"""The least score of its directions."""
+APART = 10.0
+"""An update is doubted whose size, relative to its base, is this many times the median of the
+others'; in the example of docs/quickstart.md the largest is at twice the median."""
+NOTABLE = 0.25
+"""A smaller one is not doubted for that: less than a quarter of the base's norm has changed."""
+PEERS = 5
+"""The least number of others that it is compared with."""
 
 
 def doubts(record: Record) -> dict[str, str]:
@@ -27,13 +44,17 @@ def doubts(record: Record) -> dict[str, str]:
         record: An audit.
 
     Returns:
-        Sentences by what they are about: ``part``, ``base``, ``adapter``, ``size``, ``inputs``.
+        Sentences by what they are about: ``part``, ``base``, ``adapter``, ``modules``, ``size``,
+        ``scaled``, ``apart``, ``inputs``.
     """
     found: dict[str, str | None] = {
         "part": _part(record),
         "base": _base(record),
         "adapter": _adapter(record),
+        "modules": _modules(record),
         "size": _size(record),
+        "scaled": _scaled(record),
+        "apart": _apart(record),
         "inputs": _inputs(record),
     }
     return {name: text for name, text in found.items() if text is not None}
@@ -53,12 +74,8 @@ def settings_of(record: Record) -> str | None:
     for name, field in type(recipe).model_fields.items():
         value = getattr(recipe, name)
         if name not in HARMLESS and value != field.get_default(call_default_factory=True):
-            told.append(f"{name}={_plain_value(value)}")
+            told.append(f"{name}={told_setting(value)}")
     return printable(", ".join(told)) or None
-
-
-def _plain_value(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def part_of(record: Record) -> str | None:
@@ -114,6 +131,40 @@ def _size(record: Record) -> str | None:
     )
 
 
+def _scaled(record: Record) -> str | None:
+    """That a tuned matrix is a multiple of its base."""
+    found = multiples(record)
+    if not found:
+        return None
+    most, factor = max(found, key=lambda pair: abs(pair[1] - 1))
+    others = f", and {count(len(found) - 1, 'other')} likewise" if len(found) > 1 else ""
+    return (
+        f"{printable(most.name)} is the base's matrix times {factor:.3g}, but for "
+        f"{PARALLEL:.0%} of the change at most{others}: is it damaged, or was it stored with "
+        "another scale?"
+    )
+
+
+def _apart(record: Record) -> str | None:
+    """That an update is far larger than those of the other matrices."""
+    found = standing_apart(record)
+    if not found:
+        return None
+    most, times = max(found, key=lambda pair: pair[1])
+    others = f", and in {count(len(found) - 1, 'other')} likewise" if len(found) > 1 else ""
+    return (
+        f"In {printable(most.name)} the update is {times:.3g} times as large as the median of the "
+        f"others, relative to the base (‖ΔW‖_F/‖W0‖_F = {most.relative_update:.3g}){others}: is "
+        "the matrix damaged?"
+    )
+
+
+def _modules(record: Record) -> str | None:
+    """Where an adapter's configuration and its tensors name different modules."""
+    found = record.inputs.tuned.disagreements
+    return " ".join(map(printable, found)) or None
+
+
 def _inputs(record: Record) -> str | None:
     """That moments are of few inputs."""
     found = {
@@ -148,6 +199,73 @@ def oversized(record: Record) -> list[Matrix]:
         for matrix in record.matrices
         if (matrix.relative_update or 0.0) > (LARGEST_OF_NOISE if id(matrix) in fresh else LARGEST)
     ]
+
+
+def multiples(record: Record) -> list[tuple[Matrix, float]]:
+    """The tuned matrices that are multiples of their base, with the factor.
+
+    A multiple keeps all directions, changes the largest singular value by the factor, and has an
+    update whose two norms, over those of the base, both are its distance from one.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Those matrices that no other doubt on their size names.
+    """
+    large = {id(matrix) for matrix in oversized(record)}
+    pairs = [(m, _factor(m)) for m in record.matrices if id(m) not in large]
+    return [(matrix, factor) for matrix, factor in pairs if factor is not None]
+
+
+def _factor(matrix: Matrix) -> float | None:
+    """By what a base was multiplied; None where it was not, or by about one."""
+    base, update = matrix.spectral_norm_base, matrix.spectral_norm_update
+    whole = matrix.relative_update
+    first = [row.sigma for row in matrix.directions if row.index == row.matched_index == 0]
+    if not base or not update or not whole or not first:
+        return None
+    if min(row.score for row in matrix.directions) < KEPT:
+        return None
+    factor = first[0] / base
+    alike = all(abs(abs(factor - 1) - x) <= PARALLEL * x for x in (update / base, whole))
+    return factor if alike and abs(factor - 1) >= SCALED else None
+
+
+def standing_apart(record: Record) -> list[tuple[Matrix, float]]:
+    """The matrices whose update is far larger than those of the others.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Those that no other doubt on their size names, and how many times the others' median.
+    """
+    named = {id(m) for m in (*oversized(record), *(m for m, _ in multiples(record)))}
+    fresh = {id(matrix) for matrix in untrained(record)}
+    sizes = [(m, m.relative_update) for m in record.matrices if id(m) not in fresh]
+    known = [(m, size) for m, size in sizes if size]
+    if len(known) <= PEERS:
+        return []
+    usual = statistics.median(size for _, size in known)
+    return [
+        (matrix, size / usual)
+        for matrix, size in known
+        if size >= NOTABLE and size >= APART * usual and id(matrix) not in named
+    ]
+
+
+def odd_sizes(record: Record) -> list[Matrix]:
+    """The matrices that a doubt on the size of their update is about.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        The oversized, the multiples of their base, and those that stand apart from the others.
+    """
+    pairs = (*multiples(record), *standing_apart(record))
+    return [*oversized(record), *(matrix for matrix, _ in pairs)]
 
 
 def names_its_base(record: Record) -> bool:

@@ -38,7 +38,19 @@ def drift_lines(record: Record) -> list[str]:
         if worst := most_drifted(record):
             line += f"; most in {worst.name.removesuffix('.weight')} ({told_drift(worst.drift)})"
         lines.append(line + _along_new(record))
-    lines += [f"drift is NOT all: {line}" for line in _vectors(record)]
+    return lines + unmeasured_lines(record)
+
+
+def unmeasured_lines(record: Record) -> list[str]:
+    """What of the drift was not measured, in lines.
+
+    Args:
+        record: An audit with moments.
+
+    Returns:
+        Nothing where the drift of all that changed is known.
+    """
+    lines = [f"drift is NOT all: {line}" for line in _vectors(record)]
     return lines + [f"drift NOT measured: {line}" for line in _unknown(record)]
 
 

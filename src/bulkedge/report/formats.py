@@ -13,8 +13,10 @@ from bulkedge.records import Record
 from bulkedge.records.document import file_of
 from bulkedge.repairing import RepairRecord
 
-from .checks import to_junit, to_markdown
-from .html import Shown, to_html
+from .checks import to_junit
+from .gate import Gate, Refused
+from .html import Shown, named_audits, to_html
+from .markdown import to_markdown
 from .sarif import to_sarif
 from .table import to_csv, to_parquet
 
@@ -27,9 +29,10 @@ class Format:
 
     Attributes:
         endings: The endings of its files, the usual one first.
-        render: Its content, from one record; None for the page, which shows several.
+        render: Its content, from one record, or from several by name where it shows several; None
+            for the page.
         has_table: Whether it has a table of matrices, whose columns may be chosen.
-        is_gate: Whether it is read by a service of CI, and shows what a repair refused.
+        is_gate: Whether it shows what fails a build, and several records.
     """
 
     endings: tuple[str, ...]
@@ -40,7 +43,7 @@ class Format:
 
 FORMATS = {
     "html": Format((".html", ".htm"), None, has_table=True),
-    "markdown": Format((".md",), to_markdown, has_table=True),
+    "markdown": Format((".md",), to_markdown, has_table=True, is_gate=True),
     "junit": Format((".xml",), to_junit, is_gate=True),
     "sarif": Format((".sarif",), to_sarif, is_gate=True),
     "csv": Format((".csv",), to_csv),
@@ -54,18 +57,21 @@ def render(
     format: str = "html",
     labels: Sequence[str] | None = None,
     columns: Sequence[str] = (),
+    gate: Gate | None = None,
 ) -> str | bytes:
     """The content of a report's file: what ``bulkedge report`` writes.
 
     Args:
-        records: The record of an audit or a repair, or several of them for a page.  Formats other
-            than HTML show what a repair left, or would begin with where it wrote nothing; JUnit and
-            SARIF also show each matrix that it refused.
+        records: The record of an audit or a repair, or several of them.  Formats other than HTML
+            show what a repair left, or would begin with where it wrote nothing; Markdown, JUnit and
+            SARIF also show each matrix that it refused.  CSV and Parquet are of one record.
         format: A key of ``FORMATS``: ``"html"``, ``"markdown"``, ``"junit"``, ``"sarif"``,
             ``"csv"`` or ``"parquet"``.
-        labels: What to call the audits on a page.
+        labels: What to call the audits where there are several.
         columns: Names of columns that the table of a page or of Markdown has besides its usual
             ones, such as ``"over_threshold"``; CSV and Parquet have every column.
+        gate: What fails the build: Markdown, JUnit and SARIF show it, ``Gate()`` if None, and
+            so does a page, if it is given.
 
     Returns:
         Text, or bytes for Parquet.
@@ -81,19 +87,25 @@ def render(
     if format not in FORMATS:
         raise InputError(f"expected a format of {', '.join(FORMATS)}, got {format!r}")
     given = [records] if isinstance(records, KINDS) else list(records)
-    write = FORMATS[format].render
-    if write is None:
-        return to_html(given, labels, columns)
-    if len(given) != 1:
-        raise InputError(f"{format} is of one record, got {len(given)}; html shows several")
-    (record,) = given
-    shown = record if isinstance(record, Record) else record.after or record.before
-    if FORMATS[format].is_gate:
-        return write(shown, refused=_refused(record))
-    return write(shown, columns) if FORMATS[format].has_table else write(shown)
+    known = FORMATS[format]
+    if known.render is None:
+        return to_html(given, labels, columns, gate)
+    audits = [r if isinstance(r, Record) else r.after or r.before for r in given]
+    if known.is_gate and len(given) > 1:
+        names = named_audits(given, labels)
+        shown: Record | dict[str, Record] = dict(zip(names, audits, strict=True))
+    elif len(given) != 1:
+        several = ", ".join(n for n, f in FORMATS.items() if f.is_gate or f.render is None)
+        raise InputError(f"{format} is of one record, got {len(given)}; of several: {several}")
+    else:
+        names, (shown,) = [""], audits
+    more: dict[str, object] = {"columns": columns} if known.has_table else {}
+    if known.is_gate:
+        more |= {"gate": gate, "refused": dict(zip(names, map(_refused, given), strict=True))}
+    return known.render(shown, **more)
 
 
-def _refused(record: Shown) -> dict[str, str]:
+def _refused(record: Shown) -> Refused:
     """The matrices that a repair refused, and why."""
     if isinstance(record, Record):
         return {}

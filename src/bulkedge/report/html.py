@@ -10,7 +10,7 @@ from typing import Any, TypeGuard, Union
 
 from bulkedge._errors import InputError, printable
 from bulkedge.intruder import DEFAULT_EPSILON, Verdict
-from bulkedge.records import Matrix, Record
+from bulkedge.records import Matrix, Record, differences
 from bulkedge.repairing import RepairRecord
 
 from .advice import by_worst, explanation, headline, is_relative, steps
@@ -26,6 +26,7 @@ from .columns import (
 from .curve import matrix_curve, whole_curve
 from .doubts import names_its_base, settings_of, untrained
 from .drift import drift_sentences
+from .gate import Gate, failure_lines
 from .names import short_name
 from .parts import document, filled, part
 from .scale import scale_sentences, told_weaker
@@ -42,6 +43,7 @@ def to_html(
     records: Shown | Sequence[Shown],
     labels: Sequence[str] | None = None,
     columns: Sequence[str] = (),
+    gate: Gate | None = None,
 ) -> str:
     """One self-contained page.
 
@@ -52,6 +54,7 @@ def to_html(
         records: What to show; the record of a repair stands for its audits before and after.
         labels: What to call the audits; the names of what was audited if None.
         columns: Names of columns of the table of matrices besides the usual ones.
+        gate: What fails the build, which the page then says; None for a page that does not.
 
     Returns:
         HTML.  A policy in it forbids every request and every script but its own.
@@ -62,19 +65,16 @@ def to_html(
     given = [records] if isinstance(records, (Record, RepairRecord)) else list(records)
     audits = [audit for record in given for audit in _audits(record)]
     repaired = [id(record.before) for record in given if _is_done(record)]
-    if not audits:
-        raise InputError("expected at least one record, got none")
-    if labels is not None and len(labels) != len(audits):
-        raise InputError(f"expected {len(audits)} labels, one for each audit, got {len(labels)}")
     chosen = [audit for _, audit in audits]
-    names = list(labels) if labels is not None else _numbered([name for name, _ in audits])
+    names = _names([name for name, _ in audits], labels)
     shown = {
         "records": [
-            _condensed(record, name, repaired=id(record) in repaired)
+            _condensed(record, name, gate, repaired=id(record) in repaired)
             for record, name in zip(chosen, names, strict=True)
         ],
         "open": 1 if len(given) == 1 and repaired else 0,
         "comparison": _compared(chosen, names),
+        "mixed": differences(dict(zip(names, chosen, strict=True))),
         "columns": _columns(columns),
         "verdicts": [[verdict.value, is_counted(verdict)] for verdict in REPORTED],
     }
@@ -93,9 +93,42 @@ def to_html(
         css=_colours() + part("report.css"),
         shown=shown,
         unscripted="\n".join(
-            map(partial(_unscripted, several=len(chosen) > 1), chosen, shown["records"])
+            (
+                *(f'<p class="warning">{html.escape(line)}</p>' for line in shown["mixed"]),
+                *map(partial(_unscripted, several=len(chosen) > 1), chosen, shown["records"]),
+            )
         ),
     )
+
+
+def named_audits(records: Sequence[Shown], labels: Sequence[str] | None = None) -> list[str]:
+    """What several records are called where each stands for its last audit.
+
+    Args:
+        records: The records.
+        labels: Names that were chosen; those of what was audited if None.
+
+    Returns:
+        A name for each, no two alike.
+
+    Raises:
+        InputError: If there are not as many labels, or two are alike.
+    """
+    names = _names([_audits(record)[-1][0] for record in records], labels)
+    if len(set(names)) != len(names):
+        raise InputError("expected labels of which no two are alike, got one twice")
+    return names
+
+
+def _names(found: Sequence[str], labels: Sequence[str] | None) -> list[str]:
+    """The labels, or what was found; each once."""
+    if not found:
+        raise InputError("expected at least one record, got none")
+    if labels is None:
+        return _numbered(found)
+    if len(labels) != len(found):
+        raise InputError(f"expected {len(found)} labels, one for each audit, got {len(labels)}")
+    return list(labels)
 
 
 def _unscripted(record: Record, shown: dict[str, Any], *, several: bool) -> str:
@@ -186,11 +219,14 @@ def _compared(records: Sequence[Record], names: Sequence[str]) -> str:
     return "New directions: " + ", ".join(map("{1} in {0}".format, names, counts))
 
 
-def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[str, Any]:
+def _condensed(
+    record: Record, label: str, gate: Gate | None, *, repaired: bool = False
+) -> dict[str, Any]:
     """What the page shows of a record."""
     summary = record.summary
     bad = summary.new_directions or summary.not_audited or summary.lost
     fresh = {matrix.name for matrix in untrained(record)}
+    failed = failure_lines(gate.failures(record)) if gate is not None and not repaired else []
     return {
         "label": label,
         "headline": headline(record),
@@ -201,6 +237,7 @@ def _condensed(record: Record, label: str, *, repaired: bool = False) -> dict[st
                 explanation(record),
                 scale_sentences(record),
                 drift_sentences(record),
+                [f"Fails with {line}." for line in failed],
             )
             if sentences
         ],

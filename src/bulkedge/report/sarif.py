@@ -13,67 +13,73 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
 from .doubts import doubts, settings_of
+from .gate import DOUBT, MAX_DRIFT, NOT_JUDGED, NOT_REPAIRED, UNKNOWN, Gate, Refused
 from .verdicts import APPEARANCE
 
 VERSION = "2.1.0"
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-NOT_JUDGED, REFUSED, DOUBT, SETTINGS = "not-judged", "not-repaired", "doubt", "settings"
+SETTINGS = "settings"
 FINDINGS = (*COUNTED, Verdict.UNDECIDED)
 """The verdicts that are results; each is a rule."""
 OTHER = {
     NOT_JUDGED: ("error", "Part of the fine-tune that could not be judged."),
-    REFUSED: ("error", "A matrix that a repair refused."),
+    NOT_REPAIRED: ("error", "A matrix that a repair refused."),
+    MAX_DRIFT: ("error", "More mean drift than was allowed, or drift that is not known."),
     DOUBT: ("warning", "Why the verdict may mislead."),
     SETTINGS: ("note", "Settings of the audit that are not the defaults."),
 }
-"""The other rules: their level and what they say."""
+"""The other rules: their usual level and what they say."""
 
 
-def to_sarif(record: Record, refused: Mapping[str, str] | None = None) -> str:
+def to_sarif(
+    records: Record | Mapping[str, Record],
+    gate: Gate | None = None,
+    refused: Mapping[str, Refused] | None = None,
+) -> str:
     """One result for each affected matrix and verdict, as SARIF 2.1.0.
 
     Args:
-        record: What to write.
-        refused: Why a repair refused a matrix, by its name.
+        records: What to write; several by their names, all in one run.
+        gate: What fails the build, and is an error here; ``Gate()`` if None.
+        refused: Why a repair refused matrices, by the names of the records.  That of one record
+            alone has the name ``""``.
 
     Returns:
-        JSON.  What could not be judged is a result of the rule ``not-judged``, a matrix that a
-        repair refused one of ``not-repaired``, why the verdict may mislead one of ``doubt``, and
-        settings other than the defaults are one of ``settings``.
+        JSON.  A finding or a doubt that fails no build is a warning.  What could not be judged is a
+        result of the rule ``not-judged``, a matrix that a repair refused one of ``not-repaired``,
+        too much drift one of ``max-drift``, and settings other than the defaults are a note.
     """
+    gate, refused = gate or Gate(), refused or {}
+    named = {"": records} if isinstance(records, Record) else records
+    results, done = list[dict[str, Any]](), True
+    for name, record in named.items():
+        mine = refused.get(name, {})
+        done &= all(failure.code != UNKNOWN for failure in gate.failures(record, mine))
+        results += [_result(_place(record), name, *found) for found in _found(record, gate, mine)]
     driver = {
         "name": "bulkedge",
-        "version": record.tool.version,
+        "version": next((record.tool.version for record in named.values()), ""),
         "rules": [
             *map(_rule, FINDINGS),
             *(_other_rule(name, *rule) for name, rule in OTHER.items()),
         ],
     }
-    place = _place(record)
     run = {
         "tool": {"driver": driver},
-        "results": [_result(place, *found) for found in _found(record, refused or {})],
-        "invocations": [{"executionSuccessful": record.summary.complete and not refused}],
+        "results": results,
+        "invocations": [{"executionSuccessful": done}],
     }
     return json.dumps({"$schema": SCHEMA, "version": VERSION, "runs": [run]}, indent=2) + "\n"
 
 
-def _level(verdict: Verdict) -> str:
-    """How grave a verdict is: the gravest of new directions, and an open one, are errors."""
-    return "error" if verdict in FINDINGS[-2:] else "warning"
-
-
 def _rule(verdict: Verdict) -> dict[str, Any]:
     """A verdict as a rule of a linter."""
-    return {
-        "id": verdict.value,
-        "shortDescription": {"text": APPEARANCE[verdict].meaning},
-        "defaultConfiguration": {"level": _level(verdict)},
-    }
+    level = "warning" if verdict in COUNTED else "error"
+    return _other_rule(verdict.value, level, APPEARANCE[verdict].meaning)
 
 
 def _other_rule(name: str, level: str, meaning: str) -> dict[str, Any]:
-    """A rule for what is no verdict."""
+    """A rule, its usual level, and what it says."""
     return {
         "id": name,
         "shortDescription": {"text": meaning},
@@ -81,26 +87,32 @@ def _other_rule(name: str, level: str, meaning: str) -> dict[str, Any]:
     }
 
 
-def _found(record: Record, refused: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Rule, name of a matrix or of what else it is about, and message of each result."""
+def _found(record: Record, gate: Gate, refused: Refused) -> Iterator[tuple[str, str, str, str]]:
+    """Rule, level, name of a matrix or of what else it is about, and message of each result."""
+    failed = set[tuple[str, str]]()
+    for failure in gate.failures(record, refused):
+        failed.add((failure.rule, failure.about))
+        told = failure.message if failure.rule == DOUBT else f"{failure.about}: {failure.message}"
+        yield failure.rule, "error", failure.about, told
     for matrix in record.matrices:
-        if matrix.status in ("not_finite", "failed"):
-            yield NOT_JUDGED, matrix.name, matrix.note or matrix.status
-        for verdict in FINDINGS:
-            if any(row.verdict is verdict for row in matrix.directions):
-                yield verdict.value, matrix.name, _message(matrix, verdict)
-    for row in record.skipped:
-        if row.lost:
-            yield NOT_JUDGED, row.name, row.reason
-    yield from ((REFUSED, name, f"{name}: NOT repaired: {why}") for name, why in refused.items())
-    yield from ((DOUBT, about, doubt) for about, doubt in doubts(record).items())
+        for verdict in COUNTED:
+            if (verdict.value, matrix.name) not in failed and _scores(matrix, verdict):
+                yield verdict.value, "warning", matrix.name, _message(matrix, verdict)
+    for about, doubt in doubts(record).items():
+        if (DOUBT, about) not in failed:
+            yield DOUBT, "warning", about, doubt
     if (settings := settings_of(record)) is not None:
-        yield SETTINGS, "recipe", settings
+        yield SETTINGS, "note", "recipe", settings
+
+
+def _scores(matrix: Matrix, verdict: Verdict) -> list[float]:
+    """The scores of the directions with a verdict."""
+    return [row.score for row in matrix.directions if row.verdict is verdict]
 
 
 def _message(matrix: Matrix, verdict: Verdict) -> str:
     """How many directions of a matrix have a verdict, and the lowest score."""
-    scores = [row.score for row in matrix.directions if row.verdict is verdict]
+    scores = _scores(matrix, verdict)
     number = count(len(scores), f"{verdict.value} direction")
     return f"{matrix.name}: {number}, lowest score {min(scores):.3f}"
 
@@ -112,20 +124,23 @@ def _place(record: Record) -> str:
     return f"file://{uri}" if path.is_absolute() else uri
 
 
-def _result(place: str, rule: str, name: str, message: str) -> dict[str, Any]:
+def _result(
+    place: str, tuned: str, rule: str, level: str, name: str, message: str
+) -> dict[str, Any]:
     """One result at the place of the fine-tune; its matrix is the logical location."""
+    named = f"{printable(tuned)}/{printable(name)}" if tuned else printable(name)
     return {
         "ruleId": rule,
-        "level": OTHER[rule][0] if rule in OTHER else _level(Verdict(rule)),
-        "message": {"text": printable(message)},
+        "level": level,
+        "message": {"text": printable(f"{tuned}: {message}" if tuned else message)},
         "locations": [
             {
                 "physicalLocation": {
                     "artifactLocation": {"uri": place},
                     "region": {"startLine": 1},
                 },
-                "logicalLocations": [{"fullyQualifiedName": printable(name), "kind": "member"}],
+                "logicalLocations": [{"fullyQualifiedName": named, "kind": "member"}],
             }
         ],
-        "partialFingerprints": {"matrix/v1": f"{rule}:{printable(name)}"},
+        "partialFingerprints": {"matrix/v1": f"{rule}:{named}"},
     }

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
-from bulkedge.records import Record
+from bulkedge.records import Record, differences
 
 from .columns import over_top_k_threshold, worst_score
 from .doubts import doubts
@@ -117,20 +117,29 @@ def print_several(records: Named, console: Console, *, brief: bool = False) -> N
     if not brief:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         table.add_column("fine-tune", overflow="fold")
-        columns = _columns(records)
+        columns = columns_of_several(records)
         for column in columns:
             table.add_column(column.heading, justify="right")
         for name, record in records.items():
             table.add_row(Text(printable(name)), *(column.shown(record) for column in columns))
         console.print(table)
         console.print()
+    for line in differences(records):
+        console.print(Text(f"WARNING: {line}"), soft_wrap=True)
     console.print(Text(several_line(records)), soft_wrap=True)
-    for line in _warnings(records):
+    for line in warnings_of(records):
         console.print(Text(line), soft_wrap=True)
 
 
-def _warnings(records: Named) -> list[str]:
-    """What may change what a reader makes of the verdicts; what several share is said once."""
+def warnings_of(records: Named) -> list[str]:
+    """What may change what a reader makes of the verdicts; what several share is said once.
+
+    Args:
+        records: By fine-tune.
+
+    Returns:
+        Lines.
+    """
     found: dict[str, list[str]] = {}
     for name, record in records.items():
         for line in warning_lines(record):
@@ -159,6 +168,13 @@ def several_csv(records: Named) -> str:
     return text.getvalue()
 
 
-def _columns(records: Named) -> list[_Column]:
-    """The columns in which any fine-tune has a number."""
+def columns_of_several(records: Named) -> list[_Column]:
+    """The columns in which any fine-tune has a number.
+
+    Args:
+        records: By fine-tune.
+
+    Returns:
+        Some of ``COLUMNS``.
+    """
     return [c for c in COLUMNS if any(c.value(record) is not None for record in records.values())]

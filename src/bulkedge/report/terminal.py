@@ -22,7 +22,7 @@ from bulkedge.records import Counts, Matrix, Record, Skipped
 from .advice import broken, by_worst, steps
 from .certainty import certainty_lines, undecided_lines
 from .columns import TERMINAL, Column, columns_of
-from .doubts import doubts, oversized, part_of, settings_of
+from .doubts import doubts, odd_sizes, part_of, settings_of
 from .drift import drift_lines
 from .gate import indistinct
 from .names import folded, short_name
@@ -53,7 +53,7 @@ def print_record(
         InputError: If there is no column of a name.
     """
     affected = by_worst(record)
-    affected += [matrix for matrix in oversized(record) if not matrix.new_directions]
+    affected += [matrix for matrix in odd_sizes(record) if not matrix.new_directions]
     if not brief and affected:
         console.print(_table(affected[:MAX_ROWS], _columns(record, columns), console.width))
         console.print()

@@ -16,7 +16,7 @@ from bulkedge._errors import InputError, printable
 from bulkedge._fields import as_real
 from bulkedge.auditing.inputs import as_text, digests
 from bulkedge.records.frontier import Evaluation
-from bulkedge.records.record import File
+from bulkedge.records.source import File
 
 SLOT = "{model}"
 """What stands for the path of the model in a command."""

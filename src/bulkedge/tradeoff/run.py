@@ -17,7 +17,7 @@ from bulkedge.auditing.inputs import Watch, digests, source_of_moments
 from bulkedge.comparison import make_plan
 from bulkedge.records import Run, Tool, make_recipe
 from bulkedge.records.frontier import FrontierRecord, FrontierSettings, dominated, gains
-from bulkedge.records.record import Source
+from bulkedge.records.source import Source
 
 from .copies import Copies
 from .evaluation import Evaluate, evaluator

@@ -86,6 +86,7 @@
       return el("tr", { "aria-selected": String(shown) }, cells.map((x) => el("td", {}, String(x))),
         el("td", {}, el("button", { type: "button", disabled: shown, onclick: () => choose(i) }, shown ? "shown below" : "show")));
     });
+    fill("mixed", data.mixed.map((line) => el("p", { class: "warning" }, line)));
     fill("compared", data.comparison);
     fill("compare-table", el("thead", {}, el("tr", {}, heads.map((h) => el("th", { scope: "col" }, h)))), el("tbody", {}, rows));
   }

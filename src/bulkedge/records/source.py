@@ -1,0 +1,47 @@
+"""What a record says of its inputs: which files, with what content."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .ranges import Bytes, Digest, Kind
+from .rows import Row
+
+
+class File(Row):
+    """One input file."""
+
+    name: str = Field(description="File name.")
+    bytes: Bytes = Field(description="Size.")
+    sha256: Digest = Field(description="Digest of its content.")
+
+
+class Source(Row):
+    """One of the two inputs."""
+
+    path: str = Field(description="As the caller gave it.")
+    kind: Kind = Field(
+        description="`file`, `folder` or `sharded`; of an adapter its method: `lora`."
+    )
+    files: list[File] = Field(description="The files that were read.")
+    trained_on: str | None = Field(
+        None, description="What an adapter names as its base; not checked."
+    )
+    quantised: str | None = Field(
+        None,
+        description="How weights were rounded when they were stored, such as `bitsandbytes nf4`, "
+        "and how many; they are judged as the numbers that they are read back as.",
+    )
+    disagreements: list[str] = Field(
+        [], description="Where an adapter's configuration and its tensors name different modules."
+    )
+
+
+class Inputs(Row):
+    """What was compared."""
+
+    base: Source
+    tuned: Source
+    moments: Source | None = Field(
+        None, description="The second moments that drift was measured with; null without."
+    )

@@ -100,7 +100,7 @@ ROWS = {
     ),
     # what a program does with rows that it does not know is a matter of definition
     "a resized vocabulary": Row((), ((victim("resized", "tuned"), "full model of type llama: 3"),)),
-    "fp8 and int8 with a scale per tensor or row, fp8 without a scale": Row(("compressed_tensors",), (
+    "fp8 and int8 with a scale per tensor or row, plain fp8": Row(("compressed_tensors",), (
         (victim("scaled"), "quantised: fp8, a scale for each row (1 weight), fp8, a scale for ea"),
         (victim("scaled", "tuned"), "quantised: fp8 without scales (2 weights)"),
         (victim("fp8"), "quantised: fp8 with scales (1 weight)"),

@@ -86,7 +86,7 @@ def keep_out(path: str | Path, sources: Iterable[Path], files: Iterable[Path] = 
     try:
         target = Path(path).resolve()
     except (ValueError, OSError, RuntimeError):  # a NUL, a loop of links
-        raise OutputError(f"{str(path)!r}: names no place that could be written") from None
+        raise OutputError(f"{str(path)!r}: is no place that can be written") from None
     for source in sources:
         # an index stands for its folder
         folder = source.parent if source.name.endswith(".index.json") else source

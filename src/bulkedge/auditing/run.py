@@ -126,7 +126,7 @@ def run_plans(
     """
     books: Sequence[str | os.PathLike[str] | None] = journals or [None] * len(plans)
     if len(books) != len(plans) or (resume and not journals):
-        raise InputError(f"expected {len(plans)} journals, one a plan, got {len(journals)}")
+        raise InputError(f"expected {len(plans)} journals, one per plan, got {len(journals)}")
     started, works = _Start(), list[_Work]()
     for plan, journal in zip(plans, books, strict=True):
         for written in filter(None, (journal, cache)):
@@ -244,7 +244,7 @@ class _Work:
         if contents(other) != contents(self.watch.inputs):
             raise OutputError(
                 f"{path}: is the record of {other.tuned.path} against {other.base.path}, or of "
-                "what these were before; give another folder, or --force in place of --resume"
+                "earlier versions of these; give another folder, or --force in place of --resume"
             )
 
     def take(self, position: int, row: Matrix, book: Journal | None) -> None:

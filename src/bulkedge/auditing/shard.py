@@ -127,7 +127,7 @@ def _check_same(parts: Mapping[str, Record]) -> None:
             if mine != theirs:
                 raise InputError(
                     f"{name} and {other}: expected shards of one audit, but their {what} differ; "
-                    "do one of them again"
+                    "run one of them again"
                 )
 
 

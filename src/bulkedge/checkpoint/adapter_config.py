@@ -160,6 +160,6 @@ def checked_config(
     for field, variant in NOT_A_SUM.items():
         if content.get(field):
             raise AdapterError(
-                f"{source}: {field} is set: {variant}; its update is no matrix added to the base"
+                f"{source}: {field} is set: {variant}; its update is not a matrix added to the base"
             )
     return config

@@ -81,8 +81,8 @@ OTHER_PART = re.compile(
     r"(?P<module>.+?)\.(?P<part>((hada|lokr|oft)_\w+|lora_mid|dora_scale|diff(_b)?)(\.weight)?)"
 )
 NO_ALPHA = (
-    "no alpha is stored: s = 1, as programs that load such a file take it; if PEFT's "
-    "adapter_config.json was lost, it says another"
+    "no alpha is stored: s = 1, as in programs that load such files; a lost "
+    "adapter_config.json of PEFT might say otherwise"
 )
 FACTORS = ("lora_A", "lora_B", *LOHA, *LOKR, "diff")
 """The parts of an update that a file is known by."""
@@ -310,7 +310,7 @@ def _why_unknown(name: str) -> str:
     for hint, method in OTHER.items():
         if part.startswith(hint):
             return f"{method}: not handled, merge it into the model"
-    return "no part of a LoRA that is known here"
+    return "not a known part of a LoRA"
 
 
 def _factors(

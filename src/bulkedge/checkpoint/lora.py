@@ -191,7 +191,7 @@ class LoraFactors:
     def correctable(self) -> LoraFactors | str:
         """Itself, unless other factors would not give another update."""
         if self.initial:
-            return f"relative to what {FROM_THE_BASE[self.initial]} took off the base; {CONVERT}"
+            return f"relative to what {FROM_THE_BASE[self.initial]} took from the base; {CONVERT}"
         return self.fixed or ("a scale of zero" if self.scale == 0 else self)
 
     @property

@@ -161,7 +161,7 @@ class Patterns:
 
     def _refused(self, pattern: str, reason: str) -> AdapterError:
         return AdapterError(
-            f"{self._source}: pattern {pattern!r:.80} cannot be matched ({reason}); mend it"
+            f"{self._source}: pattern {pattern!r:.80} cannot be matched ({reason}); correct it"
         )
 
     def _compile(self, pattern: str) -> regex.Pattern[str]:

@@ -118,7 +118,7 @@ def copy_tree(source: Path, target: Path) -> list[str]:
 
 def _unreadable(error: OSError) -> None:
     """A folder that cannot be listed must not be taken for an empty one."""
-    raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); mend its mode")
+    raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); change its mode")
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -30,7 +30,7 @@ from .comparison import Comparison
 from .drift import of_indices
 from .plan import Plan
 
-EXPERTS = "experts: the tokens of each are not measured apart"
+EXPERTS = "experts: the tokens of each are not measured separately"
 UNSEEN = "no inputs of this layer in the {} moments: it did not run"
 OTHER_MODEL = "the {} moments are of another model; measure this one"
 OTHER_WIDTH = "the {} moments have another width than this layer"
@@ -104,7 +104,7 @@ def _scaled_bias(comparison: Comparison, plan: Plan) -> str | None:
     if not isinstance(update, OfBase) or update.scaled_outputs is None:
         return None
     bias = f"{name.removesuffix('weight')}bias"
-    return f"{bias} is scaled, too, which no drift holds" if bias in plan.base.tensors else None
+    return f"{bias} is also scaled, which drift leaves out" if bias in plan.base.tensors else None
 
 
 def _differs(base: TensorInfo | None, tuned: TensorInfo) -> bool:

@@ -171,7 +171,7 @@ def _why_no_base(base: str | Path, tuned: str | Path) -> str:
             f"{base}: is an adapter, and so is {tuned}; the base model comes first, and must be a "
             "full model: give the one that the adapter was trained on"
         )
-    return f"{base}: is an adapter; the base model comes first, then what was made of it"
+    return f"{base}: is an adapter; the base model comes first, then the fine-tune"
 
 
 def _not_read(side: InputSide, opened: Checkpoint | Adapter) -> list[Skipped]:

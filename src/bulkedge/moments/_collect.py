@@ -169,7 +169,7 @@ class Collector:
         if unsure := sorted(self._guessed - self._orders.keys()):
             warnings.warn(
                 f"{unsure[0]}: each batch had as many texts as tokens; if this model has the "
-                "length in front of the batch, padding was counted: run batches of another size",
+                "length before the batch, padding was counted: run batches of another size",
                 stacklevel=3,
             )
 
@@ -290,7 +290,7 @@ def _chosen(
         if matches((name,), include) and not matches((name,), exclude)
     }
     if not chosen:
-        raise RecipeError(f"exclude leaves out every layer, of which there are {len(found)}")
+        raise RecipeError(f"exclude leaves out all {len(found)} layers")
     for name, layer in chosen.items():
         check_weight(name, layer.weight)
     return chosen

@@ -107,7 +107,7 @@ class Protect:
         if self.target_drift is not None or self.balance == "drift":
             raise InputError(
                 "expected a strength, in units of the outputs or of a layer, for two sides: drift "
-                "does not tell what they keep; leave out the drift, or ask for one side"
+                "does not show what they keep; leave out the drift, or ask for one side"
             )
         if not (has_curvatures(self.moments) and has_curvatures(self.task_moments)):
             raise InputError(

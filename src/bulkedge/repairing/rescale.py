@@ -56,7 +56,7 @@ class Rescale:
             uniform=optional(PART),
         )
         if self.uniform is not None and self.of != "leading":
-            raise InputError("expected no of= with uniform, which no limit enters; give level")
+            raise InputError("expected no of= with uniform, which uses no limit; give level")
         if (self.level is None) == (self.uniform is None):
             raise InputError(
                 f"expected a level or one factor for all of Rescale, got level {self.level} and "

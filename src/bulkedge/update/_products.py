@@ -102,7 +102,7 @@ def measure(W0: Tensor, *, top_k: int = 10, seed: int = 0, small: int | None = N
         return _of_all(W0, shape, 0, None)
     found, passes = _by_products(W0, top_k, seed)
     if found is None:
-        why = "the leading values stand too close to converge: all were computed"
+        why = "the leading values are too close to converge: all were computed"
         return _of_all(W0, shape, passes, why)
     return found
 

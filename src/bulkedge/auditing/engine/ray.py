@@ -179,11 +179,11 @@ def _receive(ray: Any, reference: Any, comparison: Comparison) -> Matrix:
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [""]
         raise BulkedgeError(
-            f"the Ray task on tensor {name!r} failed ({type(error).__name__}: {lines[-1]}); what a "
-            f"killed node had in hand is tried again {RETRIES} times"
+            f"the Ray task on tensor {name!r} failed ({type(error).__name__}: {lines[-1]}); the "
+            f"matrices of a killed node are tried again {RETRIES} times"
         ) from error
     if problem:
-        raise BulkedgeError(f"the Ray task on tensor {name!r} was not begun: {problem}")
+        raise BulkedgeError(f"the Ray task on tensor {name!r} was not started: {problem}")
     return Matrix.model_validate(row)
 
 

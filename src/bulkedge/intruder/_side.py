@@ -40,7 +40,7 @@ class Direction:
         subspace_overlap: Norm of its projection on the base's leading 2k-space.
         overlap_lower: Lower end of the interval of the overlap.
         overlap_upper: Upper end.
-        verdict: What holds at both ends of both intervals.
+        verdict: The verdict that holds at both ends of both intervals.
         residual: Residual of the triplet over the largest singular value.
     """
 

@@ -48,8 +48,8 @@ class Collector:
 
     Padding is left out by the ``attention_mask`` that the model is called with.  Layers that are
     called with the same tensor, such as the three projections of an attention, share one sum.
-    What gradient checkpointing runs again in a backward pass does not count, nor does a call of the
-    model that raises.
+    Layers that gradient checkpointing runs again in a backward pass count once, and a call of the
+    model that raises does not count.
 
     Cost: for each distinct input one product with itself, ``rows · n²``, and n² numbers in float64
     on the device of the layer, half as many again while the model runs.  An input wider than
@@ -67,8 +67,8 @@ class Collector:
 
     Attributes:
         widths: n of each layer that is watched, by its path.
-        counted: Number of calls of the model that the sums are of.
-        whole: Whether nothing is just being added to the sums.
+        counted: Number of calls of the model in the sums.
+        whole: Whether no addition to the sums is in progress.
         curvatures: Sums over these gradients.
         powers: Sums over the outputs of layers whose inputs are wider than ``exact_width``.
         unmeasured: Names of weights that are of no layer with inputs, such as stacked experts.

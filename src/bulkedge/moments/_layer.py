@@ -19,7 +19,7 @@ ALIKE = 0.9
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known of the inputs of one layer.
+    """What is known about the inputs of one layer.
 
     Attributes:
         moment: ``E[x xᵀ]``, shape ``(n, n)``; of an embedding the share of each index, ``(n,)``;

@@ -29,12 +29,12 @@ class Rescale:
     Attributes:
         level: In units of ``of``.
         of: ``"leading"``: θ_k, at which an outlier enters the k leading directions; ``"edge"``:
-            θ_c, at which it is born.
+            θ_c, at which it appears.
         uniform: One factor for all layers.
 
     Raises:
         InputError: Unless exactly one of ``level`` and ``uniform`` is given, and in its range; or
-            ``of`` is given beside ``uniform``.
+            ``of`` is given with ``uniform``.
 
     References:
         Xie, arXiv:2607.23711, for ``level`` at the edge.

@@ -59,11 +59,11 @@ class Watch:
 
 
 def keep_out_of_inputs(path: str | Path, plan: Plan) -> None:
-    """Raise where a path that is to be written leads into an input, or replaces one.
+    """Raise if a path to be written leads into an input, or replaces one.
 
     Args:
         path: A file or folder, which need not exist.
-        plan: What the inputs are.
+        plan: The plan with the inputs.
 
     Raises:
         OutputError: If it does.

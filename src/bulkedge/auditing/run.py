@@ -104,8 +104,8 @@ def run_plans(
 ) -> list[Record]:
     """Compute every row of several plans of one base, which is read and decomposed once.
 
-    Matrices are taken base matrix by base matrix.  Each record is that of an audit of its own, but
-    for ``run``.
+    Matrices are taken base matrix by base matrix.  Each record equals that of a separate audit,
+    except for ``run``.
 
     Args:
         plans: From :func:`make_plan`, all with one base.

@@ -62,7 +62,7 @@ EMPTY = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies, and what it is; the tensor itself stays on disk.
+    """Where a tensor is stored, and what it is; the tensor itself stays on disk.
 
     Attributes:
         name: Its name in the file.

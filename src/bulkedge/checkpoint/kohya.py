@@ -96,7 +96,7 @@ MAX_DEPTH = 64
 
 
 def is_lora_file(checkpoint: Checkpoint) -> bool:
-    """Whether a file holds a LoRA without a configuration, in keys that are known here."""
+    """Whether a file holds a LoRA without a configuration, in known keys."""
     names = checkpoint.tensors
     if any(KOHYA.fullmatch(name) for name in names):
         return True
@@ -114,7 +114,7 @@ def is_lora_file(checkpoint: Checkpoint) -> bool:
 
 
 def open_lora_file(checkpoint: Checkpoint) -> Adapter:
-    """Sort the tensors of such a file into updates and what is not handled.
+    """Sort the tensors of such a file into updates and unhandled ones.
 
     Args:
         checkpoint: The opened file.

@@ -42,11 +42,11 @@ class Checkpoint:
         tensors: ``{name: info}``, the names without the wrappers that training libraries leave in
             them; ``info.name`` is the one in the file.
         config: The content of ``config.json`` beside them, empty without one.
-        beside: Weights files and indexes in the same folder that are no part of it.
+        beside: Weights files and indexes in the same folder that are not part of it.
         superseded: Copies of tensors in files that the index does not take them from, and why they
             are not read.
-        codecs: What the tensors are, by name, where the file itself says so; None where names and
-            dtypes tell.
+        codecs: What the tensors are, by name, if the file itself says so; None if names and dtypes
+            decide.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Checkpoint:
 
     @property
     def quantised(self) -> str | None:
-        """How weights were rounded when they were stored, and how many; None where none was."""
+        """How weights were rounded when they were stored, and how many; None if none was."""
         methods = Counter(codec.quantised for codec in self.weights.values())
         named = (f"{name} ({count(n, 'weight')})" for name, n in methods.items() if name)
         return ", ".join(named) or None
@@ -84,7 +84,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         The checkpoint; no tensor has been read.
 
     Raises:
-        CheckpointError: If there is nothing to read at ``path``, or what is there is a pickle,
+        CheckpointError: If there is nothing to read at ``path``, or it holds a pickle, or is
             damaged, hostile, or ambiguous.
     """
     if not str(path):

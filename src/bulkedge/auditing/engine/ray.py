@@ -29,7 +29,7 @@ TOKEN_MODE = ("RAY_AUTH_MODE", "token")
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Tasks on an existing Ray cluster, one CPU (or GPU) each; a killed node's are tried again.
+    """Tasks on an existing Ray cluster, one CPU (or GPU) each; those of a killed node are retried.
 
     Anyone who reaches a Ray cluster without token authentication runs code on it, and what it sends
     back is unpickled here (CVE-2023-48022): addresses other than this machine's own loopback are
@@ -60,7 +60,7 @@ class RayEngine:
         return None
 
     def check(self, recipe: Recipe) -> None:
-        """Raise where this address or this device is not to be used.
+        """Raise if this address or this device must not be used.
 
         Args:
             recipe: What is to be computed.

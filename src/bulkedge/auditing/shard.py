@@ -25,8 +25,8 @@ class Shard:
     the largest first, goes to the part with the fewest elements so far.
 
     Attributes:
-        index: Which part. count: The number of parts; if there are more than matrices, some are
-        empty.
+        index: Which part.
+        count: The number of parts; if there are more than matrices, some are empty.
 
     Raises:
         InputError: Unless 1 ≤ index ≤ count.

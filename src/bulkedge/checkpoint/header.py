@@ -269,7 +269,7 @@ def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _integer(text: str) -> int | float:
-    """An integer as the library reads it: minus zero, and what has over 64 bits, is none."""
+    """An integer as the library reads it: minus zero and more than 64 bits are not integers."""
     return int(text) if text != "-0" and len(text) <= 20 else _finite(text)
 
 

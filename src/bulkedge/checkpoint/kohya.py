@@ -345,7 +345,7 @@ def _factors(
 
 
 def _alpha(alpha: TensorInfo, rank: int) -> float | str:
-    """The number that a tensor holds, r in the place of zero; or why it is none."""
+    """The number that a tensor holds, r instead of zero; or why it is not a number."""
     if alpha.size != 1 or alpha.dtype not in (*FLOATING, "I64", "I32"):
         return f"alpha of shape {alpha.shape} in {alpha.dtype}: expected one number"
     return float(read_elements(alpha, 0, 1)) or rank

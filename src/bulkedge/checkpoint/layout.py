@@ -222,7 +222,7 @@ def is_stack(name: str, shape: Shape) -> bool:
 
 
 def is_kernel(name: str, shape: Shape) -> bool:
-    """Whether a tensor is a convolution kernel; a long one could be anything, and is none."""
+    """Whether a tensor is a convolution kernel; a long one could be anything, so it is not."""
     sizes = shape[2:]
     small = 1 <= len(sizes) <= 3 and all(size <= MAX_KERNEL for size in sizes)
     return small and name.endswith("weight") and not of_experts(name)

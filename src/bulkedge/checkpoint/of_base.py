@@ -98,7 +98,7 @@ class OfBase:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight; 0 for a side that the base has to tell (see :meth:`on`)."""
+        """Of the weight; 0 for a side that only the base shows (see :meth:`on`)."""
         rows, columns = self.sides
         return (rows if self.part_rows is None else self.part_rows[1] - self.part_rows[0], columns)
 

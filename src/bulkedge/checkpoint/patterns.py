@@ -96,7 +96,7 @@ class Patterns:
             The value of the first pattern that ends the path.
 
         Raises:
-            AdapterError: If a pattern is none, is too long, or takes too long.
+            AdapterError: If a pattern is invalid, is too long, or takes too long.
         """
         first, _ = self._matching(module)
         return default if first is None else self._values[first]

@@ -22,7 +22,7 @@ Estimate = tuple[Tensor, Tensor, Tensor]
 """Values, and the lower and upper ends of their intervals, shape ``(k,)`` each."""
 
 ZERO_THRESHOLD = 1e-3
-"""A tuned value below this part of σ₁ cannot be told from zero in single precision."""
+"""In single precision, a tuned value below this part of σ₁ is indistinguishable from zero."""
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ class Collector:
         return self._matrices[key]
 
     def _time_first(self, name: str, x: Tensor, keep: Tensor | None) -> bool:
-        """Whether the length is in front of the batch; other calls tell where a shape does not."""
+        """Whether the length is before the batch; if a shape does not show it, other calls do."""
         shape = (x[..., None] if isinstance(self.layers[name], nn.Embedding) else x).shape
         order = is_time_first(shape, keep)
         if order is not None:

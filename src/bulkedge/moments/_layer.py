@@ -12,7 +12,7 @@ from bulkedge._precision import exact
 from ._sketch import Moment
 
 SAMPLE = 64
-"""Number of entries of each weight that are kept to tell one model from another."""
+"""Number of entries of each weight that are kept to distinguish models."""
 ALIKE = 0.9
 """Cosine of two samples from which on they are of one model, fine-tuned or not."""
 

@@ -267,7 +267,7 @@ class Moments:
             The moments.
 
         Raises:
-            CheckpointError: If it is none, or damaged.
+            CheckpointError: If it is not such a file, or damaged.
         """
         found = cls()
         found._known, found.tuned = read_moments(Path(path))

@@ -216,7 +216,7 @@ def _tied(measured: _Measured, plan: Plan) -> dict[str, list[str]]:
     # equal numbers alone do not make two layers one: those of a copy, or of one start, are two
     groups: dict[bytes, list[tuple[str, Layer]]] = {}
     for name, layer in (*measured.known.items(), *measured.rest.items()):
-        if bool((layer.sample != layer.sample[0]).any()):  # weights that are all zero tell nothing
+        if bool((layer.sample != layer.sample[0]).any()):  # weights that are all zero show nothing
             groups.setdefault(_bytes(layer), []).append((name, layer))
     found = {}
     for group in groups.values():

@@ -37,7 +37,7 @@ LOWER = 0.9
 NEW = 1e-6
 """The norm below which the part of a direction outside the base's leading space is rounding."""
 SPACE_ANGLE = 1e-2
-"""The sine of the angle to which the base's leading space is computed; corrections hardly depend
+"""The sine of the angle to which the base's leading space is computed; corrections barely depend
 on it."""
 FIRST_SPIKES = 16
 """The number of singular values of a dense update that are computed at first."""

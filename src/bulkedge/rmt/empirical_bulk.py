@@ -146,7 +146,7 @@ class EmpiricalBulk(Bulk):
     """The bulk estimated from given singular values.
 
     The first few values stand for a density ∝ √(b − s) below the edge b (constant for a hard edge,
-    whose threshold is 0), integrated in closed form; the others for themselves.
+    whose threshold is 0), integrated in closed form; the others count as single values.
 
     Args:
         values: Singular values of the base in descending order, shape ``(p,)``, p = min(m, n).

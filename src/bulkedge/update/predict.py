@@ -255,7 +255,7 @@ def predict_spikes(
 
     Raises:
         InputError: If strengths are not one row, one is negative or not finite, ε is not in
-            (0, 1], or a count is none.
+            (0, 1], or a count is invalid.
 
     Example:
         >>> W0 = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))

@@ -100,7 +100,7 @@ class _Worker:
 
     def give(self, position: int, comparison: Comparison) -> None:
         self.position = position
-        with suppress(OSError):  # it has died: the end of its pipe will tell
+        with suppress(OSError):  # it has died: the end of its pipe will show it
             self.pipe.send(comparison)
 
 

@@ -70,7 +70,7 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
     Returns:
         The plan.  A comparison whose inputs are not known says why.  Vectors, such as biases, are
         read: one that differs from the base's is marked changed, since drift does not measure its
-            effect.
+        effect.
 
     Raises:
         CheckpointError: If the file is none, or damaged.

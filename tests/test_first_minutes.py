@@ -337,7 +337,7 @@ def test_settings_that_cannot_be_read(run, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.read_text", fail)
-    with pytest.raises(bulkedge.RecipeError, match=r"cannot be read .*; mend or move it"):
+    with pytest.raises(bulkedge.RecipeError, match=r"cannot be read .*; fix or move it"):
         raise run(AUDIT).exception
 
 

@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, 
 
     monkeypatch.setattr("os.scandir", closed)
     with pytest.raises(
-        CheckpointError, match=r"cannot be read \(Permission denied\); mend its mode"
+        CheckpointError, match=r"cannot be read \(Permission denied\); change its mode"
     ):
         copy_tree(tmp_path, Path("nowhere"))
 

@@ -539,7 +539,7 @@ def test_the_store_behind_a_snapshot_is_an_input_too(tmp_path):
         with pytest.raises(OutputError, match=r"lies inside the input|exists; a repair"):
             bulkedge.repair(snapshot, tuned, place)
     assert blob.read_bytes() == before
-    with pytest.raises(OutputError, match=r"names no place that could be written"):
+    with pytest.raises(OutputError, match=r"is no place that can be written"):
         bulkedge.audit(snapshot, tuned, journal=f"{tmp_path}/a\0b")
 
 
@@ -554,4 +554,4 @@ def test_parts_of_unknown_methods_are_lost_not_heads(part, tmp_path):
     assert record.summary.lost == 1
     assert not record.summary.complete
     (row,) = record.skipped
-    assert row.reason == "a part of an adapter method that is not known here"
+    assert row.reason == "a part of an unknown adapter method"

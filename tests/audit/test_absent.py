@@ -586,7 +586,7 @@ PAIR = {"q.lora_A.weight": weights(2, 6), "q.lora_B.weight": weights(6, 2)}
             {"k.lora_A.weight": weights(1, 6), "k.lora_B.weight": weights(6, 1)},
             "rank 1 where adapter_config.json says 2: their scale is in doubt; correct r there, or",
         ),
-        ({"k.hada_w1_a": weights(6, 2)}, "a part of an adapter method that is not known here"),
+        ({"k.hada_w1_a": weights(6, 2)}, "a part of an unknown adapter method"),
         ({"v_proj.lora_A.weight": weights(2, 6)}, "lora_B is missing"),
     ],
     ids=["no_A", "no_B", "rank", "method", "fused"],

@@ -164,7 +164,9 @@ def test_dense_updates_of_every_kind_of_layer(folder, model, moments, inputs):
         unknown.pop("idle.weight") == "no inputs of this layer in the base moments: it did not run"
     )
     assert len(unknown) == 3  # one row an expert
-    assert all("the tokens of each are not measured apart" in note for note in unknown.values())
+    assert all(
+        "the tokens of each are not measured separately" in note for note in unknown.values()
+    )
     assert (record.summary.drift.measured, record.summary.drift.unknown) == (7, 4)
 
 
@@ -336,7 +338,7 @@ def test_layers_that_cannot_be_told_apart_are_an_error(tmp_path):
         pair["a"](weights(5, 4))
     alone, twice = {"0.weight": W}, {"a.0.weight": W, "b.0.weight": W}
     for tensors, moments, message in (
-        (alone, both, "'a.0' and 'b.0' are layers of one weight, '0.weight'"),
+        (alone, both, "'a.0' and 'b.0' share one weight, '0.weight'"),
         (twice, one, "layer '0' may be any of 'a.0.weight', 'b.0.weight': their weights are alike"),
     ):
         base = save(tmp_path / "base.safetensors", tensors)

@@ -189,7 +189,7 @@ def test_two_adapters_are_no_base_and_fine_tune(tmp_path):
     with pytest.raises(CheckpointError, match=message):
         make_plan(*adapters, Recipe())
     nothing = tmp_path / "nothing"
-    with pytest.raises(CheckpointError, match="then what was made of it"):
+    with pytest.raises(CheckpointError, match="then the fine-tune"):
         make_plan(adapters[0], nothing, Recipe())
 
 

@@ -239,7 +239,7 @@ def test_a_task_that_fails_is_told(cluster, tmp_path, monkeypatch):
     found, _ = cluster
     files = pair(tmp_path, 2, 30)
     monkeypatch.setattr(module, "versions", lambda: {"torch": "0.1"})
-    with pytest.raises(BulkedgeError, match=r"on tensor 'l\d.weight' was not begun: node .* has"):
+    with pytest.raises(BulkedgeError, match=r"on tensor 'l\d.weight' was not started: node .* has"):
         bulkedge.audit(*files, engine=RayEngine(found.address))
     monkeypatch.undo()
     monkeypatch.setattr(module, "audit_on_node", lambda *_: os._exit(3))

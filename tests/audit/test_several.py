@@ -241,7 +241,7 @@ def test_a_cache_that_cannot_be_written(inputs, tmp_path):
 
 def test_journals_are_one_a_plan(inputs, tmp_path):
     plans = [make_plan(inputs[0], tuned, Recipe()) for tuned in inputs[1:]]
-    with pytest.raises(bulkedge.InputError, match="expected 3 journals, one a plan, got 1"):
+    with pytest.raises(bulkedge.InputError, match="expected 3 journals, one per plan, got 1"):
         run_plans(plans, Recipe(), journals=[tmp_path / "j"])
-    with pytest.raises(bulkedge.InputError, match="expected 3 journals, one a plan, got 0"):
+    with pytest.raises(bulkedge.InputError, match="expected 3 journals, one per plan, got 0"):
         run_plans(plans, Recipe(), resume=True)

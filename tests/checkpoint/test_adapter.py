@@ -354,7 +354,7 @@ BAD_CONFIGS = {
     "loftq": ({"init_lora_weights": "loftq"}, "changes the base weights too"),
     "kasa": (
         {"kasa_config": {"beta": 1}},
-        "kasa_config is set: KaSA, .*; its update is no matrix added to the base",
+        "kasa_config is set: KaSA, .*; its update is not a matrix added to the base",
     ),
     "replication": ({"layer_replication": [[0, 2]]}, "layer_replication is set"),
     "qalora": ({"use_qalora": True}, "use_qalora is set"),

@@ -116,7 +116,7 @@ def test_repairs_and_budgets_say_how_to_convert(tmp_path):
             assert row.status == "refused"
             assert "path_initial_model_for_weight_conversion=INITIAL" in row.note
     found = bulkedge.budget(base, like=adapter)
-    assert {"PiSSA took off the base" in row.note for row in some(found.matrices)} == {True}
+    assert {"PiSSA took from the base" in row.note for row in some(found.matrices)} == {True}
 
 
 def test_what_cannot_be_computed_is_lost_by_name(tmp_path):
@@ -139,7 +139,7 @@ def test_a_quantised_base_is_lost_by_name(tmp_path):
     base = save(tmp_path / "b.safetensors", {"q.weight": W8, "q.weight_scale": scale})
     factors = {"q.lora_A.weight": weights(2, 18), "q.lora_B.weight": weights(30, 2)}
     adapter = save_adapter(tmp_path / "a", factors, init_lora_weights="pissa")
-    message = "PiSSA on a quantised base, of which PEFT rounds the rest anew; convert it"
+    message = "PiSSA on a quantised base, where PEFT rounds the residual again; convert it"
     with pytest.raises(bulkedge.NothingAuditedError, match=message):
         bulkedge.audit(base, adapter)
 

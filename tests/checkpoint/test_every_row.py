@@ -1,4 +1,4 @@
-"""Each row of the table of what lies on the disk has a test, a judge, and a line of ``inspect``."""
+"""Each row of the table of formats has a test, a judge, and a line of ``inspect``."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from hub_server import SHA
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/audit.md").read_text(encoding="utf-8")
-TABLE = PAGE.partition("| what | read | against whom it is tested |\n|---|---|---|\n")[2]
+TABLE = PAGE.partition("| format | read | tested against |\n|---|---|---|\n")[2]
 CELLS = {
     what: tested
     for what, _, tested in (
@@ -100,7 +100,7 @@ ROWS = {
     ),
     # what a program does with rows that it does not know is a matter of definition
     "a resized vocabulary": Row((), ((victim("resized", "tuned"), "full model of type llama: 3"),)),
-    "fp8 and int8 per tensor or row, fp8 cast without a scale": Row(("compressed_tensors",), (
+    "fp8 and int8 with a scale per tensor or row, plain fp8": Row(("compressed_tensors",), (
         (victim("scaled"), "quantised: fp8, a scale for each row (1 weight), fp8, a scale for ea"),
         (victim("scaled", "tuned"), "quantised: fp8 without scales (2 weights)"),
         (victim("fp8"), "quantised: fp8 with scales (1 weight)"),
@@ -126,7 +126,7 @@ ROWS = {
         (victim("mlx"), "quantised: MLX 4 bits (1 weight), MLX 8 bits (1 weight)"),
         (victim("mlx", "tuned"), "LoRA adapter by MLX-LM: 1 layer updated"),
     )),
-    "an id of the hub": Row(("hub_server",), (
+    "a hub id": Row(("hub_server",), (
         (in_the_cache, "full model by transformers 5.24.0: 1 tensor in one file and its config"),
     )),
     "PiSSA, OLoRA, unconverted": Row(("peft",), (
@@ -154,13 +154,13 @@ ROWS = {
         (peft(peft_type=kind), f"a '{kind}' adapter; it is not handled", 2)
         for kind in ("VBLORA", "C3A", "ROAD", "LN_TUNING")
     )),
-    "shards with a tensor twice, the index deciding": Row((), (
+    "a tensor stored in two shards": Row((), (
         (overlay, "full model: 2 tensors in 2 shards, 1 superseded copy"),
     )),
     "`cls_token`, position embeddings, probes": Row((), (
         (tensors({"vit.cls_token": weights(1, 1, 4)}, model_type="vit"), "full model of type vit"),
     )),
-    "DeepSpeed's and FSDP's states, pickles, the hub's cache": Row((), (
+    "DeepSpeed and FSDP states, pickles, the hub's cache folder": Row((), (
         (touched("global_step10/x.pt"), "zero_to_fp32.py of DeepSpeed", 2),
         (touched("__0_0.distcp"), "accelerate merge-weights", 2),
         (touched("pytorch_model.bin"), r"safetensors\.torch\.save_file", 2),

@@ -318,7 +318,7 @@ def test_which_parameter_is_in_doubt(tmp_path):
     tensors = stack_keys("experts", 4, 4) | stack_keys("experts.base_layer", 4, 4)
     config = {"target_parameters": ["experts.left", "experts.right"]}
     reason = refused(tmp_path, base, tensors, **config)
-    assert "do not tell which parameter they update: left (3, 4, 4), right (3, 4, 4)" in reason
+    assert "do not show which parameter they update: left (3, 4, 4), right (3, 4, 4)" in reason
     lonely = stack_keys("experts", 4, 4)
     assert "1 pairs of factors for 2 parameters" in refused(tmp_path, base, lonely, **config)
 
@@ -333,11 +333,11 @@ def test_no_parameter_of_that_name(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (stack_keys("experts", 5, 4), "do not tell which parameter"),
-        (stack_keys("experts", 4, 4, experts=4), "do not tell which parameter"),
+        (stack_keys("experts", 5, 4), "do not show which parameter"),
+        (stack_keys("experts", 4, 4, experts=4), "do not show which parameter"),
         (stack_keys("experts", 4, 4, r=3), "rank 3 an expert, another one is configured"),
         ({k: v.to(torch.int8) for k, v in stack_keys("experts", 4, 4).items()}, "I8 tensor"),
-        ({"experts.lora_A.weight": weights(6, 4)}, "do not tell which parameter"),
+        ({"experts.lora_A.weight": weights(6, 4)}, "do not show which parameter"),
     ],
 )
 def test_factors_that_do_not_fit(tensors, message, tmp_path):

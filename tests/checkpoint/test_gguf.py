@@ -349,7 +349,7 @@ HOSTILE = {
         header(entries=[entry(), entry("b.weight")]), r"'b\.weight' overlaps another, or leaves the"
     ),
     "beyond the end": (header(entries=[entry(offset=4096)]), "another, or leaves the file"),
-    "type": (header(entries=[entry(kind=77)]), "type number 77, which is not known here"),
+    "type": (header(entries=[entry(kind=77)]), "type number 77, which is unknown"),
     "no dimension": (header(entries=[entry(shape=())]), r"tensor 'a\.weight': 0 dimensions"),
     "many dimensions": (header(entries=[entry(shape=[1] * 5)]), "weight': 5 dimensions"),
     "half a block": (header(entries=[entry(kind=8)]), r"bad shape \(3, 4\) of Q8_0"),

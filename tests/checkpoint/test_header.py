@@ -30,7 +30,7 @@ HOSTILE = {
     "utf16": ('{"a":1}'.encode("utf-16"), b"", "must begin with {"),
     "byte_order_mark": (b"\xef\xbb\xbf{}", b"", "must begin with {"),
     "huge_number": (b'{"w": ' + b"9" * 5000 + b"}", b"", "not valid JSON"),
-    "not_a_number": (b'{"w": NaN}', b"", "NaN is no number"),
+    "not_a_number": (b'{"w": NaN}', b"", "NaN is not a JSON number"),
     "list": ([], b"", "not a JSON object"),
     "metadata": ({"__metadata__": {"a": 1}}, b"", "__metadata__"),
     "entry": ({"w": 3}, EIGHT, "expected dtype, shape and data_offsets"),

@@ -146,7 +146,7 @@ def test_what_is_not_in_the_cache_says_what_to_do(cache):
         with pytest.raises(CheckpointError, match=f"{name}: no such file .* add --download to"):
             open_path(name)
     (cache / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"only a part of it lies in the hub's cache"):
+    with pytest.raises(CheckpointError, match=r"only a part of it is in the hub's cache"):
         open_path("org/base")
 
 

@@ -132,7 +132,7 @@ OTHER_METHODS = {
     "lora_mid.weight": "a Tucker decomposition",
     "dora_scale": "DoRA as kohya's scripts",
     "oft_blocks": "OFT, a rotation",
-    "what": "no part of a LoRA that is known here",
+    "what": "not a known part of a LoRA",
 }
 
 

@@ -199,9 +199,9 @@ def test_repairs_and_budgets_refuse_by_name(tmp_path):
     for method in (None, bulkedge.repairing.Rescale(uniform=0.5)):
         repaired = bulkedge.repair(base, adapter, None, recipe=RECIPE, method=method)
         notes = {m.note for m in repaired.matrices if m.status == "refused"}
-        assert any("made of the base's weight" in note for note in some(notes))
+        assert any("computed from the base's weight" in note for note in some(notes))
     (update, _) = open_path(adapter).factors.values()
-    with pytest.raises(bulkedge.AdapterError, match="no product of stored factors; audit it with"):
+    with pytest.raises(bulkedge.AdapterError, match="not a product of stored factors; audit it"):
         update.read()
     found = bulkedge.budget(base, like=adapter)
     assert {"no α scales it" in (row.note or "") for row in some(found.matrices)} == {True}

@@ -58,6 +58,12 @@ INSTEAD = {
     r"\bas announced\b": "as predicted",
     r"\banything was looked at": "any result was seen",
     r"\bMeasured, that\b": "in our study, …",
+    r"\bmend(s|ed)?\b": "correct",
+    r"\bfor want of\b": "for lack of",
+    r"\bforet(ell|old)": "predict",
+    r"\bcounts? alike\b": "counts equally",
+    r"\bin silence\b": "silently",
+    r"\b(counted|measured) apart\b": "separately",
     r"(?<!-m )pip install 'bulkedge\[": "install() of _errors: this Python's pip",
 }
 """Patterns that stopped readers, and what to write instead; a page that quotes one is in MAY."""

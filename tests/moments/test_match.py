@@ -62,7 +62,7 @@ def test_one_layer_is_found_by_its_weight(stored):
 
 def test_two_encoders_of_one_base_are_an_error_and_one_of_them_is_not(stored):
     dual = Dual(Encoder(), Encoder())
-    with pytest.raises(InputError, match=r"'query.0.up' and 'document.0.up' are layers of one"):
+    with pytest.raises(InputError, match=r"'query.0.up' and 'document.0.up' share one"):
         matched(dual, stored)
     found = matched(dual, stored, exclude="document.*")
     assert found["0.up.weight"] == "query.0.up"

@@ -161,7 +161,7 @@ def test_stacked_experts_of_an_adapter_are_refused_by_name(tmp_path):
     record = bulkedge.repair(base, tuned, None, method=method, recipe=RECIPE)
     notes = [row.note for row in record.matrices if "experts" in row.name]
     assert len(notes) == 3
-    assert set(notes) == {"experts: the tokens of each are not measured apart"}
+    assert set(notes) == {"experts: the tokens of each are not measured separately"}
     assert [row.status for row in record.matrices if row.name == "up.weight"] == ["repaired"]
 
 
@@ -314,7 +314,7 @@ def test_numbers_beyond_half_precision_are_refused(full, tmp_path):
         tuned = factors(tmp_path, 6e4 * torch.ones(2, 8).half(), 1e-4 * draw(4, 2).half())
     method = Protect(moments, strength=10.0, ridge=1e-3)
     record = bulkedge.repair(base, tuned, tmp_path / "out", method=method, recipe=RECIPE)
-    assert "protected numbers are beyond those of its dtype" in record.matrices[0].note
+    assert "protected numbers exceed the range of its dtype" in record.matrices[0].note
     assert not (tmp_path / "out").exists()
 
 
@@ -378,7 +378,7 @@ def test_moments_of_fewer_inputs_than_ranks_are_refused(tmp_path):
     tuned = factors(tmp_path, draw(4, 8), draw(10, 4, seed=1), r=4)
     (row,) = bulkedge.repair(base, tuned, None, method=Protect(moments), recipe=RECIPE).matrices
     assert row.note == (
-        "the base moments are of 3 inputs, fewer than the rank 4 that the update may have; "
+        "the base moments have 3 inputs, fewer than the rank 4 that the update may have; "
         "measure more texts"
     )
 
@@ -389,7 +389,7 @@ def test_moments_of_fewer_inputs_than_their_width_are_told(tmp_path):
     record = bulkedge.repair(base, tuned, None, method=Protect(moments), recipe=RECIPE)
     (row,) = record.matrices
     assert row.status == "repaired"
-    assert "of 5 inputs for a width of 8: in the directions that they leave open" in row.note
+    assert "5 inputs for a width of 8: the ridge decides in the remaining" in row.note
     told = io.StringIO()
     print_repair(record, Console(file=told))
     assert f"in doubt: up.weight: {row.note}" in told.getvalue()

@@ -204,7 +204,7 @@ def test_experts_and_moments_of_another_width_are_refused(base, tmp_path):
     record = bulkedge.repair(path, tuned, None, method=Protect(short))
     notes = {row.name: row.note for row in some(record.matrices)}
     assert notes.pop("up.weight") == "the base moments have another width than this layer"
-    assert set(notes.values()) == {"experts: the tokens of each are not measured apart"}
+    assert set(notes.values()) == {"experts: the tokens of each are not measured separately"}
 
 
 def test_what_a_dtype_leaves_out_is_in_the_record(base, tmp_path):

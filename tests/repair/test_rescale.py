@@ -280,7 +280,7 @@ def test_the_command(base, tmp_path):
     wrong = CliRunner().invoke(cli, [*command, "--dry-run", "--keep", "0.5"])
     assert isinstance(wrong.exception, RecipeError)
     assert "--keep is no setting" in str(wrong.exception)
-    with pytest.raises(InputError, match="beside Rescale"):
+    with pytest.raises(InputError, match="with Rescale"):
         bulkedge.repair(base, before, None, method=Rescale(uniform=0.5), max_rank=2)
 
 

@@ -153,7 +153,7 @@ def test_sketches_are_protected_by_their_inputs(case, tmp_path):
     method = Protect(one.sketched(3), other.sketched(3), sides="two")
     record = bulkedge.repair(base, adapter, tmp_path / "out", method=method)
     notes = {row.name: row.note for row in record.matrices}
-    assert all("of sketches both sides are not" in notes[f"{name}.weight"] for name in LAYERS)
+    assert all("two sides do not work with sketches" in notes[f"{name}.weight"] for name in LAYERS)
 
 
 def test_two_sides_that_make_no_sense_are_refused(case):
@@ -161,7 +161,7 @@ def test_two_sides_that_make_no_sense_are_refused(case):
     plain = measured(model, 2, curvatures=False)
     Protect(base, task, sides="two", balance="layer")
     for settings in ({"target_drift": 0.1}, {"balance": "drift"}):
-        with pytest.raises(InputError, match="drift does not tell what they keep"):
+        with pytest.raises(InputError, match="drift does not show what they keep"):
             Protect(base, task, sides="two", **settings)
     for others in (plain, None):
         with pytest.raises(InputError, match="expected curvatures in both moments for two sides"):
@@ -193,7 +193,7 @@ def test_few_gradients_are_in_doubt(case, tmp_path):
         base, adapter, tmp_path / "out", method=Protect(few, task, sides="two")
     )
     notes = {row.name: row.note for row in record.matrices}
-    assert notes["q.weight"].startswith("the base curvatures are of 3 gradients for a width of 6")
+    assert notes["q.weight"].startswith("the base curvatures have 3 gradients for a width of 6")
 
 
 def test_the_command_takes_both_sides_from_files(case, tmp_path):

@@ -59,7 +59,7 @@ def test_what_is_no_evaluation(code, words, tmp_path):
 
 
 def test_a_program_that_there_is_not(tmp_path):
-    with pytest.raises(InputError, match=r"cannot be started .*; name a program that there is"):
+    with pytest.raises(InputError, match=r"cannot be started .*; name an existing program"):
         Command.parse("no-such-program {model}").run(tmp_path, tmp_path / "logs/a")
 
 

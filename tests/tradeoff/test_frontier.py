@@ -407,7 +407,7 @@ def test_a_failing_command_ends_with_its_last_words(command, monkeypatch):
     assert told.startswith("the evaluation of scaled-0.5: ")
     assert "eval.py" in told
     assert "failed with exit code 1; the last lines of stderr: no \\x1b[31mmemory left" in told
-    assert "1 of 4 points are finished and kept; mend the evaluation, and repeat" in told
+    assert "1 of 4 points are finished and kept; correct the evaluation, and repeat" in told
     (place / "eval.py").write_text(SCRIPT)
     assert invoke().exit_code == 0
 

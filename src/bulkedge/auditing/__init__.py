@@ -1,4 +1,4 @@
-"""The audit of a plan: where rows are computed, kept and put together."""
+"""The audit of a plan: rows are computed, stored and merged."""
 
 from __future__ import annotations
 

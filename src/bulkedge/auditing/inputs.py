@@ -59,11 +59,11 @@ class Watch:
 
 
 def keep_out_of_inputs(path: str | Path, plan: Plan) -> None:
-    """Raise where a path that is to be written leads into an input, or replaces one.
+    """Raise if a path to be written leads into an input, or replaces one.
 
     Args:
         path: A file or folder, which need not exist.
-        plan: What the inputs are.
+        plan: The plan with the inputs.
 
     Raises:
         OutputError: If it does.
@@ -86,7 +86,7 @@ def keep_out(path: str | Path, sources: Iterable[Path], files: Iterable[Path] = 
     try:
         target = Path(path).resolve()
     except (ValueError, OSError, RuntimeError):  # a NUL, a loop of links
-        raise OutputError(f"{str(path)!r}: names no place that could be written") from None
+        raise OutputError(f"{str(path)!r}: is no place that can be written") from None
     for source in sources:
         # an index stands for its folder
         folder = source.parent if source.name.endswith(".index.json") else source

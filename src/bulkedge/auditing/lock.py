@@ -81,7 +81,7 @@ def hold(folder: Path | None) -> Iterator[None]:
 
 
 def refuse_held(folder: Path) -> None:
-    """Raise where another process writes into a folder; it is left as it is.
+    """Raise if another process writes into a folder; the folder is left as it is.
 
     Args:
         folder: The folder of a file to be written.

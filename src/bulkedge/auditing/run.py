@@ -106,8 +106,8 @@ def run_plans(
 ) -> list[Record]:
     """Compute every row of several plans of one base, which is read and decomposed once.
 
-    Matrices are taken base matrix by base matrix.  Each record is that of an audit of its own, but
-    for ``run``.
+    Matrices are taken base matrix by base matrix.  Each record equals that of a separate audit,
+    except for ``run``.
 
     Args:
         plans: From :func:`make_plan`, all with one base.
@@ -128,7 +128,7 @@ def run_plans(
     """
     books: Sequence[str | os.PathLike[str] | None] = journals or [None] * len(plans)
     if len(books) != len(plans) or (resume and not journals):
-        raise InputError(f"expected {len(plans)} journals, one a plan, got {len(journals)}")
+        raise InputError(f"expected {len(plans)} journals, one per plan, got {len(journals)}")
     started, works = _Start(), list[_Work]()
     for plan, journal in zip(plans, books, strict=True):
         for written in filter(None, (journal, cache)):
@@ -245,8 +245,8 @@ class _Work:
             return
         if contents(other := record.inputs) != contents(self.watch.inputs):
             what = f"{other.tuned.path} against {other.base.path}, or of what these were before"
-        elif told := changed_settings(record.recipe, self.recipe):
-            what = f"an audit with other settings ({told})"
+        elif changed := changed_settings(record.recipe, self.recipe):
+            what = f"an audit with other settings ({changed})"
         elif (was := _of_part(record.shard)) != (now := _of_part(self.shard)):
             what = f"{was}, not of {now}"
         else:

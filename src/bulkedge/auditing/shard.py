@@ -21,12 +21,12 @@ from .inputs import contents
 class Shard:
     """Part ``index`` of ``count``, counted from 1.
 
-    Which matrices that is depends on their shapes alone, so that every machine agrees: each matrix,
+    The selection depends only on the shapes, so that every machine agrees: each matrix,
     the largest first, goes to the part with the fewest elements so far.
 
     Attributes:
         index: Which part.
-        count: Of how many; there may be more than matrices, and some are empty then.
+        count: The number of parts; if there are more than matrices, some are empty.
 
     Raises:
         InputError: Unless 1 ≤ index ≤ count.
@@ -58,7 +58,7 @@ class Shard:
 
 
 def merge_shards(places: Sequence[str | Path]) -> Record:
-    """One record from the records of all parts of an audit: that of the whole, ``run`` aside.
+    """One record from the records of all parts of an audit: that of the whole, except ``run``.
 
     Args:
         places: The folders of the parts, or their ``record.json``, in any order.
@@ -127,7 +127,7 @@ def _check_same(parts: Mapping[str, Record]) -> None:
             if mine != theirs:
                 raise InputError(
                     f"{name} and {other}: expected shards of one audit, but their {what} differ; "
-                    "do one of them again"
+                    "run one of them again"
                 )
 
 

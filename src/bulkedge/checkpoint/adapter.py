@@ -20,7 +20,7 @@ class Unhandled:
     Attributes:
         info: The tensor.
         name: What the base tensor would be called.
-        reason: Why it is left out; of an empty tensor, whatever was said, that it is damaged.
+        reason: Why it is left out; for an empty tensor, always that it is damaged.
         set_aside: Whether no update of a weight is lost with it.
     """
 
@@ -46,15 +46,15 @@ class Adapter:
         config: The checked part of its configuration, PEFT's defaults without one.
         tensors: Full tensors that replace the base's, by name: trained heads, embeddings.
         unhandled: Everything else, with the reason.
-        wrapped: Updates of bare parameters, experts above all: their names do not say which
-            parameter is meant, the base does.
+        wrapped: Updates of bare parameters, mainly experts: only the base shows which parameter is
+            meant, not their names.
         flattened: Whether the names have underscores for dots, as kohya's scripts write them.
-        beside: Weights files and indexes in the same folder that are no part of it.
+        beside: Weights files and indexes in the same folder that are not part of it.
         method: The name of its method; a record has it in lower case.
-        origin: What one line says of who wrote it; empty of what needs no word.
-        stored: All stored tensors, of a file that is no safetensors; empty of any other.
+        origin: One line about the program that wrote it; empty if there is nothing to say.
+        stored: All stored tensors, for a file other than safetensors; otherwise empty.
         targets: Which modules its configuration names; None without one that does.
-        disagreements: Where that and its tensors disagree, in sentences; known of a pair of inputs.
+        disagreements: Where that and its tensors disagree, in sentences; filled once both inputs are known.
     """
 
     path: Path
@@ -74,5 +74,5 @@ class Adapter:
 
     @property
     def kind(self) -> str:
-        """What a record calls it: the method, in lower case."""
+        """Its name in a record: the method, in lower case."""
         return self.method.lower()

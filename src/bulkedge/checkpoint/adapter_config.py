@@ -80,7 +80,7 @@ class AdapterConfig(BaseModel):
 
     @property
     def initial(self) -> str | None:
-        """The initialisation whose product the base determines; None of every other."""
+        """The initialisation whose product the base determines; None for every other."""
         init = self.init_lora_weights
         if not isinstance(init, str):
             return None
@@ -98,7 +98,7 @@ class AdapterConfig(BaseModel):
         return Patterns(self.alpha_pattern or {}, f"{CONFIG}: alpha_pattern")
 
     def layouts(self, parameter: str) -> set[str]:
-        """What is said of how B of experts is laid out: nothing, one thing, or several."""
+        """The stated layouts of B of experts: none, one, or several."""
         detail = self.unsloth_fused_expert_lora
         entries = detail.get("parameters") if isinstance(detail, dict) else None
         entry = entries.get(parameter) if isinstance(entries, dict) else None
@@ -108,7 +108,7 @@ class AdapterConfig(BaseModel):
 
     @property
     def by_unsloth(self) -> bool:
-        """Whether Unsloth wrote it, or trained it most likely."""
+        """Whether Unsloth wrote it, or probably trained it."""
         mapping = self.auto_mapping if isinstance(self.auto_mapping, dict) else {}
         base = self.base_model_name_or_path
         fixed = mapping.get("unsloth_fixed") or self.unsloth_fused_expert_lora is not None
@@ -120,7 +120,7 @@ class AdapterConfig(BaseModel):
         return scale_of(alpha, rank, rslora=self.use_rslora)
 
     def conflicts(self, module: str) -> list[str]:
-        """Where two patterns say different things of a module."""
+        """Where two patterns contradict each other about a module."""
         found = (patterns.conflict(module) for patterns in (self.ranks, self.alphas))
         return [conflict for conflict in found if conflict]
 
@@ -160,6 +160,6 @@ def checked_config(
     for field, variant in NOT_A_SUM.items():
         if content.get(field):
             raise AdapterError(
-                f"{source}: {field} is set: {variant}; its update is no matrix added to the base"
+                f"{source}: {field} is set: {variant}; its update is not a matrix added to the base"
             )
     return config

@@ -101,7 +101,7 @@ def assign(
     if len(targets) != len(wrapped.layers) or len(targets) > MAX_NESTED:
         return (
             f"{len(wrapped.layers)} pairs of factors for {len(targets)} parameters "
-            f"({', '.join(targets) or 'none of target_parameters'}): which is which is in doubt"
+            f"({', '.join(targets) or 'none of target_parameters'}): it is ambiguous which is which"
         )
     fitting = [
         dict(zip(order, wrapped.layers, strict=True))
@@ -115,7 +115,7 @@ def assign(
         fitting = [found for found in fitting if _as_registered(list(found))]
     if len(fitting) != 1:
         shapes = ", ".join(f"{name} {target.shape}" for name, target in targets.items())
-        return f"factors that do not tell which parameter they update: {shapes}"
+        return f"factors that do not show which parameter they update: {shapes}"
     return _factors_of(wrapped, fitting[0], targets, config, model_type)
 
 
@@ -156,7 +156,7 @@ def _grouped(name: str, update: LoraFactors, config: AdapterConfig) -> bool | st
         return False
     if stated:
         found = ", ".join(sorted(f"{layout!r:.40}" for layout in stated))
-        return f"adapter_config.json says of the layout of lora_B of {name}: {found}; {SAY_LAYOUT}"
+        return f"adapter_config.json gives the layout of lora_B of {name} as {found}; {SAY_LAYOUT}"
     if config.by_unsloth:
         return (
             f"the layout of lora_B of {name} is ambiguous: the adapter is by Unsloth, which has "

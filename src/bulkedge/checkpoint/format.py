@@ -51,7 +51,7 @@ def plain_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """What lies at a path, read as far as a format asks: headers and small files alone.
+    """The content of a path, read as far as a format needs: only headers and small files.
 
     Attributes:
         path: What the caller named: a file, a model's folder, or an adapter's; of a model that was
@@ -71,13 +71,13 @@ class Place:
 
     @property
     def configured(self) -> bool:
-        """Whether an ``adapter_config.json`` lies there, sound or damaged."""
+        """Whether there is an ``adapter_config.json``, intact or damaged."""
         # lexists: a pipe or a dangling link is an adapter that cannot be read, not a missing one
         return os.path.lexists(self.folder / CONFIG)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """What ``adapter_config.json`` says; empty where there is none.
+        """The content of ``adapter_config.json``; empty if there is none.
 
         Raises:
             CheckpointError: If it is damaged.
@@ -137,8 +137,8 @@ class AdapterFormat:
     """A format of adapters.
 
     Attributes:
-        claims: Whether what lies there is an adapter of this format, sound or damaged.  It asks the
-            settings, or the names and shapes of the tensors; what it cannot read is not its own.
+        claims: Whether the place holds an adapter of this format, intact or damaged.  It checks the
+            settings, or the names and shapes of the tensors, and never claims what it cannot read.
         open: Reads its headers.
     """
 

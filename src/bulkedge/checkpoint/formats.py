@@ -47,7 +47,7 @@ def _claims(format: AdapterFormat, place: Place) -> bool:
 
 
 def open_path(path: str | Path) -> Checkpoint | Adapter:
-    """Read the headers of whatever lies at a path.
+    """Read the headers of a checkpoint or an adapter.
 
     Args:
         path: A checkpoint, a model folder, or an adapter.
@@ -72,7 +72,7 @@ def open_adapter(path: str | Path) -> Adapter:
         The adapter; no tensor has been read.
 
     Raises:
-        AdapterError: If what lies there is no adapter.
+        AdapterError: If the path holds no adapter.
         CheckpointError: If it cannot be read.
     """
     opened = open_path(path)
@@ -88,7 +88,7 @@ def open_base(path: str | Path) -> Checkpoint | None:
         path: A checkpoint or a model folder.
 
     Returns:
-        The checkpoint; None if an adapter lies there, sound or damaged.
+        The checkpoint; None if the path holds an adapter, intact or damaged.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -104,6 +104,6 @@ def is_adapter(path: str | Path) -> bool:
         path: The folder or the file.
 
     Returns:
-        Whether it is; a file without a configuration is asked for by :func:`open_path`.
+        Whether it is; for a file without a configuration use :func:`open_path`.
     """
     return Place(path).configured

@@ -225,7 +225,7 @@ class _Reader:
 def _tensor(name: str, shape: tuple[int, ...], kind: int, start: int) -> GgufTensor:
     """A tensor whose shape and type fit together."""
     if kind not in TYPES:
-        raise DamagedError(f"tensor {name!r}: type number {kind}, which is not known here")
+        raise DamagedError(f"tensor {name!r}: type number {kind}, which is unknown")
     spelled, block, size = TYPES[kind]
     if 0 in shape or math.prod(shape) >= MAX_SIZE or shape[-1] % block:
         raise DamagedError(f"tensor {name!r}: bad shape {shape!r:.60} of {spelled}")

@@ -159,7 +159,7 @@ def _factors(
     """The factors of a weight, or why they cannot be used."""
     A, B = codecs.get(stem + A_END), codecs.get(stem + B_END)
     if A is None or B is None or len(parts) != 2:
-        return "no pair of factors lora_a and lora_b: not a part of a LoRA that is known here"
+        return "no pair of factors lora_a and lora_b: not a known part of a LoRA"
     if len(A.shape) != 2 or len(B.shape) != 2:
         return f"factors of shapes {A.shape} and {B.shape}: not those of one matrix"
     if reason := A.unreadable or B.unreadable:

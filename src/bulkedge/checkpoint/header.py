@@ -62,7 +62,7 @@ EMPTY = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies, and what it is; the tensor itself stays on disk.
+    """Where a tensor is stored, and what it is; the tensor itself stays on disk.
 
     Attributes:
         name: Its name in the file.
@@ -158,7 +158,7 @@ def json_cap() -> int:
     text = os.environ.get(CAP_VARIABLE, str(MAX_JSON_MEGABYTES))
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_LIBRARY_MEGABYTES):
         raise InputError(
-            f"expected {CAP_VARIABLE} from 1 to {MAX_LIBRARY_MEGABYTES}, got {text!r:.40}; mend it"
+            f"expected {CAP_VARIABLE} from 1 to {MAX_LIBRARY_MEGABYTES}, got {text!r:.40}; fix it"
         )
     return int(text) * MEGABYTE
 
@@ -269,7 +269,7 @@ def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _integer(text: str) -> int | float:
-    """An integer as the library reads it: minus zero, and what has over 64 bits, is none."""
+    """An integer as the library reads it: minus zero and more than 64 bits are not integers."""
     return int(text) if text != "-0" and len(text) <= 20 else _finite(text)
 
 
@@ -282,7 +282,7 @@ def _finite(text: str) -> float:
 
 def _no_constant(text: str) -> float:
     """Python reads NaN and Infinity, JSON does not have them."""
-    raise ValueError(f"{text} is no number in JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _check_strings(header: Any) -> None:

@@ -105,6 +105,6 @@ def cached(repo: str, revision: str | None) -> Path | None:
 def _incomplete(repo: str, folder: str | Path) -> str:
     """The message for a model of which the cache lacks files."""
     return (
-        f"{repo}: only a part of it lies in the hub's cache ({folder}); add --download to fetch "
+        f"{repo}: only a part of it is in the hub's cache ({folder}); add --download to fetch "
         "the rest"
     )

@@ -81,8 +81,8 @@ OTHER_PART = re.compile(
     r"(?P<module>.+?)\.(?P<part>((hada|lokr|oft)_\w+|lora_mid|dora_scale|diff(_b)?)(\.weight)?)"
 )
 NO_ALPHA = (
-    "no alpha is stored: s = 1, as programs that load such a file take it; if PEFT's "
-    "adapter_config.json was lost, it says another"
+    "no alpha is stored: s = 1, as in programs that load such files; a lost "
+    "adapter_config.json of PEFT might say otherwise"
 )
 FACTORS = ("lora_A", "lora_B", *LOHA, *LOKR, "diff")
 """The parts of an update that a file is known by."""
@@ -96,7 +96,7 @@ MAX_DEPTH = 64
 
 
 def is_lora_file(checkpoint: Checkpoint) -> bool:
-    """Whether a file holds a LoRA without a configuration, in keys that are known here."""
+    """Whether a file holds a LoRA without a configuration, in known keys."""
     names = checkpoint.tensors
     if any(KOHYA.fullmatch(name) for name in names):
         return True
@@ -114,7 +114,7 @@ def is_lora_file(checkpoint: Checkpoint) -> bool:
 
 
 def open_lora_file(checkpoint: Checkpoint) -> Adapter:
-    """Sort the tensors of such a file into updates and what is not handled.
+    """Sort the tensors of such a file into updates and unhandled ones.
 
     Args:
         checkpoint: The opened file.
@@ -310,7 +310,7 @@ def _why_unknown(name: str) -> str:
     for hint, method in OTHER.items():
         if part.startswith(hint):
             return f"{method}: not handled, merge it into the model"
-    return "no part of a LoRA that is known here"
+    return "not a known part of a LoRA"
 
 
 def _factors(
@@ -345,7 +345,7 @@ def _factors(
 
 
 def _alpha(alpha: TensorInfo, rank: int) -> float | str:
-    """The number that a tensor holds, r in the place of zero; or why it is none."""
+    """The number that a tensor holds, r instead of zero; or why it is not a number."""
     if alpha.size != 1 or alpha.dtype not in (*FLOATING, "I64", "I32"):
         return f"alpha of shape {alpha.shape} in {alpha.dtype}: expected one number"
     return float(read_elements(alpha, 0, 1)) or rank

@@ -57,7 +57,7 @@ class Part:
     """One matrix of a parameter.
 
     Attributes:
-        matrix: Where it lies.
+        matrix: Where it is stored.
         expert: Which expert's it is; None if the parameter is not stacked.
         rows: Which of the parameter's output rows it holds; None for all.
     """
@@ -68,7 +68,7 @@ class Part:
 
     @property
     def suffix(self) -> str:
-        """What sets it apart from the other parts, in a name: empty for the only one."""
+        """Its suffix in a name, which distinguishes it from other parts; empty for the only one."""
         return replace(self.matrix, expert=self.expert, rows=self.rows, alias=None).suffix
 
 
@@ -79,7 +79,7 @@ class Layout:
         checkpoint: Its headers.
         model: The model's configuration, which gives some orientations.
         split: Globs of fused parameters that are to be split, and the rows of each block.
-        other: What the other side calls its tensors: it may fuse some that are apart here.
+        other: The tensor names of the other side, which may fuse some that are separate here.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Layout:
         return self.model.get("model_type") in CONV1D_MODELS and name.endswith(CONV1D_LAYERS)
 
     def pieces(self, name: str) -> list[Codec]:
-        """The stored weights that a parameter lies in, whole or a piece of it in each.
+        """The stored weights that hold a parameter, as a whole or in pieces.
 
         Args:
             name: One of :attr:`shapes`.
@@ -222,7 +222,7 @@ def is_stack(name: str, shape: Shape) -> bool:
 
 
 def is_kernel(name: str, shape: Shape) -> bool:
-    """Whether a tensor is a convolution kernel; a long one could be anything, and is none."""
+    """Whether a tensor is a convolution kernel; a long one could be anything, so it is not."""
     sizes = shape[2:]
     small = 1 <= len(sizes) <= 3 and all(size <= MAX_KERNEL for size in sizes)
     return small and name.endswith("weight") and not of_experts(name)

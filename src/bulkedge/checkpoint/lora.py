@@ -81,7 +81,7 @@ class LoraFactors:
         embedding: Whether the weight is ``(vocab, dim)`` and the update ``s·Aᵀ·Bᵀ``.
         fan_in_fan_out: Whether the adapter says that the base stores weights as ``(in, out)``.
             PEFT writes what was true of the last layer that it wrapped, so this is only a hint.
-        magnitude: The norms of the tuned rows, one an output: DoRA.  The tuned weight is
+        magnitude: The norms of the tuned rows, one per output: DoRA.  The tuned weight is
             ``diag(magnitude / ‖rows‖) (W0 + s·B·A)``; of an embedding the columns are scaled.
         experts: How many experts A and B are stacked for; 0 for a layer of its own.
         expert: Which of them is meant; None for all.
@@ -91,8 +91,8 @@ class LoraFactors:
         alpha: The stored number that the scale comes from, α/r, if it is a tensor.
         note: What a reader should know about the update.
         fixed: Why no correction can be stored in it; None if one can.
-        initial: ``"pissa"`` or ``"olora"``, where factors of that initialisation were taken off the
-            base: the update is ``s·(B·A − B0·A0)``, and :meth:`read` gives B and A.
+        initial: ``"pissa"`` or ``"olora"``, if factors of that initialisation were subtracted from
+            the base: the update is ``s·(B·A − B0·A0)``, and :meth:`read` gives B and A.
     """
 
     A: TensorInfo
@@ -191,7 +191,7 @@ class LoraFactors:
     def correctable(self) -> LoraFactors | str:
         """Itself, unless other factors would not give another update."""
         if self.initial:
-            return f"relative to what {FROM_THE_BASE[self.initial]} took off the base; {CONVERT}"
+            return f"relative to what {FROM_THE_BASE[self.initial]} took from the base; {CONVERT}"
         return self.fixed or ("a scale of zero" if self.scale == 0 else self)
 
     @property

@@ -49,7 +49,7 @@ class StoredMatrix:
 
     @property
     def suffix(self) -> str:
-        """What tells a part from the whole, in a name; empty for the whole."""
+        """The suffix of a part in a name; empty for the whole."""
         parts = [] if self.expert is None else [str(self.expert)]
         if self.rows is not None:
             parts.append(f"{self.rows[0]}:{self.rows[1]}")

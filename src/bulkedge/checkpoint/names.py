@@ -117,7 +117,7 @@ class Resolver:
     """How each tuned name becomes a base name.
 
     Attributes:
-        rule: What holds for the whole checkpoint.
+        rule: The rule for the whole checkpoint.
         shapes: Shapes of the base tensors, by name.
         model: The base's configuration.
         source: The base, for a message.
@@ -153,7 +153,7 @@ class Resolver:
         )
 
     def find_tied(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
-        """The tensor that stands in the base for a layer that shares it and is not stored.
+        """The base tensor of a layer that shares it and is not stored.
 
         Args:
             name: The tuned name.

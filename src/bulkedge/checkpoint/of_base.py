@@ -24,7 +24,7 @@ from .update import Correctable, Rows
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
 
-FIXED = "an update that is made of the base's weight: merge it into the model, and repair that"
+FIXED = "an update computed from the base's weight: merge it into the model, and repair that"
 NOTE = {
     "IA3": "IA³: outputs or inputs are scaled, and so is the bias of scaled outputs",
     "OFT": "OFT: the inputs are rotated, the update is of full rank",
@@ -98,7 +98,7 @@ class OfBase:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight; 0 for a side that the base has to tell (see :meth:`on`)."""
+        """Of the weight; 0 for a side that only the base shows (see :meth:`on`)."""
         rows, columns = self.sides
         return (rows if self.part_rows is None else self.part_rows[1] - self.part_rows[0], columns)
 
@@ -182,8 +182,8 @@ class OfBase:
             AdapterError: Always.
         """
         raise AdapterError(
-            f"{self.infos[0].file}: tensor {self.infos[0].name!r}: the update is made of the "
-            "base's weight, and is no product of stored factors; audit it with its base"
+            f"{self.infos[0].file}: tensor {self.infos[0].name!r}: the update is computed from the "
+            "base's weight, and is not a product of stored factors; audit it with its base"
         )
 
     def read_magnitude(self) -> None:

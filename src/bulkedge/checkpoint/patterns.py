@@ -96,7 +96,7 @@ class Patterns:
             The value of the first pattern that ends the path.
 
         Raises:
-            AdapterError: If a pattern is none, is too long, or takes too long.
+            AdapterError: If a pattern is invalid, is too long, or takes too long.
         """
         first, _ = self._matching(module)
         return default if first is None else self._values[first]
@@ -179,7 +179,7 @@ class Patterns:
 
     def _refused(self, pattern: str, reason: str) -> AdapterError:
         return AdapterError(
-            f"{self._source}: pattern {pattern!r:.80} cannot be matched ({reason}); mend it"
+            f"{self._source}: pattern {pattern!r:.80} cannot be matched ({reason}); correct it"
         )
 
     def _compile(self, pattern: str) -> regex.Pattern[str]:

@@ -31,7 +31,7 @@ REPLACED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
 """What some versions of PEFT leave in the name of a module that the adapter replaces."""
 PAIRS = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
 MAGNITUDE = "lora_magnitude_vector"
-DORA = "DoRA: each output is scaled besides, the update is of full rank"
+DORA = "DoRA: each output is also scaled, the update is of full rank"
 ONE_RANK = "MultiheadAttention: PEFT keeps one rank for in_proj and out_proj, and adds twice"
 TWICE = "PEFT adds the update of out_proj twice, in training and in merging; judged once"
 NOT_FROM_THE_BASE = "{} of bare parameters or of one module inside another: not handled; " + CONVERT
@@ -148,7 +148,7 @@ def _by_kind(
 def _unknown(name: str, info: TensorInfo) -> Unhandled | None:
     """A part of an adapter method that is not handled; None for any other tensor."""
     if PART_OF_A_METHOD.search(name):
-        reason = "a part of an adapter method that is not known here"
+        reason = "a part of an unknown adapter method"
         return Unhandled(info, _unwrapped(name), reason)
     return None
 
@@ -177,7 +177,7 @@ def _parameters(module: str, config: AdapterConfig) -> tuple[str, ...]:
     if len(found) > MAX_PARAMETERS:
         raise AdapterError(
             f"{CONFIG}: target_parameters names {len(found)} parameters of {module!r:.100}, "
-            f"expected at most {MAX_PARAMETERS}; mend it"
+            f"expected at most {MAX_PARAMETERS}; correct it"
         )
     return tuple(found)
 

@@ -188,7 +188,7 @@ def open_layers(
     wanted: tuple[str, ...],
     update: Callable[[str, Mapping[str, TensorInfo]], StoredUpdate | str],
 ) -> Adapter:
-    """Read an adapter of PEFT whose layers tell their updates one by one.
+    """Read an adapter of PEFT with one update per layer.
 
     Args:
         place: The adapter folder, or the weights in it.
@@ -223,7 +223,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    """The numbers of a pattern; AdaLoRA's holds lists, which the shapes tell already."""
+    """The numbers of a pattern; AdaLoRA's holds lists, which the shapes already show."""
     return {k: v for k, v in value.items() if _is_number(v)} if isinstance(value, dict) else {}
 
 
@@ -291,7 +291,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _product(a: tuple[int, ...] | None, b: tuple[int, ...] | None) -> tuple[int, int] | None:
-    """The shape of a product of two matrices; None where they are none, or do not fit."""
+    """The shape of a product of two matrices; None if they are not matrices, or do not fit."""
     if a is None or b is None or len(a) != 2 or len(b) != 2 or a[1] != b[0]:
         return None
     return a[0], b[1]

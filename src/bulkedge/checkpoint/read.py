@@ -42,11 +42,11 @@ class Checkpoint:
         tensors: ``{name: info}``, the names without the wrappers that training libraries leave in
             them; ``info.name`` is the one in the file.
         config: The content of ``config.json`` beside them, empty without one.
-        beside: Weights files and indexes in the same folder that are no part of it.
+        beside: Weights files and indexes in the same folder that are not part of it.
         superseded: Copies of tensors in files that the index does not take them from, and why they
             are not read.
-        codecs: What the tensors are, by name, where the file itself says so; None where names and
-            dtypes tell.
+        codecs: What the tensors are, by name, if the file itself says so; None if names and dtypes
+            decide.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Checkpoint:
 
     @property
     def quantised(self) -> str | None:
-        """How weights were rounded when they were stored, and how many; None where none was."""
+        """How weights were rounded when they were stored, and how many; None if none was."""
         methods = Counter(codec.quantised for codec in self.weights.values())
         named = (f"{name} ({count(n, 'weight')})" for name, n in methods.items() if name)
         return ", ".join(named) or None
@@ -84,7 +84,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         The checkpoint; no tensor has been read.
 
     Raises:
-        CheckpointError: If there is nothing to read at ``path``, or what is there is a pickle,
+        CheckpointError: If there is nothing to read at ``path``, or it holds a pickle, or is
             damaged, hostile, or ambiguous.
     """
     if not str(path):
@@ -220,7 +220,7 @@ def confined(file: Path, folder: Path) -> Path:
     try:
         home, target = folder.resolve(), file.resolve()
     except (OSError, RuntimeError):  # links in a circle
-        raise CheckpointError(f"{file}: is a link that leads nowhere; fetch it again") from None
+        raise CheckpointError(f"{file}: is a broken link; fetch it again") from None
     if target.is_relative_to(home) or target.parent == _blobs(home):
         return file
     raise CheckpointError(
@@ -303,18 +303,18 @@ def _training_state(folder: Path) -> str | None:
     if (script := folder / "zero_to_fp32.py").exists() or list(folder.glob("global_step*")):
         run = f"python {script}" if script.exists() else "python zero_to_fp32.py of DeepSpeed"
         return (
-            "the state of DeepSpeed's ZeRO in pieces, no model; put it together where you trust "
+            "the state of DeepSpeed's ZeRO in pieces, not a model; merge it where you trust "
             f"it: {run} {folder} OTHER --safe_serialization"
         )
     for pieces in (folder, *(p for p in folder.glob("pytorch_model_fsdp*") if p.is_dir())):
         if any(pieces.glob("*.distcp")):
             return (
-                "the state of FSDP in pieces (.distcp), no model; put it together where you trust "
+                "the state of FSDP in pieces (.distcp), not a model; merge it where you trust "
                 f"it: accelerate merge-weights {pieces} OTHER"
             )
     if models := sorted(p.name for p in folder.glob("models--*") if p.is_dir()):
         name = models[0].removeprefix("models--").replace("--", "/", 1)
-        return f"the cache of the hub, no model; name one of it by its id, such as {name}"
+        return f"the cache of the hub, not a model; name a model in it by its id, such as {name}"
     return None
 
 
@@ -347,7 +347,7 @@ def _open_shards(index: Path, path: Path) -> Checkpoint:
                 continue
             if name not in weight_map:
                 raise CheckpointError(
-                    f"{index}: tensor {name!r} lies in {file.name!r}, the index does not have it; "
+                    f"{index}: tensor {name!r} is in {file.name!r}, but not in the index; "
                     "the folder mixes two checkpoints"
                 )
             tensors[name] = info

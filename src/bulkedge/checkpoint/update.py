@@ -22,7 +22,7 @@ class StoredUpdate(Protocol):
 
     @property
     def kind(self) -> str:
-        """What a record calls updates of this form, such as ``lora``."""
+        """The name of this form of update in a record, such as ``lora``."""
         ...
 
     @property

@@ -74,7 +74,7 @@ def check_writable(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise OutputError(f"{path}: {parent} is not a writable folder")
-    try:  # rights alone do not tell: a superuser has all of them, also where no file can be
+    try:  # rights alone do not show it: a superuser has all of them, also where no file can be
         with tempfile.TemporaryFile(dir=parent) as file:
             file.write(b"\0" * SOME_BYTES)
             file.flush()
@@ -118,7 +118,7 @@ def copy_tree(source: Path, target: Path) -> list[str]:
 
 def _unreadable(error: OSError) -> None:
     """A folder that cannot be listed must not be taken for an empty one."""
-    raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); mend its mode")
+    raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); change its mode")
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who wrote a checkpoint or an adapter, as far as settings, metadata and names tell.
+"""Which program wrote a checkpoint or an adapter, by settings, metadata and names.
 
 It is for people to read, and nothing depends on it.
 """

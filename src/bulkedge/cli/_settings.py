@@ -122,7 +122,7 @@ def _table(file: Path) -> dict[str, Any] | None:
             raise RecipeError(f"{file}: has more than {MAX_BYTES} bytes; is it a project file?")
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"{file}: cannot be read ({error.strerror}); mend or move it") from None
+        raise RecipeError(f"{file}: cannot be read ({error.strerror}); fix or move it") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are such
         raise RecipeError(f"{file}: not valid TOML: {' '.join(str(error).split())}") from None
     tool = content.get("tool", {})

@@ -10,17 +10,17 @@ from bulkedge.moments import StoredLayer
 
 @dataclass(frozen=True)
 class Comparison:
-    """One base matrix and what the fine-tune made of it: ``W = (tuned or base) + update``.
+    """One base matrix and its fine-tuned version: ``W = (tuned or base) + update``.
 
-    Paths and names, no tensors: it travels to a worker process for the price of a few strings.
+    It holds paths and names, no tensors, so sending it to a worker process is cheap.
 
     Attributes:
         base: The base matrix.
         tuned: The full matrix that replaces it, if any.
         factors: The stored update on top, if any.
-        tuned_name: What the tuned side calls it.
-        inputs: Where the moments of its inputs lie, or why they are not known; None if drift is
-            not asked for.
+        tuned_name: Its name on the tuned side.
+        inputs: Where the moments of its inputs are, or why they are not known; None if drift is not
+            requested.
         resized: The rows of base and tuned side, where these are two sizes of a vocabulary and the
             first rows are compared, those that both have.
     """

@@ -40,7 +40,7 @@ def why_not_initial(comparison: Comparison) -> str | None:
     if comparison.resized is not None:
         return f"{method} of a vocabulary that was resized: not of this base; {CONVERT}"
     if base.codec.quantised:
-        return f"{method} on a quantised base, of which PEFT rounds the rest anew; {CONVERT}"
+        return f"{method} on a quantised base, where PEFT rounds the residual again; {CONVERT}"
     if initial == "olora" and base.transposed:
         return f"{method} of a weight stored as (in, out), where PEFT takes its rows; {CONVERT}"
     return None

@@ -30,7 +30,7 @@ from .comparison import Comparison
 from .drift import of_indices
 from .plan import Plan
 
-EXPERTS = "experts: the tokens of each are not measured apart"
+EXPERTS = "experts: the tokens of each are not measured separately"
 UNSEEN = "no inputs of this layer in the {} moments: it did not run"
 OTHER_MODEL = "the {} moments are of another model; measure this one"
 OTHER_WIDTH = "the {} moments have another width than this layer"
@@ -38,11 +38,11 @@ Known = TypeVar("Known", Layer, StoredLayer)
 
 
 def by_weight(layers: Mapping[str, Known], plan: Plan) -> tuple[dict[str, Known], dict[str, Known]]:
-    """What is known of the inputs of each weight of a base.
+    """What is known about the inputs of each weight of a base.
 
     Args:
         layers: Of a model, whose paths may have a prefix more or less than the base's weights.
-        plan: What the base is.
+        plan: The plan with the base.
 
     Returns:
         The layers by the names of the base's tensors; and those that are no tensor of the base, by
@@ -69,7 +69,8 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
 
     Returns:
         The plan.  A comparison whose inputs are not known says why.  Vectors, such as biases, are
-        read: one that differs from the base's is called changed, as no drift measures its effect.
+        read: one that differs from the base's is marked changed, since drift does not measure its
+        effect.
 
     Raises:
         CheckpointError: If the file is none, or damaged.
@@ -104,7 +105,7 @@ def _scaled_bias(comparison: Comparison, plan: Plan) -> str | None:
     if not isinstance(update, OfBase) or update.scaled_outputs is None:
         return None
     bias = f"{name.removesuffix('weight')}bias"
-    return f"{bias} is scaled, too, which no drift holds" if bias in plan.base.tensors else None
+    return f"{bias} is also scaled, which drift leaves out" if bias in plan.base.tensors else None
 
 
 def _differs(base: TensorInfo | None, tuned: TensorInfo) -> bool:
@@ -119,7 +120,7 @@ def find_inputs(
     what: str,
     rest: Mapping[str, Known] | None = None,
 ) -> Known:
-    """What is known of the inputs of a matrix, by names and shapes alone.
+    """What is known about the inputs of a matrix, by names and shapes alone.
 
     Args:
         known: By the names of the base's tensors.

@@ -30,17 +30,17 @@ bfloat16."""
 
 @dataclass(frozen=True)
 class Pair:
-    """A base matrix and what the fine-tune made of it, as ``(out, in)``.
+    """A base matrix and its fine-tuned version, as ``(out, in)``.
 
     With the magnitude of DoRA, ``W = D ((replaced or base) + s·B·A)``; without it, ``D = I``.
 
     Attributes:
         base: W0, in the dtype that it is stored in.
-        replaced: The full tensor that the fine-tune has in the place of W0, in its stored dtype;
+        replaced: The full tensor that the fine-tune has instead of W0, in its stored dtype;
             None where it has none.
         factors: The low-rank update ``s·B·A``, in float64; None without one.
         magnitude: DoRA's trained norms of the rows of W, in float64; None without them.
-        per_column: Whether the magnitude is one of columns: so it is for an embedding.
+        per_column: Whether the magnitude belongs to columns, as for an embedding.
     """
 
     base: Tensor

@@ -53,7 +53,7 @@ class Plan:
         tuned: The tuned checkpoint or adapter.
         comparisons: The matrices to audit, in the base's order.
         skipped: Every other tensor of the tuned side, and of the base where it should have one.
-        tensors: Every tensor of two or more dimensions of either side, and what becomes of it.
+        tensors: Every tensor of two or more dimensions of either side, and its outcome.
         moments: The file of moments that drift is measured with; None without.
         vectors: The vectors of the tuned side, such as biases, each with what it replaces in the
             base; None where it is added.
@@ -88,7 +88,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         recipe: Which tensors are wanted.
 
     Returns:
-        The plan.  Only headers have been read, and what no matrix is read from.
+        The plan.  Only headers have been read, and tensors that hold no audited matrix.
 
     Raises:
         CheckpointError: If an input cannot be read, or a pair differs in shape.
@@ -173,7 +173,7 @@ def _why_no_base(base: str | Path, tuned: str | Path) -> str:
             f"{base}: is an adapter, and so is {tuned}; the base model comes first, and must be a "
             "full model: give the one that the adapter was trained on"
         )
-    return f"{base}: is an adapter; the base model comes first, then what was made of it"
+    return f"{base}: is an adapter; the base model comes first, then the fine-tune"
 
 
 def _not_read(side: InputSide, opened: Checkpoint | Adapter) -> list[Skipped]:

@@ -1,4 +1,4 @@
-"""The intruder score of a tuned singular vector, the certificate of it, and the verdict."""
+"""The intruder score of a tuned singular vector, its certificate, and the verdict."""
 
 from bulkedge._fields import DEFAULT_EPSILON
 from bulkedge._verdict import COUNTED, HALF_THE_ENERGY, Verdict, verdict

@@ -2,8 +2,8 @@
 
 The eigenvectors of the Gram matrix of the shorter side are the singular vectors of that side.  In
 float64 they are those of the matrix to some ``u σ₁²/(σ_i · gap_i)``, u the unit roundoff, where an
-SVD reaches ``u σ₁/gap_i``.  So each value says how far it may be from its neighbours and from zero
-to be told apart that way, and where one is nearer LAPACK's SVD is asked.
+SVD reaches ``u σ₁/gap_i``.  So for each value there is a least distance to its neighbours and to
+zero; if one is closer, LAPACK's SVD is used.
 """
 
 from __future__ import annotations

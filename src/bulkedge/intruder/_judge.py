@@ -72,16 +72,16 @@ FAILURE_PROBABILITY = 1e-9
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found of one matrix.
+    """The results for one matrix.
 
     Attributes:
         tuned: The leading tuned triplets, in float64.
-        sides: What was found of each side that was asked for.
-        method: Whether a certificate or SVDs have decided.
+        sides: The results for each requested side.
+        method: Whether a certificate or SVDs decided.
         spectrum: Singular values of the base, descending, shape ``(min(m, n),)``.
         computed_count: How many leading ones of them are computed; a quadrature gives the others.
         passes: Products with the base, the tuned matrix, or their transposes.
-        note: Why SVDs have decided, where a certificate was tried first; None elsewhere.
+        note: Why SVDs decided although a certificate was tried first; None otherwise.
     """
 
     tuned: SingularTriplets
@@ -163,7 +163,7 @@ def judge(
     """Judge the k leading tuned directions by the cheapest method that decides them.
 
     Cost: some 15 to 30 products with W0 or W, each with a block of k + 8 vectors; two float64 SVDs
-    for small matrices, and where that leaves a verdict open.
+    for small matrices, and if a verdict stays open.
 
     Args:
         W0: The base, shape ``(m, n)``.
@@ -173,14 +173,14 @@ def judge(
         sides: Singular vectors that are compared.
         method: ``"certified"`` leaves verdicts open rather than compute SVDs; ``"dense"`` computes
             them at once.
-        dtype: Of the products of the certificate.
-        start: Vectors to begin the search for the tuned ones with, ``(m, j)`` and ``(n, j)``.
+        dtype: The dtype of the certificate's products.
+        start: Start vectors for the search of the tuned ones, ``(m, j)`` and ``(n, j)``.
         seed: Of the random vectors.
         remember: Where the base's SVD and values are kept, if several matrices are judged against
             it.
 
     Returns:
-        The verdicts with their intervals, and what was learnt of the base on the way.
+        The verdicts with their intervals, and what was learnt about the base.
 
     Raises:
         InputError: If a setting makes no sense, the shapes differ, or an entry is not finite.
@@ -332,15 +332,15 @@ def judge_vectors(
     subspace: int,
     epsilon: float = DEFAULT_EPSILON,
 ) -> list[Direction]:
-    """Judge tuned vectors that are known already, such as those of a matrix that trains.
+    """Judge tuned vectors that are already known, for example of a matrix in training.
 
     A small base in memory is decomposed, which costs less than the products; a verdict that a
     certificate leaves open stays open.
 
     Args:
         W0: The base.
-        tuned: The tuned triplets; those with a σ below a thousandth of σ₁ cannot be told from zero
-            and are left out.
+        tuned: The tuned triplets; those with a σ below a thousandth of σ₁ are indistinguishable
+            from zero and left out.
         side: Which of their vectors.
         subspace: How many leading base vectors the overlap is taken with.
         epsilon: Score below which the paper counts an intruder.

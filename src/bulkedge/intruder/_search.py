@@ -292,7 +292,7 @@ class Search:
     def _prove_min_sigma(self, x: float, *, last: bool) -> bool:
         """Whether every singular value is certain to exceed x."""
         # W0ᵀ maps a vector outside the range of a tall W0 to zero, and a singular vector of a tiny
-        # value nearly to zero.  Products cannot tell the two apart, a factorisation can.
+        # value nearly to zero. Products cannot distinguish the two, a factorisation can.
         holds = self.factorisations.all_exceed(x, float64=last)
         if holds:
             self.proofs = replace(self.proofs, min_sigma=x)

@@ -22,7 +22,7 @@ Estimate = tuple[Tensor, Tensor, Tensor]
 """Values, and the lower and upper ends of their intervals, shape ``(k,)`` each."""
 
 ZERO_THRESHOLD = 1e-3
-"""A tuned value below this part of σ₁ cannot be told from zero in single precision."""
+"""In single precision, a tuned value below this part of σ₁ is indistinguishable from zero."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Direction:
         subspace_overlap: Norm of its projection on the base's leading 2k-space.
         overlap_lower: Lower end of the interval of the overlap.
         overlap_upper: Upper end.
-        verdict: What holds at both ends of both intervals.
+        verdict: The verdict that holds at both ends of both intervals.
         residual: Residual of the triplet over the largest singular value.
     """
 

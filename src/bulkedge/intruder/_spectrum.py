@@ -22,7 +22,7 @@ def guess_spectrum(
     """All singular values: the leading Ritz values, the others where Gauss quadrature puts them.
 
     The Ritz vectors' components on the start block are the weights of a quadrature of its spectral
-    measure.  The k directions count for themselves, the random ones for all that is left.
+    measure. The k directions count individually, the random ones for all the rest.
 
     Args:
         ritz: The Ritz vectors.

@@ -16,7 +16,7 @@ MAX_RESIDUAL_OVER_GAP = 0.05
 
 
 def ties(tuned: SingularTriplets) -> tuple[Tensor, Tensor]:
-    """Which tuned vectors are known one by one, and which as a space only.
+    """Which tuned vectors are known individually, and which only as a space.
 
     Neighbours whose residuals fill the gap between them form a group.  The error of a group is
     ``‖residuals‖ / gap`` (Wedin), at most 1, with the gap from the values of the group to where the

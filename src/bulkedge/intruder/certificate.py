@@ -60,7 +60,7 @@ ASSUMED_NOISE = 16.0
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is known of k tuned vectors; every figure is in [0, 1], every tensor of shape ``(k,)``.
+    """Results for k tuned vectors; every figure is in [0, 1], every tensor of shape ``(k,)``.
 
     Attributes:
         lower: The score is at least this.
@@ -136,7 +136,7 @@ def certify(
         errors: Bound on ``sin ∠`` between each column and the true tuned vector, shape ``(k,)``;
             for tied ones, on that of their span.  Zero if None.
         groups: The number of the group of each direction, ascending from 0: vectors of one group
-            are known as a space only, and bounded as such.  Each its own if None.
+            are known only as a space, and bounded as such.  If None, each is its own group.
         subspace: How many leading base vectors span the space of the overlap; 2k if None.
         frobenius: ``‖W0‖_F`` if it is known; of a map whose products cancel, its
             ``rounding_scale()``.

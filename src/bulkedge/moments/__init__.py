@@ -1,4 +1,4 @@
-"""Second moments of the inputs of a model's layers: what its weights are used on."""
+"""Second moments of the inputs of a model's layers."""
 
 from __future__ import annotations
 

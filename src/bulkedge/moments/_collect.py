@@ -48,8 +48,8 @@ class Collector:
 
     Padding is left out by the ``attention_mask`` that the model is called with.  Layers that are
     called with the same tensor, such as the three projections of an attention, share one sum.
-    What gradient checkpointing runs again in a backward pass does not count, nor does a call of the
-    model that raises.
+    Layers that gradient checkpointing runs again in a backward pass count once, and a call of the
+    model that raises does not count.
 
     Cost: for each distinct input one product with itself, ``rows · n²``, and n² numbers in float64
     on the device of the layer, half as many again while the model runs.  An input wider than
@@ -67,8 +67,8 @@ class Collector:
 
     Attributes:
         widths: n of each layer that is watched, by its path.
-        counted: Number of calls of the model that the sums are of.
-        whole: Whether nothing is just being added to the sums.
+        counted: Number of calls of the model in the sums.
+        whole: Whether no addition to the sums is in progress.
         curvatures: Sums over these gradients.
         powers: Sums over the outputs of layers whose inputs are wider than ``exact_width``.
         unmeasured: Names of weights that are of no layer with inputs, such as stacked experts.
@@ -169,7 +169,7 @@ class Collector:
         if unsure := sorted(self._guessed - self._orders.keys()):
             warnings.warn(
                 f"{unsure[0]}: each batch had as many texts as tokens; if this model has the "
-                "length in front of the batch, padding was counted: run batches of another size",
+                "length before the batch, padding was counted: run batches of another size",
                 stacklevel=3,
             )
 
@@ -250,7 +250,7 @@ class Collector:
         return self._matrices[key]
 
     def _time_first(self, name: str, x: Tensor, keep: Tensor | None) -> bool:
-        """Whether the length is in front of the batch; other calls tell where a shape does not."""
+        """Whether the length is before the batch; if a shape does not show it, other calls do."""
         shape = (x[..., None] if isinstance(self.layers[name], nn.Embedding) else x).shape
         order = is_time_first(shape, keep)
         if order is not None:
@@ -290,7 +290,7 @@ def _chosen(
         if matches((name,), include) and not matches((name,), exclude)
     }
     if not chosen:
-        raise RecipeError(f"exclude leaves out every layer, of which there are {len(found)}")
+        raise RecipeError(f"exclude leaves out all {len(found)} layers")
     for name, layer in chosen.items():
         check_weight(name, layer.weight)
     return chosen

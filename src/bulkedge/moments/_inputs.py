@@ -120,7 +120,7 @@ def is_time_first(shape: torch.Size, keep: Tensor | None) -> bool | None:
         keep: The mask, shape ``(batch, length)``.
 
     Returns:
-        None where the shapes do not tell: no mask, one of which every order is the same, or as
+        None if the shapes do not show it: no mask, one of which every order is the same, or as
         many texts as tokens.
     """
     if keep is None or len(shape) != 3 or shape[0] * shape[1] != keep.numel():

@@ -12,14 +12,14 @@ from bulkedge._precision import exact
 from ._sketch import Moment
 
 SAMPLE = 64
-"""Number of entries of each weight that are kept to tell one model from another."""
+"""Number of entries of each weight that are kept to distinguish models."""
 ALIKE = 0.9
 """Cosine of two samples from which on they are of one model, fine-tuned or not."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known of the inputs of one layer.
+    """What is known about the inputs of one layer.
 
     Attributes:
         moment: ``E[x xᵀ]``, shape ``(n, n)``; of an embedding the share of each index, ``(n,)``;

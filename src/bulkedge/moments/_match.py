@@ -55,7 +55,7 @@ def match_weights(
     for name, paths in owners.items():
         if len(paths) > 1:
             raise InputError(
-                f"{' and '.join(map(repr, paths))} are layers of one weight, {name!r}; collect one "
+                f"{' and '.join(map(repr, paths))} share one weight, {name!r}; collect one "
                 "of them, with include= or --include"
             )
     return {name: paths[0] for name, paths in owners.items()}

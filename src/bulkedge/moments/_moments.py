@@ -34,9 +34,9 @@ class Moments:
         exact_width: The largest width that is summed up as a matrix while the model runs.  Of a
             wider input there are only sums of thin products, which the sketch is made of.
         curvatures: Whether to collect ``G = E[g gᵀ]`` of each linear layer, too, g the gradients by
-            its outputs in the backward pass that follows a call.  The loss is the caller's: summed
-            over texts, not a mean, so that each counts alike.  Layers of more than ``exact_width``
-            outputs have none.
+            its outputs in the backward pass that follows a call. The caller chooses the loss: a sum
+            over texts, not a mean, so that each text has the same weight.  Layers of more than
+            ``exact_width`` outputs have none.
 
     Attributes:
         tuned: Whether they are of a fine-tune's inputs, as ``collect_moments`` says; None if
@@ -267,7 +267,7 @@ class Moments:
             The moments.
 
         Raises:
-            CheckpointError: If it is none, or damaged.
+            CheckpointError: If it is not such a file, or damaged.
         """
         found = cls()
         found._known, found.tuned = read_moments(Path(path))

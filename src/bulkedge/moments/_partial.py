@@ -62,8 +62,8 @@ class Partial:
         tensors, metadata = read_header(path)
         if metadata.get("format") != FORMAT or metadata.get("digest") != self.digest:
             raise InputError(
-                f"{path}: was collected on other texts, of another model or with other settings; "
-                "remove it to start anew, or repeat that command to finish it"
+                f"{path}: was collected on other texts, with another model or other settings; "
+                "remove it to start again, or repeat that command to finish it"
             )
         try:
             table, gradients, powers = (

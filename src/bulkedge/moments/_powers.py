@@ -1,4 +1,4 @@
-"""What layers of wide inputs put out: their inputs are known as sketches, which do not tell."""
+"""Outputs of layers with wide inputs: the sketches of their inputs do not determine them."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def to_dense(moment: Moment) -> Tensor:
         moment: Any form.
 
     Returns:
-        Shape ``(n, n)``: of a sketch what it stands for.
+        Shape ``(n, n)``; for a sketch, its approximation.
 
     Example:
         >>> to_dense(torch.tensor([1.0, 2.0])).tolist()
@@ -143,7 +143,7 @@ def to_dense(moment: Moment) -> Tensor:
 
 
 def sketch(C: Tensor, rank: int) -> Sketch:
-    """The leading eigenvectors of a second moment, and the diagonal of what they leave.
+    """The leading eigenvectors of a second moment, and the diagonal of the remainder.
 
     Up to a width of 1024 by a full decomposition, 10·n³.  Wider ones by four steps of subspace
     iteration from a fixed seed and a Nyström approximation, which is nowhere above C, so that

@@ -93,11 +93,11 @@ def tokens_of(
             ) from None
     found = _first_tokens([ids for ids in found if ids], max_tokens)
     if not found:
-        raise InputError("the tokenizer gives no tokens for any of the texts; mend its files")
+        raise InputError("the tokenizer gives no tokens for any of the texts; correct its files")
     largest, known = max(map(max, found)), network.get_input_embeddings().num_embeddings
     if largest >= known:
         raise InputError(
-            f"the tokenizer gives token {largest}, the model knows {known}: it is of another model"
+            f"the tokenizer gives token {largest}, the model has {known}: it fits another model"
         )
     return found
 
@@ -146,7 +146,7 @@ def _errors_explained() -> Iterator[None]:
         why = str(error).splitlines()[0] if str(error) else ""
         raise InputError(
             f"the model cannot be run on texts ({type(error).__name__}: {why:.200}); measure it in "
-            "a loop of your own, with Moments(model)"
+            "your own loop, with Moments(model)"
         ) from error
 
 

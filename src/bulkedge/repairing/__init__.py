@@ -1,6 +1,6 @@
 """Repair methods, and the files that a repair writes.
 
-A method of your own is a class of the form :class:`Method`: it turns a :class:`Case`, which is a
+Your own method is a class of the form :class:`Method`: it turns a :class:`Case`, which is a
 tuned matrix with the directions to be treated, into a :class:`Correction`.
 """
 

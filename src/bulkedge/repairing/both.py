@@ -65,7 +65,7 @@ def why_one_sided(comparison: Comparison, inputs: Inputs, sharing: int) -> str |
     if inputs.task is None or any(G is None for G in inputs.curvatures):
         why = "no curvatures of its outputs were collected"
     elif any(isinstance(x, Sketch) for x in (*inputs.moments, *inputs.curvatures)):
-        why = "of sketches both sides are not solved for"  # it would take matrices, and 15 n³
+        why = "two sides do not work with sketches"  # it would take matrices, and 15 n³
     elif sharing > 1 or comparison.base.rows is not None:
         why = "its outputs are those of several matrices"
     elif any(width(G) != comparison.base.acts_as[0] for G in inputs.curvatures if G is not None):

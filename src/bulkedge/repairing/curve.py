@@ -167,8 +167,8 @@ def strength_for(
     highest, lowest = sum(before) / len(before), float(logs[:, -1].mean())
     if not lowest < target < highest:
         raise InputError(
-            f"expected a target drift between {lowest:.3g} and {highest:.3g}, which is the mean "
-            f"drift of the fine-tune as it is, got {target:g}; ask for one between them"
+            f"expected a target drift between {lowest:.3g} and {highest:.3g}, the mean "
+            f"drift of the fine-tune, got {target:g}; choose one between them"
         )
     logs = logs.clamp_min(torch.finfo(logs.dtype).tiny).log()
     more = torch.tensor(factors, dtype=logs.dtype).log2()

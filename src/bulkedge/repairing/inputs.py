@@ -65,15 +65,15 @@ class Inputs:
             m = 0 if layer.curvature is None else width(layer.curvature)
             if layer.gradients < m:
                 return (
-                    f"the {what} curvatures are of {layer.gradients} gradients for a width of {m}: "
-                    "in the directions that they leave open the ridge decides; measure more texts"
+                    f"the {what} curvatures have {layer.gradients} gradients for a width of {m}: "
+                    "the ridge decides in the remaining directions; measure more texts"
                 )
         for what, layer in self._each():
             n = width(layer.moment)
             if not self.rows and layer.count < n:
                 return (
-                    f"the {what} moments are of {layer.count} inputs for a width of {n}: in the "
-                    "directions that they leave open the ridge decides; measure more texts"
+                    f"the {what} moments have {layer.count} inputs for a width of {n}: the ridge "
+                    "decides in the remaining directions; measure more texts"
                 )
         return None
 
@@ -89,7 +89,7 @@ class Inputs:
         for what, layer in self._each():
             if layer.count < rank:
                 raise InputError(
-                    f"the {what} moments are of {layer.count} inputs, fewer than the rank {rank} "
+                    f"the {what} moments have {layer.count} inputs, fewer than the rank {rank} "
                     "that the update may have; measure more texts"
                 )
 
@@ -216,7 +216,7 @@ def _tied(measured: _Measured, plan: Plan) -> dict[str, list[str]]:
     # equal numbers alone do not make two layers one: those of a copy, or of one start, are two
     groups: dict[bytes, list[tuple[str, Layer]]] = {}
     for name, layer in (*measured.known.items(), *measured.rest.items()):
-        if bool((layer.sample != layer.sample[0]).any()):  # weights that are all zero tell nothing
+        if bool((layer.sample != layer.sample[0]).any()):  # weights that are all zero show nothing
             groups.setdefault(_bytes(layer), []).append((name, layer))
     found = {}
     for group in groups.values():

@@ -37,7 +37,7 @@ LOWER = 0.9
 NEW = 1e-6
 """The norm below which the part of a direction outside the base's leading space is rounding."""
 SPACE_ANGLE = 1e-2
-"""The sine of the angle to which the base's leading space is computed; corrections hardly depend
+"""The sine of the angle to which the base's leading space is computed; corrections barely depend
 on it."""
 FIRST_SPIKES = 16
 """The number of singular values of a dense update that are computed at first."""
@@ -91,7 +91,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Case:
-    """A tuned matrix and those of its directions that are to be treated: what a method is given.
+    """The input of a method: a tuned matrix and those of its directions that are to be treated.
 
     Attributes:
         base: W0 as a map, with products in float64.
@@ -150,7 +150,7 @@ class Case:
 
 @runtime_checkable
 class Method(Protocol):
-    """How a matrix is repaired: what a method of your own must have.
+    """How a matrix is repaired: the members that your own method must have.
 
     ``bulkedge.repair`` takes any object of this form.  A frozen dataclass is best: its fields are
     stored in the record.
@@ -265,7 +265,7 @@ class Shrink:
     has no bulk of its own, the noise is the bulk of the base.  For a dense update the noise is the
     update's own bulk, which is removed.
 
-    This denoises an update and does not remove intruders: it keeps the strongest spikes best.
+    This denoises an update and does not remove intruders: it changes the strongest spikes least.
 
     Attributes:
         rounds: See :class:`Method`.
@@ -302,7 +302,7 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Project:
-    """Remove the update along what is new in the intruding vectors: ``(I − Z Zᵀ) ΔW``.
+    """Remove the update along the new part of the intruding vectors: ``(I − Z Zᵀ) ΔW``.
 
     Z spans the parts of the intruding left vectors outside the space of the 2k leading base
     vectors.  Along Z the repaired matrix equals the base, so nothing pretrained is lost, and the

@@ -21,34 +21,35 @@ DEFAULT_STRENGTH = 1.0
 class Protect:
     """Move every update away from the inputs that the base is used on.
 
-    ``D' = ΔW C_t (C_t + λ C_b)⁻¹`` keeps what the update does to the task's inputs and lowers what
-    it does to the base's: see :func:`bulkedge.repairing.solve.protected`.
+    ``D' = ΔW C_t (C_t + λ C_b)⁻¹`` keeps the effect of the update on the task's inputs and lowers
+    its effect on the base's: see :func:`bulkedge.repairing.solve.protected`.
 
     Attributes:
         moments: Of the base's inputs, on text of the kind to be kept.
-        task_moments: Of the fine-tune's inputs on text of its task.  Without, every direction of
-            the input counts alike for the task, which costs much of it.
-        strength: λ: what a unit of drift on the base's inputs costs, against a unit on the task's.
+        task_moments: Of the fine-tune's inputs on text of its task.  Without them, every input
+            direction counts equally for the task, which costs much of its accuracy.
+        strength: λ: the cost of a unit of drift on the base's inputs, relative to a unit on the
+            task's.
             1 if neither it nor a drift is given.
         target_drift: The mean over the layers of ``tr(D' C_b D'ᵀ)/tr(W0 C_b W0ᵀ)`` that is wanted;
             λ is then the strength that gives it.
         balance: In which unit the loss on the task and the drift are the same in every layer, so
             that one costs λ of the other wherever it is.  ``"output"``: mean squares of the layers'
-            outputs.  ``"drift"``: parts of what the base's weight puts out.  ``"layer"``: both
-            moments scaled to mean diagonal 1, each layer for itself.
+            outputs.  ``"drift"``: parts of the output of the base's weight.  ``"layer"``: both
+            moments scaled to mean diagonal 1, each layer separately.
         ridge: Part of the mean diagonal that is added to each moment, for directions that few texts
             have used.
-        sides: ``"one"``: the outputs of a layer count alike.  ``"two"``: each as much as the loss
+        sides: ``"one"``: the outputs of a layer count equally.  ``"two"``: each as much as the loss
             depends on it, by the curvatures in both moments, see :class:`Sides`; the factor on the
             output side is new, too.  That was measured to be better at ranks 2 and 8, worse at 1.
         rounds: How often every update is protected.  Each round after the first measures the task's
-            inputs on what the round before has made, since a protected layer changes the inputs of
-            those above it.  It protects ΔW as it was trained: to protect what is protected would
-            apply ``T`` twice, which is a larger λ.  What a further round would not change is a
-            minimum for every layer on the inputs that the protected model gives it; it need not
-            be reached.  Moments of the base's inputs stay those of the base.
-        recollect: What measures the task's inputs on a protected copy, given its folder, or file;
-            the copy is removed then.  Needed for more than one round.
+            inputs on the result of the previous round, since a protected layer changes the inputs
+            of those above it.  It protects ΔW as trained: protecting the result again would apply
+            ``T`` twice, like a larger λ.  Once a further round changes nothing, every layer is at
+            its minimum on the inputs that the protected model gives it; this need not happen.
+            Moments of the base's inputs stay those of the base.
+        recollect: A function that measures the task's inputs on a protected copy, given its folder
+            or file; the copy is then removed.  Needed for more than one round.
 
     Raises:
         InputError: If the strength is negative, the drift is not positive, both are given, the
@@ -107,7 +108,7 @@ class Protect:
         if self.target_drift is not None or self.balance == "drift":
             raise InputError(
                 "expected a strength, in units of the outputs or of a layer, for two sides: drift "
-                "does not tell what they keep; leave out the drift, or ask for one side"
+                "does not show what they keep; leave out the drift, or ask for one side"
             )
         if not (has_curvatures(self.moments) and has_curvatures(self.task_moments)):
             raise InputError(

@@ -33,7 +33,7 @@ from .work import Options, Row, Work, covers, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
 BOTH = "expected a full matrix or factors, got both; merge them first"
-BEYOND = "the protected numbers are beyond those of its dtype; scale the update down first"
+BEYOND = "the protected numbers exceed the range of its dtype; scale the update down first"
 
 Update = Tensor | LowRank
 """ΔW so that its inputs are its columns: full, or as factors."""
@@ -206,7 +206,7 @@ class Protection(Work):
                 )
             if other is not comparison and not self._known.of(other).same(inputs):
                 raise InputError(
-                    f"shares its factor with {other.base.name}, whose inputs are others; measure "
+                    f"shares its factor with {other.base.name}, which has other inputs; measure "
                     "both on the same"
                 )
         return inputs, pair

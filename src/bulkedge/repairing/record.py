@@ -66,7 +66,7 @@ class Treated(Row):
     subspace_overlap: Fraction
     verdict: Verdict
     base_share: Real = Field(
-        description="uᵀW0v/σ: what part of it was the base's; removed with it by scaling alone."
+        description="uᵀW0v/σ: the base's part of it, which only scaling removes, too."
     )
 
 
@@ -79,9 +79,7 @@ class RepairedMatrix(Row):
     status: Literal["repaired", "left", "refused"] = Field(
         description="Left, if no direction is as significant as asked for, or the method leaves it."
     )
-    note: str | None = Field(
-        description="Why it was refused; of a repaired one what to know of it."
-    )
+    note: str | None = Field(description="Why it was refused; for a repaired one, remarks.")
     rounds: Count = Field(description="How often it was treated.")
     directions: list[Treated]
     intruders_before: Count = Field(description="Directions to be treated, in the audit before.")
@@ -95,7 +93,7 @@ class RepairedMatrix(Row):
         description="1 − ‖W' − W0‖²/‖W − W0‖²; negative where more was added than taken.",
     )
     loss: Size = Field(
-        description="What dtype and rank leave out: ‖stored − meant‖_F / ‖W − W0‖_F."
+        description="The error from dtype and rank: ‖stored − meant‖_F / ‖W − W0‖_F."
     )
     strength: Size | None = Field(None, description="λ in this layer; null of other methods.")
     drift_before: Size | None = Field(
@@ -159,7 +157,7 @@ class RepairRecord(Document):
     left_behind: list[str] = Field(description="Files of the input that were not carried over.")
     before: Record
     matrices: list[RepairedMatrix]
-    cost: Cost | None = Field(None, description="What was taken; null where nothing was changed.")
+    cost: Cost | None = Field(None, description="How much was changed; null if nothing was.")
     after: Record | None = Field(
         description="The audit of what was written; null of a dry run, and in a frontier."
     )
@@ -167,5 +165,7 @@ class RepairRecord(Document):
     @model_validator(mode="after")
     def _check_cost(self) -> Self:
         if self.cost is not None and self.cost.matrix not in {row.name for row in self.matrices}:
-            raise ValueError(f"the cost is of {self.cost.matrix!r}, which is no matrix of it")
+            raise ValueError(
+                f"the cost is of {self.cost.matrix!r}, which is not one of its matrices"
+            )
         return self

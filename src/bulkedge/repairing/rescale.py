@@ -29,12 +29,12 @@ class Rescale:
     Attributes:
         level: In units of ``of``.
         of: ``"leading"``: θ_k, at which an outlier enters the k leading directions; ``"edge"``:
-            θ_c, at which it is born.
+            θ_c, at which it appears.
         uniform: One factor for all layers.
 
     Raises:
         InputError: Unless exactly one of ``level`` and ``uniform`` is given, and in its range; or
-            ``of`` is given beside ``uniform``.
+            ``of`` is given with ``uniform``.
 
     References:
         Xie, arXiv:2607.23711, for ``level`` at the edge.
@@ -56,7 +56,7 @@ class Rescale:
             uniform=optional(PART),
         )
         if self.uniform is not None and self.of != "leading":
-            raise InputError("expected no of= with uniform, which no limit enters; give level")
+            raise InputError("expected no of= with uniform, which uses no limit; give level")
         if (self.level is None) == (self.uniform is None):
             raise InputError(
                 f"expected a level or one factor for all of Rescale, got level {self.level} and "

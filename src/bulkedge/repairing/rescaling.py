@@ -28,7 +28,7 @@ from .work import Options, Row, Work, covers
 
 ADAPTERS = (
     "expected a PEFT adapter with its adapter_config.json, or a checkpoint, to rescale; this one "
-    "keeps its scale in other places"
+    "keeps its scale elsewhere"
 )
 DORA = "DoRA: s·B·A is not all of its update; merge it into the model first"
 BELOW = "below the limit already"

@@ -102,7 +102,7 @@ class Options:
         """
         if self != Options():
             raise InputError(
-                f"expected no select, significance or max_rank beside {type(method).__name__}, "
+                f"expected no select, significance or max_rank with {type(method).__name__}, "
                 "which changes every update and no rank; leave them out"
             )
 

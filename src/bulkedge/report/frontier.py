@@ -253,7 +253,7 @@ def _doubts(record: FrontierRecord) -> list[str]:
         )
     if record.task_moments is None:
         lines.append(
-            "Without moments of the task every direction of an input counts alike for it, which "
+            "Without moments of the task every input direction counts equally for it, which "
             "costs protecting much of it."
         )
     return lines

@@ -1,4 +1,4 @@
-"""Random-matrix theory of weights: laws, bulks, edges, and what a spike does to them.
+"""Random-matrix theory of weights: laws, bulks, edges, and the effect of spikes.
 
 - What noise alone looks like: :class:`MarchenkoPastur`, :class:`Semicircle`, :class:`TracyWidom`.
 - Where it ends in given singular values: :func:`fit_bulk`, :func:`edge_test`,
@@ -9,8 +9,7 @@
   :class:`LaguerreEnsemble`), neighbours (:func:`spacing_test`), the components of a vector
   (:func:`vector_test`).
 
-Everything takes numbers, NumPy arrays or torch
-tensors, and answers in kind.
+Everything takes numbers, NumPy arrays or torch tensors, and returns the same kind.
 """
 
 from ._law import Law

@@ -99,7 +99,7 @@ def real(x: Any) -> float:
         x: Anything.
 
     Returns:
-        The number, NaN if it is none.
+        The number, or NaN if it is not a number.
 
     Example:
         >>> real(torch.tensor(0.5)), real(np.int64(2)), real("2")
@@ -122,7 +122,7 @@ def count(name: str, x: Any, low: int, high: int | None = None) -> int:
         The number.
 
     Raises:
-        InputError: If it is none, or outside the limits.
+        InputError: If it is not a whole number, or outside the limits.
     """
     number = as_whole(x)
     if number is None or number < low or (high is not None and number > high):

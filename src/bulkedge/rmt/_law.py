@@ -18,7 +18,7 @@ from ._arrays import analytic, count, elementwise, real
 
 
 class Law(ABC):
-    """A probability measure on the line, asked as in ``scipy.stats``.
+    """A probability measure on the line, with the methods of ``scipy.stats``.
 
     Every function is vectorised: a number, list or NumPy array gives float64 in NumPy, a torch
     tensor gives a tensor of its device and precision, computed in float64.
@@ -129,13 +129,14 @@ class Law(ABC):
 
         Args:
             size: The shape, or the number of draws.
-            generator: Where randomness comes from; None is a fresh one of NumPy.
+            generator: The source of randomness; None is a fresh NumPy generator.
 
         Returns:
             A float64 tensor for a torch generator, on its device; else an array, or a float.
 
         Raises:
-            InputError: If the generator is neither of NumPy nor of torch, or the size no shape.
+            InputError: If the generator is neither from NumPy nor from torch, or the size is not a
+                shape.
         """
         shape = _shape(size)
         if isinstance(generator, torch.Generator):

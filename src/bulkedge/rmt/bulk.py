@@ -58,13 +58,13 @@ class Traces(NamedTuple):
 
 @dataclass(frozen=True)
 class Spike:
-    """What becomes of a spike of strength θ; fields are shaped like the θ they were asked for.
+    """The effect of a spike of strength θ; fields have the shape of θ.
 
     Attributes:
         theta: Its strength, a singular value of the update.
-        threshold: The strength θ_c beyond which it makes an outlier: one number, or one for each θ
-            where its sign matters (:class:`~bulkedge.rmt.SymmetricLawBulk`).
-        location: The outlier that it makes; the bulk edge below the threshold.
+        threshold: The strength θ_c beyond which it creates an outlier: one number, or one for each
+            θ where its sign matters (:class:`~bulkedge.rmt.SymmetricLawBulk`).
+        location: The position of the outlier; the bulk edge below the threshold.
         left_overlap: |⟨u, û⟩|² with the outlier's left singular vector; 0 below the threshold.
         right_overlap: |⟨v, v̂⟩|², likewise.
         sd: Standard deviation of the location, for one draw of u and v; NaN below the threshold,
@@ -183,7 +183,7 @@ class Bulk(ABC):
         return leave(self._locate(theta.clamp_min(self.threshold)))
 
     def spike(self, theta: Array) -> Spike:
-        """What becomes of a spike: threshold, location, overlaps.
+        """The effect of a spike: threshold, location, overlaps.
 
         Args:
             theta: Strengths ≥ 0: number, array or tensor.

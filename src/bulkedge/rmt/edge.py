@@ -53,7 +53,7 @@ STEP = 0.02
 
 @dataclass(frozen=True)
 class BulkFit:
-    """What is bulk and what is not in the singular values of a matrix.
+    """The bulk and the spikes in the singular values of a matrix.
 
     Attributes:
         shape: ``(m, n)`` of the matrix.
@@ -61,12 +61,12 @@ class BulkFit:
         sigma_error: Its standard error; meaningless where the values are not ``white``.
         misfit: Largest distance between the counts of values and of the white model, over p
             (Kolmogorov–Smirnov).
-        misfit_limit: What noise of this size reaches once in a thousand times.
+        misfit_limit: The misfit that noise of this size reaches once in a thousand times.
         edge: The upper edge of the bulk: τ(√m + √n) if white, else the empirical one.
-        spikes: How many values stand beyond it.
+        spikes: How many values are beyond it.
         p_value: Chance that noise alone makes the last of them as large; of the largest value if
             there are none.
-        bulk: What a further spike meets: :class:`WhiteBulk` or :class:`EmpiricalBulk`.
+        bulk: The bulk for further spikes: :class:`WhiteBulk` or :class:`EmpiricalBulk`.
         repulsion: Whether the values below the edge repel as those of noise; None where not all of
             them are computed, or they are too few.
         lower: The lower end of the bulk, and what lies below it; None as above, and where the
@@ -95,7 +95,7 @@ class BulkFit:
 
     @property
     def white(self) -> bool:
-        """Whether the values are those of noise.
+        """Whether the values look like noise.
 
         That is: the Marchenko–Pastur law describes them, and they repel as noise does.
         """
@@ -139,24 +139,24 @@ def fit_bulk(
     Args:
         values: All singular values in descending order, shape ``(min(m, n),)``, at least 12.
         shape: ``(m, n)`` of the matrix.
-        significance: Probability that noise alone is said to have a spike, if its entries have the
-            tails of a Gaussian and one variance.  Of heavier tails the largest values stray farther
+        significance: Probability that noise alone is reported to have a spike, if its entries have
+            Gaussian tails and one variance.  With heavier tails the largest values lie farther out
             (Student's t with 5 degrees of freedom alarms several times as often); then use
             :func:`~bulkedge.rmt.count_outliers`, which assumes no variance.
-        exact: How many leading values are computed, where the others come from a quadrature; only
+        exact: How many leading values are computed, if the others come from a quadrature; only
             these can be spikes.  All if None.
 
     Returns:
-        The fit.  ``white`` tells whether the Marchenko–Pastur law describes the values, and they
-        repel as noise does: what has its density alone is none, such as two blocks of noise beside
-        zeros in place of a full matrix.  Of noise each test fails once in a thousand times.  Where
-        one does, edge, spikes and bulk are empirical.  At most p/8 values can be spikes of a white
-        bulk, p/20 of an empirical one; more are taken for bulk.
+        The fit.  ``white`` says whether the Marchenko–Pastur law describes the values, and they
+        repel as noise does.  The density alone is not enough: a matrix of two blocks of noise, with
+        zeros elsewhere, also has it.  For noise each test fails once in a thousand times.  If one
+        fails, edge, spikes and bulk are empirical.  At most p/8 values can be spikes of a white
+        bulk, p/20 of an empirical one; more are counted as bulk.
 
     Raises:
         InputError: If the number of values does not fit the shape or is below 12, if values are
             not finite, descending and different, the significance is not in (0, 1) or ``exact`` is
-            no count.
+            not a count.
 
     References:
         Kritchman and Nadler, IEEE Trans. Signal Process. 57 (2009), for the sequential test;

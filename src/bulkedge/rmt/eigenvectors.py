@@ -56,12 +56,12 @@ class PorterThomas(GammaLaw):
 
 @dataclass(frozen=True)
 class VectorTest:
-    """Whether vectors spread over their components as those of noise do.
+    """Whether vectors spread over their components as in noise.
 
     Attributes:
         participation: ``(Σ|u_i|²)²/Σ|u_i|⁴``, the number of components that take part, from 1 to N;
-            a number for one vector, else one a column.
-        expected: What it is of noise: ``(N + 2)/3`` for real vectors, ``(N + 1)/2`` for complex.
+            a number for one vector, otherwise one per column.
+        expected: Its value for noise: ``(N + 2)/3`` for real vectors, ``(N + 1)/2`` for complex.
         p_value: Chance that noise is as far from that, on either side.
     """
 
@@ -71,7 +71,7 @@ class VectorTest:
 
 
 def vector_test(vectors: Array, *, beta: int | None = None) -> VectorTest:
-    """Whether vectors are those of noise, by how many of their components take part.
+    """Whether vectors look like noise, by the number of components that take part.
 
     The inverse participation ``S = Σ|u_i|⁴/(Σ|u_i|²)²`` has known moments for a uniform vector;
     with the first three, the transformation of Anscombe and Glynn makes it normal.  Vectors of one

@@ -70,7 +70,8 @@ def fit_edge(values: Array) -> Edge:
     """The edge of a bulk without outliers, from its 16 largest values.
 
     It is called hard where a line through the 16 values fits 4.5 times better than the 2/3 power:
-    of evenly spaced values always, of independent ones hardly ever, because their gaps are uneven.
+    always for evenly spaced values, almost never for independent ones, because their gaps are
+    uneven.
 
     Args:
         values: Singular values of the bulk in descending order, shape ``(p,)``, p ≥ 12.
@@ -100,11 +101,11 @@ def fit_edge(values: Array) -> Edge:
 def count_outliers(
     values: Array, *, significance: float = 0.05, exact: int | None = None
 ) -> tuple[int, float]:
-    """How many leading values are outliers of whatever bulk the rest forms.
+    """How many leading values are outliers of the bulk that the rest forms.
 
     Each of the first p/20 values is compared with the edge that the 15 values after it make,
     in units of their own scale, by the Tracy–Widom law; the last significant one counts, and all
-    before it.  Pure noise is taken for an outlier with probability ``significance`` at most
+    before it.  Pure noise gives an outlier with probability at most ``significance``
     (Bonferroni over the tests), if there are 30 values or more.  Fewer alarm more often, since
     fewer values make the edge: at a significance of 5 %, 20 values in 8 % of draws and 13 in 12 %;
     of 12 values none is tested, since all are needed for the edge.  Heavy-tailed entries make
@@ -113,8 +114,8 @@ def count_outliers(
     Args:
         values: Singular values in descending order, shape ``(p,)``, p ≥ 12.
         significance: Probability of a false alarm.
-        exact: How many leading values are computed; only these are tested, where the others come
-            from a quadrature.  All if None.
+        exact: How many leading values are computed; only these are tested if the others come from a
+            quadrature.  All if None.
 
     Returns:
         Their number, and the p-value of the last of them; of the first value if there are none.
@@ -142,15 +143,15 @@ def count_outliers(
 
 
 class EmpiricalBulk(Bulk):
-    """The bulk that given singular values are a sample of.
+    """The bulk estimated from given singular values.
 
     The first few values stand for a density ∝ √(b − s) below the edge b (constant for a hard edge,
-    whose threshold is 0), integrated in closed form; the others for themselves.
+    whose threshold is 0), integrated in closed form; the others count as single values.
 
     Args:
         values: Singular values of the base in descending order, shape ``(p,)``, p = min(m, n).
         shape: ``(m, n)``.
-        outliers: How many leading values are no part of the bulk; the others take over their
+        outliers: How many leading values are not part of the bulk; the others take over their
             weight.
 
     Raises:

@@ -174,7 +174,7 @@ class LaguerreEnsemble(Ensemble):
         sigma: σ, the root of the mean square of an entry.
 
     Raises:
-        InputError: If the shape is none, or β or σ is not positive.
+        InputError: If the shape is invalid, or β or σ is not positive.
 
     References:
         Wishart, Biometrika 20A (1928); Dumitriu and Edelman, arXiv:math-ph/0206043, for the

@@ -43,7 +43,7 @@ class LawBulk(Bulk):
         shape: ``(m, n)``.
 
     Raises:
-        InputError: If the law is none of singular values, is not on a bounded interval, or its
+        InputError: If the law is not one of singular values, is not on a bounded interval, or its
             density does not integrate to one.
 
     References:
@@ -136,7 +136,7 @@ class SymmetricLawBulk:
         return self._sides[0].threshold, self._sides[1].threshold
 
     def spike(self, theta: Array) -> Spike:
-        """What becomes of a spike of strength ``theta``, of either sign.
+        """The effect of a spike of strength ``theta``, of either sign.
 
         Args:
             theta: Strengths: number, array or tensor.

@@ -44,7 +44,7 @@ class LowerEdge:
     Attributes:
         position: Where it ends; 0 for a hard edge.
         hard: Whether the wall at zero holds the values.
-        outliers: How many values stand below it.
+        outliers: How many values are below it.
         p_value: Chance that noise alone makes the last of them, counted from below, as small; of
             the smallest value if there are none.
     """
@@ -142,7 +142,7 @@ def fit_lower_edge(
     Args:
         values: All singular values in descending order, shape ``(min(m, n),)``, at least 13.
         shape: ``(m, n)`` of the matrix.
-        significance: Probability that noise alone is said to have a small outlier.
+        significance: Probability that noise alone is reported to have a small outlier.
 
     Returns:
         The edge.

@@ -75,7 +75,7 @@ class SpikedSemicircle(AffineLaw):
 
     Its density is ``√(4σ² − x²)/(2π(σ² + θ² − θx))``; if |θ| > σ, the outlier θ + σ²/θ holds a mass
     of 1 − σ²/θ², which is the overlap of its eigenvector with e.  The histogram of all eigenvalues
-    is another matter: it stays the semicircle.
+    differs from it: it stays the semicircle.
 
     Args:
         theta: Strength θ of the spike, of either sign.

@@ -69,9 +69,9 @@ class SpacingTest:
 
     Attributes:
         ratio: Mean over neighbouring spacings of the smaller over the larger one.
-        expected: What it is in noise of that β.
+        expected: Its value in noise of that β.
         sd: Standard deviation of such a mean, in noise.
-        count: How many ratios it is the mean of.
+        count: The number of ratios.
         p_value: Chance that noise has a mean that is as far from the expected one, on either side.
     """
 
@@ -83,7 +83,7 @@ class SpacingTest:
 
 
 def spacing_test(values: Array, *, beta: int = 1) -> SpacingTest:
-    """Whether values repel as those of noise do, by the ratios of their neighbouring spacings.
+    """Whether values repel as in noise, by the ratios of neighbouring spacings.
 
     ``r_i = min(d_i, d_{i+1})/max(d_i, d_{i+1})`` with the spacings d.  Its mean is 0.386 for
     independent values, 0.531, 0.600 and 0.674 for noise of β = 1, 2 and 4, and 1 for a grid,
@@ -131,8 +131,8 @@ def spacing_test(values: Array, *, beta: int = 1) -> SpacingTest:
 def unfold(values: Array, law: Law | None = None, *, degree: int = 9) -> np.ndarray:
     """Values in units in which their mean spacing is 1 everywhere: ``p·F(value)``.
 
-    F is the cdf of a law, or a polynomial through the staircase of the values themselves.  The
-    spacings of what comes out, ``np.diff``, are to be held against :class:`WignerSurmise`.
+    F is the cdf of a law, or a polynomial through the staircase of the values themselves.  Compare
+    the spacings of the result, ``np.diff``, with :class:`WignerSurmise`.
 
     Args:
         values: In any order, shape ``(p,)``.

@@ -54,7 +54,7 @@ class Wigner:
         return self.sigma * math.sqrt(self.shape[0])
 
     def spike(self, theta: Array) -> Spike:
-        """What becomes of a spike of strength ``theta``, of either sign.
+        """The effect of a spike of strength ``theta``, of either sign.
 
         Args:
             theta: Strengths: number, array or tensor.
@@ -127,9 +127,9 @@ def spike(
     symmetric: bool = False,
     bulk: Bulk | None = None,
 ) -> Spike:
-    """What becomes of a spike θ u vᵀ added to a bulk: threshold, outlier, overlaps.
+    """The effect of a spike θ u vᵀ added to a bulk: threshold, outlier, overlaps.
 
-    For an update of rank r give its r singular values: at leading order each acts alone.
+    For an update of rank r give its r singular values: to leading order each acts independently.
 
     Args:
         theta: Strengths: number, array or tensor.
@@ -137,7 +137,7 @@ def spike(
         sigma: Standard deviation of an entry of a white bulk.
         symmetric: The bulk is a symmetric matrix, ``theta`` is added along one vector, and
             eigenvalues are meant.
-        bulk: Any other bulk, as :func:`~bulkedge.rmt.fit_bulk` finds, in place of a white one.
+        bulk: Another bulk instead of a white one, for example from :func:`~bulkedge.rmt.fit_bulk`.
 
     Returns:
         The spike, its fields shaped and typed like ``theta``.

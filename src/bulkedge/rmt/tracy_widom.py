@@ -53,7 +53,7 @@ class TracyWidom(Law):
     Widom write F4(s/√2) for the same; divide by √2 for theirs, of mean −2.3069.
 
     From −16 to 16, cdf, sf and their logarithms have relative errors of up to 3e-13 (1e-11 for the
-    tail of β = 4); farther out, their logarithms 1e-14.  The first use of a β takes some 50 ms.
+    tail of β = 4); farther out, their logarithms 1e-14.  The first use of a β takes about 50 ms.
 
     Args:
         beta: 1, 2 or 4.

@@ -1,8 +1,8 @@
-"""Experiments with random matrices: what theory predicts for updates, and what is measured.
+"""Experiments with random matrices: predictions of theory for updates, and measurements.
 
 Each experiment is a frozen set of settings.  ``run`` draws, measures and averages into a
 :class:`Table`; ``draw`` makes its figure (with matplotlib, the extra ``[report]``).
-An experiment of your own is a subclass of :class:`Experiment`.
+Your own experiment is a subclass of :class:`Experiment`.
 """
 
 from __future__ import annotations

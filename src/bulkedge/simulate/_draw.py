@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ._table import Table
 
-# the palette of Okabe and Ito, which people with any colour vision can tell apart
+# the palette of Okabe and Ito, which people with any colour vision can distinguish
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
 )  # fmt: skip

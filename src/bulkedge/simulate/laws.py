@@ -36,7 +36,7 @@ class _Ensemble:
 
 
 class Laws(Experiment):
-    """Spectra of noise, each against the law that it follows and against one cited for it."""
+    """Spectra of noise, each against the law that it follows and against one often cited for it."""
 
     name: ClassVar[str] = "laws"
     keys: ClassVar = {

@@ -108,8 +108,7 @@ class Command:
                 )
             except (OSError, ValueError) as error:
                 raise Failed(
-                    f"{self.call_of(model)}: cannot be started ({error}); name a program that "
-                    "there is"
+                    f"{self.call_of(model)}: cannot be started ({error}); name an existing program"
                 ) from None
         if ended.returncode != 0:
             raise Failed(f"{self.call_of(model)}: {_ending(ended.returncode)}; {_last(err)}")

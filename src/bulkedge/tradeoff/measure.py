@@ -184,7 +184,7 @@ class Evaluations:
 
     def _left(self) -> str:
         return (
-            f"{len(self.done)} of {len(self.points)} points are finished and kept; mend the "
+            f"{len(self.done)} of {len(self.points)} points are finished and kept; correct the "
             "evaluation, and repeat the command"
         )
 

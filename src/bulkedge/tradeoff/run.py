@@ -50,7 +50,7 @@ def frontier(
     progress: Progress | None = None,
     notice: Notice | None = None,
 ) -> FrontierRecord:
-    """What a fine-tune keeps of its task for what it gives back, by scaling and by protecting.
+    """Task accuracy against retention of a fine-tune, by scaling and by protecting.
 
     Copies of the fine-tune are written, ``W0 + s ΔW`` for each factor s and ``Protect(strength=λ)``
     for each λ, every one as ``bulkedge repair`` writes it, and each is evaluated, as is the
@@ -65,17 +65,17 @@ def frontier(
         tuned: The fine-tune: an adapter or a checkpoint.
         out: The folder of the copies and of ``frontier.json``; new, or of the same inputs.
         moments: A file of moments of text to be kept.
-        evaluate: A command with ``{model}`` where the path of a copy goes, run without a shell,
+        evaluate: A command with ``{model}`` in place of the path of a copy, run without a shell,
             whose last line on stdout is a JSON object of numbers; or a function that takes the path
             and returns them.
         task_moments: A file of moments of the task.
         task: Which of the numbers is the task; the first if None.
         keep: Which is to be kept; the first other one if None.
-        lower: The numbers of which less is better, such as a perplexity.
+        lower: The numbers for which lower is better, such as a perplexity.
         scales: Factors s.
         strengths: Strengths λ.
         balance: See :class:`bulkedge.Protect`.
-        with_base: Whether the base is evaluated, too; it is no adapter.
+        with_base: Whether the base is also evaluated; it is not an adapter.
         partial: Whether the fine-tune stores some weights only.
         device: Where copies are computed.
         jobs: Worker processes of the audit.
@@ -83,7 +83,7 @@ def frontier(
         notice: Called with a line for each point.
 
     Returns:
-        The record: all points, which of them are dominated, and what protecting gains on scaling
+        The record: all points, which of them are dominated, and the gain of protecting over scaling
         at equal retention.
 
     Raises:

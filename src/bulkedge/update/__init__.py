@@ -1,4 +1,4 @@
-"""What a low-rank update does to the singular values and vectors of its base.
+"""The effect of a low-rank update on the singular values and vectors of its base.
 
 Exactly (:class:`Secular`), to second order (:func:`singular_perturbation`), and in expectation,
 from singular values alone (:func:`predict`, :func:`budget`).

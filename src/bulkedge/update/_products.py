@@ -44,15 +44,15 @@ COPIED = 2**28
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found of one base.
+    """The results for one base.
 
     Attributes:
         values: Singular values, descending, float64, shape ``(min(m, n),)``.
         exact: How many of them are computed; the others are from a quadrature.
-        spectrum: The bulk that they make; None without one.
+        spectrum: Their bulk; None without one.
         problem: Why there is none; None if there is.
         passes: Products with the base or its transpose; 0 if all values were computed.
-        note: Why all values were computed where products were tried first; None elsewhere.
+        note: Why all values were computed although products were tried first; None otherwise.
     """
 
     values: Tensor
@@ -102,7 +102,7 @@ def measure(W0: Tensor, *, top_k: int = 10, seed: int = 0, small: int | None = N
         return _of_all(W0, shape, 0, None)
     found, passes = _by_products(W0, top_k, seed)
     if found is None:
-        why = "the leading values stand too close to converge: all were computed"
+        why = "the leading values are too close to converge: all were computed"
         return _of_all(W0, shape, passes, why)
     return found
 

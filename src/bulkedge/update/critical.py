@@ -42,12 +42,12 @@ GENERIC_DRAWS = 15
 
 @dataclass(frozen=True)
 class ScaleBracket:
-    """Where an update, growing from zero, makes its first new direction, as far as was looked.
+    """A bracket of the scale at which a growing update creates its first new direction.
 
     Attributes:
         low: A scale at which nothing is new; 0 if none was found.
         high: A scale above at which something is new; None if none was found.
-        undecided: At how many of the scales that were tried this stayed open.
+        undecided: For how many of the scales that were tried this stayed open.
         tried: How many scales were tried.
     """
 
@@ -64,8 +64,8 @@ def bracket_scale(
 ) -> ScaleBracket:
     """The critical scale of an update, between two scales no more than 10 % apart.
 
-    By bisection on log s.  What is open counts as new for the low end and as not new for the high
-    end: it widens the bracket and never moves an end to where nothing is decided.  New directions
+    By bisection on log s.  An open answer counts as new for the low end and as not new for the high
+    end: it widens the bracket and never moves an end to an undecided scale.  New directions
     may come and go as s grows.  So six scales below the bracket are tried, too, in steps by 1.25,
     and the search goes on below any of them at which something is new.  Cost: about a dozen calls,
     more where that happens.
@@ -73,7 +73,7 @@ def bracket_scale(
     Args:
         is_new: Whether one of the leading directions of ``W0 + s ΔW`` is new; None if it is open.
         start: A scale to begin at, such as the one that is expected.
-        known: Answers for scales that need not be asked again.
+        known: Known answers for some scales.
 
     Returns:
         The bracket.  An end that lies more than a factor of 64 from the start is not found.
@@ -127,10 +127,10 @@ def _bisect(beyond: Callable[[float], bool], start: float) -> tuple[float | None
 
 
 def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10) -> float | None:
-    """The critical scale by the one number that a budget has: ``θ_k / ‖ΔW‖₂``.
+    """The critical scale by the only number that a budget has: ``θ_k / ‖ΔW‖₂``.
 
-    An outlier is nearly all new where it is born, at θ_c, and counts once it stands among the k
-    leading directions, at θ_k; the strongest spike is the first to get there.  Cost: none, once the
+    An outlier is almost entirely new where it appears, at θ_c, and counts once it is among the k
+    leading directions, at θ_k; the strongest spike gets there first.  Cost: none, once the
     base is measured.
 
     Args:
@@ -165,7 +165,7 @@ def generic_scale(
     epsilon: float = DEFAULT_EPSILON,
     draws: int = GENERIC_DRAWS,
 ) -> float | None:
-    """The critical scale of an update of which the strengths alone are known.
+    """The critical scale of an update if only its strengths are known.
 
     The median over draws of its vectors, beside the base's own leading values: all spikes at once,
     with the mixing of vectors and the repulsion of values.  Cost: some ten milliseconds.
@@ -214,13 +214,14 @@ def aligned_scale(
     epsilon: float = DEFAULT_EPSILON,
     sides: Sequence[Literal["left", "right"]] = ("left",),
 ) -> float | None:
-    """The critical scale of an update that is known, beside the leading triplets of its base.
+    """The critical scale of a known update, given the leading triplets of its base.
 
-    How the update lies to these is measured; the rest of the base answers it by its bulk.  An
-    update along base vectors beyond the q leading ones, which strengthens what the base has, is
-    taken for a generic one there: its scale may be far off.  Cost:
-    O((m + n) q r) for the components, q = 32 triplets, and some 30 eigenproblems of q + 4r rows;
-    no product with the base.
+    The overlaps of the update with these are measured; the bulk represents the rest of the base.
+    An update along base vectors beyond the q leading ones, which strengthens what the base has, is
+    treated as generic there: its scale may be far off.
+
+    Cost: O((m + n) q r) for the components, q = 32 triplets, and some 30 eigenproblems of q + 4r
+    rows; no product with the base.
 
     Args:
         spectrum: The base.

@@ -284,8 +284,8 @@ def _matrices(A: Tensor, D: Tensor, order: int) -> tuple[Tensor, Tensor]:
         )
     if 0 < float(A.abs().max()) < MIN_ENTRY:
         raise InputError(
-            f"expected a matrix with an entry of at least {MIN_ENTRY}, got none, and the "
-            "derivative has no numbers then; multiply A and D by one number"
+            f"expected a matrix with an entry of at least {MIN_ENTRY}, got none: its "
+            "derivative cannot be represented; multiply A and D by one number"
         )
     if order not in (1, 2):
         raise InputError(f"expected order 1 or 2, got {order!r}")

@@ -47,7 +47,7 @@ STRONG = 1e6
 
 
 class Expectation(str, Enum):
-    """What is expected of a spike of the update."""
+    """The expected effect of a spike of the update."""
 
     ABSORBED = "absorbed"
     """Below the threshold: it makes no outlier."""
@@ -59,7 +59,7 @@ class Expectation(str, Enum):
 
 @dataclass(frozen=True)
 class BaseSpectrum:
-    """The singular values of a base and what of them is bulk.
+    """The singular values of a base and their bulk.
 
     Attributes:
         values: All of them, descending, float64, shape ``(min(m, n),)``.
@@ -118,7 +118,7 @@ class BaseSpectrum:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What isotropic spikes are expected to do; r of them, in the order of ``theta``.
+    """The expected effect of r isotropic spikes, in the order of ``theta``.
 
     Attributes:
         theta: Strengths, the singular values of the update, shape ``(r,)``.
@@ -128,7 +128,7 @@ class Prediction:
             the edge (:meth:`bulkedge.rmt.Bulk.supercritical`).
         location: Where the outlier is expected; the edge without one.
         sd: Standard deviation of the location; NaN without one.
-        left_overlap: |⟨u, û⟩|², how much of the outlier's left vector is the spike's.
+        left_overlap: |⟨u, û⟩|², the spike's share of the outlier's left vector.
         right_overlap: |⟨v, v̂⟩|², likewise.
         place: The outlier's rank among the tuned values, 0 the largest.
         left_score: Median of the intruder score of û: its largest cosine with a base vector; NaN,
@@ -137,7 +137,7 @@ class Prediction:
         left_new: Chance that the score of û is below ε.
         right_new: The same of v̂.
         expected: The verdict on the left side.
-        top_k_threshold: θ_k, the line that counts: beyond it an outlier is among the k judged.
+        top_k_threshold: θ_k, the relevant threshold: beyond it an outlier is among the k judged.
         chance: That one of these k is new on the left, all spikes together; NaN where it was not
             asked for.
     """
@@ -162,7 +162,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Budget:
-    """How strong a generic update of a layer may be before it makes an outlier.
+    """How strong a generic update of a layer may be before it creates an outlier.
 
     Attributes:
         rank: Rank r of the update.
@@ -173,7 +173,7 @@ class Budget:
         lora: Largest safe ``‖B·A‖₂`` under the scale α/r; None without an α.
         rslora: The same under α/√r.
         top_k_threshold: θ_k: strength at which an outlier reaches the k-th value of the base, and
-            so stands among the k leading directions that an audit judges; at most that value.
+            so is among the k leading directions that an audit judges; at most that value.
     """
 
     rank: int
@@ -196,7 +196,7 @@ def predict(
     top_k: int = 10,
     draws: int = DRAWS,
 ) -> Prediction:
-    """What the update ``scale·B·A`` is expected to do to a base that it is independent of.
+    """The expected effect of the update ``scale·B·A`` on a base that it is independent of.
 
     Cost: O((m+n) r²) for the spikes and O(p r) for each, p = min(m, n), once the base's singular
     values are known; milliseconds for 64 draws.
@@ -255,7 +255,7 @@ def predict_spikes(
 
     Raises:
         InputError: If strengths are not one row, one is negative or not finite, ε is not in
-            (0, 1], or a count is none.
+            (0, 1], or a count is invalid.
 
     Example:
         >>> W0 = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
@@ -300,7 +300,7 @@ def predict_spikes(
 def budget(
     base: Tensor | BaseSpectrum, rank: int, alpha: float | None = None, *, top_k: int = 10
 ) -> Budget:
-    """How strong a generic update of this rank may be before it makes an outlier.
+    """How strong a generic update of this rank may be before it creates an outlier.
 
     An outlier at the k-th value of the base has the strength ``θ_k = D(σ_k)^(−½)``, if σ_k stands
     outside the bulk.  Inside there is no outlier: θ_k is θ_c, where one is born, but at most σ_k.

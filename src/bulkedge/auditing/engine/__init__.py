@@ -24,7 +24,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What the record calls it."""
+        """Its name in the record."""
         ...
 
     @property

@@ -100,7 +100,7 @@ class _Worker:
 
     def give(self, position: int, comparison: Comparison) -> None:
         self.position = position
-        with suppress(OSError):  # it has died: the end of its pipe will tell
+        with suppress(OSError):  # it has died: the end of its pipe will show it
             self.pipe.send(comparison)
 
 
@@ -169,7 +169,7 @@ def _death(process: BaseProcess, comparison: Comparison, jobs: int) -> BaseExcep
     if code == -signal.SIGINT:
         return KeyboardInterrupt()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    why = f"most likely for want of memory; use fewer than {jobs} jobs"
+    why = f"most likely for lack of memory; use fewer than {jobs} jobs"
     if code == 1:  # Python's own, of an error before the first matrix
         why = 'its error is above; does the script lack `if __name__ == "__main__":`?'
     return BulkedgeError(f"a worker process died ({how}) on tensor {comparison.base.name!r}, {why}")

@@ -29,7 +29,7 @@ TOKEN_MODE = ("RAY_AUTH_MODE", "token")
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Tasks on an existing Ray cluster, one CPU (or GPU) each; a killed node's are tried again.
+    """Tasks on an existing Ray cluster, one CPU (or GPU) each; those of a killed node are retried.
 
     Anyone who reaches a Ray cluster without token authentication runs code on it, and what it sends
     back is unpickled here (CVE-2023-48022): addresses other than this machine's own loopback are
@@ -60,7 +60,7 @@ class RayEngine:
         return None
 
     def check(self, recipe: Recipe) -> None:
-        """Raise where this address or this device is not to be used.
+        """Raise if this address or this device must not be used.
 
         Args:
             recipe: What is to be computed.
@@ -179,11 +179,11 @@ def _receive(ray: Any, reference: Any, comparison: Comparison) -> Matrix:
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [""]
         raise BulkedgeError(
-            f"the Ray task on tensor {name!r} failed ({type(error).__name__}: {lines[-1]}); what a "
-            f"killed node had in hand is tried again {RETRIES} times"
+            f"the Ray task on tensor {name!r} failed ({type(error).__name__}: {lines[-1]}); the "
+            f"matrices of a killed node are tried again {RETRIES} times"
         ) from error
     if problem:
-        raise BulkedgeError(f"the Ray task on tensor {name!r} was not begun: {problem}")
+        raise BulkedgeError(f"the Ray task on tensor {name!r} was not started: {problem}")
     return Matrix.model_validate(row)
 
 

@@ -42,7 +42,7 @@ __all__ = [
 CODECS: tuple[type[Codec], ...] = (
     Scaled, BlockFp8, FourBits, EightBits, MlxAffine, Fp4, PackedInt, Gptq, Awq
 )  # fmt: skip
-"""Each is asked in turn whether it can read a tensor; what none of them claims is plain."""
+"""Each may claim a tensor, in this order; what none of them claims is plain."""
 
 
 def weights_of(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, Codec]:

@@ -95,10 +95,10 @@ class Codec(ABC):
     def claim(cls, stored: Candidate) -> Codec | None:
         """The codec of a tensor, if it holds the numbers of a weight that is stored this way.
 
-        Settings that lie in a small tensor may be read here.
+        Settings in a small tensor may be read here.
 
         Args:
-            stored: The tensor and what lies beside it.
+            stored: The tensor and its neighbours in the file.
 
         Returns:
             The codec; None if the tensor is stored in another way, or is a companion.
@@ -141,7 +141,7 @@ class Codec(ABC):
 
     @property
     def no_weight(self) -> str | None:
-        """Why the tensor is no weight matrix at all; None if it is one."""
+        """Why the tensor is not a weight matrix at all; None if it is one."""
         return NO_WEIGHT if self.name.endswith("bias") else None
 
     @property
@@ -160,7 +160,7 @@ class Codec(ABC):
         return 0.0
 
     def refuse_unreadable(self) -> None:
-        """Raise where it cannot be read.
+        """Raise if it cannot be read.
 
         Raises:
             CheckpointError: If it cannot.
@@ -191,7 +191,7 @@ class Codec(ABC):
         """
 
     def write(self, value: Tensor, expert: int | None, rows: Rows | None, file: Path) -> None:
-        """Write other numbers in the place of those that :meth:`read` reads.
+        """Replace the numbers that :meth:`read` reads.
 
         Args:
             value: Shape ``(rows, columns)``, any dtype.

@@ -254,7 +254,7 @@ def _block(content: Mapping[str, Any], key: str) -> int:
 
 
 def _is_size(value: Any) -> TypeGuard[int]:
-    """Whether a value is a positive integer; JSON's true is none."""
+    """Whether a value is a positive integer; JSON's true is not."""
     return type(value) is int and 0 < value < 2**48
 
 

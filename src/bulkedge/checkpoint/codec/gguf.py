@@ -82,9 +82,9 @@ class GgufWeight(Codec):
     def unreadable(self) -> str | None:
         """Of types that the library does not read, and of heads that do not fit."""
         if self.type in UNSUPPORTED:
-            return f"GGUF {self.type}: not a weight that is read here"
+            return f"GGUF {self.type}: a type of weight that is not supported"
         if self.heads < 0:
-            return "GGUF: the file does not say how many heads its rows are those of"
+            return "GGUF: the file does not say how many heads its rows belong to"
         if self.heads and (len(self.shape) != 2 or self.shape[0] % (2 * self.heads)):
             return f"GGUF: {self.shape[0]} rows are not those of {self.heads} heads"
         return None

@@ -47,7 +47,7 @@ class Plain(Codec):
 
     @property
     def read_only(self) -> str | None:
-        """None: the dtype rounds, and nothing is in the way."""
+        """None: the dtype only rounds."""
         return None
 
     @property

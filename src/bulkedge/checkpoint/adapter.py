@@ -54,7 +54,8 @@ class Adapter:
         origin: One line about the program that wrote it; empty if there is nothing to say.
         stored: All stored tensors, for a file other than safetensors; otherwise empty.
         targets: Which modules its configuration names; None without one that does.
-        disagreements: Where that and its tensors disagree, in sentences; filled once both inputs are known.
+        disagreements: Where that and its tensors disagree, in sentences; filled in once both inputs
+            are known.
     """
 
     path: Path

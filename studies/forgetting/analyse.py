@@ -191,6 +191,7 @@ def counts(data: Data, folder: Path) -> dict[str, int]:
         "seeds": len({line["seed"] for line in data.cells}),
         "tuned": len({line["method"] for line in _lines(folder, "tuning")}),
         "ends": sum(_at_end(rows) for rows in _tried(folder).values()),
+        "finished": len(finished),
         "without": sum(not line["new"] for line in finished),
         "minutes": round(sum(_seconds(folder)) / 60),
     }

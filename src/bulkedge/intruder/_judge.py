@@ -29,6 +29,7 @@ from bulkedge.triplet import (
     singular_triplet,
 )
 from bulkedge.triplet._bidiagonal import step_work
+from bulkedge.triplet.solver._start import seeded_by
 
 from ._dense import Base, BaseBySVD, factor_base, leading_triplets
 from ._search import CHECK_WORK_PER_CUBE
@@ -354,7 +355,9 @@ def judge_vectors(
         base, known = factor_base(W0.to(torch.float64)), _first(tuned, count)
         found = svd_side(base, W0.shape, known, side, subspace=subspace, epsilon=epsilon)
     else:
-        found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon)
+        # from the vectors alone: a digest of the base would take it from its device at every look
+        seed = int(seeded_by(tuned.u, tuned.v).integers(2**63))
+        found = certified_side(W0, tuned, side, subspace=subspace, epsilon=epsilon, seed=seed)
     return found.directions
 
 

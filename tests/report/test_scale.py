@@ -12,7 +12,7 @@ from rich.console import Console
 import bulkedge
 from bulkedge import InputError, report
 from bulkedge.cli import cli
-from bulkedge.records.rows import CriticalScale
+from bulkedge.records.rows import CriticalScale, ScalePoint
 from bulkedge.report.columns import CHOICES
 from bulkedge.report.scale import weaker
 from cases import orthonormal
@@ -129,6 +129,27 @@ def test_where_the_expectation_is_wrong_it_says_so(record):
     assert "for 1 of 1 matrix with" in line
     (sentence,) = report.scale.scale_sentences(altered(record, {"strong.weight": 1.25}))
     assert sentence.startswith("It is not known how much weaker it must be merged or served: the e")
+
+
+def test_a_matrix_whose_new_direction_comes_and_goes_counts(record):
+    """One has none now, as is expected, and is expected to have one at a lower strength."""
+    weak = next(row for row in record.matrices if row.name == "weak.weight")
+    assert not weak.new_directions
+
+    def with_window(expected, at_one):
+        points = [ScalePoint(scale=1.0, new=at_one, score=0.9)]
+        scale = weak.critical_scale.model_copy(update={"expected": expected, "aligned": True})
+        curve = weak.scale_curve.model_copy(update={"expected": points})
+        changed = weak.model_copy(update={"critical_scale": scale, "scale_curve": curve})
+        others = [row for row in record.matrices if row is not weak]
+        return record.model_copy(update={"matrices": [*others, changed]})
+
+    found = weaker(with_window(0.05, at_one=0))
+    assert (found.matrix, found.scale, found.known, found.affected) == ("weak", 0.05, 3, 2)
+    sentence = report.scale.scale_sentences(with_window(0.05, at_one=0))[1]
+    assert "3 matrices with new directions, now or at a lower strength." in sentence
+    wrong_already = weaker(with_window(0.05, at_one=1))
+    assert wrong_already == weaker(record) == weaker(with_window(1.2, at_one=0))
 
 
 def test_without_new_directions_nothing_has_to_be_weaker(record):

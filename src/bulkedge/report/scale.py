@@ -14,14 +14,15 @@ from .doubts import untrained
 
 @dataclass(frozen=True)
 class Weaker:
-    """What the critical scales of the matrices with new directions say.
+    """What the critical scales say of the matrices with new directions, now or at a lower strength.
 
     Attributes:
         scale: The smallest; 1 and more is not believed, since new directions are there.
         measured: Whether it is one that was measured; else it is expected.
         matrix: Whose it is.
         known: How many matrices it is the smallest of.
-        above: How many of them are expected to have no new direction, and do have one.
+        affected: How many of them have new directions now.
+        above: How many of these are expected to have none.
         untrained: How many more were left out, since their base looks like noise.
     """
 
@@ -29,6 +30,7 @@ class Weaker:
     measured: bool
     matrix: str
     known: int
+    affected: int
     above: int
     untrained: int
 
@@ -36,10 +38,10 @@ class Weaker:
 def weaker(record: Record) -> Weaker | None:
     """The smallest critical scale of an update that makes new directions.
 
-    Where it is only expected, it is that of the matrices with new directions: the others need no
-    weaker update, whatever is expected of them.  Where it was measured, all count: a matrix
-    may have a new direction at a smaller scale and none at 1.  One whose base looks untrained has
-    nothing to lose, and is left out unless all are such.
+    A matrix may have a new direction at a smaller scale and none at 1.  Where scales were measured,
+    all matrices count.  Where they are only expected, those with new directions do, and those of
+    which the law expects none at 1, as it is, and one below: of the rest it is wrong already.  One
+    whose base looks untrained has nothing to lose, and is left out unless all are such.
 
     Args:
         record: An audit.
@@ -55,7 +57,7 @@ def weaker(record: Record) -> Weaker | None:
     fresh = {id(matrix) for matrix in untrained(record)}
     if all(id(matrix) in fresh for matrix in affected):
         fresh = set()
-    counted = judged if measured else affected
+    counted = judged if measured else [m for m in judged if m.new_directions or _may_return(m)]
     trained = [matrix for matrix in counted if id(matrix) not in fresh]
     first = min(trained, key=_scale)
     return Weaker(
@@ -63,7 +65,8 @@ def weaker(record: Record) -> Weaker | None:
         measured=measured,
         matrix=first.name.removesuffix(".weight"),
         known=len(trained),
-        above=0 if measured else sum(_scale(matrix) >= 1 for matrix in trained),
+        affected=sum(bool(matrix.new_directions) for matrix in trained),
+        above=0 if measured else sum(m.new_directions > 0 and _scale(m) >= 1 for m in trained),
         untrained=len(counted) - len(trained),
     )
 
@@ -104,6 +107,8 @@ def scale_sentences(record: Record) -> list[str]:
     else:
         then = "no new direction is expected; that is an estimate"
         known += " with new directions"
+        if found.affected < found.known:
+            known += ", now or at a lower strength"
     sentences = [
         f"Merged or served at ≤ {_down(found.scale)} of its strength, {then}.",
         f"{printable(found.matrix)} sets this limit, the lowest critical scale of {known}.",
@@ -133,6 +138,12 @@ def told_weaker(record: Record) -> tuple[float, str, str] | None:
     return found.scale, f"≤ {_down(found.scale)}", f"of its strength: {nothing}"
 
 
+def _may_return(matrix: Matrix) -> bool:
+    """Whether new directions are expected at a lower strength, and rightly none at this one."""
+    at_one = [point.new for point in matrix.scale_curve.expected if point.scale == 1]
+    return at_one == [0] and _scale(matrix) < 1
+
+
 def _scale(matrix: Matrix) -> float:
     """The critical scale of a matrix that has one."""
     scale = critical_scale(matrix)
@@ -154,7 +165,7 @@ def _left_out(found: Weaker, one: str, many: str) -> str:
 
 def _off(found: Weaker) -> str:
     """How often the expectation is wrong, and what follows."""
-    of = f"{found.above} of {count(found.known, 'matrix', 'matrices')} with new directions"
+    of = f"{found.above} of {count(found.affected, 'matrix', 'matrices')} with new directions"
     return f"the estimate is too high for {of}, which may have to be weaker still"
 
 

@@ -112,7 +112,7 @@ def test_a_long_summary_says_how_much_it_leaves_out(limit, tmp_path, monkeypatch
     files = [save(tmp_path / f"{i}.safetensors", x) for i, x in enumerate((base, tuned))]
     record = bulkedge.audit(*files)
     assert sum(bool(matrix.new_directions) for matrix in record.matrices) == 2
-    monkeypatch.setattr("bulkedge.report.checks.MOST_ROWS", limit)
+    monkeypatch.setattr("bulkedge.report.markdown.MOST_ROWS", limit)
     page = to_markdown(record)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + min(limit, 2)  # with a head and a rule

@@ -118,13 +118,13 @@ DOUBTS = {
         "ambiguous",
     ),
     "a marker without content": ({"unsloth_fused_expert_lora": [1]}, "ambiguous"),
-    "mixed": (nested("mixed"), "gate_up_proj: 'mixed'"),
-    "unknown": ({"lora_B_layout": "x\x1b"}, r"gate_up_proj: 'x\x1b'"),
-    "a number": ({"lora_B_layout": 3}, "gate_up_proj: 'int'"),
-    "deep": ({"lora_B_layout": json.loads("[" * 900 + "]" * 900)}, "gate_up_proj: 'list'"),
+    "mixed": (nested("mixed"), "gate_up_proj as 'mixed'"),
+    "unknown": ({"lora_B_layout": "x\x1b"}, r"gate_up_proj as 'x\x1b'"),
+    "a number": ({"lora_B_layout": 3}, "gate_up_proj as 'int'"),
+    "deep": ({"lora_B_layout": json.loads("[" * 900 + "]" * 900)}, "gate_up_proj as 'list'"),
     "contradiction": (
         nested(GROUPED) | {"lora_B_layout": RANK_MAJOR},
-        "gate_up_proj: 'grouped_by_expert', 'rank_major'",
+        "gate_up_proj as 'grouped_by_expert', 'rank_major'",
     ),
 }
 

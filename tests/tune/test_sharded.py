@@ -8,6 +8,7 @@ from torch import nn
 
 from bulkedge.intruder import certify
 from bulkedge.triplet import GolubKahan, singular_triplet
+from bulkedge.triplet.solver._start import seeded_by
 from helpers import some
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
@@ -66,10 +67,15 @@ def compare_verdicts(rank):
     W0, y = draw(151, 120), draw(151, 2, 1)
     Y = torch.linalg.qr(torch.cat([y[:, :1], torch.linalg.svd(W0).U[:, :1]], dim=1)).Q
     mesh = init_device_mesh("cpu", (2,))
-    found = certify(sharded_map(distribute_tensor(W0, mesh, [Shard(0)])), Y)
-    whole = certify(W0, Y)
+    shared = sharded_map(distribute_tensor(W0, mesh, [Shard(0)]))
+    found, whole = (certify(A, Y, generator=torch.Generator().manual_seed(0)) for A in (shared, W0))
     assert found.verdicts == whole.verdicts
     torch.testing.assert_close(found.score, whole.score, rtol=0, atol=1e-3)
+    for A in (shared, 2.0 * shared.T, shared + shared):  # all processes draw the same vectors
+        drawn = torch.from_numpy(seeded_by(A).standard_normal(4))
+        others = [torch.empty_like(drawn) for _ in range(2)]
+        torch.distributed.all_gather(others, drawn)
+        assert torch.equal(*others)
 
 
 def with_outliers():

@@ -129,6 +129,17 @@ class LinearMap(ABC):
         """
         return self.norm_bound()
 
+    def agreed(self, digest: bytes) -> bytes:
+        """A digest of the tensors, the same in all processes that share the map.
+
+        Args:
+            digest: Of the tensors of this process.
+
+        Returns:
+            The digest itself, where the tensors are not spread over processes.
+        """
+        return digest
+
     @property
     def T(self) -> LinearMap:
         """The transposed map, shape ``(n, m)``."""

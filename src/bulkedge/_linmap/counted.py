@@ -40,6 +40,10 @@ class Counted(LinearMap):
         """See :meth:`LinearMap.rounding_scale`."""
         return self.inner.rounding_scale()
 
+    def agreed(self, digest: bytes) -> bytes:
+        """See :meth:`LinearMap.agreed`."""
+        return self.inner.agreed(digest)
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         return self.inner.to_dense()

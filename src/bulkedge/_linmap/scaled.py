@@ -116,6 +116,10 @@ class Scaled(LinearMap):
             return abs(self.factor) * scale
         return self.norm_bound()
 
+    def agreed(self, digest: bytes) -> bytes:
+        """See :meth:`LinearMap.agreed`."""
+        return self.inner.agreed(digest)
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         before, after = self._split()
@@ -187,6 +191,10 @@ class RowScaled(LinearMap):
     def rounding_scale(self) -> float:
         """See :meth:`LinearMap.rounding_scale`."""
         return float(self.factors.abs().max()) * self.inner.rounding_scale()
+
+    def agreed(self, digest: bytes) -> bytes:
+        """See :meth:`LinearMap.agreed`."""
+        return self.inner.agreed(digest)
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

@@ -59,6 +59,12 @@ class Sum(LinearMap):
         """See :meth:`LinearMap.rounding_scale`."""
         return sum(term.rounding_scale() for term in self.terms)
 
+    def agreed(self, digest: bytes) -> bytes:
+        """See :meth:`LinearMap.agreed`."""
+        for term in self.terms:
+            digest = term.agreed(digest)
+        return digest
+
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""
         first, *rest = self.terms
@@ -124,6 +130,10 @@ class Adjoint(LinearMap):
     def rounding_scale(self) -> float:
         """See :meth:`LinearMap.rounding_scale`."""
         return self.inner.rounding_scale()
+
+    def agreed(self, digest: bytes) -> bytes:
+        """See :meth:`LinearMap.agreed`."""
+        return self.inner.agreed(digest)
 
     def to_dense(self) -> Tensor:
         """See :meth:`LinearMap.to_dense`."""

@@ -279,9 +279,9 @@ class Search:
         )
 
     def _measuring_costs_more(self) -> bool:
-        """Whether measuring costs more than to see whether the proofs so far are enough."""
+        """Whether measuring costs twice what it does to see whether the proofs are enough."""
         block = self.process.start_size + ROUNDING_PROBES
-        return FLOAT64_COST * 4 * block * math.prod(self.process.map.shape) > CHECK_WORK
+        return FLOAT64_COST * 4 * block * math.prod(self.process.map.shape) > 2 * CHECK_WORK
 
     def _provable_min_sigma(self, fraction: float = MIN_SIGMA_FRACTION) -> float:
         """The largest lower bound of all singular values that is worth trying to prove."""

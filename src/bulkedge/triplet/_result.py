@@ -99,12 +99,15 @@ class SingularTriplets:
         the gap to computed values stands in for the gap to the true ones.  In float32 the rounding
         term is often far larger than the true error.  Where two singular values coincide no single
         vector is defined, and the bound is 1.
+
+        For k = 1 a large matrix is solved with single vectors (:class:`Lanczos`), which see one copy
+        of nearly equal values: the vector lies in their space, and the bound says nothing of where.
+        k = 2 shows both.
         """
-        tiny = torch.finfo(self.sigma.dtype).tiny
         shape = (self.u.shape[-2], self.v.shape[-2])
         residuals = self.residuals + resolution(self.sigma, shape)
-        errors = (residuals / self.gaps.clamp_min(tiny)).clamp_max(1.0)
-        return torch.where(self.gaps > 0, errors, 1.0)  # a tie, though no residual is left
+        # also in a tie, though no residual is left
+        return torch.where(residuals < self.gaps, residuals / self.gaps, 1.0)
 
 
 def neighbour_gaps(sigma: Tensor, k: int, *, complete: bool) -> Tensor:

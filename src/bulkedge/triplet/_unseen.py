@@ -316,7 +316,7 @@ def smallest_eigenvalue_bound(rows: int, columns: int, probability: float) -> fl
 
 def _growing_edges(top: float, low: float, high: float) -> numpy.ndarray:
     """Edges of cells from low to high that grow with their distance from top, which is below."""
-    if not low < high:
+    if not top < low < high:  # top may be 0, or too small for a number just above it
         return numpy.array([high])
     count = math.ceil(math.log((high - top) / (low - top)) / math.log(CELL_GROWTH))
     steps = (low - top) * CELL_GROWTH ** numpy.arange(1, count)

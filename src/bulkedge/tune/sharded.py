@@ -12,6 +12,7 @@ the same steps, so all processes must call whatever uses the map.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -61,6 +62,13 @@ class ShardedMatrix(LinearMap):
         """``‖W‖_F``, the same in all processes."""
         square = torch.tensor([self.local.norm_bound() ** 2], dtype=torch.float64)
         return float(self._summed(square.to(self.device)).sqrt())
+
+    def agreed(self, digest: bytes) -> bytes:
+        """See :meth:`LinearMap.agreed`: a digest of those of all processes, in their order."""
+        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(self.device)
+        parts = [torch.empty_like(own) for _ in self.sizes]
+        all_gather(parts, own, group=self.group)
+        return hashlib.sha256(torch.cat(parts).cpu().numpy().tobytes()).digest()
 
     def to_dense(self) -> Tensor:
         """The whole matrix, gathered in every process; products need no gathering."""

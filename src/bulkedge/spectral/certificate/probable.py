@@ -39,9 +39,10 @@ stopping at any N, does not raise the probability of failure.
 |γ| = 1 for p = 1.  If the leading value is multiple, γ is the norm of a longer projection, which
 only helps.
 
-*Rounding* is modelled here, not proved.  Both ends are widened by 4√max(m, n)·eps, a few times the
-error of a product with independent roundings (Higham, Mary, SIAM J. Sci. Comput. 41 (2019),
-doi:10.1137/18M1226312).  In a single direction, z, a product errs by far less: 16 eps·σ₁ is allowed
+*Rounding* is in part modelled here, not proved.  Both ends are widened by what it may do to a
+product in any order of summation, γ_{m+n} times the Frobenius norm of the absolute values behind it
+(:meth:`LinearMap.rounding_scale`: of a map that cancels, far more than its norm), and by 4√max(m,
+n)·eps for the rest.  In a single direction, z, a product errs by far less: 16 eps·σ₁ is allowed
 for.  It is taken from δ, because rounding puts a component of that size into every vector, and
 added to ρ_i in (3), so that a breakdown, ρ_i ≈ 0, claims what float64 can know and no more.
 """
@@ -56,7 +57,8 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge._fields import TOLERANCE, check_fields, whole
-from bulkedge._linmap import LinearMap, image_exponent
+from bulkedge._linmap import LinearMap, image_exponent, times_power
+from bulkedge.triplet._rounding import float64_rounding
 from bulkedge.triplet.solver._start import gaussian, seeded_by
 
 from ._bound import NormBound, check, unscale
@@ -132,9 +134,13 @@ class Probable:
                 return NormBound(0.0, 0.0, self.failure, 1)
             chain = Chain(W, start, exponent)
             lower, upper = self._run(chain, delta, noise)
+            scale = times_power(W.rounding_scale(), -exponent)
+            if not math.isfinite(scale):  # beyond float64, where nothing cancels
+                scale = math.sqrt(min(A.shape)) * upper
+            own = 2 * float64_rounding(sum(A.shape) + 4, scale)
         return NormBound(
-            unscale(lower * (1 - noise), exponent, 0.0),
-            unscale(upper * (1 + noise), exponent, math.inf),
+            unscale(max(lower * (1 - noise) - own, 0.0), exponent, 0.0),
+            unscale(upper * (1 + noise) + own, exponent, math.inf),
             self.failure,
             passes=len(chain.norms) + 1,
         )

@@ -46,7 +46,7 @@ def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
     Returns:
         The generator.
     """
-    digest = hashlib.sha256()
+    digest, maps = hashlib.sha256(), [m for m in matrices if isinstance(m, LinearMap)]
     for matrix in matrices:
         tensors = (matrix,) if isinstance(matrix, Tensor) else matrix.tensors
         if not isinstance(matrix, Tensor):
@@ -56,7 +56,10 @@ def seeded_by(*matrices: LinearMap | Tensor) -> numpy.random.Generator:
             plain = unwrapped(tensor).detach().cpu()
             integers = plain.view(SAME_SIZE_INTEGERS[plain.element_size()]).numpy()
             digest.update(numpy.ascontiguousarray(integers).data)
-    return numpy.random.default_rng(int.from_bytes(digest.digest(), "big"))
+    found = digest.digest()
+    for matrix in maps:
+        found = matrix.agreed(found)
+    return numpy.random.default_rng(int.from_bytes(found, "big"))
 
 
 def unforeseen(generator: Randomness, *matrices: LinearMap | Tensor) -> Randomness:

@@ -440,6 +440,25 @@ def test_rows_are_mappings(record):
         row["nothing"]
 
 
+def test_a_misspelt_kind_of_rows_is_refused(record):
+    with pytest.raises(InputError, match=r"expected rows 'matrices' or 'directions', got 'direc"):
+        record.to_pandas("direction")
+
+
+def test_a_verdict_that_became_another_is_a_change(record):
+    row = record.matrices[0]
+    first = row.directions[0]
+    either = {bulkedge.intruder.Verdict.ROTATED, bulkedge.intruder.Verdict.INTRUDER}
+    (other,) = either - {first.verdict}
+    turned = row.model_copy(
+        update={"directions": [first.model_copy(update={"verdict": other}), *row.directions[1:]]}
+    )
+    after = record.model_copy(update={"matrices": [turned, *record.matrices[1:]]})
+    found = record.compare(after)
+    assert [change.name for change in found.changed] == [row.name]
+    assert f"{other.value} 0 → 1" in repr(found)
+
+
 def test_without_pandas_it_says_what_to_install(record, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingExtraError, match=r"to_pandas\(\) needs pandas: .*pandas\]"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bulkedge import InputError
+from bulkedge._linmap import Dense, LowRank
 from bulkedge.intruder import certify
 
 
@@ -50,6 +51,20 @@ def test_vectors_must_be_a_tensor_of_real_numbers():
         certify(W0, numpy.asarray(Y))
     with pytest.raises(InputError, match="expected Y as a tensor of real vectors"):
         certify(W0, Y.to(torch.complex64))
+
+
+def test_a_space_that_sees_nothing_of_the_base_is_refused():
+    outside = torch.eye(30)[:, -1:]
+    with pytest.raises(InputError, match=r"got none: give more probes"):
+        certify(torch.eye(30, 20), outside, probes=0)  # outside its range
+    assert float(certify(torch.eye(30, 20), outside, probes=1).lower) == 0.0
+    g = torch.Generator().manual_seed(0)
+    W, B, A = (torch.randn(shape, generator=g) for shape in [(200, 150), (200, 2), (2, 150)])
+    update = LowRank(1e6 * B, A)
+    with pytest.raises(InputError, match=r"if it is a sum of maps that cancel, the sum in float64"):
+        certify(Dense(W) + update - update, torch.eye(200)[:, :1])
+    wide = Dense(W).to(torch.float64) + update.to(torch.float64) - update.to(torch.float64)
+    assert len(certify(wide, torch.eye(200)[:, :1]).verdicts) == 1
 
 
 def test_a_base_that_is_trained_is_no_trouble(recwarn):

@@ -92,7 +92,7 @@ def test_a_causal_model_from_the_command_line(kind, layers, down, width, texts, 
     result = command(folder, texts, "-o", out, "-q")
     assert result.exit_code == 0
     count = sum(len(text.split()) for text in TEXTS)
-    few = rf"have had fewer inputs than they are wide, such as \S+: {count} for a width of {width}"
+    few = rf"had fewer inputs than they are wide, such as \S+: {count} for a width of {width}"
     assert bool(re.search(few, result.output)) is (count < width)
     assert len(result.output.splitlines()) == (count < width)
     assert [path.name for path in tmp_path.iterdir()] == ["base.moments"]

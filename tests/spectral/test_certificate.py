@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from bulkedge import InputError
+from bulkedge import InputError, spectral_norm
 from bulkedge._linmap import Dense, LowRank
 from bulkedge.spectral.certificate import Probable, Rigorous, rigorous
 from bulkedge.spectral.certificate.probable import _beyond, _component_quantile, _upper_end
@@ -94,6 +94,23 @@ def test_subnormal_norm_is_rounded_outwards(bound):
     found = bound.bound(Dense(torch.full((1, 2), step, dtype=torch.float64)))
     assert found.lower <= step  # the norm is √2 steps
     assert found.upper == 2 * step
+
+
+@pytest.mark.parametrize("shape", [(10**6, 1), (1, 300_000), (2, 10**5)], ids=str)
+def test_rounding_that_always_errs_to_one_side_is_allowed_for(shape):
+    """All terms of these products are equal, and so are their roundings."""
+    exactly = 0.1 * math.sqrt(math.prod(shape))
+    found = spectral_norm(torch.full(shape, 0.1, dtype=torch.float64), certified=Probable())
+    assert found.lower <= exactly * (1 - 1e-15)
+    assert found.upper >= exactly * (1 + 1e-15)
+
+
+def test_rounding_of_a_map_that_cancels_is_allowed_for():
+    g = torch.Generator().manual_seed(0)
+    W, B = (x * torch.randn(300, 200, generator=g, dtype=torch.float64) for x in (1.0, 1e8))
+    found = Probable(rtol=1e-12, max_passes=400).bound(Dense(B) + Dense(W) - Dense(B))
+    exactly = float(torch.linalg.matrix_norm(W, 2))
+    assert found.lower <= exactly <= found.upper < 1.001 * exactly
 
 
 def test_zero_is_bounded_by_zero():

@@ -107,6 +107,18 @@ def test_sum_of_dense_and_low_rank_is_not_formed(shape, monkeypatch):
     torch.testing.assert_close(singular_triplet(tuned, 5, solver=BlockKrylov()).sigma, expected)
 
 
+@pytest.mark.parametrize("power", [-970, -1000, -1010, 900])
+def test_vector_errors_of_ties_are_one_at_any_scale(power):
+    generator = torch.Generator().manual_seed(0)
+    U, V = (
+        torch.linalg.qr(torch.randn(60, 9, generator=generator, dtype=torch.float64)).Q
+        for _ in range(2)
+    )
+    values = torch.tensor([2.0] * 6 + [1.0, 0.5, 0.1], dtype=torch.float64) * 2.0**power
+    found = singular_triplet((U * values) @ V.mT, 5)
+    assert found.vector_errors.tolist() == [1.0] * 5
+
+
 def test_vector_errors_bound_the_true_ones():
     A = gaussian(120, 100)
     U, _, Vt = torch.linalg.svd(A)

@@ -15,7 +15,7 @@ peft = pytest.importorskip("peft")
 
 from bulkedge.moments import Moments  # noqa: E402
 from bulkedge.tune import full_matrices  # noqa: E402
-from bulkedge.tune.trainer import IntruderMonitor  # noqa: E402
+from bulkedge.tune.trainer import Hold, IntruderMonitor  # noqa: E402
 from helpers import some  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
@@ -302,6 +302,18 @@ def test_the_forecast_is_logged_after_the_first_steps_and_has_a_range(tmp_path, 
         assert layer.crossing == ((30,) * 3 if strength >= 1 else (None,) * 3)
     last = with_figures(trainer.state.log_history)[-1]
     assert last[name] == sum(layer.strength >= 1 for layer in found)
+
+
+@pytest.mark.parametrize("held_first", [True, False])
+def test_no_forecast_in_a_run_that_is_held(held_first, tmp_path, sent):
+    """What is lowered after every step does not grow as updates do."""
+    monitor = IntruderMonitor(every=10, top_k=5, full_passes=False)
+    both = [Hold("leading"), monitor] if held_first else [monitor, Hold("leading")]
+    options = {"max_steps": 30, "lr_scheduler_type": "linear", "learning_rate": 0.01}
+    make_trainer(tmp_path, make_model(), *both, report_to="reporter", **options).train()
+    assert monitor.history[-1][0] == 30
+    assert monitor.forecast() == []
+    assert not any("bulkedge/predicted_crossings" in logs for _, logs in sent)
 
 
 def test_no_forecast_where_the_schedule_is_not_known_beforehand(tmp_path, sent):

@@ -139,10 +139,10 @@ def _few_inputs(measured: Moments) -> str | None:
     if not few:
         return None
     widest = max(few, key=lambda name: width(layers[name].moment))
+    inputs, wide = layers[widest].count, width(layers[widest].moment)
     return (
-        f"WARNING: of {len(layers)} layers {len(few)} have had fewer inputs than they are wide, "
-        f"such as {widest}: {layers[widest].count} for a width of {width(layers[widest].moment)}; "
-        "measure more texts"
+        f"WARNING: {len(few)} of {count(len(layers), 'layer')} had fewer inputs than they are "
+        f"wide, such as {widest}: {inputs} for a width of {wide}; measure more texts"
     )
 
 

@@ -139,7 +139,7 @@ class Evidence:
     @property
     def largest_seen(self) -> float:
         """What the largest singular value seems to be, by the Ritz values and their residuals."""
-        return float((self.values + self.ritz.residuals).max()) + self.rounding.noise
+        return max((self.values + self.ritz.residuals).tolist(), default=0.0) + self.rounding.noise
 
     @cached_property
     def component_bound(self) -> ComponentBound:

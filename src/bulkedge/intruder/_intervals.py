@@ -279,7 +279,8 @@ def _largest_component(
 def _span(evidence: Evidence, min_sigma: float) -> tuple[float, float, float]:
     """Where singular values may be, as :func:`maximize` takes it."""
     ritz = evidence.ritz
-    top = float(ritz.sigma[0]) + float(ritz.residuals.max()) + evidence.rounding.noise
+    residual = max(ritz.residuals.tolist(), default=0.0)  # none of a space that saw only zeros
+    top = float(ritz.sigma[0]) + residual + evidence.rounding.noise
     return min_sigma, top, evidence.frobenius
 
 

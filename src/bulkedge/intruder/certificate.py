@@ -149,7 +149,8 @@ def certify(
         The intervals and verdicts.
 
     Raises:
-        InputError: If shapes do not fit, Y is not orthonormal, or the base is zero or not finite.
+        InputError: If shapes do not fit, Y is not orthonormal, the base is zero or not finite, or
+            all its products with Y and the probes are rounding.
 
     References:
         docs/certificate.md; the definition is Shuttleworth et al., arXiv:2410.21228.
@@ -217,6 +218,11 @@ def certify(
             max_steps=max_steps,
             generator=random,
         ).run()
+        if not len(found.evidence.values):
+            raise InputError(
+                "expected a base whose products with Y and the probes exceed rounding, got none: "
+                "give more probes; or, if it is a sum of maps that cancel, the sum in float64"
+            )
         largest = float(found.evidence.ritz.sigma[0])
         if largest > FALSE_NORM * size:
             raise InputError(

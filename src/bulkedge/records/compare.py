@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bulkedge._errors import InputError, count, printable
+from bulkedge._verdict import COUNTED, Verdict
 
 from .recipe import HARMLESS, Recipe, told_setting
 from .rows import Matrix
@@ -14,11 +15,13 @@ from .views import Audited
 SAME = ("top_k", "epsilon", "side")
 """The settings that two audits must share for their counts to mean the same."""
 MOST_SHOWN = 10
+SHOWN = tuple(verdict.value for verdict in (*COUNTED, Verdict.UNDECIDED))
+"""The verdicts whose number a line shows."""
 NAMED = 5
 """So many audits a warning names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MatrixChange:
     """A matrix in two audits.
 
@@ -28,6 +31,8 @@ class MatrixChange:
         new_second: The same in the second.
         worst_first: The lowest score in the first audit; None where nothing was judged.
         worst_second: The same in the second.
+        verdicts_first: How many directions have each verdict in the first audit.
+        verdicts_second: The same in the second.
     """
 
     name: str
@@ -35,6 +40,24 @@ class MatrixChange:
     new_second: int
     worst_first: float | None
     worst_second: float | None
+    verdicts_first: Mapping[str, int]
+    verdicts_second: Mapping[str, int]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the number of new directions or of a verdict differs."""
+        return (self.new_first, self.verdicts_first) != (self.new_second, self.verdicts_second)
+
+    def __repr__(self) -> str:
+        """The matrix with its new directions, and with the verdicts that differ, in a line."""
+        differ = [
+            f"{name} {self.verdicts_first[name]} → {number}"
+            for name, number in self.verdicts_second.items()
+            if number != self.verdicts_first[name] and name in SHOWN
+        ]
+        verdicts = f" ({', '.join(differ)})" if differ else ""
+        name = printable(self.name.removesuffix(".weight"))
+        return f"{name}: {self.new_first} → {self.new_second}{verdicts}"
 
 
 @dataclass(frozen=True)
@@ -55,8 +78,8 @@ class RecordComparison:
 
     @property
     def changed(self) -> list[MatrixChange]:
-        """The matrices whose number of new directions differs, the largest change first."""
-        differ = [row for row in self.matrices if row.new_first != row.new_second]
+        """The matrices with other numbers of new directions or verdicts, most changed first."""
+        differ = [row for row in self.matrices if row.is_changed]
         return sorted(differ, key=lambda row: -abs(row.new_first - row.new_second))
 
     def __repr__(self) -> str:
@@ -66,9 +89,7 @@ class RecordComparison:
         of = count(len(self.matrices), "matrix that both have", "matrices that both have")
         lines = [f"WARNING: {line}" for line in self.warnings]
         lines.append(f"{count(first, 'new direction')} first, {second} second, in {of}")
-        for row in self.changed[:MOST_SHOWN]:
-            name = printable(row.name.removesuffix(".weight"))
-            lines.append(f"  {name}: {row.new_first} → {row.new_second}")
+        lines += [f"  {row!r}" for row in self.changed[:MOST_SHOWN]]
         if (rest := len(self.changed) - MOST_SHOWN) > 0:
             lines.append(f"  and {rest} more")
         alone = len(self.only_first), len(self.only_second)
@@ -171,4 +192,11 @@ def _change(first: Matrix, second: Matrix) -> MatrixChange:
     worst = [
         min((row.score for row in matrix.directions), default=None) for matrix in (first, second)
     ]
-    return MatrixChange(first.name, first.new_directions, second.new_directions, worst[0], worst[1])
+    new = first.new_directions, second.new_directions
+    return MatrixChange(first.name, *new, *worst, *map(_verdicts, (first, second)))
+
+
+def _verdicts(matrix: Matrix) -> dict[str, int]:
+    """How many directions have each verdict."""
+    judged = [direction.verdict for direction in matrix.directions]
+    return {verdict.value: judged.count(verdict) for verdict in Verdict}

@@ -81,7 +81,11 @@ class Document(Row):
             if isinstance(found := getattr(self, name), list)
         }
         parts = ", ".join(f"{len(found)} {name}" for name, found in lists.items())
-        return f"<{self.kind}: {parts}; to_json() has all of it>"
+        return f"<{self.kind}: {self._in_brief()}{parts}; to_json() has all of it>"
+
+    def _in_brief(self) -> str:
+        """What comes first in the line, with a semicolon behind it; empty by default."""
+        return ""
 
     __str__ = __repr__
 

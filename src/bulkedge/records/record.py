@@ -245,6 +245,7 @@ class Record(Document):
             A ``pandas.DataFrame`` of every field that is a single value.
 
         Raises:
+            InputError: If ``rows`` is neither.
             MissingExtraError: Without pandas.
 
         Example:

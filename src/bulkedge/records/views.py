@@ -6,7 +6,7 @@ import html
 import importlib
 from typing import Any, Protocol
 
-from bulkedge._errors import MissingExtraError, count, install, printable
+from bulkedge._errors import InputError, MissingExtraError, count, install, printable
 from bulkedge._verdict import COUNTED, Verdict
 
 from .recipe import Recipe
@@ -140,8 +140,11 @@ def as_frame(record: Audited, rows: str) -> Any:
         A ``pandas.DataFrame``.
 
     Raises:
+        InputError: If ``rows`` is neither.
         MissingExtraError: Without pandas.
     """
+    if rows not in ("matrices", "directions"):
+        raise InputError(f"expected rows 'matrices' or 'directions', got {rows!r:.40}")
     try:
         pandas: Any = importlib.import_module("pandas")
     except ImportError as error:

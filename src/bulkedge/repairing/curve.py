@@ -27,6 +27,8 @@ OCTAVES = 30
 """The strengths of the grid lie between 2⁻³⁰ and 2³⁰, a factor of two apart: between them the
 drift is interpolated by cubics in logarithms, to about one part in a thousand."""
 GRID = [2.0**i for i in range(-OCTAVES, OCTAVES + 1)]
+ROUNDING = 1e-12
+"""A drift below this part of that of the fine-tune is zero, but for rounding."""
 STEPS = 60
 """Halvings of the interval of log λ."""
 
@@ -165,6 +167,7 @@ def strength_for(
     """
     logs = torch.stack(list(curves))
     highest, lowest = sum(before) / len(before), float(logs[:, -1].mean())
+    lowest = lowest if lowest > ROUNDING * highest else 0.0
     if not lowest < target < highest:
         raise InputError(
             f"expected a target drift between {lowest:.3g} and {highest:.3g}, the mean "

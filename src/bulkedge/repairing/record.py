@@ -162,6 +162,12 @@ class RepairRecord(Document):
         description="The audit of what was written; null of a dry run, and in a frontier."
     )
 
+    def _in_brief(self) -> str:
+        """See :meth:`Document._in_brief`: the method, and new directions before and after."""
+        after = "not written" if self.after is None else self.after.summary.new_directions
+        found = f"{self.before.summary.new_directions} → {after}"
+        return f"{self.method['name']}, new directions {found}; "
+
     @model_validator(mode="after")
     def _check_cost(self) -> Self:
         if self.cost is not None and self.cost.matrix not in {row.name for row in self.matrices}:

@@ -184,9 +184,9 @@ def _remedies(record: Record) -> Iterator[Step]:
         yield Step(
             "If you train again, mix in texts like those to keep, with the base's outputs as their "
             "target. In our study this kept most of what the base could do. SpikeClip from "
-            "bulkedge.tune keeps new directions out, but did not keep more of it:",
+            "bulkedge.tune leaves fewer new directions, but did not keep more of it:",
             "SpikeClip(model).attach(optimizer)",
-            "train without new directions next time, with SpikeClip from bulkedge.tune",
+            "train with fewer new directions next time, with SpikeClip from bulkedge.tune",
         )
 
 

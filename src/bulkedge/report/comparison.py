@@ -56,14 +56,6 @@ class SideBySide:
         first, second = self.records.values()
         return first.compare(second)
 
-    @cached_property
-    def changed(self) -> list[Changed]:
-        """The matrices with other counts, the largest change of new directions first."""
-        ours, theirs = map(_verdicts, self.records.values())
-        rows = [Changed(row, ours[row.name], theirs[row.name]) for row in self.found.matrices]
-        differ = [x for x in rows if x.first != x.second or x.row.new_first != x.row.new_second]
-        return sorted(differ, key=lambda x: -abs(x.row.new_second - x.row.new_first))
-
     def to_json(self) -> str:
         """What both audits found in the same matrices, for other programs.
 
@@ -81,27 +73,7 @@ class SideBySide:
             }
             for end, (label, record) in zip(ENDS, self.records.items(), strict=True)
         }
-        found = asdict(self.found)
-        for end, record in zip(ENDS, self.records.values(), strict=True):
-            verdicts = _verdicts(record)
-            for row in found["matrices"]:
-                row[f"verdicts_{end}"] = verdicts[row["name"]]
-        return json.dumps(ends | found, indent=2) + "\n"
-
-
-@dataclass(frozen=True)
-class Changed:
-    """A matrix that two audits judge otherwise.
-
-    Attributes:
-        row: Its new directions and its worst score in both.
-        first: How many directions have each verdict in the first.
-        second: The same in the second.
-    """
-
-    row: MatrixChange
-    first: Mapping[str, int]
-    second: Mapping[str, int]
+        return json.dumps(ends | asdict(self.found), indent=2) + "\n"
 
 
 def print_comparison(both: SideBySide, console: Console, *, brief: bool = False) -> None:
@@ -115,9 +87,9 @@ def print_comparison(both: SideBySide, console: Console, *, brief: bool = False)
     if not brief:
         console.print(_counts(both.records))
         console.print()
-        if both.changed:
-            console.print(_table(both.changed[:MAX_ROWS]))
-            if (rest := len(both.changed) - MAX_ROWS) > 0:
+        if changed := both.found.changed:
+            console.print(_table(changed[:MAX_ROWS]))
+            if (rest := len(changed) - MAX_ROWS) > 0:
                 console.print(f"… and {count(rest, 'matrix', 'matrices')} more: see --json")
             console.print()
     for line in (_line(both), *_alone(both)):
@@ -138,29 +110,20 @@ def _counts(records: Mapping[str, Record]) -> Table:
     return table
 
 
-def _verdicts(record: Record) -> dict[str, dict[str, int]]:
-    """How many directions of each matrix have each verdict."""
-    found = {}
-    for matrix in record.matrices:
-        judged = [direction.verdict for direction in matrix.directions]
-        found[matrix.name] = {verdict.value: judged.count(verdict) for verdict in COUNTS}
-    return found
-
-
-def _table(rows: list[Changed]) -> Table:
+def _table(rows: list[MatrixChange]) -> Table:
     """A row for each matrix that differs, with each number before and after."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("matrix", overflow="fold")
-    verdicts = [v.value for v in COUNTS]
-    verdicts = [v for v in verdicts if any(x.first[v] or x.second[v] for x in rows)]
+    both = [counts for row in rows for counts in (row.verdicts_first, row.verdicts_second)]
+    verdicts = [v.value for v in COUNTS if any(counts[v.value] for counts in both)]
     for heading in ("new", *verdicts, "worst score"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for x in rows:
+    for row in rows:
         table.add_row(
-            Text(short_name(x.row.name)),
-            _change(x.row.new_first, x.row.new_second),
-            *(_change(x.first[v], x.second[v]) for v in verdicts),
-            f"{_score(x.row.worst_first)} → {_score(x.row.worst_second)}",
+            Text(short_name(row.name)),
+            _change(row.new_first, row.new_second),
+            *(_change(row.verdicts_first[v], row.verdicts_second[v]) for v in verdicts),
+            f"{_score(row.worst_first)} → {_score(row.worst_second)}",
         )
     return table
 

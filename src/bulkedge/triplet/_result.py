@@ -100,9 +100,9 @@ class SingularTriplets:
         term is often far larger than the true error.  Where two singular values coincide no single
         vector is defined, and the bound is 1.
 
-        For k = 1 a large matrix is solved with single vectors (:class:`Lanczos`), which see one copy
-        of nearly equal values: the vector lies in their space, and the bound says nothing of where.
-        k = 2 shows both.
+        For k = 1 a large matrix is solved with single vectors (:class:`Lanczos`), which see one of
+        several nearly equal values: the vector lies in their common space, and the bound does not
+        say where.  k = 2 shows both.
         """
         shape = (self.u.shape[-2], self.v.shape[-2])
         residuals = self.residuals + resolution(self.sigma, shape)

@@ -37,6 +37,7 @@ from bulkedge.tune._watched import Model, Watched
 from bulkedge.tune.monitor import Monitor
 
 from ._figures import write_figures
+from ._hold import Hold
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
 from ._rates import rates_of
 from ._report import handler_of, report
@@ -146,6 +147,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         self._has_saved = False
         self._handler: Any = None
         self._rates: list[float] = []
+        self._is_held = False
 
     def on_train_begin(
         self,
@@ -156,6 +158,10 @@ class IntruderMonitor(TrainerCallback, ExportableState):
     ) -> None:
         """Measure the thresholds, or load them in a run that is resumed."""
         self._find_handler()
+        # what is lowered after every step does not grow as the law of a forecast has it
+        self._is_held = any(
+            isinstance(other, Hold) for other in getattr(self._handler, "callbacks", ())
+        )
         if self.watch is None and self.saved.get("watch"):
             raise InputError(
                 "expected watch=, got none: restore_callback_states_from_checkpoint makes "
@@ -204,12 +210,13 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         """Which updates will reach θ_k by the end of the run; see :meth:`Monitor.forecast`.
 
         Returns:
-            One entry for each layer, the strongest at the end first; none before the first step, or
-            if the schedule of the learning rates is not known beforehand.
+            One entry for each layer, the strongest at the end first; none before the first step, in
+            a run that a ``Hold`` limits, or if the schedule of the learning rates is not known
+            beforehand.
         """
         if self.monitor is None or not 1 <= self.monitor.steps <= len(self._rates):
             return []
-        if not sum(self._rates[: self.monitor.steps]) > 0:
+        if self._is_held or not sum(self._rates[: self.monitor.steps]) > 0:
             return []
         return self.monitor.forecast(self._rates)
 

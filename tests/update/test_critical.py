@@ -178,6 +178,8 @@ def test_it_is_a_scale():
     assert critical_scale(base, 6.0) == pytest.approx(critical_scale(base, 3.0) / 2)
     assert critical_scale(base, 0.0) is None
     even = BaseSpectrum.from_values(torch.linspace(1, 0.1, 200), (200, 200))
-    assert critical_scale(even, 1.0) is None  # any update makes an outlier of a hard edge
+    found = critical_scale(even, 1.0)  # theory has no threshold for a hard edge
+    assert found == pytest.approx(generic_scale(even, [1.0]))
+    assert critical_scale(even, 2.0) == pytest.approx(found / 2)
     with pytest.raises(InputError, match="expected strongest ≥ 0"):
         critical_scale(base, -1.0)

@@ -19,7 +19,7 @@ FLAT = (
     "the k-th singular value is zero: every update is among the k leading directions, and there is "
     "no limit; give a smaller --top-k"
 )
-HARD = "the bulk breaks off at its edge, where any update makes an outlier: there is no limit"
+STEP = "the bulk ends in a step, where theory has no threshold: the limit is that of random updates"
 DORA = "DoRA scales each row besides: no α alone keeps its update below a level"
 REPLACED = "the adapter replaces the whole tensor besides: no α alone keeps that below a level"
 KEPT_BELOW = 1e-5
@@ -56,12 +56,11 @@ def measure_matrix(wanted: Wanted, settings: BudgetSettings) -> MatrixBudget:
     }
     limit = budget(found.spectrum, 1, top_k=settings.top_k)
     if not limit.top_k_threshold > 0:
-        why = FLAT if limit.threshold > 0 else HARD
-        return _row(wanted, "no_limit", note=why, threshold=limit.threshold, **known)
+        return _row(wanted, "no_limit", note=FLAT, threshold=limit.threshold, **known)
     return _row(
         wanted,
         "measured",
-        note=found.note,
+        note="; ".join(filter(None, (found.note, None if limit.threshold > 0 else STEP))) or None,
         threshold=limit.threshold,
         top_k_threshold=limit.top_k_threshold,
         **known,

@@ -19,25 +19,16 @@ from bulkedge._fields import DEFAULT_EPSILON, NOT_NEGATIVE, POSITIVE_SHARE, chec
 from bulkedge.rmt._arrays import Array, enter_real
 
 from ._reduced import Reduced, drawn, measured
+from ._scan import GENERIC_DRAWS, REACH, first_new
 from ._update_svd import UpdateSVD
 from .predict import BaseSpectrum, budget
 
 WIDTH = 1.1
 """A bracket ends where its high end is at most this many times its low end."""
-REACH = 64.0
-"""The search looks no further than this factor away from where it begins."""
 LADDER = 1.25
 """Below a bracket the search looks again, in steps by this factor."""
 RUNGS = 6
 """This many steps of the ladder are tried."""
-FINE = 1.05
-"""A small matrix is looked at in steps by this factor."""
-LOWEST, HIGHEST = 0.25, 8.0
-"""Between these, in units of ``σ_k(W0)/‖ΔW‖₂``; lower where the lowest is new already."""
-AT_ONCE = 4
-"""So many steps are taken together."""
-GENERIC_DRAWS = 15
-"""The scale of a generic update is the median over this many draws."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10)
         top_k: How many leading directions are judged; all if there are fewer.
 
     Returns:
-        The scale; None for no update, or a base whose edge is hard, which has no limit.
+        The scale; None for no update, or a base whose k-th value is zero, which has no limit.
 
     Raises:
         InputError: If the strength is negative or not finite, or ``top_k`` no count.
@@ -202,7 +193,7 @@ def generic_scale(
     if len(gamma) == 0:
         return None
     problems = drawn(spectrum.values, spectrum.shape, gamma, top_k, draws, seed=0)
-    return _scale(_first_new([problems], top_k, epsilon, (draws,)).median(), spectrum, gamma)
+    return _scale(first_new([problems], top_k, epsilon, (draws,)).median(), spectrum, gamma)
 
 
 def aligned_scale(
@@ -262,7 +253,7 @@ def aligned_scale(
     if problem is None:
         return None
     problems = [problem if side == "left" else problem.T for side in sides]
-    return _scale(_first_new(problems, top_k, epsilon), spectrum, update.gamma)
+    return _scale(first_new(problems, top_k, epsilon), spectrum, update.gamma)
 
 
 def aligned_scores(
@@ -344,29 +335,3 @@ def _scale(found: Tensor, spectrum: BaseSpectrum, gamma: Tensor) -> float | None
     """A scale in units of ``σ₁/‖ΔW‖₂`` as one of the update; None for none."""
     scale = float(found) * float(spectrum.values[0]) / float(gamma[0])
     return scale if 0 < scale < math.inf else None
-
-
-def _first_new(
-    problems: Sequence[Reduced], top_k: int, epsilon: float, batch: tuple[int, ...] = ()
-) -> Tensor:
-    """The first scale of a grid at which one of the leading k scores below ε; ∞ without one."""
-    start, size = problems[0].sigma_k, math.log(FINE)
-    grid = LOWEST * FINE ** torch.arange(int(math.log(HIGHEST / LOWEST) / size) + 1).to(start)
-
-    def first(grid: Tensor) -> Tensor:
-        found = torch.full(batch, math.inf, dtype=torch.float64)
-        for part in (start * grid).split(AT_ONCE):
-            scales = part.reshape(-1, *(1 for _ in batch))
-            scores = [one.lowest_score(scales.expand(-1, *batch), top_k) for one in problems]
-            new = torch.stack(scores).amin(0) < epsilon
-            hits = torch.where(new, scales, math.inf).amin(0)
-            found = torch.minimum(found, hits)
-            if bool(found.isfinite().all()):
-                break
-        return found
-
-    found = first(grid)
-    if bool((found <= start * grid[0]).any()):
-        below = grid[0] * FINE ** torch.arange(-int(math.log(REACH) / size), 0).to(start)
-        found = torch.minimum(found, first(below))
-    return found / math.sqrt(FINE)

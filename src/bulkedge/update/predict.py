@@ -17,9 +17,8 @@ t = ε/√(1 − ε²), once the rest of the sum is taken for its mean: a produc
 
 The base's own outliers are no part of the bulk: beside one of them, two vectors mix and two values
 repel, which no formula for a single spike has.  So the chance that the layer has a new direction
-*among the k leading* is counted over draws of all the update's vectors
-(:mod:`bulkedge.update._reduced`).  Where they are known, :func:`~bulkedge.update.aligned_scale`
-uses them, and :class:`~bulkedge.update.Secular` is the exact answer.
+*among the k leading* is counted over draws of all the update's vectors (``_reduced.py``).  Where
+these are known :func:`~bulkedge.update.aligned_scale` uses them; ``Secular`` is exact.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from bulkedge.rmt._arrays import Array, count, enter_real, real
 
 from ._median import median_score
 from ._reduced import drawn
+from ._scan import generic_strength
 from ._update_svd import require_real, update_svd
 
 DRAWS = 64
@@ -303,11 +303,11 @@ def budget(
     """How strong a generic update of this rank may be before it creates an outlier.
 
     An outlier at the k-th value of the base has the strength ``θ_k = D(σ_k)^(−½)``, if σ_k stands
-    outside the bulk.  Inside there is no outlier: θ_k is θ_c, where one is born, but at most σ_k.
-    For the k − 1 leading directions of the base and that of the update, nearly orthogonal to them,
-    show ``σ_1, …, σ_{k−1}, θ`` as values.  By the minimax principle the tuned matrix has k values
-    as large as the smallest of these.  So above ``θ = σ_k`` the update is among the k leading,
-    whatever bulk was fitted; outside the bulk ``D(z) ≥ 1/z²`` says the same.
+    outside the bulk; inside, θ_k is θ_c, where one is born.  A bulk that ends in a step has no θ_c
+    (it is 0): there θ_k is what makes half of random updates new, as in :func:`generic_scale`.
+
+    θ_k is at most σ_k: with the k − 1 leading directions of the base, to which it is nearly
+    orthogonal, an update of that strength is among the k leading by the minimax principle.
 
     Args:
         base: W0, shape ``(m, n)``, or what is known of it.
@@ -337,8 +337,10 @@ def budget(
     top_k = count("top_k", top_k, 1)
     threshold = spectrum.fit.threshold
     sigma_k = float(spectrum.values[min(top_k, len(spectrum.values)) - 1])
-    bulk = spectrum.fit.bulk
-    reached = threshold if sigma_k <= bulk.edge else float(bulk.strength(sigma_k))
+    if sigma_k > spectrum.fit.bulk.edge:
+        reached = float(spectrum.fit.bulk.strength(sigma_k))
+    else:  # a bulk that ends in a step has no threshold
+        reached = threshold or generic_strength(spectrum.values, spectrum.shape, top_k)
     return Budget(
         rank=rank,
         threshold=threshold,

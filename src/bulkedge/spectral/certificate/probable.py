@@ -40,9 +40,9 @@ stopping at any N, does not raise the probability of failure.
 only helps.
 
 *Rounding* is in part modelled here, not proved.  Both ends are widened by what it may do to a
-product in any order of summation, γ_{m+n} times the Frobenius norm of the absolute values behind it
-(:meth:`LinearMap.rounding_scale`: of a map that cancels, far more than its norm), and by 4√max(m,
-n)·eps for the rest.  In a single direction, z, a product errs by far less: 16 eps·σ₁ is allowed
+product in any order of summation, γ_{m+n} times :meth:`LinearMap.rounding_scale`.  That scale is
+far more than the norm of a map that cancels.  For the rest they are widened by 4√max(m, n)·eps.  In
+a single direction, z, a product errs by far less: 16 eps·σ₁ is allowed
 for.  It is taken from δ, because rounding puts a component of that size into every vector, and
 added to ρ_i in (3), so that a breakdown, ρ_i ≈ 0, claims what float64 can know and no more.
 """

@@ -221,8 +221,8 @@ def test_other_folders_are_left_to_loha_of_others(tmp_path):
     with pytest.raises(bulkedge.CheckpointError, match="is an adapter, and so is"):
         bulkedge.audit(a, a)
     settings = json.loads((a / "adapter_config.json").read_text())
-    (a / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "IA3"}))
-    with pytest.raises(bulkedge.AdapterError, match="a 'IA3' adapter"):
+    (a / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "POLY"}))
+    with pytest.raises(bulkedge.AdapterError, match="a 'POLY' adapter"):
         bulkedge.audit(base(tmp_path / "b.safetensors"), a)
     (a / "adapter_config.json").write_text("{")
     with pytest.raises(bulkedge.CheckpointError, match="not valid JSON"):
@@ -252,7 +252,7 @@ def test_an_adapter_format(copy):
     edits = [
         ("src/bulkedge/checkpoint/loha.py", FORMAT),
         (FORMATS, "from .peft", "from .loha import LOHA\n"),
-        (FORMATS, "PEFT_OTHER, PEFT_LORA, LORA_FILE)", "LOHA, "),
+        (FORMATS, "PEFT_OTHER, PEFT_OF_BASE, PEFT_LORA, LORA_FILE)", "LOHA, "),
         (HOUSE, "`kohya`", "`loha`, "),
         ("tests/checkpoint/test_loha.py", FORMAT_TESTS),
     ]

@@ -160,7 +160,7 @@ def _apart(record: Record) -> str | None:
 
 
 def _modules(record: Record) -> str | None:
-    """Where an adapter's configuration and its tensors name different modules."""
+    """Where the names of the tuned side do not go together: a program may not load all of it."""
     found = record.inputs.tuned.disagreements
     return " ".join(map(printable, found)) or None
 

@@ -71,7 +71,10 @@ def test_tensors_with_another_prefix_are_a_doubt(modules, rename, many, name, tm
     ended = CliRunner().invoke(cli, ["audit", *files, "-q", "--fail-on", "never"])
     assert (ended.exit_code, f"doubt: {told}" in ended.stdout) == (0, True)
     gates = ["--fail-on-doubt", "--fail-on", "never"]
-    assert CliRunner().invoke(cli, ["audit", *files, "-q", *gates]).exit_code == FOUND
+    ended = CliRunner().invoke(cli, ["audit", *files, "-q", *gates])
+    first = told.partition(" judged,")[0].rpartition(". ")[0]
+    line = f"exit code 1, --fail-on-doubt: 1 doubt: {first}."
+    assert (ended.exit_code, ended.stderr.splitlines()[-1]) == (FOUND, line)
 
 
 def of_images_and_text(name):

@@ -69,12 +69,15 @@ GATES = {
               r"mean drift 0\.02.* is 0\.01.* above 0\.01; 1 matrix exceeds it: 0\.weight \(0\.04"),
     "a doubt": ("large", ["--fail-on-doubt"], FOUND, "doubt",
                 r"In 0\.weight the update is larger than the base"),
+    "a multiple": ("moved", ["--fail-on-doubt"], FOUND, "doubt",
+                   r"0\.weight is the base.{1,6}s matrix times 1\.2"),
     "NaN": ("nan", [], UNKNOWN, "not-judged", r"0\.weight.*1 NaN"),
     "a changed bias": ("biased", ["--max-drift", "9"], UNKNOWN, "max-drift",
                        r"drift is NOT all: 1 changed bias or vector is no part of it: 2\.bias"),
     "no fine-tune": ("same", [], UNKNOWN, "not-judged", r"no direction was judged"),
 }  # fmt: skip
-SHORT = {"a doubt": r"--fail-on-doubt: 1 doubt: size", "NaN": r"NOT judged: 0\.weight",
+SHORT = {"a doubt": r"--fail-on-doubt: 1 doubt: In 0\.weight the update is larger .* = 2\):",
+         "NaN": r"NOT judged: 0\.weight",
          "a new direction": r"new directions in 1 matrix .* 0\.weight \(0\.\d+ < 0\.5\)",
          "no fine-tune": "NOT judged: the whole audit"}  # fmt: skip
 SHORT["an intruder"] = SHORT["a new direction"]

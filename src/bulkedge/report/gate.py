@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ FOUND, UNKNOWN = 1, 2
 NOT_JUDGED, NOT_REPAIRED = "not-judged", "not-repaired"
 MAX_DRIFT, DOUBT = "max-drift", "doubt"
 """Rules that are no verdicts."""
+SENTENCE = re.compile(r".+?[.?](?=\s|$)", re.DOTALL)
+"""A sentence; the points in names are followed by no space."""
 NAMED = 5
 """So many matrices a line names."""
 Refused = Mapping[str, str]
@@ -34,7 +37,7 @@ class Failure:
         message: What is wrong, and by how much.
         code: The exit code: 1 for what was found, 2 for what could not be judged.
         option: The option that asks for it, as on a command line; empty where none does.
-        brief: The number that fails, for a list of names.
+        brief: The number that fails, for a list of names; the first sentence of a doubt.
         details: More lines, such as one for each direction.
         of_matrix: Whether ``about`` is a matrix of the record.
     """
@@ -180,7 +183,8 @@ class Gate:
         """What puts the verdict in doubt."""
         if self.fail_on_doubt:
             for about, doubt in doubts(record).items():
-                yield Failure(DOUBT, about, doubt, FOUND, "--fail-on-doubt")
+                (first,) = SENTENCE.findall(doubt)[:1] or [doubt]
+                yield Failure(DOUBT, about, doubt, FOUND, "--fail-on-doubt", brief=first)
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
@@ -207,12 +211,13 @@ def _group(group: Sequence[Failure]) -> str:
     first = group[0]
     if first.rule == MAX_DRIFT:
         return printable("; ".join(failure.message for failure in group))
+    if first.rule == DOUBT:  # what it is about has no name but in the sentence
+        told = "; ".join(failure.brief for failure in group)
+        return printable(f"{count(len(group), 'doubt')}: {told}")
     names = dict[str, str]()
     for failure in group:  # of two verdicts on a matrix the worse comes first
         names.setdefault(failure.about, failure.brief)
     listed = _listed([f"{n} ({brief})" if brief else n for n, brief in names.items()])
-    if first.rule == DOUBT:
-        return printable(f"{count(len(group), 'doubt')}: {listed}")
     if first.of_matrix and first.option:
         found = count(len(names), "matrix", "matrices")
         return printable(f"new directions in {found} (lowest score): {listed}")

@@ -16,7 +16,7 @@ COMMANDS = {
     "audit": (["audit", "base.safetensors", "a"], False),
     "audit of several": (["audit", "base.safetensors", "a", "b"], False),
     "budget": (["budget", "base.safetensors"], False),
-    "budget's settings": (["budget", "base.safetensors", "-r2", "--alpha=4", "--peft", "used"], True),
+    "settings": (["budget", "base.safetensors", "-r2", "--alpha=4", "--peft", "used"], True),
     "merge": (["merge", "part1", "part2"], False),
     "repair": (["repair", "base.safetensors", "a"], False),
     "simulate": (["simulate", "rank"], False),

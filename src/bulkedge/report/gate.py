@@ -25,6 +25,8 @@ NAMED = 5
 """So many matrices a line names."""
 Refused = Mapping[str, str]
 """Why a repair refused a matrix, by its name."""
+Repairs = Mapping[str, Sequence[str]]
+"""What repairs did, in sentences, by the names of records; ``""`` of one record alone."""
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,33 @@ def test_a_repair_says_what_is_left_and_what_it_refused(files, tmp_path):
     assert (len(failures), len(errors)) == (0, 1)
 
 
+def test_a_part_fails_no_build_and_says_what_decides(files, tmp_path):
+    base, tuned = files / "base.safetensors", files / "new.safetensors"
+    gates = ["--fail-on", "rotated", "--fail-on-doubt"]
+    inputs = [base, tuned, "--shard", "1/2", *gates, "-q", "-o", tmp_path / "part"]
+    reports = [x for e in KINDS.values() for x in ("--report", tmp_path / f"r.{e}")]
+    done = run("audit", *inputs, *reports)
+    assert done.exit_code == 0
+    line = (
+        "Part 1 of 2 ends with exit code 0, and `bulkedge merge` decides on the whole. Of this "
+        "part alone: exit code 1, --fail-on rotated: new directions in 1 matrix"
+    )
+    for kind, ending in KINDS.items():
+        again = run("report", tmp_path / "part", "-o", "-", "--format", kind, *gates).stdout
+        for text in (again, (tmp_path / f"r.{ending}").read_text()):
+            if kind == "sarif":
+                assert "doubt" not in {rule for rule, _ in said(kind, text)}
+                assert "This is part 1 of 2" in text
+            elif kind == "junit":
+                assert not [x for part in said(kind, text) for x in part if x.startswith("part")]
+                assert 'message="doubt: This is part 1 of 2' in text
+            else:
+                assert line in text.replace("**", "").replace("\\", "")
+                assert said(kind, text) == []
+    both = run("report", tmp_path / "part", tmp_path / "part", "-o", "-", "--format", "markdown")
+    assert both.stdout.count("ends with exit code 0") == 2  # one for each
+
+
 def test_merged_parts_have_the_gates_of_the_whole(files, tmp_path):
     base, tuned = files / "base.safetensors", files / "moved.safetensors"
     for i in (1, 2):

@@ -89,8 +89,9 @@ def _suite(
         _add(_case(suite, failure.about, CLASSES[failure.rule]), [failure])
     if gate.max_drift is not None and not any(f.rule == MAX_DRIFT for f in others):
         _case(suite, "mean drift", CLASSES[MAX_DRIFT])
-    if not gate.fail_on_doubt:
-        for about, doubt in doubts(record).items():
+    failed = {failure.about for failure in others if failure.rule == DOUBT}
+    for about, doubt in doubts(record).items():
+        if about not in failed:
             case = _case(suite, about, CLASSES[DOUBT])
             ElementTree.SubElement(case, "skipped", message=f"doubt: {printable(doubt)}")
     suite.set("tests", str(len(suite.findall("testcase"))))

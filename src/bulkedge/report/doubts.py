@@ -35,6 +35,8 @@ NOTABLE = 0.25
 """A smaller one is not doubted for that: less than a quarter of the base's norm has changed."""
 PEERS = 5
 """The least number of others that it is compared with."""
+PART = "part"
+"""The doubt that a record is a part of an audit."""
 
 
 def doubts(record: Record) -> dict[str, str]:
@@ -48,7 +50,7 @@ def doubts(record: Record) -> dict[str, str]:
         ``scaled``, ``apart``, ``inputs``.
     """
     found: dict[str, str | None] = {
-        "part": _part(record),
+        PART: _part(record),
         "base": _base(record),
         "adapter": _adapter(record),
         "modules": _modules(record),

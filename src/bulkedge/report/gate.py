@@ -11,7 +11,7 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Direction, Matrix, Record
 
 from .columns import told_drift
-from .doubts import doubts
+from .doubts import PART, doubts, part_of
 from .drift import unmeasured_lines
 
 FOUND, UNKNOWN = 1, 2
@@ -185,8 +185,26 @@ class Gate:
         """What puts the verdict in doubt."""
         if self.fail_on_doubt:
             for about, doubt in doubts(record).items():
+                if about == PART:  # which the whole is not
+                    continue
                 (first,) = SENTENCE.findall(doubt)[:1] or [doubt]
                 yield Failure(DOUBT, about, doubt, FOUND, "--fail-on-doubt", brief=first)
+
+
+def build_fails(record: Record) -> tuple[str, str]:
+    """What to put before a line of :func:`failure_lines`: a part of an audit fails no build.
+
+    Args:
+        record: The audit.
+
+    Returns:
+        Its beginning, to be stressed, and the rest.
+    """
+    part = part_of(record)
+    if part is None:
+        return "Fails", "with"
+    rest = "ends with exit code 0, and `bulkedge merge` decides on the whole. Of this part alone:"
+    return part.capitalize(), rest
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:

@@ -11,7 +11,7 @@ from .advice import Step, by_worst, steps
 from .columns import MARKDOWN, Column, columns_of
 from .doubts import settings_of
 from .drift import drift_lines
-from .gate import Gate, Refused, Repairs, failure_lines
+from .gate import Gate, Refused, Repairs, build_fails, failure_lines
 from .scale import scale_lines
 from .several import columns_of_several, several_line, warnings_of
 from .terminal import verdict_line
@@ -51,7 +51,7 @@ def to_markdown(
         failures = failure_lines(gate.failures(records, refused.get("", {})))
         lines = ["### bulkedge audit", "", _plain(verdict_line(records)), ""]
         lines += _paragraphs([*_repaired(repairs.get("", ())), *_facts(records)])
-        lines += [*_failed(failures), *_table(records, columns, MOST_ROWS)]
+        lines += [*_failed(records, failures), *_table(records, columns, MOST_ROWS)]
         lines += ["", *(f"- {_step(step)}" for step in steps(records))]
         return "\n".join(lines) + "\n"
     return "\n".join(_several(records, columns, gate, refused, repairs)) + "\n"
@@ -82,7 +82,7 @@ def _several(
         done = _repaired(repairs.get(name, ()))
         if failures or table or done:
             yield from ("", f"#### {_code(name)}", "", _plain(verdict_line(record)), "")
-            yield from (*_paragraphs(done), *_failed(failures), *table)
+            yield from (*_paragraphs(done), *_failed(record, failures), *table)
 
 
 def _repaired(sentences: Sequence[str]) -> list[str]:
@@ -97,9 +97,10 @@ def _facts(record: Record) -> list[str]:
     return [*told, *scale_lines(record), *drift_lines(record)]
 
 
-def _failed(failures: Sequence[str]) -> list[str]:
+def _failed(record: Record, failures: Sequence[str]) -> list[str]:
     """What fails the build, a paragraph each."""
-    return [part for line in failures for part in (f"**Fails** with {_plain(line)}", "")]
+    head, rest = build_fails(record)
+    return [text for line in failures for text in (f"**{head}** {rest} {_plain(line)}", "")]
 
 
 def _paragraphs(lines: Iterable[str]) -> list[str]:

@@ -29,7 +29,7 @@ from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
-from .finite import with_damaged
+from .finite import with_damaged, with_zeroed
 from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
@@ -124,7 +124,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     tensors, unaccounted = account(
         base_checkpoint, opened, wanted, dropped, skipped, recipe, pairing.unjudged_base
     )
-    all_skipped = (*skipped, *unaccounted)
+    vectors = tuple(_vectors(opened, dropped, recipe))
+    all_skipped = (*with_zeroed(skipped, vectors), *unaccounted)
     return Plan(
         base_checkpoint,
         opened,
@@ -132,7 +133,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         all_skipped,
         tuple(tensors),
         None,
-        tuple(_vectors(opened, dropped, recipe)),
+        vectors,
     )
 
 

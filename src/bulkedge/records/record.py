@@ -54,6 +54,9 @@ class Skipped(Row):
     changed: bool = Field(
         default=False, description="A vector, such as a bias, that differs; reported with moments."
     )
+    zeroed: bool = Field(
+        default=False, description="A vector that is all zeros, where that of the base is not."
+    )
     not_finite: str | None = Field(
         default=None,
         description="How many of its numbers are NaN or Inf, where it counts as lost for it.",

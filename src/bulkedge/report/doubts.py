@@ -47,7 +47,7 @@ def doubts(record: Record) -> dict[str, str]:
 
     Returns:
         Sentences by what they are about: ``part``, ``base``, ``adapter``, ``modules``, ``size``,
-        ``scaled``, ``apart``, ``inputs``.
+        ``scaled``, ``apart``, ``vectors``, ``inputs``.
     """
     found: dict[str, str | None] = {
         PART: _part(record),
@@ -57,6 +57,7 @@ def doubts(record: Record) -> dict[str, str]:
         "size": _size(record),
         "scaled": _scaled(record),
         "apart": _apart(record),
+        "vectors": _vectors(record),
         "inputs": _inputs(record),
     }
     return {name: text for name, text in found.items() if text is not None}
@@ -165,6 +166,18 @@ def _modules(record: Record) -> str | None:
     """Where the names of the tuned side do not go together: a program may not load all of it."""
     found = record.inputs.tuned.disagreements
     return " ".join(map(printable, found)) or None
+
+
+def _vectors(record: Record) -> str | None:
+    """That a vector has lost all its numbers."""
+    found = [row.name for row in record.skipped if row.zeroed]
+    if not found:
+        return None
+    others = f", and {count(len(found) - 1, 'other')} likewise" if len(found) > 1 else ""
+    return (
+        f"{printable(found[0])} of the fine-tune is all zeros, that of the base is not{others}: is "
+        "it damaged?"
+    )
 
 
 def _inputs(record: Record) -> str | None:

@@ -339,12 +339,19 @@ SHELLS = {"bash": ["bash", "-e", "-c"], "python": ["python", "-c"]}
 
 
 def run_steps(steps, folder, environment, code=1):
-    """Run a job's steps but the installation; only the audit may end with findings."""
+    """Run a job's steps but the installation; only the audit may end with findings.
+
+    Returns:
+        What they wrote to stderr.
+    """
+    said = ""
     for step in some(s for s in steps if "run" in s and "pip install" not in s["run"]):
         script = [*SHELLS[step.get("shell", "bash")], step["run"]]
         ended = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True)
         audits = step.get("id") == "audit" or "bulkedge audit" in step["run"]
         assert ended.returncode == (code if audits else 0), ended.stderr
+        said += ended.stderr
+    return said
 
 
 def test_the_job_for_github_runs(tmp_path):
@@ -374,7 +381,7 @@ def action(tmp_path):
         names = {name for step in steps for name in step.get("env", {})}
         assert names == {name.upper().replace("-", "_") for name in values}
         inputs = {name: values[name.lower().replace("_", "-")] for name in names}
-        run_steps(steps, tmp_path, environment | inputs, code)
+        run.said = run_steps(steps, tmp_path, environment | inputs, code)
         return tmp_path / values["output"]
 
     return run
@@ -390,20 +397,51 @@ def test_the_action_runs(action, tmp_path):
     assert recipe["include"] == ["*layer.5.output*"]
 
 
-def test_the_action_publishes_nothing_old(action, tmp_path):
+@pytest.mark.parametrize("tuned", ["adapter", "adapter\nother"], ids=["one", "several"])
+def test_the_action_runs_again_and_publishes_nothing_old(tuned, action, tmp_path):
     """Neither where the audit fails before it writes, nor where it never began."""
-    out = action()
-    (tmp_path / "summary").write_text("")
-    action(code=2)  # the folder exists
-    assert "ended before it wrote a report" in (tmp_path / "summary").read_text()
-    assert {path.name for path in out.iterdir()} == {"record.json", "journal.jsonl"}
-    assert "summary" not in (tmp_path / "summary").read_text()
+    (tmp_path / "other").symlink_to(EXAMPLE / "lora-r8")
+    more = f"{SHORT} --report bulkedge-out/rows.md"
+    out = action(tuned=tuned, options=more)
+    once = {path.relative_to(out) for path in out.rglob("*")}
+    assert {"record.json", "rows.md"} <= {path.name for path in once}
+    (out / ".record.json.x1y2").touch()  # of a run that was stopped while it wrote
+    action(tuned=tuned, options=more)
+    assert {path.relative_to(out) for path in out.rglob("*")} == once
+    unbalanced = {"options": f'{more} --include "unbalanced'}
+    for wrong in ({"base": "gone"}, unbalanced, {"tuned": "--help"}):
+        (tmp_path / "summary").write_text("")
+        action(tuned=tuned, options=more)
+        action(code=2, **{"tuned": tuned, "options": more} | wrong)
+        assert not [*out.rglob("*")]
+        assert "ended before it wrote a report" in (tmp_path / "summary").read_text()
     (_, audit, report) = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
     assert report["if"] == f"always() && steps.{audit['id']}.outcome != 'skipped'"
-    (tmp_path / "summary").write_text("")
     action(output="never-written", options='--include "unbalanced', code=2)
-    assert "ended before it wrote a report" in (tmp_path / "summary").read_text()
     assert not (tmp_path / "never-written").exists()
+
+
+def test_the_action_removes_nothing_of_anyone_else(action, tmp_path):
+    """Another file in the output, or in a folder there: the audit refuses what is in use."""
+    for other in ("notes.txt", "baseline/record.json", "baseline/weights.safetensors"):
+        file = tmp_path / "bulkedge-out" / other
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(other)
+    before = sorted((tmp_path / "bulkedge-out").rglob("*"))
+    assert sorted(action(code=2).rglob("*")) == before
+
+
+def test_the_action_resumes(action):
+    out = action()
+    (out / "record.json").unlink()
+    action(options=f"{SHORT} --resume")
+    assert json.loads((out / "record.json").read_text())["run"]["resumed"] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"base": "--json"}, {"tuned": "adapter\n -q"}, {"output": "-"}])
+def test_the_action_takes_no_options_for_paths(wrong, action):
+    action(code=2, **wrong)
+    assert re.search(r"^-\S*.*: is no path but an option; put \./ in front$", action.said, re.M)
 
 
 def test_the_action_takes_several_fine_tunes_and_the_project_s_gate(action, tmp_path):

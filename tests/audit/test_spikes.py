@@ -1,14 +1,20 @@
 """The bulk of a base in the record, and predictions beside measurements."""
 
+import csv
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 import bulkedge
-from bulkedge import Recipe, Record
+from bulkedge import CheckpointError, Recipe, Record
 from bulkedge._linmap import LowRank
 from bulkedge.comparison import Pair
+from bulkedge.records.record import OF_SPIKES
+from bulkedge.report import to_markdown
+from bulkedge.report.several import print_several, several_csv
 from bulkedge.rmt import WhiteBulk
 from bulkedge.update import BaseSpectrum, Secular, measure_base
 from cases import gaussian, generator, orthonormal
@@ -136,7 +142,7 @@ def test_a_dense_update_has_a_bulk_and_a_threshold_but_no_spikes(tmp_path):
     (matrix,) = record.matrices
     assert matrix.threshold == pytest.approx(WhiteBulk((60, 40)).threshold, rel=0.05)
     assert (matrix.spikes, matrix.supercritical, matrix.predicted) == (None, None, [])
-    assert (record.summary.spikes, record.summary.supercritical) == (0, 0)
+    assert {record.summary[name] for name in OF_SPIKES} == {None}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_a_base_without_a_bulk_says_so(W0, why, tmp_path):
     assert (matrix.status, matrix.bulk, matrix.threshold) == ("audited", None, None)
     assert "no bulk fitted: " in matrix.note
     assert why in matrix.note
-    assert (matrix.spikes, matrix.supercritical, record.summary.spikes) == (1, None, 0)
+    assert (matrix.spikes, matrix.supercritical, record.summary.spikes) == (1, None, None)
 
 
 def test_a_record_written_before_these_fields_is_still_read(tmp_path):
@@ -165,6 +171,56 @@ def test_a_record_written_before_these_fields_is_still_read(tmp_path):
         del data["matrices"][0][field]
     (tmp_path / "old.json").write_text(json.dumps(data))
     assert Record.from_json(tmp_path / "old.json").matrices[0].bulk is None
+
+
+def test_a_zero_that_earlier_versions_wrote_for_no_spikes_is_read_as_none(tmp_path):
+    W0 = noise(60, 40)
+    base = save(tmp_path / "base.safetensors", {"layer.weight": W0})
+    tuned = save(tmp_path / "tuned.safetensors", {"layer.weight": W0 + 0.01 * gaussian(60, 40)})
+    data = json.loads(bulkedge.audit(base, tuned).to_json())
+    for old in ({}, dict.fromkeys(OF_SPIKES, 0)):
+        assert {Record.from_json(edited(data, old)).summary[name] for name in OF_SPIKES} == {None}
+    with pytest.raises(CheckpointError, match="expected the counts of the rows listed"):
+        Record.from_json(edited(data, {"spikes": 1}))
+
+
+def edited(data, counts):
+    """A record as text, with other counts of spikes, or none."""
+    summary = {n: value for n, value in data["summary"].items() if n not in OF_SPIKES} | counts
+    return json.dumps(data | {"summary": summary})
+
+
+@pytest.mark.parametrize("kind", ["csv", "markdown", "terminal"])
+def test_a_count_of_spikes_is_blank_where_none_was_made(kind, tmp_path):
+    """Of a dense fine-tune alone the column is left out, beside a LoRA its cell is empty."""
+    W0, B, A = noise(60, 40), orthonormal(60, 1, 5), orthonormal(40, 1, 6).mT
+    lora = audit_lora(tmp_path, W0, B, A, 50.0)
+    tuned = {"layer.weight": (W0 + 0.01 * gaussian(60, 40))}
+    dense = bulkedge.audit(tmp_path / "base", save(tmp_path / "tuned.safetensors", tuned))
+    cells = [table(kind, {"dense": dense})[-1], *table(kind, {"dense": dense, "lora": lora})]
+    assert cells == ["", "", "1"]
+
+
+def table(kind, records):
+    """The cells of the column of spikes over θ_k, one for each fine-tune."""
+    heading = "spikes > θ_k"
+    if kind == "csv":
+        rows = list(csv.DictReader(io.StringIO(several_csv(records))))
+        return [row["beyond_top_k_threshold"] for row in rows]
+    if kind == "markdown":
+        lines = [line.split(" | ") for line in to_markdown(records).splitlines() if " | " in line]
+        head, rows = lines[0], lines[1 : 1 + len(records)]
+        head = [cell.strip("| ") for cell in head]
+        at = head.index(heading) if heading in head else None
+        return ["" if at is None else row[at].strip("| ") for row in rows]
+    text = io.StringIO()
+    print_several(records, Console(file=text, width=200))
+    head, *rows = text.getvalue().splitlines()
+    end = head.find(heading) + len(heading)
+    return [
+        "" if heading not in head else row[end - len(heading) : end].strip()
+        for row in rows[: len(records)]
+    ]
 
 
 @pytest.mark.parametrize("shape", [(700, 700), (900, 600)], ids=str)

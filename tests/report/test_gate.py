@@ -69,12 +69,15 @@ GATES = {
               r"mean drift 0\.02.* is 0\.01.* above 0\.01; 1 matrix exceeds it: 0\.weight \(0\.04"),
     "a doubt": ("large", ["--fail-on-doubt"], FOUND, "doubt",
                 r"In 0\.weight the update is larger than the base"),
+    "a multiple": ("moved", ["--fail-on-doubt"], FOUND, "doubt",
+                   r"0\.weight is the base.{1,6}s matrix times 1\.2"),
     "NaN": ("nan", [], UNKNOWN, "not-judged", r"0\.weight.*1 NaN"),
     "a changed bias": ("biased", ["--max-drift", "9"], UNKNOWN, "max-drift",
                        r"drift is NOT all: 1 changed bias or vector is no part of it: 2\.bias"),
     "no fine-tune": ("same", [], UNKNOWN, "not-judged", r"no direction was judged"),
 }  # fmt: skip
-SHORT = {"a doubt": r"--fail-on-doubt: 1 doubt: size", "NaN": r"NOT judged: 0\.weight",
+SHORT = {"a doubt": r"--fail-on-doubt: 1 doubt: In 0\.weight the update is larger .* = 2\):",
+         "NaN": r"NOT judged: 0\.weight",
          "a new direction": r"new directions in 1 matrix .* 0\.weight \(0\.\d+ < 0\.5\)",
          "no fine-tune": "NOT judged: the whole audit"}  # fmt: skip
 SHORT["an intruder"] = SHORT["a new direction"]
@@ -241,6 +244,33 @@ def test_a_repair_says_what_is_left_and_what_it_refused(files, tmp_path):
     )
     failures, errors = said("junit", (tmp_path / "r.xml").read_text())
     assert (len(failures), len(errors)) == (0, 1)
+
+
+def test_a_part_fails_no_build_and_says_what_decides(files, tmp_path):
+    base, tuned = files / "base.safetensors", files / "new.safetensors"
+    gates = ["--fail-on", "rotated", "--fail-on-doubt"]
+    inputs = [base, tuned, "--shard", "1/2", *gates, "-q", "-o", tmp_path / "part"]
+    reports = [x for e in KINDS.values() for x in ("--report", tmp_path / f"r.{e}")]
+    done = run("audit", *inputs, *reports)
+    assert done.exit_code == 0
+    line = (
+        "Part 1 of 2 ends with exit code 0, and `bulkedge merge` decides on the whole. Of this "
+        "part alone: exit code 1, --fail-on rotated: new directions in 1 matrix"
+    )
+    for kind, ending in KINDS.items():
+        again = run("report", tmp_path / "part", "-o", "-", "--format", kind, *gates).stdout
+        for text in (again, (tmp_path / f"r.{ending}").read_text()):
+            if kind == "sarif":
+                assert "doubt" not in {rule for rule, _ in said(kind, text)}
+                assert "This is part 1 of 2" in text
+            elif kind == "junit":
+                assert not [x for part in said(kind, text) for x in part if x.startswith("part")]
+                assert 'message="doubt: This is part 1 of 2' in text
+            else:
+                assert line in text.replace("**", "").replace("\\", "")
+                assert said(kind, text) == []
+    both = run("report", tmp_path / "part", tmp_path / "part", "-o", "-", "--format", "markdown")
+    assert both.stdout.count("ends with exit code 0") == 2  # one for each
 
 
 def test_merged_parts_have_the_gates_of_the_whole(files, tmp_path):

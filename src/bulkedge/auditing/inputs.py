@@ -135,7 +135,7 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
         files=rows,
         trained_on=told,
         quantised=rounded,
-        disagreements=list(opened.disagreements) if isinstance(opened, Adapter) else [],
+        disagreements=list(opened.disagreements),
     )
 
 

@@ -47,6 +47,8 @@ class Checkpoint:
             are not read.
         codecs: What the tensors are, by name, if the file itself says so; None if names and dtypes
             decide.
+        disagreements: Where names of a fine-tune do not go together, in sentences; filled in once
+            both inputs are known.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Checkpoint:
     beside: tuple[str, ...] = ()
     codecs: Mapping[str, Codec] | None = None
     superseded: Mapping[str, str] = field(default_factory=dict)
+    disagreements: tuple[str, ...] = ()
 
     @cached_property
     def weights(self) -> dict[str, Codec]:

@@ -159,8 +159,10 @@ def refuse_stdout(path: Path | None, kind: str) -> None:
         raise click.UsageError(f"--output -: stdout cannot hold {kind}; name a place on the disk")
 
 
-def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
-    """Whether a record may be written into a folder."""
+def check_folder(
+    output: Path, force: bool, *, resume: bool = False, folders: Sequence[Path] = ()
+) -> None:
+    """Whether a record may be written into a folder, or one into each of the folders in it."""
     from bulkedge.auditing import JOURNAL_NAME, refuse_held
     from bulkedge.checkpoint.write import check_writable
     from bulkedge.records import Record
@@ -173,12 +175,21 @@ def check_folder(output: Path, force: bool, *, resume: bool = False) -> None:
     if resume and used and not (output / JOURNAL_NAME).exists():
         raise OutputError(f"{output}: exists without a {JOURNAL_NAME} to resume; give another")
     if used and not (force or resume):
+        more = ""
+        started = any((folder / JOURNAL_NAME).exists() for folder in folders or [output])
+        if started and "resume" in _own_options():
+            more = ", or --resume to resume from its journal"
         raise OutputError(
-            f"{output}: exists; give another folder, or --force to write into it, or --resume to "
-            "resume from its journal"
+            f"{output}: exists; give another folder, or --force to write into it{more}"
         )
     refuse_held(output)
     check_writable(output / Record.file_name)
+
+
+def _own_options() -> set[str | None]:
+    """The options of the command that runs: a message advises no others."""
+    context = click.get_current_context(silent=True)
+    return set() if context is None else {option.name for option in context.command.params}
 
 
 def check_file(path: Path, force: bool) -> None:

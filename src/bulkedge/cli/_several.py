@@ -122,7 +122,7 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
     folders = [output / name for name in plans]
     for plan in plans.values():
         keep_out_of_inputs(output, plan)
-    check_folder(output, options["force"] or options["resume"])
+    check_folder(output, options["force"] or options["resume"], folders=folders)
     for folder in folders:
         check_folder(folder, options["force"] or options["resume"])
     own = [output / name for name in (TABLE, PAGE)]

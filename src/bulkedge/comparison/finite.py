@@ -1,4 +1,4 @@
-"""Tensors that no matrix is read from, such as norms, biases and new heads: are they finite?"""
+"""Tensors that no matrix is read from, such as norms, biases and new heads: are they damaged?"""
 
 from __future__ import annotations
 
@@ -73,6 +73,37 @@ def with_damaged(
     kept = [row for row in skipped if row.lost or (row.side, row.name) not in damaged]
     known = {(row.side, row.name) for row in kept}
     return [*kept, *(row for key, row in damaged.items() if key not in known)]
+
+
+def with_zeroed(
+    skipped: Iterable[Skipped], vectors: Iterable[tuple[TensorInfo | None, TensorInfo]]
+) -> list[Skipped]:
+    """The tensors that are left out, with a mark at vectors that are all zeros.
+
+    Args:
+        skipped: The rows so far.
+        vectors: The vectors of the tuned side, each with what it replaces in the base; None where
+            it is added.
+
+    Returns:
+        The rows; marked are those whose vector in the base is not all zeros.
+    """
+    zeroed = {
+        tuned.name
+        for base, tuned in vectors
+        if base is not None and _is_zero(tuned) and not _is_zero(base)
+    }
+    return [
+        row.model_copy(update={"zeroed": True})
+        if row.side == "tuned" and row.name in zeroed
+        else row
+        for row in skipped
+    ]
+
+
+def _is_zero(info: TensorInfo) -> bool:
+    """Whether all numbers of a tensor are zero; False of one that holds no numbers."""
+    return _has_numbers(info) and not bool(read_tensor(info).any())
 
 
 def _unread(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bulkedge._errors import AdapterError, CheckpointError, NothingAuditedError
@@ -29,11 +29,12 @@ from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
-from .finite import with_damaged
+from .finite import with_damaged, with_zeroed
 from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
+from .prefixes import mixed_prefixes
 from .targets import with_disagreements
 from .vocabulary import common_rows, rows_left_over
 
@@ -106,6 +107,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         opened = with_disagreements(base_checkpoint, opened, pairing.pairs)
     else:
         pairing = pair_checkpoint(base_checkpoint, opened, recipe)
+        opened = replace(opened, disagreements=tuple(mixed_prefixes(pairing.pairs)))
     not_read = [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped, not_compared = _choose(pairing, recipe)
     skipped = [*pairing.skipped, *not_read, *not_compared]
@@ -122,7 +124,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     tensors, unaccounted = account(
         base_checkpoint, opened, wanted, dropped, skipped, recipe, pairing.unjudged_base
     )
-    all_skipped = (*skipped, *unaccounted)
+    vectors = tuple(_vectors(opened, dropped, recipe))
+    all_skipped = (*with_zeroed(skipped, vectors), *unaccounted)
     return Plan(
         base_checkpoint,
         opened,
@@ -130,7 +133,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         all_skipped,
         tuple(tensors),
         None,
-        tuple(_vectors(opened, dropped, recipe)),
+        vectors,
     )
 
 

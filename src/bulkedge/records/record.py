@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 InputSide = Literal["base", "tuned"]
 Fate = Literal["judged", "kept", "lost", "excluded", "apart"]
+OF_SPIKES = ("spikes", "supercritical", "beyond_top_k_threshold")
+"""The counts of a summary that a matrix may have none for, not even zero."""
 MAX_SHARDS, MAX_MATRICES = 2**20, 2**24  # records are merged by counting up to them
 
 
@@ -50,6 +53,9 @@ class Skipped(Row):
     accepted: bool = Field(default=False, description="A weight that the recipe leaves out.")
     changed: bool = Field(
         default=False, description="A vector, such as a bias, that differs; reported with moments."
+    )
+    zeroed: bool = Field(
+        default=False, description="A vector that is all zeros, where that of the base is not."
     )
     not_finite: str | None = Field(
         default=None,
@@ -121,9 +127,15 @@ class Summary(Row):
     verdicts: dict[Verdict, Count] = Field(description="Directions by verdict.")
     skipped: Count = Field(description="Rows in `skipped`.")
     lost: Count = Field(description="Of these, updates of weights, which went unjudged.")
-    spikes: Count = Field(0, description="Spikes of low-rank updates in matrices with a threshold.")
-    supercritical: Count = Field(0, description="Of these, beyond their threshold.")
-    beyond_top_k_threshold: Count = Field(0, description="Of these, beyond `top_k_threshold`.")
+    spikes: Count | None = Field(
+        None,
+        description="Spikes of low-rank updates in matrices with a threshold; null where no matrix "
+        "has both, as in a dense fine-tune.",
+    )
+    supercritical: Count | None = Field(None, description="Of these, beyond their threshold.")
+    beyond_top_k_threshold: Count | None = Field(
+        None, description="Of these, beyond `top_k_threshold`."
+    )
     tensors: Counts | None = Field(
         None, description="All tensors of two or more dimensions; null of a part of an audit."
     )
@@ -208,8 +220,14 @@ class Record(Document):
         if self.shard and len(self.shard.positions) != len(self.matrices):
             raise ValueError("matrices and places do not add up; was a record.json edited?")
         moments = self.inputs.moments is not None
-        if self.summary != summarise(self.matrices, self.skipped, tensors, moments=moments):
-            raise ValueError("expected the counts of the rows listed, got others")
+        counts = summarise(self.matrices, self.skipped, tensors, moments=moments)
+        if self.summary != counts:
+            # earlier versions wrote 0 where no matrix has spikes
+            absent = [name for name in OF_SPIKES if counts[name] is None]
+            same = self.summary.model_copy(update=dict.fromkeys(absent)) == counts
+            if not same or any(self.summary[name] for name in absent):
+                raise ValueError("expected the counts of the rows listed, got others")
+            object.__setattr__(self, "summary", counts)
         if twice := [n for n, found in Counter(m.name for m in self.matrices).items() if found > 1]:
             raise ValueError(f"expected each matrix once, got {twice[0]!r:.60} twice")
         for matrix in self.matrices:
@@ -335,12 +353,18 @@ def summarise(
         verdicts=verdicts,
         skipped=len(skipped),
         lost=sum(row.lost for row in skipped),
-        spikes=sum(matrix.spikes or 0 for matrix in matrices if matrix.supercritical is not None),
-        supercritical=sum(matrix.supercritical or 0 for matrix in matrices),
-        beyond_top_k_threshold=sum(matrix.beyond_top_k_threshold or 0 for matrix in matrices),
+        spikes=_sum_of_known(m.spikes for m in matrices if m.supercritical is not None),
+        supercritical=_sum_of_known(m.supercritical for m in matrices),
+        beyond_top_k_threshold=_sum_of_known(m.beyond_top_k_threshold for m in matrices),
         tensors=None if tensors is None else count_tensors(tensors, matrices),
         drift=summarise_drift(matrices, skipped) if moments else None,
     )
+
+
+def _sum_of_known(counts: Iterable[int | None]) -> int | None:
+    """The sum of the counts that there are; None without any, where nothing was counted."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def summarise_drift(matrices: list[Matrix], skipped: list[Skipped]) -> DriftSummary:

@@ -33,7 +33,9 @@ class Source(Row):
         "and how many; they are judged as the numbers that they are read back as.",
     )
     disagreements: list[str] = Field(
-        [], description="Where an adapter's configuration and its tensors name different modules."
+        [],
+        description="Where an adapter's configuration and its tensors name different modules, or "
+        "tensors of a full fine-tune have another prefix than the others.",
     )
 
 

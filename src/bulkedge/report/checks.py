@@ -9,7 +9,17 @@ from bulkedge._errors import printable
 from bulkedge.records import Record
 
 from .doubts import doubts, part_of, settings_of
-from .gate import DOUBT, MAX_DRIFT, NOT_JUDGED, NOT_REPAIRED, UNKNOWN, Failure, Gate, Refused
+from .gate import (
+    DOUBT,
+    MAX_DRIFT,
+    NOT_JUDGED,
+    NOT_REPAIRED,
+    UNKNOWN,
+    Failure,
+    Gate,
+    Refused,
+    Repairs,
+)
 
 CLASSES = {
     NOT_JUDGED: "bulkedge.lost",
@@ -24,6 +34,7 @@ def to_junit(
     records: Record | Mapping[str, Record],
     gate: Gate | None = None,
     refused: Mapping[str, Refused] | None = None,
+    repairs: Repairs | None = None,
 ) -> str:
     """One test case per matrix, as JUnit XML.
 
@@ -32,31 +43,38 @@ def to_junit(
         gate: What is a failure; ``Gate()`` if None.
         refused: Why a repair refused matrices, by the names of the records; each is an error.
             That of one record alone has the name ``""``.
+        repairs: What was repaired before these audits, in sentences, by the names of the records.
 
     Returns:
         XML.  What could not be judged is an error, and a doubt that fails no build a test that was
         skipped.
     """
-    gate, refused = gate or Gate(), refused or {}
+    gate, refused, repairs = gate or Gate(), refused or {}, repairs or {}
     if isinstance(records, Record):
-        root = _suite(records, gate, refused.get("", {}))
+        root = _suite(records, gate, refused.get("", {}), repairs.get("", ()))
     else:
         root = ElementTree.Element("testsuites", name="bulkedge audit")
         for name, record in records.items():
-            root.append(_suite(record, gate, refused.get(name, {}), name))
+            told = refused.get(name, {}), repairs.get(name, ())
+            root.append(_suite(record, gate, *told, name))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(
         root, encoding="unicode"
     ) + "\n"  # fmt: skip
 
 
-def _suite(record: Record, gate: Gate, refused: Refused, name: str = "") -> ElementTree.Element:
+def _suite(
+    record: Record, gate: Gate, refused: Refused, repair: Sequence[str], name: str = ""
+) -> ElementTree.Element:
     """The cases of one audit."""
     title = ", ".join(filter(None, ("bulkedge audit", printable(name), part_of(record))))
     suite = ElementTree.Element("testsuite", name=title)
-    if (settings := settings_of(record)) is not None:
+    facts = {"settings": settings_of(record), "repair": printable("; ".join(repair))}
+    if any(facts.values()):
         properties = ElementTree.SubElement(suite, "properties")
-        ElementTree.SubElement(properties, "property", name="settings", value=settings)
+        for key, value in facts.items():
+            if value:
+                ElementTree.SubElement(properties, "property", name=key, value=value)
     failures = gate.failures(record, refused)
     of_matrices: dict[str, list[Failure]] = {}
     for failure in failures:
@@ -71,8 +89,9 @@ def _suite(record: Record, gate: Gate, refused: Refused, name: str = "") -> Elem
         _add(_case(suite, failure.about, CLASSES[failure.rule]), [failure])
     if gate.max_drift is not None and not any(f.rule == MAX_DRIFT for f in others):
         _case(suite, "mean drift", CLASSES[MAX_DRIFT])
-    if not gate.fail_on_doubt:
-        for about, doubt in doubts(record).items():
+    failed = {failure.about for failure in others if failure.rule == DOUBT}
+    for about, doubt in doubts(record).items():
+        if about not in failed:
             case = _case(suite, about, CLASSES[DOUBT])
             ElementTree.SubElement(case, "skipped", message=f"doubt: {printable(doubt)}")
     suite.set("tests", str(len(suite.findall("testcase"))))

@@ -35,6 +35,8 @@ NOTABLE = 0.25
 """A smaller one is not doubted for that: less than a quarter of the base's norm has changed."""
 PEERS = 5
 """The least number of others that it is compared with."""
+PART = "part"
+"""The doubt that a record is a part of an audit."""
 
 
 def doubts(record: Record) -> dict[str, str]:
@@ -45,16 +47,17 @@ def doubts(record: Record) -> dict[str, str]:
 
     Returns:
         Sentences by what they are about: ``part``, ``base``, ``adapter``, ``modules``, ``size``,
-        ``scaled``, ``apart``, ``inputs``.
+        ``scaled``, ``apart``, ``vectors``, ``inputs``.
     """
     found: dict[str, str | None] = {
-        "part": _part(record),
+        PART: _part(record),
         "base": _base(record),
         "adapter": _adapter(record),
         "modules": _modules(record),
         "size": _size(record),
         "scaled": _scaled(record),
         "apart": _apart(record),
+        "vectors": _vectors(record),
         "inputs": _inputs(record),
     }
     return {name: text for name, text in found.items() if text is not None}
@@ -160,9 +163,21 @@ def _apart(record: Record) -> str | None:
 
 
 def _modules(record: Record) -> str | None:
-    """Where an adapter's configuration and its tensors name different modules."""
+    """Where the names of the tuned side do not go together: a program may not load all of it."""
     found = record.inputs.tuned.disagreements
     return " ".join(map(printable, found)) or None
+
+
+def _vectors(record: Record) -> str | None:
+    """That a vector has lost all its numbers."""
+    found = [row.name for row in record.skipped if row.zeroed]
+    if not found:
+        return None
+    others = f", and {count(len(found) - 1, 'other')} likewise" if len(found) > 1 else ""
+    return (
+        f"{printable(found[0])} of the fine-tune is all zeros, that of the base is not{others}: is "
+        "it damaged?"
+    )
 
 
 def _inputs(record: Record) -> str | None:

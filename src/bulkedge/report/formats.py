@@ -19,6 +19,7 @@ from .html import Shown, named_audits, to_html
 from .markdown import to_markdown
 from .sarif import to_sarif
 from .table import to_csv, to_parquet
+from .terminal import cost_lines, repair_line
 
 KINDS = (Record, RepairRecord)
 
@@ -64,7 +65,8 @@ def render(
     Args:
         records: The record of an audit or a repair, or several of them.  Formats other than HTML
             show what a repair left, or would begin with where it wrote nothing; Markdown, JUnit and
-            SARIF also show each matrix that it refused.  CSV and Parquet are of one record.
+            SARIF also say what it did, and show each matrix that it refused.  CSV and Parquet are
+            of one record.
         format: A key of ``FORMATS``: ``"html"``, ``"markdown"``, ``"junit"``, ``"sarif"``,
             ``"csv"`` or ``"parquet"``.
         labels: What to call the audits where there are several.
@@ -102,6 +104,7 @@ def render(
     more: dict[str, object] = {"columns": columns} if known.has_table else {}
     if known.is_gate:
         more |= {"gate": gate, "refused": dict(zip(names, map(_refused, given), strict=True))}
+        more["repairs"] = dict(zip(names, map(_repair, given), strict=True))
     return known.render(shown, **more)
 
 
@@ -110,6 +113,11 @@ def _refused(record: Shown) -> Refused:
     if isinstance(record, Record):
         return {}
     return {row.name: row.note or "" for row in record.matrices if row.status == "refused"}
+
+
+def _repair(record: Shown) -> list[str]:
+    """What a repair did: its method, new directions before and after, and what it cost."""
+    return [] if isinstance(record, Record) else [repair_line(record), *cost_lines(record)]
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

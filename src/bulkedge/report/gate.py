@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Direction, Matrix, Record
 
 from .columns import told_drift
-from .doubts import doubts
+from .doubts import PART, doubts, part_of
 from .drift import unmeasured_lines
 
 FOUND, UNKNOWN = 1, 2
@@ -18,10 +19,14 @@ FOUND, UNKNOWN = 1, 2
 NOT_JUDGED, NOT_REPAIRED = "not-judged", "not-repaired"
 MAX_DRIFT, DOUBT = "max-drift", "doubt"
 """Rules that are no verdicts."""
+SENTENCE = re.compile(r".+?[.?](?=\s|$)", re.DOTALL)
+"""A sentence; the points in names are followed by no space."""
 NAMED = 5
 """So many matrices a line names."""
 Refused = Mapping[str, str]
 """Why a repair refused a matrix, by its name."""
+Repairs = Mapping[str, Sequence[str]]
+"""What repairs did, in sentences, by the names of records; ``""`` of one record alone."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Failure:
         message: What is wrong, and by how much.
         code: The exit code: 1 for what was found, 2 for what could not be judged.
         option: The option that asks for it, as on a command line; empty where none does.
-        brief: The number that fails, for a list of names.
+        brief: The number that fails, for a list of names; the first sentence of a doubt.
         details: More lines, such as one for each direction.
         of_matrix: Whether ``about`` is a matrix of the record.
     """
@@ -180,7 +185,26 @@ class Gate:
         """What puts the verdict in doubt."""
         if self.fail_on_doubt:
             for about, doubt in doubts(record).items():
-                yield Failure(DOUBT, about, doubt, FOUND, "--fail-on-doubt")
+                if about == PART:  # which the whole is not
+                    continue
+                (first,) = SENTENCE.findall(doubt)[:1] or [doubt]
+                yield Failure(DOUBT, about, doubt, FOUND, "--fail-on-doubt", brief=first)
+
+
+def build_fails(record: Record) -> tuple[str, str]:
+    """What to put before a line of :func:`failure_lines`: a part of an audit fails no build.
+
+    Args:
+        record: The audit.
+
+    Returns:
+        Its beginning, to be stressed, and the rest.
+    """
+    part = part_of(record)
+    if part is None:
+        return "Fails", "with"
+    rest = "ends with exit code 0, and `bulkedge merge` decides on the whole. Of this part alone:"
+    return part.capitalize(), rest
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
@@ -207,12 +231,13 @@ def _group(group: Sequence[Failure]) -> str:
     first = group[0]
     if first.rule == MAX_DRIFT:
         return printable("; ".join(failure.message for failure in group))
+    if first.rule == DOUBT:  # what it is about has no name but in the sentence
+        told = "; ".join(failure.brief for failure in group)
+        return printable(f"{count(len(group), 'doubt')}: {told}")
     names = dict[str, str]()
     for failure in group:  # of two verdicts on a matrix the worse comes first
         names.setdefault(failure.about, failure.brief)
     listed = _listed([f"{n} ({brief})" if brief else n for n, brief in names.items()])
-    if first.rule == DOUBT:
-        return printable(f"{count(len(group), 'doubt')}: {listed}")
     if first.of_matrix and first.option:
         found = count(len(names), "matrix", "matrices")
         return printable(f"new directions in {found} (lowest score): {listed}")

@@ -26,7 +26,7 @@ from .columns import (
 from .curve import matrix_curve, whole_curve
 from .doubts import names_its_base, settings_of, untrained
 from .drift import drift_sentences
-from .gate import Gate, failure_lines
+from .gate import Gate, build_fails, failure_lines
 from .names import short_name
 from .parts import document, filled, part
 from .scale import scale_sentences, told_weaker
@@ -226,6 +226,7 @@ def _condensed(
     summary = record.summary
     bad = summary.new_directions or summary.not_audited or summary.lost
     fresh = {matrix.name for matrix in untrained(record)}
+    fails = " ".join(build_fails(record))
     failed = failure_lines(gate.failures(record)) if gate is not None and not repaired else []
     return {
         "label": label,
@@ -237,7 +238,7 @@ def _condensed(
                 explanation(record),
                 scale_sentences(record),
                 drift_sentences(record),
-                [f"Fails with {line}." for line in failed],
+                [f"{fails} {line}." for line in failed],
             )
             if sentences
         ],

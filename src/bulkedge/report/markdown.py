@@ -11,7 +11,7 @@ from .advice import Step, by_worst, steps
 from .columns import MARKDOWN, Column, columns_of
 from .doubts import settings_of
 from .drift import drift_lines
-from .gate import Gate, Refused, failure_lines
+from .gate import Gate, Refused, Repairs, build_fails, failure_lines
 from .scale import scale_lines
 from .several import columns_of_several, several_line, warnings_of
 from .terminal import verdict_line
@@ -27,6 +27,7 @@ def to_markdown(
     columns: Sequence[str] = (),
     gate: Gate | None = None,
     refused: Mapping[str, Refused] | None = None,
+    repairs: Repairs | None = None,
 ) -> str:
     """A summary in Markdown.
 
@@ -36,6 +37,7 @@ def to_markdown(
         gate: What fails the build; ``Gate()`` if None.
         refused: Why a repair refused matrices, by the names of the records.  That of one record
             alone has the name ``""``.
+        repairs: What was repaired before these audits, in sentences, by the names of the records.
 
     Returns:
         The verdict, what fails the build, and a table of the affected matrices, the worst first.
@@ -44,15 +46,15 @@ def to_markdown(
     Raises:
         InputError: If there is no column of a name.
     """
-    gate, refused = gate or Gate(), refused or {}
+    gate, refused, repairs = gate or Gate(), refused or {}, repairs or {}
     if isinstance(records, Record):
         failures = failure_lines(gate.failures(records, refused.get("", {})))
         lines = ["### bulkedge audit", "", _plain(verdict_line(records)), ""]
-        lines += _paragraphs(_facts(records))
-        lines += [*_failed(failures), *_table(records, columns, MOST_ROWS)]
+        lines += _paragraphs([*_repaired(repairs.get("", ())), *_facts(records)])
+        lines += [*_failed(records, failures), *_table(records, columns, MOST_ROWS)]
         lines += ["", *(f"- {_step(step)}" for step in steps(records))]
         return "\n".join(lines) + "\n"
-    return "\n".join(_several(records, columns, gate, refused)) + "\n"
+    return "\n".join(_several(records, columns, gate, refused, repairs)) + "\n"
 
 
 def _several(
@@ -60,6 +62,7 @@ def _several(
     columns: Sequence[str],
     gate: Gate,
     refused: Mapping[str, Refused],
+    repairs: Repairs,
 ) -> Iterable[str]:
     """Several records: all in a table, then the affected matrices of each."""
     yield from ("### bulkedge audit", "")
@@ -76,9 +79,15 @@ def _several(
     for name, record in records.items():
         failures = failure_lines(gate.failures(record, refused.get(name, {})))
         table = _table(record, columns, most)
-        if failures or table:
+        done = _repaired(repairs.get(name, ()))
+        if failures or table or done:
             yield from ("", f"#### {_code(name)}", "", _plain(verdict_line(record)), "")
-            yield from (*_failed(failures), *table)
+            yield from (*_paragraphs(done), *_failed(record, failures), *table)
+
+
+def _repaired(sentences: Sequence[str]) -> list[str]:
+    """What was repaired before the audit, in one line."""
+    return ["; ".join(("repair: " + sentences[0], *sentences[1:]))] if sentences else []
 
 
 def _facts(record: Record) -> list[str]:
@@ -88,9 +97,10 @@ def _facts(record: Record) -> list[str]:
     return [*told, *scale_lines(record), *drift_lines(record)]
 
 
-def _failed(failures: Sequence[str]) -> list[str]:
+def _failed(record: Record, failures: Sequence[str]) -> list[str]:
     """What fails the build, a paragraph each."""
-    return [part for line in failures for part in (f"**Fails** with {_plain(line)}", "")]
+    head, rest = build_fails(record)
+    return [text for line in failures for text in (f"**{head}** {rest} {_plain(line)}", "")]
 
 
 def _paragraphs(lines: Iterable[str]) -> list[str]:

@@ -13,12 +13,12 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
 
 from .doubts import doubts, settings_of
-from .gate import DOUBT, MAX_DRIFT, NOT_JUDGED, NOT_REPAIRED, UNKNOWN, Gate, Refused
+from .gate import DOUBT, MAX_DRIFT, NOT_JUDGED, NOT_REPAIRED, UNKNOWN, Gate, Refused, Repairs
 from .verdicts import APPEARANCE
 
 VERSION = "2.1.0"
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-SETTINGS = "settings"
+SETTINGS, REPAIR = "settings", "repair"
 FINDINGS = (*COUNTED, Verdict.UNDECIDED)
 """The verdicts that are results; each is a rule."""
 OTHER = {
@@ -27,6 +27,7 @@ OTHER = {
     MAX_DRIFT: ("error", "More mean drift than was allowed, or drift that is not known."),
     DOUBT: ("warning", "Why the verdict may mislead."),
     SETTINGS: ("note", "Settings of the audit that are not the defaults."),
+    REPAIR: ("note", "The repair before the audit: new directions before and after."),
 }
 """The other rules: their usual level and what they say."""
 
@@ -35,6 +36,7 @@ def to_sarif(
     records: Record | Mapping[str, Record],
     gate: Gate | None = None,
     refused: Mapping[str, Refused] | None = None,
+    repairs: Repairs | None = None,
 ) -> str:
     """One result for each affected matrix and verdict, as SARIF 2.1.0.
 
@@ -43,19 +45,24 @@ def to_sarif(
         gate: What fails the build, and is an error here; ``Gate()`` if None.
         refused: Why a repair refused matrices, by the names of the records.  That of one record
             alone has the name ``""``.
+        repairs: What was repaired before these audits, in sentences, by the names of the records.
 
     Returns:
         JSON.  A finding or a doubt that fails no build is a warning.  What could not be judged is a
         result of the rule ``not-judged``, a matrix that a repair refused one of ``not-repaired``,
-        too much drift one of ``max-drift``, and settings other than the defaults are a note.
+        too much drift one of ``max-drift``; settings other than the defaults are a note, and so is
+        a repair.
     """
-    gate, refused = gate or Gate(), refused or {}
+    gate, refused, repairs = gate or Gate(), refused or {}, repairs or {}
     named = {"": records} if isinstance(records, Record) else records
     results, done = list[dict[str, Any]](), True
     for name, record in named.items():
         mine = refused.get(name, {})
         done &= all(failure.code != UNKNOWN for failure in gate.failures(record, mine))
-        results += [_result(_place(record), name, *found) for found in _found(record, gate, mine)]
+        rows = [*_found(record, gate, mine)]
+        if told := repairs.get(name):
+            rows.append((REPAIR, "note", "repair", "; ".join(told)))
+        results += [_result(_place(record), name, *found) for found in rows]
     driver = {
         "name": "bulkedge",
         "version": next((record.tool.version for record in named.values()), ""),

@@ -97,8 +97,7 @@ def _hints(record: Record) -> list[str]:
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
     lines += scale_lines(record)
-    if record.summary.spikes:
-        lines.append(spikes_line(record))
+    lines += spikes_lines(record)
     if record.summary.tensors is not None:
         lines.append(tensors_line(record.summary.tensors))
     return lines
@@ -305,15 +304,17 @@ def _repaired_table(rows: Sequence[RepairedMatrix]) -> Table:
     return table
 
 
-def spikes_line(record: Record) -> str:
+def spikes_lines(record: Record) -> list[str]:
     """How much of a low-rank update is strong enough to stand among the leading directions."""
-    summary = record.summary
-    exceed = "exceeds" if summary.beyond_top_k_threshold == 1 else "exceed"
-    its = "its" if summary.spikes == 1 else "their"
-    return (
-        f"hint: {summary.beyond_top_k_threshold} of {count(summary.spikes, 'spike')} of the update "
-        f"{exceed} the limit θ_k of {its} matrix"
-    )
+    spikes, beyond = record.summary.spikes, record.summary.beyond_top_k_threshold
+    if not spikes or beyond is None:
+        return []
+    exceed = "exceeds" if beyond == 1 else "exceed"
+    its = "its" if spikes == 1 else "their"
+    return [
+        f"hint: {beyond} of {count(spikes, 'spike')} of the update {exceed} the limit θ_k of {its} "
+        "matrix"
+    ]
 
 
 def tensors_line(counts: Counts) -> str:

@@ -401,10 +401,10 @@ def test_the_action_runs(action, tmp_path):
 def test_the_action_runs_again_and_publishes_nothing_old(tuned, action, tmp_path):
     """Neither where the audit fails before it writes, nor where it never began."""
     (tmp_path / "other").symlink_to(EXAMPLE / "lora-r8")
-    more = f"{SHORT} --report bulkedge-out/rows.md"
+    more = f"{SHORT} --report bulkedge-out/rows.html"
     out = action(tuned=tuned, options=more)
     once = {path.relative_to(out) for path in out.rglob("*")}
-    assert {"record.json", "rows.md"} <= {path.name for path in once}
+    assert {"record.json", "rows.html"} <= {path.name for path in once}
     (out / ".record.json.x1y2").touch()  # of a run that was stopped while it wrote
     action(tuned=tuned, options=more)
     assert {path.relative_to(out) for path in out.rglob("*")} == once

@@ -1,8 +1,8 @@
 """Whether the tensors of a full fine-tune are renamed alike.
 
 A fine-tune may have another prefix than its base throughout.  If only some of its tensors have it,
-they still belong to those of the base, but a program that loads the model goes by the exact name:
-it leaves them out, with at most a warning, and computes with something else.
+they still belong to those of the base.  But a program that loads the model goes by the exact name.
+It leaves them out, with at most a warning, and computes with something else.
 """
 
 from __future__ import annotations

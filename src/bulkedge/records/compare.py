@@ -193,7 +193,8 @@ def _change(first: Matrix, second: Matrix) -> MatrixChange:
         min((row.score for row in matrix.directions), default=None) for matrix in (first, second)
     ]
     new = first.new_directions, second.new_directions
-    return MatrixChange(first.name, *new, *worst, *map(_verdicts, (first, second)))
+    verdicts = _verdicts(first), _verdicts(second)
+    return MatrixChange(first.name, *new, worst[0], worst[1], *verdicts)
 
 
 def _verdicts(matrix: Matrix) -> dict[str, int]:

@@ -140,7 +140,8 @@ def told_weaker(record: Record) -> tuple[float, str, str] | None:
 
 def _may_return(matrix: Matrix) -> bool:
     """Whether new directions are expected at a lower strength, and rightly none at this one."""
-    at_one = [point.new for point in matrix.scale_curve.expected if point.scale == 1]
+    curve = matrix.scale_curve
+    at_one = [point.new for point in curve.expected if point.scale == 1] if curve else []
     return at_one == [0] and _scale(matrix) < 1
 
 

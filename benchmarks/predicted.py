@@ -136,7 +136,7 @@ def control(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "measured_overlap": 0.0 if j is None else float(left[j]),
                 "measured_score": 0.0 if j is None else float(outliers.left_score[j]),
                 "expected_score": float(found.left_score[0]),
-                "aligned": float((U[:, :LEADING].mT @ u).square().sum()) / (LEADING / len(U)),
+                "aligned": float((U[:, :LEADING].to(u).mT @ u).square().sum()) / (LEADING / len(U)),
             }
         )
     return agreement(drawn)

@@ -87,18 +87,20 @@ def measure_rounding(
     """
     A = process.map.to(torch.float64)
     process.check_passes += 2
-    P, Q, after = (exact(x) for x in (process.left, process.right, process.after))
+    # widened some rows at a time: whole bases in float64 may be larger than the matrix
+    P, Q, after = (Dense(x).to(torch.float64) for x in (process.left, process.right, process.after))
     B, L = process.small, process.last
     single = min(process.start_size, len(ritz.residuals))
     first, second = drawn.split([P.shape[1], Q.shape[1]])
     X = torch.cat([ritz.left[:, :single], first], dim=1)
     Y = torch.cat([ritz.right[:, :single], second], dim=1)
-    x, y = X.to(P), Y.to(P)
+    x, y, back, forth, last = (C.to(A.device) for C in (X, Y, B.mT @ X, B @ Y, L @ Y))
     defects = (
-        A.rmatmat(P @ x) - Q @ (B.mT @ X).to(P),
-        A.matmat(Q @ y) - P @ (B @ Y).to(P) - after @ (L @ Y).to(P),
+        A.rmatmat(P.matmat(x)) - Q.matmat(back),
+        A.matmat(Q.matmat(y)) - P.matmat(forth) - after.matmat(last),
     )
-    defect = max(_not_orthonormal(torch.cat([P, after], dim=1)), _not_orthonormal(Q))
+    both = torch.cat([process.left, process.after], dim=1)
+    defect = max(_not_orthonormal(both), _not_orthonormal(process.right))
     # Rounding of the products with A, and of the small ones before and after.
     small = 4 * math.sqrt(max(B.shape)) * (sum(B.shape) + 4)
     own = float64_rounding(math.ceil(sum(A.shape) + small), (1 + defect) * scale)
@@ -163,11 +165,11 @@ def float64_rounding(terms: int, scale: float) -> float:
 
 
 def _not_orthonormal(basis: Tensor) -> float:
-    """Bound on ``‖QᵀQ − I‖₂`` of a float64 matrix."""
+    """Bound on ``‖QᵀQ − I‖₂``, in float64."""
     rows, columns = basis.shape
     if columns == 0:
         return 0.0
-    defect = Dense(basis).gram()
+    defect = Dense(basis).to(torch.float64).gram()
     defect.diagonal().sub_(1.0)
     # the largest sum of a row bounds the spectral norm, and costs no eigenvalues
     largest = float(defect.abs().sum(dim=0).max())

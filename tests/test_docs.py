@@ -501,7 +501,7 @@ def test_the_readme_has_the_figures_of_the_results():
     wanted = {
         *(f"counts[{name}]" for name in ("full", "lora-r1", "lora-r8")),
         *(f"repair[lora-r1][{x}]" for x in ("before", "after", "accuracy_before")),
-        *("protect[lora_r1_gain]", "protect[lora_r8_gain]", "model[seconds]", "bad[bad]"),
+        *("protect[lora_r1_gain]", "protect[lora_r8_gain]", "bad[bad]"),
         *("hard[certificates]", "hard[wrong]", "speed[seconds]", "speed[two_svds]"),
         *("memory[large][peak_MB]", "memory[large][checkpoint_MB]", "triplet[gaussian]"),
         *("finetune[lora-r8][accuracy]", "finetune[lora-r8+clip][accuracy]"),

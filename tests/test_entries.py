@@ -511,7 +511,8 @@ def test_numbers_below_the_normal_ones(name, kind):
     A = plain().double().mul(scale).to(torch.float64 if kind == "float64" else torch.float32)
     found = accepted(name, A)
     if found is None:
-        assert name not in (*SCALES, *INTERVALS) or kind == "float64"
+        # a subnormal norm has few digits, and what is divided by it no more: that is refused
+        assert name not in (*SCALES, *INTERVALS) or kind == "float64" or name == "normalize"
         return
     if name in INTERVALS:
         lower, upper = (float(x) for x in found)

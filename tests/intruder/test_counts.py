@@ -25,9 +25,9 @@ SMALL = 200  # a factorisation of a matrix that is no part of the small algebra
 
 # shape, base, how the directions were decided: passes, evaluations, factorisations, operations
 CASES = {
-    ("noise", 800, 800): (37, 4, 0, 5_091),
-    ("trained", 800, 800): (37, 5, 0, 5_491),
-    ("tall", 1600, 800): (31, 4, 1, 6_501),
+    ("noise", 800, 800): (37, 4, 0, 5_721),
+    ("trained", 800, 800): (37, 5, 0, 6_117),
+    ("tall", 1600, 800): (31, 4, 1, 7_107),
     ("near ties", 800, 1400): (14, 0, 2, 1_117),
     ("trained", 400, 700): (3, 0, 2, 320),
     ("noise", 64, 64): (4, 0, 0, 143),

@@ -167,10 +167,10 @@ def strength_for(
     """
     logs = torch.stack(list(curves))
     highest, lowest = sum(before) / len(before), float(logs[:, -1].mean())
-    lowest = lowest if lowest > ROUNDING * highest else 0.0
     if not lowest < target < highest:
+        least = lowest if lowest > ROUNDING * highest else 0.0
         raise InputError(
-            f"expected a target drift between {lowest:.3g} and {highest:.3g}, the mean "
+            f"expected a target drift between {least:.3g} and {highest:.3g}, the mean "
             f"drift of the fine-tune, got {target:g}; choose one between them"
         )
     logs = logs.clamp_min(torch.finfo(logs.dtype).tiny).log()

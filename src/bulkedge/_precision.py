@@ -11,6 +11,9 @@ from torch import Tensor
 
 WITHOUT_FLOAT64 = frozenset({"mps"})
 """The kinds of device that have no float64: what is exact of their matrices is on the CPU."""
+SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers with as many bytes as a number: its bits are read as these, as NumPy has no
+bfloat16."""
 
 
 def exact_device(device: torch.device) -> torch.device:

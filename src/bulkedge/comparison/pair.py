@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import Dense, Difference, LinearMap, LowRank, RowScaled, Sum
-from bulkedge._precision import exact, exact_device
+from bulkedge._precision import SAME_SIZE_INTEGERS, exact, exact_device
 from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.intruder import Judgement, Remember, compute_anew, judge
 from bulkedge.records import Recipe
@@ -23,9 +23,6 @@ from .initial import since_initial
 
 TILE = 1024
 """This many rows are converted to float64 at a time."""
-SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integers with as many bytes as a number: its bits are read as these, as NumPy has no
-bfloat16."""
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def _scaled(record: Record) -> str | None:
     if not found:
         return None
     most, factor = max(found, key=lambda pair: abs(pair[1] - 1))
-    others = f", and {count(len(found) - 1, 'other')} likewise" if len(found) > 1 else ""
+    others = _likewise(len(found))
     return (
         f"{printable(most.name)} is the base's matrix times {factor:.3g}, but for "
         f"{PARALLEL:.0%} of the change at most{others}: is it damaged, or was it stored with "
@@ -154,12 +154,17 @@ def _apart(record: Record) -> str | None:
     if not found:
         return None
     most, times = max(found, key=lambda pair: pair[1])
-    others = f", and in {count(len(found) - 1, 'other')} likewise" if len(found) > 1 else ""
+    others = _likewise(len(found), "in ")
     return (
         f"In {printable(most.name)} the update is {times:.3g} times as large as the median of the "
         f"others, relative to the base (‖ΔW‖_F/‖W0‖_F = {most.relative_update:.3g}){others}: is "
         "the matrix damaged?"
     )
+
+
+def _likewise(number: int, where: str = "") -> str:
+    """How many others a doubt is about, besides the one that it names."""
+    return f", and {where}{count(number - 1, 'other')} likewise" if number > 1 else ""
 
 
 def _modules(record: Record) -> str | None:
@@ -173,7 +178,7 @@ def _vectors(record: Record) -> str | None:
     found = [row.name for row in record.skipped if row.zeroed]
     if not found:
         return None
-    others = f", and {count(len(found) - 1, 'other')} likewise" if len(found) > 1 else ""
+    others = _likewise(len(found))
     return (
         f"{printable(found[0])} of the fine-tune is all zeros, that of the base is not{others}: is "
         "it damaged?"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._linmap import LinearMap
+from bulkedge._precision import SAME_SIZE_INTEGERS
 from bulkedge.triplet._tracing import unwrapped
 
 # NumPy's generator is for the fixed seed: torch refuses to draw inside vmap, even where nothing is
@@ -22,9 +23,6 @@ def gaussian(rows: int, columns: int, generator: Randomness) -> Tensor:
     if isinstance(generator, torch.Generator):
         return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     return torch.from_numpy(generator.standard_normal((rows, columns)))
-
-
-SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fixed_seed() -> numpy.random.Generator:

@@ -127,3 +127,15 @@ def test_an_excess_that_does_not_fall_predicts_nothing(now):
     search.reached = Reached(torch.ones(1), now)
     by_cost = search._steps_to_wait([(3, now), (4, now)])
     assert search._steps_to_wait([(3, 2.0), (4, now)]) == by_cost >= 1
+
+
+def test_a_plan_without_hope_delays_the_search_little(monkeypatch):
+    """The rounding is measured after twice the steps at the latest, whatever was assumed of it."""
+    W0, _ = made("trained", 1600, 1600)
+    g = torch.Generator().manual_seed(1)
+    W = W0 + LowRank(0.2 * basis(1600, 8, g), basis(1600, 8, g).mT)
+    least = judge(W0, W, seed=1)
+    monkeypatch.setattr(Search, "_decides", lambda *_: False)
+    found = judge(W0, W, seed=1)
+    assert found.undecided == 0
+    assert least.passes <= found.passes <= 1.5 * least.passes, (least.passes, found.passes)

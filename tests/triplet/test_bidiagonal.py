@@ -121,7 +121,7 @@ def test_measured_residuals_are_those_of_the_triplets(dtype):
     found = singular_triplet(W0, 3, solver=GolubKahan(rtol=1e-3))
     A, sigma, u, v = W0.double(), *(x.double() for x in found)
     true = torch.hypot((A @ v - u * sigma).norm(dim=0), (A.mT @ u - v * sigma).norm(dim=0))
-    bound = measure_residuals(Dense(W0), found)
+    bound = measure_residuals(Dense(W0), found, Dense(W0).rounding_scale())
     assert bool((bound >= true).all())
     assert bool((bound <= true + 1e-4 * sigma[0] * (1e-5 if dtype is WIDE else 1)).all())
 

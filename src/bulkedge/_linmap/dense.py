@@ -90,7 +90,7 @@ class Upcast(Dense):
         dtype: The dtype of the products.
     """
 
-    rows = 128
+    rows = 256
     """The rows of a tile, so few that it stays in the cache between conversion and product."""
 
     def __init__(self, matrix: Tensor, dtype: torch.dtype = torch.float64) -> None:

@@ -42,6 +42,7 @@ class Factorisations:
 
     Args:
         A: The map.
+        scale: Its rounding scale, ‖A‖_F of a matrix.
         generator: Source of the vectors that measure the error of a factor.
         probability: The probability, over those vectors, that a statement is wrong.
 
@@ -52,10 +53,12 @@ class Factorisations:
             factorisation, too.
     """
 
-    def __init__(self, A: LinearMap, generator: Randomness, probability: float) -> None:
+    def __init__(
+        self, A: LinearMap, scale: float, generator: Randomness, probability: float
+    ) -> None:
         self.map, self.tall = A, A.shape[0] > A.shape[1]
         self.generator, self.probability = generator, probability
-        self.scale = A.rounding_scale()
+        self.scale = scale
         self.rounding = 2 * float64_rounding(max(A.shape) + 4, self.scale**2)
         self._gram: Tensor | None = None
         self._gram32: Tensor | None = None

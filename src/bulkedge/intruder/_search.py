@@ -47,6 +47,9 @@ LAST_MIN_SIGMA_FRACTION = 0.95
 """After the last step bounds up to the smallest singular value seen times this are tried."""
 FAILURE_PROBABILITY = 1e-9
 """A statement about a matrix is wrong with at most this probability over the random vectors."""
+MEASURE_AGAIN = 2
+"""The rounding is measured after this many times the steps there were when it was measured last, or
+when the search could first have ended: what was assumed or measured then may be too much."""
 FLOAT64_COST = 2.0
 """A pass in float64 costs that many in float32."""
 FACTORISATION_SPEED = 2
@@ -134,9 +137,11 @@ class Search:
         self.reached = Reached(torch.zeros(0, dtype=torch.float64), 1.0)
         self.frobenius, self.max_steps, self.generator = frobenius, max_steps, generator
         self.rounding, self.proofs = Rounding(assumed_noise), Proofs()
-        self.factorisations = Factorisations(process.map, generator, FAILURE_PROBABILITY)
+        self.factorisations = Factorisations(process.map, frobenius, generator, FAILURE_PROBABILITY)
         # the smallest x for which no proof was found that every singular value exceeds it
         self.lowest_unproved_bound = float("inf")
+        # the step after which the rounding was measured last, 0 before
+        self.measured_at = 0
         # the first step after which proofs of completeness would decide every direction
         self.first_decidable_step = max_steps
         self.steps_per_factorisation = min(process.map.shape) // (
@@ -199,11 +204,12 @@ class Search:
                 return None
         self.first_decidable_step = min(self.first_decidable_step, step)
         waited = step - self.first_decidable_step >= self.steps_per_factorisation
-        doubtful = not (last or waited) and self._measuring_costs_more()
+        due = step >= MEASURE_AGAIN * (self.measured_at or self.first_decidable_step)
+        doubtful = not (last or waited or due) and self._measuring_costs_more()
         # by the rounding that was measured last, or assumed
         if doubtful and not self._decides(self._collect(evidence.ritz)):
             return None
-        self._measure_rounding(evidence)
+        self._measure_rounding(evidence, step)
         found = assess(self.question, self._collect(evidence.ritz))
         found = self._with_min_sigma(found, tries=MIN_SIGMA_TRIES if last else 1, last=last)
         if not found.undecided or not (last or waited):
@@ -270,8 +276,9 @@ class Search:
             failure_probability=FAILURE_PROBABILITY,
         )
 
-    def _measure_rounding(self, evidence: Evidence) -> None:
+    def _measure_rounding(self, evidence: Evidence, step: int) -> None:
         """Measure what rounding has done to the space so far; every interval allows for it."""
+        self.measured_at = step
         count = self.process.left.shape[1] + self.process.right.shape[1]
         drawn = gaussian(count, ROUNDING_PROBES, self.generator)
         self.rounding = measure_rounding(

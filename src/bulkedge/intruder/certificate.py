@@ -54,7 +54,7 @@ LEADING = 32
 """So many leading vectors of the base are given back, where they have converged."""
 MAX_SHOWN = 8
 """A certificate prints no more directions than this."""
-ASSUMED_NOISE = 16.0
+ASSUMED_NOISE = 6.0
 """The recurrences are assumed to err by this, in the same units, until that is measured."""
 
 

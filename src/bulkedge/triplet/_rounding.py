@@ -113,12 +113,13 @@ def measure_rounding(
     return Rounding(max(together), torch.maximum(*alone) + own * lengths[:single], defect)
 
 
-def measure_residuals(A: LinearMap, triplets: SingularTriplets) -> Tensor:
+def measure_residuals(A: LinearMap, triplets: SingularTriplets, scale: float) -> Tensor:
     """``‖[A v − σu; Aᵀu − σv]‖₂`` of each triplet, from two passes over the matrix in float64.
 
     Args:
         A: The matrix, shape ``(m, n)``.
         triplets: Of it, the leading ones.
+        scale: :meth:`LinearMap.rounding_scale` of the matrix.
 
     Returns:
         Bounds for vectors of unit length, float64, shape ``(k,)``.
@@ -127,7 +128,7 @@ def measure_residuals(A: LinearMap, triplets: SingularTriplets) -> Tensor:
     wide = A.to(torch.float64)
     left, right = wide.matmat(v) - u * sigma, wide.rmatmat(u) - v * sigma
     computed = torch.hypot(*(torch.linalg.vector_norm(x, dim=0) for x in (left, right)))
-    own = 2 * float64_rounding(sum(A.shape) + 4, wide.rounding_scale())
+    own = 2 * float64_rounding(sum(A.shape) + 4, scale)
     return (computed + own) * (1 + max(_not_orthonormal(u), _not_orthonormal(v)))
 
 

@@ -97,25 +97,25 @@ class GolubKahan:
         self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
     ) -> SingularTriplets:
         """The k leading triplets of A, m ≥ n, from ``start`` completed by a Gaussian block."""
-        if self.failure_probability is None:
-            return self._search(A, k, start, generator)
-        found = self._search(A, k, start, unforeseen(generator, A))
-        residuals = measure_residuals(A, found).to(found.residuals)
-        return replace(found, residuals=residuals, passes=found.passes + 2)
-
-    def _search(
-        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness
-    ) -> SingularTriplets:
-        """The same with the residuals of the recurrences."""
-        n = A.shape[1]
-        guess, drawn = start_parts(A, min(k + self.oversample, n), start, generator)
-        V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
         size = A.rounding_scale()
         if size == math.inf:
             raise InputError(
                 f"expected factors of {A!r} whose norms float64 can hold, got larger ones; divide "
                 "them by a large number"
             )
+        if self.failure_probability is None:
+            return self._search(A, k, start, generator, size)
+        found = self._search(A, k, start, unforeseen(generator, A), size)
+        residuals = measure_residuals(A, found, size).to(found.residuals)
+        return replace(found, residuals=residuals, passes=found.passes + 2)
+
+    def _search(
+        self, A: LinearMap, k: int, start: Tensor | None, generator: Randomness, size: float
+    ) -> SingularTriplets:
+        """The same with the residuals of the recurrences; ``size`` is the map's rounding scale."""
+        n = A.shape[1]
+        guess, drawn = start_parts(A, min(k + self.oversample, n), start, generator)
+        V = torch.linalg.qr(torch.cat([guess, drawn], dim=1)).Q
         process = Bidiagonalization(A.T, V, ASSUMED_NOISE * torch.finfo(A.dtype).eps * size)
         prover = _Prover(process, exact(drawn).cpu(), size, self.failure_probability, generator)
         excess: list[float] = []

@@ -14,6 +14,7 @@ import yaml
 
 from bulkedge import Recipe, Record
 from bulkedge.cli import audit, cli
+from bulkedge.cli._gate import GATE_FIELDS
 from cases import gaussian, orthonormal
 from commands import run
 from helpers import save, save_adapter, some, weights
@@ -168,6 +169,8 @@ def test_recipe_file_and_options_that_override_it(inputs, tmp_path):
     assert (result.returncode, result.stdout) == (FAILURE, "")
     told = f"bulkedge: {config}: unknown field 'top_n'; did you mean top_k? (the fields are"
     assert told in result.stderr
+    fields = result.stderr.partition("(the fields are ")[2].partition(")")[0].split(", ")
+    assert fields == [*Recipe.model_fields, *GATE_FIELDS]  # all that such a file may have
 
 
 def test_the_help_tells_the_defaults_of_the_recipe():

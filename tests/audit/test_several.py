@@ -14,9 +14,11 @@ from bulkedge.auditing import known, run_plans
 from bulkedge.cli import _audit, _several, cli
 from bulkedge.cli._several import names_of
 from bulkedge.comparison import make_plan
-from helpers import save, save_adapter, weights
+from bulkedge.report import FORMATS
+from helpers import save, save_adapter, some, weights
 
-SHAPES = {"h.0.q.weight": (70, 50), "h.1.q.weight": (40, 60), "h.2.q.weight": (40, 60)}
+SHAPES = {"h.0.q.weight": (70, 50), "h.1.q.weight": (160, 90), "h.2.q.weight": (90, 160)}
+"""Decomposed by an SVD, and by the Gram matrix of either side."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def alone(inputs):
 
 @pytest.mark.parametrize("method", ["certified", pytest.param("dense", marks=pytest.mark.slow)])
 def test_each_record_is_that_of_an_audit_of_its_own(method, inputs):
-    recipe = Recipe(method=method, top_k=2, include=["h.0.*"])
+    recipe = Recipe(method=method, top_k=2, side="both")
     plans = [make_plan(inputs[0], tuned, recipe) for tuned in inputs[1:]]
     alone = [bulkedge.audit(inputs[0], tuned, recipe=recipe) for tuned in inputs[1:]]
     found = run_plans(plans, recipe, jobs=2 if method == "dense" else 1)
@@ -65,17 +67,17 @@ def test_the_base_is_decomposed_once_and_by_the_cache_not_again(
 
     monkeypatch.setattr(known.KnownBases, "_stored", watched)
     plans = [make_plan(inputs[0], tuned, Recipe()) for tuned in inputs[1:]]
-    for svds in (3, 0):
+    for svds, grams in ((1, 2), (0, 0)):
         found = run_plans(plans, Recipe(), cache=tmp_path / "c")
         assert [content(record) for record in found] == [content(record) for record in alone]
         assert computed.count("base") == 3  # read once, whatever is kept
-        assert computed.count("svd") == svds
+        assert (computed.count("svd"), computed.count("eigen")) == (svds, grams)
         computed.clear()
     for file in (tmp_path / "c").iterdir():  # damaged, truncated, of something else
         file.write_bytes(file.read_bytes()[:-9])
     again = run_plans(plans, Recipe(), cache=tmp_path / "c")
     assert [content(record) for record in again] == [content(record) for record in alone]
-    assert computed.count("svd") == 3
+    assert (computed.count("svd"), computed.count("eigen")) == (1, 2)
 
 
 def test_the_cache_goes_by_the_content_of_the_base(inputs, tmp_path):
@@ -245,3 +247,14 @@ def test_journals_are_one_a_plan(inputs, tmp_path):
         run_plans(plans, Recipe(), journals=[tmp_path / "j"])
     with pytest.raises(bulkedge.InputError, match="expected 3 journals, one per plan, got 0"):
         run_plans(plans, Recipe(), resume=True)
+
+
+def test_the_page_says_which_reports_several_have(inputs, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/audit.md").read_text()
+    told = page.partition("`--report` writes all of them")[2].partition("refused;")[0]
+    written, refused = told.split("`--csv`")
+    for kind, found in some(FORMATS.items()):
+        file = tmp_path / f"of_all{found.endings[0]}"
+        done = run(*inputs, "--output", tmp_path / kind, "--report", file, "--include", "h.0.*")
+        assert done.exit_code == (1 if file.exists() else 2), done.output
+        assert f"`{found.endings[0]}`" in (written if file.exists() else refused)

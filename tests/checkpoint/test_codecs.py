@@ -1,19 +1,24 @@
 """Every codec, and one whose weights are named and shaped otherwise than their tensors."""
 
+import io
 import pickle
 from dataclasses import dataclass
 
 import pytest
 import torch
+from rich.console import Console
 
 import bulkedge
 import packing
 from bulkedge import CheckpointError, Recipe, Scale
 from bulkedge.checkpoint import Codec, Plain, StoredMatrix, codec, open_checkpoint
+from bulkedge.checkpoint.codec.base import ANEW
 from bulkedge.checkpoint.elements import read_tensor, write_elements
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
+from bulkedge.report import print_record
+from bulkedge.report.advice import steps
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
@@ -150,6 +155,10 @@ def test_repaired_or_refused_with_the_reason(stored, tmp_path):
     (row,) = record.matrices
     reason = open_checkpoint(sides[1]).weights["q.weight"].read_only
     assert (row.status, row.note) == ("refused" if reason else "repaired", reason)
+    assert record.before.matrices[0].read_only == reason
+    advice = [step for step in steps(record.before) if "bulkedge repair" in (step.command or "")]
+    assert bool(advice) == (reason is None)
+    assert (reason or "bulkedge repair") in printed(record.before)
     written = list(tmp_path.glob("out/*.safetensors"))
     if reason:
         assert written == []
@@ -157,6 +166,12 @@ def test_repaired_or_refused_with_the_reason(stored, tmp_path):
     found = open_checkpoint(*written).weights["q.weight"].read(None, None)
     left = float(torch.linalg.matrix_norm(found.double() - W0, 2))
     assert left < 20  # of four bits much is rounding
+
+
+def printed(record):
+    console = Console(file=io.StringIO(), width=9999)
+    print_record(record, console)
+    return console.file.getvalue()
 
 
 def test_a_weight_is_listed_by_its_own_name_and_shape(tmp_path):
@@ -213,6 +228,6 @@ def test_a_codec_that_says_nothing_of_writing_cannot_write(tmp_path):
 
     opened = open_checkpoint(save(tmp_path / "x.safetensors", {"q.weight": weights(2, 2)}))
     found = Halved(opened.tensors["q.weight"])
-    assert found.read_only == "F32: quantised, and would have to be quantised anew"
+    assert found.read_only == f"F32: quantised, and would have to be {ANEW}"
     with pytest.raises(NotImplementedError, match="Halved: F32: quantised, and would have to be"):
         found.write(weights(2, 2), None, None, tmp_path / "x.safetensors")

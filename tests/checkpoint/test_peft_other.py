@@ -8,6 +8,7 @@ import torch
 
 import bulkedge
 from bulkedge.checkpoint import open_path
+from bulkedge.checkpoint.peft_other import FIXED
 from helpers import oracle_scores, save, some
 
 RECIPE = {"top_k": 4, "method": "dense"}
@@ -79,9 +80,10 @@ def test_blocks_of_rows_and_what_a_repair_says(trained, tmp_path):
     found = torch.tensor([d.score for d in row.directions], dtype=torch.float64)
     torch.testing.assert_close(found, oracle_scores(W0, W, 4), atol=1e-4, rtol=0)
     repaired = bulkedge.repair(base, adapter, None, recipe=RECIPE)
-    notes = {m.note for m in repaired.matrices if m.status == "refused"}
-    assert notes <= {"an update of another form than a LoRA's: merge it into the model, and repair "
-                     "that"}  # fmt: skip
+    refused = {m.name: m.note for m in repaired.matrices if m.status == "refused"}
+    new = {m.name: m.read_only for m in repaired.before.matrices if m.new_directions}
+    assert refused == new
+    assert set(some(new.values())) == {FIXED}
 
 
 BAD = {

@@ -243,3 +243,13 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     ):
         done = run(base, tuned, "-o", tmp_path / "none", *options)
         assert message in done.output + str(done.exception)
+
+
+def test_the_cost_is_of_the_matrices_that_changed(pair):
+    """A reader takes what no number of matrices follows for the whole model."""
+    for only, number in (("a*", 1), ("*", 2)):
+        done = run(*pair, "--dry-run", "--method", "rescale", "--uniform", "0.3", "--only", only)
+        where = " in 1 of 2 matrices" if number == 1 else ""
+        each = "the update in 1 of 2 matrices (a)" if where else "each update on average"
+        assert f"the repair changed 70% of {each}" in done.stdout
+        assert f"WARNING: more than half of the update is gone{where}, and" in done.stdout

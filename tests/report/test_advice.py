@@ -10,6 +10,7 @@ from bulkedge.cli import audit as audit_cli
 from bulkedge.cli import repair as repair_cli
 from bulkedge.cli._output import recipe_of
 from bulkedge.intruder import Verdict
+from bulkedge.records.record import DriftSummary
 from bulkedge.report.advice import (
     audit_command,
     explanation,
@@ -120,6 +121,45 @@ def test_a_finding_in_a_trained_matrix(tmp_path):
     assert told[0].text.startswith("New directions do not show what a model has forgotten")
     assert told[0].command is None  # moments are of a model, and this base is a file
     assert [step.command.split()[1] for step in told[1:]] == ["repair", "report"]
+
+
+def fixed(record, *numbers):
+    """The record with some matrices that a repair cannot write."""
+    rows = [
+        m.model_copy(update={"read_only": "of a form; merge it"}) if i in numbers else m
+        for i, m in enumerate(record.matrices)
+    ]
+    return record.model_copy(update={"matrices": rows})
+
+
+def everywhere(W, i):
+    return W + 60 * orthonormal(80, 1, 50) @ orthonormal(60, 1, 51).mT
+
+
+def test_no_repair_is_advised_where_no_copy_can_be_written(tmp_path):
+    record = made(tmp_path, everywhere)
+    told = steps(fixed(record, 0, 1, 2, 3))
+    assert not any(step.command for step in told)
+    assert "--method protect" not in " ".join(step.text for step in told)
+    (step,) = (step for step in told if step.brief)
+    assert step.brief == "a repair writes no copy: layer.0.w.weight: of a form; merge it"
+    some_ = steps(fixed(record, 1))
+    (step,) = (s for s in some_ if s.command and "bulkedge repair" in s.command)
+    assert "layer.1.w.weight: of a form; merge it: the repair refuses 1 of 4 matrices." in step.text
+    assert step.brief.endswith("it refuses 1 of 4 matrices, which cannot be written")
+
+
+def test_drift_is_not_lowered_where_no_copy_can_be_written(tmp_path):
+    record = made(tmp_path, everywhere)
+    source = record.inputs.base.model_copy(update={"path": "base.moments"})
+    inputs = record.inputs.model_copy(update={"moments": source})
+    drift = DriftSummary(measured=4, unknown=0, mean=0.5, of_sums=0.5, along_new=0.1, vectors=0)
+    summary = record.summary.model_copy(update={"drift": drift})
+    record = record.model_copy(update={"inputs": inputs, "summary": summary})
+    assert any("--method protect" in (s.command or "") for s in steps(record))
+    told = [s.text for s in steps(fixed(record, 0, 1, 2, 3)) if s.brief]
+    assert len(told) == 1
+    assert told[0].startswith("A repair cannot write a copy. layer.0.w.weight: of a form")
 
 
 def test_nothing_found(tmp_path):

@@ -45,9 +45,12 @@ def test_what_changed_is_shown_matrix_by_matrix(folder):
     assert row.startswith("layer.1 ")
     assert f"0 → {change.new_second}" in row
     assert f"{change.worst_first:.3f} → {change.worst_second:.3f}" in row
-    assert f"from weak to strong: {totals[0]} → {totals[1]} new directions in 3 matrices" in (
-        ended.stdout
-    )
+    assert (
+        f"from weak to strong: {totals[0]} → {totals[1]} new directions in 3 matrices that both "
+        "have (1 of them unchanged in both); "
+    ) in ended.stdout
+    shown = {heading: int(number) for heading, number, _ in map(str.split, lines[1:4])}
+    assert shown["matrices"] + shown["unchanged"] == len(found.matrices)
     assert "0 have fewer, 1 more" in ended.stdout
 
 

@@ -30,8 +30,8 @@ VECTORS_UP_TO = 512
 """Singular vectors are kept on disk up to this length of the shorter side: they take twice the
 space of the matrix in float64."""
 
-STORED = {"svd": ("U", "S", "V"), "values": ("S",)}
-"""What is kept on disk, and the tensors of each."""
+STORED = ("svd", "eigen", "values")
+"""What is kept on disk."""
 
 CHECKSUM = "sha256"
 """The entry of a file's metadata that its tensors must fit; what does not is computed again."""
@@ -92,17 +92,17 @@ class KnownBases:
         """What the folder has, else what is computed, which it then has."""
         if self.folder is None or what not in STORED:
             return compute()
-        if what == "svd" and min(base.shape) > VECTORS_UP_TO:
+        if what != "values" and min(base.acts_as) > VECTORS_UP_TO:
             return compute()
         file = self.folder / f"{self._key(what, base, device)}.safetensors"
-        found = _read(file, _shapes(what, base))
+        shapes = _shapes(what, base, device)
+        found = _read(file, shapes)
         if found is None:
             computed = compute()
             tensors = computed if isinstance(computed, tuple) else (computed,)
-            _write(file, dict(zip(STORED[what], tensors, strict=True)))
+            _write(file, dict(zip(shapes, tensors, strict=True)))
             return computed
-        on_device = tuple(tensor.to(device) for tensor in found)
-        return on_device if what == "svd" else found[0]
+        return found[0] if what == "values" else tuple(tensor.to(device) for tensor in found)
 
     def _key(self, what: str, base: StoredMatrix, device: torch.device) -> str:
         """A digest of what the numbers depend on."""
@@ -115,10 +115,17 @@ class KnownBases:
         return digest(content)
 
 
-def _shapes(what: str, base: StoredMatrix) -> dict[str, tuple[int, ...]]:
-    """The shapes that the tensors must have."""
-    (rows, columns), count = base.acts_as, min(base.acts_as)
-    return {"S": (count,)} | ({"U": (rows, count), "V": (columns, count)} if what == "svd" else {})
+def _shapes(what: str, base: StoredMatrix, device: torch.device) -> dict[str, tuple[int, ...]]:
+    """The tensors of what is kept, in order, with the shapes that they must have."""
+    (rows, columns), p = base.acts_as, min(base.acts_as)
+    if what == "eigen":
+        shapes = {"values": (p,), "inner": (p, p)}
+        if device.type == "cpu":
+            shapes |= {"reflectors": (p - 1, p - 1), "factors": (p - 1,)}
+        return shapes
+    if what == "svd":
+        return {"U": (rows, p), "S": (p,), "V": (columns, p)}
+    return {"S": (p,)}
 
 
 def _read(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[torch.Tensor, ...] | None:
@@ -136,7 +143,7 @@ def _read(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[torch.Tens
         return None
     if not all(t.dtype is torch.float64 and bool(t.isfinite().all()) for t in found.values()):
         return None
-    return tuple(found[name] for name in ("U", "S", "V") if name in found)
+    return tuple(found[name] for name in shapes)
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -236,6 +236,7 @@ def _row(
             "scale": factors.scale if factors else None,
             "status": status,
             "note": "; ".join(filter(None, (comparison.note, note))) or None,
+            "read_only": comparison.read_only,
             **fields,
         }
     )

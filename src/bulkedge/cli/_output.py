@@ -89,7 +89,8 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
     asked = {name: value for name, value in settings.items() if name not in GATE_FIELDS}
     given = {n: v for n, v in options.items() if n in fields and v not in (None, ())}
     spelled = {name: f"--{name.replace('_', '-')}" for name in given}
-    return make_recipe(asked | given, str(path or "options"), spelled)
+    beside = () if path is None else GATE_FIELDS
+    return make_recipe(asked | given, str(path or "options"), spelled, beside)
 
 
 def _names_of_columns(
@@ -125,7 +126,8 @@ def verdict_options(command: Command) -> Command:
             "--csv",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Write one row per direction, for spreadsheets; - for stdout.",
+            help="Write one row per direction, and one for each matrix without any, for "
+            "spreadsheets; - for stdout.",
         ),
         click.option(
             "--report",

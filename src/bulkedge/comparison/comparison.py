@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bulkedge.checkpoint import StoredMatrix, StoredUpdate
+from bulkedge.checkpoint.peft import ONE_RANK
 from bulkedge.moments import StoredLayer
 
 
@@ -62,6 +63,18 @@ class Comparison:
         return 0.0 if isinstance(update, str) else update.rounding
 
     @property
+    def read_only(self) -> str | None:
+        """Why a repair cannot write the matrix where it is stored; None if it can."""
+        if self.factors is None:
+            return None if self.tuned is None else _why_not_written(self.tuned)
+        if self.base.info.name.endswith("in_proj_weight"):
+            return ONE_RANK
+        if self.resized is not None:
+            return "an update of more rows than the base has: the vocabulary was resized"
+        update = self.factors.correctable()
+        return update if isinstance(update, str) else None
+
+    @property
     def note(self) -> str | None:
         """What a reader should know about the update."""
         stored = self.factors.note if self.factors else None
@@ -70,3 +83,9 @@ class Comparison:
         rows, largest = min(self.resized), max(self.resized)
         resized = f"{rows} of {largest} rows compared: the vocabulary was resized"
         return f"{stored}; {resized}" if stored else resized
+
+
+def _why_not_written(stored: StoredMatrix) -> str | None:
+    """Why other numbers cannot be written over a full matrix."""
+    shares = None if stored.alias is None else f"shares its tensor with {stored.info.name}"
+    return stored.codec.read_only or shares

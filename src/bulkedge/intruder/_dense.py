@@ -8,7 +8,9 @@ zero; if one is closer, LAPACK's SVD is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,17 @@ SMALLEST_TRACE = 1e-250
 
 Factors = tuple[Tensor, Tensor, Tensor]
 """U, σ and V."""
+
+Remember = Callable[[str, Callable[[], Any]], Any]
+"""Called as ``remember(what, compute)``: what was computed of the same base before, or
+``compute()``.  ``what`` is ``"factors"`` (a :data:`Base`), which is made of ``"svd"`` (its thin
+SVD) or ``"eigen"`` (:attr:`Eigenvectors.parts` of its Gram matrix), or ``"values"`` (its singular
+values)."""
+
+
+def compute_anew(what: str, compute: Callable[[], Any]) -> Any:
+    """Remember nothing: the :data:`Remember` of a base that is judged once."""
+    return compute()
 
 
 @dataclass(frozen=True)
@@ -94,26 +107,33 @@ class BaseByGram:
 Base = BaseBySVD | BaseByGram
 
 
-def factor_base(W0: LinearMap) -> Base:
+def factor_base(W0: LinearMap, remember: Remember = compute_anew) -> Base:
     """All singular values and vectors of a base.
 
     Args:
         W0: The base, float64.
+        remember: Where its decomposition is kept; the numbers are the same with and without.
 
     Returns:
         What its singular vectors say of other vectors.
     """
     matrix = W0.to_dense()
     if min(W0.shape) <= SVD_UP_TO:
-        return BaseBySVD(*thin_svd(matrix))
+        return _base_by_svd(matrix, remember)
     tall, transposed = _tall(matrix)
     gram = tall.gram()
     if _is_usable(gram):
-        eigen = eigenvectors(gram.clone())
+        parts = remember("eigen", lambda: eigenvectors(gram.clone()).parts)
+        eigen = Eigenvectors.of(parts)
         sigma = eigen.values.clamp_min(0.0).sqrt()
         if _told_apart(sigma, float(sigma[0])):
             return BaseByGram(W0, tall, transposed, gram, eigen, sigma)
-    return BaseBySVD(*thin_svd(matrix))
+    return _base_by_svd(matrix, remember)
+
+
+def _base_by_svd(matrix: Tensor, remember: Remember) -> BaseBySVD:
+    """From the thin SVD, in the layout that it has after it was on disk."""
+    return BaseBySVD(*remember("svd", lambda: tuple(x.contiguous() for x in thin_svd(matrix))))
 
 
 def leading_triplets(W: LinearMap, k: int, base: Base | None = None) -> SingularTriplets:

@@ -9,7 +9,7 @@ need no such product.  PyTorch has neither form, so that on the CPU LAPACK is as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +33,25 @@ class Eigenvectors:
     values: Tensor
     inner: Tensor
     reflectors: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor]) -> Eigenvectors:
+        """The eigenvectors whose :attr:`parts` these are."""
+        values, inner, *reflectors = parts
+        if not reflectors:
+            return cls(values, inner.mT)
+        return cls(values, inner.mT, (reflectors[0].mT, reflectors[1]))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors, of matrices the transposes, in rows: two or four.
+
+        Products with what :meth:`of` makes of them round alike, whether they were on disk or not.
+        """
+        found = (self.values, self.inner.mT)
+        if self.reflectors is not None:
+            found += (self.reflectors[0].mT, self.reflectors[1])
+        return tuple(part.contiguous() for part in found)
 
     def coordinates(self, Y: Tensor) -> Tensor:
         """``Vᵀ Y``, shape ``(n, k)``."""

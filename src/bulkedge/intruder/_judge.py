@@ -10,9 +10,9 @@ verdict open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from bulkedge.triplet import (
 from bulkedge.triplet._bidiagonal import step_work
 from bulkedge.triplet.solver._start import seeded_by
 
-from ._dense import Base, BaseBySVD, factor_base, leading_triplets
+from ._dense import Base, Remember, compute_anew, factor_base, leading_triplets
 from ._search import CHECK_WORK_PER_CUBE
 from ._side import (
     ZERO_THRESHOLD,
@@ -50,10 +50,6 @@ DecidingMethod = Literal["certified", "dense"]
 DENSE_WORK = 6.0
 """Decompositions of base and tuned matrix cost this many times the cube of the shorter side, in the
 operations that :attr:`Bidiagonalization.work` counts."""
-Remember = Callable[[str, Callable[[], Any]], Any]
-"""Called as ``remember(what, compute)``: what was computed of the same base before, or
-``compute()``.  ``what`` is ``"svd"`` (its thin SVD) or ``"values"`` (its singular values)."""
-
 DENSE_UP_TO = 768
 """Decompositions of base and tuned matrix cost no more than a certificate up to this length of the
 shorter side."""
@@ -112,11 +108,6 @@ class Judgement:
     def undecided(self) -> int:
         """How many directions are undecided."""
         return sum(direction.verdict is Verdict.UNDECIDED for direction in self.directions)
-
-
-def compute_anew(what: str, compute: Callable[[], Any]) -> Any:
-    """Remember nothing: the :data:`Remember` of a base that is judged once."""
-    return compute()
 
 
 def svd_is_cheap(shape: Sequence[int], k: int) -> bool:
@@ -307,7 +298,7 @@ def by_svds(
 ) -> Judgement:
     """Float64 SVDs of both matrices; see :func:`judge`."""
     W0, W = W0.to(torch.float64), W.to(torch.float64)
-    base = _factors(W0, remember)
+    base: Base = remember("factors", lambda: factor_base(W0, remember))
     tuned = leading_triplets(W, min(k, *W.shape), base)
     judged: dict[VectorSide, OneSide] = {
         side: svd_side(base, W0.shape, tuned, side, subspace=2 * k, epsilon=epsilon)
@@ -315,14 +306,6 @@ def by_svds(
     }
     sigma = base.sigma
     return Judgement(tuned, judged, "dense", sigma.cpu(), len(sigma), tuned.passes + 1)
-
-
-def _factors(W0: LinearMap, remember: Remember) -> Base:
-    """All singular values and vectors of the base."""
-    if remember is compute_anew:
-        return factor_base(W0)
-    # several fine-tunes may ask for either side, in other processes, too: the vectors are formed
-    return BaseBySVD(*remember("svd", lambda: factor_base(W0).leading(min(W0.shape))))
 
 
 def judge_vectors(

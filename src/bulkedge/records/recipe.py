@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -91,7 +91,10 @@ class Recipe(BaseModel):
 
 
 def make_recipe(
-    settings: Mapping[str, Any], source: str = "recipe", spelled: Mapping[str, str] | None = None
+    settings: Mapping[str, Any],
+    source: str = "recipe",
+    spelled: Mapping[str, str] | None = None,
+    beside: Iterable[str] = (),
 ) -> Recipe:
     """A recipe from plain values.
 
@@ -99,6 +102,7 @@ def make_recipe(
         settings: Field values.
         source: Where they come from, for the message.
         spelled: The options by which some of them were given, for the message.
+        beside: What else may stand where they come from, for the message.
 
     Returns:
         The recipe.
@@ -109,7 +113,7 @@ def make_recipe(
     try:
         return Recipe.model_validate(dict(settings))
     except ValidationError as error:
-        message = settings_problems(error, source, Recipe.model_fields, spelled)
+        message = settings_problems(error, source, (*Recipe.model_fields, *beside), spelled)
         raise RecipeError(message) from None
 
 

@@ -267,6 +267,7 @@ class Matrix(Row):
     scale: Real | None = Field(description="The number in front of B·A; null for a dense update.")
     status: Literal["audited", "unchanged", "not_finite", "failed"]
     note: str | None = Field(None, description="What a reader should know about the status.")
+    read_only: str | None = Field(None, description="Why no repair can write it; null if one can.")
     spectral_norm_base: Size | None = None
     spectral_norm_update: Size | None = None
     relative_update: Size | None = Field(

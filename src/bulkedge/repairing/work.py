@@ -11,8 +11,7 @@ from typing import Any, Literal
 from bulkedge._errors import InputError
 from bulkedge._globs import matches
 from bulkedge._precision import one_thread
-from bulkedge.checkpoint import Adapter, StoredUpdate
-from bulkedge.checkpoint.peft import ONE_RANK
+from bulkedge.checkpoint import Adapter
 from bulkedge.comparison import Comparison, Plan
 from bulkedge.records import Matrix, Recipe, Record
 
@@ -299,22 +298,8 @@ def why_not(comparison: Comparison, tuned: object) -> str | None:
     Returns:
         The reason.
     """
-    stored, update = comparison.tuned, comparison.factors
-    if update is not None:
-        return _why_not_update(comparison, update, tuned)
-    if stored is None:
-        return None
-    shares = None if stored.alias is None else f"shares its tensor with {stored.info.name}"
-    return stored.codec.read_only or shares
-
-
-def _why_not_update(comparison: Comparison, update: StoredUpdate, tuned: object) -> str | None:
-    """The same for the update of an adapter."""
-    if comparison.base.info.name.endswith("in_proj_weight"):
-        return ONE_RANK
-    if comparison.resized is not None:
-        return "an update of more rows than the base has: the vocabulary was resized"
-    if isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying and update.embedding:
+    update = comparison.factors
+    ties = isinstance(tuned, Adapter) and tuned.config.ensure_weight_tying
+    if ties and update is not None and update.embedding:
         return "ensure_weight_tying: the same update is stored once more for the output layer"
-    found = update.correctable()
-    return found if isinstance(found, str) else None
+    return comparison.read_only

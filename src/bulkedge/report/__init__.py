@@ -8,9 +8,10 @@ from .frontier import frontier_csv, frontier_page, print_frontier
 from .gate import Failure, Gate, failure_lines
 from .html import to_html
 from .markdown import to_markdown
+from .repairs import print_repair
 from .several import print_several, several_csv, several_line
 from .table import to_csv, to_parquet
-from .terminal import print_record, print_repair, verdict_line
+from .terminal import print_record, verdict_line
 
 __all__ = [
     "FORMATS",

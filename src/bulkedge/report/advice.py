@@ -33,7 +33,8 @@ class Step:
     Attributes:
         text: What and why, a sentence that a command may follow.
         command: For a shell, or a line of Python; None if words say it all.
-        brief: What and why in a few words, for a terminal; None where the text is brief.
+        brief: What and why in a few words, for a terminal; None where the text is brief, or a step
+            without a command is for the page alone.
     """
 
     text: str
@@ -118,7 +119,8 @@ def _clause(record: Record, verdict: Verdict) -> str:
 
 def steps(record: Record) -> list[Step]:
     """What to do next, the most pressing first."""
-    return [*_doubts(record), *_against_drift(record), *_remedies(record)] or [
+    found = [*_doubts(record), *_against_drift(record), *_remedies(record)]
+    return list(dict.fromkeys(found)) or [
         Step(
             "Nothing to take out. An audit sees singular directions only: evaluate your task, and "
             "what the model could do before."
@@ -164,22 +166,11 @@ def _remedies(record: Record) -> Iterator[Step]:
             "pretrained, everything is new there; leave it out"
             f"{':' if few else ' with --exclude.'}",
             audit_command(record, *left_out) if few else None,
-            f"leave out {names}, whose base looks untrained: all is new there",
+            f"leave out {names}, whose base looks untrained: all is new there" if few else None,
         )
     if sum(matrix.new_directions for matrix in fresh) < found:
         yield from _against_forgetting(record)
-        without = ", without what was never pretrained" if left_out else ""
-        yield Step(
-            f"Write a copy that has no new directions{without}. In our study such copies gave back "
-            "little of what was forgotten. Evaluate the copy on your task:",
-            repair_command(record, *left_out),
-            f"write a copy without new directions{without}, then evaluate it",
-        )
-        yield Step(
-            "Look at both audits on one page:",
-            "bulkedge report repaired -o repaired.html",
-            "look at both audits on one page",
-        )
+        yield from _repaired_copy(record, left_out)
     if record.inputs.tuned.kind == "lora":
         yield Step(
             "If you train again, mix in texts like those to keep, with the base's outputs as their "
@@ -190,15 +181,74 @@ def _remedies(record: Record) -> Iterator[Step]:
         )
 
 
+def _repaired_copy(record: Record, left_out: list[str]) -> Iterator[Step]:
+    """A copy without new directions; or, where none can be written, why, and what to do instead."""
+    treated = [m for m in record.matrices if m.new_directions and not _is_left_out(m, left_out)]
+    if (step := _no_copy(treated)) is not None:
+        yield step
+        return
+    fixed = sum(m.read_only is not None for m in treated)
+    refused = f"{fixed} of {count(len(treated), 'matrix', 'matrices')}" if fixed else ""
+    without = ", without what was never pretrained" if left_out else ""
+    yield Step(
+        f"Write a copy that has no new directions{without}. In our study such copies gave back "
+        "little of what was forgotten. "
+        + (f"{_first_fixed(treated)}: the repair refuses {refused}. " if fixed else "")
+        + "Evaluate the copy on your task:",
+        repair_command(record, *left_out),
+        f"write a copy without new directions{without}, then evaluate it"
+        + (f"; it refuses {refused}, which cannot be written" if fixed else ""),
+    )
+    yield Step(
+        "Look at both audits on one page:",
+        "bulkedge report repaired -o repaired.html",
+        "look at both audits on one page",
+    )
+
+
+def _is_left_out(matrix: Matrix, left_out: list[str]) -> bool:
+    """Whether the options of :func:`left_out_globs` leave a matrix out."""
+    return _module(matrix) in left_out
+
+
+def _no_copy(treated: list[Matrix]) -> Step | None:
+    """Why no repaired copy can be written, and what to do instead; None if one can."""
+    if not treated or any(matrix.read_only is None for matrix in treated):
+        return None
+    why = _first_fixed(treated)
+    return Step(f"A repair cannot write a copy. {why}.", None, f"a repair writes no copy: {why}")
+
+
+def _first_fixed(treated: list[Matrix]) -> str:
+    """The first of some matrices that cannot be written, and why."""
+    first = next(matrix for matrix in treated if matrix.read_only is not None)
+    return f"{printable(first.name)}: {printable(first.read_only or '')}"
+
+
+def _changed(record: Record) -> list[Matrix]:
+    """The matrices that a repair of the whole update treats."""
+    return [matrix for matrix in record.matrices if matrix.status == "audited"]
+
+
 def _against_forgetting(record: Record) -> Iterator[Step]:
     """The remedy that gave back most at equal accuracy (docs/study.md), where none was named."""
-    if record.inputs.moments is None:
+    if record.inputs.moments is not None:
+        return
+    if _no_copy(_changed(record)) is not None:
+        yield Step(
+            "New directions do not show what a model has forgotten: evaluate what it could do "
+            "before."
+        )
+    else:
+        command = _moments_command(record)
         yield Step(
             "New directions do not show what a model has forgotten: evaluate what it could do "
             "before. If it lost abilities, measure moments on texts like those to keep; "
             "bulkedge repair --method protect and bulkedge frontier take them:",
-            _moments_command(record),
-            "if it forgot, measure moments on texts to keep, for repair --method protect",
+            command,
+            "if it forgot, measure moments on texts to keep, for repair --method protect"
+            if command
+            else None,
         )
 
 
@@ -234,6 +284,9 @@ def _against_drift(record: Record) -> Iterator[Step]:
     """What to do about outputs that have moved."""
     moments, drift = record.inputs.moments, record.summary.drift
     if moments is None or drift is None or not is_notable(record):
+        return
+    if (step := _no_copy(_changed(record))) is not None:
+        yield step
         return
     yield Step(
         f"The update changes {drift.mean or 0.0:.2%} of the mean square of a layer's outputs on "

@@ -19,7 +19,7 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import MatrixChange, Record, RecordComparison
 
 from .names import short_name
-from .several import COLUMNS, print_several
+from .several import COLUMNS, UNCHANGED, print_several
 
 COUNTS = (*COUNTED, Verdict.UNDECIDED)
 """The verdicts whose number a comparison shows."""
@@ -103,7 +103,7 @@ def _counts(records: Mapping[str, Record]) -> Table:
     table.add_column("")
     for label in records:
         table.add_column(Text(printable(label)), justify="right")
-    for column in COLUMNS:
+    for column in (COLUMNS[0], UNCHANGED, *COLUMNS[1:]):
         shown = [column.shown(record) for record in records.values()]
         if any(shown):
             table.add_row(column.heading, *shown)
@@ -144,11 +144,18 @@ def _line(both: SideBySide) -> str:
     totals = sum(row.new_first for row in rows), sum(row.new_second for row in rows)
     fewer = sum(row.new_second < row.new_first for row in rows)
     more = sum(row.new_second > row.new_first for row in rows)
+    unchanged = len(set.intersection(*map(_unchanged, both.records.values())))
+    same = f" ({unchanged} of them unchanged in both)" if unchanged else ""
     return (
         f"from {first} to {second}: {totals[0]} → {count(totals[1], 'new direction')} in "
-        f"{count(len(rows), 'matrix that both have', 'matrices that both have')}; {fewer} have "
-        f"fewer, {more} more"
+        f"{count(len(rows), 'matrix that both have', 'matrices that both have')}{same}; "
+        f"{fewer} have fewer, {more} more"
     )
+
+
+def _unchanged(record: Record) -> set[str]:
+    """The matrices that equal the base's: the table does not count them among the audited ones."""
+    return {matrix.name for matrix in record.matrices if matrix.status == "unchanged"}
 
 
 def _alone(both: SideBySide) -> list[str]:

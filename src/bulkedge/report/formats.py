@@ -17,9 +17,9 @@ from .checks import to_junit
 from .gate import Gate, Refused
 from .html import Shown, named_audits, to_html
 from .markdown import to_markdown
+from .repairs import cost_lines, repair_line
 from .sarif import to_sarif
 from .table import to_csv, to_parquet
-from .terminal import cost_lines, repair_line
 
 KINDS = (Record, RepairRecord)
 

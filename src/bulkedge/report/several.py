@@ -85,6 +85,8 @@ COLUMNS = (
     _Column("lost", "lost", lambda record: record.summary.lost + record.summary.not_audited),
 )
 """Every column but the name of the fine-tune."""
+UNCHANGED = _Column("unchanged", "unchanged", lambda record: record.summary.unchanged or None)
+"""The matrices that ``audited`` does not count, since they equal the base's; None for none."""
 
 
 def several_line(records: Named) -> str:

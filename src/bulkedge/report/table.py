@@ -24,7 +24,9 @@ OF_DIRECTION = tuple(Direction.model_fields)
 
 
 def to_csv(record: Record) -> str:
-    """One row per direction; what could not be judged has a row too, without a direction.
+    """One row per direction; a matrix without any, and what is lost, has a row too.
+
+    Such a matrix is unchanged, or could not be judged.
 
     Args:
         record: What to write.

@@ -21,6 +21,12 @@ Rows = tuple[int, int]
 STRIP = 2**20
 """About how many numbers of a packed weight are unpacked at once."""
 
+ANEW = (
+    "quantised anew, which a repair does not do; repair a dequantised copy of the model, or the "
+    "adapter that was merged into it"
+)
+"""Why numbers that share a scale cannot be written, and what to do."""
+
 NO_WEIGHT = "a bias or scales: not a weight"
 
 
@@ -152,7 +158,7 @@ class Codec(ABC):
     @property
     def read_only(self) -> str | None:
         """Why other numbers cannot be written in its place; None if they can."""
-        return f"{self.info.dtype}: quantised, and would have to be quantised anew"
+        return f"{self.info.dtype}: quantised, and would have to be {ANEW}"
 
     @property
     def rounding(self) -> float:
@@ -234,7 +240,7 @@ class Grouped(Upright):
     @property
     def read_only(self) -> str | None:
         """Always: a change of one number may need another scale for its group."""
-        return f"{self.quantised}: its groups would have to be quantised anew"
+        return f"{self.quantised}: its groups would have to be {ANEW}"
 
 
 @dataclass(frozen=True)

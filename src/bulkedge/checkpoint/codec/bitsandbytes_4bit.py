@@ -25,7 +25,7 @@ from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.elements import read_bytes, read_elements, torch_dtypes
 from bulkedge.checkpoint.header import FLOATING, TensorInfo, parse_json
 
-from .base import Candidate, Rows, Shape, Upright
+from .base import ANEW, Candidate, Rows, Shape, Upright
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -153,7 +153,7 @@ class FourBits(Upright):
     @property
     def read_only(self) -> str | None:
         """Always: a change of one number may need another largest value for its block."""
-        return f"{self.quantised}: its blocks would have to be quantised anew"
+        return f"{self.quantised}: its blocks would have to be {ANEW}"
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; in the dtype that the library reads back, a strip at a time."""

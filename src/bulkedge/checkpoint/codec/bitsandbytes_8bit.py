@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Candidate, Rows, Upright, strips
+from .base import ANEW, Candidate, Rows, Upright, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -61,7 +61,7 @@ class EightBits(Upright):
     @property
     def read_only(self) -> str | None:
         """Always: a change of one number may need another scale for its row."""
-        return f"{self.quantised}: its rows would have to be quantised anew"
+        return f"{self.quantised}: its rows would have to be {ANEW}"
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; in float32, a strip of rows at a time."""

@@ -14,7 +14,7 @@ from bulkedge.checkpoint.elements import read_tensor
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 from bulkedge.checkpoint.names import of_experts
 
-from .base import Candidate, Codec, Rows
+from .base import ANEW, Candidate, Codec, Rows
 from .plain import Plain
 
 if TYPE_CHECKING:  # listing names needs no torch
@@ -80,7 +80,7 @@ class BlockFp8(Codec):
     @property
     def read_only(self) -> str | None:
         """Always: a change of one number may need another scale for its block."""
-        return f"{self.info.dtype} with scales: its blocks would have to be quantised anew"
+        return f"{self.info.dtype} with scales: its blocks would have to be {ANEW}"
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; in float32."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bulkedge.checkpoint.elements import read_bytes, read_tensor, torch_dtypes
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Candidate, Checked, Codec, Rows, strips
+from .base import ANEW, Candidate, Checked, Codec, Rows, strips
 from .block_fp8 import FP8
 from .block_fp8 import SCALES as BLOCK_SCALES
 
@@ -80,7 +80,7 @@ class Scaled(Checked):
     @property
     def read_only(self) -> str | None:
         """Always: a change of one number may need another scale."""
-        return f"{self.quantised}: would have to be quantised anew"
+        return f"{self.quantised}: would have to be {ANEW}"
 
     def read(self, expert: int | None, rows: Rows | None, file: Path | None = None) -> Tensor:
         """See :meth:`Codec.read`; in the dtype of the scales, float32 without."""

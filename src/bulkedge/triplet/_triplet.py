@@ -64,7 +64,8 @@ def singular_triplet(
 
     Raises:
         InputError: If A is empty, not finite or not of a supported dtype, if k or init does not
-            fit, or if σ₁ is beyond the numbers of the dtype.
+            fit, or if σ₁ is beyond the numbers of the dtype; and from a derivative in reverse mode
+            through u or v, if the rank of A is below k.
         ConvergenceError: If the tolerance is not reached and ``strict``.
 
     Example:

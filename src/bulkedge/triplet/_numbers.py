@@ -29,6 +29,7 @@ from ._gauge import (
 )
 from ._result import SingularTriplets, Status, resolution
 from ._size import divisor, exponent_of, power_of_two, size_of, times_power_of_two
+from ._transposed import require_transposed
 from .adjoint import AdjointSolver, System
 from .solver import Solver
 from .solver._start import fixed_seed
@@ -77,6 +78,9 @@ def solve_leading(
             result = solver.compute(upright, k, start, generator or fixed_seed())
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise _not_finite(A) from error
+        known = bool((result.sigma + result.residuals).isfinite().all())
+        if strict and known and result.status is not Status.CONVERGED:
+            require_transposed(upright, result.u, result.v)  # no more steps would help
     if size != 1:
         figures = {
             name: times_power_of_two(getattr(result, name), size) for name in SCALE_WITH_MATRIX

@@ -1,5 +1,7 @@
 """A map whose rmatmat is not the transpose of its matmat is named, whatever the solver."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_solvers import MAY_STOP, SOLVERS
@@ -38,7 +40,7 @@ class Wrong(LinearMap):
 WRONG = {
     "twice": lambda W, Y: 2 * (W.mT @ Y),
     "minus": lambda W, Y: -(W.mT @ Y),
-    "two percent": lambda W, Y: 1.02 * (W.mT @ Y),
+    "five percent": lambda W, Y: 1.05 * (W.mT @ Y),
     "rows turned": lambda W, Y: W.mT.roll(1, 0) @ Y,
     "nothing": lambda W, Y: 0 * (W.mT @ Y),
 }
@@ -47,7 +49,14 @@ KINDS = {
     "f32": torch.float32,
     "widened": torch.bfloat16,
 }
-SHAPES = [(40, 30), (30, 40), (7, 5)]
+SHAPES = [(16, 12), (12, 16)]
+# enough for a matrix that is one, too many for the patience of a test where it is none
+STEPS = {"power": 100, "gradient": 100, "riemannian": 20}
+FOUND = {
+    name: replace(solver, max_steps=STEPS[name]) if name in STEPS else solver
+    for name, solver in SOLVERS.items()
+    if name not in ("dense", "narrow", "short_golub_kahan")
+}
 
 
 def matrix(shape, kind):
@@ -59,26 +68,35 @@ def matrix(shape, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "dense"])
+@pytest.mark.parametrize("solver", FOUND)
 def test_a_wrong_transpose_is_named(solver, wrong, shape, kind, k):
     if solver == "auto" and 4 * k >= min(shape):
         pytest.skip("a dense SVD, which multiplies nothing")
     A = Wrong(matrix(shape, kind), WRONG[wrong])
     named = rf"rmatmat of Wrong\({shape[0]}×{shape[1]}.* compare both with to_dense"
     with pytest.raises(InputError, match=named):
-        singular_triplet(A, k, solver=SOLVERS[solver])
+        singular_triplet(A, k, solver=FOUND[solver])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(60, 60), (90, 40), (12, 12), (1, 7)], ids=str)
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_right_one_is_not(solver, name, shape, kind):
-    W = MATRICES[name](*shape).to(KINDS[kind])
-    A = Dense(W).to(torch.float32) if kind == "widened" else Dense(W)
-    slow = (solver, name) in MAY_STOP or kind == "widened"
-    found = singular_triplet(A, min(3, *shape), solver=SOLVERS[solver], strict=not slow)
-    assert found.status is Status.CONVERGED or slow
+def test_a_widened_matrix_is_not(solver, name):
+    """Nor are those of `test_solvers.py`, in float32 and float64."""
+    if solver == "gradient" or (solver, name) in MAY_STOP:
+        pytest.skip("thousands of steps")
+    W = MATRICES[name](90, 40).to(torch.bfloat16)
+    found = singular_triplet(Dense(W).to(torch.float32), 3, solver=SOLVERS[solver])
+    assert found.status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("solver", ["lanczos", "golub_kahan", "block_krylov", "refined", "power"])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 300.0])
+def test_rounding_of_long_sums_is_not(solver, mean):
+    """Entries of one sign lose most, and a sum that cancels more still."""
+    W = (gaussian(3000, 250) + mean).float()
+    assert singular_triplet(W, solver=SOLVERS[solver]).status is Status.CONVERGED
+    cancelling = Dense(1e3 * W) + Dense((gaussian(3000, 250) - 1e3 * W.double()).float())
+    singular_triplet(cancelling, solver=SOLVERS[solver], strict=False)
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -34,6 +34,9 @@ def require_agreement(A: LinearMap, difference: float, size: float) -> None:
         A: The map.
         difference: Between two computations of the same numbers, one by each product.
         size: A lower bound on ‖A‖_F, which spares the computation of it in most cases.
+
+    Raises:
+        not_transposed: An InputError, if so.
     """
     unit = BEYOND_ROUNDING * torch.finfo(A.dtype).eps
     if difference > unit * size and difference > unit * A.rounding_scale():

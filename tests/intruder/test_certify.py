@@ -43,6 +43,30 @@ def check(W0, Y, tolerance=1e-9, **options):
     return found
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("columns", ["all", 20])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_score_bounds_the_overlap_with_few_vectors(rank, columns, grouped, seed):
+    """Of s leading vectors each has at most the score: ``overlap² ≤ min(s, m, n)·score²``."""
+    n = rank if columns == "all" else columns
+    _, W0 = with_values(torch.linspace(2, 1, rank), 30, n, seed)
+    Y = torch.linalg.qr(gaussian(30, 2).roll(seed, 0)).Q
+    groups = torch.zeros(2, dtype=torch.long) if grouped else None
+    for subspace in some([1, 2, 4]):
+        found = check(W0, Y, subspace=subspace, groups=groups)
+        most = min(subspace, n) ** 0.5 * found.upper
+        assert bool((found.overlap_upper <= most.clamp_max(1.0) + 1e-12).all())
+        assert bool((found.overlap_lower <= found.overlap_upper).all())
+
+
+def test_a_base_of_one_column_is_decided_by_the_score_alone():
+    W0, Y = gaussian(30, 1), torch.linalg.qr(gaussian(30, 2)[:, 1:]).Q
+    found = check(W0, Y, max_steps=1, probes=0)
+    assert float(found.upper) < 0.5
+    assert found.verdicts == (Verdict.INTRUDER,)
+
+
 @pytest.mark.parametrize("dtype", [WIDE, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_base_that_is_zero_or_not_finite_is_refused(dtype):
     Y = orthonormal(9, 2)

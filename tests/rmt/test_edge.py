@@ -314,7 +314,9 @@ def test_bad_input_of_a_fit():
             fit_bulk(values, (20, 30), exact=exact)
     with pytest.raises(InputError, match=r"expected real numbers, got complex ones"):
         fit_bulk(values + 0j, (20, 30))
-    for scale in (0.0, 1e-70, 1e70):
+    with pytest.raises(InputError, match=r"a matrix other than zero, got .*; leave the matrix out"):
+        fit_bulk(0 * values, (20, 30))
+    for scale in (1e-70, 1e70):
         with pytest.raises(InputError, match=r"norm between 1e-60 and 1e\+60, got .*; rescale"):
             fit_bulk(scale * values, (20, 30))
     with pytest.raises(InputError, match=r"in descending order; sort them first"):

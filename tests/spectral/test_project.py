@@ -40,6 +40,22 @@ def test_rescale_lies_on_the_ray_and_is_further_away():
     assert (W - clipped).norm() < (W - rescaled).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(60, 40), (700, 600)], ids=str)
+@pytest.mark.parametrize("projection", ["clip", "rescale", "held"])
+def test_the_norm_exceeds_the_bound_by_rounding_alone(projection, shape, dtype):
+    W = (0.3 * gaussian(*shape)).to(dtype)
+    if projection == "held":
+        weight = nn.Parameter(W.clone())
+        hold_spectral_ball(torch.optim.SGD([weight], lr=0.1), 1.0)
+        inside = weight.detach()
+    else:
+        inside = project_spectral_ball(W, 1.0, projection)
+    norm, frobenius = (float(torch.linalg.matrix_norm(inside.double(), p)) for p in (2, "fro"))
+    solved = 1e-11 if dtype is torch.float64 else 2e-5  # the tolerance of the triplets
+    assert norm <= 1.0 + torch.finfo(dtype).eps / 2 * frobenius + solved
+
+
 @pytest.mark.parametrize("method", ["clip", "rescale"])
 def test_inside_the_ball_nothing_moves(method):
     W = gaussian(20, 30)

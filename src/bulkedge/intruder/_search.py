@@ -99,6 +99,9 @@ def assess(question: Question, evidence: Evidence, *, assume_complete: bool = Fa
     by_group = group_scores.lower, group_scores.upper
     ends = (end.clamp(0.0, 1.0)[question.groups] for end in by_group)
     score, overlap = Interval(*ends), overlap_interval(question, evidence, clusters)
+    # No component exceeds the score, of whatever vector of the span of a group.
+    count = min(question.subspace, *evidence.shape)
+    overlap = overlap._replace(upper=torch.minimum(overlap.upper, count**0.5 * score.upper))
     columns = zip(*(x.tolist() for x in (*score, *overlap)), strict=True)
     verdicts = tuple(certain_verdict(question.epsilon, *column) for column in columns)
     return Assessment(evidence, clusters, group_scores, score, overlap, verdicts)

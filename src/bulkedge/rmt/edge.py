@@ -155,8 +155,8 @@ def fit_bulk(
 
     Raises:
         InputError: If the number of values does not fit the shape or is below 12, if values are
-            not finite, descending and different, the significance is not in (0, 1) or ``exact`` is
-            not a count.
+            not finite, descending and different, all are 0, the significance is not in (0, 1) or
+            ``exact`` is not a count.
 
     References:
         Kritchman and Nadler, IEEE Trans. Signal Process. 57 (2009), for the sequential test;
@@ -179,6 +179,11 @@ def fit_bulk(
     exact = p if exact is None else count("exact", exact, 0)
     if p < MIN_VALUES:
         raise InputError(f"expected at least {MIN_VALUES} singular values, got {p}")
+    if not found[0] > 0:
+        raise InputError(
+            "expected a matrix other than zero, got singular values that are all 0: it has neither "
+            "bulk nor edge; leave the matrix out"
+        )
     if not MIN_NORM < found[0] < 1 / MIN_NORM:
         raise InputError(
             f"expected a norm between {MIN_NORM:g} and {1 / MIN_NORM:g}, got {found[0]:g}; "

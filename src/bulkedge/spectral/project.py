@@ -39,6 +39,10 @@ def project_spectral_ball(W: Tensor, bound: float = 1.0, method: Method = "clip"
     ``min(1, bound/‖W‖₂)``: it is cheaper, but changes W more (docs/errata.md, A38).  Inside the
     ball both return W bit by bit.
 
+    The result is rounded to the dtype of W, which may leave its norm above the bound, by at most
+    ``½ eps ‖W‖_F``.  The unit ½ eps is 0.4 % in bfloat16, 0.05 % in float16, 6e-8 in float32 and
+    1e-16 in float64.  A smaller bound leaves room for it.
+
     Cost: ``"rescale"``, one leading triplet.  ``"clip"``, the 16 leading triplets of a large matrix
     if no more exceed the bound, else one SVD.
 
@@ -100,6 +104,9 @@ def hold_spectral_ball(
     It holds the trainable weights of at least two dimensions, embeddings included, that the
     optimiser has now, not those of groups that are added later.  Kernels of convolutions are held
     in their reshaped form.
+
+    A weight is rounded to its dtype after the projection, so its norm may exceed the bound by
+    about such a unit: see :func:`project_spectral_ball`.
 
     ``"rescale"`` is cheaper, but shrinks a whole weight because of one direction; with steps as
     large as Adam's that can cost accuracy (examples/lipschitz_digits).

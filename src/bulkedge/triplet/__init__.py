@@ -3,7 +3,7 @@
 from bulkedge._linmap import Adjoint, Dense, LinearMap, LowRank, Scaled, Sum
 
 from ._bidiagonal import Bidiagonalization, Ritz
-from ._result import SingularTriplets, Status, resolution
+from ._result import SingularTriplets, Status, neighbour_gaps, resolution
 from ._triplet import singular_triplet
 from ._truncate import truncate
 from ._unseen import Unseen
@@ -65,6 +65,7 @@ __all__ = [
     "Sum",
     "System",
     "Unseen",
+    "neighbour_gaps",
     "resolution",
     "singular_triplet",
     "thin_svd",

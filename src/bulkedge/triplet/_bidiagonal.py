@@ -22,9 +22,14 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import exact
 
+from ._transposed import not_transposed
+
 LARGE = 0.03
 """Of a block whose smallest direction is above this part of its norm rounding leaves enough of the
 orthogonality: what it has taken is measured."""
+DISAGREEMENT = 256.0
+"""The two products of a map have B in common to ``noise``; beyond this multiple it is no rounding.
+At most 10 was seen."""
 STEP_WORK = 4e7
 """What a step costs besides its products, in operations: most of it is the time of Python."""
 
@@ -142,20 +147,31 @@ class Bidiagonalization:
         return float(torch.linalg.svdvals(torch.cat([self._small, self.last]))[-1])
 
     def extend(self) -> None:
-        """One step: a pass with Aᵀ and one with A."""
+        """One step: a pass with Aᵀ and one with A.
+
+        Raises:
+            InputError: If one product is not the transpose of the other.
+        """
         block = self._next
         old = len(self._left)
         self._left = torch.cat([self._left, block])
         image = self.map.rmatmat(block.mT).mT
         known, added, factor = self._split(image, self._right)
+        self._require_equal(known, self.last)  # P₊ᵀA Q by either product
         self._right = torch.cat([self._right, added])
         self._small = torch.nn.functional.pad(self._small, (0, len(added), 0, len(block)))
         self._small[old:] = torch.cat([known, factor], dim=1)
         image = self.map.matmat(added.mT).mT
-        _, self._next, factor = self._split(image, self._left)
+        coupling, self._next, factor = self._split(image, self._left)
+        self._require_equal(coupling.mT, self._small[:, len(self._right) - len(added) :])
         self._last = factor.mT
         self.passes += 2
         self.work += step_work(self.map.shape, len(block), self.size)
+
+    def _require_equal(self, one: Tensor, other: Tensor) -> None:
+        """InputError unless two parts of B agree, one of each product."""
+        if float(torch.linalg.vector_norm(one - other)) > DISAGREEMENT * self.noise:
+            raise not_transposed(self.map)
 
     def _split(self, rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``rows = known·basis + factor·added`` with ``added`` orthonormal, ⊥ basis."""

@@ -146,6 +146,7 @@ def op_outside_block(
         xi=xi,
         warn_of=ambiguity,
         tangent=tangent,
+        traced=True,
     )
     return p.contiguous(), q.contiguous()  # the layout of the fake tensors below
 

@@ -29,6 +29,7 @@ from ._gauge import (
 )
 from ._result import SingularTriplets, Status, resolution
 from ._size import divisor, exponent_of, power_of_two, size_of, times_power_of_two
+from ._transposed import require_transposed
 from .adjoint import AdjointSolver, System
 from .solver import Solver
 from .solver._start import fixed_seed
@@ -77,6 +78,9 @@ def solve_leading(
             result = solver.compute(upright, k, start, generator or fixed_seed())
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise _not_finite(A) from error
+        known = bool((result.sigma + result.residuals).isfinite().all())
+        if strict and known and result.status is not Status.CONVERGED:
+            require_transposed(upright, result.u, result.v)  # no more steps would help
     if size != 1:
         figures = {
             name: times_power_of_two(getattr(result, name), size) for name in SCALE_WITH_MATRIX
@@ -112,6 +116,7 @@ def solve_outside_block(
     xi: Tensor | None,
     warn_of: Ambiguity,
     tangent: bool,
+    traced: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """P ⊥ U and Q ⊥ V with ``K_i [p_i; q_i] = [φ_i; ψ_i]`` on the complement of the block.
 
@@ -130,6 +135,9 @@ def solve_outside_block(
     ``tangent`` says that φ and ψ are of forward mode.  Vectors of a zero σ then have the tangent
     NaN, with a warning instead of an error, because the tangent of σ itself is defined.
 
+    ``traced`` says that zeros may stand for no cotangents at all, as a compiled graph fills them in
+    where a loss depends on σ alone.  Vectors of a zero σ then get a warning instead of an error.
+
     Returns:
         P and Q, shaped like U and V; NaN where a cotangent is not finite.
 
@@ -142,19 +150,26 @@ def solve_outside_block(
         if not _is_upright(A):
             swapped = (sigma, v, u), (cotangents[1], cotangents[0])
             q, p = solve_outside_block(
-                A.T, adjoint, *swapped, evidence, xi=xi, warn_of=warn_of, tangent=tangent
+                A.T,
+                adjoint,
+                *swapped,
+                evidence,
+                xi=xi,
+                warn_of=warn_of,
+                tangent=tangent,
+                traced=traced,
             )
             return p, q
         scale = _scale(cotangents)
         phi, psi = (None if c is None or not bool(c.any()) else c / scale for c in cotangents)
-        if phi is None and psi is None:
-            return torch.zeros_like(u), torch.zeros_like(v)
-        if math.isnan(scale):
+        nothing, spaces_only = phi is None and psi is None, warn_of == "cut"
+        # Also for cotangents of zero: those of UΣVᵀ are multiplied by the σ that is zero.
+        unused = nothing and traced and not spaces_only and not tangent
+        if math.isnan(scale) or not (_has_vectors(sigma, A.shape, tangent, unused) or unused):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        if not _has_vectors(sigma, A.shape, tangent=tangent):
-            return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
-        spaces_only = warn_of == "cut"
         warned = spaces_only and warn_of_cut(sigma, evidence.near[0])
+        if nothing:
+            return torch.zeros_like(u), torch.zeros_like(v)
         if warn_of == "rotations":
             xi = None if xi is None else xi / scale
             rotation = rotation_gradient(u, phi) + rotation_gradient(v, psi)
@@ -316,14 +331,15 @@ def _advice(system: System, i: int, gap_met: float, residual: float, *, spaces_o
     )
 
 
-def _has_vectors(sigma: Tensor, shape: tuple[int, int], *, tangent: bool) -> bool:
-    """Whether every σ is above rounding; if not, a warning for a tangent, else an error."""
+def _has_vectors(sigma: Tensor, shape: tuple[int, int], tangent: bool, unused: bool) -> bool:
+    """Whether every σ is above rounding; if not, an error, or for these two a warning."""
     try:
         _require_nonzero(sigma, shape)
     except InputError as error:
-        if not tangent:
+        if not tangent and not unused:
             raise
-        warnings.warn(f"{error}; theirs is NaN", DegenerateWarning, stacklevel=3)
+        theirs = "is NaN" if tangent else "was taken for 0"
+        warnings.warn(f"{error}; theirs {theirs}", DegenerateWarning, stacklevel=3)
         return False
     return True
 

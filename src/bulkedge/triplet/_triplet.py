@@ -64,7 +64,9 @@ def singular_triplet(
 
     Raises:
         InputError: If A is empty, not finite or not of a supported dtype, if k or init does not
-            fit, or if σ₁ is beyond the numbers of the dtype.
+            fit, or if σ₁ is beyond the numbers of the dtype.  If the ``rmatmat`` of a map is not
+            the transpose of its ``matmat``, as far as the solver sees both.  From a derivative in
+            reverse mode through u or v, if the rank of A is below k.
         ConvergenceError: If the tolerance is not reached and ``strict``.
 
     Example:

@@ -41,7 +41,7 @@ def truncate(
     :class:`~bulkedge.ConvergenceError`.
 
     Cost: that of :func:`singular_triplet`, and the m×n result; a derivative is one linear system
-    a triplet.  With k = min(m, n) the result is A itself.
+    a triplet.  With k = min(m, n) the result is A itself, with the derivative of A.
 
     Args:
         A: A tensor of shape ``(..., m, n)`` or a ``LinearMap``, which gets gradients for its
@@ -57,7 +57,8 @@ def truncate(
 
     Raises:
         InputError: As :func:`singular_triplet`; and from a derivative in reverse mode, if the rank
-            of A is below k.
+            of A is below k < min(m, n), zero included.  In forward mode the tangent is then NaN,
+            with a :class:`~bulkedge.DegenerateWarning`.
         ConvergenceError: As :func:`singular_triplet`.
 
     Example:

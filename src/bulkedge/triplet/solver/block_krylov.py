@@ -23,6 +23,7 @@ from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
 from bulkedge.triplet._thin_svd import thin_svd
+from bulkedge.triplet._transposed import require_promised
 
 from ._start import Randomness, start_block
 
@@ -77,6 +78,7 @@ class BlockKrylov:
             E = _new_directions(R, V, rounding=10 * eps * float(sigma[0]))
             converged = E.shape[1] == 0  # the Krylov space is invariant: exact to rounding
             if converged:
+                require_promised(A, residuals[:k], rtol * float(sigma[0]))
                 break
             if V.shape[1] + block > limit:
                 keep = max(limit // 2, block)

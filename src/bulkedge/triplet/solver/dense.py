@@ -20,6 +20,8 @@ class DenseSVD:
     """All singular triplets by one full SVD in float64, of which k are kept.
 
     Cost: O(mn·min(m, n)) and several copies of the matrix in float64.
+
+    It multiplies ``to_dense()``, not the map: residuals say nothing of ``matmat`` and ``rmatmat``.
     """
 
     def compute(

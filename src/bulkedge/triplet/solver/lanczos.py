@@ -19,6 +19,7 @@ from torch import Tensor
 from bulkedge._fields import TOLERANCE, check_fields, optional, whole
 from bulkedge._linmap import LinearMap
 from bulkedge.triplet._result import SingularTriplets, Status, neighbour_gaps
+from bulkedge.triplet._transposed import require_promised
 
 from ._start import Randomness, gaussian, start_block
 
@@ -115,6 +116,8 @@ class Lanczos:
             torch.linalg.vector_norm(A.matmat(v) - u * sigma, dim=0),
             torch.linalg.vector_norm(A.rmatmat(u) - v * sigma, dim=0),
         )
+        if converged:
+            require_promised(A, residuals, rtol * float(sigma[0]))
         return SingularTriplets(
             sigma,
             u,

@@ -79,8 +79,8 @@ def test_at_the_scale_that_is_told_nothing_is_new_and_well_above_it_is(record, t
 def test_terminal_markdown_and_page_tell_it_first(record):
     scale = f"{weaker(record).scale:.3f}"[:4]  # rounded down
     told = [
-        f"weaker: to have no new direction, merge or serve it at ≤ {scale} of its strength "
-        "(an estimate)",
+        f"weaker: {scale} of the update may leave no new direction, a guess by its norm alone; "
+        "--critical-scale measures it",
         "weaker: stronger sets this limit; 1 matrix is left out, because its base looks untrained",
     ]
     lines = printed(record).splitlines()
@@ -91,8 +91,8 @@ def test_terminal_markdown_and_page_tell_it_first(record):
         assert line.replace("<", "&lt;") in report.to_markdown(record).split("\n\n")
     (shown,) = data_of(record)["records"]
     sentences = [
-        f"Merged or served at ≤ {scale} of its strength, no new direction is expected; that is an "
-        "estimate.",
+        f"Merged at ≤ {scale} of its strength, it may have no new direction; that is a guess by "
+        "its norm alone, and --critical-scale measures it.",
         "stronger sets this limit, the lowest critical scale of 2 matrices with new directions.",
         "1 other is left out, because its base looks untrained.",
     ]
@@ -121,14 +121,14 @@ def test_where_the_expectation_is_wrong_it_says_so(record):
         "weaker still"
     )
     told = report.scale.scale_lines(one)
-    assert told[0].startswith("weaker: to have no new direction, merge or serve it at ≤ 0.099 of")
+    assert told[0].startswith("weaker: 0.099 of the update may leave no new direction, a guess")
     assert told[1:] == ["weaker: stronger sets this limit", f"weaker: {wrong}"]
     assert report.scale.scale_sentences(one)[2] == f"T{wrong[1:]}."
     (line,) = report.scale.scale_lines(altered(record, {"strong.weight": 1.25}))
     assert line.startswith("weaker: by how much is NOT known: the estimate is too high")
     assert "for 1 of 1 matrix with" in line
     (sentence,) = report.scale.scale_sentences(altered(record, {"strong.weight": 1.25}))
-    assert sentence.startswith("It is not known how much weaker it must be merged or served: the e")
+    assert sentence.startswith("It is not known how much weaker it must be: the e")
 
 
 def test_a_matrix_whose_new_direction_comes_and_goes_counts(record):
@@ -221,11 +221,11 @@ def test_what_was_measured_is_told_of_all_matrices(record):
     assert names == ["noise.weight", "strong.weight", "stronger.weight", "weak.weight"]
     found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
     assert report.scale.scale_lines(found) == [
-        "weaker: to have no new direction, merge or serve it at ≤ 0.25 of its strength (measured)",
+        "weaker: to have no new direction, merge it at ≤ 0.25 of its strength (measured)",
         "weaker: weak sets this limit; 1 matrix is left out, because its base looks untrained",
     ]
     assert report.scale.scale_sentences(found) == [
-        "Merged or served at ≤ 0.25 of its strength, no direction is new, as measured.",
+        "Merged at ≤ 0.25 of its strength, no direction is new, as measured.",
         "weak sets this limit, the lowest critical scale of 3 matrices.",
         "1 other is left out, because its base looks untrained.",
     ]

@@ -97,7 +97,8 @@ def test_figures_reach_the_log_and_what_report_to_names(tmp_path, sent):
 def test_all_layers_are_checked_when_training_begins_and_ends(tmp_path, sent):
     monitor = IntruderMonitor(every=100, per_call=1, top_k=5)
     trainer = make_trainer(tmp_path, make_model(), monitor, report_to="reporter")
-    trainer.train()
+    with pytest.warns(UserWarning, match="checks 1 of 2 layers every 100 steps"):
+        trainer.train()
     logged = with_figures(trainer.state.log_history)
     assert [(entry["step"], entry["bulkedge/coverage"]) for entry in logged] == [(0, 1), (8, 1)]
     assert logged[0]["bulkedge/new_directions"] == logged[0]["bulkedge/strongest_spike"] == 0
@@ -128,7 +129,7 @@ def test_the_best_checkpoint_is_checked_once_it_is_loaded(tmp_path):
     model = make_model()
     trainer = make_trainer(tmp_path, model, monitor, **options)
     trainer.train()
-    assert [step for step, _ in monitor.history] == [0, 8, 8]
+    assert [step for step, _ in monitor.history] == [0, 2, 4, 6, 8, 8]  # before each is saved, too
     assert trainer.state.best_global_step != 8
     fresh = type(monitor.monitor)(model, top_k=5)
     fresh.check()
@@ -152,7 +153,7 @@ def test_the_last_figures_are_those_of_an_audit_of_what_was_saved(tmp_path):
     base.save_pretrained(tmp_path / "base")
     base_moments(base).save(tmp_path / "base.moments")
     model = make_model()
-    monitor = IntruderMonitor(every=5, per_call=1, top_k=5, moments=tmp_path / "base.moments")
+    monitor = IntruderMonitor(every=4, per_call=1, top_k=5, moments=tmp_path / "base.moments")
     trainer = make_trainer(tmp_path, model, monitor)
     trainer.train()
     model.save_pretrained(tmp_path / "tuned")
@@ -171,6 +172,123 @@ def test_the_last_figures_are_those_of_an_audit_of_what_was_saved(tmp_path):
     assert (
         last["bulkedge/new_directions"] == sum(row.new_directions for row in audited.values()) > 0
     )
+
+
+# -- what it has lost sight of --------------------------------------------------------------------
+
+SETTINGS = {
+    "defaults": ({}, [0, 2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20]),
+    "a few in turn": ({"every": 4, "per_call": 1}, [0, 4, 5, 8, 10, 12, 15, 16, 20]),
+    "a turn longer than the run": ({"every": 15, "per_call": 1}, [0, 5, 10, 15, 20]),
+    "once in the run": ({"every": 50}, [0, 5, 10, 15, 20]),
+}
+RATE = 3e-3
+"""At which new directions arise one after the other."""
+COUNTS = ("new_directions", "intruders", "rotated", "undecided")
+
+
+@pytest.mark.filterwarnings("ignore:IntruderMonitor checks 1 of 2 layers every 15 steps")
+@pytest.mark.parametrize("chosen", SETTINGS)
+def test_every_count_that_is_logged_beside_a_checkpoint_is_that_of_its_audit(tmp_path, chosen):
+    options, steps = SETTINGS[chosen]
+    make_model(lora=False).save_pretrained(tmp_path / "base")
+    monitor = IntruderMonitor(top_k=5, **options)
+    saving = {"save_strategy": "steps", "save_steps": 5, "max_steps": 20, "learning_rate": RATE}
+    trainer = make_trainer(tmp_path, make_model(), monitor, **saving)
+    trainer.train()
+    assert [step for step, _ in monitor.history] == steps
+    told = dict(monitor.history)
+    found = []
+    for folder in some(tmp_path / f"checkpoint-{step}" for step in (5, 10, 15, 20)):
+        record = bulkedge.audit(tmp_path / "base", folder, recipe={"top_k": 5})
+        written = json.loads((folder / "bulkedge.json").read_text())["metrics"]
+        for figures in (told[int(folder.name.partition("-")[2])], written):
+            assert figures["bulkedge/coverage"] == 1
+            assert figures["bulkedge/oldest_check"] == 0
+            assert figures["bulkedge/new_directions"] == record.summary.new_directions
+            assert figures["bulkedge/intruders"] == record.summary.verdicts["intruder"]
+        found.append(record.summary.new_directions)
+    assert found[0] < found[1] < found[-1]
+
+
+def test_what_was_seen_before_training_is_not_seen_after_it(tmp_path):
+    monitor = IntruderMonitor(every=3, per_call=1, top_k=5)
+    trainer = make_trainer(tmp_path, make_model(), monitor)
+    trainer.train()
+    seen = {
+        step: (x["bulkedge/coverage"], x["bulkedge/oldest_check"]) for step, x in monitor.history
+    }
+    assert seen == {0: (1, 0), 3: (0.5, 3), 6: (1, 3), 8: (1, 0)}
+    for name in COUNTS:
+        told = [f"bulkedge/{name}" in figures for _, figures in monitor.history]
+        assert told == [True, False, True, True], name
+    # the layer that was not looked at yet is in no mean
+    assert monitor.history[1][1]["bulkedge/lowest_score"] < 1
+
+
+def test_a_run_that_is_too_short_for_a_round_is_told(tmp_path):
+    monitor = IntruderMonitor(every=5, per_call=1, stop_at=100)
+    trainer = make_trainer(tmp_path, make_model(), monitor)
+    expected = (
+        "checks 1 of 2 layers every 5 steps, so each had its turn after 10 steps, but this run has "
+        "8: .* leave out every= and per_call="
+    )
+    with pytest.warns(UserWarning, match=expected):
+        trainer.train()
+    monitor = IntruderMonitor(every=9, stop_at=100)
+    with pytest.warns(UserWarning, match="checks 2 of 2 layers every 9 steps"):
+        make_trainer(tmp_path, make_model(), monitor).train()
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 4, "per_call": 1}, {"every": 3}])
+def test_a_number_stops_a_run_at_the_first_check_that_finds_it(tmp_path, options):
+    """In a run that is seen at every step, each check of a layer counts; all decide."""
+    steps = {"max_steps": 20, "learning_rate": RATE}
+    every = IntruderMonitor(every=1, top_k=5)
+    make_trainer(tmp_path / "all", make_model(), every, **steps).train()
+    counts = {step: figures["bulkedge/intruders"] for step, figures in every.history}
+    limit = counts[20] / 2
+    assert limit >= 2
+    monitor = IntruderMonitor(top_k=5, stop_at=int(limit), **options)
+    trainer = make_trainer(tmp_path / "stopped", make_model(), monitor, **steps)
+    trainer.train()
+    assert trainer.state.global_step < 20
+    step, last = monitor.history[-1]
+    assert step == trainer.state.global_step
+    assert last["bulkedge/intruders"] == counts[step] >= int(limit)
+    looked = [earlier for earlier, _ in monitor.history if 0 < earlier < step]
+    if options.get("per_call") is None:
+        assert all(counts[earlier] < int(limit) for earlier in looked)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "per_call", "every"), [(8, None, 1), (120, None, 12), (120, 1, 6), (9000, 2, 900)]
+)
+def test_a_run_is_seen_ten_times(tmp_path, max_steps, per_call, every):
+    monitor = IntruderMonitor(per_call=per_call, full_passes=False)
+    state, control = transformers.TrainerState(max_steps=max_steps), transformers.TrainerControl()
+    arguments = type("Arguments", (), {"process_index": 0})()
+    with pytest.warns(UserWarning, match="logs nothing"):
+        monitor.on_train_begin(arguments, state, control, model=make_model())
+    assert (monitor.every, monitor.monitor.every) == (every, every)
+    assert monitor.monitor.round == every * (2 // (per_call or 2))
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "best"])
+def test_a_checkpoint_of_an_epoch_or_of_an_evaluation_has_the_figures_of_its_step(
+    tmp_path, strategy
+):
+    monitor = IntruderMonitor(every=7, top_k=5)
+    options = {
+        "save_strategy": strategy, "max_steps": 20, "eval_strategy": "steps", "eval_steps": 5,
+        "metric_for_best_model": "loss",
+    }  # fmt: skip
+    make_trainer(tmp_path, make_model(), monitor, **options).train()
+    for folder in some(sorted(tmp_path.glob("checkpoint-*"))):
+        told = json.loads((folder / "bulkedge.json").read_text())
+        step = int(folder.name.partition("-")[2])
+        assert told["steps"] == step
+        assert {layer["step"] for layer in told["layers"].values()} == {step}
 
 
 def test_the_same_of_weights_that_are_trained_in_full(tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import count
+from bulkedge._errors import count, printable
 
 from ._output import check_file, default_to_one_thread, refuse_stdout
 from ._progress import show_progress
@@ -83,6 +84,49 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
     if not options["quiet"]:
         for line in _summary_lines(measured, len(found), output):
             click.echo(line, err=True)
+        for line in _next(model, options["tuned"], output):
+            click.echo(line, err=True)
+
+
+def _next(model: Path, tuned: Path | None, output: Path) -> list[str]:
+    """What the moments are for, as commands; TUNED and the files of texts are the user's."""
+    from bulkedge.report.merging import MERGED, merge_line
+
+    base, given, file = (shlex.quote(printable(str(x))) for x in (model, tuned or "TUNED", output))
+    keep, task = (file, "task.moments") if tuned is None else ("base.moments", file)
+    protect = [
+        "next: give back what it forgot, without training",
+        f"  bulkedge repair {base} {given} --method protect --moments {keep} "
+        f"--task-moments {task} -o protected",
+    ]
+    if tuned is None:
+        return [
+            "next: measure the fine-tune on texts of its task; merge a DoRA, or an adapter that is "
+            "no LoRA, first",
+            f"  bulkedge moments {base} task.txt --tuned TUNED -o task.moments",
+            *protect,
+        ]
+    if (method := _to_be_merged(tuned)) is None:
+        return protect
+    return [
+        f"next: {method}: protect refuses it as it is stored; merge it (Python; model is the "
+        "base), then measure the merged model",
+        f"  {merge_line(str(tuned))}",
+        f"  bulkedge moments {base} task.txt --tuned {MERGED} -o task.moments",
+    ]
+
+
+def _to_be_merged(tuned: Path) -> str | None:
+    """What adapter it is, if protect refuses it; None of a LoRA and of a checkpoint."""
+    from bulkedge.checkpoint import Adapter, open_path
+
+    opened = open_path(tuned)
+    if not isinstance(opened, Adapter):
+        return None
+    if opened.kind != "lora":
+        return opened.method
+    known = (getattr(update, "magnitude", None) for update in opened.factors.values())
+    return None if all(magnitude is None for magnitude in known) else "DoRA"
 
 
 def _check_output(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import OutputError, RecipeError, printable
+from bulkedge._errors import OutputError, RecipeError, count, printable
 
 from ._gate import COUNTED_NAMES, end, gate_of
 from ._hub import download_option, fetch_if_asked
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bulkedge.moments import Moments
-    from bulkedge.repairing import Method, Protect, Rescale
+    from bulkedge.repairing import Method, Protect, RepairRecord, Rescale
 
 NAMES = ("clip", "project", "scale", "shrink", "protect", "rescale")
 SETTINGS = (
@@ -48,6 +48,8 @@ SETTINGS = (
     "of",
     "uniform",
 )
+MANY_ROUNDS = 10
+"""As many rounds as clip has by default."""
 FILES = ("moments", "task_moments", "recollect")
 
 
@@ -185,6 +187,8 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     show_as(record, print_repair, options)
     if record.output is not None and not options["quiet"]:
         copy = printable(record.output)
+        for line in _if_some_are_left(record, options):
+            click.echo(line, err=True)
         if any(row.status == "repaired" for row in record.matrices):
             click.echo(f"repaired copy written to {copy}", err=True)
             click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
@@ -199,6 +203,26 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     write_reports(record, options, gate)
     refused = {row.name: row.note or "" for row in record.matrices if row.status == "refused"}
     end({"": record.after or record.before}, gate, refused)
+
+
+def _if_some_are_left(record: RepairRecord, options: dict[str, Any]) -> list[str]:
+    """What to try where new directions are left that were to be taken out."""
+    from bulkedge.report.advice import retry_command
+
+    left = sum(row.intruders_after or 0 for row in record.matrices if row.status == "repaired")
+    if not left or options["method"] in ("protect", "rescale"):
+        return []
+    added = [word for glob in options["only"] for word in ("--only", glob)]
+    if options["select"] != COUNTED_NAMES[0]:
+        added += ["--select", options["select"]]
+    # a round of clip lowers the limit by a tenth; three times as many have left none
+    more = 3 * ((options["rounds"] if options["method"] == "clip" else None) or MANY_ROUNDS)
+    level = [] if options["level"] is None else ["--level", f"{options['level']:g}"]
+    return [
+        f"next: {count(left, 'new direction')} left: clip with more rounds, which lower its limit "
+        "further and take more of the update",
+        "  " + retry_command(record, [*level, "--rounds", str(more), *added]),
+    ]
 
 
 def _check_options(options: dict[str, Any]) -> None:

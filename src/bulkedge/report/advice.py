@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
@@ -16,7 +17,11 @@ from .certainty import certainty
 from .columns import worst_score
 from .doubts import doubts, is_all_noise, part_of, untrained
 from .drift import is_notable
+from .merging import MERGED, is_of_factors, merge_line, merged, to_be_merged
 from .verdicts import APPEARANCE
+
+if TYPE_CHECKING:
+    from bulkedge.repairing import RepairRecord
 
 NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
@@ -183,20 +188,23 @@ def _remedies(record: Record) -> Iterator[Step]:
 
 def _repaired_copy(record: Record, left_out: list[str]) -> Iterator[Step]:
     """A copy without new directions; or, where none can be written, why, and what to do instead."""
-    treated = [m for m in record.matrices if m.new_directions and not _is_left_out(m, left_out)]
+    written = record if is_of_factors(record) else _written(record)
+    treated = [m for m in written.matrices if m.new_directions and not _is_left_out(m, left_out)]
     if (step := _no_copy(treated)) is not None:
         yield step
         return
+    if not is_of_factors(record):
+        yield from _merge_first(record)
     fixed = sum(m.read_only is not None for m in treated)
     refused = f"{fixed} of {count(len(treated), 'matrix', 'matrices')}" if fixed else ""
     without = ", without what was never pretrained" if left_out else ""
     yield Step(
-        f"Write a copy that has no new directions{without}. In our study such copies gave back "
-        "little of what was forgotten. "
+        f"Write a copy that has no new directions{without}. It costs some of the task: in our "
+        "study about a point of accuracy, and it gave back little of what was forgotten. "
         + (f"{_first_fixed(treated)}: the repair refuses {refused}. " if fixed else "")
-        + "Evaluate the copy on your task:",
-        repair_command(record, *left_out),
-        f"write a copy without new directions{without}, then evaluate it"
+        + "Evaluate the copy:",
+        repair_command(written, *left_out),
+        f"write a copy without new directions{without}; it costs some of the task, evaluate it"
         + (f"; it refuses {refused}, which cannot be written" if fixed else ""),
     )
     yield Step(
@@ -234,22 +242,47 @@ def _against_forgetting(record: Record) -> Iterator[Step]:
     """The remedy that gave back most at equal accuracy (docs/study.md), where none was named."""
     if record.inputs.moments is not None:
         return
-    if _no_copy(_changed(record)) is not None:
+    if _no_copy(_changed(_written(record))) is not None:
         yield Step(
             "New directions do not show what a model has forgotten: evaluate what it could do "
             "before."
         )
     else:
         command = _moments_command(record)
+        yield from _merge_first(record)
         yield Step(
             "New directions do not show what a model has forgotten: evaluate what it could do "
             "before. If it lost abilities, measure moments on texts like those to keep; "
             "bulkedge repair --method protect and bulkedge frontier take them:",
             command,
             "if it forgot, measure moments on texts to keep, for repair --method protect"
+            + _of(record)
             if command
             else None,
         )
+
+
+def _merge_first(record: Record) -> Iterator[Step]:
+    """How to merge a fine-tune that protect refuses as it is."""
+    if (method := to_be_merged(record)) is None:
+        return
+    what = "protect and rescale" if is_of_factors(record) else "a repair"
+    yield Step(
+        f"{printable(method)}: {what} cannot change it as it is stored. Merge it into the model "
+        f"first, in Python, then use the folder {MERGED} (model is the base):",
+        merge_line(record.inputs.tuned.path),
+        f"{printable(method)}: for {what}, merge it first (Python; model is the base)",
+    )
+
+
+def _written(record: Record) -> Record:
+    """The record as that of the form that protect can change."""
+    return record if to_be_merged(record) is None else merged(record)
+
+
+def _of(record: Record) -> str:
+    """What the commands after these moments are about, where that is another folder."""
+    return "" if to_be_merged(record) is None else f" of {MERGED}"
 
 
 def _moments_command(record: Record) -> str | None:
@@ -285,15 +318,16 @@ def _against_drift(record: Record) -> Iterator[Step]:
     moments, drift = record.inputs.moments, record.summary.drift
     if moments is None or drift is None or not is_notable(record):
         return
-    if (step := _no_copy(_changed(record))) is not None:
+    if (step := _no_copy(_changed(_written(record)))) is not None:
         yield step
         return
+    yield from _merge_first(record)
     yield Step(
         f"The update changes {drift.mean or 0.0:.2%} of the mean square of a layer's outputs on "
         "the inputs of the moments. If the model has lost abilities, give them back without "
         "training; --task-moments keep more of the task:",
         _command(
-            record,
+            _written(record),
             "repair",
             [
                 "--method",
@@ -341,6 +375,20 @@ def audit_command(record: Record, *added: str) -> str:
 def repair_command(record: Record, *added: str) -> str:
     """The repair of what a record is of, by the same recipe, with options added."""
     return _command(record, "repair", [*added, "-o", "repaired"])
+
+
+def retry_command(repaired: RepairRecord, added: Sequence[str]) -> str:
+    """A repair of the same fine-tune anew, beside the copy that was written.
+
+    Args:
+        repaired: What was done.
+        added: Options.
+
+    Returns:
+        The command.
+    """
+    folder = f"{repaired.output}-again"
+    return _command(repaired.before, "repair", [*added, "-o", folder])
 
 
 def _command(record: Record, name: str, added: list[str]) -> str:

@@ -10,6 +10,7 @@ from bulkedge.records import Matrix, Record
 
 from .columns import critical_scale
 from .doubts import untrained
+from .merging import is_full, not_scaled
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Weaker:
     Attributes:
         scale: The smallest; 1 and more is not believed, since new directions are there.
         measured: Whether it is one that was measured; else it is expected.
+        rough: Whether it is expected by the norm of an update alone.
         matrix: Whose it is.
         known: How many matrices it is the smallest of.
         affected: How many of them have new directions now.
@@ -28,6 +30,7 @@ class Weaker:
 
     scale: float
     measured: bool
+    rough: bool
     matrix: str
     known: int
     affected: int
@@ -63,6 +66,7 @@ def weaker(record: Record) -> Weaker | None:
     return Weaker(
         scale=_scale(first),
         measured=measured,
+        rough=not measured and any(not _is_aligned(matrix) for matrix in trained),
         matrix=first.name.removesuffix(".weight"),
         known=len(trained),
         affected=sum(bool(matrix.new_directions) for matrix in trained),
@@ -86,11 +90,21 @@ def scale_lines(record: Record) -> list[str]:
     if why := _unknown(found):
         return [f"weaker: by how much is NOT known: {why}"]
     how = "measured" if found.measured else "an estimate"
+    at = _down(found.scale)
+    if found.rough:
+        first = (
+            f"weaker: {at} of the update may leave no new direction, a guess by its norm alone; "
+            "--critical-scale measures it"
+        )
+    else:
+        then = f"{_ways(record)} it at ≤ {at} of its strength ({how})"
+        first = f"weaker: to have no new direction, {then}"
     limit = f"weaker: {found.matrix} sets this limit"
     if found.untrained:
         limit += f"; {_left_out(found, 'matrix', 'matrices')}"
-    scale = f"≤ {_down(found.scale)} of its strength ({how})"
-    lines = [f"weaker: to have no new direction, merge or serve it at {scale}", limit]
+    lines = [first, limit]
+    if part := not_scaled(record):
+        lines.append(f"weaker: {_how_to_merge(part)}")
     return [*lines, f"weaker: {_off(found)}"] if found.above else lines
 
 
@@ -100,19 +114,25 @@ def scale_sentences(record: Record) -> list[str]:
     if found is None:
         return []
     if why := _unknown(found):
-        return [f"It is not known how much weaker it must be merged or served: {printable(why)}."]
+        return [f"It is not known how much weaker it must be: {printable(why)}."]
     known = count(found.known, "matrix", "matrices")
     if found.measured:
         then = "no direction is new, as measured"
     else:
         then = "no new direction is expected; that is an estimate"
+        if found.rough:
+            then = "it may have no new direction; that is a guess by its norm alone, and "
+            then += "--critical-scale measures it"
         known += " with new directions"
         if found.affected < found.known:
             known += ", now or at a lower strength"
     sentences = [
-        f"Merged or served at ≤ {_down(found.scale)} of its strength, {then}.",
+        f"{_done(record)} at ≤ {_down(found.scale)} of its strength, {then}.",
         f"{printable(found.matrix)} sets this limit, the lowest critical scale of {known}.",
     ]
+    if part := not_scaled(record):
+        told = _how_to_merge(part)
+        sentences.append(f"{told[0].upper()}{told[1:]}.")
     if found.untrained:
         sentences.append(f"{_left_out(found, 'other', 'others')}.")
     if found.above:
@@ -135,6 +155,8 @@ def told_weaker(record: Record) -> tuple[float, str, str] | None:
     if found is None or _unknown(found):
         return None
     nothing = "nothing is new, measured" if found.measured else "nothing expected to be new"
+    if found.rough:
+        nothing = "a guess by its norm"
     return found.scale, f"≤ {_down(found.scale)}", f"of its strength: {nothing}"
 
 
@@ -149,6 +171,29 @@ def _scale(matrix: Matrix) -> float:
     """The critical scale of a matrix that has one."""
     scale = critical_scale(matrix)
     return math.inf if scale is None else scale
+
+
+def _is_aligned(matrix: Matrix) -> bool:
+    """Whether the scale that is expected knows how the update lies to its base."""
+    return matrix.critical_scale is not None and matrix.critical_scale.aligned
+
+
+def _ways(record: Record) -> str:
+    """What can be done at a lower strength: a server takes another α of a LoRA alone."""
+    return "merge" if is_full(record) or not_scaled(record) else "merge or serve"
+
+
+def _done(record: Record) -> str:
+    """The same as participles."""
+    return "Merged or served" if _ways(record) == "merge or serve" else "Merged"
+
+
+def _how_to_merge(part: str) -> str:
+    """Why a smaller α is not enough, and what is."""
+    return (
+        f"α does not scale all of it ({printable(part)}): merge it into the model, then "
+        "repair --method rescale --uniform writes the weaker copy"
+    )
 
 
 def _unknown(found: Weaker) -> str | None:

@@ -80,14 +80,16 @@ def energy_share(sigma: Tensor, verdicts: Sequence[Verdict]) -> float:
 
 
 def summary(seen: Sequence[LayerFigures]) -> dict[str, float]:
-    """Means and extremes over the layers that were checked so far.
+    """Means and extremes over layers.
 
     Args:
-        seen: Their figures, at least one.
+        seen: Their figures.
 
     Returns:
-        Figures by name.
+        Figures by name; nothing of no layers.
     """
+    if not seen:
+        return {}
     found = {
         "new_directions_per_layer": _mean([layer.new_directions for layer in seen]),
         "intruders_per_layer": _mean([layer.intruders for layer in seen]),

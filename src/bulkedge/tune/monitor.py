@@ -1,4 +1,4 @@
-"""Intruder dimensions while a model trains: a few layers are checked every few steps."""
+"""Intruder dimensions while a model trains: layers are checked every few steps."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bulkedge._fields import (
     POSITIVE_SHARE,
     check_values,
     each,
+    optional,
     whole,
 )
 from bulkedge.intruder import COUNTED, Verdict, judge, judge_vectors
@@ -43,7 +44,10 @@ KEPT_AS = torch.float16
 
 
 class Monitor:
-    """Check a few layers every few steps, in turn, and keep the latest figures of each.
+    """Check layers every few steps, all or a few in turn, and keep the latest figures of each.
+
+    A figure counts for one round: the steps in which each layer has its turn.  One from before the
+    first step does not count after it.  So no count is of layers that were lost sight of.
 
     A check solves for the leading tuned triplets, starting from those of the last check.  It bounds
     their scores as the audit does (:func:`bulkedge.intruder.certify`), by some tens of thin
@@ -56,7 +60,8 @@ class Monitor:
         model: A model wrapped by PEFT, on the device where it trains; or matrices, such as those of
             :func:`full_matrices`.
         every: Steps between checks.
-        per_call: How many layers are checked at a time.
+        per_call: How many layers are checked at a time, in turn; all if None.  A few cost less, but
+            then the figures are of different steps.
         top_k: How many leading directions are judged.
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
         thresholds: θ_c by name, or a file that ``bulkedge budget`` has written, for matrices whose
@@ -96,7 +101,7 @@ class Monitor:
         model: Model,
         *,
         every: int = 50,
-        per_call: int = 2,
+        per_call: int | None = None,
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
         thresholds: Thresholds | None = None,
@@ -107,10 +112,12 @@ class Monitor:
         full: bool | None = None,
         base: Mapping[str, Tensor] | None = None,
     ) -> None:
-        counts = {"every": every, "per_call": per_call, "top_k": top_k}
+        counts, own = {"every": every, "top_k": top_k}, {"per_call": per_call}
         check_values(self, epsilon=(epsilon, POSITIVE_SHARE), **each(counts, whole(1)))
-        self.every, self.per_call, self.top_k, self.epsilon = every, per_call, top_k, epsilon
+        check_values(self, **each(own, optional(whole(1))))
+        self.every, self.top_k, self.epsilon = every, top_k, epsilon
         self.matrices = watched_matrices(model, adapter, include, exclude, full, base)
+        self.per_call = min(per_call or len(self.matrices), len(self.matrices))
         lines = measure_lines(self.matrices, thresholds)
         self.thresholds, self.top_k_thresholds = lines["edge"], lines["leading"]
         drifts = [] if moments is None else layer_drifts(self.matrices, moments)
@@ -136,11 +143,9 @@ class Monitor:
     def check(self, count: int | None = None) -> None:
         """Check the next layers now.
 
-        A check of all layers is decided as an audit is: where the certificate leaves a verdict
-        open, by SVDs of that layer.
-
         Args:
-            count: How many layers; all of them if None.
+            count: How many layers; if None all of them, decided as an audit is: where the
+                certificate leaves a verdict open, by SVDs of that layer.
 
         Raises:
             InputError: If a weight is not finite: training has diverged.
@@ -161,32 +166,59 @@ class Monitor:
 
     @property
     def worst_layer(self) -> str | None:
-        """The name of the layer with the lowest known score; None before the first check."""
-        return min(self.figures, key=lambda name: self.figures[name].worst, default=None)
+        """The name of the layer with the lowest known score; None where no figures count."""
+        seen = self._seen()
+        return min(seen, key=lambda name: seen[name].worst, default=None)
 
     @property
     def complete(self) -> bool:
-        """Whether every layer has been checked."""
-        return len(self.figures) == len(self.matrices)
+        """Whether every layer was checked in the last round."""
+        return len(self._seen()) == len(self.matrices)
+
+    @property
+    def round(self) -> int:
+        """In how many steps every layer has its turn."""
+        return self.every * -(-len(self.matrices) // self.per_call)
+
+    @property
+    def oldest_check(self) -> int:
+        """How many steps ago the layer was checked that was so longest ago; all without a check."""
+        return self.steps - min(
+            self.figures[x.name].step if x.name in self.figures else 0 for x in self.matrices
+        )
+
+    @property
+    def intruders_so_far(self) -> float:
+        """How many there are in the layers that were checked in the last round."""
+        return float(sum(layer.intruders for layer in self._seen().values()))
+
+    def _seen(self) -> dict[str, LayerFigures]:
+        """The figures that still count, by name: of the last round, and of a trained update."""
+        first = min(self.steps, max(1, self.steps - self.round + 1))
+        return {name: layer for name, layer in self.figures.items() if layer.step >= first}
 
     def metrics(self) -> dict[str, float]:
         """The latest figures of all layers, as numbers to log; empty before the first check.
 
         Returns:
-            ``bulkedge/coverage``, the fraction of layers that were checked so far.  Over these
-            layers: ``lowest_score``, ``strongest_spike`` (the highest over θ_c), ``energy_share``,
+            ``bulkedge/coverage``, the fraction of layers that were checked in the last round, not
+            counting a check before the first step, and ``oldest_check``, how many steps ago the
+            layer was checked that was so longest ago.  Over the layers of the last round:
+            ``lowest_score``, ``strongest_spike`` (the highest over θ_c), ``energy_share``,
             ``effective_rank``, ``new_directions_per_layer`` and ``intruders_per_layer`` (means).
             With moments also ``drift`` (of all of them, ``Σ tr(ΔW C ΔWᵀ)/Σ tr(W0 C W0ᵀ)``) and
             ``highest_drift``.  Of the monitor itself: ``check_seconds``, what a check of
             ``per_call`` layers takes, and ``overhead``, its fraction of the time.  The counts
             ``new_directions``, which is ``intruders`` and ``rotated``, and ``undecided`` are totals
-            over all layers, and absent until every layer has been checked: a total over some layers
-            would grow with the coverage.
+            over all layers, and absent while the coverage is below 1.
         """
         if not self.figures:
             return {}
-        seen = list(self.figures.values())
-        found = {"coverage": len(seen) / len(self.matrices)} | summary(seen)
+        seen = list(self._seen().values())
+        found = {
+            "coverage": len(seen) / len(self.matrices),
+            "oldest_check": float(self.oldest_check),
+        } | summary(seen)
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         if self.steps:
             found["overhead"] = self._seconds / elapsed
@@ -200,8 +232,7 @@ class Monitor:
     @property
     def check_seconds(self) -> float:
         """What a check of ``per_call`` layers takes, in seconds, by the layers seen so far."""
-        count = min(self.per_call, len(self.matrices))
-        return count * self._seconds / self._looks if self._looks else 0.0
+        return self.per_call * self._seconds / self._looks if self._looks else 0.0
 
     def figure(self) -> Figure:
         """The run so far as a figure of matplotlib: a curve for each kind of figure over the steps.
@@ -246,7 +277,7 @@ class Monitor:
         """The drift of the layers that were checked, together and at most; of none, nothing."""
         pairs = [
             (self._drifts[name].output, layer.drift)
-            for name, layer in self.figures.items()
+            for name, layer in self._seen().items()
             if layer.drift is not None  # not known of figures from a run without moments
         ]
         if not pairs:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from transformers.trainer_callback import (
     ExportableState,
     TrainerCallback,
@@ -38,6 +38,7 @@ from bulkedge.tune.monitor import Monitor
 
 from ._figures import write_figures
 from ._hold import Hold
+from ._limits import SO_FAR, of_process_0, reached, slow
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
 from ._rates import rates_of
 from ._report import handler_of, report
@@ -50,6 +51,10 @@ FILE = "bulkedge.json"
 """The file of a checkpoint with the figures of all layers."""
 SUMMARY = "train_runtime"
 """The figure by which a trainer's last log is known: after it a run is summed up and ends."""
+ROUNDS = 10
+"""How often a run checks every layer, if nothing else is asked for."""
+UNPLANNED = 50
+"""Steps between checks where the trainer does not say how many steps are planned."""
 FORECAST_FROM = 20
 """The first step at which a forecast is made."""
 Watch = Union[Sequence[Watched], Callable[[nn.Module], Sequence[Watched]]]  # noqa: UP007 — 3.10
@@ -69,13 +74,15 @@ class IntruderMonitor(TrainerCallback, ExportableState):
     processes stop and save together.
 
     Args:
-        every: Steps between checks.
-        per_call: How many layers are checked at a time.
+        every: Steps between checks; if None as many as check every layer ten times in the run.
+        per_call: How many layers are checked at a time, in turn; all if None.  With a few a warning
+            says so if the run is too short to check all of them in turn.
         top_k: How many leading directions are judged.
         epsilon: The paper's bound ε on scores, below which a direction counts as new.
-        full_passes: Check all layers when training begins and when it ends, so that the last
-            figures are those of the adapter that is saved.  With ``load_best_model_at_end`` the
-            best checkpoint is checked once it is loaded; its figures are in the history alone.
+        full_passes: Check all layers when training begins, before a checkpoint is saved, and when
+            training ends, so that the figures beside an adapter are those of its audit.  With
+            ``load_best_model_at_end`` the best checkpoint is checked once it is loaded; its figures
+            are in the history alone.
         thresholds: θ_c by name, or a file that ``bulkedge budget`` has written, for layers whose
             threshold is known already.
         moments: :class:`bulkedge.Moments` of the base, or their file: the drift is logged, too.
@@ -85,11 +92,12 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         full: Whether weights that are trained in full are watched, too; if None, they are in a
             model without adapters.  A run of theirs is resumed with ``watch``.
         stop_at: Stop training when there are so many intruders (not counting ``rotated``).  A whole
-            number is one in all layers together, and stops nothing before every layer was checked;
-            a fraction such as 0.5 is one per layer that was checked.
+            number is one in all layers together, a fraction such as 0.5 one per layer.  With
+            ``full_passes``, all layers are checked as soon as those that were checked have so many,
+            and that count decides.  Without, a whole number waits until the coverage is 1.
         save_at: Save a checkpoint when there are so many for the first time.
         watch: Matrices to watch instead of the model's LoRA layers, or a function that is called
-            with the model when training begins and returns them: for a full fine-tune
+            with the model when training begins: for a full fine-tune
             :func:`bulkedge.tune.full_matrices`, or its result.  In a run that is resumed the
             function is called on the resumed weights, and must give ``base`` to that function.
 
@@ -108,8 +116,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
     def __init__(
         self,
         *,
-        every: int = 50,
-        per_call: int = 2,
+        every: int | None = None,
+        per_call: int | None = None,
         top_k: int = 10,
         epsilon: float = DEFAULT_EPSILON,
         full_passes: bool = True,
@@ -123,12 +131,15 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         save_at: float | None = None,
         watch: Watch | None = None,
     ) -> None:
-        counts = {"every": every, "per_call": per_call, "top_k": top_k}
+        counts = {"every": every, "per_call": per_call}
         limits = {"stop_at": stop_at, "save_at": save_at}
         check_values(self, epsilon=(epsilon, POSITIVE_SHARE), full_passes=(full_passes, FLAG))
-        check_values(self, **each(counts, whole(1)), **each(limits, optional(POSITIVE)))
+        check_values(self, top_k=(top_k, whole(1)), **each(counts, optional(whole(1))))
+        check_values(self, **each(limits, optional(POSITIVE)))
         check_moments(moments, is_needed=False)
         self.every, self.stop_at, self.save_at, self.watch = every, stop_at, save_at, watch
+        self._is_limited = stop_at is not None or save_at is not None
+        self._latest: dict[str, float] = {}
         self.full_passes, self.moments = full_passes, moments
         self.options: dict[str, Any] = {
             "every": every,
@@ -172,7 +183,12 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         self.monitor = None
         self._rates = rates_of(kwargs.get("lr_scheduler"), state.max_steps)
         if takes_part(kwargs["model"], args):
-            self.monitor = self._begin(kwargs["model"], figures)
+            self.monitor = self._begin(kwargs["model"], figures, state.max_steps)
+            self.every = self.monitor.every
+            if why := slow(self.monitor, state.max_steps, limited=self._is_limited):
+                warnings.warn(why, stacklevel=2)
+        if self._is_limited:  # the others wait for process 0 at each of its checks
+            self.every = int(of_process_0({"every": self.every or UNPLANNED})["every"])
         if self.full_passes and not figures:
             self._check(args, state, control, None)
 
@@ -183,20 +199,27 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Check layers when it is time, and all at the last step; log, save or stop as asked."""
-        is_last = self.full_passes and state.global_step >= state.max_steps > 0
-        if not is_last and state.global_step % self.every:
+        """Check layers when it is time, and all before a checkpoint; log, save or stop as asked."""
+        ends = control.should_save or state.global_step >= state.max_steps > 0
+        if self.full_passes and ends:
+            self._check_all(args, state, control)
+        elif self.every and state.global_step % self.every == 0:
+            self._check(args, state, control, 1 if self.monitor is None else self.monitor.per_call)
+        else:
             return
-        count = None if is_last or self.monitor is None else self.monitor.per_call
-        figures = self._check(args, state, control, count)
-        if self.save_at is None and self.stop_at is None:
-            return
-        # the same numbers in all processes: if one stopped alone, the others would wait for it
-        figures = _of_process_0(figures)
-        if _reached(self.save_at, figures) and not self._has_saved:
-            control.should_save = self._has_saved = True
-        if _reached(self.stop_at, figures):
-            control.should_training_stop = True
+        self._act(args, state, control)
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Check all layers before a checkpoint at the end of an epoch."""
+        if self.full_passes and control.should_save:
+            self._check_all(args, state, control)
+            self._act(args, state, control)
 
     def figure(self) -> Figure:
         """The run so far as a figure of matplotlib; see :meth:`Monitor.figure`.
@@ -229,8 +252,8 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Check all layers when the trainer sums up a run that has ended before its last step."""
-        if self.full_passes and SUMMARY in (logs or {}) and not self._is_current(state):
-            self._check(args, state, control, None)
+        if self.full_passes and SUMMARY in (logs or {}):
+            self._check_all(args, state, control)
 
     def on_train_end(
         self,
@@ -251,7 +274,9 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Write the figures into the checkpoint."""
+        """Write the figures into the checkpoint, of all layers if an evaluation led to it."""
+        if self.full_passes:
+            self._check_all(args, state, control)
         if self.monitor is None or not state.is_world_process_zero or args.output_dir is None:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -270,18 +295,46 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         own = {"stop_at": self.stop_at, "save_at": self.save_at, "full_passes": self.full_passes}
         return self.options | own | {"moments": saved_path(self.moments)}
 
-    def _begin(self, model: nn.Module, figures: Mapping[str, Any] | None) -> Monitor:
+    def _begin(
+        self, model: nn.Module, figures: Mapping[str, Any] | None, max_steps: int
+    ) -> Monitor:
         """The monitor of a model, with the figures of the run that is resumed."""
         watched: Model = self.watch(model) if callable(self.watch) else self.watch or model
         known = None if self.moments is None else read_moments(self.moments)
         options: dict[str, Any] = self.options | {"moments": known}
-        if not figures:
-            return Monitor(watched, **options)
-        thresholds: Any = figures.get("thresholds")
-        monitor = Monitor(watched, **(options | {"thresholds": thresholds}))
-        monitor.load_state_dict(figures)
-        _require_its_base(monitor)
+        options["every"] = options["every"] or UNPLANNED
+        if figures:
+            options["thresholds"] = figures.get("thresholds")
+        monitor = Monitor(watched, **options)
+        if self.options["every"] is None and max_steps > 0:
+            checks = monitor.round // monitor.every
+            monitor.every = max(1, max_steps // (ROUNDS * checks))
+        if figures:
+            monitor.load_state_dict(figures)
+            _require_its_base(monitor)
         return monitor
+
+    def _act(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Save or stop at the numbers that were asked for, by a count of all layers."""
+        if not self._is_limited:
+            return
+        limits = self.stop_at, None if self._has_saved else self.save_at
+        # the same numbers in all processes: if one stopped alone, the others would wait for it
+        figures = of_process_0(self._latest)
+        if self.full_passes and any(reached(limit, figures, so_far=True) for limit in limits):
+            self._check_all(args, state, control)
+            figures = of_process_0(self._latest)
+        if not self._has_saved and reached(self.save_at, figures):
+            control.should_save = self._has_saved = True
+        if reached(self.stop_at, figures):
+            control.should_training_stop = True
+
+    def _check_all(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
+        """Check all layers and log, unless all figures are of the present step."""
+        if not self._is_current(state):
+            self._check(args, state, control, None)
 
     def _check(
         self,
@@ -289,10 +342,10 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         state: TrainerState,
         control: TrainerControl,
         count: int | None,
-    ) -> dict[str, float]:
-        """Check layers and log; the figures, none where this process checks nothing."""
+    ) -> None:
+        """Check layers and log, unless this process checks nothing."""
         if self.monitor is None:
-            return {}
+            return
         self.monitor.steps = state.global_step
         self.monitor.check(count)
         figures = self.monitor.metrics()
@@ -300,15 +353,16 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             crossing = sum(layer.at_end[1] >= 1 for layer in ahead)
             figures["bulkedge/predicted_crossings"] = float(crossing)
         self.history.append((state.global_step, figures))
+        self._latest = figures | {SO_FAR: self.monitor.intruders_so_far}
         if state.is_world_process_zero:
             report(self._handler, figures, args, state, control)
-        return figures
 
     def _is_current(self, state: TrainerState) -> bool:
-        """Whether all figures are of the present step; so where this process checks nothing."""
+        """Whether all figures are of this step, and decided; so where nothing is checked."""
         layers = {} if self.monitor is None else self.monitor.figures
         return self.monitor is None or (
-            self.monitor.complete and all(x.step == state.global_step for x in layers.values())
+            len(layers) == len(self.monitor.matrices)
+            and all(x.step == state.global_step and not x.undecided for x in layers.values())
         )
 
     def _find_handler(self) -> None:
@@ -329,24 +383,6 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             same = (x for x in reversed(known) if x["args"] == self._arguments())
             known = next(same, {})
         return known.get("attributes", {}).get("saved", {})
-
-
-def _of_process_0(figures: dict[str, float]) -> dict[str, float]:
-    """The figures of process 0, in all processes."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return figures
-    known = [figures]
-    distributed.broadcast_object_list(known, src=0)
-    return known[0]
-
-
-def _reached(limit: float | None, figures: Mapping[str, float]) -> bool:
-    """Whether there are so many intruders, in all or per layer."""
-    if limit is None:
-        return False
-    per_layer = isinstance(limit, float) and not limit.is_integer()
-    name = "intruders_per_layer" if per_layer else "intruders"
-    return figures.get(f"bulkedge/{name}", 0) >= limit
 
 
 def _require_its_base(monitor: Monitor) -> None:

@@ -1,0 +1,194 @@
+"""Each command that a hint prints runs, for every kind of fine-tune."""
+
+import shlex
+import warnings
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import bulkedge
+from bulkedge.cli import cli
+from bulkedge.report.advice import steps
+from cases import orthonormal
+
+transformers = pytest.importorskip("transformers")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+RECIPE = {"top_k": 4, "side": "both"}  # some kinds change the inputs alone
+TARGETS = ["q_proj", "down_proj"]
+
+
+def base():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    for number, weight in enumerate(p for p in model.parameters() if p.ndim == 2):
+        u, v = (orthonormal(size, 6, 2 * number + side) for side, size in enumerate(weight.shape))
+        weight.data += (u * torch.linspace(2, 1, 6).double() @ v.mT).float()  # trained, not noise
+    return model
+
+
+def lora(**options):
+    settings = {"r": 2, "lora_alpha": 8, "target_modules": TARGETS}
+    return peft.LoraConfig(**(settings | options))
+
+
+KINDS = {
+    "LoRA": (lora(), None),
+    "rsLoRA": (lora(use_rslora=True), None),
+    "LoRA with a bias": (lora(lora_bias=True), None),
+    "LoRA beside weights in full": (lora(modules_to_save=["v_proj"]), None),
+    "DoRA": (lora(use_dora=True), "DoRA"),
+    "LoHa": (peft.LoHaConfig(r=2, alpha=8, target_modules=TARGETS), "loha"),
+    "LoKr": (peft.LoKrConfig(r=2, alpha=8, target_modules=TARGETS), "lokr"),
+    "IA3": (
+        peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"]),
+        "ia3",
+    ),
+    "OFT": (peft.OFTConfig(oft_block_size=4, target_modules=TARGETS), "oft"),
+    "BOFT": (peft.BOFTConfig(boft_block_size=4, target_modules=TARGETS), "boft"),
+    "in full": (None, None),
+}
+"""What is put on the base, and what it has to be merged for."""
+
+
+def disturb(model):
+    """Change whatever is trained, strongly."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += 3 * (parameter.std() if parameter.numel() > 1 else 0) * noise + noise
+
+
+def tune(kind, folder):
+    """A base, and a fine-tune of it with new directions."""
+    base().save_pretrained(folder / "base")
+    tokens = transformers.PreTrainedTokenizerFast(tokenizer_object=words(), pad_token="p")  # noqa: S106
+    tokens.save_pretrained(folder / "base")
+    (folder / "keep.txt").write_text("\n".join(f"w{i} w{i + 1} w{i + 2}" for i in range(30)))
+    config, _ = KINDS[kind]
+    model = base() if config is None else peft.get_peft_model(base(), config)
+    disturb(model)
+    model.save_pretrained(folder / "tuned")
+
+
+def words():
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    known = {"p": 0} | {f"w{i}": i + 1 for i in range(36)}
+    tokenizer = Tokenizer(WordLevel(known, unk_token="p"))  # noqa: S106
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
+
+
+def run(line):
+    done = CliRunner().invoke(cli, shlex.split(line)[1:])
+    assert done.exception is None or isinstance(done.exception, SystemExit), (line, done.exception)
+    assert done.exit_code in (0, 1), (line, done.output)
+    return done
+
+
+def follow(told, model):
+    """Do what commands say, in their order; what was done, by their first words."""
+    done = []
+    for line in told:
+        if line.startswith("PeftModel"):
+            exec(line, {"PeftModel": peft.PeftModel, "model": model})  # noqa: S102
+            done.append("merge")
+        elif line.startswith("bulkedge"):
+            run(line)
+            done.append(shlex.split(line)[1])
+    return done
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_commands_of_an_audit_run_in_their_order(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tune(kind, tmp_path)
+    record = bulkedge.audit("base", "tuned", recipe=RECIPE)
+    assert record.summary.new_directions
+    told = [step.command for step in steps(record) if step.command]
+    _, method = KINDS[kind]
+    done = follow([line for line in told if line != "SpikeClip(model).attach(optimizer)"], base())
+    assert done == [*(["merge"] if method else []), "moments", "repair", "report"]
+    name = "merged" if method else "tuned"
+    protect = (
+        f"bulkedge repair base {name} --method protect --moments base.moments "
+        "--exclude *embed_tokens* --exclude *lm_head* -o protected"
+    )
+    assert "REFUSED" not in run(protect).output
+    if kind == "DoRA":
+        unmerged = protect.replace(" merged ", " tuned ").replace("protected", "unmerged")
+        assert CliRunner().invoke(cli, shlex.split(unmerged)[1:]).exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "OFT", "in full"])
+def test_moments_name_the_commands_that_take_them(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tune(kind, tmp_path)
+    (tmp_path / "task.txt").write_text((tmp_path / "keep.txt").read_text())
+    _, method = KINDS[kind]
+    more = " --exclude *embed_tokens* --exclude *lm_head*"  # on fewer inputs than their width
+    measure, protect = printed(run("bulkedge moments base keep.txt -o base.moments").stderr)
+    measured = run(measure.replace("TUNED", "tuned")).stderr
+    if method is None:
+        run(protect.replace("TUNED", "tuned") + more)
+        return
+    told = printed(measured)
+    (tmp_path / "task.moments").unlink()
+    assert follow(told[:1], base()) == ["merge"]
+    (again,) = printed(run(told[1]).stderr)
+    run(again + more)
+
+
+def printed(text):
+    """The commands that a command advises."""
+    return [line.strip() for line in text.splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weaker_scale_is_told_in_a_way_that_can_be_done(kind, tmp_path, monkeypatch):
+    """Where α does not scale all of an update, nothing speaks of serving it."""
+    monkeypatch.chdir(tmp_path)
+    tune(kind, tmp_path)
+    record = bulkedge.audit("base", "tuned", recipe=RECIPE | {"critical_scale": True})
+    (first, *rest) = bulkedge.report.scale.scale_lines(record)
+    _, method = KINDS[kind]
+    by_alpha = {"LoRA beside weights in full": "weights stored in full", "LoHa": None, "LoKr": None}
+    part = by_alpha.get(kind, method)
+    told = [line for line in rest if "α does not scale all of it" in line]
+    assert [f"({part}" in line for line in told] == ([] if part is None else [True])
+    assert ("serve" in first) is (part is None and kind != "in full")
+    if kind == "LoRA beside weights in full":
+        return
+    if method:
+        model = peft.PeftModel.from_pretrained(base(), "tuned")
+        model.merge_and_unload().save_pretrained("merged")
+    scale, name = first.partition("≤ ")[2].split()[0], "merged" if method else "tuned"
+    options = f"--method rescale --uniform {scale} -k 4 --side both -o weaker"
+    run(f"bulkedge repair base {name} {options}")
+    assert bulkedge.audit("base", "weaker", recipe=RECIPE).summary.new_directions == 0
+
+
+def test_what_is_left_of_new_directions_is_taken_out_by_the_command_that_is_printed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tune("DoRA", tmp_path)
+    line = "bulkedge repair base tuned --method scale --keep 0.9 -k 4 -o repaired"
+    done = run(line)
+    assert done.exit_code == 1
+    (again, page) = printed(done.stderr)
+    assert again.endswith("--rounds 30 -o repaired-again")
+    assert page.startswith("bulkedge report repaired")
+    assert run(again).exit_code == 0

@@ -18,7 +18,7 @@ ADDITIVE = (
     "peft.tuners.adalora.",
     "peft.tuners.loha.",
     "peft.tuners.lokr.",
-    "bulkedge.tune.peft.",
+    f"{__name__.partition('.')[0]}.",  # methods of this library
 )
 """Where the adapters are defined whose ``get_delta_weight`` is what they add."""
 

@@ -203,8 +203,7 @@ class CriticalScale(Row):
 
     expected: Size | None = Field(
         description="By the law: from how the update lies to the base where `aligned`, else θ_k / "
-        "‖ΔW‖₂, that of a generic update; 0 where something is expected to be new at every scale; "
-        "null where nothing is expected to turn new."
+        "‖ΔW‖₂, that of a generic update; 0 if new at every scale, null if nothing turns new."
     )
     aligned: bool = Field(
         default=False, description="Whether `expected` knows the vectors of the update."

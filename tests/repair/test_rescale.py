@@ -238,6 +238,47 @@ def test_a_base_without_a_limit_is_refused(tmp_path):
     assert "no limit; use uniform instead" in record.matrices[0].note
 
 
+def written(folder):
+    (found,) = folder.glob("*.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("shape", [(120, 90), (800, 780)])
+@pytest.mark.parametrize("spread", [1e-4, 1e-2])
+def test_no_spike_of_a_flat_update_is_left_above_the_level(shape, spread, tmp_path):
+    p = min(shape)
+    left, right = (torch.linalg.qr(weights(n, p, seed=n).double()).Q for n in shape)
+    flat = 5 * (1 - spread * torch.rand(p, generator=torch.Generator().manual_seed(0)))
+    W0 = 0.05 * weights(*shape, seed=3).double()
+    base = save(tmp_path / "base.safetensors", {"w": W0})
+    fine = save(tmp_path / "fine.safetensors", {"w": W0 + left * flat.double() @ right.mT})
+    out = tmp_path / "out"
+    record = bulkedge.repair(base, fine, out, method=Rescale(level=1), recipe=RECIPE)
+    spike = float(torch.linalg.matrix_norm(load_file(written(out))["w"] - W0, 2))
+    limit = record.before.matrices[0].top_k_threshold
+    assert 0.99 * limit < spike <= limit
+    assert record.after.matrices[0].beyond_top_k_threshold in {None, 0}
+
+
+def test_rounding_that_leads_beyond_the_level_is_told(tmp_path):
+    W0 = weights(60, 50).bfloat16()
+    W = (W0.double() + 30 * weights(60, 1, seed=1) @ weights(1, 50, seed=2) / 50).bfloat16()
+    base = save(tmp_path / "base.safetensors", {"w": W0})
+    fine = save(tmp_path / "fine.safetensors", {"w": W})
+    notes = []
+    for level in (0.003, 0.01, 0.03, 0.1, 0.3, 1):
+        out = tmp_path / f"at-{level}"
+        record = bulkedge.repair(base, fine, out, method=Rescale(level=level), recipe=RECIPE)
+        spike = torch.linalg.matrix_norm(load_file(written(out))["w"].double() - W0.double(), 2)
+        limit = level * (record.before.matrices[0].top_k_threshold or 0.0)
+        times = float(spike) / limit
+        told = f"rounding to bfloat16 leaves the strongest spike at {times:.4g} times the limit"
+        notes.append(record.matrices[0].note)
+        assert notes[-1] == (told if times > 1.0001 else None)
+    assert None in notes
+    assert set(notes) != {None}
+
+
 def test_an_adapter_without_a_configuration_is_refused(tmp_path):
     base = save(tmp_path / "base.safetensors", {"unet.up.weight": weights(30, 40)})
     tensors = {"lora_unet_up.lora_down.weight": weights(2, 40), "lora_unet_up.alpha": weights(1)[0]}

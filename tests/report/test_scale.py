@@ -225,7 +225,8 @@ def test_what_was_measured_is_told_of_all_matrices(record):
         "weaker: weak sets this limit; 1 matrix is left out, because its base looks untrained",
     ]
     assert report.scale.scale_sentences(found) == [
-        "Merged at ≤ 0.25 of its strength, no direction is new, as measured.",
+        "Merged at ≤ 0.25 of its strength, no direction is new, as measured there and at steps "
+        "below.",
         "weak sets this limit, the lowest critical scale of 3 matrices.",
         "1 other is left out, because its base looks untrained.",
     ]

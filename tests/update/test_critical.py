@@ -36,9 +36,8 @@ def test_more_directions_than_there_are_and_a_base_of_lower_rank():
         assert find(60) == find(30)
     S = torch.where(torch.arange(30) < 12, S, 0.0)
     deficient = BaseSpectrum.of((U * S) @ V.mT)
-    # any update makes a 13th direction, which is new; below rounding nothing is told
-    found = aligned_scale(deficient, (U, S, V), update, top_k=13)
-    assert 1e-16 < found < 1e-12
+    # any update makes a 13th direction, which is new
+    assert aligned_scale(deficient, (U, S, V), update, top_k=13) == 0
 
 
 def first_new(W0, update, k, expected):
@@ -183,3 +182,41 @@ def test_it_is_a_scale():
     assert critical_scale(even, 2.0) == pytest.approx(found / 2)
     with pytest.raises(InputError, match="expected strongest ≥ 0"):
         critical_scale(base, -1.0)
+
+
+def crowded(width, n=40):
+    """A base whose values lie in a band of some width, and a generic update of norm 1."""
+    generator = torch.Generator().manual_seed(0)
+    S = (1 + width * torch.rand(n, generator=generator).double()).sort(descending=True).values
+    U, V = (torch.linalg.qr(weights(n, n, seed=seed).double()).Q for seed in (1, 2))
+    a, b = (torch.linalg.qr(weights(n, 1, seed=seed).double()).Q for seed in (3, 4))
+    return (U, S, V), update_svd(a, b.mT, 1.0, (n, n)), a @ b.mT
+
+
+@pytest.mark.parametrize("width", [0.1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8])
+def test_the_scale_of_a_narrow_band_is_found_however_narrow(width):
+    (U, S, V), update, change = crowded(width)
+    W0 = (U * S) @ V.mT
+    found = aligned_scale(BaseSpectrum.of(W0), (U, S, V), update)
+    assert found > 0
+
+    def lowest(scale):
+        return float(oracle_scores(W0, W0 + scale * change, 10).min())
+
+    grid = torch.logspace(math.log10(width) - 3, 1, 500, dtype=torch.float64).tolist()
+    assert found == pytest.approx(next(s for s in grid if lowest(s) < 0.5), rel=0.12)
+
+
+@pytest.mark.parametrize("width", [1e-3, 1e-5, 1e-7])
+def test_a_generic_scale_shrinks_with_the_band(width):
+    found = [generic_scale(BaseSpectrum.of((U * S) @ V.mT), [1.0])
+             for (U, S, V), *_ in (crowded(width), crowded(width / 10))]  # fmt: skip
+    assert found[0] / found[1] == pytest.approx(10, rel=0.2)
+
+
+def test_tied_values_leave_no_scale_at_which_nothing_is_new():
+    (U, _, V), update, _ = crowded(0.0)
+    S = torch.cat([torch.linspace(3, 2, 5), torch.ones(20), torch.linspace(0.9, 0.1, 15)]).double()
+    base = BaseSpectrum.from_values(S, (40, 40))
+    assert aligned_scale(base, (U, S, V), update) == 0
+    assert generic_scale(base, [1.0]) == 0

@@ -16,8 +16,8 @@ from bulkedge.update import MOMENTS, BaseSpectrum, budget, measure, moment_misfi
 from .plan import Wanted
 
 FLAT = (
-    "the k-th singular value is zero: every update is among the k leading directions, and there is "
-    "no limit; give a smaller --top-k"
+    "the k-th singular value is zero or tied: every update makes a new direction among the k "
+    "leading ones, and there is no limit; give a smaller --top-k"
 )
 STEP = "the bulk ends in a step, where theory has no threshold: the limit is that of random updates"
 DORA = "DoRA scales each row besides: no α alone keeps its update below a level"

@@ -79,8 +79,8 @@ LABELS = {
     "--critical-scale",
     is_flag=True,
     default=None,
-    help="Measure the scale of each update at which the first new direction appears.  "
-    "[default: False]",
+    help="Measure the scale of each update at which the first new direction appears, and try six "
+    "smaller scales.  [default: False]",
 )
 @click.option(
     "-o",

@@ -37,12 +37,15 @@ OTHER_WIDTH = "the {} moments have another width than this layer"
 Known = TypeVar("Known", Layer, StoredLayer)
 
 
-def by_weight(layers: Mapping[str, Known], plan: Plan) -> tuple[dict[str, Known], dict[str, Known]]:
+def by_weight(
+    layers: Mapping[str, Known], plan: Plan, *, tuned: bool = False
+) -> tuple[dict[str, Known], dict[str, Known]]:
     """What is known about the inputs of each weight of a base.
 
     Args:
         layers: Of a model, whose paths may have a prefix more or less than the base's weights.
         plan: The plan with the base.
+        tuned: Whether they may have run with the weights of the plan's fine-tune.
 
     Returns:
         The layers by the names of the base's tensors; and those that are no tensor of the base, by
@@ -52,8 +55,16 @@ def by_weight(layers: Mapping[str, Known], plan: Plan) -> tuple[dict[str, Known]
         InputError: If no layer is one of the base's, or several are one.
     """
     widths = {path: _extent(layer)[0] for path, layer in layers.items()}
+    own = {c.base.info: c.tuned.info for c in plan.comparisons if tuned and c.tuned is not None}
+
+    def samples_in(info: TensorInfo) -> list[Tensor]:
+        found = [info, *([own[info]] if info in own else [])]
+        return [sample(read_tensor(one)) for one in found]
+
     try:
-        names = match_weights(widths, plan.base.tensors, lambda path: _sample(layers[path]))
+        names = match_weights(
+            widths, plan.base.tensors, lambda path: _sample(layers[path]), samples_in
+        )
     except InputError as error:
         raise InputError(f"{plan.base.path}: {error}") from None
     known = {plan.base.tensors[name].name: layers[path] for name, path in names.items()}

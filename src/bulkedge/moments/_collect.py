@@ -19,10 +19,11 @@ from bulkedge._precision import full_precision
 
 from ._curvatures import Curvatures, in_backward
 from ._inputs import input_kind, input_rows, input_width, is_time_first, second_moment
+from ._layer import sample
 from ._powers import Powers
 from ._stream import EXACT_WIDTH, products, random_columns, stream_columns
 from ._sums import Part, Sum, added
-from ._watched import check_weight, unmeasured, watched
+from ._watched import check_weight, unmeasured, watched, weight_in_use
 
 DECODER = "decoder"
 """Component of the paths of a decoder's layers; beside an encoder, it has another mask."""
@@ -143,6 +144,12 @@ class Collector:
     def weights(self) -> dict[str, Tensor]:
         """The weight of each layer that is watched."""
         return {n: w for n, x in self.layers.items() if isinstance(w := x.weight, Tensor)}
+
+    @torch.no_grad()
+    def samples_in_use(self) -> dict[str, Tensor]:
+        """Entries of the weight that each layer runs with; none of one that is not known."""
+        found = {n: weight_in_use(self._model, layer) for n, layer in self.layers.items()}
+        return {name: sample(weight) for name, weight in found.items() if weight is not None}
 
     def __enter__(self) -> Collector:
         self._pass = _Pass()

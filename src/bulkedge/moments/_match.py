@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ def match_weights(
     widths: Mapping[str, int],
     tensors: Mapping[str, TensorInfo],
     sample_of: Callable[[str], Tensor],
+    samples_in: Callable[[TensorInfo], Sequence[Tensor]] = lambda info: [sample(read_tensor(info))],
 ) -> dict[str, str]:
     """Find the weights of layers in a checkpoint.
 
@@ -27,6 +28,7 @@ def match_weights(
         widths: n of each layer, by its path; the path of a model that is one layer is empty.
         tensors: The weights, by name.
         sample_of: The kept entries of a layer's weight, by its path.
+        samples_in: The same entries of a weight of the checkpoint, as it may have been run.
 
     Returns:
         ``{name of a weight: path of its layer}``; layers that are not in the checkpoint left out.
@@ -45,7 +47,7 @@ def match_weights(
     for path, width in widths.items():
         name = None if rule is None else rule.find(_weight(path))
         if name is None:
-            name = _by_entries(path, width, tensors, sample_of(path))
+            name = _by_entries(path, width, tensors, sample_of(path), samples_in)
         if name is not None:
             owners.setdefault(name, []).append(path)
     if not owners:
@@ -76,7 +78,11 @@ def _rule(widths: Mapping[str, int], tensors: Mapping[str, TensorInfo]) -> NameR
 
 
 def _by_entries(
-    path: str, width: int, tensors: Mapping[str, TensorInfo], own: Tensor
+    path: str,
+    width: int,
+    tensors: Mapping[str, TensorInfo],
+    own: Tensor,
+    samples_in: Callable[[TensorInfo], Sequence[Tensor]],
 ) -> str | None:
     """The weight that ends like a path, or the other way round, and has the same entries."""
     end = f".{_weight(path)}" if path else ""
@@ -88,7 +94,7 @@ def _by_entries(
     ]  # fmt: skip
     if not bool((own != own[:1]).any()):
         return None  # a weight of equal entries has no information
-    found = [name for name in fitting if alike(own, sample(read_tensor(tensors[name])))]
+    found = [name for name in fitting if any(alike(own, x) for x in samples_in(tensors[name]))]
     if len(found) > 1:
         raise InputError(
             f"layer {path!r} may be any of {', '.join(map(repr, found[:3]))}: their weights are "

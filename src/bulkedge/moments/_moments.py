@@ -129,9 +129,24 @@ class Moments:
         return known[2]
 
     def mark_tuned(self) -> None:
-        """Say that the model has got the weights of a fine-tune, which is to be recognised."""
+        """Say that the model is a fine-tune now, so that its moments are not used for another.
+
+        Some entries of each weight are kept, with what an active adapter adds.  Call it while the
+        model has the weights of the fine-tune: before the inputs are collected, or after.
+
+        Raises:
+            InputError: If these moments were read from a file, or merged.
+
+        Example:
+            >>> model = nn.Linear(2, 2)
+            >>> with Moments(model) as moments, torch.no_grad():
+            ...     _ = model(torch.eye(2))
+            >>> moments.mark_tuned()
+            >>> moments.tuned
+            True
+        """
+        self._tuned_samples = self.collector.samples_in_use()
         self.tuned = True
-        self._tuned_samples = {n: sample(weight) for n, weight in self.collector.weights.items()}
 
     def __getitem__(self, name: str) -> Layer:
         try:

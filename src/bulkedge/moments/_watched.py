@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -11,6 +12,15 @@ from bulkedge._errors import InputError
 from bulkedge._globs import unwrapped
 
 from ._inputs import input_width
+
+ADDITIVE = (
+    "peft.tuners.lora.",
+    "peft.tuners.adalora.",
+    "peft.tuners.loha.",
+    "peft.tuners.lokr.",
+    f"{__name__.partition('.')[0]}.",  # methods of this library
+)
+"""Where the adapters are defined whose ``get_delta_weight`` is what they add."""
 
 
 def plain_name(name: str) -> str:
@@ -78,6 +88,37 @@ def unmeasured(model: nn.Module) -> list[str]:
     known = (*_added(model), *(f"{name}." if name else "" for name in layers))
     weights = model.named_parameters()
     return [name for name, weight in weights if weight.ndim > 1 and not name.startswith(known)]
+
+
+def weight_in_use(model: nn.Module, layer: nn.Module) -> Tensor | None:
+    """The weight that a layer of a model runs with, what an active adapter adds included.
+
+    Args:
+        model: Any module, wrapped by PEFT or not.
+        layer: A layer of it.
+
+    Returns:
+        Shaped like the layer's weight; None of an adapter that does more than add to it.
+    """
+    weight = cast("Tensor", layer.weight)
+    wrapper = next((x for x in model.modules() if getattr(x, "base_layer", None) is layer), None)
+    if wrapper is None or getattr(wrapper, "merged", False):
+        return weight
+    if getattr(wrapper, "disable_adapters", False):
+        return weight
+    wrapper = cast("Any", wrapper)
+    tables = [getattr(wrapper, name, {}) for name in getattr(wrapper, "adapter_layer_names", ())]
+    active = [x for x in getattr(wrapper, "active_adapters", ()) if any(x in t for t in tables)]
+    if not type(wrapper).__module__.startswith(ADDITIVE):
+        return None
+    for adapter in active:
+        if getattr(wrapper, "use_dora", {}).get(adapter):
+            return None
+        added = wrapper.get_delta_weight(adapter)
+        if added.shape != weight.shape:
+            return None
+        weight = weight + added.to(weight)
+    return weight
 
 
 def check_weight(name: str, weight: object) -> None:

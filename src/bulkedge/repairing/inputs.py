@@ -15,7 +15,13 @@ from bulkedge.checkpoint.model import is_input, is_output, ties
 from bulkedge.comparison import Comparison, Plan, by_weight, check_inputs, find_inputs
 from bulkedge.moments import Layer, Moment, Moments, diagonal, width
 
+from .measured_on import ran_with
 from .solve import moved
+
+NEITHER = (
+    "the task moments are of another model, neither the base nor this fine-tune; measure this one, "
+    "with `bulkedge moments BASE TEXTS --tuned TUNED`"
+)
 
 
 @dataclass(frozen=True)
@@ -202,13 +208,21 @@ class _Measured:
 
     def __init__(self, what: str, moments: Moments, plan: Plan) -> None:
         self.what = what
-        self.known, self.rest = by_weight(moments.layers, plan)
+        self.known, self.rest = by_weight(moments.layers, plan, tuned=what == "task")
 
     def of(self, comparison: Comparison) -> tuple[Layer, bool]:
         """The moments of one layer, and whether its weight was the very one that was run."""
         matrix = replace(comparison.base, rows=None)
         layer = find_inputs(self.known, matrix, self.what, self.rest)
-        return layer, check_inputs(layer, matrix, self.what, matrix.read())
+        try:
+            return layer, check_inputs(layer, matrix, self.what, matrix.read())
+        except InputError:
+            if self.what != "task":
+                raise
+        # measured in one's own loop, on a model that was loaded with the weights of the fine-tune
+        if not ran_with(layer, comparison):
+            raise InputError(NEITHER)
+        return layer, False
 
 
 def _tied(measured: _Measured, plan: Plan) -> dict[str, list[str]]:

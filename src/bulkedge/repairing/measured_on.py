@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
+from bulkedge._linmap import LowRank
 from bulkedge._precision import exact
-from bulkedge.comparison import Comparison, Pair
-from bulkedge.moments import Layer, sample_places
+from bulkedge.comparison import Comparison, Pair, load
+from bulkedge.moments import Layer, alike, sample_places
 
 SAME = 0.5
 """Cosine from which on two changes of a weight count as one: bfloat16 may round much of it away.
@@ -50,10 +51,32 @@ def check_fine_tune(layer: Layer, comparison: Comparison, pair: Pair) -> str | N
         return None
     kept, rows, columns = _places(comparison)
     before = exact(layer.sample)[kept]
+    if torch.equal(layer.sample, layer.tuned_sample):  # the model had these weights from the start
+        before = exact(pair.base[rows, columns]).cpu()
     measured, own = exact(layer.tuned_sample)[kept] - before, _change(pair, rows, columns)
     if not _is_one(measured, own, ROUNDING * float(before.norm())):
         raise InputError(ANOTHER)
     return None
+
+
+def ran_with(layer: Layer, comparison: Comparison) -> bool:
+    """Whether the weight that moments were measured with is that of the fine-tune.
+
+    Args:
+        layer: The moments.
+        comparison: The matrix.
+
+    Returns:
+        Whether the entries that were kept are alike; False where none of them is in this part.
+    """
+    kept, rows, columns = _places(comparison)
+    pair = load(comparison, torch.device("cpu"))
+    own = exact(pair.dense_part[rows, columns])
+    if pair.factors is not None:
+        own = own + _product(pair.factors, rows, columns)
+    if pair.magnitude_over_norm is not None:
+        own = own * pair.magnitude_over_norm[columns if pair.per_column else rows]
+    return alike(layer.sample[kept].double(), own)
 
 
 def _is_one(one: Tensor, other: Tensor, slack: float) -> bool:
@@ -80,7 +103,11 @@ def _places(comparison: Comparison) -> tuple[list[int], Tensor, Tensor]:
 def _change(pair: Pair, rows: Tensor, columns: Tensor) -> Tensor:
     """These entries of ``W − W0``."""
     if pair.factors is not None:
-        B, A = pair.factors.B[rows], pair.factors.A[:, columns]
-        return (pair.factors.scale * (B * A.mT).sum(dim=1)).cpu()
+        return _product(pair.factors, rows, columns).cpu()
     before, after = pair.base[rows, columns], pair.dense_part[rows, columns]
     return (exact(after) - exact(before)).cpu()
+
+
+def _product(factors: LowRank, rows: Tensor, columns: Tensor) -> Tensor:
+    """These entries of ``s·B·A``."""
+    return factors.scale * (factors.B[rows] * factors.A[:, columns].mT).sum(dim=1)

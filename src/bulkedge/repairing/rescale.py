@@ -22,9 +22,11 @@ class Rescale:
     """Scale the update of each layer: ``W0 + s ΔW``.
 
     With ``level`` s is the largest factor, 1 at most, that keeps the strongest spike below the
-    limit, ``s ‖ΔW‖₂ ≤ level · θ``; with ``uniform`` it is that number for every layer.  Matrices
-    are scaled; biases and norms stay as they are, except for the bias of factors (``lora_bias`` of
-    PEFT), which has their α: it is scaled with them, and the record says so.
+    limit, ``s ‖ΔW‖₂ ≤ level · θ``; with ``uniform`` it is that number for every layer.  In a full
+    fine-tune with a shorter side above 768, a bound stands for ``‖ΔW‖₂``: then s may be a part of
+    0.01 smaller.  Matrices are scaled; biases and norms stay as they are, except for the bias of
+    factors (``lora_bias`` of PEFT), which has their α: it is scaled with them, and the record says
+    so.
 
     Attributes:
         level: In units of ``of``.

@@ -17,7 +17,7 @@ from bulkedge.checkpoint import Adapter, LoraFactors, StoredUpdate
 from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.checkpoint.lora import alpha_of
 from bulkedge.checkpoint.read import read_json
-from bulkedge.comparison import Comparison, Plan
+from bulkedge.comparison import Comparison, Pair, Plan
 from bulkedge.comparison.pair import TILE
 from bulkedge.records import Matrix, Recipe, Record
 from bulkedge.update import measure
@@ -33,6 +33,11 @@ ADAPTERS = (
 DORA = "DoRA: s·B·A is not all of its update; merge it into the model first"
 BELOW = "below the limit already"
 BIAS = "the bias that lora_bias adds to its output has the same α, and is scaled with it"
+ROUNDED = "rounding to {} leaves the strongest spike at {:.4g} times the limit"
+ROUNDING = 1e-4
+"""By what part of the limit the rounding of a copy may lead beyond it, and nothing is said."""
+SINGLE = 4
+"""The bytes of a number from which on rounding is below what a spike is kept below its limit."""
 FULL = "stored in full beside the adapter's factors: no α scales it"
 
 
@@ -54,7 +59,6 @@ class Rescaling(Work):
         super().__init__(plan, recipe, options)
         self.method = method
         self.factors: dict[str, float] = {}  # by the name of the base matrix
-        self.norms: dict[str, float] = {}  # ‖ΔW‖₂ by the audit, likewise
         self.equal: set[str] = set()  # names of those whose update is zero, whatever its α
         adapter = isinstance(plan.tuned, Adapter)
         if adapter and all(file.name != CONFIG for file in plan.tuned.files):
@@ -69,7 +73,6 @@ class Rescaling(Work):
 
     def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
         """See :meth:`Work.affected`."""
-        self.norms = {row.name: row.spectral_norm_update or 0.0 for row in before.matrices}
         self.equal = {row.name for row in before.matrices if row.status == "unchanged"}
         return super().affected(before, only)
 
@@ -108,15 +111,27 @@ class Rescaling(Work):
             raise InputError(FULL)
         base, tuned = comparison.base.read(), stored.read()
         row.update_norm = _norm(exact(t) - exact(b) for b, t in _tiles(base, tuned))
-        s = self._factor(comparison, self.norms[comparison.base.name], base)
+        spike = Pair(base, tuned, None).update_norm_bound() if self.method.level else 1.0
+        s = self._factor(comparison, spike, base)
         self._found(row, s)
         if s == 1:
             return
         scaled = torch.cat([_between(b, t, s).to(tuned.dtype) for b, t in _tiles(base, tuned)])
         tiles = _tiles(base, tuned, scaled)
         row.error = _norm(exact(x) - _between(b, t, s) for b, t, x in tiles)
+        if self.method.level and scaled.element_size() < SINGLE:
+            row.note = self._beyond(Pair(base, scaled, None), s * spike, scaled.dtype)
         if output is not None:
             output.write_matrix(stored, scaled)
+
+    def _beyond(self, copy: Pair, limit: float, dtype: torch.dtype) -> str | None:
+        """What to know of a copy whose rounding leads beyond the limit."""
+        found = copy.update_norm(self.recipe.seed) / limit
+        return (
+            ROUNDED.format(str(dtype).removeprefix("torch."), found)
+            if found > 1 + ROUNDING
+            else None
+        )
 
     def _factor(self, comparison: Comparison, spike: float, base: Tensor | None = None) -> float:
         """S of one matrix."""

@@ -117,7 +117,7 @@ def scale_sentences(record: Record) -> list[str]:
         return [f"It is not known how much weaker it must be: {printable(why)}."]
     known = count(found.known, "matrix", "matrices")
     if found.measured:
-        then = "no direction is new, as measured"
+        then = "no direction is new, as measured there and at steps below"
     else:
         then = "no new direction is expected; that is an estimate"
         if found.rough:

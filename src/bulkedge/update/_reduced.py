@@ -48,6 +48,7 @@ class Reduced:
         known: q, how many leading base vectors are rows of their own, the first ones.
         sigma_k: The k-th value of the base over the first, or what rounding leaves of it if that is
             more.
+        rounding: That rounding error of the base's values over the first.
         core: The base, shape ``(d, e)``.
         left: The update's left factor, shape ``(..., d, r)``: several where they are drawn.
         right: Its right factor, shape ``(..., e, r)``.
@@ -55,6 +56,7 @@ class Reduced:
 
     known: int
     sigma_k: Tensor
+    rounding: float
     core: Tensor
     left: Tensor
     right: Tensor
@@ -62,7 +64,7 @@ class Reduced:
     @property
     def T(self) -> Reduced:
         """The transposed problem, whose left vectors are the right ones."""
-        return Reduced(self.known, self.sigma_k, self.core.mT, self.right, self.left)
+        return Reduced(self.known, self.sigma_k, self.rounding, self.core.mT, self.right, self.left)
 
     def scores(self, s: Tensor, k: int) -> Tensor:
         """The scores of the k leading left directions.
@@ -172,8 +174,9 @@ def _assembled(
             (a, (a.new_zeros(*a.shape[:-2], C_u.shape[1] * r, r), T)),
         )
     )
-    sigma_k = values[min(top_k, p) - 1].clamp_min(float(resolution(values, shape)))
-    return Reduced(q, sigma_k, core, left, right)
+    rounding = float(resolution(values, shape))
+    sigma_k = values[min(top_k, p) - 1].clamp_min(rounding)
+    return Reduced(q, sigma_k, rounding, core, left, right)
 
 
 def _outside(inside: Tensor, gamma: Tensor, levels: int) -> Tensor:

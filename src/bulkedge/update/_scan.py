@@ -13,7 +13,9 @@ from bulkedge._fields import DEFAULT_EPSILON
 from ._reduced import Reduced, drawn
 
 REACH = 64.0
-"""The search looks no further than this factor away from where it begins."""
+"""The search goes down by this factor at a time."""
+UNSURE = 64.0
+"""It ends at so many times the rounding error of the base's values."""
 FINE = 1.05
 """A small matrix is looked at in steps by this factor."""
 LOWEST, HIGHEST = 0.25, 8.0
@@ -33,7 +35,8 @@ def generic_strength(values: Tensor, shape: tuple[int, int], top_k: int) -> floa
         top_k: How many leading directions are judged; all if there are fewer.
 
     Returns:
-        The strength; ∞ where none does within a factor of 64 of σ_k.
+        The strength; 0 where they do at every strength above the rounding of the base's values, as
+        where σ_k is tied; ∞ where none does up to 8 σ_k.
     """
     one, top_k = torch.ones(1, dtype=torch.float64), min(top_k, *shape)
     problems = drawn(values, shape, one, top_k, GENERIC_DRAWS, seed=0)
@@ -53,14 +56,16 @@ def first_new(
         batch: Of the updates, where they are drawn.
 
     Returns:
-        Scales in units of ``σ₁(W0)/‖ΔW‖₂``, of the shape of the batch; ∞ without one.
+        Scales in units of ``σ₁(W0)/‖ΔW‖₂``, of the shape of the batch.  0 where one does at each
+        scale down to the rounding of the base's values; ∞ where none does.
     """
     start, size = problems[0].sigma_k, math.log(FINE)
-    grid = LOWEST * FINE ** torch.arange(int(math.log(HIGHEST / LOWEST) / size) + 1).to(start)
+    steps = torch.arange(int(math.log(HIGHEST / LOWEST) / size) + 1).to(start)
+    grid = start * LOWEST * FINE**steps
 
     def first(grid: Tensor) -> Tensor:
         found = torch.full(batch, math.inf, dtype=torch.float64)
-        for part in (start * grid).split(AT_ONCE):
+        for part in grid.split(AT_ONCE):
             scales = part.reshape(-1, *(1 for _ in batch))
             scores = [one.lowest_score(scales.expand(-1, *batch), top_k) for one in problems]
             new = torch.stack(scores).amin(0) < epsilon
@@ -70,8 +75,10 @@ def first_new(
                 break
         return found
 
-    found = first(grid)
-    if bool((found <= start * grid[0]).any()):
-        below = grid[0] * FINE ** torch.arange(-int(math.log(REACH) / size), 0).to(start)
-        found = torch.minimum(found, first(below))
-    return found / math.sqrt(FINE)
+    found, end = first(grid), UNSURE * problems[0].rounding
+    while grid[0] > end and bool((found <= grid[0]).any()):
+        span = min(math.log(REACH), math.log(float(grid[0] / end)))
+        grid = grid[0] * FINE ** torch.arange(-math.ceil(span / size), 0).to(start)
+        found = torch.minimum(found, first(grid))
+    # new at the lowest scale of all: where it begins cannot be told
+    return torch.where(found <= grid[0].clamp_min(end), 0.0, found / math.sqrt(FINE))

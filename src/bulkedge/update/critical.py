@@ -19,10 +19,12 @@ from bulkedge._fields import DEFAULT_EPSILON, NOT_NEGATIVE, POSITIVE_SHARE, chec
 from bulkedge.rmt._arrays import Array, enter_real
 
 from ._reduced import Reduced, drawn, measured
-from ._scan import GENERIC_DRAWS, REACH, first_new
+from ._scan import GENERIC_DRAWS, first_new
 from ._update_svd import UpdateSVD
 from .predict import BaseSpectrum, budget
 
+REACH = 64.0
+"""A bracket is sought no further than this factor away from where the search begins."""
 WIDTH = 1.1
 """A bracket ends where its high end is at most this many times its low end."""
 LADDER = 1.25
@@ -36,7 +38,8 @@ class ScaleBracket:
     """A bracket of the scale at which a growing update creates its first new direction.
 
     Attributes:
-        low: A scale at which nothing is new; 0 if none was found.
+        low: A scale at which nothing is new, nor at six scales below it in steps by 1.25; 0 if none
+            was found.  Between these steps and below them, something may be new.
         high: A scale above at which something is new; None if none was found.
         undecided: For how many of the scales that were tried this stayed open.
         tried: How many scales were tried.
@@ -58,7 +61,8 @@ def bracket_scale(
     By bisection on log s.  An open answer counts as new for the low end and as not new for the high
     end: it widens the bracket and never moves an end to an undecided scale.  New directions
     may come and go as s grows.  So six scales below the bracket are tried, too, in steps by 1.25,
-    and the search goes on below any of them at which something is new.  Cost: about a dozen calls,
+    and the search goes on below any of them at which something is new.  A window of scales that
+    lies between these steps, or below them all, is missed.  Cost: about a dozen calls,
     more where that happens.
 
     Args:
@@ -130,7 +134,8 @@ def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10)
         top_k: How many leading directions are judged; all if there are fewer.
 
     Returns:
-        The scale; None for no update, or a base whose k-th value is zero, which has no limit.
+        The scale; None for no update, or a base without a limit, in which every update makes a new
+        direction: its k-th value is zero or tied.
 
     Raises:
         InputError: If the strength is negative or not finite, or ``top_k`` no count.
@@ -169,8 +174,9 @@ def generic_scale(
         draws: Of the vectors.
 
     Returns:
-        The scale, within a few per cent; None for no update, or where nothing turns new within a
-        factor of 64.
+        The scale, within a few per cent; 0 where something is new at every scale above the rounding
+        of the base's values; None for no update, or where nothing turns new at 8 σ_k/‖ΔW‖₂ or
+        below.
 
     Raises:
         InputError: If strengths are not one row, or a setting makes no sense.
@@ -223,8 +229,9 @@ def aligned_scale(
         sides: On which.
 
     Returns:
-        The scale, within a few per cent of that of the small matrix; None for no update, or where
-        nothing turns new within a factor of 64.
+        The scale, within a few per cent of that of the small matrix; 0 where something is new at
+        every scale above the rounding of the base's values; None for no update, or where nothing
+        turns new at 8 σ_k/‖ΔW‖₂ or below.
 
     Raises:
         InputError: If there are fewer than ``top_k`` triplets, shapes do not fit, or a setting
@@ -334,4 +341,4 @@ def _check(name: str, top_k: int, epsilon: float) -> None:
 def _scale(found: Tensor, spectrum: BaseSpectrum, gamma: Tensor) -> float | None:
     """A scale in units of ``σ₁/‖ΔW‖₂`` as one of the update; None for none."""
     scale = float(found) * float(spectrum.values[0]) / float(gamma[0])
-    return scale if 0 < scale < math.inf else None
+    return scale if scale < math.inf else None

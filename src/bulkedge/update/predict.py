@@ -304,7 +304,7 @@ def budget(
 
     An outlier at the k-th value of the base has the strength ``θ_k = D(σ_k)^(−½)``, if σ_k stands
     outside the bulk; inside, θ_k is θ_c, where one is born.  A bulk that ends in a step has no θ_c
-    (it is 0): there θ_k is what makes half of random updates new, as in :func:`generic_scale`.
+    (it is 0): there θ_k is what makes half of random updates new, 0 for a tied σ_k.
 
     θ_k is at most σ_k: with the k − 1 leading directions of the base, to which it is nearly
     orthogonal, an update of that strength is among the k leading by the minimax principle.

@@ -167,10 +167,10 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
                 progress=progress,
                 notice=_notice,
             )
-        show(record, options)
         write_all(record, options, gate)
         if options["peft"] is not None:
             _write_ranks(record, options["peft"], quiet=options["quiet"])
+        show(record, options)
     if shard is not None:  # findings in a part must not stop what waits for it
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")

@@ -97,8 +97,8 @@ def budget(base: Path, **options: Any) -> None:
                 progress=progress,
                 notice=None if options["quiet"] else _notice,
             )
-        show_as(record, print_budget, options)
         _write_all(record, options)
+        show_as(record, print_budget, options)
         if not options["quiet"]:
             for lead, line in zip(("next: ", "  "), _next(record, base, options), strict=False):
                 _notice(f"{lead}{line}")

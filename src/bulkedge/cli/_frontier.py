@@ -88,10 +88,10 @@ def frontier(base: Path, tuned: Path, **options: Any) -> None:
     with show_phases(quiet) as progress:
         notice = None if quiet else _notice
         record = run(base, tuned, output, **given, progress=progress, notice=notice)
-    show_as(record, print_frontier, options)
     write(output / PAGE, frontier_page(record))
     if options["csv"] is not None:
         write(options["csv"], frontier_csv(record))
+    show_as(record, print_frontier, options)
     if not quiet:
         _notice(f"written to {output / PAGE}, with the copies beside it")
 

@@ -51,8 +51,8 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     if options["max_drift"] is not None:
         _check_moments(record)
     with hold(output):
-        show(record, options)
         write_all(record, options, gate)
+        show(record, options)
     end({"": record}, gate)
 
 

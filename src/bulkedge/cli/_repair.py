@@ -182,6 +182,9 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
             jobs=options["jobs"],
             progress=progress,
         )
+    if options["record"] is not None:
+        write(options["record"], record.to_json())
+    write_reports(record, options, gate)
     show_as(record, print_repair, options)
     if record.output is not None and not options["quiet"]:
         copy = printable(record.output)
@@ -194,9 +197,6 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
             click.echo(f"nothing was repaired: the copy in {copy} is unchanged", err=True)
     if record.output is None and options["output"] is not None:
         click.echo(printable(f"nothing was repaired: {options['output']} is not written"), err=True)
-    if options["record"] is not None:
-        write(options["record"], record.to_json())
-    write_reports(record, options, gate)
     refused = {row.name: row.note or "" for row in record.matrices if row.status == "refused"}
     end({"": record.after or record.before}, gate, refused)
 

@@ -146,9 +146,9 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
             notice=lambda line: click.echo(printable(line), err=True),
         )
         records = dict(zip(plans, found, strict=True))
-        _show(records, options)
         _write(records, options)
         write_reports(found, options, gate, list(records))
+        _show(records, options)
     end(records, gate)
 
 

@@ -8,6 +8,8 @@ import torch
 from click.testing import CliRunner
 
 import bulkedge
+import commands
+from bulkedge import OutputError
 from bulkedge.cli import cli
 from bulkedge.records.budget import BudgetRecord
 from bulkedge.report.advice import steps
@@ -139,3 +141,79 @@ def test_a_base_that_is_all_noise_is_trained_as_a_whole(tmp_path):
     record = bulkedge.budget(save(tmp_path / "base.safetensors", tensors), rank=4, alpha=8)
     assert record.untrained == []
     assert sorted(bulkedge.lora_config(record)["target_modules"]) == ["down", "up"]
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another base with the same names and shapes, and an adapter of both."""
+    tensors = {"up.weight": weights(60, 40, seed=7), "down.weight": weights(40, 60, seed=8)}
+    factors = {"up.lora_A": (2, 40), "up.lora_B": (60, 2)}
+    adapter = {
+        f"base_model.model.{name}.weight": weights(*shape, seed=9)
+        for name, shape in factors.items()
+    }
+    return {
+        "base": save(tmp_path / "other" / "model.safetensors", tensors),
+        "adapter": save_adapter(tmp_path / "adapter", adapter),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("base", "budget of base "),
+        ("like", "budget of like none"),
+        (["-k", "3"], "budget of other settings (top_k=10, not 3)"),
+        (["--target", "up.*"], "budget of other settings (target=none, not up.*)"),
+        (["--exclude", "up.*"], "budget of other settings (exclude=none, not up.*)"),
+        (["--seed", "1"], "budget of other settings (seed=0, not 1)"),
+    ],
+)
+def test_resume_replaces_no_finished_record_of_other_limits(changed, told, base, other, tmp_path):
+    out = tmp_path / "out"
+    assert run(base, "-o", out).exit_code == 0
+    before = (out / "budget.json").read_bytes()
+    given = {"base": [other["base"]], "like": [base, "--like", other["adapter"]]}
+    words = given[changed] if isinstance(changed, str) else [base, *changed]
+    result = commands.run("budget", *words, "-o", out, "--resume")
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert (out / "budget.json").read_bytes() == before
+    assert run(*words, "-o", out, "--force").exit_code == 0
+
+
+def test_resume_with_another_rank_takes_the_same_limits(base, tmp_path):
+    out = tmp_path / "out"
+    assert run(base, "-o", out).exit_code == 0
+    given = "--rank", 4, "--alpha", 8, "--resume", "--json", "-q"
+    result = json.loads(run(base, "-o", out, *given).output)
+    assert (result["run"]["resumed"], result["settings"]["rank"]) == (2, 4)
+
+
+@pytest.mark.parametrize("option", ["--resume", "--force", None])
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("first", ["audit", "budget"])
+def test_an_audit_and_a_budget_share_no_folder(option, finished, first, base, other, tmp_path):
+    out, word = tmp_path / "out", "record.json" if first == "audit" else "budget.json"
+    calls = {"audit": ["audit", base, other["base"]], "budget": ["budget", base]}
+    assert commands.run(*calls.pop(first), "-o", out).returncode in (0, 1)
+    if not finished:
+        (out / word).unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    ((_, second),) = calls.items()
+    result = commands.run(*second, "-o", out, *([option] if option else []))
+    assert result.returncode == 2
+    told = word if finished else "journal.jsonl"
+    assert f"{out}: holds the {told} of " in result.stderr
+    assert first in result.stderr.partition(" of ")[2]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_audit_and_a_budget_share_no_journal(base, other, tmp_path):
+    journals = {name: tmp_path / f"{name}.jsonl" for name in ("audit", "budget")}
+    bulkedge.budget(base, journal=journals["budget"])
+    bulkedge.audit(base, other["base"], journal=journals["audit"])
+    with pytest.raises(OutputError, match="is the journal of `bulkedge budget"):
+        bulkedge.audit(base, other["base"], journal=journals["budget"], resume=True)
+    with pytest.raises(OutputError, match="is the journal of `bulkedge audit"):
+        bulkedge.budget(base, journal=journals["audit"], resume=True)

@@ -243,3 +243,26 @@ def test_protect_by_files_of_moments(pair, tmp_path):
     ):
         done = run(base, tuned, "-o", tmp_path / "none", *options)
         assert message in done.output + str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--record", "--report"])
+@pytest.mark.parametrize(
+    "place",
+    ["copy/tuned.html", "copy/sub/x.html", "link/copy/x.html", "copy.html", "copy/../copy/a.md"],
+)
+def test_no_other_output_lies_in_the_copy(option, place, pair, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    copy = tmp_path / ("copy.html" if place == "copy.html" else "copy")
+    given = "-o", copy, option, tmp_path / place, "--force"
+    result = commands.run("repair", *pair, "-k", "3", *given)
+    assert result.returncode == 2
+    assert f"{tmp_path / place}: lies in the folder of the copy" in result.stderr
+    assert not copy.exists()
+
+
+def test_an_output_is_not_the_folder_above_the_copy(pair, tmp_path):
+    above = tmp_path / "r"
+    result = commands.run("repair", *pair, "-o", above / "copy", "--record", above)
+    assert result.returncode == 2
+    assert "lies in the folder of the copy" in result.stderr
+    assert not above.exists()

@@ -71,6 +71,7 @@ def budget(base: Path, **options: Any) -> None:
     a matrix that you asked for has no limit.
     """
     from bulkedge.auditing import JOURNAL_NAME, hold, keep_out
+    from bulkedge.budgeting import BudgetRecord
     from bulkedge.budgeting import budget as run
     from bulkedge.report import print_budget
 
@@ -78,7 +79,7 @@ def budget(base: Path, **options: Any) -> None:
     fetch_if_asked(filter(None, (base, options["like"])), options)
     output: Path | None = options["output"]
     if output is not None:
-        check_folder(output, options["force"], resume=options["resume"])
+        check_folder(output, options["force"], kind=BudgetRecord, resume=options["resume"])
     inputs = [path for path in (base, options["like"]) if path is not None]
     refuse_twice([x for x in (options["csv"], options["peft"]) if x is not None], output)
     for file in filter(None, (output, options["csv"], options["peft"])):

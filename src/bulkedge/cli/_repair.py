@@ -16,6 +16,7 @@ from ._hub import download_option, fetch_if_asked
 from ._output import (
     check_file,
     default_to_one_thread,
+    keep_out_of_copy,
     recipe_of,
     recipe_options,
     refuse_stdout,
@@ -162,7 +163,10 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         del asked["fail_on"]  # what a project fails on is what protecting does not take out
     recipe = recipe_of(asked)
     gate = gate_of(asked, "never" if protects else COUNTED_NAMES[0])
-    if files := written_files(options):
+    files = written_files(options)
+    if options["output"] is not None:
+        keep_out_of_copy(files, options["output"])
+    if files:
         plan = make_plan(base, tuned, recipe)
         for file in files:
             check_file(file, options["force"])

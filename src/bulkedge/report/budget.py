@@ -97,6 +97,8 @@ def print_budget(record: BudgetRecord, console: Console, *, brief: bool = False)
         console.print()
         for line in _skipped(record):
             _print(console, line)
+    if (part := record.base.part) is not None:
+        _print(console, f"PART: the base is file {part} of a model, and nothing else is measured")
     for row in record.unanswered:
         _print(console, f"NO LIMIT: {row.name}: {row.note}")
     _print(console, budget_line(record))

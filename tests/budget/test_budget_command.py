@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shlex
 
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 import bulkedge
 import commands
@@ -217,3 +219,46 @@ def test_an_audit_and_a_budget_share_no_journal(base, other, tmp_path):
         bulkedge.audit(base, other["base"], journal=journals["budget"], resume=True)
     with pytest.raises(OutputError, match="is the journal of `bulkedge audit"):
         bulkedge.budget(base, journal=journals["audit"], resume=True)
+
+
+def next_command(told):
+    """The command that a run says to give next, as words."""
+    lines = told.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("next: "))
+    return shlex.split(lines[at + 1])
+
+
+def parsed(words):
+    """The settings of a command line, as the command itself reads them."""
+    assert words[0] == "bulkedge"
+    command = cli.commands[words[1]]
+    return command.make_context(words[1], list(words[2:])).params
+
+
+@pytest.mark.parametrize("like", [False, True])
+@pytest.mark.parametrize("peft", [False, True])
+def test_the_next_command_has_the_settings_of_this_one(like, peft, base, other, tmp_path):
+    own = ["--like", other["adapter"]] if like else ["--rank", 4, "--alpha", 8, "--rslora"]
+    out = ["--peft", tmp_path / "p.json"] if peft and not like else []
+    given = ["-k", 3, "--target", "up*", "--exclude", "it's*", "--seed", 5]
+    save(base, {"up.weight": weights(60, 40), "it's.weight": weights(40, 60)})
+    asked = given if not like else given[:4]
+    result = commands.run("budget", base, *own, *out, *asked)
+    words = next_command(result.stderr)
+    settings = parsed(words)
+    assert settings["top_k"] == 3
+    if words[1] == "budget":
+        assert (settings["rank"], settings["alpha"], settings["rslora"]) == (4, 8.0, True)
+        assert (settings["target"], settings["exclude"]) == (("up*",), ("it's*",))
+        assert settings["seed"] == 5
+
+
+def test_an_update_without_an_alpha_is_not_said_to_have_no_limit(base, other, tmp_path):
+    factors = load_file(other["adapter"] / "adapter_model.safetensors")
+    bad = {name: tensor * float("nan") for name, tensor in factors.items()}
+    result = run(base, "--like", save_adapter(tmp_path / "bad", bad))
+    assert result.exit_code == 2
+    assert "NO α: up.weight: " in result.output
+    assert "NO LIMIT" not in result.output
+    assert "1 of 1 matrix has a limit" in result.output
+    assert "; 1 update of these without an α" in result.output

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from bulkedge.records.budget import BudgetRecord
 
 
+DEFAULT_TOP_K = 10
+
+
 @click.command(short_help="Find how strong an update of each layer may be.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.option("-r", "--rank", type=int, help="Rank of the LoRA that you plan.")
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
               )  # fmt: skip
 @click.option("--exclude", multiple=True, metavar="GLOB",
               help="Leave these matrices out; repeatable.")  # fmt: skip
-@click.option("-k", "--top-k", type=int, default=10, show_default=True,
+@click.option("-k", "--top-k", type=int, default=DEFAULT_TOP_K, show_default=True,
               help="How many leading directions an audit will judge.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random vectors.")
 @click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
@@ -110,27 +113,42 @@ def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str
     """What to do with a budget, and how; nothing where no matrix has a limit."""
     if not any(row.top_k_threshold is not None for row in record.matrices):
         return []
-    quoted = shlex.quote(str(base))
+    quoted, asked = shlex.quote(str(base)), _settings(options)
+    judged = "" if record.settings.top_k == DEFAULT_TOP_K else f" -k {record.settings.top_k}"
     if options["like"] is not None:
         like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
         if not record.above:
             return [
                 "no update is above its limit: see what it made",
-                f"bulkedge audit {quoted} {like}",
+                f"bulkedge audit {quoted} {like}{judged}",
             ]
-        command = f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
+        command = (
+            f"bulkedge repair {quoted} {like} --method rescale --level {level}{judged} -o weaker"
+        )
         return ["weaken the layers above their limit", command]
     if options["peft"] is not None:
         return [
             f'train with {options["peft"]} and Hold("leading"), which keeps updates below θ_k',
-            f"bulkedge audit {quoted} ADAPTER",
+            f"bulkedge audit {quoted} ADAPTER{judged}",
         ]
     rank = 8 if options["rank"] is None else options["rank"]
     alpha = "16" if options["alpha"] is None else f"{options['alpha']:g}"
     return [
         "write the settings for LoraConfig",
-        f"bulkedge budget {quoted} --rank {rank} --alpha {alpha} --peft lora.json",
+        f"bulkedge budget {quoted} --rank {rank} --alpha {alpha}{asked} --peft lora.json",
     ]
+
+
+def _settings(options: dict[str, Any]) -> str:
+    """The settings of a budget that are not the defaults, as options of the next one."""
+    words = ["--rslora"] if options["rslora"] else []
+    for name in ("target", "exclude"):
+        words += [word for glob in options[name] for word in (f"--{name}", glob)]
+    if options["top_k"] != DEFAULT_TOP_K:
+        words += ["-k", str(options["top_k"])]
+    if options["seed"] != 0:
+        words += ["--seed", str(options["seed"])]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -235,22 +235,33 @@ def parsed(words):
     return command.make_context(words[1], list(words[2:])).params
 
 
-@pytest.mark.parametrize("like", [False, True])
-@pytest.mark.parametrize("peft", [False, True])
-def test_the_next_command_has_the_settings_of_this_one(like, peft, base, other, tmp_path):
-    own = ["--like", other["adapter"]] if like else ["--rank", 4, "--alpha", 8, "--rslora"]
-    out = ["--peft", tmp_path / "p.json"] if peft and not like else []
-    given = ["-k", 3, "--target", "up*", "--exclude", "it's*", "--seed", 5]
+GIVEN = ["-k", 3, "--target", "up*", "--exclude", "it's*", "--seed", 5]
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e3])
+@pytest.mark.parametrize("way", ["like", "peft", "rank"])
+def test_the_next_command_has_the_settings_of_this_one(way, alpha, base, other, tmp_path):
+    adapter = save_adapter(
+        tmp_path / "adapter's", load_file(other["adapter"] / "adapter_model.safetensors"),
+        lora_alpha=alpha,
+    )  # fmt: skip
+    own = ["--like", adapter] if way == "like" else ["--rank", 4, "--alpha", alpha, "--rslora"]
+    out = ["--peft", tmp_path / "p.json"] if way == "peft" else []
     save(base, {"up.weight": weights(60, 40), "it's.weight": weights(40, 60)})
-    asked = given if not like else given[:4]
-    result = commands.run("budget", base, *own, *out, *asked)
-    words = next_command(result.stderr)
+    given = [x for x in GIVEN if way != "like" or x not in ("--exclude", "it's*")]
+    words = next_command(commands.run("budget", base, *own, *out, *given).stderr)
     settings = parsed(words)
-    assert settings["top_k"] == 3
-    if words[1] == "budget":
-        assert (settings["rank"], settings["alpha"], settings["rslora"]) == (4, 8.0, True)
+    assert (str(settings["base"]), settings["top_k"]) == (str(base), 3)
+    if way == "rank":
+        assert words[1] == "budget"
+        assert (settings["rank"], settings["alpha"], settings["rslora"]) == (4, alpha, True)
         assert (settings["target"], settings["exclude"]) == (("up*",), ("it's*",))
         assert settings["seed"] == 5
+    elif way == "like":
+        assert words[1] == ("repair" if alpha > 1 else "audit")
+        assert settings["include"] == ("up*",)
+    else:
+        assert words[1] == "audit"
 
 
 def test_an_update_without_an_alpha_is_not_said_to_have_no_limit(base, other, tmp_path):
@@ -262,3 +273,28 @@ def test_an_update_without_an_alpha_is_not_said_to_have_no_limit(base, other, tm
     assert "NO LIMIT" not in result.output
     assert "1 of 1 matrix has a limit" in result.output
     assert "; 1 update of these without an α" in result.output
+
+
+@pytest.mark.parametrize("case", ["kohya", "zero", "negative"])
+def test_settings_of_an_adapter_without_an_alpha_are_refused_first(
+    case, base, other, tmp_path, monkeypatch
+):
+    factors = load_file(other["adapter"] / "adapter_model.safetensors")
+    if case == "kohya":
+        named = {
+            "lora_unet_up.lora_down.weight": factors["base_model.model.up.lora_A.weight"],
+            "lora_unet_up.lora_up.weight": factors["base_model.model.up.lora_B.weight"],
+        }
+        like = save(tmp_path / "k.safetensors", named)
+        told = "has no adapter_config.json with the rank and α of the whole"
+    else:
+        alpha = {"zero": 0, "negative": -4}[case]
+        like = save_adapter(tmp_path / "like", factors, lora_alpha=alpha)
+        told = f"has lora_alpha = {alpha}, expected more than 0"
+    monkeypatch.setattr("bulkedge.budgeting.run.measure_matrix", None)
+    out, peft = tmp_path / "out", tmp_path / "p.json"
+    result = commands.run("budget", base, "--like", like, "--peft", peft, "-o", out)
+    assert result.returncode == 2
+    assert f"{like}: {told}" in result.stderr
+    assert not out.exists()
+    assert not peft.exists()

@@ -18,7 +18,7 @@ from bulkedge._precision import one_thread
 from bulkedge.auditing import Notice, keep_out
 from bulkedge.auditing.inputs import digests, plain, source, stamps
 from bulkedge.auditing.journal import Journal, digest
-from bulkedge.checkpoint import Adapter
+from bulkedge.checkpoint import Adapter, open_path
 from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.records import Run, Tool
 from bulkedge.records.budget import (
@@ -308,6 +308,28 @@ def _settings(
         target=tuple(as_globs(target)),
         exclude=tuple(as_globs(exclude)),
         seed=seed,
+    )
+
+
+def check_like(like: Path) -> None:
+    """Raise where an adapter has no rank and α that settings of PEFT could begin with.
+
+    Args:
+        like: The adapter.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+        InputError: If it has none: no configuration of PEFT, or an α of 0 or below.
+    """
+    adapter = open_path(like)
+    if not isinstance(adapter, Adapter) or _own(adapter):  # a model is refused where it is planned
+        return
+    why = f"no {CONFIG} with the rank and α of the whole"
+    if adapter.files[-1].name == CONFIG:
+        why = f"lora_alpha = {adapter.config.lora_alpha:g}, expected more than 0"
+    raise InputError(
+        f"{like}: has {why}, which settings of PEFT begin with; leave out --peft: the record has a "
+        "limit for each layer"
     )
 
 

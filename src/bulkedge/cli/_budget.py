@@ -76,10 +76,13 @@ def budget(base: Path, **options: Any) -> None:
     from bulkedge.auditing import JOURNAL_NAME, hold, keep_out
     from bulkedge.budgeting import BudgetRecord
     from bulkedge.budgeting import budget as run
+    from bulkedge.budgeting.run import check_like
     from bulkedge.report import print_budget
 
     _check_options(options)
     fetch_if_asked(filter(None, (base, options["like"])), options)
+    if None not in (options["peft"], options["like"]):
+        check_like(options["like"])
     output: Path | None = options["output"]
     if output is not None:
         check_folder(output, options["force"], kind=BudgetRecord, resume=options["resume"])
@@ -116,15 +119,15 @@ def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str
     quoted, asked = shlex.quote(str(base)), _settings(options)
     judged = "" if record.settings.top_k == DEFAULT_TOP_K else f" -k {record.settings.top_k}"
     if options["like"] is not None:
+        chosen = _globs(options, "include")
         like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
         if not record.above:
             return [
                 "no update is above its limit: see what it made",
-                f"bulkedge audit {quoted} {like}{judged}",
+                f"bulkedge audit {quoted} {like}{judged}{chosen}",
             ]
-        command = (
-            f"bulkedge repair {quoted} {like} --method rescale --level {level}{judged} -o weaker"
-        )
+        command = f"bulkedge repair {quoted} {like} --method rescale --level {level}"
+        command += f"{judged}{chosen} -o weaker"
         return ["weaken the layers above their limit", command]
     if options["peft"] is not None:
         return [
@@ -142,12 +145,17 @@ def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str
 def _settings(options: dict[str, Any]) -> str:
     """The settings of a budget that are not the defaults, as options of the next one."""
     words = ["--rslora"] if options["rslora"] else []
-    for name in ("target", "exclude"):
-        words += [word for glob in options[name] for word in (f"--{name}", glob)]
     if options["top_k"] != DEFAULT_TOP_K:
         words += ["-k", str(options["top_k"])]
     if options["seed"] != 0:
         words += ["--seed", str(options["seed"])]
+    return _globs(options, "target") + "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def _globs(options: dict[str, Any], target: str) -> str:
+    """The matrices that were asked for, as options of a command that calls them ``target``."""
+    words = [word for glob in options["target"] for word in (f"--{target}", glob)]
+    words += [word for glob in options["exclude"] for word in ("--exclude", glob)]
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 

@@ -1,7 +1,7 @@
 """The standard streams of the command line: a reader that has left, and a disk that is full.
 
 What a command has found, and written into files, must not depend on who reads its output.  So a
-write to a standard stream never raises; what went wrong is told once the command has ended.
+write to a standard stream never raises; what went wrong is reported once the command has ended.
 """
 
 from __future__ import annotations

@@ -2,12 +2,16 @@
 
 import csv
 import json
+import shlex
 
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 import bulkedge
+import commands
+from bulkedge import OutputError
 from bulkedge.cli import cli
 from bulkedge.records.budget import BudgetRecord
 from bulkedge.report.advice import steps
@@ -139,3 +143,158 @@ def test_a_base_that_is_all_noise_is_trained_as_a_whole(tmp_path):
     record = bulkedge.budget(save(tmp_path / "base.safetensors", tensors), rank=4, alpha=8)
     assert record.untrained == []
     assert sorted(bulkedge.lora_config(record)["target_modules"]) == ["down", "up"]
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another base with the same names and shapes, and an adapter of both."""
+    tensors = {"up.weight": weights(60, 40, seed=7), "down.weight": weights(40, 60, seed=8)}
+    factors = {"up.lora_A": (2, 40), "up.lora_B": (60, 2)}
+    adapter = {
+        f"base_model.model.{name}.weight": weights(*shape, seed=9)
+        for name, shape in factors.items()
+    }
+    return {
+        "base": save(tmp_path / "other" / "model.safetensors", tensors),
+        "adapter": save_adapter(tmp_path / "adapter", adapter),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("base", "budget of base "),
+        ("like", "budget of like none"),
+        (["-k", "3"], "budget of other settings (top_k=10, not 3)"),
+        (["--target", "up.*"], "budget of other settings (target=none, not up.*)"),
+        (["--exclude", "up.*"], "budget of other settings (exclude=none, not up.*)"),
+        (["--seed", "1"], "budget of other settings (seed=0, not 1)"),
+    ],
+)
+def test_resume_replaces_no_finished_record_of_other_limits(changed, told, base, other, tmp_path):
+    out = tmp_path / "out"
+    assert run(base, "-o", out).exit_code == 0
+    before = (out / "budget.json").read_bytes()
+    given = {"base": [other["base"]], "like": [base, "--like", other["adapter"]]}
+    words = given[changed] if isinstance(changed, str) else [base, *changed]
+    result = commands.run("budget", *words, "-o", out, "--resume")
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert (out / "budget.json").read_bytes() == before
+    assert run(*words, "-o", out, "--force").exit_code == 0
+
+
+def test_resume_with_another_rank_takes_the_same_limits(base, tmp_path):
+    out = tmp_path / "out"
+    assert run(base, "-o", out).exit_code == 0
+    given = "--rank", 4, "--alpha", 8, "--resume", "--json", "-q"
+    result = json.loads(run(base, "-o", out, *given).output)
+    assert (result["run"]["resumed"], result["settings"]["rank"]) == (2, 4)
+
+
+@pytest.mark.parametrize("option", ["--resume", "--force", None])
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("first", ["audit", "budget"])
+def test_an_audit_and_a_budget_share_no_folder(option, finished, first, base, other, tmp_path):
+    out, word = tmp_path / "out", "record.json" if first == "audit" else "budget.json"
+    calls = {"audit": ["audit", base, other["base"]], "budget": ["budget", base]}
+    assert commands.run(*calls.pop(first), "-o", out).returncode in (0, 1)
+    if not finished:
+        (out / word).unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    ((_, second),) = calls.items()
+    result = commands.run(*second, "-o", out, *([option] if option else []))
+    assert result.returncode == 2
+    told = word if finished else "journal.jsonl"
+    assert f"{out}: holds the {told} of " in result.stderr
+    assert first in result.stderr.partition(" of ")[2]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_audit_and_a_budget_share_no_journal(base, other, tmp_path):
+    journals = {name: tmp_path / f"{name}.jsonl" for name in ("audit", "budget")}
+    bulkedge.budget(base, journal=journals["budget"])
+    bulkedge.audit(base, other["base"], journal=journals["audit"])
+    with pytest.raises(OutputError, match="is the journal of `bulkedge budget"):
+        bulkedge.audit(base, other["base"], journal=journals["budget"], resume=True)
+    with pytest.raises(OutputError, match="is the journal of `bulkedge audit"):
+        bulkedge.budget(base, journal=journals["audit"], resume=True)
+
+
+def next_command(told):
+    """The command that a run says to give next, as words."""
+    lines = told.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("next: "))
+    return shlex.split(lines[at + 1])
+
+
+def parsed(words):
+    """The settings of a command line, as the command itself reads them."""
+    assert words[0] == "bulkedge"
+    command = cli.commands[words[1]]
+    return command.make_context(words[1], list(words[2:])).params
+
+
+GIVEN = ["-k", 3, "--target", "up*", "--exclude", "it's*", "--seed", 5]
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e3])
+@pytest.mark.parametrize("way", ["like", "peft", "rank"])
+def test_the_next_command_has_the_settings_of_this_one(way, alpha, base, other, tmp_path):
+    adapter = save_adapter(
+        tmp_path / "adapter's", load_file(other["adapter"] / "adapter_model.safetensors"),
+        lora_alpha=alpha,
+    )  # fmt: skip
+    own = ["--like", adapter] if way == "like" else ["--rank", 4, "--alpha", alpha, "--rslora"]
+    out = ["--peft", tmp_path / "p.json"] if way == "peft" else []
+    save(base, {"up.weight": weights(60, 40), "it's.weight": weights(40, 60)})
+    given = [x for x in GIVEN if way != "like" or x not in ("--exclude", "it's*")]
+    words = next_command(commands.run("budget", base, *own, *out, *given).stderr)
+    settings = parsed(words)
+    assert (str(settings["base"]), settings["top_k"]) == (str(base), 3)
+    if way == "rank":
+        assert words[1] == "budget"
+        assert (settings["rank"], settings["alpha"], settings["rslora"]) == (4, alpha, True)
+        assert (settings["target"], settings["exclude"]) == (("up*",), ("it's*",))
+        assert settings["seed"] == 5
+    elif way == "like":
+        assert words[1] == ("repair" if alpha > 1 else "audit")
+        assert settings["include"] == ("up*",)
+    else:
+        assert words[1] == "audit"
+
+
+def test_an_update_without_an_alpha_is_not_said_to_have_no_limit(base, other, tmp_path):
+    factors = load_file(other["adapter"] / "adapter_model.safetensors")
+    bad = {name: tensor * float("nan") for name, tensor in factors.items()}
+    result = run(base, "--like", save_adapter(tmp_path / "bad", bad))
+    assert result.exit_code == 2
+    assert "NO α: up.weight: " in result.output
+    assert "NO LIMIT" not in result.output
+    assert "1 of 1 matrix has a limit" in result.output
+    assert "; 1 update of these without an α" in result.output
+
+
+@pytest.mark.parametrize("case", ["kohya", "zero", "negative"])
+def test_settings_of_an_adapter_without_an_alpha_are_refused_first(
+    case, base, other, tmp_path, monkeypatch
+):
+    factors = load_file(other["adapter"] / "adapter_model.safetensors")
+    if case == "kohya":
+        named = {
+            "lora_unet_up.lora_down.weight": factors["base_model.model.up.lora_A.weight"],
+            "lora_unet_up.lora_up.weight": factors["base_model.model.up.lora_B.weight"],
+        }
+        like = save(tmp_path / "k.safetensors", named)
+        told = "has no adapter_config.json with the rank and α of the whole"
+    else:
+        alpha = {"zero": 0, "negative": -4}[case]
+        like = save_adapter(tmp_path / "like", factors, lora_alpha=alpha)
+        told = f"has lora_alpha = {alpha}, expected more than 0"
+    monkeypatch.setattr("bulkedge.budgeting.run.measure_matrix", None)
+    out, peft = tmp_path / "out", tmp_path / "p.json"
+    result = commands.run("budget", base, "--like", like, "--peft", peft, "-o", out)
+    assert result.returncode == 2
+    assert f"{like}: {told}" in result.stderr
+    assert not out.exists()
+    assert not peft.exists()

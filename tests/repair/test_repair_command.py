@@ -253,3 +253,24 @@ def test_the_cost_is_of_the_matrices_that_changed(pair):
         each = "the update in 1 of 2 matrices (a)" if where else "each update on average"
         assert f"the repair changed 70% of {each}" in done.stdout
         assert f"WARNING: more than half of the update is gone{where}, and" in done.stdout
+@pytest.mark.parametrize("option", ["--record", "--report"])
+@pytest.mark.parametrize(
+    "place",
+    ["copy/tuned.html", "copy/sub/x.html", "link/copy/x.html", "copy.html", "copy/../copy/a.md"],
+)
+def test_no_other_output_lies_in_the_copy(option, place, pair, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    copy = tmp_path / ("copy.html" if place == "copy.html" else "copy")
+    given = "-o", copy, option, tmp_path / place, "--force"
+    result = commands.run("repair", *pair, "-k", "3", *given)
+    assert result.returncode == 2
+    assert f"{tmp_path / place}: lies in the folder of the copy" in result.stderr
+    assert not copy.exists()
+
+
+def test_an_output_is_not_the_folder_above_the_copy(pair, tmp_path):
+    above = tmp_path / "r"
+    result = commands.run("repair", *pair, "-o", above / "copy", "--record", above)
+    assert result.returncode == 2
+    assert "lies in the folder of the copy" in result.stderr
+    assert not above.exists()

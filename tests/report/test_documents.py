@@ -81,3 +81,28 @@ def test_a_damaged_file_in_a_folder_is_named(name, tmp_path):
         CheckpointError, match=rf"{kind.file_name}: cannot be read .*; give the file of a"
     ):
         kind.from_json(tmp_path)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_file_of_another_record_is_called_what_it_is(made, name, tmp_path):
+    kind = KINDS[name]
+    file = tmp_path / "x.json"
+    file.write_text(made[name].to_json())
+    for other in some(KINDS.values()):
+        if other is kind:
+            continue
+        words = f"is a {kind.kind}, not a {other.kind}; {name}.from_json reads it in Python"
+        with pytest.raises(CheckpointError, match=words):
+            other.from_json(file)
+        with pytest.raises(CheckpointError, match=words):
+            other.from_json(made[name].to_json())
+
+
+def test_files_that_are_no_records_are_called_what_they_are(tmp_path):
+    file = save(tmp_path / "x.moments", {"a": weights(3, 2)})
+    comparison = {"first": {}, "second": {}, "matrices": []}
+    for kind in some(KINDS.values()):
+        with pytest.raises(CheckpointError, match="is a file of tensors, such as weights or mom"):
+            kind.from_json(file)
+        with pytest.raises(CheckpointError, match=r"is a comparison, not a .* prints it from the"):
+            kind.from_json(json.dumps(comparison))

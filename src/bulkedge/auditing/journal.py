@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol
@@ -24,14 +25,15 @@ from typing_extensions import TypeVar
 from bulkedge import __version__
 from bulkedge._errors import OutputError
 from bulkedge.comparison.plan import Comparison
-from bulkedge.records.document import MAX_RECORD_BYTES
+from bulkedge.records.budget import BudgetRecord, MatrixBudget
+from bulkedge.records.document import MAX_RECORD_BYTES, Document
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import SCHEMA_VERSION
+from bulkedge.records.record import SCHEMA_VERSION, Record
 from bulkedge.records.rows import Matrix
 from bulkedge.records.source import Inputs
 
 from .inputs import plain
-from .lock import lock
+from .lock import JOURNAL_NAME, lock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,6 +58,11 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row, default=Matrix)
+
+MOST_DAMAGED = 100
+"""So many lines are looked at for one that can be read."""
+HOLDERS: Mapping[type[Document], type[Row]] = {Record: Matrix, BudgetRecord: MatrixBudget}
+"""The records whose rows are kept under the same name of a journal."""
 
 
 def row_keys(
@@ -98,6 +105,43 @@ def open_journal(path: str | os.PathLike[str] | None, *, resume: bool) -> Iterat
         return
     with Journal(path, resume=resume) as journal:
         yield journal
+
+
+def refuse_other_kind(folder: Path, kind: type[Document]) -> None:
+    """Raise if a folder holds the record, or the journal, of a command of another kind.
+
+    Args:
+        folder: The folder.
+        kind: The record that is to be written there.
+
+    Raises:
+        OutputError: If it does, and none of this kind.
+    """
+    if kind not in HOLDERS or not folder.is_dir() or (folder / kind.file_name).is_file():
+        return
+    journal = folder / JOURNAL_NAME
+    for other, rows in HOLDERS.items():
+        if other is kind:
+            continue
+        record = folder / other.file_name
+        if record.is_file() or _is_of(journal, rows):
+            found = record if record.is_file() else journal
+            raise OutputError(
+                f"{folder}: holds the {found.name} of `{other.made_by}`, "
+                "which would lose its journal; give another folder"
+            )
+
+
+def _is_of(journal: Path, kind: type[Row]) -> bool:
+    """Whether the first whole row of a journal is of a kind; False where it cannot be read."""
+    try:
+        with open(journal, "rb") as file:
+            for line in islice(file, MOST_DAMAGED):
+                if _parse(line, kind)[1] is not None:
+                    return True
+    except OSError:
+        return False
+    return False
 
 
 class Journal(Generic[R]):
@@ -154,6 +198,7 @@ class Journal(Generic[R]):
         for line in self._lines:
             key, row = _parse(line, self.kind)
             if key is not None and key not in positions:
+                self._refuse_other_rows(line, row)
                 others += 1
             elif key is None or row is None:
                 damaged += 1
@@ -165,6 +210,16 @@ class Journal(Generic[R]):
             self.notes.append(f"{others} rows of other inputs, recipes or versions ignored")
         self.notes.append(f"{len(rows)} of {len(keys)} matrices taken from it")
         return rows
+
+    def _refuse_other_rows(self, line: bytes, row: R | None) -> None:
+        """Raise for a line of a command of another kind: two of them share no journal."""
+        if row is not None or self.kind not in HOLDERS.values():
+            return
+        for record, kind in HOLDERS.items():
+            if kind is not self.kind and _parse(line, kind)[1] is not None:
+                raise OutputError(
+                    f"{self.path}: is the journal of `{record.made_by}`; give another file"
+                )
 
     def append(self, key: str, row: R) -> None:
         """Write one row: one line, one write, on disk when this returns.

@@ -54,7 +54,8 @@ def lora_config(record: BudgetRecord) -> dict[str, Any]:
     """
     rank, alpha = record.settings.rank, record.settings.alpha
     if rank is None or alpha is None:
-        raise InputError("expected rank and alpha, or like=, for settings of PEFT; got neither")
+        got = "neither" if record.like is None else "an adapter that names no positive α of its own"
+        raise InputError(f"expected rank and alpha, or like=, for settings of PEFT; got {got}")
     if record.like is None and record.settings.level != 1:
         raise InputError(
             f"expected level 1 for settings of a planned rank and alpha, got "

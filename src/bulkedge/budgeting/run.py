@@ -11,14 +11,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from bulkedge import __version__
-from bulkedge._errors import CheckpointError, InputError
+from bulkedge._errors import CheckpointError, InputError, OutputError
 from bulkedge._fields import POSITIVE, check_values, optional, whole
 from bulkedge._globs import as_globs
 from bulkedge._precision import one_thread
 from bulkedge.auditing import Notice, keep_out
 from bulkedge.auditing.inputs import digests, plain, source, stamps
 from bulkedge.auditing.journal import Journal, digest
-from bulkedge.checkpoint import Adapter
+from bulkedge.checkpoint import Adapter, open_path
 from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.records import Run, Tool
 from bulkedge.records.budget import (
@@ -29,9 +29,14 @@ from bulkedge.records.budget import (
     MatrixBudget,
     untrained,
 )
+from bulkedge.records.recipe import told_setting
+from bulkedge.records.source import File, Source
 
 from .matrix import allowed_any, allowed_like, measure_matrix
 from .plan import BudgetPlan, Wanted, plan_budget
+
+LIMITING = ("top_k", "target", "exclude", "seed")
+"""The settings that limits depend on: the same limits serve another rank, α and level."""
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what was finished, how many so far, how many in all)``."""
@@ -94,7 +99,9 @@ def budget(
         InputError: If a setting makes no sense, or rank and α are not both given.
         RecipeError: If a glob matches nothing.
         NothingAuditedError: If no matrix is left.
-        OutputError: If the journal cannot be written.
+        OutputError: If the journal cannot be written; or if it is resumed, and is that of an audit,
+            or beside it is the finished record of another base, adapter, k, target, exclude or
+            seed.
 
     References:
         Benaych-Georges and Nadakuditi, arXiv:1103.2221; Xie, arXiv:2607.23711, for budgets by θ_c.
@@ -137,8 +144,8 @@ def budget(
         work.compute(jobs, lambda: stamps(files) == before, progress)
     return BudgetRecord(
         tool=_tool(),
-        base=source(plan.base, known),
-        like=None if plan.like is None else source(plan.like, known),
+        base=work.base,
+        like=work.like,
         settings=planned,
         skipped=list(plan.skipped),
         matrices=work.finished(),
@@ -164,15 +171,38 @@ class _Work:
     ) -> None:
         self.plan, self.settings, self.book = plan, settings, book
         self.keys = _keys(plan.wanted, settings, known)
+        self.base = source(plan.base, known)
+        self.like = None if plan.like is None else source(plan.like, known)
         self.rows: dict[int, MatrixBudget] = {}
 
     def resume(self, book: Journal[MatrixBudget], notice: Notice | None) -> int:
         """Take what the journal has, and say so; how many that is."""
+        self._keep_other_record(book.path.with_name(BudgetRecord.file_name))
         self.rows = book.take(self.keys)
         if notice is not None:
             for note in book.notes:
                 notice(f"{book.path}: {note}")
         return len(self.rows)
+
+    def _keep_other_record(self, path: Path) -> None:
+        """Raise where the record beside a journal is finished, and has other limits than these."""
+        if not path.is_file():
+            return
+        try:
+            record = BudgetRecord.from_json(path)
+        except CheckpointError:  # damaged: nothing is lost with it
+            return
+        for name, was, now in (("base", record.base, self.base), ("like", record.like, self.like)):
+            if _content(was) != _content(now):
+                what = f"{name} {'none' if was is None else was.path}, or of what it was before"
+                break
+        else:
+            what = _changed(record.settings, self.settings)
+        if what:
+            raise OutputError(
+                f"{path}: is the budget of {what}; give another folder, or --force in place of "
+                "--resume"
+            )
 
     def compute(self, jobs: int, unchanged: Callable[[], bool], progress: Progress | None) -> None:
         """Measure the others, each on disk before it counts."""
@@ -216,6 +246,22 @@ class _Work:
                     yield found[done], done.result()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+def _content(found: Source | None) -> tuple[str, list[File]] | None:
+    """An input but for where it lies: machines may mount it in different places."""
+    return None if found is None else (found.kind, found.files)
+
+
+def _changed(was: BudgetSettings, now: BudgetSettings) -> str:
+    """The settings in which the limits of two budgets differ; empty where they are the same."""
+    pairs = ((name, getattr(was, name), getattr(now, name)) for name in LIMITING)
+    changed = [
+        f"{name}={told_setting(old) or 'none'}, not {told_setting(new) or 'none'}"
+        for name, old, new in pairs
+        if old != new
+    ]
+    return f"other settings ({', '.join(changed)})" if changed else ""
 
 
 def _with(
@@ -262,6 +308,28 @@ def _settings(
         target=tuple(as_globs(target)),
         exclude=tuple(as_globs(exclude)),
         seed=seed,
+    )
+
+
+def check_like(like: Path) -> None:
+    """Raise where an adapter has no rank and α that settings of PEFT could begin with.
+
+    Args:
+        like: The adapter.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+        InputError: If it has none: no configuration of PEFT, or an α of 0 or below.
+    """
+    adapter = open_path(like)
+    if not isinstance(adapter, Adapter) or _own(adapter):  # a model is refused where it is planned
+        return
+    why = f"no {CONFIG} with the rank and α of the whole"
+    if adapter.files[-1].name == CONFIG:
+        why = f"lora_alpha = {adapter.config.lora_alpha:g}, expected more than 0"
+    raise InputError(
+        f"{like}: has {why}, which settings of PEFT begin with; leave out --peft: the record has a "
+        "limit for each layer"
     )
 
 

@@ -25,6 +25,7 @@ from .gguf import ENDING, read_gguf
 from .gguf_names import gguf_config, heads_of, model_names
 from .header import CAP_VARIABLE, TensorInfo, json_cap, parse_json, read_header, read_regular
 from .hub import located
+from .shard import shard_of
 
 MAX_FILE_NAME_BYTES = 255
 MAX_GGUF_PARTS = 999
@@ -252,7 +253,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     single = folder / "model.safetensors"
     files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if len(files) == 1 and not indexes:
+    alone = len(files) == 1 and not indexes
+    if alone and shard_of(files[0].name) is None:
         tensors, _ = read_header(confined(files[0], folder))
         beside = weights_beside(folder, files)
         named = _plain(tensors, folder)
@@ -277,8 +279,13 @@ def _only_gguf(folder: Path) -> Path | None:
 def _why_not_a_model(folder: Path, files: list[Path], indexes: list[Path]) -> str:
     """What to do about a folder that holds no one checkpoint."""
     stems = {file.name.rpartition("-of-")[0].rpartition("-")[0] for file in files}
-    if not indexes and len(stems) == 1 and len(files) > 1 and (stem := stems.pop()):
+    if not indexes and len(stems) == 1 and (stem := stems.pop()):
         missing = f"{stem}.safetensors.index.json"
+        if (part := shard_of(files[0].name)) is not None and len(files) < part[1]:
+            return (
+                f"{count(len(files), 'shard')} of {part[1]}, without the index; download "
+                f"{missing} and the others, or name one file to judge that part alone"
+            )
         return f"{len(files)} shards without their index; download {missing}, or save again"
     if files or indexes:
         names = ", ".join(path.name for path in [*indexes, *files][:5])

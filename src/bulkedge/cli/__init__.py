@@ -6,7 +6,6 @@ a command needs it, so that ``bulkedge --help`` answers at once.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
@@ -22,11 +21,12 @@ from ._group import Sections, help_, show_version
 from ._inspect import inspect
 from ._merge import merge
 from ._moments import moments
-from ._output import FAILURE, INTERRUPTED
+from ._output import CLEAN, FAILURE, INTERRUPTED
 from ._repair import repair
 from ._report import report
 from ._show import show
 from ._simulate import simulate
+from ._streams import guarded
 
 __all__ = [
     "audit",
@@ -66,24 +66,38 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; whatever goes wrong becomes one line and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show σ gets an escape
-            stream.reconfigure(errors="backslashreplace")
+    """Run the command line; whatever goes wrong becomes one line and exit code 2.
+
+    The exit code is that of the result, whether or not anybody reads the output.
+    """
+    with guarded() as stdout:
+        code = _run()
+        sys.stdout.flush()  # a full disk must be noticed here, not at exit
+        if stdout is not None and stdout.full is not None:
+            click.echo(f"bulkedge: stdout cannot be written ({stdout.full})", err=True)
+            code = FAILURE
+    sys.exit(code)
+
+
+def _run() -> int | str | None:
+    """Run the command that was asked for; its exit code."""
     try:
         cli(standalone_mode=False)
+    except SystemExit as ended:
+        return ended.code
     except click.ClickException as error:
         error.show()
-        sys.exit(FAILURE)
+        return FAILURE
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except BulkedgeError as error:
         click.echo(f"bulkedge: {printable(str(error))}", err=True)
-        sys.exit(FAILURE)
+        return FAILURE
     except Exception as error:  # Python's own exit code would be 1, which here means findings
         if "BULKEDGE_TRACEBACK" in os.environ:
             raise
         what = printable(f"{type(error).__name__}: {error}")
         click.echo(f"bulkedge: {what}; set BULKEDGE_TRACEBACK=1 to see where", err=True)
-        sys.exit(FAILURE)
+        return FAILURE
+    return CLEAN

@@ -167,10 +167,10 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
                 progress=progress,
                 notice=_notice,
             )
-        show(record, options)
         write_all(record, options, gate)
         if options["peft"] is not None:
             _write_ranks(record, options["peft"], quiet=options["quiet"])
+        show(record, options)
     if shard is not None:  # findings in a part must not stop what waits for it
         if not options["quiet"]:
             _notice(f"part {shard.index} of {shard.count}: `bulkedge merge` judges the whole")
@@ -284,8 +284,9 @@ def _describe(plan: Plan, recipe: Recipe) -> dict[str, Any]:
 def _check_output(output: Path, options: dict[str, Any], plan: Plan) -> None:
     """Find what is wrong with the output before the first computation: an error, if anything is."""
     from bulkedge.auditing import keep_out_of_inputs
+    from bulkedge.records import Record
 
-    check_folder(output, options["force"], resume=options["resume"])
+    check_folder(output, options["force"], kind=Record, resume=options["resume"])
     keep_out_of_inputs(output, plan)
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
     needed = 2**20 + 2**15 * len(plan.comparisons) + 2**10 * len(plan.skipped)

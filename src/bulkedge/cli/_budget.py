@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from bulkedge.records.budget import BudgetRecord
 
 
+DEFAULT_TOP_K = 10
+
+
 @click.command(short_help="Find how strong an update of each layer may be.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.option("-r", "--rank", type=int, help="Rank of the LoRA that you plan.")
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
               )  # fmt: skip
 @click.option("--exclude", multiple=True, metavar="GLOB",
               help="Leave these matrices out; repeatable.")  # fmt: skip
-@click.option("-k", "--top-k", type=int, default=10, show_default=True,
+@click.option("-k", "--top-k", type=int, default=DEFAULT_TOP_K, show_default=True,
               help="How many leading directions an audit will judge.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random vectors.")
 @click.option("--peft", type=click.Path(path_type=Path), metavar="FILE",
@@ -71,14 +74,18 @@ def budget(base: Path, **options: Any) -> None:
     a matrix that you asked for has no limit.
     """
     from bulkedge.auditing import JOURNAL_NAME, hold, keep_out
+    from bulkedge.budgeting import BudgetRecord
     from bulkedge.budgeting import budget as run
+    from bulkedge.budgeting.run import check_like
     from bulkedge.report import print_budget
 
     _check_options(options)
     fetch_if_asked(filter(None, (base, options["like"])), options)
+    if None not in (options["peft"], options["like"]):
+        check_like(options["like"])
     output: Path | None = options["output"]
     if output is not None:
-        check_folder(output, options["force"], resume=options["resume"])
+        check_folder(output, options["force"], kind=BudgetRecord, resume=options["resume"])
     inputs = [path for path in (base, options["like"]) if path is not None]
     refuse_twice([x for x in (options["csv"], options["peft"]) if x is not None], output)
     for file in filter(None, (output, options["csv"], options["peft"])):
@@ -97,8 +104,8 @@ def budget(base: Path, **options: Any) -> None:
                 progress=progress,
                 notice=None if options["quiet"] else _notice,
             )
-        show_as(record, print_budget, options)
         _write_all(record, options)
+        show_as(record, print_budget, options)
         if not options["quiet"]:
             for lead, line in zip(("next: ", "  "), _next(record, base, options), strict=False):
                 _notice(f"{lead}{line}")
@@ -109,27 +116,47 @@ def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str
     """What to do with a budget, and how; nothing where no matrix has a limit."""
     if not any(row.top_k_threshold is not None for row in record.matrices):
         return []
-    quoted = shlex.quote(str(base))
+    quoted, asked = shlex.quote(str(base)), _settings(options)
+    judged = "" if record.settings.top_k == DEFAULT_TOP_K else f" -k {record.settings.top_k}"
     if options["like"] is not None:
+        chosen = _globs(options, "include")
         like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
         if not record.above:
             return [
                 "no update is above its limit: see what it made",
-                f"bulkedge audit {quoted} {like}",
+                f"bulkedge audit {quoted} {like}{judged}{chosen}",
             ]
-        command = f"bulkedge repair {quoted} {like} --method rescale --level {level} -o weaker"
+        command = f"bulkedge repair {quoted} {like} --method rescale --level {level}"
+        command += f"{judged}{chosen} -o weaker"
         return ["weaken the layers above their limit", command]
     if options["peft"] is not None:
         return [
             f'train with {options["peft"]} and Hold("leading"), which keeps updates below θ_k',
-            f"bulkedge audit {quoted} ADAPTER",
+            f"bulkedge audit {quoted} ADAPTER{judged}",
         ]
     rank = 8 if options["rank"] is None else options["rank"]
     alpha = "16" if options["alpha"] is None else f"{options['alpha']:g}"
     return [
         "write the settings for LoraConfig",
-        f"bulkedge budget {quoted} --rank {rank} --alpha {alpha} --peft lora.json",
+        f"bulkedge budget {quoted} --rank {rank} --alpha {alpha}{asked} --peft lora.json",
     ]
+
+
+def _settings(options: dict[str, Any]) -> str:
+    """The settings of a budget that are not the defaults, as options of the next one."""
+    words = ["--rslora"] if options["rslora"] else []
+    if options["top_k"] != DEFAULT_TOP_K:
+        words += ["-k", str(options["top_k"])]
+    if options["seed"] != 0:
+        words += ["--seed", str(options["seed"])]
+    return _globs(options, "target") + "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def _globs(options: dict[str, Any], target: str) -> str:
+    """The matrices that were asked for, as options of a command that calls them ``target``."""
+    words = [word for glob in options["target"] for word in (f"--{target}", glob)]
+    words += [word for glob in options["exclude"] for word in ("--exclude", glob)]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -51,14 +51,12 @@ def compare(
         check_file(output, force)
     records = _labelled([first, second], labels)
     both = SideBySide(records)
+    if output is not None:
+        page = output.suffix.lower() in PAGES
+        columns = list(records.values()), "html", list(records)
+        write(output, render(*columns) if page else both.to_json())
     show_as(both, print_comparison, {"as_json": as_json, "quiet": quiet})
-    if output is None:
-        return
-    is_page = output.suffix.lower() in PAGES
-    write(
-        output, render(list(records.values()), "html", list(records)) if is_page else both.to_json()
-    )
-    if not quiet:
+    if output is not None and not quiet:
         click.echo(f"comparison written to {output}", err=True)
 
 

@@ -9,7 +9,7 @@ import click
 
 from bulkedge._errors import RecipeError, printable
 
-from ._output import check_file, refuse_stdout, show_as, write
+from ._output import check_file, keep_out_of_copy, refuse_stdout, show_as, write
 from ._progress import show_phases
 
 PAGE = "frontier.html"
@@ -75,6 +75,7 @@ def frontier(base: Path, tuned: Path, **options: Any) -> None:
 
     refuse_stdout(options["output"], "a folder")
     if options["csv"] is not None:
+        keep_out_of_copy([options["csv"]], options["output"])
         check_file(options["csv"], options["force"])
         inputs = (base, tuned, options["moments"], options["task_moments"])
         keep_out(options["csv"], [path for path in inputs if path is not None])
@@ -88,10 +89,10 @@ def frontier(base: Path, tuned: Path, **options: Any) -> None:
     with show_phases(quiet) as progress:
         notice = None if quiet else _notice
         record = run(base, tuned, output, **given, progress=progress, notice=notice)
-    show_as(record, print_frontier, options)
     write(output / PAGE, frontier_page(record))
     if options["csv"] is not None:
         write(options["csv"], frontier_csv(record))
+    show_as(record, print_frontier, options)
     if not quiet:
         _notice(f"written to {output / PAGE}, with the copies beside it")
 

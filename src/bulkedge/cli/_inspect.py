@@ -107,12 +107,15 @@ def _summary(adapter: Adapter) -> str:
 def _what_model(model: Checkpoint) -> str:
     """What a full model is, in one line."""
     from bulkedge.checkpoint.packed import packed_by
+    from bulkedge.checkpoint.shard import shard_of
     from bulkedge.checkpoint.writer import by
 
     form = {"gguf": "GGUF", "file": "one file", "folder": "one file and its configuration"}.get(
         model.kind
     )
     form = form or count(len(model.files), "shard")
+    if model.kind == "file" and (part := shard_of(model.files[0].name)) is not None:
+        form = f"file {part[0]} of {part[1]}, which is a part of the model"
     kind, version = (model.config.get(name) for name in ("model_type", "transformers_version"))
     name = f" of type {printable(kind)}" if isinstance(kind, str) else ""
     name += f" {by('transformers', version)}" if version else ""

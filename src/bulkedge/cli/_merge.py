@@ -39,20 +39,21 @@ def merge(parts: tuple[Path, ...], **options: Any) -> None:
     PARTS are the output folders of `audit --shard`, in any order.
     """
     from bulkedge.auditing import hold, merge_shards
+    from bulkedge.records import Record
 
     take_stdout(options)
     gate = gate_of(options)
     output: Path | None = options["output"]
     if output is not None:
-        check_folder(output, options["force"])
+        check_folder(output, options["force"], kind=Record)
     for file in written_files(options):
         check_file(file, options["force"])
     record = merge_shards(parts)
     if options["max_drift"] is not None:
         _check_moments(record)
     with hold(output):
-        show(record, options)
         write_all(record, options, gate)
+        show(record, options)
     end({"": record}, gate)
 
 

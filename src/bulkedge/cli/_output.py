@@ -21,6 +21,7 @@ from ._settings import settings_of
 
 if TYPE_CHECKING:
     from bulkedge.records import Recipe, Record
+    from bulkedge.records.document import Document
     from bulkedge.repairing import RepairRecord
     from bulkedge.report import Gate
 
@@ -162,17 +163,22 @@ def refuse_stdout(path: Path | None, kind: str) -> None:
 
 
 def check_folder(
-    output: Path, force: bool, *, resume: bool = False, folders: Sequence[Path] = ()
+    output: Path,
+    force: bool,
+    *,
+    kind: type[Document],
+    resume: bool = False,
+    folders: Sequence[Path] = (),
 ) -> None:
     """Whether a record may be written into a folder, or one into each of the folders in it."""
-    from bulkedge.auditing import JOURNAL_NAME, refuse_held
+    from bulkedge.auditing import JOURNAL_NAME, refuse_held, refuse_other_kind
     from bulkedge.checkpoint.write import check_writable
-    from bulkedge.records import Record
 
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; give a folder")
-    if (output / Record.file_name).is_dir():
-        raise OutputError(f"{output}: {Record.file_name} in it is a folder; give another")
+    if (output / kind.file_name).is_dir():
+        raise OutputError(f"{output}: {kind.file_name} in it is a folder; give another")
+    refuse_other_kind(output, kind)
     used = output.exists() and any(output.iterdir())
     if resume and used and not (output / JOURNAL_NAME).exists():
         raise OutputError(f"{output}: exists without a {JOURNAL_NAME} to resume; give another")
@@ -185,7 +191,7 @@ def check_folder(
             f"{output}: exists; give another folder, or --force to write into it{more}"
         )
     refuse_held(output)
-    check_writable(output / Record.file_name)
+    check_writable(output / kind.file_name)
 
 
 def _own_options() -> set[str | None]:
@@ -248,6 +254,29 @@ def refuse_twice(
         if (place := os.path.realpath(file)) in places:
             raise OutputError(f"{file}: would be written twice; give each output a file of its own")
         places.append(place)
+
+
+def keep_out_of_copy(files: Sequence[Path], copy: Path) -> None:
+    """Refuse files in a folder whose content is another command's, or that stand in its place.
+
+    Args:
+        files: The files beside it.
+        copy: The folder, which need not exist.
+
+    Raises:
+        OutputError: If one is it, lies in it, or would have to be a folder that it lies in.
+    """
+    home = Path(os.path.realpath(copy))
+    for file in files:
+        if file == STDOUT:
+            continue
+        # a link in the place of the file is replaced, not followed; those above it are followed
+        place = Path(os.path.realpath(file.absolute().parent)) / file.name
+        if place.is_relative_to(home) or home.is_relative_to(place):
+            raise OutputError(
+                f"{file}: lies in the folder of the copy, {copy}, whose files it could replace; "
+                "write it elsewhere"
+            )
 
 
 def format_by_ending(path: Path, remedy: str = "") -> str:

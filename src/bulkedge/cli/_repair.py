@@ -16,6 +16,7 @@ from ._hub import download_option, fetch_if_asked
 from ._output import (
     check_file,
     default_to_one_thread,
+    keep_out_of_copy,
     recipe_of,
     recipe_options,
     refuse_stdout,
@@ -164,7 +165,10 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         del asked["fail_on"]  # what a project fails on is what protecting does not take out
     recipe = recipe_of(asked)
     gate = gate_of(asked, "never" if protects else COUNTED_NAMES[0])
-    if files := written_files(options):
+    files = written_files(options)
+    if options["output"] is not None:
+        keep_out_of_copy(files, options["output"])
+    if files:
         plan = make_plan(base, tuned, recipe)
         for file in files:
             check_file(file, options["force"])
@@ -184,6 +188,9 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
             jobs=options["jobs"],
             progress=progress,
         )
+    if options["record"] is not None:
+        write(options["record"], record.to_json())
+    write_reports(record, options, gate)
     show_as(record, print_repair, options)
     if record.output is not None and not options["quiet"]:
         copy = printable(record.output)
@@ -198,9 +205,6 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
             click.echo(f"nothing was repaired: the copy in {copy} is unchanged", err=True)
     if record.output is None and options["output"] is not None:
         click.echo(printable(f"nothing was repaired: {options['output']} is not written"), err=True)
-    if options["record"] is not None:
-        write(options["record"], record.to_json())
-    write_reports(record, options, gate)
     refused = {row.name: row.note or "" for row in record.matrices if row.status == "refused"}
     end({"": record.after or record.before}, gate, refused)
 

@@ -122,9 +122,9 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
     folders = [output / name for name in plans]
     for plan in plans.values():
         keep_out_of_inputs(output, plan)
-    check_folder(output, options["force"] or options["resume"], folders=folders)
+    check_folder(output, options["force"] or options["resume"], kind=Record, folders=folders)
     for folder in folders:
-        check_folder(folder, options["force"] or options["resume"])
+        check_folder(folder, options["force"] or options["resume"], kind=Record)
     own = [output / name for name in (TABLE, PAGE)]
     own += [folder / name for folder in folders for name in (Record.file_name, JOURNAL_NAME)]
     for file in written_files(options, own):
@@ -146,9 +146,9 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
             notice=lambda line: click.echo(printable(line), err=True),
         )
         records = dict(zip(plans, found, strict=True))
-        _show(records, options)
         _write(records, options)
         write_reports(found, options, gate, list(records))
+        _show(records, options)
     end(records, gate)
 
 

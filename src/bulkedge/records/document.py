@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -59,13 +60,21 @@ class Document(Row):
         file = Path() if is_text else file_of(source, (cls,))
         name = "the text given" if is_text else str(file)
         try:
-            text = None if is_text else read_regular(file, MAX_RECORD_BYTES)
-            return cls.model_validate_json(str(source) if text is None else text)
+            text = (
+                str(source).encode("utf-8", "surrogatepass")
+                if is_text
+                else read_regular(file, MAX_RECORD_BYTES)
+            )
         except OSError as error:
             raise CheckpointError(
                 f"{name}: cannot be read ({error.strerror}); give the file of a {cls.kind}"
             ) from None
+        try:
+            return cls.model_validate_json(text)
         except ValidationError as error:
+            if told := _what_else(text, cls):
+                what, remedy = told
+                raise CheckpointError(f"{name}: is {what}, not a {cls.kind}; {remedy}") from None
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise CheckpointError(
@@ -128,6 +137,24 @@ def _instead(folder: Path, kind: type[Document]) -> str:
                 f"output folder of `{kind.made_by}`"
             )
     return f"; run `{kind.made_by}` first, then give its output folder"
+
+
+def _what_else(content: bytes, kind: type[Document]) -> tuple[str, str] | None:
+    """What a file is that is no record of this kind, and what reads it; None if nobody knows."""
+    if content[8:9] == b"{" and content[:1] != b"{":
+        return "a file of tensors, such as weights or moments", "`--moments` takes moments"
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    names = set(found) if isinstance(found, dict) else set[str]()
+    for other in Document.__subclasses__():
+        needed = {name for name, field in other.model_fields.items() if field.is_required()}
+        if other is not kind and needed and needed <= names:
+            return f"a {other.kind}", f"{other.__name__}.from_json reads it in Python"
+    if {"first", "second", "matrices"} <= names:
+        return "a comparison", "`bulkedge compare` prints it from the two records"
+    return None
 
 
 def _subfolders(folder: Path, kinds: Sequence[type[Document]]) -> list[Path]:

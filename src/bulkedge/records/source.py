@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from bulkedge.checkpoint.shard import shard_of
+
 from .ranges import Bytes, Digest, Kind
 from .rows import Row
 
@@ -37,6 +39,12 @@ class Source(Row):
         description="Where an adapter's configuration and its tensors name different modules, or "
         "tensors of a full fine-tune have another prefix than the others.",
     )
+
+    @property
+    def part(self) -> str | None:
+        """Which part of a model the input is, such as ``"1 of 2"``: a shard without the others."""
+        found = shard_of(self.files[0].name) if self.kind == "file" and self.files else None
+        return None if found is None else f"{found[0]} of {found[1]}"
 
 
 class Inputs(Row):

@@ -97,8 +97,11 @@ def print_budget(record: BudgetRecord, console: Console, *, brief: bool = False)
         console.print()
         for line in _skipped(record):
             _print(console, line)
+    if (part := record.base.part) is not None:
+        _print(console, f"PART: the base is file {part} of a model, and nothing else is measured")
     for row in record.unanswered:
-        _print(console, f"NO LIMIT: {row.name}: {row.note}")
+        what = "NO LIMIT" if row.top_k_threshold is None else "NO α"
+        _print(console, f"{what}: {row.name}: {row.note}")
     _print(console, budget_line(record))
 
 
@@ -107,9 +110,12 @@ def budget_line(record: BudgetRecord) -> str:
     limits = sorted(
         row.top_k_threshold for row in record.matrices if row.top_k_threshold is not None
     )
-    line = f"{len(limits)} of {count(len(record.matrices), 'matrix', 'matrices')} have a limit"
+    have = "has" if len(record.matrices) == 1 else "have"
+    line = f"{len(limits)} of {count(len(record.matrices), 'matrix', 'matrices')} {have} a limit"
     if limits:
         line += f", θ_k from {limits[0]:.3g} to {limits[-1]:.3g}"
+    if missing := len(record.unanswered) - (len(record.matrices) - len(limits)):
+        line += f"; {count(missing, 'update')} of these without an α"
     if record.like is not None:
         limit = "θ_k" if record.settings.level == 1 else f"{record.settings.level:g} θ_k"
         line += f"; as trained {count(len(record.above), 'update')} of these above {limit}"

@@ -46,11 +46,12 @@ def doubts(record: Record) -> dict[str, str]:
         record: An audit.
 
     Returns:
-        Sentences by what they are about: ``part``, ``base``, ``adapter``, ``modules``, ``size``,
-        ``scaled``, ``apart``, ``vectors``, ``inputs``.
+        Sentences by what they are about: ``part``, ``shard``, ``base``, ``adapter``, ``modules``,
+        ``size``, ``scaled``, ``apart``, ``vectors``, ``inputs``.
     """
     found: dict[str, str | None] = {
         PART: _part(record),
+        "shard": _shard(record),
         "base": _base(record),
         "adapter": _adapter(record),
         "modules": _modules(record),
@@ -96,6 +97,16 @@ def _part(record: Record) -> str | None:
         f"This is {part_of(record)}, with {len(record.matrices)} of {all_}: `bulkedge merge` "
         "judges the whole."
     )
+
+
+def _shard(record: Record) -> str | None:
+    """That an input is one file of a model in several."""
+    named = {"base": record.inputs.base.part, "fine-tune": record.inputs.tuned.part}
+    parts = [f"the {name} is file {part}" for name, part in named.items() if part is not None]
+    if not parts:
+        return None
+    told = " and ".join(parts)
+    return f"{told[0].upper()}{told[1:]} of a model: nothing in its other files is judged."
 
 
 def _base(record: Record) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -267,7 +268,9 @@ class Matrix(Row):
     scale: Real | None = Field(description="The number in front of B·A; null for a dense update.")
     status: Literal["audited", "unchanged", "not_finite", "failed"]
     note: str | None = Field(None, description="What a reader should know about the status.")
-    spectral_norm_base: Size | None = None
+    spectral_norm_base: Size | None = Field(
+        None, description="‖W0‖₂; null where nothing was judged, or its value has not converged."
+    )
     spectral_norm_update: Size | None = None
     relative_update: Size | None = Field(
         None, description="‖ΔW‖_F / ‖W0‖_F; null where nothing was judged, or the base is zero."
@@ -341,10 +344,11 @@ class Matrix(Row):
             if rank is not None and not (self.spikes and 0.999 <= rank <= 1.001 * self.spikes):
                 raise ValueError(f"expected {name} of 1 to {self.spikes}, got {rank}")
         found, norm = self.critical_scale, self.spectral_norm_update or 0.0
+        largest = math.inf if self.spectral_norm_base is None else self.spectral_norm_base
         if found is not None and found.expected is not None:
             if not found.aligned:
                 check_ratio(self.top_k_threshold or 0.0, norm, found.expected, "critical scale")
-            elif found.expected * norm > FARTHEST * (self.spectral_norm_base or 0.0):
+            elif found.expected * norm > FARTHEST * largest:
                 raise ValueError(f"expected a critical scale within reach, got {found.expected}")
         return self
 

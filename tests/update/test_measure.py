@@ -6,11 +6,12 @@ import torch
 
 import bulkedge
 from bulkedge.records import Recipe
+from bulkedge.rmt import EmpiricalBulk, fit_edge
 from bulkedge.rmt.edge import fit_leading_noise
 from bulkedge.update import BaseSpectrum
 from bulkedge.update._measure import measure_base
 from bulkedge.update._products import by_products, measure_further, norm_is_known
-from cases import orthonormal
+from cases import generator, orthonormal
 from helpers import save, save_adapter, some, weights
 from noise import noise_values
 
@@ -134,3 +135,19 @@ def test_a_norm_that_does_not_converge_is_not_told(monkeypatch):
     assert found.spectrum is None
     assert "‖W0‖₂ is not known" in found.note
     assert "too few leading" in found.problem
+
+
+@pytest.mark.parametrize("count", [4, 8, 12, 15, 16])
+def test_a_few_values_before_a_gap_have_the_edge_to_themselves(count):
+    top = 3 + 3e-3 * torch.rand(count, generator=generator(1), dtype=torch.float64)
+    rest = 1 + 1e-3 * torch.rand(80 - count, generator=generator(2), dtype=torch.float64)
+    values = torch.cat([top, rest]).sort(descending=True).values
+    bulk = EmpiricalBulk(values, (80, 140))
+    assert float(values[0]) - 1e-3 < bulk.edge < float(values[0]) + 5e-3
+    assert 0 < bulk.threshold < 0.1
+
+
+def test_noise_has_no_gap_below_its_first_values():
+    rng = np.random.default_rng(0)
+    counts = {fit_edge(noise_values((100, 150), rng)).count for _ in range(500)}
+    assert counts == {16}

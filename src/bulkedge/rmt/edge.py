@@ -33,6 +33,7 @@ from ._noise import (
 )
 from .bulk import Bulk, checked_shape, checked_sigma
 from .empirical_bulk import (
+    FITTED_VALUES,
     MIN_VALUES,
     EmpiricalBulk,
     checked_significance,
@@ -227,7 +228,7 @@ def fit_leading_noise(
     """Noise with spikes, where only the leading values are computed; None where these are not so.
 
     τ comes from the sum of all squares, ``Σ s² = τ²(m − r)(n − r)`` below r spikes; and ``misfit``
-    from the places of the computed values below the spikes.
+    from the places of the first 16 computed values below the spikes.
 
     Cost: a millisecond.
 
@@ -255,9 +256,10 @@ def fit_leading_noise(
     largest = torch.from_numpy(found[spikes : spikes + 1])
     if exact <= spikes:
         return None
-    limit = leading_misfit_limit(exact - spikes, min(m, n))
+    compared = min(exact, spikes + FITTED_VALUES)  # the last to converge are the least exact
+    limit = leading_misfit_limit(compared - spikes, min(m, n))
     above = _p_values(largest, (m, n), noise.sigma, spikes, fitted=True)
-    misfit = count_misfit(found[:exact], spikes, noise)
+    misfit = count_misfit(found[:compared], spikes, noise)
     if float(above) > 1 - BELOW_LIMIT or misfit > limit:
         return None
     bulk = WhiteBulk((m, n), noise.sigma)

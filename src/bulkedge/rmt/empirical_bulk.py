@@ -39,6 +39,8 @@ GAP = 3.0
 noise hardly ever, since the values of a soft edge lie closer with each."""
 LEAST_GROUP = 4
 """So many values before a gap make an edge of their own."""
+EQUAL = 1e-6
+"""Values that spread less, in units of the largest, are equal in float32: they make no edge."""
 ROUNDING = 1e-14
 """Values whose scale is below this part of them are equal to rounding."""
 SERIES_FROM = 30.0
@@ -318,7 +320,7 @@ def _unit(hard: bool) -> float:
 def _before_gap(values: np.ndarray) -> int:
     """How many of all values but the last stand before a gap; all of these without one."""
     spread, gaps = values[0] - values[:-1], values[:-1] - values[1:]
-    wide = np.flatnonzero((gaps > GAP * spread) & (spread > ROUNDING * values[0]))
+    wide = np.flatnonzero((gaps > GAP * spread) & (spread > EQUAL * values[0]))
     groups = wide[wide >= LEAST_GROUP - 1]
     return int(groups[0]) + 1 if len(groups) else len(values) - 1
 

@@ -253,6 +253,8 @@ def test_the_cost_is_of_the_matrices_that_changed(pair):
         each = "the update in 1 of 2 matrices (a)" if where else "each update on average"
         assert f"the repair changed 70% of {each}" in done.stdout
         assert f"WARNING: more than half of the update is gone{where}, and" in done.stdout
+
+
 @pytest.mark.parametrize("option", ["--record", "--report"])
 @pytest.mark.parametrize(
     "place",

@@ -11,15 +11,9 @@ from bulkedge.cli import repair as repair_cli
 from bulkedge.cli._output import recipe_of
 from bulkedge.intruder import Verdict
 from bulkedge.records.record import DriftSummary
-from bulkedge.report.advice import (
-    audit_command,
-    explanation,
-    headline,
-    is_relative,
-    repair_command,
-    steps,
-)
+from bulkedge.report.advice import explanation, headline, steps
 from bulkedge.report.certainty import certainty_lines, undecided_lines
+from bulkedge.report.commands import audit_command, is_relative, repair_command
 from cases import orthonormal
 from helpers import EXAMPLE, MINILM, save, weights
 

@@ -16,7 +16,8 @@ import bulkedge
 from bulkedge import report
 from bulkedge.cli import cli
 from bulkedge.moments import Moments
-from bulkedge.report.advice import audit_command, steps
+from bulkedge.report.advice import steps
+from bulkedge.report.commands import audit_command
 from bulkedge.report.drift import drift_lines, drift_sentences
 from helpers import save, save_adapter, some, weights
 

@@ -13,6 +13,7 @@ import bulkedge
 from bulkedge import InputError, report
 from bulkedge.cli import cli
 from bulkedge.records.rows import CriticalScale, ScalePoint
+from bulkedge.report import commands
 from bulkedge.report.columns import CHOICES
 from bulkedge.report.scale import weaker
 from cases import orthonormal
@@ -238,7 +239,7 @@ def test_what_was_measured_is_told_of_all_matrices(record):
         0.25,
         "> 0.25",
     ]
-    assert "--critical-scale" in report.advice.audit_command(found)
+    assert "--critical-scale" in commands.audit_command(found)
     lost = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.0, 0.01), (0.25, None)])
     assert report.scale.scale_lines(lost) == [
         "weaker: by how much is NOT known: no scale was found at which nothing is new in stronger"

@@ -18,17 +18,18 @@ from bulkedge._linmap import frobenius
 from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.comparison import Comparison, Pair, judge_pair, load, what_is_not_finite
 from bulkedge.comparison.drift import update_rows
-from bulkedge.intruder import Judgement, compute_anew
+from bulkedge.intruder import Judgement, Remember, compute_anew
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
 from bulkedge.update import (
     BaseSpectrum,
+    Measured,
     UpdateSVD,
     aligned_scale,
     budget,
     critical_scale,
-    measure_base,
 )
+from bulkedge.update._products import measure_further, norm_is_known
 
 from .curve import expected_curve, judged_point, scale_curve
 from .drift import Drift, drift_of
@@ -46,7 +47,8 @@ def audit_matrix(comparison: Comparison, recipe: Recipe, known: KnownBases | Non
     """The row of one matrix.
 
     Cost: some 15 to 30 products with the base or the tuned matrix, each with a block of 16 vectors;
-    two SVDs where that leaves a verdict open.
+    two SVDs where that leaves a verdict open.  Some 20 to 40 more for the bulk of a base of which
+    fewer than eight values have converged by then.
 
     Args:
         comparison: What to compare.
@@ -77,32 +79,26 @@ def _audit(comparison: Comparison, recipe: Recipe, known: KnownBases | None) -> 
     judged = judge_pair(pair, recipe, remember)
     if judged.tuned.rank == 0:
         return _row(comparison, "failed", note=ZEROS)
-    shape = (pair.base.shape[0], pair.base.shape[1])
-    # by products alone, the spectrum depends on the tuned matrix, too
-    exact = judged.computed_count == len(judged.spectrum)
-    base, problem = (remember if exact else compute_anew)(
-        f"bulk, {judged.method}",
-        lambda: measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype),
-    )
-    notes = (_rank_note(judged.tuned.rank, recipe), judged.note, problem)
+    measured = _measure(pair, judged, recipe, remember)
+    notes = (_rank_note(judged.tuned.rank, recipe), judged.note, measured.problem, measured.note)
     drift = _drift(comparison, pair, judged, recipe)
     moved = drift if isinstance(drift, Drift) else None
     return _row(
         comparison,
         "audited",
         note="; ".join(filter(None, notes)) or None,
-        spectral_norm_base=judged.norm,
+        spectral_norm_base=None if measured.note else float(measured.values[0]),
         spectral_norm_update=norm_update,
         relative_update=_relative_update(pair),
         new_directions=sum(direction.score < recipe.epsilon for direction in judged.directions),
         directions=direction_rows(judged, moved),
         angles=angle_rows(judged),
-        spectrum=spectrum_row(judged.spectrum),
-        passes=judged.passes,
+        spectrum=spectrum_row(measured.values),
+        passes=judged.passes + measured.passes,
         low_rank=pair.low_rank is not None,
         **({} if pair.spikes is None else rank_fields(pair.spikes.gamma)),
-        **_theory(base, pair.spikes, judged, recipe),
-        **_scales(base, pair, judged, recipe, norm_update),
+        **_theory(measured, pair.spikes, judged, recipe),
+        **_scales(measured.spectrum, pair, judged, recipe, norm_update),
         **({"drift_note": drift} if moved is None else moved.fields),
     )
 
@@ -119,16 +115,36 @@ def _drift(
         return str(error)
 
 
+def _measure(pair: Pair, judged: Judgement, recipe: Recipe, remember: Remember) -> Measured:
+    """Norm and bulk of the base, from what is known of it and further values where needed."""
+    values, exact = judged.spectrum, judged.computed_count
+    if exact == len(values):
+        what = f"bulk, {judged.method}"
+        return remember(what, lambda: measure_further(pair.base, values, exact))
+    # by products alone, the spectrum depends on the tuned matrix, too
+    known = norm_is_known(pair.base_map(pair.product_dtype), judged.base)
+    return measure_further(
+        pair.base,
+        values,
+        exact,
+        norm_known=known,
+        top_k=recipe.top_k,
+        seed=recipe.seed,
+        remember=remember,
+    )
+
+
 def _theory(
-    base: BaseSpectrum | None,
+    measured: Measured,
     update: UpdateSVD | None,
     judged: Judgement,
     recipe: Recipe,
 ) -> dict[str, object]:
     """Bulk and threshold of the base, and what a low-rank update was expected to do to it."""
+    base = measured.spectrum
     if base is None:
         return {}
-    exact = judged.computed_count == len(judged.spectrum)
+    exact = measured.exact == len(measured.values)
     theta_k = budget(base, 1, top_k=recipe.top_k).top_k_threshold
     found = {
         "bulk": bulk_row(base, exact=exact),

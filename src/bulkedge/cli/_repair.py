@@ -211,7 +211,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
 
 def _if_some_are_left(record: RepairRecord, options: dict[str, Any]) -> list[str]:
     """What to try where new directions are left that were to be taken out."""
-    from bulkedge.report.advice import retry_command
+    from bulkedge.report.commands import retry_command
 
     left = sum(row.intruders_after or 0 for row in record.matrices if row.status == "repaired")
     if not left or options["method"] in ("protect", "rescale"):

@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from .document import Document
 from .ranges import ROUNDING, Count, Dtype, Positive, Size
 from .record import Run, Skipped, Tool
-from .rows import Bulk, Row
+from .row import Row
+from .rows import Bulk
 from .source import Source
 
 if TYPE_CHECKING:

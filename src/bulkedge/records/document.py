@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.header import read_regular
 
-from .rows import Row
+from .row import Row
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from .document import Document
 from .ranges import Fraction, Real, Size
 from .record import Run, Tool
-from .rows import Row
+from .row import Row
 from .source import File, Source
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from .directions import check_directions
 from .document import Document
 from .ranges import Count, Fraction, Moment, Positive, Size
 from .recipe import Recipe
-from .rows import Matrix, Row
+from .row import Row
+from .rows import Matrix
 from .source import Inputs
 from .views import as_frame, as_html, summary_of
 

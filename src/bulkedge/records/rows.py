@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from bulkedge.intruder import COUNTED, Verdict
 from bulkedge.update import Expectation
@@ -24,6 +24,7 @@ from .ranges import (
     check_parts,
     check_ratio,
 )
+from .row import Row
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,34 +34,6 @@ MOST_SCALED = 2.0**40
 """No update is judged at a larger scale."""
 FARTHEST = 8.5
 """No scale is expected at which an update exceeds this many times the norm of its base."""
-
-
-class Row(BaseModel):
-    """A part of a record: frozen, no fields but its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
-
-    def keys(self) -> list[str]:
-        """The names of the fields: with ``row[name]`` so that a row is a mapping."""
-        return list(type(self).model_fields)
-
-    def __len__(self) -> int:
-        """The number of fields."""
-        return len(type(self).model_fields)
-
-    def items(self) -> list[tuple[str, Any]]:
-        """The fields with their values: pandas prints a mapping by them."""
-        return [(name, getattr(self, name)) for name in self.keys()]
-
-    def __getitem__(self, name: str) -> Any:
-        """The value of a field."""
-        if name not in type(self).model_fields:
-            raise KeyError(name)
-        return getattr(self, name)
-
-
-# so that pandas.DataFrame(record.matrices) has a column for each field
-Mapping.register(Row)  # pyright: ignore[reportAttributeAccessIssue] — an ABC
 
 
 class Direction(Row):
@@ -269,13 +242,15 @@ class Matrix(Row):
     status: Literal["audited", "unchanged", "not_finite", "failed"]
     note: str | None = Field(None, description="What a reader should know about the status.")
     read_only: str | None = Field(None, description="Why no repair can write it; null if one can.")
-    spectral_norm_base: Size | None = None
+    spectral_norm_base: Size | None = Field(
+        None, description="‖W0‖₂; null where nothing was judged, or its value has not converged."
+    )
     spectral_norm_update: Size | None = None
     relative_update: Size | None = Field(
         None, description="‖ΔW‖_F / ‖W0‖_F; null where nothing was judged, or the base is zero."
     )
     new_directions: Count = Field(0, description="How many directions are new: score < epsilon.")
-    directions: list[Direction] = []
+    directions: list[Direction] = Field([], description="The judged ones, of each side.")
     angles: list[Angles] = Field([], description="One per side.")
     passes: Count = Field(0, description="Block products with the base or the tuned matrix.")
     spectrum: Spectrum | None = Field(None, description="Of the base.")
@@ -343,10 +318,11 @@ class Matrix(Row):
             if rank is not None and not (self.spikes and 0.999 <= rank <= 1.001 * self.spikes):
                 raise ValueError(f"expected {name} of 1 to {self.spikes}, got {rank}")
         found, norm = self.critical_scale, self.spectral_norm_update or 0.0
+        largest = math.inf if self.spectral_norm_base is None else self.spectral_norm_base
         if found is not None and found.expected is not None:
             if not found.aligned:
                 check_ratio(self.top_k_threshold or 0.0, norm, found.expected, "critical scale")
-            elif found.expected * norm > FARTHEST * (self.spectral_norm_base or 0.0):
+            elif found.expected * norm > FARTHEST * largest:
                 raise ValueError(f"expected a critical scale within reach, got {found.expected}")
         return self
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from bulkedge.checkpoint.shard import shard_of
 
 from .ranges import Bytes, Digest, Kind
-from .rows import Row
+from .row import Row
 
 
 class File(Row):

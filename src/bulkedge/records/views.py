@@ -10,7 +10,8 @@ from bulkedge._errors import InputError, MissingExtraError, count, install, prin
 from bulkedge._verdict import COUNTED, Verdict
 
 from .recipe import Recipe
-from .rows import Bulk, CriticalScale, Direction, Matrix, Row
+from .row import Row
+from .rows import Bulk, CriticalScale, Direction, Matrix
 
 MOST_SHOWN = 10
 """So many matrices a notebook shows, the worst first."""

@@ -14,7 +14,7 @@ from bulkedge.intruder import COUNTED, Direction, Judgement, Verdict
 from bulkedge.records import Recipe
 from bulkedge.rmt import BulkFit
 from bulkedge.triplet import SingularTriplets, singular_triplet
-from bulkedge.update import measure_base
+from bulkedge.update._products import measure_further
 
 from .corrected import corrected, in_factors
 from .method import Case, Correction, Method
@@ -114,9 +114,8 @@ def treat(comparison: Comparison, method: Method, selection: Selection, recipe: 
 
 def _fit(judged: Judgement, pair: Pair) -> BulkFit | None:
     """The bulk of the base; None where it has none."""
-    shape = (pair.base.shape[0], pair.base.shape[1])
-    base, _ = measure_base(judged.spectrum, shape, judged.computed_count, pair.base.dtype)
-    return None if base is None else base.fit
+    found = measure_further(pair.base, judged.spectrum, judged.computed_count).spectrum
+    return None if found is None else found.fit
 
 
 def _case(

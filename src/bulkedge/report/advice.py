@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bulkedge._errors import count, printable
 from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Matrix, Record
-from bulkedge.records.recipe import Recipe
 
 from .certainty import certainty
 from .columns import worst_score
+from .commands import audit_command, command, repair_command
 from .doubts import doubts, is_all_noise, part_of, untrained
 from .drift import is_notable
 from .merging import MERGED, is_of_factors, merge_line, merged, to_be_merged
 from .verdicts import APPEARANCE
 
-if TYPE_CHECKING:
-    from bulkedge.repairing import RepairRecord
-
 NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
 FEW = 3
 """The most matrices that a step names."""
-OPTIONS = {"top_k": "--top-k", "epsilon": "--epsilon", "side": "--side", "device": "--device",
-           "seed": "--seed"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -248,16 +241,16 @@ def _against_forgetting(record: Record) -> Iterator[Step]:
             "before."
         )
     else:
-        command = _moments_command(record)
+        measure = _moments_command(record)
         yield from _merge_first(record)
         yield Step(
             "New directions do not show what a model has forgotten: evaluate what it could do "
             "before. If it lost abilities, measure moments on texts like those to keep; "
             "bulkedge repair --method protect and bulkedge frontier take them:",
-            command,
+            measure,
             "if it forgot, measure moments on texts to keep, for repair --method protect"
             + _of(record)
-            if command
+            if measure
             else None,
         )
 
@@ -326,7 +319,7 @@ def _against_drift(record: Record) -> Iterator[Step]:
         f"The update changes {drift.mean or 0.0:.2%} of the mean square of a layer's outputs on "
         "the inputs of the moments. If the model has lost abilities, give them back without "
         "training; --task-moments keep more of the task:",
-        _command(
+        command(
             _written(record),
             "repair",
             [
@@ -358,55 +351,3 @@ def _lowest(matrix: Matrix) -> float:
     """The lowest score of a matrix; 1 where nothing was judged."""
     worst = worst_score(matrix)
     return 1.0 if worst is None else worst
-
-
-def audit_command(record: Record, *added: str) -> str:
-    """The audit that made a record, as a shell takes it, with options added."""
-    method = ["--method", record.recipe.method] if record.recipe.method != "auto" else []
-    if "--method" in added:
-        method = []
-    if record.recipe.critical_scale:
-        method.append("--critical-scale")
-    if record.inputs.moments is not None:
-        method += ["--moments", record.inputs.moments.path]
-    return _command(record, "audit", [*method, *added])
-
-
-def repair_command(record: Record, *added: str) -> str:
-    """The repair of what a record is of, by the same recipe, with options added."""
-    return _command(record, "repair", [*added, "-o", "repaired"])
-
-
-def retry_command(repaired: RepairRecord, added: Sequence[str]) -> str:
-    """A repair of the same fine-tune anew, beside the copy that was written.
-
-    Args:
-        repaired: What was done.
-        added: Options.
-
-    Returns:
-        The command.
-    """
-    folder = f"{repaired.output}-again"
-    return _command(repaired.before, "repair", [*added, "-o", folder])
-
-
-def _command(record: Record, name: str, added: list[str]) -> str:
-    recipe = record.recipe
-    words = ["bulkedge", name, record.inputs.base.path, record.inputs.tuned.path]
-    for field, option in OPTIONS.items():
-        if getattr(recipe, field) != Recipe.model_fields[field].default:
-            words += [option, str(getattr(recipe, field))]
-    words += [w for option in ("include", "exclude") for glob in getattr(recipe, option)
-              for w in (f"--{option}", glob)]  # fmt: skip
-    words += ["--partial"] if recipe.partial else []
-    if recipe.split:  # rows of blocks are in a file alone
-        words += ["--recipe", "RECIPE.yaml"]
-    return " ".join(shlex.quote(printable(word)) for word in [*words, *added])
-
-
-def is_relative(record: Record) -> bool:
-    """Whether a command about a record works in one folder alone."""
-    return not all(
-        Path(source.path).is_absolute() for source in (record.inputs.base, record.inputs.tuned)
-    )

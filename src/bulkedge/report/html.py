@@ -13,7 +13,7 @@ from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record, differences
 from bulkedge.repairing import RepairRecord
 
-from .advice import by_worst, explanation, headline, is_relative, steps
+from .advice import by_worst, explanation, headline, steps
 from .columns import (
     CHOICES,
     PAGE,
@@ -23,6 +23,7 @@ from .columns import (
     over_top_k_threshold,
     worst_score,
 )
+from .commands import is_relative
 from .curve import matrix_curve, whole_curve
 from .doubts import names_its_base, settings_of, untrained
 from .drift import drift_sentences

@@ -65,9 +65,22 @@ def fit_white(values: np.ndarray, shape: tuple[int, int]) -> WhiteFit:
         before, sigma = sigma, math.sqrt((values[count:][lower] ** 2).sum() / places[lower].sum())
         if abs(sigma - before) < 1e-7 * sigma:
             break
-    expected = np.interp(-((values[count:] / sigma) ** 2), -squares, counts)
-    misfit = np.abs(expected - rank - 0.5).max() / len(values)
-    return WhiteFit(shape, sigma, float(misfit))
+    misfit = _misfit(values, count, sigma, counts, squares) / len(values)
+    return WhiteFit(shape, sigma, misfit)
+
+
+def count_misfit(values: np.ndarray, spikes: int, fit: WhiteFit) -> float:
+    """The misfit of leading values below the spikes, for a τ that is known, over all p."""
+    counts, squares = _expected(fit.shape, _strengths(values[:spikes], fit.shape, fit.sigma))
+    return _misfit(values, spikes, fit.sigma, counts, squares) / min(fit.shape)
+
+
+def _misfit(
+    values: np.ndarray, spikes: int, sigma: float, counts: np.ndarray, squares: np.ndarray
+) -> float:
+    """The largest distance of a value below the spikes from its place, in counts."""
+    expected = np.interp(-((values[spikes:] / sigma) ** 2), -squares, counts)
+    return float(np.abs(expected - np.arange(spikes, len(values)) - 0.5).max())
 
 
 def _first_guess(values: np.ndarray, shape: tuple[int, int]) -> tuple[float, int]:
@@ -179,3 +192,18 @@ def misfit_limit(size: int) -> float:
     """The 99.9 % point of the misfit of noise, as benchmarks/rmt.py measures it."""
     # The count below a point has a variance of order log p.
     return (0.6 + 0.5 * math.log(size)) / size
+
+
+def leading_misfit_limit(count: int, size: int) -> float:
+    """The 99.9 % point of the misfit of the first so many values of noise, for a τ of all squares.
+
+    Measured on 3,000 draws of 400 × 400; fewer values leave room for less.
+
+    Args:
+        count: How many values are compared with their places.
+        size: The number of all values.
+
+    Returns:
+        The limit, in counts over all values.
+    """
+    return min((1.65 + 0.32 * math.log(count)) / size, misfit_limit(size))

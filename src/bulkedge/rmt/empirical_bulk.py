@@ -34,6 +34,13 @@ MIN_VALUES = 12
 """A bulk with fewer values has no edge that can be fitted."""
 HARD_EDGE_RATIO = 4.5
 """An edge is called hard where a line fits this many times better than the 2/3 power."""
+GAP = 3.0
+"""Leading values end where a gap follows that is so many times as wide as all of them spread; in
+noise hardly ever, since the values of a soft edge lie closer with each."""
+LEAST_GROUP = 4
+"""So many values before a gap make an edge of their own."""
+EQUAL = 1e-6
+"""Values that spread less, in units of the largest, are equal in float32: they make no edge."""
 ROUNDING = 1e-14
 """Values whose scale is below this part of them are equal to rounding."""
 SERIES_FROM = 30.0
@@ -71,7 +78,8 @@ def fit_edge(values: Array) -> Edge:
 
     It is called hard where a line through the 16 values fits 4.5 times better than the 2/3 power:
     always for evenly spaced values, almost never for independent ones, because their gaps are
-    uneven.
+    uneven.  Of fewer values at the top, with a gap below that is three times as wide as they
+    spread, the edge is fitted to these alone: a line across the gap would end far above them.
 
     Args:
         values: Singular values of the bulk in descending order, shape ``(p,)``, p ≥ 12.
@@ -89,10 +97,12 @@ def fit_edge(values: Array) -> Edge:
         True
     """
     found = descending(values)
-    size = _window(len(found))
+    window = _window(len(found))
+    size = _before_gap(found[: window + 1])
     soft = _line(found[:size], _soft_positions(1, size))
     hard = _line(found[:size], np.arange(size) + 0.5, hard=True)
-    is_hard = bool(hard.misfit * HARD_EDGE_RATIO < soft.misfit)
+    # fewer values do not tell the two apart
+    is_hard = size == window and bool(hard.misfit * HARD_EDGE_RATIO < soft.misfit)
     line = hard if is_hard else soft
     return Edge(float(line.position), float(line.scale), size, is_hard)
 
@@ -305,6 +315,14 @@ def _line(values: np.ndarray, positions: np.ndarray, *, hard: bool = False) -> _
 def _unit(hard: bool) -> float:
     """The spacing of neighbours in units of κ, at position 1."""
     return 1.0 if hard else math.pi
+
+
+def _before_gap(values: np.ndarray) -> int:
+    """How many of all values but the last stand before a gap; all of these without one."""
+    spread, gaps = values[0] - values[:-1], values[:-1] - values[1:]
+    wide = np.flatnonzero((gaps > GAP * spread) & (spread > EQUAL * values[0]))
+    groups = wide[wide >= LEAST_GROUP - 1]
+    return int(groups[0]) + 1 if len(groups) else len(values) - 1
 
 
 def _window(size: int) -> int:

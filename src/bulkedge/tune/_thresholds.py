@@ -15,17 +15,14 @@ from bulkedge._errors import InputError, RecipeError
 from bulkedge._fields import POSITIVE, as_real, check_values, number, one_of
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import exact
-from bulkedge.intruder import certify
 from bulkedge.records.budget import BudgetRecord
-from bulkedge.triplet.solver._start import generic
 from bulkedge.update import BaseSpectrum, budget, measure_base
+from bulkedge.update._products import by_products
 
 from ._select import names_of
 
 EXACT_UP_TO = 1024
 """The shorter side up to which all singular values of a base are computed."""
-QUADRATURE_STEPS = 24
-"""The number of Lanczos steps of the quadrature that replaces them for larger bases."""
 
 HIGHEST_LEVEL = 10.0
 """The largest level, in units of θ_c: from 1 on generic spikes make outliers, and far beyond that
@@ -68,7 +65,7 @@ Based = TypeVar("Based", bound=HasBase)
 def base_spectrum(name: str, base: LinearMap, stored: torch.dtype = torch.float32) -> BaseSpectrum:
     """The singular values of a base, and the bulk fitted to them.
 
-    Cost: ``svdvals`` where the shorter side is at most 1024, 48 passes where it is longer.
+    Cost: ``svdvals`` where the shorter side is at most 1024, 20 to 64 passes where it is longer.
 
     Args:
         name: For messages.
@@ -85,14 +82,11 @@ def base_spectrum(name: str, base: LinearMap, stored: torch.dtype = torch.float3
     _require_numbers(name, base)
     shape, known = base.shape, min(base.shape)
     with torch.no_grad():
-        if known <= EXACT_UP_TO:
+        found = by_products(base, LEADING, 0) if known > EXACT_UP_TO else None
+        if found is None:
             values = torch.linalg.svdvals(exact(base.to_dense())).cpu()
         else:
-            # an error of 1 leaves the verdict on the start vector open, so that all steps are taken
-            like = torch.empty(0, dtype=base.dtype, device=base.device)
-            start = generic(base.shape[0], 1, like)
-            found = certify(base, start, errors=torch.ones(1), max_steps=QUADRATURE_STEPS)
-            values, known = found.spectrum, len(found.base_sigma)
+            values, known = found.values, found.exact
     spectrum, problem = measure_base(values, (shape[0], shape[1]), known, stored)
     if spectrum is None:
         raise NoBulkError(

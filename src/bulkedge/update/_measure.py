@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge.rmt import BulkFit, WhiteBulk, edge_test
+from bulkedge.rmt.edge import fit_leading_noise
+from bulkedge.rmt.empirical_bulk import MIN_VALUES
 
 from .predict import BaseSpectrum
 
 FEW = 8
-"""Number of leading values that make an edge; a matrix with fewer is measured by its moments."""
+"""Number of leading values that make an edge, and that tell noise from other bulks."""
 ROOM = 4
 """A bulk counts as rounding up to this many times what rounding is expected to make."""
 EQUAL = (
@@ -21,8 +22,15 @@ EQUAL = (
     "they have no edge"
 )
 """What is said of a base whose bulk is rounding alone."""
+TOO_FEW = (
+    "no bulk fitted: too few leading singular values of the base converged; method 'dense' finds "
+    "them all"
+)
+"""What is said of a base of which less is known than an edge needs."""
 MOMENTS = 0.1
 """Relative error of the fourth moment by six probes: a few standard deviations at 512 values."""
+MOMENTS_AT = 512
+"""It falls with the square root of the number of values, from that many on."""
 
 
 def measure_base(
@@ -39,10 +47,11 @@ def measure_base(
     Returns:
         Its spectrum, or what to say instead.
     """
+    if exact < min(FEW, len(values)):
+        return None, TOO_FEW
     try:
-        if exact < min(FEW, len(values)):
-            return _noise(values, shape), None
-        found = BaseSpectrum.from_values(values, shape, exact=exact)
+        noise = _noise(values, shape, exact) if exact < len(values) else None
+        found = noise or BaseSpectrum.from_values(values, shape, exact=exact)
     except InputError as error:
         return None, f"no bulk fitted: {error}"
     if 0 < found.fit.threshold <= _of_rounding(values, shape, stored):
@@ -69,26 +78,31 @@ def _of_rounding(values: Tensor, shape: tuple[int, int], stored: torch.dtype) ->
     return ROOM * max(max(own, wide) * entries, wide * float(values[0]))
 
 
-def _noise(values: Tensor, shape: tuple[int, int]) -> BaseSpectrum:
-    """The bulk of a base whose leading values stand too close to converge: noise, or none."""
-    misfit = moment_misfit(values, shape)
-    if misfit > MOMENTS:
-        raise InputError(
-            "too few leading singular values of the base converged; method 'dense' finds them all"
-        )
-    sigma = float(values.norm()) / math.sqrt(shape[0] * shape[1])
-    bulk = WhiteBulk(shape, sigma)
-    fit = BulkFit(
-        shape=shape,
-        sigma=sigma,
-        sigma_error=sigma / math.sqrt(2 * shape[0] * shape[1]),
-        misfit=misfit,
-        misfit_limit=MOMENTS,
-        edge=bulk.edge,
-        spikes=0,
-        p_value=edge_test(float(values[0]), shape, sigma=sigma),
-        bulk=bulk,
-    )
+def _noise(values: Tensor, shape: tuple[int, int], exact: int) -> BaseSpectrum | None:
+    """The bulk of a base whose known values are those of noise; None where they are not.
+
+    A quadrature has the moments of the others, but not their places, so that ``fit_bulk`` cannot
+    recognise noise by it.  Three tests can: of the fourth moment; of the places of the known
+    values, which in any bulk of another shape are off by more counts than noise allows; and
+    whether the largest reaches the edge.  The last two need eight values that are no spikes.
+
+    Args:
+        values: Singular values, descending.
+        shape: Of the matrix.
+        exact: How many of them are computed.
+
+    Returns:
+        Its spectrum, or None.
+    """
+    if len(values) < MIN_VALUES or not float(values[0]) > 0:
+        return None
+    fit = fit_leading_noise(values, shape, exact=exact)
+    if fit is None or exact - fit.spikes < FEW:
+        return None
+    rest = shape[0] - fit.spikes, shape[1] - fit.spikes
+    limit = MOMENTS * min(1.0, math.sqrt(MOMENTS_AT / len(values)))
+    if moment_misfit(values[fit.spikes :], rest) > limit:
+        return None
     return BaseSpectrum(values, fit)
 
 

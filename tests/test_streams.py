@@ -158,6 +158,7 @@ def test_streams_of_a_process_that_nobody_reads(streams, inputs, tmp_path):
     line = f"{shlex.join([sys.executable, '-m', 'bulkedge', *words])}; echo $? > {tmp_path}/code"
     shell = f"{{ {line}; }} {streams}"
     result = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0  # of the last program of the pipe
     assert (tmp_path / "code").read_text() == f"{FINDINGS}\n"
     assert (tmp_path / "a/record.json").is_file()
     assert "Traceback" not in result.stderr

@@ -9,7 +9,7 @@ from bulkedge import CheckpointError
 from bulkedge.checkpoint import open_checkpoint
 from bulkedge.checkpoint.shard import shard_of
 from commands import run
-from helpers import save, weights
+from helpers import save, some, weights
 
 NAME = "model-00001-of-00002.safetensors"
 W0, W = weights(40, 30), weights(40, 30) + 1e-4 * weights(40, 30, seed=1)
@@ -89,7 +89,7 @@ def test_a_part_can_fail_a_build(shards):
 
 
 def test_shards_with_their_index_are_whole(shards):
-    for file in shards.values():
+    for file in some(shards.values()):
         save(file.with_name(NAME.replace("00001-", "00002-")), {"b.weight": weights(5, 4)})
         names = {"a.weight": NAME, "b.weight": NAME.replace("00001-", "00002-")}
         index = file.with_name("model.safetensors.index.json")

@@ -288,6 +288,7 @@ ENTRIES = {
 }
 """Each public function, and what of it is compared; in brackets, an option with its own path."""
 OTHERS = {
+    "neighbour_gaps": "takes values that a solver has found",
     "verdict": "takes numbers, one at a time",
     "judge_vectors": "takes triplets that a solver has found",
     "measure_base": "takes values that judge has found",

@@ -12,7 +12,7 @@ from bulkedge._errors import InputError
 from bulkedge._guard import require_strided
 from bulkedge._precision import converted, exact_device
 
-from .base import Gradients, LinearMap, frobenius, made_by_arithmetic
+from .base import TILE_ENTRIES, Gradients, LinearMap, frobenius, made_by_arithmetic
 
 STRIP = 128
 """A symmetric product of so few columns is computed whole."""
@@ -90,13 +90,15 @@ class Upcast(Dense):
         dtype: The dtype of the products.
     """
 
-    rows = 256
-    """The rows of a tile, so few that it stays in the cache between conversion and product."""
-
     def __init__(self, matrix: Tensor, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(matrix)
         self.dtype = dtype
         self.device = exact_device(matrix.device) if dtype is torch.float64 else matrix.device
+
+    @property
+    def rows(self) -> int:
+        """The rows of a tile, so few that it stays in the cache between conversion and product."""
+        return max(TILE_ENTRIES // max(self.shape[1], 1), 1)
 
     def _tiles(self) -> Iterator[Tensor]:
         """Blocks of rows in the wider dtype, each valid until the next: they share one buffer."""

@@ -76,7 +76,7 @@ def ran_with(layer: Layer, comparison: Comparison) -> bool:
         own = own + _product(pair.factors, rows, columns)
     if pair.magnitude_over_norm is not None:
         own = own * pair.magnitude_over_norm[columns if pair.per_column else rows]
-    return alike(layer.sample[kept].double(), own)
+    return alike(exact(layer.sample[kept]), own)
 
 
 def _is_one(one: Tensor, other: Tensor, slack: float) -> bool:

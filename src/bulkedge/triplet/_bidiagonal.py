@@ -22,7 +22,7 @@ from torch import Tensor
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import exact
 
-from ._transposed import not_transposed
+from ._transposed import require_agreement
 
 LARGE = 0.03
 """Of a block whose smallest direction is above this part of its norm rounding leaves enough of the
@@ -170,8 +170,9 @@ class Bidiagonalization:
 
     def _require_equal(self, one: Tensor, other: Tensor) -> None:
         """InputError unless two parts of B agree, one of each product."""
-        if float(torch.linalg.vector_norm(one - other)) > DISAGREEMENT * self.noise:
-            raise not_transposed(self.map)
+        difference = float(torch.linalg.vector_norm(one - other))
+        if difference > DISAGREEMENT * self.noise:  # whatever the caller takes ‖A‖_F for
+            require_agreement(self.map, difference, 0.0)
 
     def _split(self, rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``rows = known·basis + factor·added`` with ``added`` orthonormal, ⊥ basis."""

@@ -174,9 +174,8 @@ def generic_scale(
         draws: Of the vectors.
 
     Returns:
-        The scale, within a few per cent; 0 where something is new at every scale above the rounding
-        of the base's values; None for no update, or where nothing turns new at 8 σ_k/‖ΔW‖₂ or
-        below.
+        The scale, within a few per cent.  It is 0 where something is new at every scale above the
+        rounding of the base's values, None where nothing turns new up to 8 σ_k/‖ΔW‖₂.
 
     Raises:
         InputError: If strengths are not one row, or a setting makes no sense.
@@ -229,9 +228,9 @@ def aligned_scale(
         sides: On which.
 
     Returns:
-        The scale, within a few per cent of that of the small matrix; 0 where something is new at
-        every scale above the rounding of the base's values; None for no update, or where nothing
-        turns new at 8 σ_k/‖ΔW‖₂ or below.
+        The scale, within a few per cent of that of the small matrix.  It is 0 where something is
+        new at every scale above the rounding of the base's values, None for no update, or where
+        nothing turns new up to 8 σ_k/‖ΔW‖₂.
 
     Raises:
         InputError: If there are fewer than ``top_k`` triplets, shapes do not fit, or a setting

@@ -15,7 +15,7 @@ from bulkedge._fields import as_real
 from bulkedge._guard import require_strided
 from bulkedge._precision import converted, exact
 
-TILE_ENTRIES = 2**20
+TILE_ENTRIES = 2**19
 """So many numbers are widened together: they stay in the cache."""
 
 Gradients = tuple[Union[Tensor, None], ...]  # noqa: UP007 — evaluated on Python 3.10

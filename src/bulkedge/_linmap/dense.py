@@ -98,7 +98,7 @@ class Upcast(Dense):
     @property
     def rows(self) -> int:
         """The rows of a tile, so few that it stays in the cache between conversion and product."""
-        return max(TILE_ENTRIES // max(self.shape[1], 1), 1)
+        return max(2 * TILE_ENTRIES // max(self.shape[1], 1), 1)
 
     def _tiles(self) -> Iterator[Tensor]:
         """Blocks of rows in the wider dtype, each valid until the next: they share one buffer."""

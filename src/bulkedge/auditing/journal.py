@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from typing_extensions import TypeVar
 
 from bulkedge import __version__
-from bulkedge._errors import OutputError
+from bulkedge._errors import CheckpointError, OutputError
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.budget import BudgetRecord, MatrixBudget
 from bulkedge.records.document import MAX_RECORD_BYTES, Document
@@ -58,6 +58,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row, default=Matrix)
+D = TypeVar("D", bound=Document)
 
 MOST_DAMAGED = 100
 """So many lines are looked at for one that can be read."""
@@ -130,6 +131,24 @@ def refuse_other_kind(folder: Path, kind: type[Document]) -> None:
                 f"{folder}: holds the {found.name} of `{other.made_by}`, "
                 "which would lose its journal; give another folder"
             )
+
+
+def finished_record(file: Path, kind: type[D]) -> D | None:
+    """The record of a run that has ended, beside its journal.
+
+    Args:
+        file: Where it would be.
+        kind: What it would be.
+
+    Returns:
+        The record; None where there is none, or a damaged one, with which nothing is lost.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return kind.from_json(file)
+    except CheckpointError:
+        return None
 
 
 def _is_of(journal: Path, kind: type[Row]) -> bool:

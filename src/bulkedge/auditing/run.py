@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bulkedge import __version__
-from bulkedge._errors import CheckpointError, InputError, OutputError
+from bulkedge._errors import InputError, OutputError
 from bulkedge.comparison import Plan
 from bulkedge.records import Matrix, Part, Recipe, Record, Run, Tool, summarise
 from bulkedge.records.recipe import changed_settings
 
 from .engine import Engine, LocalEngine
 from .inputs import Watch, contents, keep_out_of_inputs
-from .journal import Journal, open_journal, row_keys
+from .journal import Journal, finished_record, open_journal, row_keys
 from .known import KnownBases
 from .shard import Shard
 
@@ -237,11 +237,7 @@ class _Work:
 
     def _keep_other_record(self, path: Path) -> None:
         """Raise where the record beside a journal is finished, and answers another question."""
-        if not path.is_file():
-            return
-        try:
-            record = Record.from_json(path)
-        except CheckpointError:  # damaged: nothing is lost with it
+        if (record := finished_record(path, Record)) is None:
             return
         if contents(other := record.inputs) != contents(self.watch.inputs):
             what = f"{other.tuned.path} against {other.base.path}, or of what these were before"

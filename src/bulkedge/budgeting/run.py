@@ -17,7 +17,7 @@ from bulkedge._globs import as_globs
 from bulkedge._precision import one_thread
 from bulkedge.auditing import Notice, keep_out
 from bulkedge.auditing.inputs import digests, plain, source, stamps
-from bulkedge.auditing.journal import Journal, digest
+from bulkedge.auditing.journal import Journal, digest, finished_record
 from bulkedge.checkpoint import Adapter, open_path
 from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.records import Run, Tool
@@ -186,11 +186,7 @@ class _Work:
 
     def _keep_other_record(self, path: Path) -> None:
         """Raise where the record beside a journal is finished, and has other limits than these."""
-        if not path.is_file():
-            return
-        try:
-            record = BudgetRecord.from_json(path)
-        except CheckpointError:  # damaged: nothing is lost with it
+        if (record := finished_record(path, BudgetRecord)) is None:
             return
         for name, was, now in (("base", record.base, self.base), ("like", record.like, self.like)):
             if _content(was) != _content(now):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-PART = re.compile(r"-(\d{4,9})-of-(\d{4,9})\.safetensors")
+PART = re.compile(r"-(\d{4,9})-of-(\d{4,9})\.safetensors\Z")
 
 
 def shard_of(name: str) -> tuple[int, int] | None:
@@ -21,7 +21,7 @@ def shard_of(name: str) -> tuple[int, int] | None:
         (2, 3)
     """
     found = PART.search(name)
-    if found is None or not name.endswith(found[0]):
+    if found is None:
         return None
     index, total = map(int, found.groups())
     return (index, total) if total > 1 else None

@@ -390,6 +390,34 @@ def test_interruption_keeps_what_is_finished(jobs, tmp_path):
     assert bare(out / "record.json") == bare(tmp_path / "whole/record.json")
 
 
+@pytest.mark.parametrize("command", ["budget", "several"])
+def test_interrupted_work_names_its_journals(command, tmp_path):
+    big = {f"l{i}.weight": weights(300, 300, seed=i) for i in range(30)}
+    base, out = save(tmp_path / "b.safetensors", big), tmp_path / "out"
+    for name in ("t", "u"):
+        save(tmp_path / f"{name}.safetensors", {n: W + 1 for n, W in big.items()})
+    arguments = ["budget", base, "-o", out]
+    first, where = out / "journal.jsonl", str(out / "journal.jsonl")
+    if command == "several":
+        tuned = [tmp_path / "t.safetensors", tmp_path / "u.safetensors"]
+        arguments = ["audit", base, *tuned, "-o", out, "--fail-on", "never"]
+        first, where = out / "t" / "journal.jsonl", f"2 journals in {out}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bulkedge", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_rows(first, 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert f"finished matrices are kept in {where}; --resume continues from there" in error
+    resumed = run(*arguments, "--resume")
+    assert resumed.returncode == CLEAN, resumed.stderr
+    assert "matrices taken from it" in resumed.stderr
+
+
 def test_resume_of_a_finished_audit_computes_nothing(inputs, tmp_path):
     arguments = ("audit", inputs["base"], inputs["found"], "-o", tmp_path / "new", "--resume")
     first = run(*arguments)

@@ -117,7 +117,7 @@ def test_a_vector_that_is_not_defined_is_undecided_but_counted(tmp_path):
     assert not record.summary.complete
 
 
-@pytest.mark.parametrize("factor", [1e-200, 1e-30, 1e30, 1e150])
+@pytest.mark.parametrize("factor", [1e-290, 1e-200, 1e-30, 1e30, 1e150, 1e300])
 def test_scores_do_not_depend_on_the_scale_of_the_weights(factor, tmp_path):
     W0, W = planted()
     record = audit_pair(tmp_path, W0 * factor, W * factor)

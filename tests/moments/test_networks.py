@@ -294,7 +294,7 @@ def test_weights_that_are_not_stored_are_named(llama, tmp_path):
     stored = load_file(folder / "model.safetensors")
     stored.pop("model.layers.1.mlp.up_proj.weight")
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
-    match = "1 tensors of LlamaForCausalLM are not stored and would be random: 'model.layers.1.mlp"
+    match = "1 tensor of LlamaForCausalLM is not stored and would be random: 'model.layers.1.mlp"
     with pytest.raises(InputError, match=match):
         collect_moments(folder, TEXTS)
 

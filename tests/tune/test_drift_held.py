@@ -141,7 +141,7 @@ def test_weights_that_are_trained_in_full(network, moments):
     model = nn.Sequential()
     model.add_module("q", nn.Linear(24, 20).double())
     model.q.weight.data.copy_(network.q.weight)
-    with pytest.warns(UserWarning, match=r"1 layers have a bias that is trained.* q.weight"):
+    with pytest.warns(UserWarning, match=r"1 layer with a bias that is trained.* q.weight"):
         penalty = DriftPenalty(full_matrices(model), moments)
     assert float(penalty().detach()) == 0
     with torch.no_grad():

@@ -290,7 +290,7 @@ def test_the_spikes_without_a_holder_are_beyond_the_limit(base, tmp_path):
 
 def test_a_layer_without_a_bulk_is_left_alone_with_one_note(base, tmp_path):
     model = lora(["linear", "gate"])(make_network())
-    with pytest.warns(UserWarning, match="1 layers have no bulk .* left alone: .*gate"):
+    with pytest.warns(UserWarning, match="left alone: 1 layer without a bulk .*: .*gate"):
         clip = SpikeClip(model)
     assert [matrix.name for matrix in clip.matrices] == ["base_model.model.linear"]
     monitor = Monitor(model, top_k=K)

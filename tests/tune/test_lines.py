@@ -60,7 +60,7 @@ HOLDERS = {
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_layers_without_a_bulk_are_left_alone_with_one_note(kind):
     matrices = [layer(GATE, "gate"), layer(base()), layer(2 * GATE, "other_gate")]
-    with pytest.warns(UserWarning, match=r"2 layers have no bulk .*: gate, other_gate") as notes:
+    with pytest.warns(UserWarning, match=r"2 layers without a bulk .*: gate, other_gate") as notes:
         holder = HOLDERS[kind](matrices)
     assert len(notes) == 1
     assert [matrix.name for matrix in holder.matrices] == ["layer"]

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from typing_extensions import TypeVar
 
 from bulkedge import __version__
-from bulkedge._errors import CheckpointError, OutputError
+from bulkedge._errors import CheckpointError, OutputError, count
 from bulkedge.comparison.plan import Comparison
 from bulkedge.records.budget import BudgetRecord, MatrixBudget
 from bulkedge.records.document import MAX_RECORD_BYTES, Document
@@ -226,8 +226,10 @@ class Journal(Generic[R]):
         if damaged:
             self.notes.append(f"{damaged} damaged lines ignored")
         if others:
-            self.notes.append(f"{others} rows of other inputs, recipes or versions ignored")
-        self.notes.append(f"{len(rows)} of {len(keys)} matrices taken from it")
+            self.notes.append(
+                f"{count(others, 'row')} of other inputs, recipes or versions ignored"
+            )
+        self.notes.append(f"{len(rows)} of {count(len(keys), 'matrix', 'matrices')} taken from it")
         return rows
 
     def _refuse_other_rows(self, line: bytes, row: R | None) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import BulkedgeError, OutputError, printable
+from bulkedge._errors import OutputError, printable
 
 from ._gate import end, gate_of
 from ._hub import base_of, download_option, fetch_if_asked
@@ -30,7 +28,7 @@ from ._output import (
     write_all,
     written_files,
 )
-from ._progress import show_progress
+from ._progress import say_what_is_kept, show_progress
 from ._several import HANDLED, audit_several, plan_of, refuse_for_several
 
 if TYPE_CHECKING:
@@ -155,7 +153,7 @@ def _audit_one(base: Path, tuned: Path, options: dict[str, Any]) -> None:
         _print_facts(_describe(part, recipe), options["as_json"])
         return
     with hold(output):
-        with show_progress(options["quiet"], len(positions)) as progress, _say_what_is_kept(output):
+        with show_progress(options["quiet"], len(positions)) as progress, say_what_is_kept(output):
             record = run_plan(
                 plan,
                 recipe,
@@ -232,20 +230,6 @@ def _engine(options: dict[str, Any]) -> Engine:
 def _notice(line: str) -> None:
     """Print a line on stderr."""
     click.echo(printable(line), err=True)
-
-
-@contextmanager
-def _say_what_is_kept(output: Path | None) -> Iterator[None]:
-    """If the audit within ends early, say on stderr where its finished matrices are kept."""
-    try:
-        yield
-    except (KeyboardInterrupt, BulkedgeError) as error:
-        from bulkedge.auditing import JOURNAL_NAME
-
-        journal = output / JOURNAL_NAME if output else None
-        if journal and journal.exists() and not isinstance(error, OutputError):
-            _notice(f"finished matrices are kept in {journal}; --resume continues from there")
-        raise
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:

@@ -23,7 +23,7 @@ from ._output import (
     take_stdout,
     write,
 )
-from ._progress import show_progress
+from ._progress import say_what_is_kept, show_progress
 
 if TYPE_CHECKING:
     from bulkedge.records.budget import BudgetRecord
@@ -94,7 +94,7 @@ def budget(base: Path, **options: Any) -> None:
             check_file(file, options["force"])
     settings = ("rank", "alpha", "rslora", "like", "level", "target", "exclude", "top_k", "seed")
     with hold(output):
-        with show_progress(options["quiet"], 0, "measuring") as progress:
+        with show_progress(options["quiet"], 0, "measuring") as progress, say_what_is_kept(output):
             record = run(
                 base,
                 **{name: options[name] for name in settings},

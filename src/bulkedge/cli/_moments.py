@@ -148,7 +148,8 @@ def _summary_lines(measured: Moments, texts: int, output: Path) -> list[str]:
 
     layers = measured.layers
     tokens = max(layer.count for layer in layers.values())
-    lines = [f"{texts} texts, {tokens} tokens, {len(layers)} layers: written to {output}"]
+    seen = f"{count(texts, 'text')}, {tokens} tokens, {count(len(layers), 'layer')}"
+    lines = [f"{seen}: written to {output}"]
     collector = measured.collector
     if idle := [name for name in collector.layers if name not in layers]:
         lines.append(f"{count(len(idle), 'layer')} did not run: {_named(idle)}")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import click
+
+from bulkedge._errors import BulkedgeError, OutputError, printable
 
 
 @contextmanager
@@ -41,3 +46,20 @@ def show_phases(quiet: bool) -> Iterator[Any]:
             bar.update(tasks[doing], completed=done, total=total)
 
         yield advance
+
+
+@contextmanager
+def say_what_is_kept(*folders: Path | None) -> Iterator[None]:
+    """If the work within ends early, say on stderr where finished matrices are kept."""
+    try:
+        yield
+    except (KeyboardInterrupt, BulkedgeError) as error:
+        from bulkedge.auditing import JOURNAL_NAME
+
+        journals = [folder / JOURNAL_NAME for folder in folders if folder is not None]
+        kept = [journal for journal in journals if journal.exists()]
+        if kept and not isinstance(error, OutputError):
+            where = kept[0] if len(kept) == 1 else f"{len(kept)} journals in {kept[0].parents[1]}"
+            line = f"finished matrices are kept in {where}; --resume continues from there"
+            click.echo(printable(line), err=True)
+        raise

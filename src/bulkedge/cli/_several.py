@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import BulkedgeError, InputError, printable
+from bulkedge._errors import BulkedgeError, InputError, count, printable
 
 from ._gate import end, gate_of
 from ._output import (
@@ -25,7 +25,7 @@ from ._output import (
     write_reports,
     written_files,
 )
-from ._progress import show_progress
+from ._progress import say_what_is_kept, show_progress
 
 if TYPE_CHECKING:
     from bulkedge.comparison import Plan
@@ -115,7 +115,9 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
     plans = _plans(base, names_of(tuned), recipe, options)
     if options["dry_run"]:
         facts = {name: len(plan.comparisons) for name, plan in plans.items()}
-        text = "\n".join(f"{printable(name):40} {n} matrices" for name, n in facts.items())
+        text = "\n".join(
+            f"{printable(name):40} {count(n, 'matrix', 'matrices')}" for name, n in facts.items()
+        )
         click.echo(json.dumps(facts, indent=2) if options["as_json"] else text)
         return
     output: Path = options["output"]
@@ -135,6 +137,7 @@ def audit_several(base: Path, tuned: Sequence[Path], options: dict[str, Any]) ->
     with ExitStack() as held, show_progress(options["quiet"], total) as progress:
         for folder in folders:
             held.enter_context(hold(folder))
+        held.enter_context(say_what_is_kept(*folders))
         found = run_plans(
             list(plans.values()),
             recipe,

@@ -19,6 +19,7 @@ from bulkedge._linmap import Dense, LinearMap, LowRank, Sum, Upcast
 from bulkedge.triplet import SingularTriplets, Status, thin_svd
 from bulkedge.triplet._result import neighbour_gaps
 from bulkedge.triplet._rounding import UNIT
+from bulkedge.triplet._size import divisor
 
 from ._eigen import Eigenvectors, eigenvectors, leading_eigenvectors
 from .score import VectorSide
@@ -177,9 +178,12 @@ def _svd_triplets(W: LinearMap, k: int) -> SingularTriplets:
     # not views that hold all of them
     u, v = (x[:, :k].clone(memory_format=rows) for x in (U, V))
     s = sigma[:k]
-    residuals = torch.hypot(
-        torch.linalg.vector_norm(matrix @ v - u * s, dim=0),
-        torch.linalg.vector_norm(matrix.mT @ u - v * s, dim=0),
+    # in units of σ₁: squares of 10⁻¹⁶ σ₁ must not under- or overflow
+    unit = divisor(float(sigma[0]))
+    matrix, near = matrix / unit, s / unit
+    residuals = unit * torch.hypot(
+        torch.linalg.vector_norm(matrix @ v - u * near, dim=0),
+        torch.linalg.vector_norm(matrix.mT @ u - v * near, dim=0),
     )
     gaps = neighbour_gaps(sigma, k, complete=True)
     return SingularTriplets(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bulkedge._errors import BulkedgeError, InputError, MissingExtraError, install
+from bulkedge._errors import BulkedgeError, InputError, MissingExtraError, count, install
 
 from ._losses import Loss
 
@@ -211,10 +211,11 @@ def load_network(model: Path) -> tuple[Any, Any]:
     if missing and all(name.partition(".")[0] == POOLER for name in missing):
         network.pooler, missing = None, []
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         named = ", ".join(map(repr, missing[:NAMED])) + ("" if len(missing) <= NAMED else ", …")
         raise InputError(
-            f"{model}: {len(missing)} tensors of {type(network).__name__} are not stored and would "
-            f"be random: {named}; save the whole model"
+            f"{model}: {count(len(missing), 'tensor')} of {type(network).__name__} {are} not "
+            f"stored and would be random: {named}; save the whole model"
         )
     return network.eval(), tokenizer
 

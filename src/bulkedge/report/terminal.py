@@ -107,8 +107,9 @@ def _verdict_line(record: Record) -> str:
     """The same of a part of an audit, without saying that it is one."""
     summary = record.summary
     if summary.unchanged == summary.matrices and not summary.lost:
-        equal = "matrix equals" if summary.unchanged == 1 else "matrices equal"
-        return f"all {summary.unchanged} {equal} the base: there is no fine-tune here"
+        one = summary.unchanged == 1
+        equal = "the matrix equals" if one else f"all {summary.unchanged} matrices equal"
+        return f"{equal} the base: there is no fine-tune here"
     affected = sum(1 for matrix in record.matrices if matrix.new_directions)
     counts = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
     judged = sum(summary.verdicts.values())
@@ -176,8 +177,8 @@ def tensors_line(counts: Counts) -> str:
         f"{counts.apart} without a counterpart to compare with",
     ]
     return (
-        f"files: {counts.base} tensors of two or more dimensions in the base and {counts.tuned} in "
-        f"the fine-tune: {', '.join(fates)}"
+        f"files: {count(counts.base, 'tensor')} of two or more dimensions in the base and "
+        f"{counts.tuned} in the fine-tune: {', '.join(fates)}"
     )
 
 

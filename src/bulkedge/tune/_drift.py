@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bulkedge._errors import InputError
+from bulkedge._errors import InputError, count
 from bulkedge._precision import exact, full_precision
 from bulkedge.checkpoint.names import infer_rule
 from bulkedge.moments import Layer, Moment, Moments, Sketch, alike, sample, width
@@ -341,8 +341,8 @@ def _warn_of_biases(matrices: Sequence[Any]) -> None:
     names = [matrix.name for matrix in matrices if getattr(matrix, "has_trained_bias", False)]
     if names:
         warnings.warn(
-            f"{len(names)} layers have a bias that is trained, too, such as that of {names[0]}: "
-            "what it changes is no part of the drift",
+            f"{count(len(names), 'layer')} with a bias that is trained, too, such as that of "
+            f"{names[0]}: what it changes is no part of the drift",
             stacklevel=4,
         )
 

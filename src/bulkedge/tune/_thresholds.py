@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar, Union
 
 import torch
 
-from bulkedge._errors import InputError, RecipeError
+from bulkedge._errors import InputError, RecipeError, count
 from bulkedge._fields import POSITIVE, as_real, check_values, number, one_of
 from bulkedge._linmap import LinearMap
 from bulkedge._precision import exact
@@ -237,7 +237,7 @@ def note_without_bulk(matrices: Sequence[HasBase], kept: Sequence[HasBase]) -> N
         )
     if left:
         warnings.warn(
-            f"{len(left)} layers have no bulk that a spike could leave, and are left alone: "
+            f"left alone: {count(len(left), 'layer')} without a bulk that a spike could leave: "
             f"{listed}",
             stacklevel=4,
         )
@@ -310,8 +310,8 @@ def _from_budget(path: str | os.PathLike[str], names: Sequence[str], of: Line) -
     if not found:
         raise InputError(
             f"{path}: expected a budget of the base that is trained, got one without any of "
-            f"{len(names)} layers, {names[0]} among them; make it with `bulkedge budget` of this "
-            "base"
+            f"{count(len(names), 'layer')}, {names[0]} among them; make it with `bulkedge budget` "
+            "of this base"
         )
     return found
 

@@ -4,9 +4,7 @@ import pytest
 import torch
 
 import bulkedge
-from bulkedge import InputError
-from bulkedge.update import bracket_scale
-from bulkedge.update.critical import LADDER, REACH, WIDTH
+from bulkedge.auditing.scale import CERTIFIED_WIDTH, EXACT_WIDTH
 from cases import orthonormal
 from helpers import save, save_adapter, some
 
@@ -74,7 +72,7 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
         base, change = matrices[0][row.name], update[row.name]
         found = row.critical_scale
         assert found.undecided == 0
-        assert found.low < found.high <= WIDTH * found.low
+        assert found.low < found.high <= EXACT_WIDTH * found.low
         assert lowest_score(base, change, found.low, "left") >= EPSILON
         assert lowest_score(base, change, found.high, "left") < EPSILON
         grid = [found.high * 1.03**-i for i in range(80, -1, -1)]  # from a tenth on
@@ -98,7 +96,7 @@ def test_bases_that_are_judged_by_products_alone(tmp_path):
     (row,) = bulkedge.audit(*paths, recipe=recipe).matrices
     found = row.critical_scale
     assert {direction.method for direction in row.directions} == {"certified"}
-    assert found.low < found.high <= WIDTH * found.low
+    assert found.low < found.high <= CERTIFIED_WIDTH * found.low
     sides = ("left", "right")
     assert min(lowest_score(base, update, found.low, side) for side in sides) >= EPSILON
     assert min(lowest_score(base, update, found.high, side) for side in sides) < EPSILON
@@ -119,31 +117,3 @@ def test_a_base_that_is_judged_by_products_gives_its_leading_vectors(tmp_path):
     assert found.aligned
     assert lowest_score(base, update, found.expected / 1.06, "left") >= EPSILON
     assert lowest_score(base, update, found.expected * 1.06, "left") < EPSILON
-
-
-def test_an_end_that_is_open_widens_the_bracket():
-    found = bracket_scale(lambda s: None if 0.3 <= s <= 0.5 else s > 0.4)
-    assert found.undecided > 0
-    assert found.low < 0.3 <= WIDTH * found.low
-    assert found.high / WIDTH < 0.5 < found.high
-
-
-@pytest.mark.parametrize("start", [0.02, 0.4, 1.0, 9.0])
-def test_what_comes_and_goes_is_found_below(start):
-    """New in a window, and again further up: the ladder finds the lower one."""
-    found = bracket_scale(lambda s: 0.5 < s < 0.5 * LADDER**2 or s > 1.1, start)
-    assert found.low <= 0.5 < found.high <= WIDTH * found.low
-    assert found.tried < 40
-
-
-def test_what_is_out_of_reach_or_known():
-    never = bracket_scale(lambda s: False, 2.0)
-    assert (never.low, never.high, never.undecided) == (2.0 * REACH, None, 0)
-    always = bracket_scale(lambda s: True, 2.0)
-    assert (always.low, always.high) == (0.0, 2.0 / REACH)
-    asked = []
-    known = bracket_scale(lambda s: asked.append(s) or s > 3, 2.0, {1.0: True})
-    assert known.high == pytest.approx(1.0, rel=0.1)
-    assert 1.0 not in asked
-    with pytest.raises(InputError, match="expected a positive finite start, got 0"):
-        bracket_scale(lambda s: True, 0)

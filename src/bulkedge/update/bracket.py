@@ -49,7 +49,14 @@ class ScaledDirections:
     vectors: tuple[Tensor, ...]
 
     def is_new(self, epsilon: float) -> bool | None:
-        """Whether one has a score below ε for certain; None if that is open."""
+        """Whether one has a score below ε for certain.
+
+        Args:
+            epsilon: ε.
+
+        Returns:
+            Whether it has; None if that is open.
+        """
         if bool((self.upper < epsilon).any()):
             return True
         return False if bool((self.lower >= epsilon).all()) else None
@@ -60,12 +67,19 @@ class ScaledDirections:
         The angle to the nearest base vector changes by no more than a vector turns.  So on a
         straight turn by φ, between vectors that are α and β off the base, none is further off
         than ``(α + β + φ)/2``.
+
+        Args:
+            other: At the other scale.
+            epsilon: ε.
+
+        Returns:
+            True where that is more than ``arccos ε``, or the numbers of vectors differ.
         """
         if [x.shape for x in self.vectors] != [x.shape for x in other.vectors]:
             return True
         turned = [(x * y).sum(0).abs() for x, y in zip(self.vectors, other.vectors, strict=True)]
-        angles = sum(map(_angle, (self.scores, other.scores, torch.cat(turned).to(self.scores))))
-        return bool((angles > 2 * math.acos(epsilon)).any())
+        off = _angle(self.scores) + _angle(other.scores)
+        return bool((off + _angle(torch.cat(turned).to(off)) > 2 * math.acos(epsilon)).any())
 
 
 Look = Callable[[float], ScaledDirections]

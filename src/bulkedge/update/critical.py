@@ -22,6 +22,7 @@ from ._scan import GENERIC_DRAWS, first_new
 from ._update_svd import UpdateSVD
 from .predict import BaseSpectrum, budget
 
+
 def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10) -> float | None:
     """The critical scale by the only number that a budget has: ``θ_k / ‖ΔW‖₂``.
 

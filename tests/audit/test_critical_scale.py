@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import bulkedge
-from bulkedge.auditing.scale import CERTIFIED_WIDTH, EXACT_WIDTH
-from cases import orthonormal
+from bulkedge.update.bracket import WIDTH
+from cases import coming_and_going, orthonormal
 from helpers import save, save_adapter, some
 
 K, EPSILON = 4, 0.5
@@ -72,7 +72,7 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
         base, change = matrices[0][row.name], update[row.name]
         found = row.critical_scale
         assert found.undecided == 0
-        assert found.low < found.high <= EXACT_WIDTH * found.low
+        assert found.low < found.high <= WIDTH * found.low
         assert lowest_score(base, change, found.low, "left") >= EPSILON
         assert lowest_score(base, change, found.high, "left") < EPSILON
         grid = [found.high * 1.03**-i for i in range(80, -1, -1)]  # from a tenth on
@@ -82,6 +82,41 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
         assert found.aligned == (row.update == "lora")
         if found.aligned:
             assert found.expected == pytest.approx(first, rel=0.06)
+
+
+def test_nothing_that_was_judged_up_to_the_low_end_is_new(audited):
+    record, _ = audited
+    for row in some(record.matrices):
+        judged, found = row.scale_curve.judged, row.critical_scale
+        assert {point.new for point in judged if point.scale <= found.low} == {0}
+        above = next(point for point in judged if point.scale > found.low)
+        assert (above.scale, above.new > 0) == (found.high, True)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dense"])
+def test_windows_in_which_something_is_new_are_found(kind, tmp_path):
+    """Below the measured scale a grid in steps of half a per cent finds nothing new."""
+    cases = {f"l{seed}": coming_and_going(seed) for seed in (4, 5, 10)}
+    tuned = {f"{name}.weight": W + B @ A for name, (W, B, A) in cases.items()}
+    factors = {f"{n}.lora_{x}.weight": f for n, (_, *two) in cases.items()
+               for x, f in zip("BA", two, strict=True)}  # fmt: skip
+    paths = (
+        save(tmp_path / "b.safetensors", {f"{name}.weight": W for name, (W, *_) in cases.items()}),
+        save(tmp_path / "t.safetensors", tuned)
+        if kind == "dense"
+        else save_adapter(tmp_path / "a", factors, r=8, lora_alpha=8,
+                          rank_pattern={n: two[0].shape[1] for n, (_, *two) in cases.items()},
+                          alpha_pattern={n: two[0].shape[1] for n, (_, *two) in cases.items()}),
+    )  # fmt: skip
+    for row in some(bulkedge.audit(*paths, recipe={"top_k": 6, "critical_scale": True}).matrices):
+        W, B, A = cases[row.name.removesuffix(".weight")]
+        grid = torch.tensor([0.05 * 1.005**i for i in range(640)]).double()
+        moved = torch.linalg.svd(W + grid[:, None, None] * (B @ A))[0][..., :6]
+        new = moved.abs().amax(-2).amin(-1) < EPSILON  # the base is diagonal
+        first = float(grid[new][0])
+        assert row.critical_scale.low < first <= 1.005 * row.critical_scale.high
+        later = new[grid > first]
+        assert bool((~later).any()), "it goes again"
 
 
 def test_bases_that_are_judged_by_products_alone(tmp_path):
@@ -96,7 +131,7 @@ def test_bases_that_are_judged_by_products_alone(tmp_path):
     (row,) = bulkedge.audit(*paths, recipe=recipe).matrices
     found = row.critical_scale
     assert {direction.method for direction in row.directions} == {"certified"}
-    assert found.low < found.high <= CERTIFIED_WIDTH * found.low
+    assert found.low < found.high <= WIDTH * found.low
     sides = ("left", "right")
     assert min(lowest_score(base, update, found.low, side) for side in sides) >= EPSILON
     assert min(lowest_score(base, update, found.high, side) for side in sides) < EPSILON

@@ -8,21 +8,16 @@ import torch
 from bulkedge import InputError
 from bulkedge.update import ScaledDirections, bracket_scale
 from bulkedge.update.bracket import REACH, WIDTH
-from helpers import some, weights
+from cases import coming_and_going
+from helpers import some
 
 K, EPSILON = 6, 0.5
 FINE = 1.004
 
 
 def drawn(seed):
-    """A base in its own basis, outliers over noise, and an update that leans towards them."""
-    n, rank = 40, (2, 8, 16)[seed % 3]
-    S = torch.cat([torch.linspace(6, 2, 14), torch.linspace(1.9, 0.1, n - 14)]).double()
-    B, A = (weights(n, rank, seed=100 * seed + i).double() for i in (1, 2))
-    for factor in (B, A):
-        factor[:14] *= 1.5
-    update = B @ A.mT
-    return S.diag(), 6 * update / torch.linalg.matrix_norm(update, 2)
+    base, B, A = coming_and_going(seed)
+    return base, B @ A
 
 
 def vectors(base, update, scales):

@@ -123,18 +123,24 @@ def scale_steps(record: Record) -> list[Step]:
 
 def _copied(record: Record, found: Weaker) -> Iterator[Step]:
     """How the weaker copy is written, once what α does not scale is merged."""
+    if not is_full(record) and not has_settings(record):
+        return  # its α is elsewhere, and PEFT cannot merge it
     merge = not_scaled(record) is not None or to_be_merged(record) is not None
     source = merged(record) if merge else record
     if any(m.read_only is not None for m in source.matrices if m.status == "audited"):
         return
-    if not merge and not is_full(record) and not has_settings(record):
-        return  # its α is elsewhere
     if merge:
         yield Step(
             "merge it into the model first, in Python (model is the base):",
             merge_line(record.inputs.tuned.path),
         )
-    options = ["--method", "rescale", "--uniform", _down(found.scale), *left_out_globs(record)]
+    options = [
+        "--method",
+        "rescale",
+        "--uniform",
+        rounded_down(found.scale),
+        *left_out_globs(record),
+    ]
     yield Step(
         "this writes the weaker copy, and audits it:",
         command(source, "repair", [*options, "-o", "weaker"]),
@@ -148,7 +154,7 @@ def _clauses(record: Record) -> list[str]:
         return []
     if why := _unknown(found):
         return [f"by how much is NOT known: {why}"]
-    at = _down(found.scale)
+    at = rounded_down(found.scale)
     if found.measured:
         first = (
             f"{_ways(record)} it at ≤ {at} of its strength to have no new direction (measured: "
@@ -190,11 +196,29 @@ def told_weaker(record: Record) -> tuple[float, str, str] | None:
     found = weaker(record)
     if found is None or _unknown(found):
         return None
-    at = _down(found.scale)
+    at = rounded_down(found.scale)
     if found.measured:
-        return found.scale, f"≤ {at}", "of its strength: nothing is new at any scale tried"
+        scales = count(found.tried, "scale")
+        return found.scale, f"≤ {at}", f"of its strength: none new at {scales} measured"
     why = "a guess by its norm" if found.rough else "the first new direction expected"
     return found.scale, f"≈ {at}", f"of its strength: {why}"
+
+
+def rounded_down(scale: float) -> str:
+    """A scale in two digits, rounded down, so that it is no more than what it stands for.
+
+    Args:
+        scale: A positive number.
+
+    Returns:
+        Its digits.
+
+    Example:
+        >>> rounded_down(0.3979), rounded_down(0.00512)
+        ('0.39', '0.0051')
+    """
+    digits = 1 - math.floor(math.log10(scale))
+    return f"{math.floor(scale * 10**digits * (1 + 1e-12)) / 10**digits:.{digits}f}"
 
 
 def _may_return(matrix: Matrix) -> bool:
@@ -244,9 +268,3 @@ def _off(found: Weaker) -> str:
     """How often the expectation is wrong, and what follows."""
     of = f"{found.above} of {count(found.affected, 'matrix', 'matrices')} with new directions"
     return f"the estimate is too high for {of}, which may have to be weaker still"
-
-
-def _down(scale: float) -> str:
-    """A scale in two digits, rounded down, so that it is no more than what it stands for."""
-    digits = 1 - math.floor(math.log10(scale))
-    return f"{math.floor(scale * 10**digits * (1 + 1e-12)) / 10**digits:.{digits}f}"

@@ -20,9 +20,9 @@ from bulkedge._fields import DEFAULT_EPSILON, POSITIVE_SHARE, check_values, numb
 
 REACH = 64.0
 """A bracket is sought no further than this factor away from where the search begins."""
-STEP = 1.25
+STEP = 1.1
 """Neighbouring scales are no further apart than this factor up to 1, or to the start."""
-FAR_STEP = 2.0
+FAR_STEP = 1.25
 """Beyond, where nobody scales an update to, they may be this far apart."""
 WIDTH = 1.01
 """A bracket, and a window that is looked for, is this wide."""
@@ -114,7 +114,7 @@ def bracket_scale(
     """The critical scale of an update: nothing is new at the low end, and at no lower scale tried.
 
     The search begins at the start or below it, where every vector is within 30° of a base vector,
-    and goes upwards in steps by 1.25, beyond 1 and the start by 2.  It halves a step, down to the
+    and goes upwards in steps by 1.1, beyond 1 and the start by 1.25.  It halves a step, down to the
     width, where something is new at its end, or where a vector that turns straight from one end
     to the other may be new on the way (:meth:`ScaledDirections.may_hide`).  What this does not
     prove: a vector that turns aside between two scales, and back, is not seen.  An open answer

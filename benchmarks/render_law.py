@@ -84,6 +84,7 @@ def followed(cells: list[dict[str, Any]]) -> dict[str, float]:
     tried = [count for row in rows for count in row["tried"]]
     return {
         "adapters": len(known),
+        "too_high": sum(row["expected"] > row["measured"] for row in known),
         "expected_leaves": sum(row["expected_left"] > 0 for row in known),
         "measured_leaves": sum(row["measured_left"] > 0 for row in known),
         "tried": sum(tried) / len(tried),

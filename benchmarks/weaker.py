@@ -37,8 +37,9 @@ GRID = tuple(0.1 * 1.01**i for i in range(232))
 
 
 def folders() -> dict[str, Path]:
-    """The adapters by name."""
-    return SHIPPED | {a.name: a.folder for a in adapters() if a.fast and a.part == "noun"}
+    """The adapters by name; of rank 1 one, as α/r is α/√r there."""
+    fast = [a for a in adapters() if a.fast and a.part == "noun" and (a.rank > 1 or not a.rslora)]
+    return SHIPPED | {a.name: a.folder for a in fast}
 
 
 def as_expected(record: Record) -> Record:

@@ -111,6 +111,13 @@ def test_what_is_out_of_reach_or_known():
     assert 1.0 not in asked
 
 
+def test_a_weak_update_is_not_climbed_from_where_it_is_known_to_be_weak():
+    see, start = steady(lambda s: s > 100), 90.0
+    found = bracket_scale(see, start, {1.0: see(1.0)})
+    assert found.low <= 100 < found.high <= WIDTH * found.low
+    assert found.tried < 12
+
+
 def test_a_number_of_vectors_that_changes_is_looked_into():
     """Where the rank falls at one end, what lies between is not known from both."""
     asked, full = [], torch.eye(4).double()

@@ -188,7 +188,7 @@ class CriticalScale(Row):
     )
     high: Size | None = Field(
         default=None,
-        description="The next that was tried, at which something is new; null if none was found, "
+        description="The lowest that was tried at which something is new; null if none was found, "
         "or not asked.",
     )
     undecided: Count = Field(default=0, description="Scales tried at which a verdict stayed open.")

@@ -21,7 +21,7 @@ from bulkedge._fields import DEFAULT_EPSILON, POSITIVE_SHARE, check_values, numb
 REACH = 64.0
 """A bracket is sought no further than this factor away from where the search begins."""
 STEP = 1.1
-"""Neighbouring scales are no further apart than this factor up to 1, or to the start."""
+"""Neighbouring scales are no further apart than this factor up to 1."""
 FAR_STEP = 1.25
 """Beyond, where nobody scales an update to, they may be this far apart."""
 WIDTH = 1.01
@@ -92,7 +92,7 @@ class ScaleBracket:
     Attributes:
         low: A scale at which nothing is new, nor at any lower one that was tried; 0 if none was
             found.
-        high: The next higher one that was tried, at which something is new; None if none was found.
+        high: The lowest one that was tried at which something is new; None if none was found.
         undecided: For how many of the scales that were tried this stayed open.
         tried: How many scales were tried.
     """
@@ -114,7 +114,7 @@ def bracket_scale(
     """The critical scale of an update: nothing is new at the low end, and at no lower scale tried.
 
     The search begins at the start or below it, where every vector is within 30° of a base vector,
-    and goes upwards in steps by 1.1, beyond 1 and the start by 1.25.  It halves a step, down to the
+    and goes upwards in steps by 1.1, beyond 1 by 1.25.  It halves a step, down to the
     width, where something is new at its end, or where a vector that turns straight from one end
     to the other may be new on the way (:meth:`ScaledDirections.may_hide`).  What this does not
     prove: a vector that turns aside between two scales, and back, is not seen.  An open answer
@@ -171,8 +171,9 @@ class _Search:
         return self.seen[scale]
 
     def begin(self, start: float) -> float:
-        """The scale to climb from: below all that is known, and with vectors near the base's."""
-        scale = min([start, *self.seen])
+        """The scale to climb from: below what is known to be new, with vectors near the base's."""
+        new = (s for s, found in self.seen.items() if found.is_new(self.epsilon) is not False)
+        scale = min([start, *new])
         while scale > start / REACH and not bool((self.at(scale).scores >= CLOSE).all()):
             scale /= 2
         return scale
@@ -185,7 +186,7 @@ class _Search:
             return 0.0, begin
         low = begin
         while low < start * REACH:
-            step = STEP if low < max(1.0, start) else FAR_STEP
+            step = STEP if low < 1 else FAR_STEP
             high = min([min(low * step, start * REACH), *(x for x in self.seen if x > low)])
             if (found := self._first(low, high, beyond)) is not None:
                 return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bulkedge._errors import printable
+from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.checkpoint.peft import DORA
 from bulkedge.records import Record
 
@@ -36,6 +37,18 @@ def is_of_factors(record: Record) -> bool:
         Whether it is.
     """
     return record.inputs.tuned.kind == "lora"
+
+
+def has_settings(record: Record) -> bool:
+    """Whether it is an adapter with PEFT's configuration, in which its α is.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Whether it is.
+    """
+    return any(file.name == CONFIG for file in record.inputs.tuned.files)
 
 
 def to_be_merged(record: Record) -> str | None:

@@ -60,8 +60,8 @@ def print_record(
     if not brief:
         for step in [step for step in steps(record) if step.command or step.brief][:MAX_STEPS]:
             print_line(console, f"next: {step.brief or step.text}")
-            if step.command:  # to be copied in one piece
-                console.print(Text(f"  {step.command}"), soft_wrap=True)
+            if step.command:
+                print_line(console, f"  {step.command}")
 
 
 def warning_lines(record: Record) -> list[str]:
@@ -246,10 +246,13 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print text without markup; a pipe gets it on one line.
+    """Print text without markup; a pipe gets it on one line, and anything a command.
+
+    A command begins with two spaces, and is to be copied in one piece.
 
     Args:
         console: Where.
         text: What.
     """
-    console.print(Text(printable(text), overflow="fold"), soft_wrap=not console.is_terminal)
+    whole = text.startswith("  ") or not console.is_terminal
+    console.print(Text(printable(text), overflow="fold"), soft_wrap=whole)

@@ -132,9 +132,10 @@ def _warn(sigma: Tensor, i: int, j: int) -> None:
 
 
 def _tied(sigma: Tensor) -> Tensor:
-    """Which pairs of values agree to half of their digits, shape ``(k, k)``."""
+    """Which pairs of values agree to half of their digits, or to rounding, shape ``(k, k)``."""
     gap, larger = (sigma - sigma[:, None]).abs(), torch.maximum(sigma, sigma[:, None])
-    return gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * larger
+    noise = 8 * torch.finfo(torch.float64).eps * sigma[0]  # of vectors: that over the gap
+    return (gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * larger) | (1e-3 * gap <= noise)
 
 
 def negligible(numerator: Tensor, size: Tensor | float) -> Tensor:

@@ -108,10 +108,9 @@ def _advice(system: System, i: int, gap_met: float, residual: float, *, spaces_o
     k, top = len(system.sigma), float(system.sigma[0])
     if spaces_only:
         return cut_advice(k, gap_met / top)
-    m, n = system.A.shape
     below, more = f"a singular value beyond the k={k} leading ones", "more triplets (larger k)"
-    if k == n:
-        below, more = f"the null space of a {m}×{n} matrix or its transpose", "fewer triplets"
+    if k == system.A.shape[1]:  # all of them: what is left is the longer side's
+        below, more = "0, the value of the null space of the longer side", "fewer triplets"
     return (
         f"the derivative of singular vector {i} (from 0) meets a relative gap of "
         f"{gap_met / top:.1e} to {below}, and the vectors have a relative residual of "

@@ -10,6 +10,7 @@ from .dense import Dense, Difference, Upcast
 from .low_rank import LowRank
 from .scaled import RowScaled, Scaled, image_exponent, remedy
 from .sums import Adjoint, Sum
+from .tangent import Tangent
 
 __all__ = [
     "Adjoint",
@@ -23,6 +24,7 @@ __all__ = [
     "RowScaled",
     "Scaled",
     "Sum",
+    "Tangent",
     "Upcast",
     "as_map",
     "frobenius",

@@ -1,0 +1,149 @@
+"""The products of a map that somebody wrote: of the right kind, and made of its tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bulkedge._errors import InputError
+
+MEANING = {"matmat": "W X", "rmatmat": "Wᵀ Y", "to_dense": "W"}
+"""The members of a map that return numbers of the matrix."""
+
+
+def require_kinds(cls: type) -> None:
+    """Let a class check what its products return, wherever they are called.
+
+    Cost: some comparisons a product, none of them of numbers.
+
+    Args:
+        cls: A class of maps.
+    """
+    for member in MEANING.keys() & vars(cls).keys():
+        setattr(cls, member, _checked(member, vars(cls)[member]))
+
+
+def _checked(member: str, product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(product)
+    def method(self: Any, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        found = product(self, *args, **kwargs)
+        m, n = self.shape
+        columns = [X.shape[1] for X in (*args, *kwargs.values())] or [n]
+        wanted = (n if member == "rmatmat" else m, *columns)
+        fits = isinstance(found, Tensor) and found.shape == wanted and found.dtype == self.dtype
+        if not (fits and _same_device(found.device, self.device)):
+            raise InputError(
+                f"expected {type(self).__name__}.{member} to return {MEANING[member]} of shape "
+                f"{wanted} in {self.dtype} on {self.device}, got {_kind(found)}; correct it, or "
+                "the shape, dtype and device of the map"
+            )
+        return found
+
+    return method
+
+
+def _same_device(one: torch.device, other: torch.device | str) -> bool:
+    """Whether two devices are the same, where an index is left out, too."""
+    other = torch.device(other)
+    return one == other or (one.type == other.type and None in (one.index, other.index))
+
+
+def _kind(found: object) -> str:
+    if not isinstance(found, Tensor):
+        return f"an object of {type(found).__name__}"
+    return f"shape {tuple(found.shape)} in {found.dtype} on {found.device}"
+
+
+def gradients_by_matmat(
+    A: Any, L: Tensor, R: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradient of ``tr(Lᵀ A R)`` by each tensor of a map, from the derivative of its matmat.
+
+    Args:
+        A: The map.
+        L: Shape ``(m, b)``.
+        R: Shape ``(n, b)``.
+        needs: Which tensors' gradients are wanted; empty for all.
+
+    Returns:
+        One for each tensor.
+
+    Raises:
+        InputError: If matmat has no derivative, or misses one of the wanted tensors.
+    """
+    missed: list[int] = []
+
+    def product(*tensors: Tensor) -> Tensor:
+        found = A.with_tensors(*tensors).matmat(R)
+        wanted = (i for i in range(len(tensors)) if not needs or needs[i])
+        missed.extend(i for i in wanted if tensors[i].numel() and not _reaches(found, tensors[i]))
+        return found
+
+    try:
+        gradients = torch.func.vjp(product, *A.tensors)[1](L)
+    except RuntimeError as error:
+        memory = isinstance(error, torch.OutOfMemoryError)
+        told = f"{_no_derivative(A)}, got an error: {error}; {_REMEDY}"
+        raise error if memory else InputError(told) from error
+    if missed:
+        _require_independent(A, R, missed)
+    return cast("tuple[Tensor, ...]", gradients)
+
+
+_REMEDY = (
+    "write matmat and with_tensors with torch functions of these tensors alone, without detach() "
+    "or NumPy, or give the class a pullback"
+)
+
+
+def _no_derivative(A: Any) -> str:
+    return f"expected {type(A).__name__}.matmat to have a derivative by all tensors of the map"
+
+
+def _reaches(result: Tensor, tensor: Tensor) -> bool:
+    """Whether torch has recorded how a result depends on a tensor."""
+    seen, left = set[Any](), [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if getattr(node, "variable", None) is tensor:
+            return True
+        seen.add(node)
+        left.extend(earlier for earlier, _ in node.next_functions)
+    return result is tensor
+
+
+def _require_independent(A: Any, R: Tensor, missed: Sequence[int]) -> None:
+    """InputError if a product changes with tensors by which torch has recorded no derivative."""
+    with torch.no_grad():
+        R, tensors = _numbers(R), [_numbers(x) for x in A.tensors]
+        moved = [x + (1 + x.abs()) / 2 if i in missed else x for i, x in enumerate(tensors)]
+        before, after = A.with_tensors(*tensors), A.with_tensors(*moved)
+        if any(_equal(_numbers(after.tensors[i]), tensors[i]) for i in missed):
+            raise InputError(
+                f"expected {type(A).__name__}.with_tensors to return a map made of the tensors it "
+                "is given, got one with others; make it of these"
+            )
+        if _equal(before.matmat(R), after.matmat(R)):
+            return  # rightly no derivative
+    names = ", ".join(f"tensors[{i}]" for i in missed)
+    raise InputError(f"{_no_derivative(A)}, got none by {names}; {_REMEDY}")
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """The tensor behind all transforms of torch.func, the first one of a batch."""
+    functorch = cast("Any", torch._C)._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        dim = functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else None
+        x = functorch.get_unwrapped(x)
+        x = x if dim is None else x.select(dim, 0)
+    return x.detach()

@@ -15,7 +15,7 @@ from bulkedge._fields import as_real
 from bulkedge._guard import require_strided
 from bulkedge._precision import converted, exact
 
-from .products import gradients_by_matmat, require_kinds
+from .products import check_members, gradients_by_matmat
 
 TILE_ENTRIES = 2**19
 """So many numbers are widened together: they stay in the cache."""
@@ -38,7 +38,7 @@ class LinearMap(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        require_kinds(cls)
+        check_members(cls)
 
     @abstractmethod
     def matmat(self, X: Tensor) -> Tensor:

@@ -15,16 +15,43 @@ MEANING = {"matmat": "W X", "rmatmat": "Wᵀ Y", "to_dense": "W"}
 """The members of a map that return numbers of the matrix."""
 
 
-def require_kinds(cls: type) -> None:
-    """Let a class check what its products return, wherever they are called.
+def check_members(cls: type) -> None:
+    """Let a class check what its members return, wherever they are called.
 
     Cost: some comparisons a product, none of them of numbers.
 
     Args:
         cls: A class of maps.
     """
-    for member in MEANING.keys() & vars(cls).keys():
-        setattr(cls, member, _checked(member, vars(cls)[member]))
+    checks: dict[str, Callable[..., Any]] = {"with_tensors": _named}
+    checks |= {member: functools.partial(_checked, member) for member in MEANING}
+    for member in checks.keys() & vars(cls).keys():
+        setattr(cls, member, checks[member](vars(cls)[member]))
+
+
+def _named(with_tensors: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(with_tensors)
+    def method(self: Any, *tensors: Tensor) -> Any:
+        name = f"{type(self).__name__}.with_tensors"
+        try:
+            found = with_tensors(self, *tensors)
+        except (RuntimeError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(
+                f"expected {name} to make a map of any tensors, those of torch.func and the meta "
+                f"device included, got an error: {error}; keep the tensors as they are, and "
+                "compute with them in the products alone"
+            ) from error
+        made_of = getattr(found, "tensors", ())
+        if [x.is_meta for x in made_of] != [x.is_meta for x in tensors]:  # as one of them is asked
+            raise InputError(
+                f"expected {name} to return a map made of the tensors that it is given, got "
+                f"{found!r}, which is made of others"
+            )
+        return found
+
+    return method
 
 
 def _checked(member: str, product: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -123,20 +150,10 @@ def _require_independent(A: Any, R: Tensor, missed: Sequence[int]) -> None:
     with torch.no_grad():
         R, tensors = _numbers(R), [_numbers(x) for x in A.tensors]
         moved = [x + (1 + x.abs()) / 2 if i in missed else x for i, x in enumerate(tensors)]
-        before, after = A.with_tensors(*tensors), A.with_tensors(*moved)
-        if any(_equal(_numbers(after.tensors[i]), tensors[i]) for i in missed):
-            raise InputError(
-                f"expected {type(A).__name__}.with_tensors to return a map made of the tensors it "
-                "is given, got one with others; make it of these"
-            )
-        if _equal(before.matmat(R), after.matmat(R)):
+        if torch.equal(A.with_tensors(*tensors).matmat(R), A.with_tensors(*moved).matmat(R)):
             return  # rightly no derivative
     names = ", ".join(f"tensors[{i}]" for i in missed)
     raise InputError(f"{_no_derivative(A)}, got none by {names}; {_REMEDY}")
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)
 
 
 def _numbers(x: Tensor) -> Tensor:

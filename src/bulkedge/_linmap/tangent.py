@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class Tangent(LinearMap):
 
     def __init__(self, inner: LinearMap, tangents: Sequence[Tensor]) -> None:
         self.inner, self.tangents = inner, tuple(tangents)
+        self._needs = tuple(not _constant_zero(tangent) for tangent in tangents)
         self.shape, self.dtype, self.device = inner.shape, inner.dtype, inner.device
 
     def matmat(self, X: Tensor) -> Tensor:
@@ -62,9 +64,12 @@ class Tangent(LinearMap):
 
     def _along(self, L: Tensor, R: Tensor) -> Tensor:
         """``tr(LᵀẆ R)``."""
-        gradients = self.inner.pullback(L, R)
-        pairs = zip(gradients, self.tangents, strict=True)
-        return sum(((g * t).sum() for g, t in pairs if g is not None), start=L.new_zeros(()))
+        total = (L[:0] * R[:0]).sum()  # zero, also if no tensor moves
+        if any(self._needs):
+            gradients = self.inner.pullback(L, R, self._needs)
+            for gradient, tangent in zip(gradients, self.tangents, strict=True):
+                total = total if gradient is None else total + (gradient * tangent).sum()
+        return total
 
     def _gradient(self, function: Callable[[Tensor], Tensor], rows: int, like: Tensor) -> Tensor:
         """The gradient of a function that is linear in a block of so many rows."""
@@ -79,6 +84,16 @@ class Tangent(LinearMap):
                 "a pushforward"
             )
         return found
+
+
+def _constant_zero(tangent: Tensor) -> bool:
+    """Whether a tangent is zero, and nobody asks how a result changes with it."""
+    functorch = cast("Any", torch._C)._functorch
+    while functorch.is_functorch_wrapped_tensor(tangent):
+        if tangent.requires_grad:
+            return False
+        tangent = functorch.get_unwrapped(tangent)
+    return not tangent.requires_grad and not tangent.is_meta and not bool(tangent.any())
 
 
 def _linear(gradient: Tensor, block: Tensor, value: Tensor) -> bool:

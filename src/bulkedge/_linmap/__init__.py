@@ -8,7 +8,8 @@ from .base import Gradients, LinearMap, MatrixLike, as_map, frobenius, times_pow
 from .counted import Counted
 from .dense import Dense, Difference, Upcast
 from .low_rank import LowRank
-from .scaled import RowScaled, Scaled, image_exponent, remedy
+from .scaled import RowScaled, Scaled
+from .size import image_exponent, innermost, not_finite, remedy
 from .sums import Adjoint, Sum
 from .tangent import Tangent
 
@@ -29,6 +30,8 @@ __all__ = [
     "as_map",
     "frobenius",
     "image_exponent",
+    "innermost",
+    "not_finite",
     "remedy",
     "times_power",
 ]

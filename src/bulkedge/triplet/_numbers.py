@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import ConvergenceError, InputError
-from bulkedge._linmap import Counted, LinearMap, Scaled, remedy, times_power
+from bulkedge._linmap import Counted, LinearMap, Scaled, not_finite, remedy, times_power
 from bulkedge._precision import exact, full_precision
 
 from ._gauge import (
@@ -28,7 +28,7 @@ from ._gauge import (
     warn_of_ties,
 )
 from ._known import has_vectors, require_known
-from ._result import SingularTriplets, Status
+from ._result import SingularTriplets, Status, stated
 from ._size import divisor, exponent_of, power_of_two, size_of, times_power_of_two
 from ._transposed import require_transposed
 from .adjoint import AdjointSolver, System
@@ -78,7 +78,7 @@ def solve_leading(
         try:
             result = solver.compute(upright, k, start, generator or fixed_seed())
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise _not_finite(A) from error
+            raise not_finite(A) from error
         known = bool((result.sigma + result.residuals).isfinite().all())
         if strict and known and result.status is not Status.CONVERGED:
             require_transposed(upright, result.u, result.v)  # no more steps would help
@@ -88,7 +88,7 @@ def solve_leading(
         }
         result = dataclasses.replace(result, **figures)
     if bool((result.sigma + result.residuals).isnan().any()):
-        raise _not_finite(A)
+        raise not_finite(A)
     if not bool(result.sigma.isfinite().all()):
         raise InputError(
             f"expected singular values that {A.dtype} can hold, got larger ones; {remedy(A.dtype)}"
@@ -102,7 +102,7 @@ def solve_leading(
             f"{type(solver).__name__} on a {A.shape[0]}×{A.shape[1]} matrix, k={k}: largest "
             f"residual {float(result.residuals.max()):.2e} after {result.steps} steps; "
             f"{result.status.value}",
-            result,
+            dataclasses.replace(result, residuals=stated(result.residuals, result.sigma)),
         )
     return result
 
@@ -282,14 +282,6 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
         theta[:count] = times_power_of_two(result.near[0][:count], size)
         Z[:, :count] = result.near[1][:, :count]
     return theta, Z
-
-
-def _not_finite(A: LinearMap) -> InputError:
-    """The error of a solver that met NaN in later products than that of :func:`size_of`."""
-    return InputError(
-        f"expected products that are numbers, got others from {A!r}; look at its matmat and "
-        f"rmatmat, or {remedy(A.dtype)}"
-    )
 
 
 def _norms(p: Tensor, q: Tensor) -> Tensor:

@@ -355,12 +355,60 @@ class Halfway(Columns):
         return tuple(gradient.detach() for gradient in super().pullback(L, R, needs))
 
 
-@pytest.mark.parametrize("side", ["matmat", "rmatmat"])
-def test_a_pullback_without_a_derivative_is_named(side):
-    A = Halfway(W, d)
-    moved = A.pushforward(torch.zeros_like(W), d)
-    with pytest.raises(InputError, match=r"Halfway\.pullback to be differentiable by L and R"):
-        getattr(moved, side)(gaussian(N if side == "matmat" else M, 2))
+class BySparse(Columns):
+    """Torch differentiates a sparse product once."""
+
+    def matmat(self, X):
+        W0, d = self._tensors
+        places = torch.arange(N).expand(2, N)
+        diagonal = torch.sparse_coo_tensor(places, d, (N, N), check_invariants=False)
+        return W0 @ torch.sparse.mm(diagonal, X)
+
+
+ONCE = {Halfway: r"pullback of Halfway, .*", BySparse: r"pullback of BySparse, by default the .*"}
+
+
+@pytest.mark.parametrize("way", ["jvp", "grad of grad", "jvp of grad", "double backward", "vmap"])
+@pytest.mark.parametrize("kind", ONCE)
+def test_a_pullback_without_a_derivative_is_named(kind, way):
+    """The first derivative in reverse mode needs none."""
+    if kind is BySparse and way == "vmap":
+        pytest.skip("torch has no vmap of a sparse product")
+
+    def f(x):
+        return singular_triplet(kind(W, x) + Dense(W), 2).u[0].pow(4).sum()
+
+    def slope_of(x):
+        return (torch.func.grad(f)(x) * d).sum()
+
+    def double_backward(x):
+        x.requires_grad_()
+        (G,) = torch.autograd.grad(f(x), x, create_graph=True)
+        G.sum().backward()
+
+    ways = {
+        "jvp": lambda x: tangent(f, x, x),
+        "grad of grad": torch.func.grad(slope_of),
+        "jvp of grad": lambda x: tangent(slope_of, x, x),
+        "double backward": double_backward,
+        "vmap": lambda x: torch.func.vmap(torch.func.grad(slope_of))(torch.stack([x, 2 * x])),
+    }
+    dense = torch.func.grad(lambda x: singular_triplet(W * x + W, 2).u[0].pow(4).sum())
+    torch.testing.assert_close(torch.func.grad(f)(d), dense(d))
+    with pytest.raises(InputError, match=ONCE[kind] + r"differentiable itself, .* tensors\[1\]"):
+        ways[way](d.clone())
+
+
+class OneGradient(Columns):
+    def pullback(self, L, R, needs=()):
+        return (super().pullback(L, R, needs)[1],)
+
+
+def test_gradients_that_do_not_fit_the_tensors_are_named():
+    with pytest.raises(
+        InputError, match=r"OneGradient\.pullback to return a gradient, or None, for"
+    ):
+        torch.func.grad(lambda x: singular_triplet(OneGradient(W, x)).sigma[0])(d)
 
 
 def test_a_derivative_at_a_tangent_of_zero_is_not_lost():

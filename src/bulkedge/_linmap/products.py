@@ -23,7 +23,7 @@ def check_members(cls: type) -> None:
     Args:
         cls: A class of maps.
     """
-    checks: dict[str, Callable[..., Any]] = {"with_tensors": _named}
+    checks: dict[str, Callable[..., Any]] = {"with_tensors": _named, "pullback": _fitting}
     checks |= {member: functools.partial(_checked, member) for member in MEANING}
     for member in checks.keys() & vars(cls).keys():
         setattr(cls, member, checks[member](vars(cls)[member]))
@@ -73,6 +73,75 @@ def _checked(member: str, product: Callable[..., Tensor]) -> Callable[..., Tenso
     return method
 
 
+def _fitting(pullback: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(pullback)
+    def method(self: Any, L: Tensor, R: Tensor, needs: Sequence[bool] = ()) -> Any:
+        return _fitted(self, pullback(self, L, R, needs), L, R, needs)
+
+    return method
+
+
+def _fitted(
+    A: Any, gradients: Sequence[Tensor | None], L: Tensor, R: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, if they fit the tensors; an error waits in those that lose L and R."""
+    wanted = [tuple(x.shape) for x in A.tensors]
+    found = [None if g is None else tuple(g.shape) for g in gradients]
+    if len(found) != len(wanted) or any(f and f != w for f, w in zip(found, wanted, strict=True)):
+        raise InputError(
+            f"expected {type(A).__name__}.pullback to return a gradient, or None, for each tensor "
+            f"of the map, of shapes {wanted}, got {found}"
+        )
+    followed = _levels(L) | _levels(R) if torch.is_grad_enabled() else set[int]()
+    fitted = list(gradients)
+    for i, gradient in enumerate(gradients):
+        if gradient is None or (needs and not needs[i]):
+            continue
+        if not followed <= _levels(gradient) and bool(_numbers(gradient).any()):
+            fitted[i] = _Once.apply(_once(A, i), gradient, L, R)
+    return tuple(fitted)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that may be used, and not be differentiated: the result would silently be zero."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: str, gradient: Tensor, L: Tensor, R: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.message = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise InputError(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Tensor) -> None:
+        raise InputError(ctx.message)
+
+
+def _once(A: Any, i: int) -> str:
+    return (
+        f"expected the pullback of {type(A).__name__}, by default the derivative of its matmat, to "
+        f"be differentiable itself, got a gradient of tensors[{i}] that is not; write it with "
+        "torch functions of L and R; where the map is linear in all its tensors together, "
+        "pushforward may return self.with_tensors(*tangents)"
+    )
+
+
+def _levels(x: Tensor) -> set[int]:
+    """The derivatives of torch.func that follow a tensor, by their numbers; 0 for autograd."""
+    functorch, found = cast("Any", torch._C)._functorch, set[int]()
+    while functorch.is_functorch_wrapped_tensor(x):
+        found |= {functorch.maybe_get_level(x)} if x.requires_grad else set()
+        x = functorch.get_unwrapped(x)
+    return found | ({0} if x.requires_grad else set())
+
+
 def _same_device(one: torch.device, other: torch.device | str) -> bool:
     """Whether two devices are the same, where an index is left out, too."""
     other = torch.device(other)
@@ -118,7 +187,7 @@ def gradients_by_matmat(
         raise error if memory else InputError(told) from error
     if missed:
         _require_independent(A, R, missed)
-    return cast("tuple[Tensor, ...]", gradients)
+    return _fitted(A, gradients, L, R, needs)
 
 
 _REMEDY = (

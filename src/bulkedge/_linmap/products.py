@@ -59,13 +59,15 @@ def _checked(member: str, product: Callable[..., Tensor]) -> Callable[..., Tenso
     def method(self: Any, *args: Tensor, **kwargs: Tensor) -> Tensor:
         found = product(self, *args, **kwargs)
         m, n = self.shape
-        columns = [X.shape[1] for X in (*args, *kwargs.values())] or [n]
-        wanted = (n if member == "rmatmat" else m, *columns)
-        fits = isinstance(found, Tensor) and found.shape == wanted and found.dtype == self.dtype
-        if not (fits and _same_device(found.device, self.device)):
+        like, columns = self, n
+        for like in (*args, *kwargs.values()):  # the block, of any dtype that suits the map
+            columns = like.shape[1]
+        wanted = (n if member == "rmatmat" else m, columns)
+        fits = isinstance(found, Tensor) and found.shape == wanted and found.dtype == like.dtype
+        if not (fits and _same_device(found.device, like.device)):
             raise InputError(
                 f"expected {type(self).__name__}.{member} to return {MEANING[member]} of shape "
-                f"{wanted} in {self.dtype} on {self.device}, got {_kind(found)}; correct it, or "
+                f"{wanted} in {like.dtype} on {like.device}, got {_kind(found)}; correct it, or "
                 "the shape, dtype and device of the map"
             )
         return found

@@ -10,6 +10,7 @@ from bulkedge.intruder import certify
 from bulkedge.spectral import Probable
 from bulkedge.triplet import BlockKrylov, LinearMap, LowRank, Refined
 from cases import gaussian, with_spectrum
+from helpers import some
 
 M, N = 9, 6
 
@@ -142,7 +143,7 @@ def test_derivatives_of_every_mode(own, holder, mode):
     if own == "by its pullback" and holder in ("row scaled", "all"):
         pytest.skip("a RowScaled differentiates matmat, too")
     made = HOLDERS[holder](OWN[own])
-    for i, x in enumerate(made.tensors):
+    for i, x in some(enumerate(made.tensors)):
         t = torch.arange(x.numel()).to(x).cos().reshape(x.shape)
 
         def at(y, path, i=i):
@@ -246,7 +247,8 @@ def test_a_product_of_the_wrong_kind_is_named(kind, use, held):
     if use != "product" and not multiplies(use, kind):
         USES[use](A)
         return
-    with pytest.raises(InputError, match=WRONG_KINDS[kind]):
+    message = WRONG_KINDS[kind]
+    with pytest.raises(InputError, match=message):
         USES[use](A)
 
 
@@ -323,7 +325,8 @@ def test_a_product_without_a_derivative_is_named(kind, k, way):
 
     if kind is NumpyBefore and way != "backward":
         pytest.skip("no map can be made of such tensors, so there is nothing to multiply")
-    with pytest.raises(InputError, match=UNRECORDED[kind]):
+    message = UNRECORDED[kind]
+    with pytest.raises(InputError, match=message):
         WAYS[way](f, d.clone())
 
 
@@ -365,7 +368,10 @@ class BySparse(Columns):
         return W0 @ torch.sparse.mm(diagonal, X)
 
 
-ONCE = {Halfway: r"pullback of Halfway, .*", BySparse: r"pullback of BySparse, by default the .*"}
+ONCE = {
+    Halfway: r"pullback of Halfway, .* differentiable itself, got a gradient of tensors\[1\]",
+    BySparse: r"pullback of BySparse, by default the .* itself, got a gradient of tensors\[1\]",
+}
 
 
 @pytest.mark.parametrize("way", ["jvp", "grad of grad", "jvp of grad", "double backward", "vmap"])
@@ -395,7 +401,8 @@ def test_a_pullback_without_a_derivative_is_named(kind, way):
     }
     dense = torch.func.grad(lambda x: singular_triplet(W * x + W, 2).u[0].pow(4).sum())
     torch.testing.assert_close(torch.func.grad(f)(d), dense(d))
-    with pytest.raises(InputError, match=ONCE[kind] + r"differentiable itself, .* tensors\[1\]"):
+    message = ONCE[kind]
+    with pytest.raises(InputError, match=message):
         ways[way](d.clone())
 
 

@@ -32,6 +32,8 @@ def check_members(cls: type) -> None:
 def _named(with_tensors: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(with_tensors)
     def method(self: Any, *tensors: Tensor) -> Any:
+        if torch.compiler.is_compiling():  # a try would break the graph elsewhere
+            return with_tensors(self, *tensors)
         name = f"{type(self).__name__}.with_tensors"
         try:
             found = with_tensors(self, *tensors)

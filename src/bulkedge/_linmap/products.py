@@ -37,9 +37,9 @@ def _named(with_tensors: Callable[..., Any]) -> Callable[..., Any]:
         name = f"{type(self).__name__}.with_tensors"
         try:
             found = with_tensors(self, *tensors)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
             raise InputError(
                 f"expected {name} to make a map of any tensors, those of torch.func and the meta "
                 f"device included, got an error: {error}; keep the tensors as they are, and "
@@ -61,10 +61,9 @@ def _checked(member: str, product: Callable[..., Tensor]) -> Callable[..., Tenso
     def method(self: Any, *args: Tensor, **kwargs: Tensor) -> Tensor:
         found = product(self, *args, **kwargs)
         m, n = self.shape
-        like, columns = self, n
-        for like in (*args, *kwargs.values()):  # the block, of any dtype that suits the map
-            columns = like.shape[1]
-        wanted = (n if member == "rmatmat" else m, columns)
+        like = next(iter((*args, *kwargs.values())), self)  # the block, for a product
+        columns = (n,) if like is self else like.shape[1:]
+        wanted = (n if member == "rmatmat" else m, *columns)
         fits = isinstance(found, Tensor) and found.shape == wanted and found.dtype == like.dtype
         if not (fits and _same_device(found.device, like.device)):
             raise InputError(
@@ -91,7 +90,9 @@ def _fitted(
     """The gradients, if they fit the tensors; an error waits in those that lose L and R."""
     wanted = [tuple(x.shape) for x in A.tensors]
     found = [None if g is None else tuple(g.shape) for g in gradients]
-    if len(found) != len(wanted) or any(f and f != w for f, w in zip(found, wanted, strict=True)):
+    if len(found) != len(wanted) or any(
+        f not in (None, w) for f, w in zip(found, wanted, strict=True)
+    ):
         raise InputError(
             f"expected {type(A).__name__}.pullback to return a gradient, or None, for each tensor "
             f"of the map, of shapes {wanted}, got {found}"
@@ -174,6 +175,7 @@ def gradients_by_matmat(
 
     Raises:
         InputError: If matmat has no derivative, or misses one of the wanted tensors.
+        OutOfMemoryError: From torch.
     """
     missed: list[int] = []
 
@@ -185,10 +187,10 @@ def gradients_by_matmat(
 
     try:
         gradients = torch.func.vjp(product, *A.tensors)[1](L)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        memory = isinstance(error, torch.OutOfMemoryError)
-        told = f"{_no_derivative(A)}, got an error: {error}; {_REMEDY}"
-        raise error if memory else InputError(told) from error
+        raise InputError(f"{_no_derivative(A)}, got an error: {error}; {_REMEDY}") from error
     if missed:
         _require_independent(A, R, missed)
     return _fitted(A, gradients, L, R, needs)

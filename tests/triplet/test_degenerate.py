@@ -1,5 +1,6 @@
 """Near-equal singular values: right, or warned of with the gap; never silent, never NaN."""
 
+import itertools
 import warnings
 
 import pytest
@@ -154,6 +155,78 @@ def test_forward_mode_warns_of_ties():
     with pytest.warns(DegenerateWarning, match=r"0 and 1 \(from 0\) differ by \S+ of the largest"):
         _, tangent = torch.func.jvp(lambda A: singular_triplet(A, 2).u, (A,), (TARGET,))
     assert torch.isfinite(tangent).all()
+
+
+SPECTRA = {
+    "apart": (3.0, 2.0, 1.2, 0.5, 0.2),
+    "a small one": (3.0, 2.0, 1.2, 0.5, 1e-6),
+    "a tiny one": (3.0, 2.0, 1.2, 0.5, 1e-13),
+    "two small ones": (3.0, 2.0, 1.2, 2e-7, 1e-7),
+    "two tiny ones": (3.0, 2.0, 1.2, 2e-13, 1e-13),
+    "first tied": (3.0, 3.0, 1.2, 0.5, 0.2),
+    "middle tied": (3.0, 2.0, 0.5, 0.5, 0.2),
+    "last tied": (3.0, 2.0, 1.2, 0.5, 0.5),
+    "rank four": (3.0, 2.0, 1.2, 0.5, 0.0),
+}
+
+
+def one_by_one(u, v):
+    """A loss of each pair of vectors by itself, on both sides."""
+    m, n, k = len(u), len(v), u.shape[1]
+    left, right = (torch.arange(x * m * k).reshape(k, x, m).double().sin() for x in (m, n))
+    pairs = torch.einsum("ai,bi->iab", v, u), torch.einsum("ai,bi->iab", u, u)
+    return (right * pairs[0]).sum() + (left * pairs[1]).sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("k", [5, 4, 3])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", [(5, 5), (7, 5), (5, 7)], ids=str)
+def test_a_warning_is_given_where_a_gap_is_gone_and_nowhere_else(shape, spectrum, k, seed):
+    """All values too: only the longer side of a matrix has vectors beyond them, of the value 0."""
+    sigma = SPECTRA[spectrum]
+    U, V = orthonormal(shape[0], 5, seed), orthonormal(shape[1], 5, seed + 10)
+    A = (U * torch.tensor(sigma).double()) @ V.mT
+    beyond = sigma[k : k + 1] or ((0.0,) if shape[0] != shape[1] else ())
+    met = [*sigma[:k], *beyond]
+    least = min(a - b for a, b in itertools.pairwise(met))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if sigma[k - 1] == 0:
+            with pytest.raises(
+                InputError, match=r"singular value 4 \(from 0\) is zero to rounding"
+            ):
+                gradient(lambda t: one_by_one(t.u, t.v), A, k)
+            return
+        found = gradient(lambda t: one_by_one(t.u, t.v), A, k)
+    assert all(w.category is DegenerateWarning for w in caught)
+    assert bool(caught) is (least < 1e-12)
+    if caught:
+        return
+
+    def dense(A):
+        U, _, Vt = torch.linalg.svd(A, full_matrices=False)
+        return one_by_one(U[:, :k], Vt[:k].mT)
+
+    expected = torch.func.grad(dense)(A)
+    if min(a - b for a, b in itertools.pairwise(sigma)) == 0:  # torch's is NaN, or far off
+        expected = gradient(lambda t: one_by_one(t.u, t.v), A, k, adjoint=ExplicitSVD())
+    assert float((found - expected).norm() / expected.norm()) < 1e-13 / least + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("shape", [(12, 12), (14, 12), (12, 14), (1, 1), (3, 1)], ids=str)
+def test_all_vectors_of_a_generic_matrix_are_not_warned_of(shape, order, dtype):
+    k = min(shape)
+    for seed in range(20):
+        A = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        A.requires_grad_()
+        found = singular_triplet(A, k)
+        (G,) = torch.autograd.grad(found.u.pow(4).sum(), A, create_graph=order == 2)
+        if order == 2:
+            (G,) = torch.autograd.grad(G.pow(2).sum(), A)
+        assert bool(G.isfinite().all())
 
 
 @pytest.mark.parametrize("A", [torch.zeros(5, 4), torch.ones(5, 4)], ids=["zero", "rank one"])

@@ -9,6 +9,7 @@ from test_solvers import SOLVERS
 from torch.autograd import gradcheck, gradgradcheck
 
 from bulkedge import ConvergenceError, InputError
+from bulkedge._linmap import Counted
 from bulkedge.triplet import (
     KKT,
     AugmentedLeastSquares,
@@ -178,6 +179,36 @@ def test_cotangents_that_are_zero_cost_nothing(monkeypatch):
     monkeypatch.setattr(Dense, "rmatmat", None)
     (t.sigma.sum() + 0 * t.u.sum() + 0 * t.v.sum()).backward()
     torch.testing.assert_close(A.grad, (t.u @ t.v.mT).detach())
+
+
+INVARIANT = {
+    "all of u": lambda t: t.u.pow(4).sum(),
+    "first u": lambda t: t.u[:, 0].pow(4).sum(),
+    "u and v": lambda t: (t.u @ t.v.mT).pow(3).sum(),
+    "projector": lambda t: (t.u @ t.u.mT).pow(3).sum(),
+    "nothing": lambda t: t.u.square().sum() + (t.v * t.sigma).square().sum(),
+}
+
+
+@pytest.mark.parametrize("adjoint", ["deflated_cg", "minres"])
+@pytest.mark.parametrize("loss", INVARIANT)
+@pytest.mark.parametrize("shape", [(40, 40), (44, 40), (40, 44)], ids=str)
+def test_all_vectors_cost_no_more_than_half_of_them(shape, loss, adjoint):
+    """What is orthogonal to all of them is rounding, and no system is solved for it."""
+
+    def passes(k):
+        A = Counted(Dense(gaussian(*shape).requires_grad_()))
+        found = singular_triplet(A, k, adjoint=ADJOINTS[adjoint])
+        before = A.passes[0]
+        (G,) = torch.autograd.grad(INVARIANT[loss](found), A.tensors, create_graph=True)
+        first = A.passes[0] - before
+        G.pow(3).sum().backward()
+        return first, A.passes[0] - before - first
+
+    half = passes(20)
+    for k in (38, 39, 40):
+        assert all(a <= b for a, b in zip(passes(k), half, strict=True))
+    assert loss != "nothing" or half[0] == 0
 
 
 def test_functional_transforms_agree_with_dense_ones():

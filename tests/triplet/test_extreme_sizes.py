@@ -1,6 +1,7 @@
 """Entries near the ends of a dtype: every entry is right to rounding, or refuses with a remedy."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from bulkedge.triplet import (
     thin_svd,
     truncate,
 )
-from cases import gaussian
+from cases import gaussian, generator
 from helpers import some
 
 BIG = {torch.float64: 1022, torch.float32: 126, torch.bfloat16: 126, torch.float16: 15}
@@ -282,7 +283,7 @@ def test_a_map_whose_products_are_not_finite_is_refused(solver, shape):
 
     method = getattr(triplet, solver)()
     with pytest.raises(
-        InputError, match=r"products that are numbers, got others from|NaN or Inf in the matrix"
+        InputError, match=r"finite products, got NaN or Inf from Broken|NaN or Inf in the matrix"
     ):
         singular_triplet(Broken(gaussian(*shape)), 2, solver=method)
 
@@ -299,6 +300,30 @@ def test_entries_that_are_not_finite_are_refused_everywhere(dtype, value):
         for name, entry in some(entries.items()):
             _, refusal = attempt(entry, A)
             assert "NaN or Inf" in refusal, name
+            assert not re.search("convert|divide", refusal), name  # neither would mend it
+
+
+@pytest.mark.parametrize("power", [-149, -140, -133, -127, -1074, -1060, -1040, -1023])
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30), (300, 210), (1, 3), (3, 3)], ids=str)
+def test_residuals_of_subnormal_numbers_are_not_stated_too_small(shape, k, power):
+    """Of what is returned: σ itself loses digits there."""
+    k, dtype = min(k, *shape), torch.float32 if power > -150 else torch.float64
+    for seed in range(3):
+        normal = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+        A = times_power(normal, power).to(dtype)
+        wide = times_power(A.double(), -power)
+        if not bool(wide.any()):
+            continue
+        found = singular_triplet(A, k)
+        sigma, residuals = (times_power(x.double(), -power) for x in (found.sigma, found.residuals))
+        u, v = found.u.double(), found.v.double()
+        left = torch.linalg.vector_norm(wide @ v - u * sigma, dim=0)
+        right = torch.linalg.vector_norm(wide.mT @ u - v * sigma, dim=0)
+        vectors = 4 * torch.finfo(dtype).eps * sigma[0]  # as returned, rounded to the dtype
+        assert bool((residuals + vectors >= torch.hypot(left, right)).all())
+        assert bool((found.vector_errors >= (residuals / sigma[0]).clamp(max=1)).all())
+        assert bool((found.vector_errors > 0).all())
 
 
 def test_a_product_of_factors_beyond_the_dtype_is_measured_by_its_products():
@@ -315,7 +340,9 @@ def test_a_product_of_factors_beyond_the_dtype_is_measured_by_its_products():
 
 def test_a_product_of_factors_beyond_float64_is_refused_where_rounding_cannot_be_bounded():
     B, A = gaussian(40, 2) * 2.0**1000, gaussian(2, 30) * 2.0**30
-    with pytest.raises(InputError, match="NaN or Inf, or products beyond the numbers of torch"):
+    with pytest.raises(
+        InputError, match=r"got NaN or Inf from 1\.0 \* LowRank\(.*divide the matrix"
+    ):
         spectral_norm(LowRank(B, A * 2.0**970, scale=1.0))
     scaled = 2.0**-100 * LowRank(B, A, scale=1.0)
     true = float(torch.linalg.matrix_norm(gaussian(40, 2) @ gaussian(2, 30), 2))

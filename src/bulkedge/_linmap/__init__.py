@@ -8,8 +8,10 @@ from .base import Gradients, LinearMap, MatrixLike, as_map, frobenius, times_pow
 from .counted import Counted
 from .dense import Dense, Difference, Upcast
 from .low_rank import LowRank
-from .scaled import RowScaled, Scaled, image_exponent, remedy
+from .scaled import RowScaled, Scaled
+from .size import image_exponent, innermost, not_finite, remedy
 from .sums import Adjoint, Sum
+from .tangent import Tangent
 
 __all__ = [
     "Adjoint",
@@ -23,10 +25,13 @@ __all__ = [
     "RowScaled",
     "Scaled",
     "Sum",
+    "Tangent",
     "Upcast",
     "as_map",
     "frobenius",
     "image_exponent",
+    "innermost",
+    "not_finite",
     "remedy",
     "times_power",
 ]

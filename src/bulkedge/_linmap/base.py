@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TypeVar, Union
+from typing import Any, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from bulkedge._errors import InputError
 from bulkedge._fields import as_real
 from bulkedge._guard import require_strided
 from bulkedge._precision import converted, exact
+
+from .products import check_members, gradients_by_matmat
 
 TILE_ENTRIES = 2**19
 """So many numbers are widened together: they stay in the cache."""
@@ -33,6 +35,10 @@ class LinearMap(ABC):
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_members(cls)
 
     @abstractmethod
     def matmat(self, X: Tensor) -> Tensor:
@@ -65,22 +71,25 @@ class LinearMap(ABC):
 
         Returns:
             Tensors shaped like those of the map, None for what is not wanted.
+
+        Raises:
+            InputError: By this default, if matmat has no derivative by a wanted tensor.
         """
-
-        def product(*tensors: Tensor) -> Tensor:
-            return self.with_tensors(*tensors).matmat(R)
-
-        return torch.func.vjp(product, *self.tensors)[1](L)
+        return gradients_by_matmat(self, L, R, needs)
 
     def pushforward(self, *tangents: Tensor) -> LinearMap:
         """The derivative of the map in the direction of ``tangents``, one for each tensor.
 
-        This default is for a map that is linear in its tensors.
+        This default takes it from :meth:`pullback`, for two to four products each.  A map that is
+        linear in all its tensors together returns ``self.with_tensors(*tangents)`` for one.
 
         Returns:
             A map of the same shape.
+
+        Raises:
+            InputError: From its products, if the pullback has no derivative.
         """
-        return self.with_tensors(*tangents)
+        return _CLASSES["Tangent"](self, tangents)
 
     def to(self, dtype: torch.dtype) -> LinearMap:
         """The same map with products in another dtype.

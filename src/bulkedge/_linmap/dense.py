@@ -77,6 +77,10 @@ class Dense(LinearMap):
         """See :meth:`LinearMap.pullback`; here it is ``L Rᵀ``."""
         return (L @ R.mT if all(needs) else None,)
 
+    def pushforward(self, *tangents: Tensor) -> LinearMap:
+        """See :meth:`LinearMap.pushforward`."""
+        return self.with_tensors(*tangents)
+
     def to(self, dtype: torch.dtype) -> LinearMap:
         """See :meth:`LinearMap.to`."""
         return Dense(self.matrix) if dtype == self.matrix.dtype else Upcast(self.matrix, dtype)

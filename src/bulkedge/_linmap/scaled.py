@@ -21,41 +21,6 @@ def lift(dtype: torch.dtype) -> float:
     return 2.0**900 if dtype is torch.float64 else 2.0**100
 
 
-def image_exponent(A: LinearMap, x: Tensor) -> int | None:
-    """How large a product is, also where its numbers are beyond those of the dtype.
-
-    Args:
-        A: The map, shape ``(m, n)``.
-        x: A unit or Gaussian vector, shape ``(n, 1)``.
-
-    Returns:
-        The e with ``2ᵉ⁻¹ ≤ max |A x| < 2ᵉ``; None where the product is zero.
-
-    Raises:
-        InputError: If it is not finite.
-    """
-    limits, shift = torch.finfo(A.dtype), 0
-    largest = float(A.matmat(x).abs().max())
-    if not math.isfinite(largest):  # NaN, too: of two infinities
-        shift = math.frexp(lift(A.dtype))[1] - 1
-    elif largest < 2 * limits.tiny**0.5:  # the product itself may have underflowed
-        shift = 1 - math.frexp(lift(A.dtype))[1]
-    if shift:
-        largest = float(A.matmat(x * 2.0**-shift).abs().max())
-    if not math.isfinite(largest):
-        raise InputError(
-            "expected finite entries, got NaN or Inf, or products beyond the numbers of "
-            f"{A.dtype}; {remedy(A.dtype)}"
-        )
-    return math.frexp(largest)[1] + shift if largest else None
-
-
-def remedy(dtype: torch.dtype) -> str:
-    """What helps where the numbers of a dtype are not large enough."""
-    divide = "divide the matrix by a large number"
-    return divide if dtype is torch.float64 else f"convert it to float64, or {divide}"
-
-
 @made_by_arithmetic
 class Scaled(LinearMap):
     """The map ``factor · W``.

@@ -206,6 +206,10 @@ class Convolution(LinearMap):
             kernel, self._input_size, self.stride, self.padding, self.dilation, self.groups
         )
 
+    def pushforward(self, *tangents: Tensor) -> Convolution:
+        """See :meth:`LinearMap.pushforward`."""
+        return self.with_tensors(*tangents)
+
 
 def _each(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
     """One integer for each dimension."""

@@ -35,7 +35,7 @@ def pair_scale(phi: Tensor | None, psi: Tensor | None) -> Tensor | float:
 def over_gap(sigma: Tensor, numerator: Tensor, size: Tensor | float) -> Tensor:
     """``numerator_ji / (σ_i − σ_j)``; 0 on the diagonal, and where both are zero to rounding."""
     gap = sigma - sigma[:, None]
-    drop = _tied(sigma) & (_negligible(numerator, size) | (gap.abs() <= _resolution(sigma)))
+    drop = _tied(sigma) & (negligible(numerator, size) | (gap.abs() <= _resolution(sigma)))
     return torch.where(drop, 0.0, numerator) / torch.where(drop, 1.0, gap)
 
 
@@ -75,7 +75,7 @@ def warn_of_rotations(
     tied = _tied(sigma) & off
     if not bool(tied.any()):
         return
-    dependent = tied & ~_negligible(numerator, size)
+    dependent = tied & ~negligible(numerator, size)
     if xi is not None:
         # In a loss of σ and vectors together, like one of U Σ Vᵀ, the numerator vanishes with
         # σ_i − σ_j although the quotient does not.  The cotangents of σ_i and σ_j then differ.
@@ -132,12 +132,13 @@ def _warn(sigma: Tensor, i: int, j: int) -> None:
 
 
 def _tied(sigma: Tensor) -> Tensor:
-    """Which pairs of values agree to half of their digits, shape ``(k, k)``."""
+    """Which pairs of values agree to half of their digits, or to rounding, shape ``(k, k)``."""
     gap, larger = (sigma - sigma[:, None]).abs(), torch.maximum(sigma, sigma[:, None])
-    return gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * larger
+    noise = 8 * torch.finfo(torch.float64).eps * sigma[0]  # of vectors: that over the gap
+    return (gap <= math.sqrt(torch.finfo(sigma.dtype).eps) * larger) | (1e-3 * gap <= noise)
 
 
-def _negligible(numerator: Tensor, size: Tensor | float) -> Tensor:
+def negligible(numerator: Tensor, size: Tensor | float) -> Tensor:
     """Where a numerator is zero to rounding."""
     return numerator.abs() <= _noise(numerator) * size
 

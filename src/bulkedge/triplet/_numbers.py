@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bulkedge._errors import ConvergenceError, DegenerateWarning, InputError
-from bulkedge._linmap import Counted, LinearMap, Scaled, remedy, times_power
+from bulkedge._errors import ConvergenceError, InputError
+from bulkedge._linmap import Counted, LinearMap, Scaled, not_finite, remedy, times_power
 from bulkedge._precision import exact, full_precision
 
 from ._gauge import (
-    cut_advice,
+    negligible,
     pair_scale,
     rotation_gradient,
     warn_of_cut,
     warn_of_rotations,
     warn_of_ties,
 )
-from ._result import SingularTriplets, Status, resolution
+from ._known import has_vectors, require_known
+from ._result import SingularTriplets, Status, stated
 from ._size import divisor, exponent_of, power_of_two, size_of, times_power_of_two
 from ._transposed import require_transposed
 from .adjoint import AdjointSolver, System
@@ -77,7 +78,7 @@ def solve_leading(
         try:
             result = solver.compute(upright, k, start, generator or fixed_seed())
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise _not_finite(A) from error
+            raise not_finite(A) from error
         known = bool((result.sigma + result.residuals).isfinite().all())
         if strict and known and result.status is not Status.CONVERGED:
             require_transposed(upright, result.u, result.v)  # no more steps would help
@@ -87,7 +88,7 @@ def solve_leading(
         }
         result = dataclasses.replace(result, **figures)
     if bool((result.sigma + result.residuals).isnan().any()):
-        raise _not_finite(A)
+        raise not_finite(A)
     if not bool(result.sigma.isfinite().all()):
         raise InputError(
             f"expected singular values that {A.dtype} can hold, got larger ones; {remedy(A.dtype)}"
@@ -101,7 +102,7 @@ def solve_leading(
             f"{type(solver).__name__} on a {A.shape[0]}×{A.shape[1]} matrix, k={k}: largest "
             f"residual {float(result.residuals.max()):.2e} after {result.steps} steps; "
             f"{result.status.value}",
-            result,
+            dataclasses.replace(result, residuals=stated(result.residuals, result.sigma)),
         )
     return result
 
@@ -165,7 +166,7 @@ def solve_outside_block(
         nothing, spaces_only = phi is None and psi is None, warn_of == "cut"
         # Also for cotangents of zero: those of UΣVᵀ are multiplied by the σ that is zero.
         unused = nothing and traced and not spaces_only and not tangent
-        if math.isnan(scale) or not (_has_vectors(sigma, A.shape, tangent, unused) or unused):
+        if math.isnan(scale) or not (has_vectors(sigma, A.shape, tangent, unused) or unused):
             return torch.full_like(u, torch.nan), torch.full_like(v, torch.nan)
         warned = spaces_only and warn_of_cut(sigma, evidence.near[0])
         if nothing:
@@ -184,16 +185,16 @@ def solve_outside_block(
         known = (u * unit.matmat(v)).sum(dim=0) if small else times_power_of_two(sigma, 1 / size)
         system = System(unit, known, u, v, None, None, near)
         system = dataclasses.replace(
-            system,
-            Phi=None if phi is None else system.outside_u(phi),
-            Psi=None if psi is None else system.outside_v(psi),
+            system, Phi=_met(system.outside_u, phi), Psi=_met(system.outside_v, psi)
         )
+        if system.Phi is None and system.Psi is None:
+            return torch.zeros_like(u), torch.zeros_like(v)
         close = float(evidence.gaps.min()) < 0.1 * float(sigma[0])
         p, q = _refined(adjoint, system, close=close)
         residuals, gaps = (
             times_power_of_two(x, 1 / size) for x in (evidence.residuals, evidence.gaps)
         )
-        _require_known(
+        require_known(
             adjoint, system, (p, q), residuals, gaps, spaces_only=spaces_only, warned=warned
         )
         power = exponent_of(scale) - exponent_of(size)  # scale / size may be beyond all numbers
@@ -205,6 +206,17 @@ def solve_outside_block(
                 "the loss by a small one"
             )
         return p, q
+
+
+def _met(outside: Callable[[Tensor], Tensor], cotangent: Tensor | None) -> Tensor | None:
+    """The part of a cotangent outside the block, columns of rounding alone as zeros, or None."""
+    if cotangent is None:
+        return None
+    # A solve for rounding would cost as many steps as any, and warn of gaps that nothing meets.
+    part = outside(outside(cotangent))  # twice, for the digits of a small part
+    lengths = (torch.linalg.vector_norm(x, dim=0) for x in (part, cotangent))
+    part = torch.where(negligible(*lengths), 0.0, part)
+    return part if bool(part.any()) else None
 
 
 def _scale(cotangents: tuple[Tensor | None, Tensor | None]) -> float:
@@ -235,7 +247,7 @@ def _refined(adjoint: AdjointSolver, system: System, *, close: bool) -> tuple[Te
     wide = _in_float64(system) if close else system
     p, q = p.to(wide.U), q.to(wide.U)
     for _ in range(4):
-        r_u, r_v = (r.to(system.U) for r in _residual(wide, p, q))
+        r_u, r_v = (r.to(system.U) for r in wide.left_over(p, q))
         d_p, d_q = adjoint.solve(dataclasses.replace(system, Phi=r_u, Psi=r_v))
         p, q = p + d_p.to(p), q + d_q.to(q)
         if bool((_norms(d_p, d_q).to(p.device) <= 1e-3 * _norms(p, q)).all()):
@@ -251,108 +263,6 @@ def _in_float64(system: System) -> System:
     sigma = (U * A.matmat(V)).sum(dim=0) / lengths
     Phi, Psi = (None if c is None else exact(c) for c in (system.Phi, system.Psi))
     return System(A, sigma, U, V, Phi, Psi, system.near)
-
-
-def _residual(system: System, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of the right-hand side outside the block."""
-    Phi, Psi = system.filled
-    r_u = Phi - (system.sigma * p - system.A.matmat(q))
-    r_v = Psi - (system.sigma * q - system.A.rmatmat(p))
-    return system.outside_u(r_u), system.outside_v(r_v)
-
-
-def _require_known(
-    adjoint: AdjointSolver,
-    system: System,
-    solution: tuple[Tensor, Tensor],
-    residuals: Tensor,
-    gaps: Tensor,
-    *,
-    spaces_only: bool,
-    warned: bool,
-) -> None:
-    """Warn where the vectors, or their derivative, are not known to working accuracy.
-
-    ``λ = xᵀK x / xᵀx`` of the solution x is at least the gap below σ_k, and close to it where x
-    lies mostly along the vector of σ_{k+1}.  The vectors are known to an error of residual/λ, and
-    their derivative along x no better.
-
-    Raises:
-        ConvergenceError: If the adjoint stopped short, and no gap is to blame.
-    """
-    rhs, x = torch.cat(system.filled), torch.cat(solution)
-    root = math.sqrt(torch.finfo(x.dtype).eps)
-    lengths = torch.linalg.vector_norm(rhs, dim=0)
-    error = torch.linalg.vector_norm(torch.cat(_residual(system, *solution)), dim=0)
-    error = error / torch.where(lengths > 0, lengths, 1.0)
-    gap_met = (x * rhs).sum(dim=0) / (x * x).sum(dim=0).clamp_min(torch.finfo(x.dtype).tiny)
-    gap_met = torch.where(lengths > 0, gap_met.abs(), torch.inf)
-    vector_noise = residuals + 8 * torch.finfo(torch.float64).eps * system.sigma[0]
-    narrow = ~(vector_noise <= 1e-3 * gap_met)
-    rounding = (
-        8
-        * torch.finfo(x.dtype).eps
-        * torch.linalg.vector_norm(x, dim=0)
-        / lengths.clamp_min(torch.finfo(x.dtype).tiny)
-    )
-    failed = ~(error <= 10 * root + rounding)
-    # The solution of a failed solve says nothing of the gap: the gaps of the forward solve decide.
-    invisible = 64 * torch.finfo(x.dtype).eps * system.sigma[0]
-    narrow |= failed & ~((vector_noise <= 1e-3 * gaps.min()) & (gaps.min() > invisible))
-    gap_met = torch.where(failed, gaps.min(), gap_met)
-    if bool((failed & ~narrow).any()):
-        raise ConvergenceError(
-            f"{type(adjoint).__name__}: the derivative of the singular vectors was not found, "
-            f"relative residual {float(error.max()):.1e}; raise max_steps of the adjoint, or use "
-            "adjoint=ExplicitSVD()",
-            solution,
-        )
-    if not bool(narrow.any()):
-        return
-    i = int(narrow.nonzero()[0])
-    advice = _advice(system, i, float(gap_met[i]), float(residuals[i]), spaces_only=spaces_only)
-    if not bool(torch.isfinite(x).all()):
-        raise ConvergenceError(advice, solution)
-    if not warned:
-        warnings.warn(advice, DegenerateWarning, stacklevel=2)
-
-
-def _advice(system: System, i: int, gap_met: float, residual: float, *, spaces_only: bool) -> str:
-    """What to do about a gap below the k-th value that a derivative has met."""
-    k, top = len(system.sigma), float(system.sigma[0])
-    if spaces_only:
-        return cut_advice(k, gap_met / top)
-    return (
-        f"the derivative of singular vector {i} (from 0) meets a relative gap of "
-        f"{gap_met / top:.1e} to a singular value beyond the k={k} "
-        f"leading ones, and the vectors have a relative residual of "
-        f"{residual / top:.1e}: ask for more triplets (larger k), a tighter "
-        "rtol of the solver, or use a loss of σ alone"
-    )
-
-
-def _has_vectors(sigma: Tensor, shape: tuple[int, int], tangent: bool, unused: bool) -> bool:
-    """Whether every σ is above rounding; if not, an error, or for these two a warning."""
-    try:
-        _require_nonzero(sigma, shape)
-    except InputError as error:
-        if not tangent and not unused:
-            raise
-        theirs = "is NaN" if tangent else "was taken for 0"
-        warnings.warn(f"{error}; theirs {theirs}", DegenerateWarning, stacklevel=3)
-        return False
-    return True
-
-
-def _require_nonzero(sigma: Tensor, shape: tuple[int, int]) -> None:
-    rank = int((sigma > resolution(sigma, shape)).sum())
-    if rank < len(sigma):
-        raise InputError(
-            f"singular value {rank} (from 0) is zero to rounding, so that its vectors are "
-            f"arbitrary and have no derivative; "
-            + (f"ask for k ≤ {rank} triplets, or " if rank else "")
-            + "use a loss of σ alone"
-        )
 
 
 def _is_upright(A: LinearMap) -> bool:
@@ -372,14 +282,6 @@ def _near(result: SingularTriplets, size: float, n: int) -> tuple[Tensor, Tensor
         theta[:count] = times_power_of_two(result.near[0][:count], size)
         Z[:, :count] = result.near[1][:, :count]
     return theta, Z
-
-
-def _not_finite(A: LinearMap) -> InputError:
-    """The error of a solver that met NaN in later products than that of :func:`size_of`."""
-    return InputError(
-        f"expected products that are numbers, got others from {A!r}; look at its matmat and "
-        f"rmatmat, or {remedy(A.dtype)}"
-    )
 
 
 def _norms(p: Tensor, q: Tensor) -> Tensor:

@@ -105,9 +105,13 @@ class SingularTriplets:
         say where.  k = 2 shows both.
         """
         shape = (self.u.shape[-2], self.v.shape[-2])
-        residuals = self.residuals + resolution(self.sigma, shape)
-        # also in a tie, though no residual is left
-        return torch.where(residuals < self.gaps, residuals / self.gaps, 1.0)
+        finite("the singular values", self.sigma)
+        # over the gap first: the rounding error of a tiny σ₁ is below all numbers
+        rounding = resolution(torch.ones_like(self.sigma), shape) * (
+            self.sigma[..., :1] / self.gaps
+        )
+        errors = self.residuals / self.gaps + rounding
+        return torch.where(errors < 1, errors, 1.0)  # also in a tie, though no residual is left
 
 
 def neighbour_gaps(sigma: Tensor, k: int, *, complete: bool) -> Tensor:
@@ -126,6 +130,23 @@ def neighbour_gaps(sigma: Tensor, k: int, *, complete: bool) -> Tensor:
     down = (below[:-1] - below[1:])[:k]
     up = torch.cat([sigma.new_full((1,), torch.inf), down[:-1]])
     return torch.minimum(up, down)
+
+
+def stated(residuals: Tensor, sigma: Tensor) -> Tensor:
+    """Residuals that are not smaller than they are, where numbers of the dtype are too coarse.
+
+    Below its normal numbers, σ and the residual itself lose up to half of the smallest one each.
+
+    Args:
+        residuals: As rounded to the dtype, shape ``(..., k)``.
+        sigma: Shape ``(..., k)``.
+
+    Returns:
+        Shape ``(..., k)``.
+    """
+    limits = torch.finfo(sigma.dtype)
+    coarse = (residuals < limits.tiny) & (sigma > 0) & (sigma < limits.tiny / limits.eps**2)
+    return torch.where(coarse, residuals + 2 * limits.tiny * limits.eps, residuals)
 
 
 def resolution(sigma: Tensor, shape: tuple[int, ...]) -> Tensor:

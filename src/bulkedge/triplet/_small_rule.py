@@ -19,7 +19,7 @@ from bulkedge._precision import exact, exact_device
 
 from ._gauge import rotation_gradient, sums
 from ._numbers import NEAR
-from ._result import SingularTriplets, Status
+from ._result import SingularTriplets, Status, stated
 from ._small import SMALL_UP_TO, Small, decompose, upright
 from ._tracing import numbers_hidden
 from .adjoint import DeflatedCG
@@ -87,7 +87,7 @@ def small_triplet(A: Tensor, k: int, rule: Rule) -> SingularTriplets | None:
         sigma,
         u,
         v,
-        found.residuals.to(A.dtype),
+        stated(found.residuals.to(A.dtype), sigma.detach()),
         found.gaps.to(A.dtype),
         steps=found.evaluations,
         passes=passes * batch,

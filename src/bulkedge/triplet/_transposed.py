@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._linmap import Adjoint, Counted, LinearMap, Scaled
+from bulkedge._linmap import LinearMap, innermost
 from bulkedge._precision import exact
 
 BEYOND_ROUNDING = 1e3
@@ -59,9 +59,7 @@ def require_transposed(A: LinearMap, u: Tensor, v: Tensor) -> None:
 
 def not_transposed(A: LinearMap) -> InputError:
     """The error that names the map, without what solvers have put around it."""
-    while isinstance(A, (Adjoint, Counted, Scaled)):
-        A = A.inner
     return InputError(
-        f"expected rmatmat of {A!r} to be the transpose of its matmat, got products that disagree "
-        f"beyond the rounding of {A.dtype}; compare both with to_dense()"
+        f"expected rmatmat of {innermost(A)!r} to be the transpose of its matmat, got products "
+        f"that disagree beyond the rounding of {A.dtype}; compare both with to_dense()"
     )

@@ -14,7 +14,7 @@ from bulkedge._linmap import LinearMap, MatrixLike, as_map
 from bulkedge._precision import full_precision
 
 from ._implicit import Problem, gradient_by_rule, triplet
-from ._result import SingularTriplets, Status
+from ._result import SingularTriplets, Status, stated
 from ._small_rule import small_triplet
 from .adjoint import AdjointSolver, DeflatedCG
 from .solver import Auto, Solver
@@ -129,6 +129,8 @@ def solve_from(
     with full_precision(A.device):
         sigma, u, v, residuals, gaps, counts, theta, Z = triplet(problem, start, *A.tensors)
     steps, passes, status = _counts(counts)
+    values = sigma.detach()
+    residuals = stated(residuals, values.diagonal() if spaces_only else values)
     return SingularTriplets(sigma, u, v, residuals, gaps, steps, passes, status, near=(theta, Z))
 
 

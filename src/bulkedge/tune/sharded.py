@@ -84,6 +84,10 @@ class ShardedMatrix(LinearMap):
         """See :meth:`LinearMap.with_tensors`."""
         return ShardedMatrix(self.local.with_tensors(*tensors), self.sizes, self.dim, self.group)
 
+    def pushforward(self, *tangents: Tensor) -> ShardedMatrix:
+        """See :meth:`LinearMap.pushforward`."""
+        return ShardedMatrix(self.local.pushforward(*tangents), self.sizes, self.dim, self.group)
+
     def to(self, dtype: torch.dtype) -> ShardedMatrix:
         """See :meth:`LinearMap.to`."""
         return ShardedMatrix(self.local.to(dtype), self.sizes, self.dim, self.group)

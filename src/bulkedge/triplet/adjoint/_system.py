@@ -36,11 +36,11 @@ class System:
 
     def outside_u(self, X: Tensor) -> Tensor:
         """The part of X orthogonal to U."""
-        return X - self.U @ (self.U.mT @ X)
+        return _outside(self.U, X)
 
     def outside_v(self, X: Tensor) -> Tensor:
         """The part of X orthogonal to V."""
-        return X - self.V @ (self.V.mT @ X)
+        return _outside(self.V, X)
 
     @property
     def filled(self) -> tuple[Tensor, Tensor]:
@@ -48,6 +48,20 @@ class System:
         Phi = torch.zeros_like(self.U) if self.Phi is None else self.Phi
         Psi = torch.zeros_like(self.V) if self.Psi is None else self.Psi
         return Phi, Psi
+
+    def left_over(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """What is left of Φ and Ψ outside the block after K times a solution; two passes."""
+        Phi, Psi = self.filled
+        r_u = Phi - (self.sigma * p - self.A.matmat(q))
+        r_v = Psi - (self.sigma * q - self.A.rmatmat(p))
+        return self.outside_u(r_u), self.outside_v(r_v)
+
+
+def _outside(basis: Tensor, X: Tensor) -> Tensor:
+    """The part of X orthogonal to a basis: none, and no rounding error, if it spans everything."""
+    if basis.shape[0] == basis.shape[1]:
+        return torch.zeros_like(X)
+    return X - basis @ (basis.mT @ X)
 
 
 def tolerance(rtol: float | None, dtype: torch.dtype) -> float:

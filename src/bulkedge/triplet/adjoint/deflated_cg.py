@@ -75,6 +75,8 @@ class DeflatedCG:
             curvature = (D * HD).sum(dim=0)
             # Without curvature the gap is below rounding, and a further step would be noise.
             active &= curvature > eps * squares * (D * D).sum(dim=0)
+            if not bool(active.any()):
+                break
             alpha = torch.where(active, energy / curvature, 0.0)
             Q, R = Q + alpha * D, R - alpha * HD
             S = precondition(R)

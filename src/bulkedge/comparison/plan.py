@@ -29,6 +29,7 @@ from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison
+from .excluded import with_excluded_damage
 from .finite import with_damaged, with_zeroed
 from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
@@ -125,7 +126,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         base_checkpoint, opened, wanted, dropped, skipped, recipe, pairing.unjudged_base
     )
     vectors = tuple(_vectors(opened, dropped, recipe))
-    all_skipped = (*with_zeroed(skipped, vectors), *unaccounted)
+    marked = with_excluded_damage(with_zeroed(skipped, vectors), opened, dropped, recipe)
+    all_skipped = (*marked, *unaccounted)
     return Plan(
         base_checkpoint,
         opened,

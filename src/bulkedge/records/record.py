@@ -56,11 +56,14 @@ class Skipped(Row):
         default=False, description="A vector, such as a bias, that differs; reported with moments."
     )
     zeroed: bool = Field(
-        default=False, description="A vector that is all zeros, where that of the base is not."
+        default=False,
+        description="A vector, or a tensor that the recipe leaves out, that is all zeros where "
+        "that of the base is not.",
     )
     not_finite: str | None = Field(
         default=None,
-        description="How many of its numbers are NaN or Inf, where it counts as lost for it.",
+        description="How many of its numbers are NaN or Inf, where it counts as lost for it; of "
+        "what the recipe leaves out, how many are where the base's are finite.",
     )
 
 

@@ -47,7 +47,7 @@ def doubts(record: Record) -> dict[str, str]:
 
     Returns:
         Sentences by what they are about: ``part``, ``shard``, ``base``, ``adapter``, ``modules``,
-        ``size``, ``scaled``, ``apart``, ``vectors``, ``inputs``.
+        ``size``, ``scaled``, ``apart``, ``vectors``, ``damaged``, ``inputs``.
     """
     found: dict[str, str | None] = {
         PART: _part(record),
@@ -59,6 +59,7 @@ def doubts(record: Record) -> dict[str, str]:
         "scaled": _scaled(record),
         "apart": _apart(record),
         "vectors": _vectors(record),
+        "damaged": _damaged(record),
         "inputs": _inputs(record),
     }
     return {name: text for name, text in found.items() if text is not None}
@@ -185,7 +186,7 @@ def _modules(record: Record) -> str | None:
 
 
 def _vectors(record: Record) -> str | None:
-    """That a vector has lost all its numbers."""
+    """That a vector, or a tensor that the recipe leaves out, has lost all its numbers."""
     found = [row.name for row in record.skipped if row.zeroed]
     if not found:
         return None
@@ -193,6 +194,18 @@ def _vectors(record: Record) -> str | None:
     return (
         f"{printable(found[0])} of the fine-tune is all zeros, that of the base is not{others}: is "
         "it damaged?"
+    )
+
+
+def _damaged(record: Record) -> str | None:
+    """That what the recipe leaves out holds no numbers: it may have changed, but not so."""
+    found = [row for row in record.skipped if row.not_finite is not None and not row.lost]
+    if not found:
+        return None
+    others = _likewise(len(found))
+    return (
+        f"{printable(found[0].name)} is left out, but holds {found[0].not_finite} where the base "
+        f"does not{others}: is it damaged? Save the model again."
     )
 
 

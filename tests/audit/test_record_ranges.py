@@ -53,6 +53,7 @@ def documents(tmp_path_factory):
     factors = {
         "l0.lora_A.weight": weights(2, 30), "l0.lora_B.weight": 3 * weights(40, 2, seed=1),
         "l1.lora_A.weight": weights(2, 30), "l1.lora_B.weight": weights(41, 2, seed=2),
+        "l0.bias": base["l0.bias"] + 1,
     }  # fmt: skip
     adapter = save_adapter(folder / "a", factors, base_model_name_or_path="some/base")
     recipe = {"top_k": 3, "side": "both", "include": ["*"], "exclude": ["l9*", "*bias"]}

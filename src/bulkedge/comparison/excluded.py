@@ -47,8 +47,10 @@ class _Damage:
     @property
     def fields(self) -> dict[str, object]:
         """What a row says of it; empty where nothing is wrong."""
-        bad = {"not_finite": in_words(self.nan, self.inf)} if self.nan or self.inf else {}
-        return bad | ({"zeroed": True} if self.zeroed else {})
+        found: dict[str, object] = {"zeroed": True} if self.zeroed else {}
+        if self.nan or self.inf:
+            found["not_finite"] = in_words(self.nan, self.inf)
+        return found
 
 
 def with_excluded_damage(

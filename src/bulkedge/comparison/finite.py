@@ -13,7 +13,7 @@ from bulkedge.records.recipe import Recipe
 from bulkedge.records.record import InputSide, Skipped
 
 from .account import Key, keys_of
-from .comparison import Comparison
+from .comparison import Comparison, Vector
 from .leftover import why_excluded
 
 PIECE = 2**20
@@ -80,23 +80,20 @@ def with_damaged(
     return [*kept, *(row for key, row in damaged.items() if key not in known)]
 
 
-def with_zeroed(
-    skipped: Iterable[Skipped], vectors: Iterable[tuple[TensorInfo | None, TensorInfo]]
-) -> list[Skipped]:
+def with_zeroed(skipped: Iterable[Skipped], vectors: Iterable[Vector]) -> list[Skipped]:
     """The tensors that are left out, with a mark at vectors that are all zeros.
 
     Args:
         skipped: The rows so far.
-        vectors: The vectors of the tuned side, each with what it replaces in the base; None where
-            it is added.
+        vectors: The vectors of the tuned side.
 
     Returns:
         The rows; marked are those whose vector in the base is not all zeros.
     """
     zeroed = {
-        tuned.name
-        for base, tuned in vectors
-        if base is not None and _is_zero(tuned) and not _is_zero(base)
+        vector.tuned.name
+        for vector in vectors
+        if vector.base is not None and _is_zero(vector.tuned) and not _is_zero(vector.base)
     }
     return [
         row.model_copy(update={"zeroed": True})

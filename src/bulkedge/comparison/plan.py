@@ -20,7 +20,7 @@ from bulkedge.checkpoint import (
     open_base,
     open_path,
 )
-from bulkedge.checkpoint.header import EMPTY, TensorInfo
+from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.checkpoint.packed import refuse_packed
@@ -28,7 +28,7 @@ from bulkedge.records.recipe import Recipe
 from bulkedge.records.record import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
-from .comparison import Comparison
+from .comparison import Comparison, Vector
 from .excluded import with_excluded_damage
 from .finite import with_damaged, with_zeroed
 from .initial import why_not_initial
@@ -57,8 +57,7 @@ class Plan:
         skipped: Every other tensor of the tuned side, and of the base where it should have one.
         tensors: Every tensor of two or more dimensions of either side, and its outcome.
         moments: The file of moments that drift is measured with; None without.
-        vectors: The vectors of the tuned side, such as biases, each with what it replaces in the
-            base; None where it is added.
+        vectors: The vectors of the tuned side, such as biases.
     """
 
     base: Checkpoint
@@ -67,7 +66,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     tensors: tuple[Stored, ...] = ()
     moments: Path | None = None
-    vectors: tuple[tuple[TensorInfo | None, TensorInfo], ...] = ()
+    vectors: tuple[Vector, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -141,17 +140,17 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
 
 def _vectors(
     opened: Checkpoint | Adapter, dropped: Iterable[Dropped], recipe: Recipe
-) -> Iterator[tuple[TensorInfo | None, TensorInfo]]:
-    """The vectors that the recipe does not leave out, and what they replace."""
+) -> Iterator[Vector]:
+    """The vectors that the recipe does not leave out."""
     if isinstance(opened, Adapter):  # the bias of a factor is added to that of the layer
         for row in opened.unhandled:
             names = (row.name, row.info.name)
             if row.set_aside and len(row.info.shape) == 1 and not why_excluded(recipe, *names):
-                yield None, row.info
+                yield Vector(row.name, None, row.info)
     for each in dropped:
         base, tuned = each.comparison.base, each.comparison.tuned
         if each.fate == "apart" and tuned is not None and len(base.codec.shape) != 2:
-            yield base.info, tuned.info
+            yield Vector(base.codec.name, base.info, tuned.info)
 
 
 def _open_tuned(path: str | Path) -> Checkpoint | Adapter:

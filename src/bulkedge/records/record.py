@@ -55,6 +55,9 @@ class Skipped(Row):
     changed: bool = Field(
         default=False, description="A vector, such as a bias, that differs; reported with moments."
     )
+    bounded: bool = Field(
+        default=False, description="A changed bias that the `drift_bound` of its layer includes."
+    )
     zeroed: bool = Field(
         default=False,
         description="A vector, or a tensor that the recipe leaves out, that is all zeros where "
@@ -108,9 +111,16 @@ class DriftSummary(Row):
     measured: Count = Field(description="Changed matrices whose drift is known.")
     unknown: Count = Field(description="Changed matrices whose drift is not: see `drift_note`.")
     vectors: Count = Field(
-        0, description="Changed vectors, such as biases, whose effect is not part of any `drift`."
+        0,
+        description="Changed vectors, such as norms, whose effect is part of no `drift` and no "
+        "`drift_bound`.",
     )
     mean: Size | None = Field(description="Mean of `drift` over those that are known.")
+    bound: Size | None = Field(
+        None,
+        description="Mean of `drift_bound`, or of `drift` where the bias of a layer is unchanged, "
+        "over layers with a changed matrix or bias; null where no bias changed.",
+    )
     of_sums: Size | None = Field(
         description="Their `output_change` in all over their `output_power` in all."
     )
@@ -383,6 +393,9 @@ def summarise_drift(matrices: list[Matrix], skipped: list[Skipped]) -> DriftSumm
     """
     changed = [matrix for matrix in matrices if matrix.status == "audited"]
     known = [(m, m.drift) for m in changed if m.drift is not None]
+    of_biases = [m for m in matrices if m.status == "unchanged" and m.drift_note is not None]
+    bounds = [m.drift_bound for m in matrices if m.drift_bound is not None]
+    others = [drift for m, drift in known if m.drift_bound is None]
     power = math.fsum(matrix.output_power or 0.0 for matrix, _ in known)
     change = math.fsum(matrix.output_change or 0.0 for matrix, _ in known)
     new = [
@@ -390,9 +403,10 @@ def summarise_drift(matrices: list[Matrix], skipped: list[Skipped]) -> DriftSumm
     ]
     return DriftSummary(
         measured=len(known),
-        unknown=len(changed) - len(known),
-        vectors=sum(row.changed for row in skipped),
+        unknown=len(changed) - len(known) + len(of_biases),
+        vectors=sum(row.changed and not row.bounded for row in skipped),
         mean=math.fsum(drift for _, drift in known) / len(known) if known else None,
+        bound=math.fsum((*bounds, *others)) / (len(bounds) + len(others)) if bounds else None,
         of_sums=change / power if power else None,
         along_new=math.fsum(new) / len(new) if new else None,
     )

@@ -62,6 +62,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
             "side": "base",
             "accepted": False,
             "changed": False,
+            "missing": True,
             "bounded": False,
             "zeroed": False,
             "not_finite": None,

@@ -35,7 +35,7 @@ from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
-from .prefixes import mixed_prefixes
+from .prefixes import odd_names
 from .targets import with_disagreements
 from .vocabulary import common_rows, rows_left_over
 
@@ -107,7 +107,9 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         opened = with_disagreements(base_checkpoint, opened, pairing.pairs)
     else:
         pairing = pair_checkpoint(base_checkpoint, opened, recipe)
-        opened = replace(opened, disagreements=tuple(mixed_prefixes(pairing.pairs)))
+        opened = replace(
+            opened, disagreements=tuple(odd_names((*pairing.pairs, *pairing.excluded)))
+        )
     not_read = [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped, not_compared = _choose(pairing, recipe)
     skipped = [*pairing.skipped, *not_read, *not_compared]

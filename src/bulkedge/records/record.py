@@ -55,6 +55,10 @@ class Skipped(Row):
     changed: bool = Field(
         default=False, description="A vector, such as a bias, that differs; reported with moments."
     )
+    missing: bool = Field(
+        default=False,
+        description="A vector of the base that a full fine-tune does not store, and should.",
+    )
     bounded: bool = Field(
         default=False, description="A changed bias that the `drift_bound` of its layer includes."
     )

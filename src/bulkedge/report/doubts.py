@@ -47,7 +47,8 @@ def doubts(record: Record) -> dict[str, str]:
 
     Returns:
         Sentences by what they are about: ``part``, ``shard``, ``base``, ``adapter``, ``modules``,
-        ``size``, ``scaled``, ``apart``, ``vectors``, ``damaged``, ``inputs``.
+        ``size``, ``scaled``, ``apart``, ``vectors``, ``damaged``, ``missing``,
+        ``inputs``.
     """
     found: dict[str, str | None] = {
         PART: _part(record),
@@ -60,6 +61,7 @@ def doubts(record: Record) -> dict[str, str]:
         "apart": _apart(record),
         "vectors": _vectors(record),
         "damaged": _damaged(record),
+        "missing": _missing(record),
         "inputs": _inputs(record),
     }
     return {name: text for name, text in found.items() if text is not None}
@@ -206,6 +208,18 @@ def _damaged(record: Record) -> str | None:
     return (
         f"{printable(found[0].name)} is left out, but holds {found[0].not_finite} where the base "
         f"does not{others}: is it damaged? Save the model again."
+    )
+
+
+def _missing(record: Record) -> str | None:
+    """That a full fine-tune lacks vectors, which a program then starts anew."""
+    found = [row.name for row in record.skipped if row.missing]
+    if not found:
+        return None
+    return (
+        f"{printable(found[0])} of the base is not stored in the fine-tune{_likewise(len(found))}: "
+        "a program that loads it starts that vector anew, without an error. Save the model again; "
+        "`--partial` says that the fine-tune is loaded over the base."
     )
 
 

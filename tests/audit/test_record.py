@@ -41,6 +41,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "trained_on": None,
         "quantised": None,
         "disagreements": [],
+        "contradictions": [],
         "files": [
             {
                 "name": tuned.name,

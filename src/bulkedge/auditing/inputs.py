@@ -136,6 +136,7 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
         trained_on=told,
         quantised=rounded,
         disagreements=list(opened.disagreements),
+        contradictions=list(opened.contradictions) if isinstance(opened, Checkpoint) else [],
     )
 
 
@@ -157,6 +158,7 @@ def source_of_moments(file: Path, known: Mapping[Path, str]) -> Source:
         trained_on=None,
         quantised=None,
         disagreements=[],
+        contradictions=[],
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, read_tensor
 from bulkedge.checkpoint.codec.base import strips
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Skipped
+from bulkedge.records.tensors import Skipped
 
 from .account import Dropped
 from .comparison import Comparison

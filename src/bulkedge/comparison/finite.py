@@ -10,7 +10,7 @@ from torch import Tensor
 from bulkedge.checkpoint import Adapter, Checkpoint, read_header, read_tensor
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import InputSide, Skipped
+from bulkedge.records.tensors import InputSide, Skipped
 
 from .account import Key, keys_of
 from .comparison import Comparison, Vector

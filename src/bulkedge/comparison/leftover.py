@@ -18,7 +18,7 @@ from bulkedge.checkpoint import Checkpoint, Codec, Resolver, StoredMatrix
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, InputSide, Skipped
+from bulkedge.records.tensors import Fate, InputSide, Skipped
 
 from .comparison import Comparison
 from .missing import missing_vectors

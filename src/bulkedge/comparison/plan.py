@@ -25,10 +25,11 @@ from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, InputSide, Skipped, Stored
+from bulkedge.records.tensors import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
 from .comparison import Comparison, Vector
+from .configs import differing_configs
 from .excluded import with_excluded_damage
 from .finite import with_damaged, with_zeroed
 from .initial import why_not_initial
@@ -108,7 +109,9 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     else:
         pairing = pair_checkpoint(base_checkpoint, opened, recipe)
         opened = replace(
-            opened, disagreements=tuple(odd_names((*pairing.pairs, *pairing.excluded)))
+            opened,
+            disagreements=tuple(odd_names((*pairing.pairs, *pairing.excluded))),
+            contradictions=tuple(differing_configs(base_checkpoint, opened)),
         )
     not_read = [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped, not_compared = _choose(pairing, recipe)

@@ -40,6 +40,12 @@ class Source(Row):
         "tensors of a full fine-tune have another prefix than the others.",
     )
 
+    contradictions: list[str] = Field(
+        [],
+        description="Where `config.json` of a full fine-tune contradicts that of the base in what "
+        "the model computes, or is missing.",
+    )
+
     @property
     def part(self) -> str | None:
         """Which part of a model the input is, such as ``"1 of 2"``: a shard without the others."""

@@ -47,7 +47,7 @@ def doubts(record: Record) -> dict[str, str]:
 
     Returns:
         Sentences by what they are about: ``part``, ``shard``, ``base``, ``adapter``, ``modules``,
-        ``size``, ``scaled``, ``apart``, ``vectors``, ``damaged``, ``missing``,
+        ``config``, ``size``, ``scaled``, ``apart``, ``vectors``, ``damaged``, ``missing``,
         ``inputs``.
     """
     found: dict[str, str | None] = {
@@ -56,6 +56,7 @@ def doubts(record: Record) -> dict[str, str]:
         "base": _base(record),
         "adapter": _adapter(record),
         "modules": _modules(record),
+        "config": _config(record),
         "size": _size(record),
         "scaled": _scaled(record),
         "apart": _apart(record),
@@ -184,6 +185,12 @@ def _likewise(number: int, where: str = "") -> str:
 def _modules(record: Record) -> str | None:
     """Where the names of the tuned side do not go together: a program may not load all of it."""
     found = record.inputs.tuned.disagreements
+    return " ".join(map(printable, found)) or None
+
+
+def _config(record: Record) -> str | None:
+    """Where a program would build another model by the configuration of the tuned side."""
+    found = record.inputs.tuned.contradictions
     return " ".join(map(printable, found)) or None
 
 

@@ -39,6 +39,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "path": str(tuned),
         "kind": "file",
         "trained_on": None,
+        "known_as": [],
         "quantised": None,
         "disagreements": [],
         "contradictions": [],

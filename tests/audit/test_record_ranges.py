@@ -34,7 +34,7 @@ UNBOUNDED = {
 FREE = {
     "name", "path", "trained_on", "version", "torch", "reason", "tuned_name", "note", "engine",
     "output", "left_behind", "include", "exclude", "quantised", "drift_note", "not_finite",
-    "disagreements", "contradictions", "read_only",
+    "disagreements", "contradictions", "read_only", "known_as",
 }  # fmt: skip
 """Texts that may be any."""
 
@@ -75,6 +75,7 @@ def documents(tmp_path_factory):
     found["full"]["matrices"][0]["read_only"] = "fp8, a scale for each row"
     found["full"]["skipped"][0]["not_finite"] = "1 NaN and 0 Inf"
     found["full"]["inputs"]["tuned"]["contradictions"] = ["config.json says n_layer 3"]
+    found["adapter"]["inputs"]["base"]["known_as"] = ["org/name"]
     found["adapter"]["inputs"]["base"]["quantised"] = "bitsandbytes nf4 (1 weight)"
     return found
 

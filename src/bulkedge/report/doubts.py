@@ -8,6 +8,8 @@ from bulkedge._errors import count, printable
 from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import HARMLESS, told_setting
 
+from .base_name import doubted_name
+
 FOREIGN = 0.8
 """The base is doubted from this share of matrices on whose update is as large as the base."""
 LEAST = 3
@@ -54,7 +56,7 @@ def doubts(record: Record) -> dict[str, str]:
         PART: _part(record),
         "shard": _shard(record),
         "base": _base(record),
-        "adapter": _adapter(record),
+        "adapter": doubted_name(record),
         "modules": _modules(record),
         "config": _config(record),
         "size": _size(record),
@@ -123,17 +125,6 @@ def _base(record: Record) -> str | None:
             "the fine-tune began with?"
         )
     return None
-
-
-def _adapter(record: Record) -> str | None:
-    """That an adapter names another base."""
-    named = record.inputs.tuned.trained_on
-    if named is None or names_its_base(record):
-        return None
-    return (
-        f"The adapter names {printable(named)} as its base, you gave "
-        f"{printable(record.inputs.base.path)}: are they the same model?"
-    )
 
 
 def _size(record: Record) -> str | None:
@@ -333,22 +324,6 @@ def odd_sizes(record: Record) -> list[Matrix]:
     return [*oversized(record), *(matrix for matrix, _ in pairs)]
 
 
-def names_its_base(record: Record) -> bool:
-    """Whether the base that an adapter names is, by its name, the one that was given.
-
-    Args:
-        record: An audit.
-
-    Returns:
-        True where the last part of the name is a part of the path; False without a name.
-    """
-    named = record.inputs.tuned.trained_on
-    if named is None:
-        return False
-    last = named.rstrip("/").rpartition("/")[2]
-    return bool(last) and _plain(last) in _plain(record.inputs.base.path)
-
-
 def untrained(record: Record) -> list[Matrix]:
     """Audited matrices whose base is noise by the Marchenko–Pastur law, nothing standing out."""
     return [
@@ -373,11 +348,6 @@ def _foreign(record: Record) -> bool:
     ]
     large = sum(1 for update, base in sizes if update and base and update >= base)
     return len(sizes) >= LEAST and large >= FOREIGN * len(sizes)
-
-
-def _plain(name: str) -> str:
-    """A name as indexes, caches and folders all write it."""
-    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def _width(matrix: Matrix) -> int:

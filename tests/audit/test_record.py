@@ -67,6 +67,7 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
             "missing": True,
             "bounded": False,
             "zeroed": False,
+            "relative_change": None,
             "not_finite": None,
         }
     ]

@@ -28,7 +28,7 @@ UNBOUNDED = {
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
     "drift_before", "drift_after", "task_change", "top_k_threshold", "strength", "mean", "most",
-    "high",
+    "high", "relative_change",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
@@ -48,8 +48,9 @@ def documents(tmp_path_factory):
     tuned = {name: W + 1e-3 for name, W in base.items()}
     tuned["l0.weight"] = base["l0.weight"] + spike
     tuned["l2.weight"] = torch.full((42, 30), torch.nan, dtype=torch.float64)
-    base_file = save(folder / "b.safetensors", base)
-    tuned_file = save(folder / "t.safetensors", tuned)
+    norm = {"norm.weight": weights(30)}
+    base_file = save(folder / "b.safetensors", base | norm)
+    tuned_file = save(folder / "t.safetensors", tuned | norm)
     factors = {
         "l0.lora_A.weight": weights(2, 30), "l0.lora_B.weight": 3 * weights(40, 2, seed=1),
         "l1.lora_A.weight": weights(2, 30), "l1.lora_B.weight": weights(41, 2, seed=2),

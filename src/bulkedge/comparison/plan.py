@@ -34,6 +34,7 @@ from .excluded import with_excluded_damage
 from .finite import with_damaged, with_zeroed
 from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
+from .norms import with_norm_changes
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
 from .prefixes import odd_names
@@ -131,7 +132,7 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
     )
     vectors = tuple(_vectors(opened, dropped, recipe))
     marked = with_excluded_damage(with_zeroed(skipped, vectors), opened, dropped, recipe)
-    all_skipped = (*marked, *unaccounted)
+    all_skipped = (*with_norm_changes(marked, dropped), *unaccounted)
     return Plan(
         base_checkpoint,
         opened,

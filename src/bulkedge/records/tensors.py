@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .ranges import Count
+from .ranges import Count, Size
 from .row import Row
 
 InputSide = Literal["base", "tuned"]
@@ -35,6 +35,11 @@ class Skipped(Row):
         default=False,
         description="A vector, or a tensor that the recipe leaves out, that is all zeros where "
         "that of the base is not.",
+    )
+    relative_change: Size | None = Field(
+        default=None,
+        description="Of the vectors of a norm: ‖w − w0‖ / ‖w0‖ of its weight, ‖b − b0‖ / ‖w0‖ of "
+        "its bias; null of others.",
     )
     not_finite: str | None = Field(
         default=None,

@@ -49,8 +49,8 @@ def doubts(record: Record) -> dict[str, str]:
 
     Returns:
         Sentences by what they are about: ``part``, ``shard``, ``base``, ``adapter``, ``modules``,
-        ``config``, ``size``, ``scaled``, ``apart``, ``vectors``, ``damaged``, ``missing``,
-        ``inputs``.
+        ``config``, ``size``, ``scaled``, ``apart``, ``vectors``, ``norms``, ``damaged``,
+        ``missing``, ``inputs``.
     """
     found: dict[str, str | None] = {
         PART: _part(record),
@@ -63,6 +63,7 @@ def doubts(record: Record) -> dict[str, str]:
         "scaled": _scaled(record),
         "apart": _apart(record),
         "vectors": _vectors(record),
+        "norms": _norms(record),
         "damaged": _damaged(record),
         "missing": _missing(record),
         "inputs": _inputs(record),
@@ -194,6 +195,22 @@ def _vectors(record: Record) -> str | None:
     return (
         f"{printable(found[0])} of the fine-tune is all zeros, that of the base is not{others}: is "
         "it damaged?"
+    )
+
+
+def _norms(record: Record) -> str | None:
+    """That a norm has changed by more than its size."""
+    found = [
+        (row.relative_change, row.name)
+        for row in record.skipped
+        if (row.relative_change or 0.0) > LARGEST
+    ]
+    if not found:
+        return None
+    change, name = max(found)
+    return (
+        f"{printable(name)} has changed by {change:.3g} times the size of the base's norm"
+        f"{_likewise(len(found))}: is it damaged, or of another model?"
     )
 
 

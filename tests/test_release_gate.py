@@ -17,6 +17,10 @@ from helpers import save_adapter, weights
 PAGE = (Path(__file__).parents[1] / "docs/ci.md").read_text()
 PASSED, FOUND, UNKNOWN = 0, 1, 2
 KEY, INDEX = "encoder.layer.1.attention.self.key.", "model.safetensors"
+TEXTS = [
+    " ".join(practice.WORDS[(3 * i + j * (i % 7 + 1)) % 20] for j in range(6)) for i in range(60)
+]
+"""More than a layer is wide."""
 NORM = "encoder.layer.0.output.LayerNorm.weight"
 
 
@@ -47,7 +51,7 @@ def models(tmp_path_factory):
         elif name.endswith("bias"):
             state[name] = 0.1 * weights(*W.shape, seed=i)
     save_file(state, file, metadata={"format": "pt"})
-    collect_moments(folder / "BASE", practice.LINES).save(folder / "base.moments")
+    collect_moments(folder / "BASE", TEXTS).save(folder / "base.moments")
     return folder
 
 

@@ -27,7 +27,7 @@ from bulkedge.moments._read import checked_texts
 from bulkedge.moments._stream import EXACT_WIDTH
 from bulkedge.moments._texts import Progress, load_network, run_tokens, settings_of, tokens_of
 from bulkedge.records import make_recipe
-from bulkedge.records.record import Skipped
+from bulkedge.records.tensors import Skipped
 
 NAMED = 3
 """So many tensors are named in a message."""

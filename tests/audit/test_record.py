@@ -39,8 +39,10 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "path": str(tuned),
         "kind": "file",
         "trained_on": None,
+        "known_as": [],
         "quantised": None,
         "disagreements": [],
+        "contradictions": [],
         "files": [
             {
                 "name": tuned.name,
@@ -62,7 +64,10 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
             "side": "base",
             "accepted": False,
             "changed": False,
+            "missing": True,
+            "bounded": False,
             "zeroed": False,
+            "relative_change": None,
             "not_finite": None,
         }
     ]

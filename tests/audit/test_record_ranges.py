@@ -28,13 +28,13 @@ UNBOUNDED = {
     "measured_location", "spectral_norm_base", "spectral_norm_update", "threshold", "seconds",
     "scale", "base_share", "update_norm", "change", "loss",
     "drift_before", "drift_after", "task_change", "top_k_threshold", "strength", "mean", "most",
-    "high",
+    "high", "relative_change",
 }  # fmt: skip
 """Lengths, norms, seconds: as large as a double."""
 FREE = {
     "name", "path", "trained_on", "version", "torch", "reason", "tuned_name", "note", "engine",
     "output", "left_behind", "include", "exclude", "quantised", "drift_note", "not_finite",
-    "disagreements", "read_only",
+    "disagreements", "contradictions", "read_only", "known_as",
 }  # fmt: skip
 """Texts that may be any."""
 
@@ -48,11 +48,13 @@ def documents(tmp_path_factory):
     tuned = {name: W + 1e-3 for name, W in base.items()}
     tuned["l0.weight"] = base["l0.weight"] + spike
     tuned["l2.weight"] = torch.full((42, 30), torch.nan, dtype=torch.float64)
-    base_file = save(folder / "b.safetensors", base)
-    tuned_file = save(folder / "t.safetensors", tuned)
+    norm = {"norm.weight": weights(30)}
+    base_file = save(folder / "b.safetensors", base | norm)
+    tuned_file = save(folder / "t.safetensors", tuned | norm)
     factors = {
         "l0.lora_A.weight": weights(2, 30), "l0.lora_B.weight": 3 * weights(40, 2, seed=1),
         "l1.lora_A.weight": weights(2, 30), "l1.lora_B.weight": weights(41, 2, seed=2),
+        "l0.bias": base["l0.bias"] + 1,
     }  # fmt: skip
     adapter = save_adapter(folder / "a", factors, base_model_name_or_path="some/base")
     recipe = {"top_k": 3, "side": "both", "include": ["*"], "exclude": ["l9*", "*bias"]}
@@ -73,6 +75,8 @@ def documents(tmp_path_factory):
     found["adapter"]["inputs"]["tuned"]["disagreements"] = ["rank_pattern names q_prj"]
     found["full"]["matrices"][0]["read_only"] = "fp8, a scale for each row"
     found["full"]["skipped"][0]["not_finite"] = "1 NaN and 0 Inf"
+    found["full"]["inputs"]["tuned"]["contradictions"] = ["config.json says n_layer 3"]
+    found["adapter"]["inputs"]["base"]["known_as"] = ["org/name"]
     found["adapter"]["inputs"]["base"]["quantised"] = "bitsandbytes nf4 (1 weight)"
     return found
 

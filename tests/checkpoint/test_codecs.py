@@ -19,6 +19,7 @@ from bulkedge.comparison import make_plan
 from bulkedge.comparison.pair import load
 from bulkedge.report import print_record
 from bulkedge.report.advice import steps
+from bulkedge.report.doubts import doubts
 from cases import gaussian, orthonormal
 from helpers import save, save_adapter, some, weights
 
@@ -144,6 +145,32 @@ def test_under_an_adapter_and_against_a_plain_fine_tune(stored, tmp_path):
             torch.testing.assert_close(read, W[rows], rtol=3e-7, atol=1e-8)
         assert {row.fate for row in some(plan.tensors)} == {"judged"}
         assert not any(row.lost for row in plan.skipped)
+
+
+@pytest.mark.parametrize(("value", "doubt"), [(0.0, "vectors"), (float("nan"), "damaged")])
+def test_damage_is_seen_where_the_weight_is_left_out(value, doubt, stored, tmp_path):
+    """Zeros or NaN in the scales, or in the weight where it has none."""
+    W = weights(6, 10)
+    rest = {"up.weight": weights(6, 10, seed=1)}
+    base = save(tmp_path / "b.safetensors", {"q.weight": W} | rest)
+    tensors, _ = stored(W)
+    exclude = {"exclude": ["q", "q.*"], "top_k": 2}
+    for changed, expected in ((tensors, set()), (spoilt(tensors, value), {doubt})):
+        tuned = save(tmp_path / "t.safetensors", changed | {"up.weight": rest["up.weight"] + 1e-3})
+        numbers = open_checkpoint(tuned).weights["q.weight"].read(None, None)
+        if "nested" in str(list(tensors)) and value == 0 and expected:
+            assert numbers.any()  # the offset of its scales lies among its settings
+            continue
+        assert bool(numbers.any() and numbers.isfinite().all()) is not bool(expected)
+        assert set(doubts(bulkedge.audit(base, tuned, recipe=exclude))) == expected
+
+
+def spoilt(tensors, value):
+    """The tensors with one number alone in all that hold scales."""
+    scales = [n for n, W in tensors.items() if W.dtype in (torch.float32, torch.bfloat16)
+              and "map" not in n] or list(tensors)  # fmt: skip
+    return tensors | {n: torch.full_like(tensors[n].float(), value).to(tensors[n].dtype)
+                      for n in scales}  # fmt: skip
 
 
 def test_repaired_or_refused_with_the_reason(stored, tmp_path):

@@ -1,4 +1,6 @@
-"""One prefix for all of a fine-tune is intended; of some tensors alone it is a doubt."""
+"""A class's prefix for all of a fine-tune is intended; of some alone, or of training, a doubt."""
+
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -85,17 +87,54 @@ def of_images_and_text(name):
 
 WHOLE = {
     "none": (BODY, lambda name: name),
-    "one for all": (BODY, lambda name: f"base_model.model.{name}"),
-    "one for all of training": (BODY, lambda name: f"_orig_mod.{name}"),
     "another wrapping": (BODY, starting("model.", "model.language_model.")),
     "a head outside of it": (BODY, starting("model.", "language_model.model.")),
     "one less": (BODY, starting("model.", "")),
     "one more": (BERT, lambda name: f"bert.{name}"),
     "images and text": (IMAGES + BODY, of_images_and_text),
-    "a list of numbers": (["0", "2"], lambda name: f"module.{name}"),
+    "a list of numbers": (["0", "2"], lambda name: f"model.{name}"),
     "a classifier beside": ([*BERT, "classifier"],
                             lambda n: n if n.startswith("class") else f"bert.{n}"),
 }  # fmt: skip
+
+
+# the modules, how those of a fine-tune are called, how many have a wrapper, and which it is
+WRAPPED = {
+    "PEFT": (BODY, lambda name: f"base_model.model.{name}", 18, "base_model"),
+    "torch.compile": (BODY, lambda name: f"_orig_mod.{name}", 18, "_orig_mod"),
+    "several processes": (BODY, lambda name: f"module.{name}", 18, "module"),
+    "both": (BODY, lambda name: f"module._orig_mod.{name}", 18, "_orig_mod, module"),
+    "inside each layer": (BODY, lambda name: re.sub(r"(s\.\d\.)", r"\1_fsdp_wrapped_module.", name),
+                          15, "_fsdp_wrapped_module"),
+    "another class, too": (BERT, lambda name: f"module.bert.{name}", 7, "module"),
+    "a list of numbers": (["0", "2"], lambda name: f"module.{name}", 2, "module"),
+    "a head outside of it": (BODY, starting("model.", "module.model."), 17, "module"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("modules", "rename", "many", "wrapper"), WRAPPED.values(), ids=WRAPPED)
+def test_a_wrapper_of_training_is_a_doubt(modules, rename, many, wrapper, tmp_path):
+    told = doubt(tmp_path, modules, rename)
+    assert told.startswith(f"{many} of {len(modules)} tensors of the fine-tune have a wrapper")
+    assert f"({wrapper})" in told
+    files = [str(tmp_path / f"{side}.safetensors") for side in ("base", "tuned")]
+    command = ["audit", *files, "-q", "--fail-on", "never"]
+    ended = CliRunner().invoke(cli, command)
+    assert (ended.exit_code, f"doubt: {told}" in ended.stdout) == (0, True)
+    ended = CliRunner().invoke(cli, [*command, "--fail-on-doubt", "--exclude", "*0*"])
+    assert (ended.exit_code, "have a wrapper of training" in ended.stderr) == (FOUND, True)
+
+
+def test_a_wrapper_that_the_base_has_too_is_none(tmp_path):
+    """Neither one of a file that was saved so, nor a module of such a name."""
+    for wrapped in ("_orig_mod.", "base_model.model."):
+        stored = {wrapped + name: W for name, W in tensors(BODY).items()}
+        base = save(tmp_path / "base.safetensors", stored)
+        tuned = save(tmp_path / "tuned.safetensors", {n: 1.01 * W for n, W in stored.items()})
+        assert doubts(bulkedge.audit(base, tuned, recipe={"top_k": 2})) == {}
+        plain = {name.removeprefix(wrapped): 1.01 * W for name, W in stored.items()}
+        tuned = save(tmp_path / "plain.safetensors", plain)
+        assert doubts(bulkedge.audit(base, tuned, recipe={"top_k": 2})) == {}
 
 
 @pytest.mark.parametrize(("modules", "rename"), WHOLE.values(), ids=WHOLE)

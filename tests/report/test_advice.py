@@ -10,7 +10,7 @@ from bulkedge.cli import audit as audit_cli
 from bulkedge.cli import repair as repair_cli
 from bulkedge.cli._output import recipe_of
 from bulkedge.intruder import Verdict
-from bulkedge.records.record import DriftSummary
+from bulkedge.records.summary import DriftSummary
 from bulkedge.report.advice import explanation, headline, steps
 from bulkedge.report.certainty import certainty_lines, undecided_lines
 from bulkedge.report.commands import audit_command, is_relative, repair_command

@@ -82,6 +82,7 @@ def test_another_base_than_the_adapter_names(base, tmp_path):
         "base_model.model.layers.0.up.lora_B.weight": 0.01 * weights(40, 2),
     }
     adapter = save_adapter(tmp_path / "a", factors, base_model_name_or_path="org/llama-7b")
+    base = save(tmp_path / "gemma-2b/model.safetensors", load_file(base)).parent
     record = bulkedge.audit(base, adapter)
     everywhere(record, doubts(record)["adapter"])
     result = CliRunner().invoke(cli, ["audit", str(base), str(adapter), "-q"])

@@ -37,7 +37,7 @@ def files(tmp_path_factory):
     for i, (m, n) in ((0, (40, 48)), (2, (44, 40))):
         W = orthonormal(m, 40, i) * values @ orthonormal(n, 40, i + 1).mT
         model[i].weight.data = W.float()
-    state = dict(model.state_dict())
+    state = dict(model.state_dict()) | {"norm.weight": torch.ones(44)}
     save(folder / "base.safetensors", state)
     with Moments(model) as moments, torch.no_grad():
         model(weights(300, 48))
@@ -53,6 +53,7 @@ def files(tmp_path_factory):
         "large": {"0.weight": -W},
         "nan": {"0.weight": nan},
         "biased": {"0.weight": 1.01 * W, "2.bias": state["2.bias"] + 1},
+        "normed": {"0.weight": 1.01 * W, "norm.weight": 2 * state["norm.weight"]},
         "same": {},
     }.items():
         save(folder / f"{name}.safetensors", state | changed)
@@ -72,8 +73,12 @@ GATES = {
     "a multiple": ("moved", ["--fail-on-doubt"], FOUND, "doubt",
                    r"0\.weight is the base.{1,6}s matrix times 1\.2"),
     "NaN": ("nan", [], UNKNOWN, "not-judged", r"0\.weight.*1 NaN"),
-    "a changed bias": ("biased", ["--max-drift", "9"], UNKNOWN, "max-drift",
-                       r"drift is NOT all: 1 changed bias or vector is no part of it: 2\.bias"),
+    "a changed bias": ("biased", ["--max-drift", "0.01"], FOUND, "max-drift",
+                       r"mean drift, with the most that changed biases can add, .* above 0\.01; "
+                       r"1 matrix exceeds it: 2\.weight"),
+    "a changed norm": ("normed", ["--max-drift", "9"], UNKNOWN, "max-drift",
+                       r"drift is NOT all: 1 changed norm or vector is no part of it: "
+                       r"norm\.weight; to accept that they have changed: --exclude .norm\.weight."),
     "no fine-tune": ("same", [], UNKNOWN, "not-judged", r"no direction was judged"),
 }  # fmt: skip
 SHORT = {"a doubt": r"--fail-on-doubt: 1 doubt: In 0\.weight the update is larger .* = 2\):",

@@ -14,6 +14,7 @@ from typing import Any
 from bulkedge._errors import CheckpointError, OutputError, printable
 from bulkedge.checkpoint import Adapter, Checkpoint
 from bulkedge.checkpoint.header import open_regular
+from bulkedge.checkpoint.identity import known_names
 from bulkedge.comparison.plan import Comparison, Plan
 from bulkedge.records.source import File, Inputs, Source
 
@@ -43,7 +44,7 @@ class Watch:
         read = {file: known[file] for file in self._files if known and file in known}
         self.digests = read | digests(file for file in self._files if file not in read)
         self.inputs = Inputs(
-            base=source(plan.base, self.digests),
+            base=source(plan.base, self.digests, named=isinstance(plan.tuned, Adapter)),
             tuned=source(plan.tuned, self.digests),
             moments=None if plan.moments is None else source_of_moments(plan.moments, self.digests),
         )
@@ -123,19 +124,24 @@ def digests(files: Iterable[Path]) -> dict[Path, str]:
             stop.set()  # Ctrl-C does not wait for a file of many gigabytes
 
 
-def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
-    """An input with the digests of its files."""
+def source(
+    opened: Checkpoint | Adapter, known: Mapping[Path, str], *, named: bool = False
+) -> Source:
+    """An input with the digests of its files, and with the names that it goes by if asked for."""
     rows = _rows(opened.files, known)
-    named = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
-    told = printable(named[:MAX_NAMED]) if isinstance(named, str) and named else None
+    wanted = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
+    told = printable(wanted[:MAX_NAMED]) if isinstance(wanted, str) and wanted else None
+    names = known_names(opened) if named and isinstance(opened, Checkpoint) else []
     rounded = opened.quantised if isinstance(opened, Checkpoint) else None
     return Source(
         path=as_text(opened.path),
         kind=opened.kind,
         files=rows,
         trained_on=told,
+        known_as=[printable(name[:MAX_NAMED]) for name in names],
         quantised=rounded,
         disagreements=list(opened.disagreements),
+        contradictions=list(opened.contradictions) if isinstance(opened, Checkpoint) else [],
     )
 
 
@@ -155,8 +161,10 @@ def source_of_moments(file: Path, known: Mapping[Path, str]) -> Source:
         kind="file",
         files=rows,
         trained_on=None,
+        known_as=[],
         quantised=None,
         disagreements=[],
+        contradictions=[],
     )
 
 

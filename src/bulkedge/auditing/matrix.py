@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.comparison import Comparison, Pair, judge_pair, load, what_is_not_finite
 from bulkedge.comparison.drift import update_rows
 from bulkedge.intruder import Judgement, Remember, compute_anew
+from bulkedge.moments import StoredLayer
 from bulkedge.records import Matrix, Recipe
 from bulkedge.records.rows import CriticalScale
 from bulkedge.update import (
@@ -32,7 +33,7 @@ from bulkedge.update import (
 from bulkedge.update._products import measure_further, norm_is_known
 
 from .curve import expected_curve, judged_point, scale_curve
-from .drift import Drift, drift_of
+from .drift import Drift, drift_of, drift_of_bias
 from .known import KnownBases
 from .rows import angle_rows, bulk_row, direction_rows, predicted_rows, rank_fields, spectrum_row
 from .scale import measured_scale
@@ -74,8 +75,7 @@ def _audit(comparison: Comparison, recipe: Recipe, known: KnownBases | None) -> 
         return _row(comparison, "not_finite", note=problem)
     norm_update = pair.update_norm(recipe.seed)
     if norm_update == 0:
-        drift = None if comparison.inputs is None else 0.0  # whatever the inputs are
-        return _row(comparison, "unchanged", drift=drift)
+        return _row(comparison, "unchanged", **_drift_of_equal(comparison, pair))
     judged = judge_pair(pair, recipe, remember)
     if judged.tuned.rank == 0:
         return _row(comparison, "failed", note=ZEROS)
@@ -110,9 +110,20 @@ def _drift(
     if isinstance(comparison.inputs, str | None):
         return comparison.inputs
     try:
-        return drift_of(comparison.inputs, comparison.base, pair, judged.tuned, recipe)
+        return drift_of(comparison, comparison.inputs, pair, judged.tuned, recipe)
     except (InputError, CheckpointError) as error:
         return str(error)
+
+
+def _drift_of_equal(comparison: Comparison, pair: Pair) -> dict[str, Any]:
+    """The drift of a matrix that equals the base's: 0 whatever its inputs are, but for its bias."""
+    inputs = comparison.inputs
+    if comparison.bias is None or not isinstance(inputs, StoredLayer):
+        return {} if inputs is None else {"drift": 0.0}
+    try:
+        return drift_of_bias(comparison, inputs, pair)
+    except (InputError, CheckpointError) as error:
+        return {"drift_note": str(error)}
 
 
 def _measure(pair: Pair, judged: Judgement, recipe: Recipe, remember: Remember) -> Measured:

@@ -11,7 +11,8 @@ from typing import Any
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge._fields import check_fields, whole
 from bulkedge.comparison.plan import Comparison
-from bulkedge.records.record import MAX_SHARDS, Part, Record, Run, summarise
+from bulkedge.records.record import MAX_SHARDS, Part, Record, Run
+from bulkedge.records.summary import summarise
 
 from .engine._order import largest_first
 from .inputs import contents

@@ -9,7 +9,7 @@ What that rule leaves over is found by three more, each of which names one base 
 
 - the name without the components that models are wrapped in (``model.language_model.layers.0…``
   against ``language_model.model.layers.0…``), and with what transformers 5 renamed under one name;
-- the weight that MultiheadAttention calls ``in_proj_weight``;
+- the weight that MultiheadAttention calls ``in_proj_weight``, and the old names of BERT's norms;
 - the output layer that shares the input embedding.
 
 Two candidates are an error.
@@ -66,6 +66,9 @@ RENAMED = (
     (".output.dense.", ".mlp.fc2."),
 )
 """Parts of names and what transformers 5 renamed them to, replaced in this order."""
+
+NORMS = ((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta"))
+"""The ends of names that BERT's norms have now, and had in the first checkpoints."""
 
 
 def of_experts(name: str) -> bool:
@@ -143,14 +146,11 @@ class Resolver:
         Raises:
             CheckpointError: If several base tensors could be meant.
         """
-        in_proj = f"{name.removesuffix('.weight')}.in_proj_weight"
-        return (
-            self.known.get(name)
-            or self.rule.find(name)
-            or self._unwrapped(name, fits)
-            or self.rule.find(in_proj)
-            or self._unwrapped(in_proj, fits)
-        )
+        if found := self.known.get(name):
+            return found
+        names = (name, f"{name.removesuffix('.weight')}.in_proj_weight", *_norms(name))
+        found = (self.rule.find(one) or self._unwrapped(one, fits) for one in names)
+        return next((one for one in found if one is not None), None)
 
     def find_tied(self, name: str, fits: Callable[[Shape], bool]) -> str | None:
         """The base tensor of a layer that shares it and is not stored.
@@ -215,6 +215,14 @@ def _core(name: str) -> tuple[str, ...]:
     for fragment, other in RENAMED:
         name = name.replace(fragment, other)
     return tuple(part for part in name.split(".")[1:] if part not in WRAPPINGS)
+
+
+def _norms(name: str) -> Iterator[str]:
+    """What versions of transformers call the vector of a norm besides."""
+    for new, old in NORMS:
+        for end, other in ((new, old), (old, new)):
+            if name.endswith(end):
+                yield name.removesuffix(end) + other
 
 
 def infer_rule(

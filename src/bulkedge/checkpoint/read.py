@@ -50,6 +50,7 @@ class Checkpoint:
             decide.
         disagreements: Where names of a fine-tune do not go together, in sentences; filled in once
             both inputs are known.
+        contradictions: Where its ``config.json`` contradicts that of the base, likewise.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Checkpoint:
     codecs: Mapping[str, Codec] | None = None
     superseded: Mapping[str, str] = field(default_factory=dict)
     disagreements: tuple[str, ...] = ()
+    contradictions: tuple[str, ...] = ()
 
     @cached_property
     def weights(self) -> dict[str, Codec]:

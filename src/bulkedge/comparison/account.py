@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bulkedge.checkpoint import Adapter, Checkpoint, StoredMatrix, TensorInfo, read_header
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, InputSide, Skipped, Stored
+from bulkedge.records.tensors import Fate, InputSide, Skipped, Stored
 
 from .comparison import Comparison
 from .leftover import unjudged

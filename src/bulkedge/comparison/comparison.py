@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bulkedge.checkpoint import StoredMatrix, StoredUpdate
+from bulkedge.checkpoint.header import TensorInfo
 from bulkedge.checkpoint.peft import ONE_RANK
 from bulkedge.moments import StoredLayer
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector of the tuned side, such as a bias or the weight of a norm.
+
+    Attributes:
+        name: What the base calls it, or the tuned side where it is added.
+        base: What it replaces in the base; None where it is added to the model.
+        tuned: The vector.
+    """
+
+    name: str
+    base: TensorInfo | None
+    tuned: TensorInfo
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,7 @@ class Comparison:
             requested.
         resized: The rows of base and tuned side, where these are two sizes of a vocabulary and the
             first rows are compared, those that both have.
+        bias: The bias of its layer, where drift is requested and the fine-tune has changed it.
     """
 
     base: StoredMatrix
@@ -32,6 +49,7 @@ class Comparison:
     tuned_name: str
     inputs: StoredLayer | str | None = None
     resized: tuple[int, int] | None = None
+    bias: Vector | None = None
 
     @property
     def transposed(self) -> bool:

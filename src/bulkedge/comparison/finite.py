@@ -10,10 +10,10 @@ from torch import Tensor
 from bulkedge.checkpoint import Adapter, Checkpoint, read_header, read_tensor
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import InputSide, Skipped
+from bulkedge.records.tensors import InputSide, Skipped
 
 from .account import Key, keys_of
-from .comparison import Comparison
+from .comparison import Comparison, Vector
 from .leftover import why_excluded
 
 PIECE = 2**20
@@ -32,7 +32,12 @@ def what_is_not_finite(tensor: Tensor) -> str | None:
     """
     if all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(PIECE)):
         return None
-    return f"{int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} Inf"
+    return in_words(int(tensor.isnan().sum()), int(tensor.isinf().sum()))
+
+
+def in_words(nan: int, inf: int) -> str:
+    """How many numbers are NaN, and how many infinite."""
+    return f"{nan} NaN and {inf} Inf"
 
 
 def with_damaged(
@@ -75,23 +80,20 @@ def with_damaged(
     return [*kept, *(row for key, row in damaged.items() if key not in known)]
 
 
-def with_zeroed(
-    skipped: Iterable[Skipped], vectors: Iterable[tuple[TensorInfo | None, TensorInfo]]
-) -> list[Skipped]:
+def with_zeroed(skipped: Iterable[Skipped], vectors: Iterable[Vector]) -> list[Skipped]:
     """The tensors that are left out, with a mark at vectors that are all zeros.
 
     Args:
         skipped: The rows so far.
-        vectors: The vectors of the tuned side, each with what it replaces in the base; None where
-            it is added.
+        vectors: The vectors of the tuned side.
 
     Returns:
         The rows; marked are those whose vector in the base is not all zeros.
     """
     zeroed = {
-        tuned.name
-        for base, tuned in vectors
-        if base is not None and _is_zero(tuned) and not _is_zero(base)
+        vector.tuned.name
+        for vector in vectors
+        if vector.base is not None and _is_zero(vector.tuned) and not _is_zero(vector.base)
     }
     return [
         row.model_copy(update={"zeroed": True})
@@ -103,31 +105,31 @@ def with_zeroed(
 
 def _is_zero(info: TensorInfo) -> bool:
     """Whether all numbers of a tensor are zero; False of one that holds no numbers."""
-    return _has_numbers(info) and not bool(read_tensor(info).any())
+    return floating(info) and not bool(read_tensor(info).any())
 
 
 def _unread(
     base: Checkpoint, tuned: Checkpoint | Adapter
 ) -> Iterator[tuple[InputSide, TensorInfo, list[str]]]:
     """The vectors of the base and all tensors of the fine-tune that hold floating-point numbers."""
-    of_base, of_tuned = _names(base), _names(tuned)
-    stored = tuned.tensors if isinstance(tuned, Checkpoint) else _stored(tuned)
+    of_base, of_tuned = glob_names(base), glob_names(tuned)
     for info in base.tensors.values():
-        if len(info.shape) < 2 and _has_numbers(info):
+        if len(info.shape) < 2 and floating(info):
             yield "base", info, of_base[info.name]
-    for info in stored.values():
-        if _has_numbers(info):
+    for info in stored_tensors(tuned):
+        if floating(info):
             yield "tuned", info, of_tuned[info.name]
 
 
-def _stored(adapter: Adapter) -> dict[str, TensorInfo]:
-    """Every tensor in the file of an adapter."""
-    infos = adapter.stored or read_header(adapter.files[0])[0].values()
-    return {info.name: info for info in infos}
+def stored_tensors(side: Checkpoint | Adapter) -> list[TensorInfo]:
+    """Every tensor in the files of one side."""
+    if isinstance(side, Checkpoint):
+        return list(side.tensors.values())
+    return list(side.stored or read_header(side.files[0])[0].values())
 
 
-def _names(side: Checkpoint | Adapter) -> defaultdict[str, list[str]]:
-    """What globs may call a tensor besides the name in its file."""
+def glob_names(side: Checkpoint | Adapter) -> defaultdict[str, list[str]]:
+    """What globs may call a tensor besides the name in its file, by that name."""
     found = defaultdict[str, list[str]](list)
     if isinstance(side, Checkpoint):
         for name, codec in side.weights.items():
@@ -140,5 +142,6 @@ def _names(side: Checkpoint | Adapter) -> defaultdict[str, list[str]]:
     return found
 
 
-def _has_numbers(info: TensorInfo) -> bool:
+def floating(info: TensorInfo) -> bool:
+    """Whether a tensor holds floating-point numbers, and any at all."""
     return info.dtype in FLOATING and not info.empty

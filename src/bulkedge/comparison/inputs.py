@@ -11,7 +11,6 @@ from typing import TypeVar
 from torch import Tensor
 
 from bulkedge._errors import InputError
-from bulkedge._precision import exact
 from bulkedge.checkpoint import StoredMatrix, read_tensor
 from bulkedge.checkpoint.header import TensorInfo
 from bulkedge.checkpoint.of_base import OfBase
@@ -26,7 +25,7 @@ from bulkedge.moments import (
     width,
 )
 
-from .comparison import Comparison
+from .comparison import Comparison, Vector
 from .drift import of_indices
 from .plan import Plan
 
@@ -80,8 +79,8 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
 
     Returns:
         The plan.  A comparison whose inputs are not known says why.  Vectors, such as biases, are
-        read: one that differs from the base's is marked changed, since drift does not measure its
-        effect.
+        read: one that differs from the base's is marked changed, and bounded if it is the bias of a
+        layer with known inputs.  Its comparison then has it.
 
     Raises:
         CheckpointError: If the file is none, or damaged.
@@ -94,6 +93,8 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
             "without --tuned"
         )
     known, rest = by_weight(stored_layers(file), plan)
+    changed = [vector for vector in plan.vectors if _differs(vector)]
+    biases = {_weight_of(vector.name): vector for vector in changed if vector.base is not None}
     found = []
     for comparison in plan.comparisons:
         try:
@@ -101,13 +102,32 @@ def with_moments(plan: Plan, path: str | os.PathLike[str]) -> Plan:
         except InputError as error:
             inputs = str(error)
         inputs = _scaled_bias(comparison, plan) or inputs
-        found.append(replace(comparison, inputs=inputs))
-    changed = {tuned.name for base, tuned in plan.vectors if _differs(base, tuned)}
+        comparison = replace(comparison, inputs=inputs)
+        bias = biases.get(comparison.base.codec.name)
+        found.append(replace(comparison, bias=bias if _has(comparison, bias) else None))
+    names = {vector.tuned.name for vector in changed}
+    bounded = {comparison.bias.tuned.name for comparison in found if comparison.bias is not None}
     skipped = tuple(
-        row.model_copy(update={"changed": row.side == "tuned" and row.name in changed})
+        row.model_copy(update={"changed": row.name in names, "bounded": row.name in bounded})
+        if row.side == "tuned"
+        else row
         for row in plan.skipped
     )
     return replace(plan, comparisons=tuple(found), skipped=skipped, moments=file)
+
+
+def _weight_of(bias: str) -> str | None:
+    """The name of the weight that a bias belongs to; None of a vector that is called otherwise."""
+    return f"{bias.removesuffix('bias')}weight" if bias.endswith("bias") else None
+
+
+def _has(comparison: Comparison, bias: Vector | None) -> bool:
+    """Whether a bias is that of the layer whose inputs are known: a number for each output."""
+    matrix = comparison.base
+    if bias is None or matrix.alias is not None or not isinstance(comparison.inputs, StoredLayer):
+        return False
+    outputs, _ = replace(matrix, rows=None).acts_as
+    return bias.tuned.shape == (outputs,) and not comparison.inputs.of_indices
 
 
 def _scaled_bias(comparison: Comparison, plan: Plan) -> str | None:
@@ -119,10 +139,13 @@ def _scaled_bias(comparison: Comparison, plan: Plan) -> str | None:
     return f"{bias} is also scaled, which drift leaves out" if bias in plan.base.tensors else None
 
 
-def _differs(base: TensorInfo | None, tuned: TensorInfo) -> bool:
-    """Whether a vector is not that of the base; one without a counterpart is added to it."""
-    found = exact(read_tensor(tuned))
-    return bool((found != (0 if base is None else exact(read_tensor(base)))).any())
+def _differs(vector: Vector) -> bool:
+    """Whether a vector is not that of the base, rounded to the dtype of the tuned file."""
+    found = read_tensor(vector.tuned)
+    if vector.base is None:  # it is added to the model
+        return bool(found.any())
+    before = read_tensor(vector.base)
+    return before.shape != found.shape or bool((before.to(found.dtype) != found).any())
 
 
 def find_inputs(

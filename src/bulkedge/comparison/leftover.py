@@ -18,9 +18,10 @@ from bulkedge.checkpoint import Checkpoint, Codec, Resolver, StoredMatrix
 from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.model import OUTPUTS, has_output, is_input, is_output, lacks, shares, ties
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, InputSide, Skipped
+from bulkedge.records.tensors import Fate, InputSide, Skipped
 
 from .comparison import Comparison
+from .missing import missing_vectors
 
 Shape = tuple[int, ...]
 EMBEDDING_AND_OUTPUT = {"embed_tokens.weight": is_input, OUTPUTS[0]: is_output}
@@ -114,7 +115,7 @@ def not_a_weight(codec: Codec) -> str | None:
 
 
 def judge_base(
-    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, matched: set[str]
+    base: Checkpoint, tuned: Checkpoint, recipe: Recipe, pairing: Pairing
 ) -> list[Skipped]:
     """A row for each tensor of the base that the fine-tune does not store.
 
@@ -122,13 +123,16 @@ def judge_base(
         base: The base.
         tuned: The fine-tune.
         recipe: What is wanted.
-        matched: The base's tensors that have a counterpart.
+        pairing: The tensors that have a counterpart.
 
     Returns:
         The rows.  A weight counts as lost, unless the class of the fine-tune has no such layer or
-        the recipe accepts that it is missing.
+        the recipe accepts that it is missing.  A vector is marked missing in these cases.
     """
     rows = []
+    matched = pairing.matched_base_names
+    pairs = (*pairing.pairs, *pairing.excluded)
+    missing = set() if recipe.partial else set(missing_vectors(base, tuned, pairs))
     for name, codec in base.weights.items():
         info = codec.info
         if info.name in matched:
@@ -136,7 +140,8 @@ def judge_base(
         if info.empty:
             rows.append(unjudged(recipe, info.name, (name,), EMPTY, "base"))
         elif not_a_weight(codec):
-            rows.append(set_aside(info.name, NOT_STORED, "base"))
+            row = set_aside(info.name, NOT_STORED, "base")
+            rows.append(row.model_copy(update={"missing": info.name in missing}))
         elif lacks(tuned.config, name):
             rows.append(set_aside(info.name, OF_NO_USE, "base"))
         elif recipe.partial:

@@ -81,7 +81,7 @@ def pair_checkpoint(base: Checkpoint, tuned: Checkpoint, recipe: Recipe) -> Pair
     tied_by = tuned.config or base.config
     pairing.pairs += _pair_shared(base_layout, tuned_layout, tied_by, pairing.matched_base_names)
     matched = pairing.matched_base_names
-    not_stored = judge_base(base, tuned, recipe, matched)
+    not_stored = judge_base(base, tuned, recipe, pairing)
     pairing.skipped += judge_unmatched(
         base,
         pairing.unmatched,

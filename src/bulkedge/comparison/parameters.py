@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from bulkedge._precision import exact
-from bulkedge.records.record import Fate
+from bulkedge.records.tensors import Fate
 
 from .comparison import Comparison
 

@@ -20,21 +20,24 @@ from bulkedge.checkpoint import (
     open_base,
     open_path,
 )
-from bulkedge.checkpoint.header import EMPTY, TensorInfo
+from bulkedge.checkpoint.header import EMPTY
 from bulkedge.checkpoint.layout import is_kernel, is_stack
 from bulkedge.checkpoint.of_base import OfBase
 from bulkedge.checkpoint.packed import refuse_packed
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, InputSide, Skipped, Stored
+from bulkedge.records.tensors import Fate, InputSide, Skipped, Stored
 
 from .account import Dropped, account
-from .comparison import Comparison
+from .comparison import Comparison, Vector
+from .configs import differing_configs
+from .excluded import with_excluded_damage
 from .finite import with_damaged, with_zeroed
 from .initial import why_not_initial
 from .leftover import EXCLUDED, NOT_INCLUDED, Pairing, not_a_weight, set_aside, why_excluded
+from .norms import with_norm_changes
 from .pairing import pair_adapter, pair_checkpoint
 from .parameters import judged_aside
-from .prefixes import mixed_prefixes
+from .prefixes import odd_names
 from .targets import with_disagreements
 from .vocabulary import common_rows, rows_left_over
 
@@ -56,8 +59,7 @@ class Plan:
         skipped: Every other tensor of the tuned side, and of the base where it should have one.
         tensors: Every tensor of two or more dimensions of either side, and its outcome.
         moments: The file of moments that drift is measured with; None without.
-        vectors: The vectors of the tuned side, such as biases, each with what it replaces in the
-            base; None where it is added.
+        vectors: The vectors of the tuned side, such as biases.
     """
 
     base: Checkpoint
@@ -66,7 +68,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     tensors: tuple[Stored, ...] = ()
     moments: Path | None = None
-    vectors: tuple[tuple[TensorInfo | None, TensorInfo], ...] = ()
+    vectors: tuple[Vector, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -107,7 +109,11 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         opened = with_disagreements(base_checkpoint, opened, pairing.pairs)
     else:
         pairing = pair_checkpoint(base_checkpoint, opened, recipe)
-        opened = replace(opened, disagreements=tuple(mixed_prefixes(pairing.pairs)))
+        opened = replace(
+            opened,
+            disagreements=tuple(odd_names((*pairing.pairs, *pairing.excluded))),
+            contradictions=tuple(differing_configs(base_checkpoint, opened)),
+        )
     not_read = [*_not_read("base", base_checkpoint), *_not_read("tuned", opened)]
     wanted, dropped, not_compared = _choose(pairing, recipe)
     skipped = [*pairing.skipped, *not_read, *not_compared]
@@ -125,7 +131,8 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
         base_checkpoint, opened, wanted, dropped, skipped, recipe, pairing.unjudged_base
     )
     vectors = tuple(_vectors(opened, dropped, recipe))
-    all_skipped = (*with_zeroed(skipped, vectors), *unaccounted)
+    marked = with_excluded_damage(with_zeroed(skipped, vectors), opened, dropped, recipe)
+    all_skipped = (*with_norm_changes(marked, dropped), *unaccounted)
     return Plan(
         base_checkpoint,
         opened,
@@ -139,17 +146,17 @@ def make_plan(base: str | Path, tuned: str | Path, recipe: Recipe) -> Plan:
 
 def _vectors(
     opened: Checkpoint | Adapter, dropped: Iterable[Dropped], recipe: Recipe
-) -> Iterator[tuple[TensorInfo | None, TensorInfo]]:
-    """The vectors that the recipe does not leave out, and what they replace."""
+) -> Iterator[Vector]:
+    """The vectors that the recipe does not leave out."""
     if isinstance(opened, Adapter):  # the bias of a factor is added to that of the layer
         for row in opened.unhandled:
             names = (row.name, row.info.name)
             if row.set_aside and len(row.info.shape) == 1 and not why_excluded(recipe, *names):
-                yield None, row.info
+                yield Vector(row.name, None, row.info)
     for each in dropped:
         base, tuned = each.comparison.base, each.comparison.tuned
         if each.fate == "apart" and tuned is not None and len(base.codec.shape) != 2:
-            yield base.info, tuned.info
+            yield Vector(base.codec.name, base.info, tuned.info)
 
 
 def _open_tuned(path: str | Path) -> Checkpoint | Adapter:

@@ -1,8 +1,9 @@
-"""Whether the tensors of a full fine-tune are renamed alike.
+"""Whether the tensors of a full fine-tune have names that a program can load.
 
-A fine-tune may have another prefix than its base throughout.  If only some of its tensors have it,
-they still belong to those of the base.  But a program that loads the model goes by the exact name.
-It leaves them out, with at most a warning, and computes with something else.
+A fine-tune may have the prefix of another class than its base throughout.  If only some of its
+tensors have it, or if training left a wrapper in the names, they still belong to those of the base.
+But a program that loads the model goes by the exact name.  It leaves them out, with at most a
+warning, and computes with something else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ NAMED, MAX_NAME = 3, 200
 HEADS = frozenset((*OUTPUT_MODULES, "classifier", "score", "qa_outputs", "proj_out", "v_head"))
 """Modules that stand beside a model and keep their names when it is wrapped in another."""
 
+IN_TRAINING = frozenset((*WRAPPERS, "module", "base_model"))
+"""What training leaves around a model, and no class of transformers has in its names."""
+
 Parts = tuple[str, ...]
 Rename = tuple[Parts, Parts]
 
@@ -40,6 +44,52 @@ class _Layer:
     name: str
     list: Parts
     renamed: Rename
+
+
+def odd_names(comparisons: Iterable[Comparison]) -> list[str]:
+    """What to say of the names of a full fine-tune.
+
+    Args:
+        comparisons: Its pairs with the base, vectors included.
+
+    Returns:
+        A sentence, or none.
+    """
+    pairs = list(comparisons)
+    return mixed_prefixes(pairs) or wrapped_names(pairs)
+
+
+def wrapped_names(comparisons: Iterable[Comparison]) -> list[str]:
+    """What to say where names have a wrapper of training that the base's have not.
+
+    Args:
+        comparisons: The pairs of a full fine-tune and its base.
+
+    Returns:
+        A sentence, or none.
+    """
+    pairs = {
+        pair.tuned.info.name: pair.base.info.name
+        for pair in comparisons
+        if pair.tuned is not None and pair.base.alias is None
+    }
+    found = {
+        name: more for name, base in pairs.items() if (more := _wrappers(name) - _wrappers(base))
+    }
+    if not found:
+        return []
+    wrappers = ", ".join(sorted({word for more in found.values() for word in more}))
+    return [
+        f"{len(found)} of {count(len(pairs), 'tensor')} of the fine-tune have a wrapper of "
+        f"training in their names ({wrappers}) that the base has not, such as "
+        f"{next(iter(found)):.{MAX_NAME}}. They are judged, but a program that loads the model "
+        "starts anew what it does not know by name: save the model without its wrapper."
+    ]
+
+
+def _wrappers(name: str) -> Counter[str]:
+    """The wrappers of training in a name; counted, as a model may have a module of such a name."""
+    return Counter(part for part in name.split(".") if part in IN_TRAINING)
 
 
 def mixed_prefixes(comparisons: Iterable[Comparison]) -> list[str]:

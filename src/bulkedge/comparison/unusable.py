@@ -13,7 +13,7 @@ from bulkedge.checkpoint import Layout, Resolver, Unhandled, unflatten
 from bulkedge.checkpoint.fused import places_in_fused
 from bulkedge.checkpoint.layout import place_in_stack
 from bulkedge.records.recipe import Recipe
-from bulkedge.records.record import Fate, Skipped
+from bulkedge.records.tensors import Fate, Skipped
 
 from .leftover import unjudged
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from bulkedge.checkpoint import LoraFactors, StoredMatrix
 from bulkedge.checkpoint.model import is_input, is_output
-from bulkedge.records.record import Skipped
+from bulkedge.records.tensors import Skipped
 
 from .comparison import Comparison
 from .leftover import set_aside

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from .compare import MatrixChange, RecordComparison, differences
 from .recipe import Recipe, make_recipe, read_recipe, takes_recipe
-from .record import (
-    Counts,
-    Part,
-    Record,
-    Run,
-    Skipped,
-    Summary,
-    Tool,
-    summarise,
-)
+from .record import Part, Record, Run, Tool
 from .rows import Direction, Matrix
+from .summary import Counts, Summary, summarise
+from .tensors import Skipped
 
 __all__ = [
     "Counts",

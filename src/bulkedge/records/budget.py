@@ -14,10 +14,11 @@ from pydantic import Field, model_validator
 
 from .document import Document
 from .ranges import ROUNDING, Count, Dtype, Positive, Size
-from .record import Run, Skipped, Tool
+from .record import Run, Tool
 from .row import Row
 from .rows import Bulk
 from .source import Source
+from .tensors import Skipped
 
 if TYPE_CHECKING:
     from typing_extensions import Self

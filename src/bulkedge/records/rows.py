@@ -287,6 +287,11 @@ class Matrix(Row):
         description="tr(ΔW C ΔWᵀ)/tr(W0 C W0ᵀ) on the inputs that the moments are of; null without "
         "moments, and where `drift_note` says why.",
     )
+    drift_bound: Size | None = Field(
+        None,
+        description="(√output_change + ‖δb‖)² / output_power, where the bias of the layer has "
+        "changed by δb: E‖ΔW x + δb‖² / E‖W0 x‖² is at most that; null where it has not.",
+    )
     drift_note: str | None = Field(
         None, description="Why the drift of a changed matrix is not known, moments being given."
     )
@@ -340,9 +345,12 @@ class Matrix(Row):
         """Parts are no more than the whole, which is the ratio of change and power."""
         along = [row.drift_along for row in self.directions if row.drift_along is not None]
         if self.drift is None:
-            if self.drift_parts or along or (self.output_change, self.output_power) != (None, None):
+            parts = self.output_change, self.output_power, self.drift_bound
+            if self.drift_parts or along or any(part is not None for part in parts):
                 raise ValueError("expected no parts of a drift that is not known")
             return self
+        if self.drift_bound is not None and self.drift_bound < self.drift:
+            raise ValueError(f"expected a bound of at least {self.drift}, got {self.drift_bound}")
         if self.output_power:
             check_ratio(self.output_change or 0.0, self.output_power, self.drift, "drift")
         check_parts((part.drift for part in self.drift_parts), self.drift, "drift")

@@ -29,6 +29,11 @@ class Source(Row):
     trained_on: str | None = Field(
         None, description="What an adapter names as its base; not checked."
     )
+    known_as: list[str] = Field(
+        [],
+        description="Of a base that an adapter was given with: its id in the hub's cache, "
+        "`_name_or_path` of its `config.json`, the title of its card.",
+    )
     quantised: str | None = Field(
         None,
         description="How weights were rounded when they were stored, such as `bitsandbytes nf4`, "
@@ -38,6 +43,12 @@ class Source(Row):
         [],
         description="Where an adapter's configuration and its tensors name different modules, or "
         "tensors of a full fine-tune have another prefix than the others.",
+    )
+
+    contradictions: list[str] = Field(
+        [],
+        description="Where `config.json` of a full fine-tune contradicts that of the base in what "
+        "the model computes, or is missing.",
     )
 
     @property

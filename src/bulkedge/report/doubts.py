@@ -8,6 +8,8 @@ from bulkedge._errors import count, printable
 from bulkedge.records import Matrix, Record
 from bulkedge.records.recipe import HARMLESS, told_setting
 
+from .base_name import doubted_name
+
 FOREIGN = 0.8
 """The base is doubted from this share of matrices on whose update is as large as the base."""
 LEAST = 3
@@ -47,18 +49,23 @@ def doubts(record: Record) -> dict[str, str]:
 
     Returns:
         Sentences by what they are about: ``part``, ``shard``, ``base``, ``adapter``, ``modules``,
-        ``size``, ``scaled``, ``apart``, ``vectors``, ``inputs``.
+        ``config``, ``size``, ``scaled``, ``apart``, ``vectors``, ``norms``, ``damaged``,
+        ``missing``, ``inputs``.
     """
     found: dict[str, str | None] = {
         PART: _part(record),
         "shard": _shard(record),
         "base": _base(record),
-        "adapter": _adapter(record),
+        "adapter": doubted_name(record),
         "modules": _modules(record),
+        "config": _config(record),
         "size": _size(record),
         "scaled": _scaled(record),
         "apart": _apart(record),
         "vectors": _vectors(record),
+        "norms": _norms(record),
+        "damaged": _damaged(record),
+        "missing": _missing(record),
         "inputs": _inputs(record),
     }
     return {name: text for name, text in found.items() if text is not None}
@@ -121,17 +128,6 @@ def _base(record: Record) -> str | None:
     return None
 
 
-def _adapter(record: Record) -> str | None:
-    """That an adapter names another base."""
-    named = record.inputs.tuned.trained_on
-    if named is None or names_its_base(record):
-        return None
-    return (
-        f"The adapter names {printable(named)} as its base, you gave "
-        f"{printable(record.inputs.base.path)}: are they the same model?"
-    )
-
-
 def _size(record: Record) -> str | None:
     """That updates are larger than what they update."""
     found = oversized(record)
@@ -184,8 +180,14 @@ def _modules(record: Record) -> str | None:
     return " ".join(map(printable, found)) or None
 
 
+def _config(record: Record) -> str | None:
+    """Where a program would build another model by the configuration of the tuned side."""
+    found = record.inputs.tuned.contradictions
+    return " ".join(map(printable, found)) or None
+
+
 def _vectors(record: Record) -> str | None:
-    """That a vector has lost all its numbers."""
+    """That a vector, or a tensor that the recipe leaves out, has lost all its numbers."""
     found = [row.name for row in record.skipped if row.zeroed]
     if not found:
         return None
@@ -193,6 +195,46 @@ def _vectors(record: Record) -> str | None:
     return (
         f"{printable(found[0])} of the fine-tune is all zeros, that of the base is not{others}: is "
         "it damaged?"
+    )
+
+
+def _norms(record: Record) -> str | None:
+    """That a norm has changed by more than its size."""
+    found = [
+        (row.relative_change, row.name)
+        for row in record.skipped
+        if (row.relative_change or 0.0) > LARGEST
+    ]
+    if not found:
+        return None
+    change, name = max(found)
+    return (
+        f"{printable(name)} has changed by {change:.3g} times the size of the base's norm"
+        f"{_likewise(len(found))}: is it damaged, or of another model?"
+    )
+
+
+def _damaged(record: Record) -> str | None:
+    """That what the recipe leaves out holds no numbers: it may have changed, but not so."""
+    found = [row for row in record.skipped if row.not_finite is not None and not row.lost]
+    if not found:
+        return None
+    others = _likewise(len(found))
+    return (
+        f"{printable(found[0].name)} is left out, but holds {found[0].not_finite} where the base "
+        f"does not{others}: is it damaged? Save the model again."
+    )
+
+
+def _missing(record: Record) -> str | None:
+    """That a full fine-tune lacks vectors, which a program then starts anew."""
+    found = [row.name for row in record.skipped if row.missing]
+    if not found:
+        return None
+    return (
+        f"{printable(found[0])} of the base is not stored in the fine-tune{_likewise(len(found))}: "
+        "a program that loads it starts that vector anew, without an error. Save the model again; "
+        "`--partial` says that the fine-tune is loaded over the base."
     )
 
 
@@ -299,22 +341,6 @@ def odd_sizes(record: Record) -> list[Matrix]:
     return [*oversized(record), *(matrix for matrix, _ in pairs)]
 
 
-def names_its_base(record: Record) -> bool:
-    """Whether the base that an adapter names is, by its name, the one that was given.
-
-    Args:
-        record: An audit.
-
-    Returns:
-        True where the last part of the name is a part of the path; False without a name.
-    """
-    named = record.inputs.tuned.trained_on
-    if named is None:
-        return False
-    last = named.rstrip("/").rpartition("/")[2]
-    return bool(last) and _plain(last) in _plain(record.inputs.base.path)
-
-
 def untrained(record: Record) -> list[Matrix]:
     """Audited matrices whose base is noise by the Marchenko–Pastur law, nothing standing out."""
     return [
@@ -339,11 +365,6 @@ def _foreign(record: Record) -> bool:
     ]
     large = sum(1 for update, base in sizes if update and base and update >= base)
     return len(sizes) >= LEAST and large >= FOREIGN * len(sizes)
-
-
-def _plain(name: str) -> str:
-    """A name as indexes, caches and folders all write it."""
-    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def _width(matrix: Matrix) -> int:

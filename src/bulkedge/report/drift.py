@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bulkedge._errors import count, printable
+from bulkedge._globs import matches, unwrapped
 from bulkedge.records import Matrix, Record
 
 from .columns import told_drift
@@ -33,7 +34,7 @@ def drift_lines(record: Record) -> list[str]:
     if found.mean is not None:
         line = (
             f"drift on the inputs of the moments: mean {told_drift(found.mean)} of "
-            f"{count(found.measured, 'matrix', 'matrices')}{_of_sums(record)}"
+            f"{count(found.measured, 'matrix', 'matrices')}{_of_sums(record)}{_of_biases(record)}"
         )
         if worst := most_drifted(record):
             line += f"; most in {worst.name.removesuffix('.weight')} ({told_drift(worst.drift)})"
@@ -64,7 +65,7 @@ def drift_sentences(record: Record) -> list[str]:
         sentences.append(
             f"On the inputs of the moments the update changes {found.mean:.2%} of the mean square "
             f"of a layer's outputs (drift, the mean of "
-            f"{count(found.measured, 'matrix', 'matrices')}{_of_sums(record)})"
+            f"{count(found.measured, 'matrix', 'matrices')}{_of_sums(record)}{_of_biases(record)})"
             f"{_along_new(record)}."
         )
     sentences += [f"That is not all: {printable(line)}." for line in _vectors(record)]
@@ -91,6 +92,14 @@ def _of_sums(record: Record) -> str:
     return f", {told_drift(found.of_sums)} as the ratio of their sums"
 
 
+def _of_biases(record: Record) -> str:
+    """The most that it can be with what changed biases add."""
+    found = record.summary.drift
+    if found is None or found.bound is None:
+        return ""
+    return f", at most {told_drift(found.bound)} with the changed biases of the layers"
+
+
 def _along_new(record: Record) -> str:
     """What part of it lies along new directions."""
     found = record.summary.drift
@@ -100,18 +109,49 @@ def _along_new(record: Record) -> str:
 
 
 def _vectors(record: Record) -> Iterator[str]:
-    """The changed vectors, whose effect no drift holds; the first names as examples."""
-    names = [row.name for row in record.skipped if row.changed]
+    """The changed vectors, whose effect no drift holds; how to accept that they have changed."""
+    names = [row.name for row in record.skipped if row.changed and not row.bounded]
     if names:
-        what = "changed biases or other vectors are" if names[1:] else "changed bias or vector is"
-        yield f"{len(names)} {what} no part of it: {', '.join(names[:3])}{', …' * bool(names[3:])}"
+        what = "changed norms or other vectors are" if names[1:] else "changed norm or vector is"
+        globs = " ".join(f"--exclude '{glob}'" for glob in globs_of(names, record))
+        yield (
+            f"{len(names)} {what} no part of it: {', '.join(names[:3])}{', …' * bool(names[3:])}; "
+            f"to accept that they have changed: {globs} (NaN, Inf or zeros there stay a doubt)"
+        )
+
+
+def globs_of(names: Iterable[str], record: Record) -> list[str]:
+    """Globs that match vectors, and no matrix of a record.
+
+    Args:
+        names: Of vectors, such as ``layers.0.input_norm.weight``.
+        record: An audit.
+
+    Returns:
+        Such as ``*.input_norm.weight``; a name where its glob would match a matrix.
+    """
+    stored = [row.name for row in record.tensors]
+    found = dict[str, None]()
+    for name in names:
+        glob = _ending(unwrapped(name))
+        found[name if matches(stored, [glob]) else glob] = None
+    return list(found)
+
+
+def _ending(name: str) -> str:
+    """A glob for what a vector and its module are called, whatever lies above."""
+    parts = name.split(".")
+    named = [i for i, part in enumerate(parts[:-1]) if not part.isdecimal()]
+    first = named[-1] if named else 0
+    kept = ["*" if part.isdecimal() else part for part in parts[first:]]
+    return ".".join(kept if first == 0 else ["*", *kept])
 
 
 def _unknown(record: Record) -> Iterator[str]:
     """What could not be measured, one line per reason, with the first name as example."""
     groups: dict[str, list[str]] = {}
     for matrix in record.matrices:
-        if matrix.status == "audited" and matrix.drift is None:
+        if matrix.status in ("audited", "unchanged") and matrix.drift is None:
             groups.setdefault(matrix.drift_note or "no reason given", []).append(matrix.name)
     for reason, names in groups.items():
         many = f"{len(names)} matrices, such as " if len(names) > 1 else ""

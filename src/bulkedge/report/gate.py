@@ -160,18 +160,19 @@ class Gate:
     def _of_drift(self, record: Record) -> Iterator[Failure]:
         """That the mean drift exceeds its limit, and which matrices do."""
         limit, found = self.max_drift, record.summary.drift
-        if limit is None or found is None or not (found.mean or 0.0) > limit:
+        if limit is None or found is None:
             return
-        mean = found.mean or 0.0
-        above = sorted(
-            ((m.drift, m.name) for m in record.matrices if m.drift is not None and m.drift > limit),
-            reverse=True,
-        )
+        mean = max(found.mean or 0.0, found.bound or 0.0)
+        if not mean > limit:
+            return
+        each = [(m.drift_bound or m.drift or 0.0, m.name) for m in record.matrices]
+        above = sorted(((drift, name) for drift, name in each if drift > limit), reverse=True)
+        biases = "" if found.bound is None else ", with the most that changed biases can add,"
         names = _listed([f"{name} ({told_drift(drift)})" for drift, name in above])
         yield Failure(
             MAX_DRIFT,
             "mean drift",
-            f"the mean drift {told_drift(mean)} is {told_drift(mean - limit)} above "
+            f"the mean drift{biases} {told_drift(mean)} is {told_drift(mean - limit)} above "
             f"{limit:g}; {count(len(above), 'matrix exceeds', 'matrices exceed')} it: {names}",
             FOUND,
             option=f"--max-drift {limit:g}",

@@ -15,6 +15,7 @@ from bulkedge.records import Matrix, Record, differences
 from bulkedge.repairing import RepairRecord
 
 from .advice import Step, by_worst, explanation, headline, steps
+from .base_name import compare_names
 from .columns import (
     CHOICES,
     PAGE,
@@ -26,7 +27,7 @@ from .columns import (
 )
 from .commands import is_relative
 from .curve import matrix_curve, whole_curve
-from .doubts import names_its_base, settings_of, untrained
+from .doubts import settings_of, untrained
 from .drift import drift_sentences
 from .gate import Gate, build_fails, failure_lines
 from .names import short_name
@@ -37,6 +38,11 @@ from .verdicts import APPEARANCE, REPORTED, is_counted
 
 MAX_ROWS = 40
 """So many matrices are listed where no script runs."""
+NAMES = {
+    "same": ", as given.",
+    "other": "; the base given has another name.",
+    "unknown": "; the base given has no name to compare.",
+}
 REPAIRED = "This is the fine-tune before its repair: see the audit after it, on this page."
 Shown = Union[Record, RepairRecord]  # noqa: UP007 — Python 3.10
 
@@ -284,7 +290,7 @@ def _about(record: Record) -> str:
     if inputs.tuned.trained_on is not None:
         named = printable(inputs.tuned.trained_on)
         text += f" The adapter names {named} as its base"
-        text += ", as given." if names_its_base(record) else "; the base given has another name."
+        text += NAMES[compare_names(record) or "unknown"]
     if (settings := settings_of(record)) is not None:
         text += f" Settings: {settings}."
     if inputs.base.quantised is not None:

@@ -19,6 +19,7 @@ from bulkedge._verdict import COUNTED, Verdict
 from bulkedge.records import Counts, Matrix, Record, Skipped
 
 from .advice import broken, by_worst, steps
+from .base_name import unknown_name
 from .certainty import certainty_lines, undecided_lines
 from .columns import TERMINAL, Column, columns_of
 from .doubts import doubts, odd_sizes, part_of, settings_of
@@ -88,6 +89,8 @@ def _hints(record: Record) -> list[str]:
     """What else a reader should know."""
     lines = certainty_lines(record)
     lines += _skipped_lines(row for row in record.skipped if not row.lost)
+    if (note := unknown_name(record)) is not None:
+        lines.append(note)
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
     lines += scale_lines(record)

@@ -41,6 +41,8 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "trained_on": None,
         "quantised": None,
         "disagreements": [],
+        "base_class": None,
+        "labels": None,
         "files": [
             {
                 "name": tuned.name,

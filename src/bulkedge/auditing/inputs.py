@@ -129,6 +129,7 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
     named = opened.config.base_model_name_or_path if isinstance(opened, Adapter) else None
     told = printable(named[:MAX_NAMED]) if isinstance(named, str) and named else None
     rounded = opened.quantised if isinstance(opened, Checkpoint) else None
+    loaded = opened.base_class if isinstance(opened, Adapter) else None
     return Source(
         path=as_text(opened.path),
         kind=opened.kind,
@@ -136,6 +137,8 @@ def source(opened: Checkpoint | Adapter, known: Mapping[Path, str]) -> Source:
         trained_on=told,
         quantised=rounded,
         disagreements=list(opened.disagreements),
+        base_class=None if loaded is None else loaded.name,
+        labels=None if loaded is None else loaded.labels,
     )
 
 

@@ -21,6 +21,7 @@ from bulkedge.records import Counts, Matrix, Record, Skipped
 from .advice import broken, by_worst, steps
 from .certainty import certainty_lines, undecided_lines
 from .columns import TERMINAL, Column, columns_of
+from .commands import Taken, unseen
 from .doubts import doubts, odd_sizes, part_of, settings_of
 from .drift import drift_lines
 from .gate import indistinct
@@ -32,7 +33,12 @@ MAX_STEPS = 3
 
 
 def print_record(
-    record: Record, console: Console, *, brief: bool = False, columns: Sequence[str] = ()
+    record: Record,
+    console: Console,
+    *,
+    brief: bool = False,
+    columns: Sequence[str] = (),
+    taken: Taken = unseen,
 ) -> None:
     """Print the table of affected matrices and the verdict.
 
@@ -41,6 +47,7 @@ def print_record(
         console: Where.
         brief: Only the verdict, and what may change what a reader makes of it.
         columns: Names of columns besides the usual ones.
+        taken: Whether something has a name already, in the folder in which commands will run.
 
     Raises:
         InputError: If there is no column of a name.
@@ -58,7 +65,8 @@ def print_record(
     for line in lines if brief else [*lines, *_hints(record)]:
         print_line(console, line)
     if not brief:
-        for step in [step for step in steps(record) if step.command or step.brief][:MAX_STEPS]:
+        told = [step for step in steps(record, taken) if step.command or step.brief]
+        for step in told[:MAX_STEPS]:
             print_line(console, f"next: {step.brief or step.text}")
             if step.command:  # to be copied in one piece
                 console.print(Text(f"  {step.command}"), soft_wrap=True)
@@ -106,10 +114,8 @@ def verdict_line(record: Record) -> str:
 def _verdict_line(record: Record) -> str:
     """The same of a part of an audit, without saying that it is one."""
     summary = record.summary
-    if summary.unchanged == summary.matrices and not summary.lost:
-        one = summary.unchanged == 1
-        equal = "the matrix equals" if one else f"all {summary.unchanged} matrices equal"
-        return f"{equal} the base: there is no fine-tune here"
+    if (nothing := no_fine_tune(record)) is not None:
+        return nothing
     affected = sum(1 for matrix in record.matrices if matrix.new_directions)
     counts = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
     judged = sum(summary.verdicts.values())
@@ -139,6 +145,15 @@ def _verdict_line(record: Record) -> str:
         lost = count(summary.lost, "tensor")
         line += f"; {lost} NOT judged (--exclude accepts that{_or_partial(record)})"
     return line
+
+
+def no_fine_tune(record: Record) -> str | None:
+    """That a fine-tune is none; None where any matrix differs from the base, or is unjudged."""
+    equal = record.summary.unchanged
+    if equal < record.summary.matrices or record.summary.lost:
+        return None
+    matrices = "the matrix equals" if equal == 1 else f"all {equal} matrices equal"
+    return f"{matrices} the base: there is no fine-tune here"
 
 
 def _remedy(matrix: Matrix) -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from contextlib import nullcontext as nothing
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from bulkedge.moments import Moments  # noqa: E402
-from bulkedge.tune import full_matrices  # noqa: E402
+from bulkedge.tune import Monitor, full_matrices  # noqa: E402
 from bulkedge.tune.trainer import Hold, IntruderMonitor  # noqa: E402
 from helpers import some  # noqa: E402
 
@@ -272,6 +273,61 @@ def test_a_run_is_seen_ten_times(tmp_path, max_steps, per_call, every):
         monitor.on_train_begin(arguments, state, control, model=make_model())
     assert (monitor.every, monitor.monitor.every) == (every, every)
     assert monitor.monitor.round == every * (2 // (per_call or 2))
+
+
+class Clock:
+    """Time in which a look at a layer and a step take what they are said to."""
+
+    def __init__(self, monkeypatch, look):
+        self.now = 0.0
+        self.perf_counter = lambda: self.now
+        for place in ("bulkedge.tune.monitor.time", "bulkedge.tune.trainer._spacing.time"):
+            monkeypatch.setattr(place, self)
+        judged = Monitor._judged
+
+        def slow(monitor, *args, **options):
+            self.now += look
+            return judged(monitor, *args, **options)
+
+        monkeypatch.setattr(Monitor, "_judged", slow)
+
+
+class Steps(transformers.TrainerCallback):
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.clock.now += self.seconds
+
+
+@pytest.mark.parametrize(
+    ("look", "step", "options", "steps"),
+    [  # of two layers, in 120 steps
+        (0.05, 0.01, {}, [0, *range(12, 121, 12)]),  # together less than two seconds
+        (1.5, 2.0, {}, [0, 36, 72, 108, 120]),  # 30 steps are 20 times a check
+        (1.5, 0.25, {}, [0, 120]),
+        (1.5, 0.25, {"every": 40}, [0, 40, 80, 120]),
+        (1.5, 0.25, {"stop_at": 1000}, [0, *range(12, 121, 12)]),
+        (1.5, 4.0, {"per_call": 1}, [0, 12, 24, 36, 48, 60, 72, 84, 96, 108, 120]),
+    ],
+)  # fmt: skip
+def test_checks_that_no_one_asked_for_take_a_small_share(
+    tmp_path, monkeypatch, look, step, options, steps
+):
+    clock = Clock(monkeypatch, look)
+    monitor = IntruderMonitor(top_k=5, **options)
+    begun = Steps(clock, step)
+    trainer = make_trainer(tmp_path, make_model(), begun, monitor, max_steps=120, logging_steps=50)
+    planned = 6 if "per_call" in options else 12
+    widened = {"every", "stop_at"}.isdisjoint(options) and planned != steps[1]
+    said = pytest.warns(UserWarning, match=f"not every {planned}: 5% of the time")
+    with said if widened else nothing():
+        trainer.train()
+    assert [at for at, _ in monitor.history] == steps
+    assert monitor.history[-1][1]["bulkedge/coverage"] == 1
+    if widened:
+        between = sum(look * options.get("per_call", 2) for at in steps if 0 < at < 120)
+        assert between <= 0.05 * 120 * step
 
 
 @pytest.mark.parametrize("strategy", ["epoch", "best"])

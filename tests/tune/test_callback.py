@@ -22,7 +22,7 @@ from helpers import some  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
 
 
-def make_model(*, lora=True):
+def make_model(*, lora=True, init=True):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=60, hidden_size=48, num_hidden_layers=2, num_attention_heads=2,
@@ -33,7 +33,7 @@ def make_model(*, lora=True):
     if not lora:
         return model
     settings = {"task_type": "SEQ_CLS", "r": 2, "lora_alpha": 16, "target_modules": ["query"]}
-    return peft.get_peft_model(model, peft.LoraConfig(**settings))
+    return peft.get_peft_model(model, peft.LoraConfig(**settings, init_lora_weights=init))
 
 
 def make_trainer(folder, model, *callbacks, **options):
@@ -173,6 +173,30 @@ def test_the_last_figures_are_those_of_an_audit_of_what_was_saved(tmp_path):
     assert (
         last["bulkedge/new_directions"] == sum(row.new_directions for row in audited.values()) > 0
     )
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.filterwarnings("ignore:IntruderMonitor checks 2 of 2")
+def test_an_adapter_that_began_with_a_part_of_the_base_is_watched(init, tmp_path):
+    make_model(lora=False).save_pretrained(tmp_path / "base")
+    model = make_model(init=init)
+    monitor = IntruderMonitor(every=7, top_k=5)
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    make_trainer(tmp_path, model, monitor, **saving).train()
+    assert monitor.history[0][1]["bulkedge/new_directions"] == 0  # W0 itself
+    record = bulkedge.audit(tmp_path / "base", tmp_path / "checkpoint-8", recipe={"top_k": 5})
+    figures = monitor.history[-1][1]
+    assert figures["bulkedge/new_directions"] == record.summary.new_directions > 0
+    assert figures["bulkedge/intruders"] == record.summary.verdicts["intruder"]
+    norms = {row.name: row.spectral_norm_update for row in record.matrices}
+    for matrix in some(monitor.monitor.matrices):
+        name = f"{matrix.name.removeprefix('base_model.model.')}.weight"
+        assert float(matrix.strengths[0]) == pytest.approx(norms[name], rel=1e-4)
+    with pytest.raises(InputError, match="got trained ones"):
+        Monitor(model)
+    trainer = make_trainer(tmp_path, make_model(init=init), IntruderMonitor(every=7, top_k=5))
+    with pytest.raises(InputError, match="got trained ones"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 # -- what it has lost sight of --------------------------------------------------------------------

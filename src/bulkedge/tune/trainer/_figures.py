@@ -11,6 +11,7 @@ import torch
 
 from bulkedge._errors import InputError, OutputError
 from bulkedge.tune._full import FullMatrix
+from bulkedge.tune._relative import RelativeLora
 from bulkedge.tune.monitor import Monitor
 
 
@@ -55,6 +56,11 @@ def require_its_base(monitor: Monitor) -> None:
     """
     with torch.no_grad():
         for matrix in monitor.matrices:
+            if isinstance(matrix, RelativeLora):
+                raise InputError(
+                    f"{matrix.name}: the factors with which it began are not in the checkpoint, "
+                    "and so its base is not known; resume without the monitor, and audit the result"
+                )
             known = monitor.figures.get(matrix.name)
             if known is None or not known.strongest or not isinstance(matrix, FullMatrix):
                 continue

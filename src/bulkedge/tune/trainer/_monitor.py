@@ -73,9 +73,9 @@ class IntruderMonitor(TrainerCallback, ExportableState):
     processes stop and save together.
 
     Args:
-        every: Steps between checks; if None as many as check every layer ten times in the run, or
-            more, so that these checks take at most 5 % of the time; at fixed steps if it is given,
-            or a number that stops or saves.
+        every: Steps between checks.  If None, as many as check every layer ten times in the run.
+            Without a number that stops or saves there may be more: such checks take at most about
+            5 % of the time.
         per_call: How many layers are checked at a time, in turn; all if None.  With a few a warning
             says so if the run is too short to check all of them in turn.
         top_k: How many leading directions are judged.

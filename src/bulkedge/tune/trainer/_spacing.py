@@ -62,6 +62,6 @@ class Spacing:
         return (
             f"IntruderMonitor: checking {monitor.per_call} of {len(monitor.matrices)} layers takes "
             f"about {monitor.check_seconds:.1f} s, so it does so every {every} steps, not every "
-            f"{self._planned}: {SHARE:.0%} of the time at most; all layers are checked before a "
-            "checkpoint and at the end all the same; every= sets the steps"
+            f"{self._planned}: {SHARE:.0%} of the time at most; before a checkpoint and at the "
+            "end all layers are still checked; every= sets the steps"
         )

@@ -356,6 +356,8 @@ def law() -> dict[str, Any]:
         "random_error": 100 * drawn["error"],
         "curve": render_law.curve(drawn["curve"]),
         "law_where": where("law"),
+        "weaker": render_law.followed(cells("weaker")),
+        "weaker_where": where_of_cells("weaker"),
     }
 
 

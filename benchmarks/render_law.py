@@ -68,6 +68,33 @@ def shares(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
+def followed(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """What was left of new directions at the scale that was expected, and at the measured one.
+
+    Args:
+        cells: Of ``weaker.jsonl``.
+
+    Returns:
+        Counts of adapters, and of the matrices that were compared with a grid.
+    """
+    rows = [cell["figures"] for cell in cells]
+    known = [row for row in rows if "expected" in row and "measured" in row]
+    grids = [row["grid"] for row in rows if "grid" in row]
+    missed = [score for grid in grids for scores in grid["missed"].values() for score in scores]
+    tried = [count for row in rows for count in row["tried"]]
+    return {
+        "adapters": len(known),
+        "too_high": sum(row["expected"] > row["measured"] for row in known),
+        "expected_leaves": sum(row["expected_left"] > 0 for row in known),
+        "measured_leaves": sum(row["measured_left"] > 0 for row in known),
+        "tried": sum(tried) / len(tried),
+        "matrices": sum(grid["matrices"] for grid in grids),
+        "missed": sum(len(grid["missed"]) for grid in grids),
+        "lowest": min(missed, default=1.0),
+        "times": max(grid["times"] for grid in grids),
+    }
+
+
 def ranks_table(study: dict[str, dict[str, str]], finetune: dict[str, dict[str, Any]]) -> str:
     """LoRAs of three ranks in the study, and in the experiment of docs/fine-tuning.md."""
     rows = []

@@ -70,3 +70,19 @@ MATRICES: dict[str, Callable[[int, int], Tensor]] = {
         identity,
     )
 }
+
+
+def coming_and_going(seed, n=40):
+    """A base, outliers over noise, and the factors of an update that leans towards the outliers.
+
+    Scaled up, most such updates make new directions, lose them, and make them again.
+    """
+    rank = (2, 8, 16)[seed % 3]
+    values = torch.cat([torch.linspace(6, 2, 14), torch.linspace(1.9, 0.1, n - 14)]).double()
+    B, A = (
+        torch.randn(n, rank, generator=torch.Generator().manual_seed(100 * seed + i)).double()
+        for i in (1, 2)
+    )
+    B[:14] *= 1.5
+    A[:14] *= 1.5
+    return values.diag(), 6 * B / torch.linalg.matrix_norm(B @ A.mT, 2), A.mT.contiguous()

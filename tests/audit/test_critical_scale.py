@@ -4,10 +4,8 @@ import pytest
 import torch
 
 import bulkedge
-from bulkedge import InputError
-from bulkedge.update import bracket_scale
-from bulkedge.update.critical import LADDER, REACH, WIDTH
-from cases import orthonormal
+from bulkedge.update.bracket import WIDTH
+from cases import coming_and_going, orthonormal
 from helpers import save, save_adapter, some
 
 K, EPSILON = 4, 0.5
@@ -86,6 +84,41 @@ def test_the_first_new_direction_lies_in_the_bracket(audited, matrices):
             assert found.expected == pytest.approx(first, rel=0.06)
 
 
+def test_nothing_that_was_judged_up_to_the_low_end_is_new(audited):
+    record, _ = audited
+    for row in some(record.matrices):
+        judged, found = row.scale_curve.judged, row.critical_scale
+        assert {point.new for point in judged if point.scale <= found.low} == {0}
+        above = next(point for point in judged if point.scale > found.low)
+        assert (above.scale, above.new > 0) == (found.high, True)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dense"])
+def test_windows_in_which_something_is_new_are_found(kind, tmp_path):
+    """Below the measured scale a grid in steps of half a per cent finds nothing new."""
+    cases = {f"l{seed}": coming_and_going(seed) for seed in (4, 5, 10)}
+    tuned = {f"{name}.weight": W + B @ A for name, (W, B, A) in cases.items()}
+    factors = {f"{n}.lora_{x}.weight": f for n, (_, *two) in cases.items()
+               for x, f in zip("BA", two, strict=True)}  # fmt: skip
+    paths = (
+        save(tmp_path / "b.safetensors", {f"{name}.weight": W for name, (W, *_) in cases.items()}),
+        save(tmp_path / "t.safetensors", tuned)
+        if kind == "dense"
+        else save_adapter(tmp_path / "a", factors, r=8, lora_alpha=8,
+                          rank_pattern={n: two[0].shape[1] for n, (_, *two) in cases.items()},
+                          alpha_pattern={n: two[0].shape[1] for n, (_, *two) in cases.items()}),
+    )  # fmt: skip
+    for row in some(bulkedge.audit(*paths, recipe={"top_k": 6, "critical_scale": True}).matrices):
+        W, B, A = cases[row.name.removesuffix(".weight")]
+        grid = torch.tensor([0.05 * 1.005**i for i in range(640)]).double()
+        moved = torch.linalg.svd(W + grid[:, None, None] * (B @ A))[0][..., :6]
+        new = moved.abs().amax(-2).amin(-1) < EPSILON  # the base is diagonal
+        first = float(grid[new][0])
+        assert row.critical_scale.low < first <= 1.005 * row.critical_scale.high
+        later = new[grid > first]
+        assert bool((~later).any()), "it goes again"
+
+
 def test_bases_that_are_judged_by_products_alone(tmp_path):
     """Both sides, by certificates."""
     base = trained(420, 400, 5)
@@ -119,31 +152,3 @@ def test_a_base_that_is_judged_by_products_gives_its_leading_vectors(tmp_path):
     assert found.aligned
     assert lowest_score(base, update, found.expected / 1.06, "left") >= EPSILON
     assert lowest_score(base, update, found.expected * 1.06, "left") < EPSILON
-
-
-def test_an_end_that_is_open_widens_the_bracket():
-    found = bracket_scale(lambda s: None if 0.3 <= s <= 0.5 else s > 0.4)
-    assert found.undecided > 0
-    assert found.low < 0.3 <= WIDTH * found.low
-    assert found.high / WIDTH < 0.5 < found.high
-
-
-@pytest.mark.parametrize("start", [0.02, 0.4, 1.0, 9.0])
-def test_what_comes_and_goes_is_found_below(start):
-    """New in a window, and again further up: the ladder finds the lower one."""
-    found = bracket_scale(lambda s: 0.5 < s < 0.5 * LADDER**2 or s > 1.1, start)
-    assert found.low <= 0.5 < found.high <= WIDTH * found.low
-    assert found.tried < 40
-
-
-def test_what_is_out_of_reach_or_known():
-    never = bracket_scale(lambda s: False, 2.0)
-    assert (never.low, never.high, never.undecided) == (2.0 * REACH, None, 0)
-    always = bracket_scale(lambda s: True, 2.0)
-    assert (always.low, always.high) == (0.0, 2.0 / REACH)
-    asked = []
-    known = bracket_scale(lambda s: asked.append(s) or s > 3, 2.0, {1.0: True})
-    assert known.high == pytest.approx(1.0, rel=0.1)
-    assert 1.0 not in asked
-    with pytest.raises(InputError, match="expected a positive finite start, got 0"):
-        bracket_scale(lambda s: True, 0)

@@ -33,7 +33,7 @@ def test_times_of_matrices_add_up(tmp_path):
 
 
 @pytest.mark.usefixtures("alike")
-def test_a_measured_scale_is_some_dozen_judgements(tmp_path):
+def test_a_measured_scale_is_some_judgements_more(tmp_path):
     plan, recipe = planned(tmp_path, LARGE), Recipe(critical_scale=True)
     once = estimate.core_seconds(plan, Recipe())
     assert estimate.core_seconds(plan, recipe) == pytest.approx(estimate.SCALES * once)

@@ -168,10 +168,9 @@ def test_what_a_hint_has_written_is_not_in_the_way_of_the_next(kind, tmp_path, m
     merge = ["merge"] if KINDS[kind][1] else []
     for number in ("", "-2", "-3"):
         told = [step.command for step in steps(record, os.path.lexists) if step.command]
-        shown = printed(
-            run("bulkedge audit base tuned -k 4 --side both").stdout
-        )  # the first of them
-        assert shown == told[: len(shown)]
+        shown = printed(run("bulkedge audit base tuned -k 4 --side both").stdout)
+        shown = [line for line in shown if not line.endswith("--critical-scale")]
+        assert shown == told[: len(shown)]  # a terminal has the first of them
         done = follow([line for line in told if line != "SpikeClip(model).attach(optimizer)"])
         if number == "":  # once there are moments of the base, they are used
             assert done == [*merge, "moments", "repair", "report"]
@@ -276,26 +275,25 @@ def printed(text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_weaker_scale_is_told_in_a_way_that_can_be_done(kind, tmp_path, monkeypatch):
+def test_a_weaker_copy_is_written_by_the_commands_that_are_printed(kind, tmp_path, monkeypatch):
     """Where α does not scale all of an update, nothing speaks of serving it."""
     monkeypatch.chdir(tmp_path)
     tune(kind, tmp_path)
-    record = bulkedge.audit("base", "tuned", recipe=RECIPE | {"critical_scale": True})
-    (first, *rest) = bulkedge.report.scale.scale_lines(record)
+    told = printed(run("bulkedge audit base tuned -k 4 --side both").output)
+    measure = next(line for line in told if line.endswith("--critical-scale"))
+    lines = run(measure).output.splitlines()
+    first = next(line for line in lines if line.startswith("weaker:"))
     _, method = KINDS[kind]
     by_alpha = {"LoRA beside weights in full": "weights stored in full", "LoHa": None, "LoKr": None}
     part = by_alpha.get(kind, method)
-    told = [line for line in rest if "α does not scale all of it" in line]
-    assert [f"({part}" in line for line in told] == ([] if part is None else [True])
+    left = [line for line in lines if "α does not scale all of it" in line]
+    assert [f"({part}" in line for line in left] == ([] if part is None else [True])
     assert ("serve" in first) is (part is None and kind != "in full")
-    if kind == "LoRA beside weights in full":
-        return
-    if method:
-        model = peft.PeftModel.from_pretrained(base(), "tuned")
-        model.merge_and_unload().save_pretrained("merged")
-    scale, name = first.partition("≤ ")[2].split()[0], "merged" if method else "tuned"
-    options = f"--method rescale --uniform {scale} -k 4 --side both -o weaker"
-    run(f"bulkedge repair base {name} {options}")
+    copy = next(i for i, line in enumerate(lines) if "this writes the weaker copy" in line) + 1
+    assert f"--uniform {first.partition('≤ ')[2].split()[0]} " in lines[copy]
+    merge = method is not None or part is not None
+    told = [line.strip() for line in lines[copy - 2 : copy + 1] if line.startswith("  ")]
+    assert follow(told) == [*(["merge"] if merge else []), "repair"]
     assert bulkedge.audit("base", "weaker", recipe=RECIPE).summary.new_directions == 0
 
 

@@ -15,7 +15,7 @@ from bulkedge.cli import cli
 from bulkedge.records.rows import CriticalScale, ScalePoint
 from bulkedge.report import commands
 from bulkedge.report.columns import CHOICES
-from bulkedge.report.scale import weaker
+from bulkedge.report.scale import MEASURE, weaker
 from cases import orthonormal
 from helpers import save, save_adapter, some
 
@@ -80,24 +80,26 @@ def test_at_the_scale_that_is_told_nothing_is_new_and_well_above_it_is(record, t
 def test_terminal_markdown_and_page_tell_it_first(record):
     scale = f"{weaker(record).scale:.3f}"[:4]  # rounded down
     told = [
-        f"weaker: {scale} of the update may leave no new direction, a guess by its norm alone; "
-        "--critical-scale measures it",
-        "weaker: stronger sets this limit; 1 matrix is left out, because its base looks untrained",
+        f"{scale} of its strength may leave no new direction, a guess by its norm alone",
+        "the limit is that of stronger, the lowest of 2 matrices with new directions; 1 matrix is "
+        "left out, because its base looks untrained",
     ]
+    step, command = "measure how much weaker it must be:", commands.audit_command(record, MEASURE)
     lines = printed(record).splitlines()
-    at = lines.index(told[0])
-    assert lines[at : at + 2] == told
-    for line in some(told):
+    at = lines.index(f"weaker: {told[0]}")
+    expected = [*(f"weaker: {clause}" for clause in (*told, step)), f"  {command}"]
+    assert lines[at : at + 4] == expected
+    for line in some(expected):
         assert line not in printed(record, brief=True)
-        assert line.replace("<", "&lt;") in report.to_markdown(record).split("\n\n")
-    (shown,) = data_of(record)["records"]
-    sentences = [
-        f"Merged at ≤ {scale} of its strength, it may have no new direction; that is a guess by "
-        "its norm alone, and --critical-scale measures it.",
-        "stronger sets this limit, the lowest critical scale of 2 matrices with new directions.",
-        "1 other is left out, because its base looks untrained.",
+    markdown = report.to_markdown(record).split("\n\n")
+    assert [*(line.replace("<", "&lt;") for line in expected[:3]), f"`{command}`"] == markdown[
+        (at := markdown.index(expected[0])) : at + 4
     ]
+    (shown,) = data_of(record)["records"]
+    sentences = [f"{clause[0].upper()}{clause[1:]}." for clause in told]
     assert " ".join(sentences) in shown["explanation"]  # a paragraph of its own
+    assert [f"M{step[1:]}", command] in shown["steps"]
+    assert shown["weaker"][1:] == [f"≈ {scale}", "of its strength: a guess by its norm"]
 
 
 def data_of(record, **options):
@@ -121,15 +123,20 @@ def test_where_the_expectation_is_wrong_it_says_so(record):
         "the estimate is too high for 1 of 2 matrices with new directions, which may have to be "
         "weaker still"
     )
+    measure = ["weaker: measure how much weaker it must be:"]
+    measure.append(f"  {commands.audit_command(record, MEASURE)}")
     told = report.scale.scale_lines(one)
-    assert told[0].startswith("weaker: 0.099 of the update may leave no new direction, a guess")
-    assert told[1:] == ["weaker: stronger sets this limit", f"weaker: {wrong}"]
+    assert told[0].startswith("weaker: 0.099 of its strength may leave no new direction, a guess")
+    assert told[1].startswith("weaker: the limit is that of stronger, the lowest of 2")
+    assert told[2:] == [f"weaker: {wrong}", *measure]
     assert report.scale.scale_sentences(one)[2] == f"T{wrong[1:]}."
-    (line,) = report.scale.scale_lines(altered(record, {"strong.weight": 1.25}))
+    unknown = altered(record, {"strong.weight": 1.25})
+    (line, *rest) = report.scale.scale_lines(unknown)
     assert line.startswith("weaker: by how much is NOT known: the estimate is too high")
     assert "for 1 of 1 matrix with" in line
-    (sentence,) = report.scale.scale_sentences(altered(record, {"strong.weight": 1.25}))
-    assert sentence.startswith("It is not known how much weaker it must be: the e")
+    assert rest == measure
+    (sentence,) = report.scale.scale_sentences(unknown)
+    assert sentence.startswith("By how much is NOT known: the e")
 
 
 def test_a_matrix_whose_new_direction_comes_and_goes_counts(record):
@@ -148,7 +155,7 @@ def test_a_matrix_whose_new_direction_comes_and_goes_counts(record):
     found = weaker(with_window(0.05, at_one=0))
     assert (found.matrix, found.scale, found.known, found.affected) == ("weak", 0.05, 3, 2)
     sentence = report.scale.scale_sentences(with_window(0.05, at_one=0))[1]
-    assert "3 matrices with new directions, now or at a lower strength." in sentence
+    assert "3 matrices with new directions, now or at a lower strength; 1 matrix is" in sentence
     wrong_already = weaker(with_window(0.05, at_one=1))
     assert wrong_already == weaker(record) == weaker(with_window(1.2, at_one=0))
 
@@ -208,11 +215,14 @@ def test_a_column_that_there_is_not_is_named(record):
 
 
 def measured(record, ends):
-    """The same with brackets that were measured."""
-    rows = [
-        row.model_copy(update={"critical_scale": CriticalScale(expected=0.5, low=low, high=high)})
-        for row, (low, high) in zip(record.matrices, ends, strict=True)
-    ]
+    """The same with brackets that were measured, by two scales below each high end."""
+    rows = []
+    for row, (low, high) in zip(record.matrices, ends, strict=True):
+        scales = {low / 2 or 0.005, low or 0.008, high or 2 * low}
+        judged = [ScalePoint(scale=s, new=0, score=0.9) for s in sorted(scales)]
+        scale = CriticalScale(expected=0.5, low=low, high=high)
+        curve = row.scale_curve.model_copy(update={"judged": judged})
+        rows.append(row.model_copy(update={"critical_scale": scale, "scale_curve": curve}))
     recipe = record.recipe.model_copy(update={"critical_scale": True})
     return record.model_copy(update={"matrices": rows, "recipe": recipe})
 
@@ -220,30 +230,55 @@ def measured(record, ends):
 def test_what_was_measured_is_told_of_all_matrices(record):
     names = [row.name for row in record.matrices]
     assert names == ["noise.weight", "strong.weight", "stronger.weight", "weak.weight"]
-    found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
+    found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.257, None)])
+    clauses = [
+        "merge it at ≤ 0.25 of its strength to have no new direction (measured: none at any scale "
+        "tried up to there)",
+        "the limit is that of weak, the lowest of 3 matrices: 2 scales tried up to there; 1 matrix "
+        "is left out, because its base looks untrained",
+    ]
+    copy = commands.command(
+        record,
+        "repair",
+        ["--method", "rescale", "--uniform", "0.25", "--exclude", "noise", "-o", "weaker"],
+    )
     assert report.scale.scale_lines(found) == [
-        "weaker: to have no new direction, merge it at ≤ 0.25 of its strength (measured)",
-        "weaker: weak sets this limit; 1 matrix is left out, because its base looks untrained",
+        *(f"weaker: {clause}" for clause in clauses),
+        "weaker: this writes the weaker copy, and audits it:",
+        f"  {copy}",
     ]
-    assert report.scale.scale_sentences(found) == [
-        "Merged at ≤ 0.25 of its strength, no direction is new, as measured there and at steps "
-        "below.",
-        "weak sets this limit, the lowest critical scale of 3 matrices.",
-        "1 other is left out, because its base looks untrained.",
-    ]
+    assert report.scale.scale_sentences(found) == [f"{c[0].upper()}{c[1:]}." for c in clauses]
+    (shown,) = data_of(found)["records"]
+    assert ["This writes the weaker copy, and audits it:", copy] in shown["steps"]
+    assert shown["weaker"][1] == "≤ 0.25"
     lines = printed(found).splitlines()
     assert lines[0].split()[3] == "scale"
     assert "0.4–0.44" in next(line for line in lines if line.startswith("stronger"))
     assert "| > 0.25 |" not in report.to_markdown(found)  # of what has no new direction
-    assert data_of(found)["records"][0]["matrices"][3]["cells"]["critical_scale"] == [
-        0.25,
-        "> 0.25",
-    ]
+    assert shown["matrices"][3]["cells"]["critical_scale"] == [0.257, "> 0.257"]
     assert "--critical-scale" in commands.audit_command(found)
     lost = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.0, 0.01), (0.25, None)])
     assert report.scale.scale_lines(lost) == [
         "weaker: by how much is NOT known: no scale was found at which nothing is new in stronger"
     ]
+
+
+def test_a_copy_that_cannot_be_written_is_not_advised(record):
+    found = measured(record, [(0.01, 0.011), (0.5, 0.55), (0.4, 0.44), (0.25, None)])
+    rows = [row.model_copy(update={"read_only": "packed"}) for row in found.matrices]
+    fixed = found.model_copy(update={"matrices": rows})
+    assert len(report.scale.scale_lines(fixed)) == 2
+    assert report.scale.scale_steps(fixed) == []
+    tuned = found.inputs.tuned.model_copy(update={"kind": "lora"})  # no PEFT settings among files
+    inputs = found.inputs.model_copy(update={"tuned": tuned})
+    assert report.scale.scale_steps(found.model_copy(update={"inputs": inputs})) == []
+
+
+def test_a_command_stays_in_one_piece_in_a_narrow_terminal(record):
+    stream = io.StringIO()
+    console = Console(file=stream, width=60, color_system=None, force_terminal=True)
+    report.print_record(record, console)
+    assert f"  {commands.audit_command(record, MEASURE)}" in stream.getvalue().splitlines()
 
 
 def test_measures_that_do_not_saturate(tmp_path):

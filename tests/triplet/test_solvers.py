@@ -190,6 +190,20 @@ def test_the_scale_of_a_matrix_does_not_matter(solver, exponent, dtype):
     assert float(scaled.vector_errors[known].max()) < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_powers_of_two_change_no_digit(k, dtype):
+    """Multiplying by one rounds nothing, so that values, vectors and passes must be the same."""
+    A = gaussian(500, 400).to(dtype)
+    plain = singular_triplet(A, k)
+    for exponent in range(-60, 61, 3):
+        scaled = singular_triplet(A * 2.0**exponent, k)
+        assert scaled.passes == plain.passes, exponent
+        assert torch.equal(scaled.sigma, plain.sigma * 2.0**exponent), exponent
+        assert torch.equal(scaled.residuals, plain.residuals * 2.0**exponent), exponent
+        assert torch.equal(scaled.u, plain.u) and torch.equal(scaled.v, plain.v), exponent
+
+
 def test_gaps_look_both_ways_and_trust_no_missing_neighbour():
     S = torch.tensor([5.0, 4.0, 3.9, 1.0])
     expected = torch.tensor([1.0, 0.1, 0.1])

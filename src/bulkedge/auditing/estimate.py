@@ -19,8 +19,8 @@ PROCESS_BYTES = 330e6
 """What a job takes before it reads a matrix: most of it is torch."""
 BASIS_VECTORS = 500
 """A certificate keeps at most this many basis vectors on either side, copies included."""
-SCALES = 13
-"""A matrix is judged about this many times where its critical scale is measured."""
+SCALES = 6
+"""A matrix takes about this many times as long where its critical scale is measured."""
 PASSES, BLOCK = 40, 18
 """A certificate takes about so many products, with so many vectors each."""
 EIGEN_WORK = 5.4

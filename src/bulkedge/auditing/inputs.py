@@ -160,6 +160,8 @@ def source_of_moments(file: Path, known: Mapping[Path, str]) -> Source:
         trained_on=None,
         quantised=None,
         disagreements=[],
+        base_class=None,
+        labels=None,
     )
 
 

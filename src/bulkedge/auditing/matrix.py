@@ -98,7 +98,7 @@ def _audit(comparison: Comparison, recipe: Recipe, known: KnownBases | None) -> 
         low_rank=pair.low_rank is not None,
         **({} if pair.spikes is None else rank_fields(pair.spikes.gamma)),
         **_theory(measured, pair.spikes, judged, recipe),
-        **_scales(measured.spectrum, pair, judged, recipe, norm_update),
+        **_scales(measured.spectrum, pair, judged, recipe, norm_update, remember),
         **({"drift_note": drift} if moved is None else moved.fields),
     )
 
@@ -164,14 +164,19 @@ def _theory(
 
 
 def _scales(
-    base: BaseSpectrum | None, pair: Pair, judged: Judgement, recipe: Recipe, strongest: float
+    base: BaseSpectrum | None,
+    pair: Pair,
+    judged: Judgement,
+    recipe: Recipe,
+    strongest: float,
+    remember: Remember,
 ) -> dict[str, object]:
     """The critical scale that is expected or was measured, and the curve that it is a point of."""
     at_one = judged_point(1.0, (row.score for row in judged.directions), recipe.epsilon)
     seen, curve = [], []
     found = None if base is None else _expected_scale(base, pair, judged, recipe, strongest)
     if recipe.critical_scale:
-        found, seen = measured_scale(pair, judged, recipe, found)
+        found, seen = measured_scale(pair, judged, recipe, found, remember)
     if base is not None and pair.spikes is not None and found is not None and found.aligned:
         curve = expected_curve(base, judged.base, pair.spikes, recipe)
     return {"critical_scale": found, "scale_curve": scale_curve(curve, [*seen, at_one])}

@@ -157,11 +157,11 @@ def _merge_first(base: Path, like: Path) -> list[str]:
     """How an adapter is merged that rescale refuses as it is stored; nothing of any other."""
     from bulkedge.checkpoint import Adapter
     from bulkedge.comparison import make_plan
-    from bulkedge.records import Recipe
+    from bulkedge.records import make_recipe
     from bulkedge.report.commands import free
     from bulkedge.report.merging import MERGED, adapter_not_scaled, merge_adapter
 
-    plan = make_plan(base, like, Recipe())
+    plan = make_plan(base, like, make_recipe({}))
     if not isinstance(plan.tuned, Adapter):
         return []
     beside = any(comparison.factors is None for comparison in plan.comparisons)

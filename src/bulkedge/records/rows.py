@@ -183,12 +183,13 @@ class CriticalScale(Row):
     )
     low: Size | None = Field(
         default=None,
-        description="Nothing is new at it, nor at six scales below, in steps by 1.25; no others "
-        "were tried. 0 if no such scale was found, null if not asked.",
+        description="Nothing is new at it, nor at any lower scale that was tried: see the judged "
+        "points of `scale_curve`. 0 if no such scale was found, null if not asked.",
     )
     high: Size | None = Field(
         default=None,
-        description="Something is new at it; null if no such scale was found, or not asked.",
+        description="The lowest that was tried at which something is new; null if none was found, "
+        "or not asked.",
     )
     undecided: Count = Field(default=0, description="Scales tried at which a verdict stayed open.")
 

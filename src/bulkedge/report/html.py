@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard, Union
@@ -13,7 +14,7 @@ from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record, differences
 from bulkedge.repairing import RepairRecord
 
-from .advice import by_worst, explanation, headline, steps
+from .advice import Step, by_worst, explanation, headline, steps
 from .columns import (
     CHOICES,
     PAGE,
@@ -30,7 +31,7 @@ from .drift import drift_sentences
 from .gate import Gate, build_fails, failure_lines
 from .names import short_name
 from .parts import document, filled, part
-from .scale import scale_sentences, told_weaker
+from .scale import scale_sentences, scale_steps, told_weaker
 from .static import without_script
 from .verdicts import APPEARANCE, REPORTED, is_counted
 
@@ -249,7 +250,7 @@ def _condensed(
         "moments": record.inputs.moments is not None,
         "steps": [[REPAIRED, None]]
         if repaired
-        else [[step.text, step.command] for step in steps(record)],
+        else [[step.text, step.command] for step in (*steps(record), *_weaker_steps(record))],
         "relative": is_relative(record),
         "about": _about(record),
         "epsilon": record.recipe.epsilon,
@@ -265,6 +266,12 @@ def _condensed(
             [printable(row.name), printable(row.reason), row.lost] for row in record.skipped
         ],
     }
+
+
+def _weaker_steps(record: Record) -> list[Step]:
+    """The commands about a weaker copy, in sentences."""
+    found = scale_steps(record)
+    return [replace(step, text=f"{step.text[0].upper()}{step.text[1:]}") for step in found]
 
 
 def _about(record: Record) -> str:

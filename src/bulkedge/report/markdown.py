@@ -104,7 +104,14 @@ def _failed(record: Record, failures: Sequence[str]) -> list[str]:
 
 
 def _paragraphs(lines: Iterable[str]) -> list[str]:
-    return [part for line in lines for part in (_plain(line), "")]
+    """A paragraph each; a line that starts with two spaces is a command."""
+    shown = (_command(line) if line.startswith("  ") else _plain(line) for line in lines)
+    return [part for line in shown for part in (line, "")]
+
+
+def _command(text: str) -> str:
+    """Code that no name can end."""
+    return f"`{text.strip().replace('`', '')}`"
 
 
 def _table(record: Record, columns: Sequence[str], most: int) -> list[str]:
@@ -123,10 +130,10 @@ def _table(record: Record, columns: Sequence[str], most: int) -> list[str]:
 
 
 def _step(step: Step) -> str:
-    """A step, its command as code that no name can end."""
+    """A step, its command as code."""
     if step.command is None:
         return _plain(step.text)
-    return f"{_plain(step.text)} `{step.command.replace('`', '')}`"
+    return f"{_plain(step.text)} {_command(step.command)}"
 
 
 def _row(matrix: Matrix, columns: Sequence[Column]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bulkedge._errors import printable
 from bulkedge.checkpoint import Adapter
+from bulkedge.checkpoint.adapter_config import CONFIG
 from bulkedge.checkpoint.format import WEIGHTS
 from bulkedge.checkpoint.lora import FROM_THE_BASE, RELATIVE
 from bulkedge.checkpoint.peft import DORA
@@ -72,6 +73,18 @@ def is_of_factors(record: Record) -> bool:
         Whether it is.
     """
     return record.inputs.tuned.kind == "lora" and _initialised(record) is None
+
+
+def has_settings(record: Record) -> bool:
+    """Whether it is an adapter with PEFT's configuration, in which its α is.
+
+    Args:
+        record: An audit.
+
+    Returns:
+        Whether it is.
+    """
+    return any(file.name == CONFIG for file in record.inputs.tuned.files)
 
 
 def to_be_merged(record: Record) -> str | None:

@@ -62,14 +62,14 @@ def print_record(
             console.print(f"… and {fewer} less affected: see the record (--output)")
     print_line(console, verdict_line(record))
     lines = warning_lines(record)
-    for line in lines if brief else [*lines, *_hints(record)]:
+    for line in lines if brief else [*lines, *_hints(record, taken)]:
         print_line(console, line)
     if not brief:
         told = [step for step in steps(record, taken) if step.command or step.brief]
         for step in told[:MAX_STEPS]:
             print_line(console, f"next: {step.brief or step.text}")
-            if step.command:  # to be copied in one piece
-                console.print(Text(f"  {step.command}"), soft_wrap=True)
+            if step.command:
+                print_line(console, f"  {step.command}")
 
 
 def warning_lines(record: Record) -> list[str]:
@@ -92,13 +92,13 @@ def warning_lines(record: Record) -> list[str]:
     return lines + drift_lines(record)
 
 
-def _hints(record: Record) -> list[str]:
+def _hints(record: Record, taken: Taken) -> list[str]:
     """What else a reader should know."""
     lines = certainty_lines(record)
     lines += _skipped_lines(row for row in record.skipped if not row.lost)
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
-    lines += scale_lines(record)
+    lines += scale_lines(record, taken)
     lines += spikes_lines(record)
     if record.summary.tensors is not None:
         lines.append(tensors_line(record.summary.tensors))
@@ -261,10 +261,13 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print text without markup; a pipe gets it on one line.
+    """Print text without markup; a pipe gets it on one line, and anything a command.
+
+    A command begins with two spaces, and is to be copied in one piece.
 
     Args:
         console: Where.
         text: What.
     """
-    console.print(Text(printable(text), overflow="fold"), soft_wrap=not console.is_terminal)
+    whole = text.startswith("  ") or not console.is_terminal
+    console.print(Text(printable(text), overflow="fold"), soft_wrap=whole)

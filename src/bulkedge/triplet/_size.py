@@ -15,6 +15,10 @@ LARGEST_DIVISOR = 2.0**1000
 """A matrix is divided by no larger number, and by none smaller than one over it: both are finite,
 and what is left has squares that are finite, too."""
 
+NEAR_ONE = 7
+"""A norm between 2⁻⁷ and 2⁷ is of order one.  Refinement in float32 squares products of a matrix
+and a residual of 10⁻⁷ of it: at 2⁻¹⁹ they underflow."""
+
 
 def size_of(A: LinearMap) -> float:
     """A power of two; of A over it no square in a norm under- or overflows."""
@@ -23,7 +27,7 @@ def size_of(A: LinearMap) -> float:
     if exponent is None:
         return 1.0
     largest = exponent - 1 + math.log2(A.shape[1]) / 2  # within a factor of two
-    return 1.0 if abs(largest) < 20 else _divisor_of(round(largest))
+    return 1.0 if abs(largest) < NEAR_ONE else _divisor_of(round(largest))
 
 
 def divisor(x: float) -> float:

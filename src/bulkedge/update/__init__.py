@@ -8,11 +8,10 @@ from ._by_solves import Cholesky, ConjugateGradients, SystemSolver
 from ._measure import MOMENTS, measure_base, moment_misfit
 from ._products import Measured, measure
 from ._update_svd import UpdateSVD, effective_rank, update_svd
+from .bracket import ScaleBracket, ScaledDirections, bracket_scale
 from .critical import (
-    ScaleBracket,
     aligned_scale,
     aligned_scores,
-    bracket_scale,
     critical_scale,
     generic_scale,
 )
@@ -47,6 +46,7 @@ __all__ = [
     "Outliers",
     "Prediction",
     "ScaleBracket",
+    "ScaledDirections",
     "Secular",
     "SingularPerturbation",
     "SystemSolver",

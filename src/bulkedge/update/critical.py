@@ -7,8 +7,7 @@ The critical scale of an update is the smallest factor s at which one of the k l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,103 +21,6 @@ from ._reduced import Reduced, drawn, measured
 from ._scan import GENERIC_DRAWS, first_new
 from ._update_svd import UpdateSVD
 from .predict import BaseSpectrum, budget
-
-REACH = 64.0
-"""A bracket is sought no further than this factor away from where the search begins."""
-WIDTH = 1.1
-"""A bracket ends where its high end is at most this many times its low end."""
-LADDER = 1.25
-"""Below a bracket the search looks again, in steps by this factor."""
-RUNGS = 6
-"""This many steps of the ladder are tried."""
-
-
-@dataclass(frozen=True)
-class ScaleBracket:
-    """A bracket of the scale at which a growing update creates its first new direction.
-
-    Attributes:
-        low: A scale at which nothing is new, nor at six scales below it in steps by 1.25; 0 if none
-            was found.  Between these steps and below them, something may be new.
-        high: A scale above at which something is new; None if none was found.
-        undecided: For how many of the scales that were tried this stayed open.
-        tried: How many scales were tried.
-    """
-
-    low: float
-    high: float | None
-    undecided: int
-    tried: int
-
-
-def bracket_scale(
-    is_new: Callable[[float], bool | None],
-    start: float = 1.0,
-    known: Mapping[float, bool | None] | None = None,
-) -> ScaleBracket:
-    """The critical scale of an update, between two scales no more than 10 % apart.
-
-    By bisection on log s.  An open answer counts as new for the low end and as not new for the high
-    end: it widens the bracket and never moves an end to an undecided scale.  New directions
-    may come and go as s grows.  So six scales below the bracket are tried, too, in steps by 1.25,
-    and the search goes on below any of them at which something is new.  A window of scales that
-    lies between these steps, or below them all, is missed.  Cost: about a dozen calls,
-    more where that happens.
-
-    Args:
-        is_new: Whether one of the leading directions of ``W0 + s ΔW`` is new; None if it is open.
-        start: A scale to begin at, such as the one that is expected.
-        known: Known answers for some scales.
-
-    Returns:
-        The bracket.  An end that lies more than a factor of 64 from the start is not found.
-
-    Raises:
-        InputError: If the start is not positive and finite.
-
-    Example:
-        >>> found = bracket_scale(lambda s: s > 0.3)
-        >>> found.low < 0.3 <= found.high <= 1.1 * found.low
-        True
-    """
-    if not 0 < start < math.inf:
-        raise InputError(f"expected a positive finite start, got {start!r:.40}")
-    answers = dict(known or {})
-
-    def ask(scale: float) -> bool | None:
-        if scale not in answers:
-            answers[scale] = is_new(scale)
-        return answers[scale]
-
-    low, high = _ends(ask, start)
-    for _ in range(RUNGS):  # each time from what lies lower
-        rungs = {low / LADDER**i for i in range(1, RUNGS + 1)} if low else set()
-        below = [scale for scale in sorted({*rungs, *answers}) if scale < low and ask(scale)]
-        if not below:
-            break
-        low, high = _ends(ask, below[0])
-    undecided = sum(found is None for found in answers.values())
-    return ScaleBracket(low, high, undecided, len(answers))
-
-
-def _ends(ask: Callable[[float], bool | None], start: float) -> tuple[float, float | None]:
-    """The two ends; both searches ask at the same scales as long as nothing is open."""
-    low, _ = _bisect(lambda scale: ask(scale) is not False, start)
-    _, high = _bisect(lambda scale: ask(scale) is True, start)
-    return low or 0.0, high
-
-
-def _bisect(beyond: Callable[[float], bool], start: float) -> tuple[float | None, float | None]:
-    """Scales before and beyond, close to each other; None for one that is out of reach."""
-    low = high = None
-    scale, factor = start, 0.5 if beyond(start) else 2.0
-    while start / REACH <= scale <= start * REACH and (low is None or high is None):
-        low, high = (low, scale) if beyond(scale) else (scale, high)
-        scale *= factor
-    while low is not None and high is not None and high > WIDTH * low:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if beyond(middle) else (middle, high)
-    return low, high
 
 
 def critical_scale(spectrum: BaseSpectrum, strongest: float, *, top_k: int = 10) -> float | None:

@@ -170,7 +170,7 @@ const charts = (() => {
         "Circles: where a spike of that strength would stand if it were unrelated to the base, ± two standard deviations. Dots: where it stands. Where they differ, the update leans on the base's own directions.", outliers(m)]);
     }
     if (m.curve && m.curve.expected.length + m.curve.judged.length > 1) shown.push(["If the update is scaled",
-      "New directions, and the lowest score, against the factor on the update. Line: as expected of one that is unrelated to the base. Dots: as judged. 1, dashed, is the update as it is.", scaled(m.curve, epsilon)]);
+      "New directions, and the lowest score, against the factor on the update. Line: as expected from how it lies to the base. Dots: as judged. 1, dashed, is the update as it is.", scaled(m.curve, epsilon)]);
     if (m.drift && m.driftParts.length) shown.push(["What carries the drift",
       "The part of the drift in each singular direction of the update, those with the most first. They need not be its strongest ones: what counts is how much of the inputs lies along them.", carriers(m)]);
     return shown;

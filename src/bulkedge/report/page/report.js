@@ -65,7 +65,7 @@
     if (r.curve.expected.length + r.curve.judged.length < 2) return null;
     const { label } = charts.scaled(r.curve, r.epsilon, r.weaker?.[0]);
     return el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, "If the update is merged or served weaker"),
-      el("p", { class: "faint" }, "Lines: as expected of an update that is unrelated to the base. Dots: as judged. 1 is the update as it is.")),
+      el("p", { class: "faint" }, "Lines: as expected from how the update lies to the base. Dots: as judged. 1 is the update as it is.")),
       el("div", { role: "img", "aria-label": `New directions and lowest score against the scale. ${label}` }));
   }
   const fact = (value, what) => el("li", {}, el("b", {}, String(value)), el("span", { class: "faint" }, what));

@@ -257,6 +257,8 @@ def finetunes() -> dict[str, Any]:
         "finetune where": where("finetune"),
         "monitor": measured("monitor"),
         "monitor where": where("monitor"),
+        "default": measured("monitor_default"),
+        "default where": where("monitor_default"),
         "early": render_early.early_warning(cells("early_warning")),
         "early where": where_of_cells("early_warning"),
         "trainers": render_integrations.trainer_table(result("integrations")),

@@ -25,6 +25,7 @@ STAGES = (
     ("dry_run.py",),
     ("certified.py", "model"),
     ("monitor.py", "MINILM"),
+    ("monitor_default.py", "MINILM"),
     ("predicted.py",),
     ("report_page.py",),
     ("certified.py", "cost"),

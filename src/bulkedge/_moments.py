@@ -32,6 +32,10 @@ from bulkedge.records.tensors import Skipped
 NAMED = 3
 """So many tensors are named in a message."""
 LORA_PART = re.compile(r"\.lora_[AB](\.default)?(\.weight|\.bias)?$")
+NO_FINE_TUNE = (
+    "all that it holds equals the base: there is no fine-tune here; if it is a merged model, load "
+    "the base by the class that the adapter was trained with, and merge it again"
+)
 COMPUTED = ("inv_freq", "masked_bias")
 """How the names of vectors end that no model reads from its files."""
 
@@ -155,6 +159,7 @@ def _put_on(network: Any, base: str, tuned: str) -> None:
     names = [comparison.base.info.name for comparison in plan.comparisons]
     stored = {c.base.info.name: c.base.info.shape for c in plan.comparisons}
     rule = infer_rule(names, shapes, lambda name, shape: stored[name] == shape)
+    changed = False
     for comparison in plan.comparisons:
         name = comparison.base.info.name
         if comparison.base.alias is not None:
@@ -175,8 +180,16 @@ def _put_on(network: Any, base: str, tuned: str) -> None:
         value = value.mT if matrix.transposed else value
         if matrix.rows is not None:
             weight = weight[slice(*matrix.rows)]
-        weight.copy_(value.reshape(weight.shape))
-    _put_vectors_on(network, plan)
+        changed |= _overwrite(weight, value.reshape(weight.shape))
+    if not _put_vectors_on(network, plan) and not changed:
+        raise InputError(f"{tuned}: {NO_FINE_TUNE}")
+
+
+def _overwrite(weight: torch.Tensor, value: torch.Tensor) -> bool:
+    """Give a weight other values; whether they are others."""
+    before = weight.clone()
+    weight.copy_(value)
+    return not torch.equal(weight, before)
 
 
 def _of_output(row: Skipped) -> bool:
@@ -202,9 +215,9 @@ def _refuse(names: Iterable[str]) -> None:
         )
 
 
-def _put_vectors_on(network: Any, plan: Plan) -> None:
-    """The same for biases and norms, which no audit compares."""
-    tuned = plan.tuned
+def _put_vectors_on(network: Any, plan: Plan) -> bool:
+    """The same for biases and norms, which no audit compares; whether any has changed."""
+    tuned, changed = plan.tuned, False
     weights = {
         **dict(network.named_parameters(remove_duplicate=False)),
         **dict(network.named_buffers(remove_duplicate=False)),
@@ -219,11 +232,12 @@ def _put_vectors_on(network: Any, plan: Plan) -> None:
     for name, info in vectors.items():
         place = names.find(name, info.shape.__eq__)
         if place is not None and shapes[place] == info.shape:
-            weights[place].copy_(read_tensor(info))
+            changed |= _overwrite(weights[place], read_tensor(info))
         elif place is not None or _within(name, names):
             lost.append(f"{info.name!r} (a vector without a place)")
     if isinstance(tuned, Adapter):
         lost += _add_biases(tuned, weights, names)
+        changed |= any(row.set_aside for row in tuned.unhandled)
     for comparison in plan.comparisons:
         update = comparison.factors
         if isinstance(update, OfBase) and (scales := update.scaled_outputs) is not None:
@@ -231,6 +245,7 @@ def _put_vectors_on(network: Any, plan: Plan) -> None:
             if bias is not None:
                 weights[bias].mul_(exact(read_tensor(scales)).flatten())
     _refuse(lost)
+    return changed
 
 
 def _add_biases(

@@ -43,6 +43,8 @@ def test_the_json_has_the_promised_fields(record, tmp_path):
         "quantised": None,
         "disagreements": [],
         "contradictions": [],
+        "base_class": None,
+        "labels": None,
         "files": [
             {
                 "name": tuned.name,

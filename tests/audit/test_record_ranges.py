@@ -73,6 +73,7 @@ def documents(tmp_path_factory):
     of_protect = {"strength": 1.0, "drift_before": 0.5, "drift_after": 0.25, "task_change": 0.1}
     found["repair"]["matrices"][0] |= of_protect
     found["adapter"]["inputs"]["tuned"]["disagreements"] = ["rank_pattern names q_prj"]
+    found["adapter"]["inputs"]["tuned"] |= {"base_class": "AutoModel", "labels": 5}
     found["full"]["matrices"][0]["read_only"] = "fp8, a scale for each row"
     found["full"]["skipped"][0]["not_finite"] = "1 NaN and 0 Inf"
     found["full"]["inputs"]["tuned"]["contradictions"] = ["config.json says n_layer 3"]

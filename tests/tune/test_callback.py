@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from contextlib import nullcontext as nothing
 
 import pytest
 import torch
@@ -14,14 +15,14 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from bulkedge.moments import Moments  # noqa: E402
-from bulkedge.tune import full_matrices  # noqa: E402
+from bulkedge.tune import Monitor, full_matrices  # noqa: E402
 from bulkedge.tune.trainer import Hold, IntruderMonitor  # noqa: E402
 from helpers import some  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of transformers
 
 
-def make_model(*, lora=True):
+def make_model(*, lora=True, init=True):
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=60, hidden_size=48, num_hidden_layers=2, num_attention_heads=2,
@@ -32,7 +33,7 @@ def make_model(*, lora=True):
     if not lora:
         return model
     settings = {"task_type": "SEQ_CLS", "r": 2, "lora_alpha": 16, "target_modules": ["query"]}
-    return peft.get_peft_model(model, peft.LoraConfig(**settings))
+    return peft.get_peft_model(model, peft.LoraConfig(**settings, init_lora_weights=init))
 
 
 def make_trainer(folder, model, *callbacks, **options):
@@ -174,6 +175,30 @@ def test_the_last_figures_are_those_of_an_audit_of_what_was_saved(tmp_path):
     )
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.filterwarnings("ignore:IntruderMonitor checks 2 of 2")
+def test_an_adapter_that_began_with_a_part_of_the_base_is_watched(init, tmp_path):
+    make_model(lora=False).save_pretrained(tmp_path / "base")
+    model = make_model(init=init)
+    monitor = IntruderMonitor(every=7, top_k=5)
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    make_trainer(tmp_path, model, monitor, **saving).train()
+    assert monitor.history[0][1]["bulkedge/new_directions"] == 0  # W0 itself
+    record = bulkedge.audit(tmp_path / "base", tmp_path / "checkpoint-8", recipe={"top_k": 5})
+    figures = monitor.history[-1][1]
+    assert figures["bulkedge/new_directions"] == record.summary.new_directions > 0
+    assert figures["bulkedge/intruders"] == record.summary.verdicts["intruder"]
+    norms = {row.name: row.spectral_norm_update for row in record.matrices}
+    for matrix in some(monitor.monitor.matrices):
+        name = f"{matrix.name.removeprefix('base_model.model.')}.weight"
+        assert float(matrix.strengths[0]) == pytest.approx(norms[name], rel=1e-4)
+    with pytest.raises(InputError, match="got trained ones"):
+        Monitor(model)
+    trainer = make_trainer(tmp_path, make_model(init=init), IntruderMonitor(every=7, top_k=5))
+    with pytest.raises(InputError, match="got trained ones"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
 # -- what it has lost sight of --------------------------------------------------------------------
 
 SETTINGS = {
@@ -272,6 +297,61 @@ def test_a_run_is_seen_ten_times(tmp_path, max_steps, per_call, every):
         monitor.on_train_begin(arguments, state, control, model=make_model())
     assert (monitor.every, monitor.monitor.every) == (every, every)
     assert monitor.monitor.round == every * (2 // (per_call or 2))
+
+
+class Clock:
+    """Time in which a look at a layer and a step take what they are said to."""
+
+    def __init__(self, monkeypatch, look):
+        self.now = 0.0
+        self.perf_counter = lambda: self.now
+        for place in ("bulkedge.tune.monitor.time", "bulkedge.tune.trainer._spacing.time"):
+            monkeypatch.setattr(place, self)
+        judged = Monitor._judged
+
+        def slow(monitor, *args, **options):
+            self.now += look
+            return judged(monitor, *args, **options)
+
+        monkeypatch.setattr(Monitor, "_judged", slow)
+
+
+class Steps(transformers.TrainerCallback):
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.clock.now += self.seconds
+
+
+@pytest.mark.parametrize(
+    ("look", "step", "options", "steps"),
+    [  # of two layers, in 120 steps
+        (0.05, 0.01, {}, [0, *range(12, 121, 12)]),  # together less than two seconds
+        (1.5, 2.0, {}, [0, 36, 72, 108, 120]),  # 30 steps are 20 times a check
+        (1.5, 0.25, {}, [0, 120]),
+        (1.5, 0.25, {"every": 40}, [0, 40, 80, 120]),
+        (1.5, 0.25, {"stop_at": 1000}, [0, *range(12, 121, 12)]),
+        (1.5, 4.0, {"per_call": 1}, [0, 12, 24, 36, 48, 60, 72, 84, 96, 108, 120]),
+    ],
+)  # fmt: skip
+def test_checks_that_no_one_asked_for_take_a_small_share(
+    tmp_path, monkeypatch, look, step, options, steps
+):
+    clock = Clock(monkeypatch, look)
+    monitor = IntruderMonitor(top_k=5, **options)
+    begun = Steps(clock, step)
+    trainer = make_trainer(tmp_path, make_model(), begun, monitor, max_steps=120, logging_steps=50)
+    planned = 6 if "per_call" in options else 12
+    widened = {"every", "stop_at"}.isdisjoint(options) and planned != steps[1]
+    said = pytest.warns(UserWarning, match=f"not every {planned}: 5% of the time")
+    with said if widened else nothing():
+        trainer.train()
+    assert [at for at, _ in monitor.history] == steps
+    assert monitor.history[-1][1]["bulkedge/coverage"] == 1
+    if widened:
+        between = sum(look * options.get("per_call", 2) for at in steps if 0 < at < 120)
+        assert between <= 0.05 * 120 * step
 
 
 @pytest.mark.parametrize("strategy", ["epoch", "best"])

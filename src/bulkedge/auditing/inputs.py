@@ -133,6 +133,7 @@ def source(
     told = printable(wanted[:MAX_NAMED]) if isinstance(wanted, str) and wanted else None
     names = known_names(opened) if named and isinstance(opened, Checkpoint) else []
     rounded = opened.quantised if isinstance(opened, Checkpoint) else None
+    loaded = opened.base_class if isinstance(opened, Adapter) else None
     return Source(
         path=as_text(opened.path),
         kind=opened.kind,
@@ -142,6 +143,8 @@ def source(
         quantised=rounded,
         disagreements=list(opened.disagreements),
         contradictions=list(opened.contradictions) if isinstance(opened, Checkpoint) else [],
+        base_class=None if loaded is None else loaded.name,
+        labels=None if loaded is None else loaded.labels,
     )
 
 
@@ -165,6 +168,8 @@ def source_of_moments(file: Path, known: Mapping[Path, str]) -> Source:
         quantised=None,
         disagreements=[],
         contradictions=[],
+        base_class=None,
+        labels=None,
     )
 
 

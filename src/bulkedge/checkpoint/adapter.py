@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .adapter_config import AdapterConfig
+from .base_class import BaseClass
 from .experts import Wrapped
 from .header import EMPTY, TensorInfo
 from .targets import Targets
@@ -56,6 +57,8 @@ class Adapter:
         targets: Which modules its configuration names; None without one that does.
         disagreements: Where that and its tensors disagree, in sentences; filled in once both inputs
             are known.
+        base_class: How PEFT loads its base; None where its configuration does not say, and of other
+            formats.
     """
 
     path: Path
@@ -72,6 +75,7 @@ class Adapter:
     stored: tuple[TensorInfo, ...] = ()
     targets: Targets | None = None
     disagreements: tuple[str, ...] = ()
+    base_class: BaseClass | None = None
 
     @property
     def kind(self) -> str:

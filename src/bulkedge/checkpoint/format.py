@@ -15,6 +15,7 @@ from bulkedge._globs import unwrapped
 
 from .adapter import Adapter
 from .adapter_config import CONFIG
+from .base_class import base_class
 from .header import TensorInfo, read_header
 from .hub import located
 from .read import PICKLES, Checkpoint, confined, convert, open_checkpoint, read_json, weights_beside
@@ -128,6 +129,7 @@ class Place:
         beside = weights_beside(self.folder, files[:1])
         if "peft_type" in self.settings:
             parts["targets"] = Targets(self.settings)
+            parts["base_class"] = base_class(self.settings, self.tensors)
         parts.setdefault("origin", by("PEFT", self.settings.get("peft_version")))
         return Adapter(self.folder, files, beside=beside, **parts)
 

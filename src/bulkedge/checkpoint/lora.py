@@ -21,12 +21,15 @@ if TYPE_CHECKING:  # listing names needs no torch
 FROM_THE_BASE = {"pissa": "PiSSA", "olora": "OLoRA"}
 """Initialisations that take a product of factors off the base which the base alone determines."""
 
-CONVERT = (
+CONVERTED = (
     "convert it where it was trained, with peft_model.save_pretrained(OUT, "
     "path_initial_model_for_weight_conversion=INITIAL), INITIAL being the adapter as it was saved "
-    "before training; or audit the merged checkpoint"
+    "before training"
 )
+CONVERT = f"{CONVERTED}; or audit the merged checkpoint"
 """What to do with an adapter that is relative to a changed base."""
+RELATIVE = "relative to what {} took from the base"
+"""Why the factors of such an adapter hold no correction of the base's update."""
 
 
 def scale_of(alpha: float, rank: int, *, rslora: bool = False) -> float:
@@ -191,7 +194,8 @@ class LoraFactors:
     def correctable(self) -> LoraFactors | str:
         """Itself, unless other factors would not give another update."""
         if self.initial:
-            return f"relative to what {FROM_THE_BASE[self.initial]} took from the base; {CONVERT}"
+            reason = RELATIVE.format(FROM_THE_BASE[self.initial])
+            return f"{reason}; merge it into the model first, or {CONVERTED}"
         return self.fixed or ("a scale of zero" if self.scale == 0 else self)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import RecipeError, printable
+from bulkedge._errors import RecipeError, count, printable
 
 from ._hub import download_option, fetch_if_asked
 from ._output import (
@@ -107,13 +108,16 @@ def budget(base: Path, **options: Any) -> None:
         _write_all(record, options)
         show_as(record, print_budget, options)
         if not options["quiet"]:
-            for lead, line in zip(("next: ", "  "), _next(record, base, options), strict=False):
-                _notice(f"{lead}{line}")
+            for line in _next(record, base, options):
+                _notice(line)
     sys.exit(CLEAN if record.complete else FAILURE)
 
 
 def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str]:
     """What to do with a budget, and how; nothing where no matrix has a limit."""
+    from bulkedge.report.commands import WEAKER, free
+    from bulkedge.report.merging import MERGED
+
     if not any(row.top_k_threshold is not None for row in record.matrices):
         return []
     quoted, asked = shlex.quote(str(base)), _settings(options)
@@ -122,24 +126,50 @@ def _next(record: BudgetRecord, base: Path, options: dict[str, Any]) -> list[str
         chosen = _globs(options, "include")
         like, level = shlex.quote(str(options["like"])), f"{options['level']:g}"
         if not record.above:
+            found = "no update is above its limit"
+            if unknown := sum(row.allowed is None for row in record.matrices):
+                found = f"how strong {count(unknown, 'update')} may be is NOT known"
             return [
-                "no update is above its limit: see what it made",
-                f"bulkedge audit {quoted} {like}{judged}{chosen}",
+                f"next: {found}: see what it made",
+                f"  bulkedge audit {quoted} {like}{judged}{chosen}",
             ]
-        command = f"bulkedge repair {quoted} {like} --method rescale --level {level}"
-        command += f"{judged}{chosen} -o weaker"
-        return ["weaken the layers above their limit", command]
+        first = _merge_first(base, options["like"])
+        tuned = free(MERGED, os.path.lexists) if first else like
+        command = f"bulkedge repair {quoted} {tuned} --method rescale --level {level}"
+        command += f"{judged}{chosen} -o {free(WEAKER, os.path.lexists)}"
+        return [*first, "next: weaken the layers above their limit", f"  {command}"]
     if options["peft"] is not None:
         return [
-            f'train with {options["peft"]} and Hold("leading"), which keeps updates below θ_k',
-            f"bulkedge audit {quoted} ADAPTER{judged}",
+            f'next: train with {options["peft"]} and Hold("leading"), which keeps updates below '
+            "θ_k",
+            f"  bulkedge audit {quoted} ADAPTER{judged}",
         ]
     rank = 8 if options["rank"] is None else options["rank"]
     alpha = "16" if options["alpha"] is None else f"{options['alpha']:g}"
     return [
-        "write the settings for LoraConfig",
-        f"bulkedge budget {quoted} --rank {rank} --alpha {alpha}{asked} --peft lora.json",
+        "next: write the settings for LoraConfig",
+        f"  bulkedge budget {quoted} --rank {rank} --alpha {alpha}{asked} "
+        f"--peft {free('lora.json', os.path.lexists)}",
     ]
+
+
+def _merge_first(base: Path, like: Path) -> list[str]:
+    """How an adapter is merged that rescale refuses as it is stored; nothing of any other."""
+    from bulkedge.checkpoint import Adapter
+    from bulkedge.comparison import make_plan
+    from bulkedge.records import make_recipe
+    from bulkedge.report.commands import free
+    from bulkedge.report.merging import MERGED, adapter_not_scaled, merge_adapter
+
+    plan = make_plan(base, like, make_recipe({}))
+    if not isinstance(plan.tuned, Adapter):
+        return []
+    beside = any(comparison.factors is None for comparison in plan.comparisons)
+    if (part := adapter_not_scaled(plan.tuned, beside)) is None:
+        return []
+    folder = free(MERGED, os.path.lexists)
+    told = f"α does not scale all of it ({part}): merge it into the model first, into {folder}"
+    return merge_adapter(str(base), plan.tuned, folder).lines(told)
 
 
 def _settings(options: dict[str, Any]) -> str:

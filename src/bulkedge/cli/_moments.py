@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,43 +91,51 @@ def moments(model: Path, texts: tuple[Path, ...], **options: Any) -> None:
 
 def _next(model: Path, tuned: Path | None, output: Path) -> list[str]:
     """What the moments are for, as commands; TUNED and the files of texts are the user's."""
-    from bulkedge.report.merging import MERGED, merge_line
-
-    base, given, file = (shlex.quote(printable(str(x))) for x in (model, tuned or "TUNED", output))
-    keep, task = (file, "task.moments") if tuned is None else ("base.moments", file)
-    protect = [
-        "next: give back what it forgot, without training",
-        f"  bulkedge repair {base} {given} --method protect --moments {keep} "
-        f"--task-moments {task} -o protected",
-    ]
-    if tuned is None:
-        return [
-            "next: measure the fine-tune on texts of its task; merge a DoRA, or an adapter that is "
-            "no LoRA, first",
-            f"  bulkedge moments {base} task.txt --tuned TUNED -o task.moments",
-            *protect,
-        ]
-    if (method := _to_be_merged(tuned)) is None:
-        return protect
-    return [
-        f"next: {method}: protect refuses it as it is stored; merge it (Python; model is the "
-        "base), then measure the merged model",
-        f"  {merge_line(str(tuned))}",
-        f"  bulkedge moments {base} task.txt --tuned {MERGED} -o task.moments",
-    ]
-
-
-def _to_be_merged(tuned: Path) -> str | None:
-    """What adapter it is, if protect refuses it; None of a LoRA and of a checkpoint."""
     from bulkedge.checkpoint import Adapter, open_path
+    from bulkedge.report.commands import BASE_MOMENTS, TASK_MOMENTS, free
+    from bulkedge.report.merging import MERGED, adapter_to_be_merged, merge_adapter
 
-    opened = open_path(tuned)
-    if not isinstance(opened, Adapter):
-        return None
-    if opened.kind != "lora":
-        return opened.method
-    known = (getattr(update, "magnitude", None) for update in opened.factors.values())
-    return None if all(magnitude is None for magnitude in known) else "DoRA"
+    if tuned is None:
+        task = free(TASK_MOMENTS, os.path.lexists)
+        return [
+            "next: measure the fine-tune on texts of its task",
+            f"  {_moments_line(model, 'task.txt', task, 'TUNED')}",
+            *_protect_lines(model, "TUNED", str(output), task),
+        ]
+    lines = []
+    if not os.path.lexists(BASE_MOMENTS):
+        lines = [
+            "next: measure the base on texts like those to keep",
+            f"  {_moments_line(model, 'keep.txt', BASE_MOMENTS)}",
+        ]
+    opened, treated = open_path(tuned), str(tuned)
+    if isinstance(opened, Adapter) and (method := adapter_to_be_merged(opened)) is not None:
+        treated = free(MERGED, os.path.lexists)
+        lines += merge_adapter(str(model), opened, treated).lines(
+            f"{method}: protect refuses it as it is stored; merge it first, into {treated}"
+        )
+    return [*lines, *_protect_lines(model, treated, BASE_MOMENTS, str(output))]
+
+
+def _protect_lines(model: Path, tuned: str, keep: str, task: str) -> list[str]:
+    """How the moments of both are used."""
+    from bulkedge.report.commands import PROTECTED, free
+
+    words = ["bulkedge", "repair", str(model), tuned, "--method", "protect", "--moments", keep]
+    words += ["--task-moments", task, "-o", free(PROTECTED, os.path.lexists)]
+    return ["next: give back what it forgot, without training", f"  {_line(words)}"]
+
+
+def _moments_line(model: Path, texts: str, output: str, tuned: str | None = None) -> str:
+    """A command that measures moments."""
+    words = ["bulkedge", "moments", str(model), texts]
+    words += [] if tuned is None else ["--tuned", tuned]
+    return _line([*words, "-o", output])
+
+
+def _line(words: list[str]) -> str:
+    """Words of a command, as a shell takes them."""
+    return " ".join(shlex.quote(printable(word)) for word in words)
 
 
 def _check_output(

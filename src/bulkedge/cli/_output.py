@@ -349,7 +349,8 @@ def show(record: Record, options: dict[str, Any]) -> None:
 
     from bulkedge.report import print_record
 
-    show_as(record, partial(print_record, columns=options["columns"]), options)
+    print_ = partial(print_record, columns=options["columns"], taken=os.path.lexists)
+    show_as(record, print_, options)
 
 
 def show_as(record: Any, print_: Callable[..., None], options: dict[str, Any]) -> None:

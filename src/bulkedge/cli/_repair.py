@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +155,7 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
     from bulkedge.auditing import keep_out, keep_out_of_inputs
     from bulkedge.comparison import make_plan
     from bulkedge.report import print_repair
+    from bulkedge.report.commands import page_command
 
     _check_options(options)
     fetch_if_asked((base, tuned), options)
@@ -199,14 +199,29 @@ def repair(base: Path, tuned: Path, **options: Any) -> None:
         if any(row.status == "repaired" for row in record.matrices):
             click.echo(f"repaired copy written to {copy}", err=True)
             click.echo("next: look at both audits on one page, and evaluate the copy", err=True)
-            page = shlex.quote(f"{copy}.html")
-            click.echo(f"  bulkedge report {shlex.quote(copy)} -o {page}", err=True)
+            click.echo(f"  {page_command(record.output, os.path.lexists)}", err=True)
         else:
             click.echo(f"nothing was repaired: the copy in {copy} is unchanged", err=True)
     if record.output is None and options["output"] is not None:
         click.echo(printable(f"nothing was repaired: {options['output']} is not written"), err=True)
     refused = {row.name: row.note or "" for row in record.matrices if row.status == "refused"}
+    if refused and not options["quiet"]:
+        for line in _merge_first(record):
+            click.echo(line, err=True)
     end({"": record.after or record.before}, gate, refused)
+
+
+def _merge_first(record: RepairRecord) -> list[str]:
+    """What to do where a fine-tune was refused that can be changed once it is merged."""
+    from bulkedge.report.commands import free
+    from bulkedge.report.merging import MERGED, merge, to_be_merged
+
+    if (method := to_be_merged(record.before)) is None:
+        return []
+    folder = free(MERGED, os.path.lexists)
+    return merge(record.before, folder).lines(
+        f"{printable(method)}: merge it into the model first, then repair {folder}"
+    )
 
 
 def _if_some_are_left(record: RepairRecord, options: dict[str, Any]) -> list[str]:
@@ -225,7 +240,7 @@ def _if_some_are_left(record: RepairRecord, options: dict[str, Any]) -> list[str
     return [
         f"next: {count(left, 'new direction')} left: clip with more rounds, which lower its limit "
         "further and take more of the update",
-        "  " + retry_command(record, [*level, "--rounds", str(more), *added]),
+        "  " + retry_command(record, [*level, "--rounds", str(more), *added], os.path.lexists),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def show(record: Path, as_json: bool, columns: tuple[str, ...], quiet: bool) -> 
     found = read(record)
     options = {"as_json": as_json, "quiet": quiet}
     if isinstance(found, Record):
-        show_as(found, partial(print_record, columns=columns), options)
+        print_ = partial(print_record, columns=columns, taken=os.path.lexists)
+        show_as(found, print_, options)
     else:
         show_as(found, print_repair, options)

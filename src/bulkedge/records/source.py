@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bulkedge.checkpoint.shard import shard_of
 
-from .ranges import Bytes, Digest, Kind
+from .ranges import Bytes, Digest, Kind, Positive
 from .row import Row
 
 
@@ -49,6 +49,15 @@ class Source(Row):
         [],
         description="Where `config.json` of a full fine-tune contradicts that of the base in what "
         "the model computes, or is missing.",
+    )
+    base_class: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_]{0,99}$",
+        description="The class of transformers that PEFT loads an adapter's base with, such as "
+        "`AutoModelForCausalLM`; null where its configuration does not say.",
+    )
+    labels: Positive | None = Field(
+        None, description="How many labels the head has that is stored beside an adapter."
     )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +13,29 @@ from bulkedge.records import Matrix, Record
 
 from .certainty import certainty
 from .columns import worst_score
-from .commands import audit_command, command, repair_command
+from .commands import (
+    BASE_MOMENTS,
+    PROTECTED,
+    REPAIRED,
+    Taken,
+    audit_command,
+    free,
+    page_command,
+    protect_command,
+    repair_command,
+    unseen,
+)
 from .doubts import doubts, is_all_noise, part_of, untrained
 from .drift import is_notable
-from .merging import MERGED, is_of_factors, merge_line, merged, to_be_merged
+from .merging import MERGED, is_of_factors, merge, merged, to_be_merged
 from .verdicts import APPEARANCE
 
 NEAR = 0.05
 """A worst score that exceeds ε by less is mentioned: other data could have put it below."""
 FEW = 3
 """The most matrices that a step names."""
+EXPERT = re.compile(r"\[\d+[\],]")
+"""What of the name of an update says that it is one of several in a tensor."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +129,17 @@ def _clause(record: Record, verdict: Verdict) -> str:
     return f"{found} ({verdict.value})"
 
 
-def steps(record: Record) -> list[Step]:
-    """What to do next, the most pressing first."""
-    found = [*_doubts(record), *_against_drift(record), *_remedies(record)]
+def steps(record: Record, taken: Taken = unseen) -> list[Step]:
+    """What to do next, the most pressing first.
+
+    Args:
+        record: An audit.
+        taken: Whether something has a name already, in the folder in which commands will run.
+
+    Returns:
+        At least one.
+    """
+    found = [*_doubts(record), *_against_drift(record, taken), *_remedies(record, taken)]
     return list(dict.fromkeys(found)) or [
         Step(
             "Nothing to take out. An audit sees singular directions only: evaluate your task, and "
@@ -149,7 +171,7 @@ def _doubts(record: Record) -> Iterator[Step]:
         )
 
 
-def _remedies(record: Record) -> Iterator[Step]:
+def _remedies(record: Record, taken: Taken) -> Iterator[Step]:
     """What to do about new directions."""
     found = record.summary.new_directions
     if not found or is_all_noise(record):
@@ -167,8 +189,8 @@ def _remedies(record: Record) -> Iterator[Step]:
             f"leave out {names}, whose base looks untrained: all is new there" if few else None,
         )
     if sum(matrix.new_directions for matrix in fresh) < found:
-        yield from _against_forgetting(record)
-        yield from _repaired_copy(record, left_out)
+        yield from _against_forgetting(record, taken)
+        yield from _repaired_copy(record, left_out, taken)
     if record.inputs.tuned.kind == "lora":
         yield Step(
             "If you train again, mix in texts like those to keep, with the base's outputs as their "
@@ -179,15 +201,16 @@ def _remedies(record: Record) -> Iterator[Step]:
         )
 
 
-def _repaired_copy(record: Record, left_out: list[str]) -> Iterator[Step]:
+def _repaired_copy(record: Record, left_out: list[str], taken: Taken) -> Iterator[Step]:
     """A copy without new directions; or, where none can be written, why, and what to do instead."""
-    written = record if is_of_factors(record) else _written(record)
+    written = record if is_of_factors(record) else _written(record, taken)
     treated = [m for m in written.matrices if m.new_directions and not _is_left_out(m, left_out)]
     if (step := _no_copy(treated)) is not None:
         yield step
         return
     if not is_of_factors(record):
-        yield from _merge_first(record)
+        yield from _merge_first(record, taken)
+    copy = free(REPAIRED, taken)
     fixed = sum(m.read_only is not None for m in treated)
     refused = f"{fixed} of {count(len(treated), 'matrix', 'matrices')}" if fixed else ""
     without = ", without what was never pretrained" if left_out else ""
@@ -196,13 +219,13 @@ def _repaired_copy(record: Record, left_out: list[str]) -> Iterator[Step]:
         "study about a point of accuracy, and it gave back little of what was forgotten. "
         + (f"{_first_fixed(treated)}: the repair refuses {refused}. " if fixed else "")
         + "Evaluate the copy:",
-        repair_command(written, *left_out),
+        repair_command(written, *left_out, output=copy),
         f"write a copy without new directions{without}; it costs some of the task, evaluate it"
         + (f"; it refuses {refused}, which cannot be written" if fixed else ""),
     )
     yield Step(
         "Look at both audits on one page:",
-        "bulkedge report repaired -o repaired.html",
+        page_command(copy, taken),
         "look at both audits on one page",
     )
 
@@ -231,51 +254,63 @@ def _changed(record: Record) -> list[Matrix]:
     return [matrix for matrix in record.matrices if matrix.status == "audited"]
 
 
-def _against_forgetting(record: Record) -> Iterator[Step]:
+def _against_forgetting(record: Record, taken: Taken) -> Iterator[Step]:
     """The remedy that gave back most at equal accuracy (docs/study.md), where none was named."""
     if record.inputs.moments is not None:
         return
-    if _no_copy(_changed(_written(record))) is not None:
+    evaluate = (
+        "New directions do not show what a model has forgotten: evaluate what it could do before."
+    )
+    written = _written(record, taken)
+    if _no_copy(_changed(written)) is not None or _are_all_experts(record):
+        yield Step(evaluate)
+        return
+    yield from _merge_first(record, taken)
+    if taken(BASE_MOMENTS):
         yield Step(
-            "New directions do not show what a model has forgotten: evaluate what it could do "
-            "before."
+            f"{evaluate} If it lost abilities, give them back without training, by {BASE_MOMENTS} "
+            "of this folder:",
+            protect_command(
+                written, BASE_MOMENTS, *left_out_globs(record), output=free(PROTECTED, taken)
+            ),
+            f"if it forgot, give it back without training, by {BASE_MOMENTS} of this folder",
         )
-    else:
-        measure = _moments_command(record)
-        yield from _merge_first(record)
-        yield Step(
-            "New directions do not show what a model has forgotten: evaluate what it could do "
-            "before. If it lost abilities, measure moments on texts like those to keep; "
-            "bulkedge repair --method protect and bulkedge frontier take them:",
-            measure,
-            "if it forgot, measure moments on texts to keep, for repair --method protect"
-            + _of(record)
-            if measure
-            else None,
-        )
+        return
+    measure = _moments_command(record)
+    of = "" if written is record else f" of {written.inputs.tuned.path}"
+    brief = f"if it forgot, measure moments on texts to keep, for repair --method protect{of}"
+    yield Step(
+        f"{evaluate} If it lost abilities, measure moments on texts like those to keep; "
+        "bulkedge repair --method protect and bulkedge frontier take them:",
+        measure,
+        brief if measure else None,
+    )
 
 
-def _merge_first(record: Record) -> Iterator[Step]:
+def _are_all_experts(record: Record) -> bool:
+    """Whether all that was changed are experts, whose inputs are not measured."""
+    changed = _changed(record)
+    return bool(changed) and all(EXPERT.search(matrix.tuned_name) for matrix in changed)
+
+
+def _merge_first(record: Record, taken: Taken) -> Iterator[Step]:
     """How to merge a fine-tune that protect refuses as it is."""
     if (method := to_be_merged(record)) is None:
         return
     what = "protect and rescale" if is_of_factors(record) else "a repair"
+    folder = free(MERGED, taken)
+    how = merge(record, folder)
     yield Step(
         f"{printable(method)}: {what} cannot change it as it is stored. Merge it into the model "
-        f"first, in Python, then use the folder {MERGED} (model is the base):",
-        merge_line(record.inputs.tuned.path),
-        f"{printable(method)}: for {what}, merge it first (Python; model is the base)",
+        f"first, then use the folder {folder}{how.note}{':' if how.line else '.'}",
+        how.line,
+        f"{printable(method)}: for {what}, merge it first, into {folder}{how.note}",
     )
 
 
-def _written(record: Record) -> Record:
+def _written(record: Record, taken: Taken) -> Record:
     """The record as that of the form that protect can change."""
-    return record if to_be_merged(record) is None else merged(record)
-
-
-def _of(record: Record) -> str:
-    """What the commands after these moments are about, where that is another folder."""
-    return "" if to_be_merged(record) is None else f" of {MERGED}"
+    return record if to_be_merged(record) is None else merged(record, free(MERGED, taken))
 
 
 def _moments_command(record: Record) -> str | None:
@@ -283,7 +318,7 @@ def _moments_command(record: Record) -> str | None:
     path = record.inputs.base.path
     if path.endswith(".safetensors"):
         return None
-    return f"bulkedge moments {shlex.quote(printable(path))} keep.txt -o base.moments"
+    return f"bulkedge moments {shlex.quote(printable(path))} keep.txt -o {BASE_MOMENTS}"
 
 
 def left_out_globs(record: Record) -> list[str]:
@@ -306,31 +341,22 @@ def _module(matrix: Matrix) -> str:
     return matrix.name.partition("[")[0].removesuffix(".weight")
 
 
-def _against_drift(record: Record) -> Iterator[Step]:
+def _against_drift(record: Record, taken: Taken) -> Iterator[Step]:
     """What to do about outputs that have moved."""
     moments, drift = record.inputs.moments, record.summary.drift
     if moments is None or drift is None or not is_notable(record):
         return
-    if (step := _no_copy(_changed(_written(record)))) is not None:
+    written = _written(record, taken)
+    if (step := _no_copy(_changed(written))) is not None:
         yield step
         return
-    yield from _merge_first(record)
+    yield from _merge_first(record, taken)
     yield Step(
         f"The update changes {drift.mean or 0.0:.2%} of the mean square of a layer's outputs on "
         "the inputs of the moments. If the model has lost abilities, give them back without "
         "training; --task-moments keep more of the task:",
-        command(
-            _written(record),
-            "repair",
-            [
-                "--method",
-                "protect",
-                "--moments",
-                moments.path,
-                *left_out_globs(record),
-                "-o",
-                "protected",
-            ],
+        protect_command(
+            written, moments.path, *left_out_globs(record), output=free(PROTECTED, taken)
         ),
         "give back what was forgotten, without training; --task-moments keep more of the task",
     )

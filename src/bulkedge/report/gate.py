@@ -266,8 +266,9 @@ def _unjudged(record: Record) -> list[Failure]:
     # a part of an audit may have no matrix that changed; the whole may not
     if found or record.shard is not None or sum(record.summary.verdicts.values()):
         return found
-    message = "no direction was judged: no matrix that could be judged differs from the base"
-    return [Failure(NOT_JUDGED, "the whole audit", message, UNKNOWN)]
+    why = "no matrix that could be judged differs from the base"
+    message = f"no direction was judged: {why}"
+    return [Failure(NOT_JUDGED, "the whole audit", message, UNKNOWN, brief=why)]
 
 
 def _open(record: Record) -> Iterator[Failure]:

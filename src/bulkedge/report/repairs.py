@@ -12,7 +12,7 @@ from rich.text import Text
 from bulkedge._errors import count
 
 from .names import short_name
-from .terminal import MAX_ROWS, print_line, warning_lines
+from .terminal import MAX_ROWS, no_fine_tune, print_line, warning_lines
 
 if TYPE_CHECKING:
     from bulkedge.repairing import RepairedMatrix, RepairRecord
@@ -102,7 +102,9 @@ def _refused(record: RepairRecord) -> str:
 
 def _unjudged(record: RepairRecord) -> str:
     """That the fine-tune was not judged as a whole; nothing where it was."""
-    return "" if record.before.summary.complete else "; not everything could be judged"
+    if record.before.summary.complete:
+        return ""
+    return f"; {no_fine_tune(record.before) or 'not everything could be judged'}"
 
 
 def repair_line(record: RepairRecord) -> str:

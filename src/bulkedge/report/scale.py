@@ -11,9 +11,9 @@ from bulkedge.records import Matrix, Record
 
 from .advice import Step, left_out_globs
 from .columns import critical_scale
-from .commands import audit_command, command
+from .commands import WEAKER, Taken, audit_command, command, free, unseen
 from .doubts import untrained
-from .merging import has_settings, is_full, merge_line, merged, not_scaled, to_be_merged
+from .merging import MERGED, has_settings, is_full, merge, merged, not_scaled, to_be_merged
 
 MEASURE = "--critical-scale"
 DOUBT = "an estimate that is often too high"
@@ -84,17 +84,18 @@ def weaker(record: Record) -> Weaker | None:
     )
 
 
-def scale_lines(record: Record) -> list[str]:
+def scale_lines(record: Record, taken: Taken = unseen) -> list[str]:
     """How much weaker, in lines of a terminal: the limit, whose it is, and what to do, as commands.
 
     Args:
         record: An audit.
+        taken: Whether something has a name already, in the folder in which commands will run.
 
     Returns:
         Nothing where nothing has to be weaker; a line that starts with two spaces is a command.
     """
     lines = [f"weaker: {clause}" for clause in _clauses(record)]
-    for step in scale_steps(record):
+    for step in scale_steps(record, taken):
         lines += [f"weaker: {step.text}", *([f"  {step.command}"] if step.command else [])]
     return lines
 
@@ -104,11 +105,12 @@ def scale_sentences(record: Record) -> list[str]:
     return [f"{clause[0].upper()}{clause[1:]}." for clause in _clauses(record)]
 
 
-def scale_steps(record: Record) -> list[Step]:
+def scale_steps(record: Record, taken: Taken = unseen) -> list[Step]:
     """The commands that measure how much weaker it must be, or write the weaker copy.
 
     Args:
         record: An audit.
+        taken: Whether something has a name already, in the folder in which commands will run.
 
     Returns:
         Nothing where nothing has to be weaker, or no copy can be written.
@@ -118,22 +120,21 @@ def scale_steps(record: Record) -> list[Step]:
         return []
     if not found.measured:
         return [Step("measure how much weaker it must be:", audit_command(record, MEASURE))]
-    return [] if _unknown(found) else list(_copied(record, found))
+    return [] if _unknown(found) else list(_copied(record, found, taken))
 
 
-def _copied(record: Record, found: Weaker) -> Iterator[Step]:
+def _copied(record: Record, found: Weaker, taken: Taken) -> Iterator[Step]:
     """How the weaker copy is written, once what α does not scale is merged."""
     if not is_full(record) and not has_settings(record):
         return  # its α is elsewhere, and PEFT cannot merge it
-    merge = not_scaled(record) is not None or to_be_merged(record) is not None
-    source = merged(record) if merge else record
+    folder = free(MERGED, taken)
+    is_merged = not_scaled(record) is not None or to_be_merged(record) is not None
+    source = merged(record, folder) if is_merged else record
     if any(m.read_only is not None for m in source.matrices if m.status == "audited"):
         return
-    if merge:
-        yield Step(
-            "merge it into the model first, in Python (model is the base):",
-            merge_line(record.inputs.tuned.path),
-        )
+    if is_merged:
+        how = merge(record, folder)
+        yield Step(f"merge it into the model first, into {folder}{how.note}:", how.line)
     options = [
         "--method",
         "rescale",
@@ -143,7 +144,7 @@ def _copied(record: Record, found: Weaker) -> Iterator[Step]:
     ]
     yield Step(
         "this writes the weaker copy, and audits it:",
-        command(source, "repair", [*options, "-o", "weaker"]),
+        command(source, "repair", [*options, "-o", free(WEAKER, taken)]),
     )
 
 

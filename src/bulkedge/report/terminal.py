@@ -22,6 +22,7 @@ from .advice import broken, by_worst, steps
 from .base_name import unknown_name
 from .certainty import certainty_lines, undecided_lines
 from .columns import TERMINAL, Column, columns_of
+from .commands import Taken, unseen
 from .doubts import doubts, odd_sizes, part_of, settings_of
 from .drift import drift_lines
 from .gate import indistinct
@@ -33,7 +34,12 @@ MAX_STEPS = 3
 
 
 def print_record(
-    record: Record, console: Console, *, brief: bool = False, columns: Sequence[str] = ()
+    record: Record,
+    console: Console,
+    *,
+    brief: bool = False,
+    columns: Sequence[str] = (),
+    taken: Taken = unseen,
 ) -> None:
     """Print the table of affected matrices and the verdict.
 
@@ -42,6 +48,7 @@ def print_record(
         console: Where.
         brief: Only the verdict, and what may change what a reader makes of it.
         columns: Names of columns besides the usual ones.
+        taken: Whether something has a name already, in the folder in which commands will run.
 
     Raises:
         InputError: If there is no column of a name.
@@ -56,10 +63,11 @@ def print_record(
             console.print(f"… and {fewer} less affected: see the record (--output)")
     print_line(console, verdict_line(record))
     lines = warning_lines(record)
-    for line in lines if brief else [*lines, *_hints(record)]:
+    for line in lines if brief else [*lines, *_hints(record, taken)]:
         print_line(console, line)
     if not brief:
-        for step in [step for step in steps(record) if step.command or step.brief][:MAX_STEPS]:
+        told = [step for step in steps(record, taken) if step.command or step.brief]
+        for step in told[:MAX_STEPS]:
             print_line(console, f"next: {step.brief or step.text}")
             if step.command:
                 print_line(console, f"  {step.command}")
@@ -85,7 +93,7 @@ def warning_lines(record: Record) -> list[str]:
     return lines + drift_lines(record)
 
 
-def _hints(record: Record) -> list[str]:
+def _hints(record: Record, taken: Taken) -> list[str]:
     """What else a reader should know."""
     lines = certainty_lines(record)
     lines += _skipped_lines(row for row in record.skipped if not row.lost)
@@ -93,7 +101,7 @@ def _hints(record: Record) -> list[str]:
         lines.append(note)
     if rounded := record.inputs.base.quantised:
         lines.append(f"base: quantised, {rounded}: judged as it is read back")
-    lines += scale_lines(record)
+    lines += scale_lines(record, taken)
     lines += spikes_lines(record)
     if record.summary.tensors is not None:
         lines.append(tensors_line(record.summary.tensors))
@@ -109,10 +117,8 @@ def verdict_line(record: Record) -> str:
 def _verdict_line(record: Record) -> str:
     """The same of a part of an audit, without saying that it is one."""
     summary = record.summary
-    if summary.unchanged == summary.matrices and not summary.lost:
-        one = summary.unchanged == 1
-        equal = "the matrix equals" if one else f"all {summary.unchanged} matrices equal"
-        return f"{equal} the base: there is no fine-tune here"
+    if (nothing := no_fine_tune(record)) is not None:
+        return nothing
     affected = sum(1 for matrix in record.matrices if matrix.new_directions)
     counts = [f"{summary.verdicts[verdict]} {verdict.value}" for verdict in COUNTED]
     judged = sum(summary.verdicts.values())
@@ -142,6 +148,15 @@ def _verdict_line(record: Record) -> str:
         lost = count(summary.lost, "tensor")
         line += f"; {lost} NOT judged (--exclude accepts that{_or_partial(record)})"
     return line
+
+
+def no_fine_tune(record: Record) -> str | None:
+    """That a fine-tune is none; None where any matrix differs from the base, or is unjudged."""
+    equal = record.summary.unchanged
+    if equal < record.summary.matrices or record.summary.lost:
+        return None
+    matrices = "the matrix equals" if equal == 1 else f"all {equal} matrices equal"
+    return f"{matrices} the base: there is no fine-tune here"
 
 
 def _remedy(matrix: Matrix) -> str:

@@ -95,7 +95,7 @@ def _candidates(
     watched: bool,
 ) -> list[tuple[str, Callable[[], Any]]]:
     """What may be chosen, by name; nothing is measured or copied yet."""
-    found: list[tuple[str, Callable[[], Any]]] = list(candidates(model, adapter))
+    found: list[tuple[str, Callable[[], Any]]] = list(candidates(model, adapter, watched=watched))
     if watched:
         found += factored_candidates(model, adapter)
     has_adapters = bool(found) or any(is_adapter(module) for module in model.modules())

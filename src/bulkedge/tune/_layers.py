@@ -18,8 +18,9 @@ from bulkedge._globs import as_globs
 from ._dora import DoraMatrix
 from ._experts import ExpertMatrix, count_experts, parameter_name
 from ._joint import JointMatrix
-from ._lora import LoraMatrix, adapters_of, has_dora, lora_layers
+from ._lora import LoraMatrix, adapters_of, config_of, has_dora, lora_layers
 from ._matrix import AdaptedMatrix
+from ._relative import FROM_THE_BASE, RelativeLora
 from ._select import members, select
 
 Adapted = Union[nn.Module, Sequence[AdaptedMatrix]]  # noqa: UP007 — Python 3.10
@@ -75,19 +76,21 @@ def adapted_matrices(
 
 
 def candidates(
-    model: nn.Module, adapter: str | None
+    model: nn.Module, adapter: str | None, *, watched: bool = False
 ) -> list[tuple[str, Callable[[], AdaptedMatrix]]]:
     """The adapted matrices of a model by name, each as a function that makes it.
 
     Args:
         model: The model.
         adapter: Which adapter; all active ones together if None.
+        watched: Whether they are to be watched alone: then those belong to them whose factors began
+            with a part of the base.
 
     Returns:
         Names and functions, in the order of the model.
     """
     return [
-        (name, functools.partial(_matrix, model, name, path, expert, adapter))
+        (name, functools.partial(_matrix, model, name, path, expert, adapter, watched))
         for name, path, expert in _named(model, adapter)
     ]
 
@@ -127,7 +130,12 @@ def _named(model: nn.Module, adapter: str | None) -> list[tuple[str, str, int | 
 
 
 def _matrix(
-    model: nn.Module, name: str, path: str, expert: int | None, adapter: str | None
+    model: nn.Module,
+    name: str,
+    path: str,
+    expert: int | None,
+    adapter: str | None,
+    watched: bool,
 ) -> AdaptedMatrix:
     """One matrix: of one adapter, or of all active ones."""
     layer = model.get_submodule(path)
@@ -139,6 +147,9 @@ def _matrix(
         if expert is not None:
             return ExpertMatrix(model, name, path, which, expert, is_explicit=explicit)
         kind = DoraMatrix if has_dora(layer, which) else LoraMatrix
+        if watched and not joined and kind is LoraMatrix:
+            init = getattr(config_of(model, path, which), "init_lora_weights", None)
+            kind = RelativeLora if str(init).lower().startswith(FROM_THE_BASE) else LoraMatrix
         return kind(model, path, which, is_explicit=explicit)
 
     parts = [one(which) for which in adapters]

@@ -69,12 +69,22 @@ class LoraMatrix(AdaptedMatrix):
         self._kept: _Kept | None = None
         self.check()
         layer = self._layer()
-        _require_pretrained_base(name, _config_of(model, self.path, adapter))
+        self._require_base(config_of(model, self.path, adapter))
         if getattr(layer.get_base_layer(), "groups", 1) != 1:
             raise InputError(f"{name}: expected a convolution without groups; leave it out")
         if self._is_table(layer):
             self.side = "right"
         self._shapes = [tuple(x.shape) for x in self.parameters]
+
+    def _require_base(self, config: Any) -> None:
+        """InputError if PEFT changed the base when it made the adapter."""
+        init = str(getattr(config, "init_lora_weights", ""))
+        if init.lower().startswith(CHANGE_BASE):
+            raise InputError(
+                f"{self.name}: expected W0 + s·B·A, got init_lora_weights={init!r}, which moved "
+                "the base; initialise otherwise, or train without this and audit the result; "
+                "exclude= leaves out single layers"
+            )
 
     @property
     def base(self) -> Tensor:
@@ -285,8 +295,20 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
     return named if module is None else module
 
 
-def _config_of(model: nn.Module, name: str, adapter: str) -> Any:
-    """The configuration of an adapter, from the nearest enclosing module that has one."""
+def config_of(model: nn.Module, name: str, adapter: str) -> Any:
+    """The configuration of an adapter, from the nearest enclosing module that has one.
+
+    Args:
+        model: The model.
+        name: The path of a layer.
+        adapter: Which of its adapters.
+
+    Returns:
+        PEFT's configuration.
+
+    Raises:
+        InputError: If there is none.
+    """
     module: Any = model
     found = None
     for part in ("", *name.split(".")):
@@ -301,16 +323,6 @@ def _config_of(model: nn.Module, name: str, adapter: str) -> Any:
             "choose layers with exclude="
         )
     return found
-
-
-def _require_pretrained_base(name: str, config: Any) -> None:
-    """InputError if PEFT changed the base when it made the adapter."""
-    init = str(getattr(config, "init_lora_weights", ""))
-    if init.lower().startswith(CHANGE_BASE):
-        raise InputError(
-            f"{name}: expected W0 + s·B·A, got init_lora_weights={init!r}, which moved the base; "
-            "leave it out with exclude="
-        )
 
 
 def unsupported(layer: Any, adapter: str, *, with_dora: bool = False) -> str | None:

@@ -19,6 +19,7 @@ from bulkedge._fields import (
     optional,
     whole,
 )
+from bulkedge._linmap import LinearMap
 from bulkedge.intruder import COUNTED, Verdict, judge, judge_vectors
 from bulkedge.moments import Moments
 from bulkedge.triplet import GolubKahan, singular_triplet
@@ -125,7 +126,8 @@ class Monitor:
         self.steps = self._next = 0
         self.figures: dict[str, LayerFigures] = {}
         self._last: dict[str, tuple[Tensor, Tensor]] = {}
-        self._started, self._seconds, self._looks = time.perf_counter(), 0.0, 0
+        self._started, self._seconds = time.perf_counter(), 0.0
+        self._looks, self._looking = 0, 0.0
         self.history: list[tuple[int, dict[str, float]]] = []
 
     def step(self) -> bool:
@@ -158,10 +160,10 @@ class Monitor:
                 try:
                     self.figures[matrix.name] = self._look_at(matrix, decide=count is None)
                 except InputError as error:
-                    raise InputError(f"{matrix.name}: after step {self.steps}: {error}") from error
+                    what = str(error).removeprefix(f"{matrix.name}: ")
+                    raise InputError(f"{matrix.name}: after step {self.steps}: {what}") from error
                 self._next += 1
-                self._looks += 1
-        self._seconds += time.perf_counter() - started
+        self._seconds += _since(started)
         self.history.append((self.steps, self.metrics()))
 
     @property
@@ -232,7 +234,12 @@ class Monitor:
     @property
     def check_seconds(self) -> float:
         """What a check of ``per_call`` layers takes, in seconds, by the layers seen so far."""
-        return self.per_call * self._seconds / self._looks if self._looks else 0.0
+        return self.per_call * self._looking / self._looks if self._looks else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long all checks so far have taken, in seconds."""
+        return self._seconds
 
     def figure(self) -> Figure:
         """The run so far as a figure of matplotlib: a curve for each kind of figure over the steps.
@@ -315,7 +322,34 @@ class Monitor:
 
     def _look_at(self, matrix: Watched, *, decide: bool) -> LayerFigures:
         """The figures of one layer; ``decide`` leaves no verdict open."""
-        W = matrix.tuned_map()
+        W, drift = matrix.tuned_map(), self._drifts.get(matrix.name)
+        gamma, theta = matrix.strengths, self.thresholds.get(matrix.name)
+        strongest = float(gamma[0]) if len(gamma) else 0.0
+        # of the base itself nothing is new; the first is looked at all the same, for its time
+        if self._looks and len(gamma) and strongest == 0:
+            found, energy = [], 0.0
+        else:
+            started = time.perf_counter()
+            found, energy = self._judged(matrix, W, decide=decide)
+            self._looks, self._looking = self._looks + 1, self._looking + _since(started)
+        verdicts = [direction.verdict for direction in found]
+        return LayerFigures(
+            step=self.steps,
+            intruders=verdicts.count(Verdict.INTRUDER),
+            rotated=sum(map(verdicts.count, COUNTED[:-1])),
+            undecided=verdicts.count(Verdict.UNDECIDED),
+            # a weight of zeros has no directions
+            worst=min((direction.score for direction in found), default=1.0),
+            energy=energy,
+            strongest=None if theta is None else strongest / theta,
+            effective_rank=effective_rank(gamma),
+            drift=None if drift is None else measure([drift])[0],
+        )
+
+    def _judged(
+        self, matrix: Watched, W: LinearMap, *, decide: bool
+    ) -> tuple[Sequence[Any], float]:
+        """The leading directions of one layer, and the share of energy of those that are new."""
         start = like(W, self._last.get(matrix.name))
         tuned = singular_triplet(
             W,
@@ -333,22 +367,12 @@ class Monitor:
             found = judge(
                 matrix.base_map(), W, self.top_k, epsilon=self.epsilon, sides=(side,), start=start
             ).directions
-        verdicts = [direction.verdict for direction in found]
-        drift = self._drifts.get(matrix.name)
-        gamma, theta = matrix.strengths, self.thresholds.get(matrix.name)
-        strongest = float(gamma[0]) if len(gamma) else 0.0
-        return LayerFigures(
-            step=self.steps,
-            intruders=verdicts.count(Verdict.INTRUDER),
-            rotated=sum(map(verdicts.count, COUNTED[:-1])),
-            undecided=verdicts.count(Verdict.UNDECIDED),
-            # a weight of zeros has no directions
-            worst=min((direction.score for direction in found), default=1.0),
-            energy=energy_share(tuned.sigma, verdicts),
-            strongest=None if theta is None else strongest / theta,
-            effective_rank=effective_rank(gamma),
-            drift=None if drift is None else measure([drift])[0],
-        )
+        return found, energy_share(tuned.sigma, [direction.verdict for direction in found])
+
+
+def _since(started: float) -> float:
+    """The seconds since a time."""
+    return time.perf_counter() - started
 
 
 def _wait_for_gpu() -> None:

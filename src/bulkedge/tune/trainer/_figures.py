@@ -7,7 +7,11 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from bulkedge._errors import OutputError
+import torch
+
+from bulkedge._errors import InputError, OutputError
+from bulkedge.tune._full import FullMatrix
+from bulkedge.tune._relative import RelativeLora
 from bulkedge.tune.monitor import Monitor
 
 
@@ -39,3 +43,30 @@ def write_figures(path: Path, monitor: Monitor) -> None:
     except OSError as error:
         building.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def require_its_base(monitor: Monitor) -> None:
+    """See that no base was copied from the weights of a run that is resumed.
+
+    Args:
+        monitor: With the figures of that run.
+
+    Raises:
+        InputError: If one was.
+    """
+    with torch.no_grad():
+        for matrix in monitor.matrices:
+            if isinstance(matrix, RelativeLora):
+                raise InputError(
+                    f"{matrix.name}: the factors with which it began are not in the checkpoint, "
+                    "and so its base is not known; resume without the monitor, and audit the result"
+                )
+            known = monitor.figures.get(matrix.name)
+            if known is None or not known.strongest or not isinstance(matrix, FullMatrix):
+                continue
+            if float(matrix.strengths[0]) == 0:
+                raise InputError(
+                    f"{matrix.name}: expected what it was before training, got what it is in the "
+                    "checkpoint; give watch=lambda model: full_matrices(model, base=...)"
+                )
+            return

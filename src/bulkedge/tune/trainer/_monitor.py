@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-import torch
 from torch import nn
 from transformers.trainer_callback import (
     ExportableState,
@@ -31,18 +30,18 @@ from bulkedge._fields import (
 from bulkedge._globs import as_globs
 from bulkedge.tune._figure import draw
 from bulkedge.tune._forecast import Forecast
-from bulkedge.tune._full import FullMatrix
 from bulkedge.tune._thresholds import Thresholds, saved_thresholds
 from bulkedge.tune._watched import Model, Watched
 from bulkedge.tune.monitor import Monitor
 
-from ._figures import write_figures
+from ._figures import require_its_base, write_figures
 from ._hold import Hold
 from ._limits import SO_FAR, of_process_0, reached, slow
 from ._moments import MomentsOrPath, check_moments, read_moments, saved_path
 from ._rates import rates_of
 from ._report import handler_of, report
-from ._supported import takes_part
+from ._spacing import Spacing
+from ._supported import is_spread, takes_part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +73,9 @@ class IntruderMonitor(TrainerCallback, ExportableState):
     processes stop and save together.
 
     Args:
-        every: Steps between checks; if None as many as check every layer ten times in the run.
+        every: Steps between checks.  If None, as many as check every layer ten times in the run.
+            Without a number that stops or saves there may be more: such checks take at most about
+            5 % of the time.
         per_call: How many layers are checked at a time, in turn; all if None.  With a few a warning
             says so if the run is too short to check all of them in turn.
         top_k: How many leading directions are judged.
@@ -159,6 +160,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         self._handler: Any = None
         self._rates: list[float] = []
         self._is_held = False
+        self._spacing: Spacing | None = None
 
     def on_train_begin(
         self,
@@ -191,6 +193,11 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             self.every = int(of_process_0({"every": self.every or UNPLANNED})["every"])
         if self.full_passes and not figures:
             self._check(args, state, control, None)
+        fixed = self.options["every"] is not None or self._is_limited
+        self._spacing = None
+        if self.monitor is not None and not fixed:
+            together = is_spread(kwargs["model"])
+            self._spacing = Spacing(self.monitor, state.global_step, together=together)
 
     def on_step_end(
         self,
@@ -203,11 +210,19 @@ class IntruderMonitor(TrainerCallback, ExportableState):
         ends = control.should_save or state.global_step >= state.max_steps > 0
         if self.full_passes and ends:
             self._check_all(args, state, control)
-        elif self.every and state.global_step % self.every == 0:
+        elif self._is_due(state.global_step):
             self._check(args, state, control, 1 if self.monitor is None else self.monitor.per_call)
         else:
             return
         self._act(args, state, control)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether layers are checked at a step; checks that take too long come less often."""
+        if not self.every or step % self.every:
+            return False
+        if self._spacing is not None:
+            self.every = self._spacing.widen(step)
+        return step % self.every == 0
 
     def on_epoch_end(
         self,
@@ -311,7 +326,7 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             monitor.every = max(1, max_steps // (ROUNDS * checks))
         if figures:
             monitor.load_state_dict(figures)
-            _require_its_base(monitor)
+            require_its_base(monitor)
         return monitor
 
     def _act(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
@@ -383,18 +398,3 @@ class IntruderMonitor(TrainerCallback, ExportableState):
             same = (x for x in reversed(known) if x["args"] == self._arguments())
             known = next(same, {})
         return known.get("attributes", {}).get("saved", {})
-
-
-def _require_its_base(monitor: Monitor) -> None:
-    """InputError if the base was copied from the resumed weights."""
-    with torch.no_grad():
-        for matrix in monitor.matrices:
-            known = monitor.figures.get(matrix.name)
-            if known is None or not known.strongest or not isinstance(matrix, FullMatrix):
-                continue
-            if float(matrix.strengths[0]) == 0:
-                raise InputError(
-                    f"{matrix.name}: expected what it was before training, got what it is in the "
-                    "checkpoint; give watch=lambda model: full_matrices(model, base=...)"
-                )
-            return

@@ -22,7 +22,19 @@ def takes_part(model: nn.Module, args: TrainingArguments) -> bool:
         Whether it does.
     """
     require_readable(model)
-    return args.process_index == 0 or any(is_distributed(x) for x in model.parameters())
+    return args.process_index == 0 or is_spread(model)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether the parameters of a model are spread over processes, which check together.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether any is.
+    """
+    return any(is_distributed(x) for x in model.parameters())
 
 
 def require_readable(model: nn.Module) -> None:

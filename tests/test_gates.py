@@ -120,7 +120,7 @@ def test_a_finished_record_of_other_inputs_is_kept(unchanged, base, tmp_path):
     result = run("audit", base, one if unchanged else other, "-o", out, "--resume", "-q", *FOUND)
     if unchanged:
         assert result.returncode == 0
-        assert "1 of 1 matrices taken from it" in result.stderr
+        assert "1 of 1 matrix taken from it" in result.stderr
         return
     assert result.returncode == FAILURE
     assert f"record.json: is the record of {one} against {base}" in result.stderr

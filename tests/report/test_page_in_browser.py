@@ -88,6 +88,15 @@ def test_the_first_screen_says_how_many_where_and_what_next(show, records):
         assert box["y"] + box["height"] < 900
 
 
+def test_the_commands_about_a_weaker_copy_unfold(show, records):
+    page = show(to_html(records[0]))
+    command = page.locator("#next details.inline code").first
+    assert not command.is_visible()
+    page.get_by_text("Make the update weaker").click()
+    assert command.is_visible()
+    assert command.inner_text().endswith("--critical-scale")
+
+
 def test_the_verdict_needs_no_script(show, records):
     page = show(to_html(records, ["one", "eight"]), java_script_enabled=False)
     told = page.locator("main").inner_text()

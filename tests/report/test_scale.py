@@ -98,7 +98,7 @@ def test_terminal_markdown_and_page_tell_it_first(record):
     (shown,) = data_of(record)["records"]
     sentences = [f"{clause[0].upper()}{clause[1:]}." for clause in told]
     assert " ".join(sentences) in shown["explanation"]  # a paragraph of its own
-    assert [f"M{step[1:]}", command] in shown["steps"]
+    assert shown["copy"] == [[f"M{step[1:]}", command]]
     assert shown["weaker"][1:] == [f"≈ {scale}", "of its strength: a guess by its norm"]
 
 
@@ -249,7 +249,7 @@ def test_what_was_measured_is_told_of_all_matrices(record):
     ]
     assert report.scale.scale_sentences(found) == [f"{c[0].upper()}{c[1:]}." for c in clauses]
     (shown,) = data_of(found)["records"]
-    assert ["This writes the weaker copy, and audits it:", copy] in shown["steps"]
+    assert shown["copy"] == [["This writes the weaker copy, and audits it:", copy]]
     assert shown["weaker"][1] == "≤ 0.25"
     lines = printed(found).splitlines()
     assert lines[0].split()[3] == "scale"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard, Union
@@ -14,7 +13,7 @@ from bulkedge.intruder import DEFAULT_EPSILON, Verdict
 from bulkedge.records import Matrix, Record, differences
 from bulkedge.repairing import RepairRecord
 
-from .advice import Step, by_worst, explanation, headline, steps
+from .advice import by_worst, explanation, headline, steps
 from .base_name import compare_names
 from .columns import (
     CHOICES,
@@ -150,7 +149,7 @@ def _unscripted(record: Record, shown: dict[str, Any], *, several: bool) -> str:
         shown["headline"],
         shown["explanation"],
         label=shown["label"] if several else "",
-        steps=[(text, command) for text, command in shown["steps"]],
+        steps=[(text, command) for text, command in shown["steps"] + shown["copy"]],
         table=[["matrix", *(column.heading for column in columns)], *rows],
         about=shown["about"],
     )
@@ -256,7 +255,8 @@ def _condensed(
         "moments": record.inputs.moments is not None,
         "steps": [[REPAIRED, None]]
         if repaired
-        else [[step.text, step.command] for step in (*steps(record), *_weaker_steps(record))],
+        else [[step.text, step.command] for step in steps(record)],
+        "copy": [] if repaired else _weaker_steps(record),
         "relative": is_relative(record),
         "about": _about(record),
         "epsilon": record.recipe.epsilon,
@@ -274,10 +274,10 @@ def _condensed(
     }
 
 
-def _weaker_steps(record: Record) -> list[Step]:
-    """The commands about a weaker copy, in sentences."""
+def _weaker_steps(record: Record) -> list[list[str | None]]:
+    """The commands about a weaker copy, after sentences."""
     found = scale_steps(record)
-    return [replace(step, text=f"{step.text[0].upper()}{step.text[1:]}") for step in found]
+    return [[f"{step.text[0].upper()}{step.text[1:]}", step.command] for step in found]
 
 
 def _about(record: Record) -> str:

@@ -200,8 +200,8 @@ def told_weaker(record: Record) -> tuple[float, str, str] | None:
     at = rounded_down(found.scale)
     if found.measured:
         scales = count(found.tried, "scale")
-        return found.scale, f"≤ {at}", f"of its strength: none new at {scales} measured"
-    why = "a guess by its norm" if found.rough else "the first new direction expected"
+        return found.scale, f"≤ {at}", f"of its strength: none new, {scales} tried"
+    why = "a guess by its norm" if found.rough else "first new one expected"
     return found.scale, f"≈ {at}", f"of its strength: {why}"
 
 

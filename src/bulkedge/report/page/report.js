@@ -55,8 +55,8 @@
     if (weak) charts.draw(weak, charts.scaled(r.curve, r.epsilon, r.weaker?.[0]));
     const worst = r.matrices.filter((m) => m.new_directions > 0).sort((a, b) => a.untrained - b.untrained || a.worst - b.worst)[0];
     fill("next", el("h3", {}, several ? `What to do next about ${r.label}` : "What to do next"),
-      el("ol", {}, r.steps.map(([what, command]) => el("li", {}, what, command === null ? null : [" ", el("code", {}, command)])),
-        worst ? el("li", { class: "screen" }, "See the worst of them: ", link(worst.name)) : null),
+      el("ol", {}, items(r.steps), worst ? el("li", { class: "screen" }, "See the worst of them: ", link(worst.name), " ",
+        r.copy.length ? el("details", { class: "inline" }, el("summary", {}, "Make the update weaker"), el("ol", {}, items(r.copy))) : null) : null),
       r.relative && r.steps.some(([, command]) => command?.startsWith("bulkedge")) ? el("p", { class: "faint" }, "Commands are for the folder in which the audit was run.") : null);
     fill("about", r.about);
   }
@@ -68,6 +68,7 @@
       el("p", { class: "faint" }, "Lines: as expected from how the update lies to the base. Dots: as judged. 1 is the update as it is.")),
       el("div", { role: "img", "aria-label": `New directions and lowest score against the scale. ${label}` }));
   }
+  const items = (steps) => steps.map(([what, command]) => el("li", {}, what, command === null ? null : [" ", el("code", {}, command)]));
   const fact = (value, what) => el("li", {}, el("b", {}, String(value)), el("span", { class: "faint" }, what));
   const link = (name) => el("button", { type: "button", class: "link", onclick: () => go(name) }, broken(short(name)));
 

@@ -119,7 +119,7 @@ def test_table_and_verdict(inputs):
         "1 matrix unchanged"
     )
     assert lines[4].startswith("certainty: every verdict is ")
-    assert re.match(r"weaker: 0\.\d+ of the update may leave no new direction, a guess", lines[5])
+    assert re.match(r"weaker: 0\.\d+ of its strength may leave no new direction, a guess", lines[5])
     assert lines[-3] == (
         "files: 2 tensors of two or more dimensions in the base and 2 in the fine-tune: "
         "2 compared, 2 equal, 0 lost, 0 excluded, 0 without a counterpart to compare with"

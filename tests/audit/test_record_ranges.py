@@ -34,7 +34,7 @@ UNBOUNDED = {
 FREE = {
     "name", "path", "trained_on", "version", "torch", "reason", "tuned_name", "note", "engine",
     "output", "left_behind", "include", "exclude", "quantised", "drift_note", "not_finite",
-    "disagreements", "contradictions", "read_only", "known_as",
+    "disagreements", "contradictions", "read_only", "known_as", "base_class",
 }  # fmt: skip
 """Texts that may be any."""
 

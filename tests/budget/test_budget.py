@@ -287,7 +287,9 @@ def test_equal_values_have_no_limit(tmp_path, dtype):
         "a.weight": "no_limit", "b.weight": "no_limit", "c.weight": "measured",
     }  # fmt: skip
     assert list(bulkedge.lora_config(record)["alpha_pattern"].values()) == [8.0]
-    with pytest.warns(UserWarning, match="no bulk that a spike could leave, and are left alone: a"):
+    with pytest.warns(
+        UserWarning, match="left alone: 1 layer without a bulk that a spike could leave: a"
+    ):
         held = SpikeClip([layer(Q, "a"), layer(noise, "c")])
     assert [x.name for x in held.matrices] == ["c"]
 

@@ -156,6 +156,7 @@ def _levels(x: Tensor) -> set[int]:
     while functorch.is_functorch_wrapped_tensor(x):
         found |= {functorch.maybe_get_level(x)} if x.requires_grad else set()
         x = functorch.get_unwrapped(x)
+    found = {level for level in found if level > 0}  # a derivative that has ended has none
     return found | ({0} if x.requires_grad else set())
 
 

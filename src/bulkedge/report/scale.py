@@ -119,7 +119,8 @@ def scale_steps(record: Record, taken: Taken = unseen) -> list[Step]:
     if found is None:
         return []
     if not found.measured:
-        return [Step("measure how much weaker it must be:", audit_command(record, MEASURE))]
+        measure = audit_command(record, MEASURE, *left_out_globs(record))
+        return [Step("measure how much weaker it must be:", measure)]
     return [] if _unknown(found) else list(_copied(record, found, taken))
 
 

@@ -322,8 +322,9 @@ class Monitor:
 
     def _look_at(self, matrix: Watched, *, decide: bool) -> LayerFigures:
         """The figures of one layer; ``decide`` leaves no verdict open."""
-        W, drift = matrix.tuned_map(), self._drifts.get(matrix.name)
-        gamma, theta = matrix.strengths, self.thresholds.get(matrix.name)
+        drift, theta = self._drifts.get(matrix.name), self.thresholds.get(matrix.name)
+        gamma = matrix.strengths
+        W = matrix.tuned_map()  # last: what reads a sharded layer frees what was gathered of it
         strongest = float(gamma[0]) if len(gamma) else 0.0
         # of the base itself nothing is new; the first is looked at all the same, for its time
         if self._looks and len(gamma) and strongest == 0:

@@ -94,7 +94,7 @@ def test_the_commands_about_a_weaker_copy_unfold(show, records):
     assert not command.is_visible()
     page.get_by_text("Make the update weaker").click()
     assert command.is_visible()
-    assert command.inner_text().endswith("--critical-scale")
+    assert command.inner_text().endswith("--critical-scale --exclude pooler.dense")
 
 
 def test_the_verdict_needs_no_script(show, records):

@@ -55,7 +55,7 @@
     if (weak) charts.draw(weak, charts.scaled(r.curve, r.epsilon, r.weaker?.[0]));
     const worst = r.matrices.filter((m) => m.new_directions > 0).sort((a, b) => a.untrained - b.untrained || a.worst - b.worst)[0];
     fill("next", el("h3", {}, several ? `What to do next about ${r.label}` : "What to do next"),
-      el("ol", {}, items(r.steps), worst ? el("li", { class: "screen" }, "See the worst of them: ", link(worst.name), " ",
+      el("ol", {}, items(r.steps), worst ? el("li", { class: "screen" }, "See the worst of them: ", link(worst.name), r.copy.length ? " · " : "",
         r.copy.length ? el("details", { class: "inline" }, el("summary", {}, "Make the update weaker"), el("ol", {}, items(r.copy))) : null) : null),
       r.relative && r.steps.some(([, command]) => command?.startsWith("bulkedge")) ? el("p", { class: "faint" }, "Commands are for the folder in which the audit was run.") : null);
     fill("about", r.about);

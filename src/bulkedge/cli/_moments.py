@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulkedge._errors import count, printable
+from bulkedge._errors import count
 
 from ._output import check_file, default_to_one_thread, refuse_stdout
 from ._progress import show_progress
@@ -119,23 +118,20 @@ def _next(model: Path, tuned: Path | None, output: Path) -> list[str]:
 
 def _protect_lines(model: Path, tuned: str, keep: str, task: str) -> list[str]:
     """How the moments of both are used."""
-    from bulkedge.report.commands import PROTECTED, free
+    from bulkedge.report.commands import PROTECTED, as_line, free
 
     words = ["bulkedge", "repair", str(model), tuned, "--method", "protect", "--moments", keep]
     words += ["--task-moments", task, "-o", free(PROTECTED, os.path.lexists)]
-    return ["next: give back what it forgot, without training", f"  {_line(words)}"]
+    return ["next: give back what it forgot, without training", f"  {as_line(words)}"]
 
 
 def _moments_line(model: Path, texts: str, output: str, tuned: str | None = None) -> str:
     """A command that measures moments."""
+    from bulkedge.report.commands import as_line
+
     words = ["bulkedge", "moments", str(model), texts]
     words += [] if tuned is None else ["--tuned", tuned]
-    return _line([*words, "-o", output])
-
-
-def _line(words: list[str]) -> str:
-    """Words of a command, as a shell takes them."""
-    return " ".join(shlex.quote(printable(word)) for word in words)
+    return as_line([*words, "-o", output])
 
 
 def _check_output(

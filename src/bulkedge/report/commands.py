@@ -85,7 +85,7 @@ def protect_command(record: Record, moments: str, *added: str, output: str = PRO
 def page_command(copy: str, taken: Taken) -> str:
     """A page of both audits of a repair."""
     words = ["bulkedge", "report", copy, "-o", free(f"{copy}.html", taken)]
-    return " ".join(shlex.quote(printable(word)) for word in words)
+    return as_line(words)
 
 
 def retry_command(repaired: RepairRecord, added: Sequence[str], taken: Taken) -> str:
@@ -114,7 +114,12 @@ def command(record: Record, name: str, added: Sequence[str]) -> str:
     words += ["--partial"] if recipe.partial else []
     if recipe.split:  # rows of blocks are in a file alone
         words += ["--recipe", "RECIPE.yaml"]
-    return " ".join(shlex.quote(printable(word)) for word in [*words, *added])
+    return as_line([*words, *added])
+
+
+def as_line(words: Sequence[str]) -> str:
+    """Words of a command, as a shell takes them."""
+    return " ".join(shlex.quote(printable(word)) for word in words)
 
 
 def is_relative(record: Record) -> bool:

@@ -52,6 +52,26 @@ def test_noise_has_the_threshold_of_noise():
     assert limits(found.spectrum) == pytest.approx((800**0.5,) * 2, rel=0.02)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("strengths", [[], [1.15, 1.2], [2.0, 2.2, 2.4, 3, 3.5, 4, 5, 6]])
+def test_noise_is_recognised_below_spikes(strengths, seed):
+    theta = torch.tensor(strengths) * 500**0.5
+    U, V = (torch.linalg.qr(weights(500, 8, seed=seed + i)).Q[:, : len(theta)] for i in (8, 9))
+    found = measure(weights(500, 500, seed=seed) + (U * theta) @ V.mT, small=0, seed=seed)
+    assert found.spectrum.fit.white
+    assert limits(found.spectrum)[0] == pytest.approx(500**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_round_edge_of_a_trained_weight_is_no_noise_with_weak_spikes(seed):
+    """Its first seven values fit weak spikes above noise, and the next sixteen values fit noise."""
+    with safe_open(MINILM / "model.safetensors", "pt") as file:
+        W0 = file.get_tensor("encoder.layer.5.attention.output.dense.weight")
+    found = measure(W0, small=0, seed=seed)
+    assert not found.spectrum.fit.white
+    assert limits(found.spectrum) == pytest.approx(limits(by_svd(W0)), rel=0.02)
+
+
 def test_a_small_base_is_decomposed():
     W0 = trained_like(60, 80)
     found = measure(W0)

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from bulkedge._errors import InputError
 from bulkedge.rmt.edge import fit_leading_noise
-from bulkedge.rmt.empirical_bulk import MIN_VALUES
+from bulkedge.rmt.empirical_bulk import MIN_VALUES, count_outliers
 
 from .predict import BaseSpectrum
 
 FEW = 8
 """Number of leading values that make an edge, and that tell noise from other bulks."""
+PER_SPIKE = 3
+"""Values of noise for each spike that does not stand out from a bulk of any shape."""
 ROOM = 4
 """A bulk counts as rounding up to this many times what rounding is expected to make."""
 EQUAL = (
@@ -84,7 +86,8 @@ def _noise(values: Tensor, shape: tuple[int, int], exact: int) -> BaseSpectrum |
     A quadrature has the moments of the others, but not their places, so that ``fit_bulk`` cannot
     recognise noise by it.  Three tests can: of the fourth moment; of the places of the known
     values, which in any bulk of another shape are off by more counts than noise allows; and
-    whether the largest reaches the edge.  The last two need eight values that are no spikes.
+    whether the largest reaches the edge.  The last two need eight values that are no spikes, and
+    more where spikes are next to the bulk: the edge of another bulk looks like many of these.
 
     Args:
         values: Singular values, descending.
@@ -97,7 +100,10 @@ def _noise(values: Tensor, shape: tuple[int, int], exact: int) -> BaseSpectrum |
     if len(values) < MIN_VALUES or not float(values[0]) > 0:
         return None
     fit = fit_leading_noise(values, shape, exact=exact)
-    if fit is None or exact - fit.spikes < FEW:
+    if fit is None:
+        return None
+    beside = fit.spikes - count_outliers(values, exact=exact)[0]
+    if exact - fit.spikes < max(FEW, PER_SPIKE * beside):
         return None
     rest = shape[0] - fit.spikes, shape[1] - fit.spikes
     limit = MOMENTS * min(1.0, math.sqrt(MOMENTS_AT / len(values)))

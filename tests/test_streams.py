@@ -152,8 +152,10 @@ def test_a_full_stdout_is_a_failure_with_every_file_there(name, inputs, usual, t
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("streams", ["| true", "2>&1 | true", ">&-", "2>&-", ">&- 2>&-"])
-def test_streams_of_a_process_that_nobody_reads(streams, inputs, tmp_path):
+def test_streams_of_a_process_that_nobody_reads(streams, unbuffered, inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)  # as images for CI have it
     words = call("audit with findings", inputs, tmp_path)
     line = f"{shlex.join([sys.executable, '-m', 'bulkedge', *words])}; echo $? > {tmp_path}/code"
     shell = f"{{ {line}; }} {streams}"
@@ -163,3 +165,14 @@ def test_streams_of_a_process_that_nobody_reads(streams, inputs, tmp_path):
     assert (tmp_path / "a/record.json").is_file()
     assert "Traceback" not in result.stderr
     assert "Broken pipe" not in result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_of_a_process(unbuffered, inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    words = [sys.executable, "-m", "bulkedge", *call("audit with findings", inputs, tmp_path)]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert result.returncode == FAILURE
+    assert "stdout cannot be written (No space left on device)" in result.stderr

@@ -117,6 +117,9 @@ BAD = {
     "awq 8": (AWQ | {"bits": 8}, {}, "AWQ in 8 bits"),
     "gemv": (AWQ | {"version": "gemv"}, {}, "AWQ of version 'gemv', expected gemm"),
     "awq words": (AWQ, {"qweight": INT}, "AWQ: words I32 .* do not fit"),
+    "groups": (GPTQ | {"group_size": 16}, {}, "GPTQ: .* groups of 16, but .* 6 groups of 48 inp"),
+    "all inputs": (GPTQ | {"group_size": -1}, {}, "GPTQ: .* groups of -1, but .* for 6 groups"),
+    "awq groups": (AWQ | {"group_size": 128}, {}, "AWQ: .* groups of 128, but .* for 6 groups"),
 }
 
 
@@ -131,6 +134,13 @@ def test_what_does_not_fit_is_lost_by_name(case, tmp_path):
     assert [c.base.name for c in plan.comparisons] == ["k.weight"]
     reasons = [row.reason for row in plan.skipped if row.lost]
     assert any(re.search(message, reason) for reason in reasons)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "extra_config"])
+def test_groups_that_differ_by_layer_are_those_of_the_scales(name, tmp_path):
+    settings = GPTQ | {"group_size": 16, name: {"q": {"group_size": 8}}}
+    base = folder(tmp_path, packing.gptq(weights(*SHAPE))[0], settings)
+    assert open_checkpoint(base).weights["q.weight"].unreadable is None
 
 
 def test_groups_that_have_no_scale(tmp_path):

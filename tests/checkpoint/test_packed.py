@@ -209,6 +209,24 @@ def test_what_does_not_fit_is_lost_by_name(case, tmp_path):
     assert any(row.lost for row in plan.skipped)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "problem"),
+    [
+        ({"strategy": "group", "group_size": 8}, "groups of 8, but there are scales for 4 groups"),
+        ({"strategy": "channel", "group_size": None}, None),
+        ({"strategy": "group", "group_size": 16}, None),
+        ({}, None),
+    ],
+)
+def test_groups_of_a_configuration_that_contradict_the_scales(scheme, problem, tmp_path):
+    save(tmp_path / "model.safetensors", packed_int(weights(40, 64), 4, 16)[0])
+    scheme = {"num_bits": 4} | scheme
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"0": {"weights": scheme}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    found = open_checkpoint(tmp_path).weights["q.weight"].unreadable
+    assert (found is None) if problem is None else (problem in found)
+
+
 def test_a_scale_that_is_no_number_is_not_green(tmp_path):
     tensors, W = fp4_tensors("mxfp4")
     tensors["q.weight_scale"][0, 0] = 255

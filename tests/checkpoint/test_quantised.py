@@ -102,7 +102,10 @@ def test_fp8_without_fitting_scales_is_lost(scales, tmp_path):
     plan, found = pairs(base, folder(tmp_path / "t", {"q.weight": weights(6, 5)} | other))
     assert list(found) == ["k.weight"]
     (lost,) = [row for row in plan.skipped if row.lost]
-    assert lost.reason == "F8_E4M3 tensor: no q.weight_scale_inv of fitting blocks beside it"
+    assert lost.reason == (
+        "F8_E4M3 tensor: no q.weight_scale_inv beside it that fits blocks of 128×128 "
+        "(weight_block_size in config.json; default 128×128)"
+    )
 
 
 def integers(*shape, dtype=torch.int32):

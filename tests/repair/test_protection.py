@@ -201,10 +201,62 @@ def test_experts_and_moments_of_another_width_are_refused(base, tmp_path):
     short = Moments()
     short._known = dict(moments.layers)
     short._known["up"] = replace(moments["up"], moment=torch.eye(9, dtype=torch.float64))
-    record = bulkedge.repair(path, tuned, None, method=Protect(short))
+    record = bulkedge.repair(path, tuned, None, method=Protect(short), only=["*"])
     notes = {row.name: row.note for row in some(record.matrices)}
     assert notes.pop("up.weight") == "the base moments have another width than this layer"
     assert set(notes.values()) == {"experts: the tokens of each are not measured separately"}
+
+
+@pytest.fixture
+def half_trained(tmp_path):
+    """A base of which ``down`` alone is no noise."""
+    model = Net()
+    U, V = (torch.linalg.qr(draw(n, 16, seed=n)).Q for n in (16, 24))
+    with torch.no_grad():
+        model.down.weight.copy_(U @ torch.diag(4 * 0.7 ** torch.arange(16.0)) @ V.mT)
+    return model, save(tmp_path / "base.safetensors", dict(model.state_dict()))
+
+
+def test_a_layer_whose_base_looks_untrained_is_left_as_it_is(half_trained, tmp_path):
+    model, path = half_trained
+    tuned, out = adapter(tmp_path / "a"), tmp_path / "out"
+    moments, task = measured(model, 1), measured(model, 2)
+    whole = bulkedge.repair(path, tuned, None, method=Protect(moments, task), only=["*"])
+    assert {row.status for row in some(whole.matrices)} == {"repaired"}
+    drift = {row.name: row.drift_before for row in whole.matrices}
+    target = drift["down.weight"] / 3
+    record = bulkedge.repair(path, tuned, out, method=Protect(moments, task, target_drift=target))
+    rows = {row.name: row for row in record.matrices}
+    left = [rows.pop(name) for name in ("up.weight", "words.weight")]
+    assert {(row.status, row.change) for row in left} == {("left", 0)}
+    assert all("its base looks untrained" in row.note for row in left)
+    (row,) = rows.values()
+    assert (row.name, row.status) == ("down.weight", "repaired")
+    assert row.drift_after == pytest.approx(target, rel=0.01)
+    before, after = (load_file(f / "adapter_model.safetensors") for f in (tuned, out))
+    changed = {name for name in some(before) if not torch.equal(before[name], after[name])}
+    assert changed == {"base_model.model.down.lora_A.weight"}
+
+
+def test_of_factors_that_several_matrices_share_all_or_none_are_left(tmp_path):
+    """One block of rows looks untrained: the factor on the input side is that of all of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("qkv", nn.Linear(24, 48, bias=False))
+    U, V = (torch.linalg.qr(draw(24, 24, seed=n)).Q for n in (1, 2))
+    with torch.no_grad():
+        model.qkv.weight[:24] = U @ torch.diag(4 * 0.7 ** torch.arange(24.0)) @ V.mT
+    path = save(tmp_path / "base.safetensors", dict(model.state_dict()))
+    factors = {"lora_A": draw(2, 24), "lora_B": draw(48, 2, seed=1)}
+    tensors = {f"base_model.model.qkv.{name}.weight": W for name, W in factors.items()}
+    tuned = save_adapter(tmp_path / "a", tensors)
+    with Moments(model) as moments, torch.no_grad():
+        model(draw(100, 24, seed=3) * torch.linspace(0.1, 2, 24))
+    recipe = {"split": {"qkv.weight": [24, 24]}}
+    record = bulkedge.repair(path, tuned, None, method=Protect(moments), recipe=recipe)
+    noise = {row.name for row in record.before.matrices if row.bulk.looks_untrained}
+    assert noise == {"qkv.weight[24:48]"}
+    assert [row.status for row in record.matrices] == ["repaired", "repaired"]
 
 
 def test_what_a_dtype_leaves_out_is_in_the_record(base, tmp_path):

@@ -96,6 +96,15 @@ def gated(name, files, *more):
     return [files / f"{tuned}.safetensors"], [*options, *fail_on, *given, *more]
 
 
+def test_the_hint_at_a_changed_norm_keeps_what_is_left_out_already(files):
+    """Options replace the globs of the settings, so the hint has those, too."""
+    tuned, options = gated("a changed norm", files, "--exclude", "2.*")
+    found = run("audit", files / "base.safetensors", *tuned, *options)
+    assert found.exit_code == UNKNOWN
+    line = next(line for line in found.output.splitlines() if line.startswith("drift is NOT all"))
+    assert re.search(r"--exclude '2\.\*' --exclude 'norm\.weight' \(NaN", line)
+
+
 def said(kind, text):
     """The messages of failures, or of errors, in a report; with the rule in SARIF."""
     if kind == "junit":

@@ -7,7 +7,11 @@ a command needs it, so that ``bulkedge --help`` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -21,7 +25,7 @@ from ._group import Sections, help_, show_version
 from ._inspect import inspect
 from ._merge import merge
 from ._moments import moments
-from ._output import CLEAN, FAILURE, INTERRUPTED
+from ._output import CLEAN, FAILURE, INTERRUPTED, TERMINATED
 from ._repair import repair
 from ._report import report
 from ._show import show
@@ -70,13 +74,37 @@ def main() -> None:
 
     The exit code is that of the result, whether or not anybody reads the output.
     """
-    with guarded() as stdout:
+    with guarded() as stdout, _terminated_like_interrupted():
         code = _run()
         sys.stdout.flush()  # a full disk must be noticed here, not at exit
         if stdout is not None and stdout.full is not None:
             click.echo(f"bulkedge: stdout cannot be written ({stdout.full})", err=True)
             code = FAILURE
     sys.exit(code)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which a CI runner or a scheduler sends: work ends as by Ctrl-C."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM say what is kept, and remove what is half written."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run() -> int | str | None:
@@ -88,9 +116,10 @@ def _run() -> int | str | None:
     except click.ClickException as error:
         error.show()
         return FAILURE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:
+        by_signal = isinstance(error.__cause__ or error, _Terminated)
+        click.echo("terminated" if by_signal else "interrupted", err=True)
+        return TERMINATED if by_signal else INTERRUPTED
     except BulkedgeError as error:
         click.echo(f"bulkedge: {printable(str(error))}", err=True)
         return FAILURE

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bulkedge.repairing import RepairRecord
     from bulkedge.report import Gate
 
-CLEAN, FAILURE, INTERRUPTED = 0, 2, 130
+CLEAN, FAILURE, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 
 STDOUT = Path("-")
 """The file name that means standard output."""

@@ -83,10 +83,10 @@ def guarded() -> Iterator[Guarded | None]:
 
 def _guard(stream: TextIO | None) -> Guarded | None:
     """A guard of the descriptor that a stream writes to; None where it writes to none."""
-    buffer = getattr(stream, "buffer", None)
-    if type(buffer) is not io.BufferedWriter or type(buffer.raw) is not io.FileIO:
-        return None
-    return Guarded(buffer.raw.fileno())
+    file = getattr(stream, "buffer", None)
+    if type(file) is io.BufferedWriter:  # else PYTHONUNBUFFERED is set, or it is a stream of a test
+        file = file.raw
+    return Guarded(file.fileno()) if type(file) is io.FileIO else None
 
 
 def _text(guard: Guarded, like: TextIO) -> io.TextIOWrapper:

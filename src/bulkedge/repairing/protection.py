@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError, OutputError
+from bulkedge._globs import matches
 from bulkedge._linmap import LowRank, frobenius
 from bulkedge._precision import exact, exact_device, one_thread
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison import EXPERTS, Comparison, Pair, Plan, load
 from bulkedge.moments import Moments
-from bulkedge.records import Matrix, Recipe
+from bulkedge.records import Matrix, Recipe, Record
 
 from .both import Both, why_one_sided
 from .curve import curve, response, strength_for
@@ -29,10 +30,11 @@ from .measured_on import check_fine_tune
 from .output import Output, key_of
 from .protect import DEFAULT_STRENGTH, Protect
 from .solve import Pairs, Solve, difference, moved, pair_of, solver
-from .work import Options, Row, Work, covers, why_not
+from .work import Options, Row, Work, covers, names_of, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
 BOTH = "expected a full matrix or factors, got both; merge them first"
+UNTRAINED = "its base looks untrained: there is nothing to give back (--only '*' protects it too)"
 BEYOND = "the protected numbers exceed the range of its dtype; scale the update down first"
 
 Update = Tensor | LowRank
@@ -79,7 +81,8 @@ class Protection(Work):
         self._both: Both | None = None
         self._done: dict[str, Protected] = {}  # by the first tensor of the factors
         self._layers: dict[str, tuple[Layer, Stored]] = {}
-        self._sharing: dict[str, list[Comparison]] = {}  # likewise
+        self._aside: set[str] = set()  # names of matrices that stay as they are
+        self._sharing: dict[str, list[Comparison]] = {}  # by the first tensor of the factors
         for comparison in plan.comparisons:
             if comparison.factors is not None:
                 self._sharing.setdefault(_first(comparison), []).append(comparison)
@@ -102,6 +105,35 @@ class Protection(Work):
         """See :meth:`Work._concerns`: every matrix that the fine-tune has changed."""
         return row.status == "audited"
 
+    def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
+        """See :meth:`Work.affected`; remembers the matrices that have nothing to give back.
+
+        Such a matrix has a base that looks untrained, unless all have, or it was asked for by name.
+
+        Args:
+            before: The audit of the input.
+            only: Globs over names of either side; empty for all.
+
+        Returns:
+            A row for each matrix, those included.
+        """
+        found = super().affected(before, only)
+        noise = {
+            row.name
+            for row in before.matrices
+            if row.status == "audited" and row.bulk is not None and row.bulk.looks_untrained
+        }
+        if all(row.comparison.base.name in noise for row in found):
+            return found
+        for row in found:
+            # one pair of factors is changed for all matrices that share it
+            parts = self._sharing.get(_first(row.comparison)) if row.comparison.factors else None
+            parts = parts or [row.comparison]
+            names = [name for part in parts for name in names_of(part)]
+            if all(part.base.name in noise for part in parts) and not matches(names, only):
+                self._aside.add(row.comparison.base.name)
+        return found
+
     def treat(
         self,
         todo: list[Row],
@@ -109,6 +141,8 @@ class Protection(Work):
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         """See :meth:`Work.treat`; the strength is found first, if a drift is asked for."""
+        aside = [row for row in todo if row.comparison.base.name in self._aside]
+        todo = [row for row in todo if row.comparison.base.name not in self._aside]
         if todo and self.strength:
             task = self._task(todo, output, progress)
             self._known = Known(self.plan, self.method.moments, task)
@@ -119,6 +153,9 @@ class Protection(Work):
             with one_thread():
                 self.strength = self._strength_for(self.method.target_drift, todo)
         super().treat(todo, output, progress)
+        for row in aside:
+            row.status, row.note = "left", UNTRAINED
+        self.rows += aside
 
     def _task(
         self,

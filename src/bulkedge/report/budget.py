@@ -133,9 +133,14 @@ def _table(record: BudgetRecord) -> Table:
     columns = [c for c in columns if any(c.value(row) is not None for row in rows)]
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
+    aside = {row.name for row in record.untrained}  # no settings name them
     for row in rows[:MAX_ROWS]:
         name = Text(printable(row.name.removesuffix(".weight")))
-        table.add_row(name, *(_shown(column.value(row)) for column in columns))
+        values = (
+            None if row.name in aside and column in ALLOWED else column.value(row)
+            for column in columns
+        )
+        table.add_row(name, *map(_shown, values))
     return table
 
 

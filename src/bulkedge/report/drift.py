@@ -113,7 +113,8 @@ def _vectors(record: Record) -> Iterator[str]:
     names = [row.name for row in record.skipped if row.changed and not row.bounded]
     if names:
         what = "changed norms or other vectors are" if names[1:] else "changed norm or vector is"
-        globs = " ".join(f"--exclude '{glob}'" for glob in globs_of(names, record))
+        every = dict.fromkeys((*record.recipe.exclude, *globs_of(names, record)))
+        globs = " ".join(f"--exclude '{glob}'" for glob in every)
         yield (
             f"{len(names)} {what} no part of it: {', '.join(names[:3])}{', …' * bool(names[3:])}; "
             f"to accept that they have changed: {globs} (NaN, Inf or zeros there stay a doubt)"

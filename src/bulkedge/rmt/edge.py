@@ -96,7 +96,7 @@ class BulkFit:
         noise = f"sigma={self.sigma:.4g} ± {self.sigma_error:.1g}, " if self.white else ""
         return (
             f"BulkFit(shape={self.shape}, white={self.white}, {noise}edge={self.edge:.6g}, "
-            f"spikes={self.spikes}, p_value={self.p_value:.2g})"
+            f"spikes={self.spikes} (p_value={self.p_value:.2g}))"
         )
 
     @property

@@ -43,7 +43,7 @@ class Awq(AlongInputs):
             info = stored.info
             width, words = info.shape if len(info.shape) == 2 else (0, 0)
             shape = (words * len(PLACES), width)
-            problem = unfit("AWQ", info, parts, shape, len(PLACES))
+            problem = unfit("AWQ", stored, parts, shape, len(PLACES))
             if problem is None:
                 return cls(info, None, tuple(parts.items()), bits, shape)
         return cls(stored.info, problem, tuple(parts.items()), 0, stored.info.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -311,6 +311,28 @@ class Packed(Grouped):
         Returns:
             Shape ``(count, columns)``.
         """
+
+
+def odd_groups(sizes: Collection[object], width: int, count: int) -> str | None:
+    """What to say where a configuration contradicts the scales of a weight.
+
+    Args:
+        sizes: The inputs of a group, as configurations name them; -1 stands for all.
+        width: The inputs of the weight.
+        count: How many groups have scales.
+
+    Returns:
+        The reason; None if one of the sizes fits, or one is no number.
+    """
+    known = [size for size in sizes if type(size) is int]
+    expected = {-(-width // size) if size > 0 else 1 for size in known}
+    if not known or len(known) < len(sizes) or count in expected:
+        return None
+    told = " or ".join(map(str, sorted(set(known))))
+    return (
+        f"config.json says groups of {told}, but there are scales for {count} groups of {width} "
+        "inputs: a program that goes by config.json cannot load it"
+    )
 
 
 def strips(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:

@@ -47,17 +47,17 @@ class BlockFp8(Codec):
         info, scales = stored.info, stored.beside(SCALES)
         if info.dtype not in FP8:
             return None
-        if len(info.shape) < 2 or scales is None or scales.dtype not in FLOATING:
-            return cls(info)
-        *experts, height, width = info.shape
         rows, columns = _block(stored)
+        if len(info.shape) < 2 or scales is None or scales.dtype not in FLOATING:
+            return cls(info, block=(rows, columns))
+        *experts, height, width = info.shape
         # a block is at most as large as the weight, so that a hostile size allocates nothing
         rows, columns = min(rows, max(height, 1)), min(columns, max(width, 1))
         expected = (*experts, -(-height // rows), -(-width // columns))
         if scales.size != 1 and (
             scales.shape != expected or len(experts) != of_experts(stored.name)
         ):
-            return cls(info)
+            return cls(info, block=_block(stored))
         return cls(info, scales, (rows, columns))
 
     @property
@@ -75,7 +75,10 @@ class BlockFp8(Codec):
         """Without scales that fit."""
         if self.scales is not None:
             return None
-        return f"{self.info.dtype} tensor: no {self.name}{SCALES} of fitting blocks beside it"
+        return (
+            f"{self.info.dtype} tensor: no {self.name}{SCALES} beside it that fits blocks of "
+            f"{self.block[0]}×{self.block[1]} (weight_block_size in config.json; default 128×128)"
+        )
 
     @property
     def read_only(self) -> str | None:

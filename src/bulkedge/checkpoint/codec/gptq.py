@@ -13,13 +13,13 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bulkedge._errors import CheckpointError
 from bulkedge.checkpoint.elements import read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Candidate, InWords, Rows, Shape, strips
+from .base import Candidate, InWords, Rows, Shape, odd_groups, strips
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # listing names needs no torch
 CODES, SCALES, ZEROS, GROUPS = ".qweight", ".scales", ".qzeros", ".g_idx"
 WORD = 32
 """Bits of a word."""
+SIZES = ("group_size", "q_group_size")
+"""The names that a configuration has for the inputs of a group."""
+BY_LAYER = ("dynamic", "extra_config")
+"""Settings of single layers, by GPTQModel and AutoRound."""
 ADVICE = "give the checkpoint from before quantisation, or a dequantised one"
 
 
@@ -116,7 +120,7 @@ class Gptq(AlongInputs):
             codes, info = WORD // bits, stored.info
             rows, out = info.shape if len(info.shape) == 2 else (0, 0)
             shape = (out, rows * codes)
-            problem = unfit("GPTQ", info, parts, shape, codes)
+            problem = unfit("GPTQ", stored, parts, shape, codes)
             if problem is None:
                 shift = 0 if layout == "gptq_v2" else 1
                 return cls(info, None, tuple(parts.items()), bits, shape, shift)
@@ -152,13 +156,13 @@ def parts_of(stored: Candidate, method: str, exported: str) -> dict[str, TensorI
 
 
 def unfit(
-    method: str, info: TensorInfo, parts: Mapping[str, TensorInfo], shape: Shape, codes: int
+    method: str, stored: Candidate, parts: Mapping[str, TensorInfo], shape: Shape, codes: int
 ) -> str | None:
     """What of a weight's tensors does not fit together, if anything.
 
     Args:
         method: What to call it.
-        info: The words.
+        stored: The words.
         parts: The tensors beside it.
         shape: ``(out, in)``.
         codes: How many codes are in a word.
@@ -167,7 +171,7 @@ def unfit(
         The reason; None if all fit.
     """
     scales, zeros, groups = parts[SCALES], parts[ZEROS], parts.get(GROUPS)
-    out, width = shape
+    info, (out, width) = stored.info, shape
     count = scales.shape[0] if scales.shape else 0
     words = all(part.dtype == "I32" for part in (info, zeros, *([groups] if groups else [])))
     if (
@@ -182,7 +186,15 @@ def unfit(
     ):
         shapes = {end: (part.dtype, part.shape) for end, part in parts.items()}
         return f"{method}: words {info.dtype} {info.shape} with {shapes} do not fit; {ADVICE}"
-    return None
+    odd = odd_groups(_said_sizes(stored.quantisation), width, count)
+    return None if odd is None else f"{method}: {odd}; {ADVICE}"
+
+
+def _said_sizes(said: Mapping[str, Any]) -> list[object]:
+    """The inputs of a group, as a configuration names them; none where layers may differ."""
+    if any(said.get(name) for name in BY_LAYER):
+        return []
+    return [said[name] for name in SIZES if name in said][:1]
 
 
 def _whole(info: TensorInfo, file: Path | None) -> Tensor:

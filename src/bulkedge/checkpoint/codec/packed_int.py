@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bulkedge.checkpoint.elements import read_bytes, read_elements
 from bulkedge.checkpoint.header import FLOATING, TensorInfo
 
-from .base import Candidate, InWords, Packed, Shape, unpacked
+from .base import Candidate, InWords, Packed, Shape, odd_groups, unpacked
 
 if TYPE_CHECKING:  # listing names needs no torch
     from torch import Tensor
@@ -43,7 +43,7 @@ class PackedInt(InWords, Packed):
             return None
         shape = _read_shape(parts[SHAPE])
         bits = _bits(stored, shape)
-        problem = _why_unreadable(info, parts, shape, bits)
+        problem = _why_unreadable(info, parts, shape, bits) or _odd_groups(stored, parts, shape)
         known = (0, info.shape) if problem else (bits, shape)
         return cls(info, problem, tuple(parts.items()), *known)
 
@@ -102,11 +102,25 @@ def _bits(stored: Candidate, shape: Shape) -> int:
 
 def _said(stored: Candidate) -> set[int]:
     """The bits of weights that a configuration names."""
+    return {bits for w in _schemes(stored) if type(bits := w.get("num_bits")) is int}
+
+
+def _schemes(stored: Candidate) -> list[dict[str, Any]]:
+    """How weights are quantised by a configuration, which may differ by layers."""
     groups = stored.quantisation.get("config_groups")
-    weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(
-        groups, dict
-    ) else []  # fmt: skip
-    return {bits for w in weights if isinstance(w, dict) and type(bits := w.get("num_bits")) is int}
+    found = groups.values() if isinstance(groups, dict) else ()
+    weights = (group.get("weights") for group in found if isinstance(group, dict))
+    return [scheme for scheme in weights if isinstance(scheme, dict)]
+
+
+def _odd_groups(stored: Candidate, parts: Mapping[str, TensorInfo], shape: Shape) -> str | None:
+    """What to say where the configuration contradicts the scales."""
+    scale, schemes = parts[SCALE], _schemes(stored)
+    if any(scheme.get("strategy", "group") != "group" for scheme in schemes):
+        return None
+    sizes = [scheme.get("group_size") for scheme in schemes]
+    odd = odd_groups(sizes, shape[1], scale.shape[-1] if scale.shape else 1)
+    return None if odd is None else f"compressed-tensors: {odd}; {ADVICE}"
 
 
 def _why_unreadable(

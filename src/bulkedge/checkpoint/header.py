@@ -173,7 +173,7 @@ def parse_json(text: bytes) -> Any:
         Its content.
 
     Raises:
-        ValueError: If it is anything else, or nested too deeply.
+        ValueError: If it is anything else, nested too deeply, or a string in it is no text.
     """
     return _load_json(text)
 
@@ -181,9 +181,12 @@ def parse_json(text: bytes) -> Any:
 def _load_json(text: bytes, **hooks: Any) -> Any:
     """The same, with other readers of numbers."""
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, **hooks)
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, **hooks)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if SURROGATE.search(text):
+        _check_strings(found)
+    return found
 
 
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
@@ -259,8 +262,6 @@ def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         raise DamagedError(f"header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise DamagedError("header is not a JSON object")
-    if SURROGATE.search(text):
-        _check_strings(header)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -285,12 +286,12 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def _check_strings(header: Any) -> None:
-    """Raise for a string that holds half of a character, which has no UTF-8."""
-    for box in _levels(header):
+def _check_strings(content: Any) -> None:
+    """ValueError for a string that holds half of a character, which has no UTF-8."""
+    for box in _levels([content]):
         for string in (s for part in box for s in _parts(part) if isinstance(s, str)):
             if any("\ud800" <= c <= "\udfff" for c in string):
-                raise DamagedError(f"a name or another string is no text: {string[:60]!r}")
+                raise ValueError(f"a name or another string is no text: {string[:60]!r}")
 
 
 def _levels(value: Any) -> Iterator[list[Any]]:

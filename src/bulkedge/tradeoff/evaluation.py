@@ -236,5 +236,7 @@ def _numbers(found: Any) -> dict[str, float]:
         if not isinstance(name, str) or value is None or not math.isfinite(value):
             what = f"{printable(repr(name))[:60]}: {printable(repr(given))[:60]}"
             raise InputError(f"expected finite numbers, got {what}; print no other values")
+        if not name.isprintable():  # half of a character could stand in no record
+            raise InputError(f"expected names of printable characters, got {name!r:.60}")
         values[name] = value
     return values

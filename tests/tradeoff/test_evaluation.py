@@ -48,7 +48,7 @@ def test_the_path_is_one_argument_and_no_shell_sees_it(tmp_path):
         ("""print('{"a": 1, "b": true}')""", "expected finite numbers, got 'b': True; print no"),
         ("""print('{"a": 1, "b": "2"}')""", "expected finite numbers, got 'b': '2'; print no"),
         ("""print('{"a": 1, "a": 2}')""", "expected each number once, got two of one name"),
-        (r"""print('{"a": 1, "\ud800": 2}')""", "expected names of printable characters, got"),
+        (r"""print(r'{"a": 1, "\ud800": 2}')""", "expected names of printable characters, got"),
         ("print('[' * 10**5)", "expected a last line of stdout such as"),
         ("import os; os.kill(os.getpid(), 9)", "ended by signal 9; nothing on stderr"),
         ("raise SystemExit(3)", "failed with exit code 3; nothing on stderr"),

@@ -368,6 +368,11 @@ class Matrix(Row):
     __str__ = __repr__
 
     @property
+    def looks_untrained(self) -> bool:
+        """Whether its base is noise, from which nothing stands out; False where none was fitted."""
+        return self.status == "audited" and self.bulk is not None and self.bulk.looks_untrained
+
+    @property
     def energy_new(self) -> float | None:
         """The share of the judged directions' energy that new ones have, ``Σ_new σ² / Σ σ²``.
 

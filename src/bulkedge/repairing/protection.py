@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError, OutputError
-from bulkedge._globs import matches
 from bulkedge._linmap import LowRank, frobenius
 from bulkedge._precision import exact, exact_device, one_thread
 from bulkedge.checkpoint import Correctable
@@ -30,7 +29,7 @@ from .measured_on import check_fine_tune
 from .output import Output, key_of
 from .protect import DEFAULT_STRENGTH, Protect
 from .solve import Pairs, Solve, difference, moved, pair_of, solver
-from .work import Options, Row, Work, covers, names_of, why_not
+from .work import Options, Row, Work, covers, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
 BOTH = "expected a full matrix or factors, got both; merge them first"
@@ -108,7 +107,7 @@ class Protection(Work):
     def affected(self, before: Record, only: tuple[str, ...]) -> list[Row]:
         """See :meth:`Work.affected`; remembers the matrices that have nothing to give back.
 
-        Such a matrix has a base that looks untrained, unless all have, or it was asked for by name.
+        Their bases look untrained.  There are none where all do, or where some were asked for.
 
         Args:
             before: The audit of the input.
@@ -118,20 +117,14 @@ class Protection(Work):
             A row for each matrix, those included.
         """
         found = super().affected(before, only)
-        noise = {
-            row.name
-            for row in before.matrices
-            if row.status == "audited" and row.bulk is not None and row.bulk.looks_untrained
-        }
-        if all(row.comparison.base.name in noise for row in found):
+        noise = {row.name for row in before.matrices if row.looks_untrained}
+        if only or all(row.comparison.base.name in noise for row in found):
             return found
-        for row in found:
+        for comparison in (row.comparison for row in found):
             # one pair of factors is changed for all matrices that share it
-            parts = self._sharing.get(_first(row.comparison)) if row.comparison.factors else None
-            parts = parts or [row.comparison]
-            names = [name for part in parts for name in names_of(part)]
-            if all(part.base.name in noise for part in parts) and not matches(names, only):
-                self._aside.add(row.comparison.base.name)
+            parts = self._sharing.get(_first(comparison), [comparison])
+            if all(part.base.name in noise for part in parts):
+                self._aside.add(comparison.base.name)
         return found
 
     def treat(

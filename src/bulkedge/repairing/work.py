@@ -153,7 +153,8 @@ class Work(ABC):
         """
         found = []
         for comparison, row in zip(self.plan.comparisons, before.matrices, strict=True):
-            if only and not matches(names_of(comparison), only):
+            names = (comparison.base.name, comparison.base.info.name, comparison.tuned_name)
+            if only and not matches(names, only):
                 continue
             self.chosen.add(comparison.base.name)
             if self._concerns(row):
@@ -265,18 +266,6 @@ class Corrections(Work):
             layers[key_of(mine[0].comparison.tuned_name, self.plan.tuned)] = layer, stored
         if output is not None and layers:
             output.write_factors(layers)
-
-
-def names_of(comparison: Comparison) -> tuple[str, str, str]:
-    """The names by which a matrix can be asked for.
-
-    Args:
-        comparison: The matrix.
-
-    Returns:
-        Its own, that of the base's tensor and that of the tuned one.
-    """
-    return comparison.base.name, comparison.base.info.name, comparison.tuned_name
 
 
 def covers(parts: Sequence[Comparison]) -> bool:

@@ -343,11 +343,7 @@ def odd_sizes(record: Record) -> list[Matrix]:
 
 def untrained(record: Record) -> list[Matrix]:
     """Audited matrices whose base is noise by the Marchenko–Pastur law, nothing standing out."""
-    return [
-        matrix
-        for matrix in record.matrices
-        if matrix.status == "audited" and matrix.bulk is not None and matrix.bulk.looks_untrained
-    ]
+    return [matrix for matrix in record.matrices if matrix.looks_untrained]
 
 
 def is_all_noise(record: Record) -> bool:

@@ -7,7 +7,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,16 @@ from bulkedge._globs import as_globs, check_globs, matches
 from bulkedge._precision import full_precision
 
 from ._curvatures import Curvatures, in_backward
-from ._inputs import input_kind, input_rows, input_width, is_time_first, second_moment
+from ._indices import Lookups, computes_indices
+from ._inputs import (
+    Batch,
+    for_each_text,
+    input_kind,
+    input_rows,
+    input_width,
+    is_time_first,
+    second_moment,
+)
 from ._layer import sample
 from ._powers import Powers
 from ._stream import EXACT_WIDTH, products, random_columns, stream_columns
@@ -36,7 +45,7 @@ class _Pass:
     A call of the model counts when it has ended well: one that failed, out of memory, is run again.
     """
 
-    masks: list[Tensor | None] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
     raised: BaseException | None = None
     seen: dict[tuple[object, ...], tuple[weakref.ref[Tensor], int, Part]] = field(
         default_factory=dict
@@ -116,7 +125,7 @@ class Collector:
         self._orders: dict[str, bool] = {}
         self._guessed: set[str] = set()
         self._matrices: dict[tuple[int, torch.device], Tensor] = {}
-        self.powers = Powers(self._text_rows)
+        self.powers = Powers(self._batch, self._orders)
         self.curvatures = Curvatures(self.layers, exact_width if curvatures else 0, self._text_rows)
 
     @property
@@ -158,8 +167,7 @@ class Collector:
             self._model.register_forward_hook(lambda *_: self._end_call(), always_call=True),
         ]
         for name, layer in self.layers.items():
-            hook = _hook(self, name)
-            self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            self._handles += _watch(self, name, layer)
             if self._columns.get(name):
                 self._handles.append(layer.register_forward_hook(self.powers.hook(name)))
             if name in self.curvatures.layers:
@@ -170,7 +178,7 @@ class Collector:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if not self._pass.masks:  # else the model was stopped half-way
+        if not self._pass.batches:  # else the model was stopped half-way
             self.settle()
         self._pass, self._matrices = _Pass(), {}
         if unsure := sorted(self._guessed - self._orders.keys()):
@@ -183,16 +191,16 @@ class Collector:
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if in_backward():
             return
-        if not self._pass.masks:
+        if not self._pass.batches:
             self.settle()
             self._pass.raised = sys.exc_info()[1]
-        self._pass.masks.append(_mask(model, args, kwargs))
+        self._pass.batches.append(_batch(model, args, kwargs))
 
     def _end_call(self) -> None:
-        if in_backward() or not self._pass.masks:
+        if in_backward() or not self._pass.batches:
             return
-        self._pass.masks.pop()
-        if self._pass.masks:
+        self._pass.batches.pop()
+        if self._pass.batches:
             return  # a call within a call
         if sys.exc_info()[1] is not self._pass.raised:
             self._drop()
@@ -216,9 +224,13 @@ class Collector:
 
     def _text_rows(self, name: str) -> tuple[Tensor | None, bool]:
         """Which rows of a layer are text, while it runs; and whether its length comes first."""
+        return self._batch(name).keep, self._orders.get(name, False)
+
+    def _batch(self, name: str) -> Batch:
+        """The texts that a layer runs on."""
+        batch = self._pass.batches[-1] if self._pass.batches else Batch()
         unmasked = self._has_encoder and DECODER in name.split(".")
-        keep = self._pass.masks[-1] if self._pass.masks and not unmasked else None
-        return keep, self._orders.get(name, False)
+        return replace(batch, keep=None) if unmasked else batch
 
     @torch.inference_mode(False)  # whatever the model runs in: sums are changed in place
     @torch.no_grad()
@@ -226,14 +238,14 @@ class Collector:
         """Note the inputs of one call of a layer, unless another had the same."""
         if in_backward():
             return
-        if not self._pass.masks and name in self._pass.calls:
+        if not self._pass.batches and name in self._pass.calls:
             self.settle()  # called again without the model: what it had is not kept in memory
-        keep, _ = self._text_rows(name)  # that of an encoder's text where there is one
-        key = id(x), keep is None, *input_kind(self.layers[name])
+        batch = self._batch(name)  # that of an encoder's text where there is one
+        key = id(x), batch.keep is None, *input_kind(self.layers[name])
         known = self._pass.seen.get(key)
         version = 0 if x.is_inference() else x._version
         if known is None or known[0]() is not x or known[1] != version:
-            part = self._part(name, x.detach(), keep)
+            part = self._part(name, *for_each_text(self.layers[name], x.detach(), batch))
             known = self._pass.seen[key] = weakref.ref(x), version, part
         self._pass.calls.setdefault(name, []).append(known[2])
 
@@ -303,31 +315,53 @@ def _chosen(
     return chosen
 
 
-def _hook(collector: Collector, name: str) -> Any:
-    """A hook that passes on the first argument of a layer, however it was given."""
+def _watch(collector: Collector, name: str, layer: nn.Module) -> list[Any]:
+    """Hooks that pass on what a layer is called with, or what an embedding looks up."""
+    lookups: list[Lookups] = []
 
-    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def called(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if getattr(layer, "_is_replica", False):  # so torch marks them
             raise InputError(
                 f"{name}: runs in a copy by nn.DataParallel, which splits the mask; run the model "
                 "on one device, or with device_map"
             )
+        if computes_indices(layer):
+            lookups.append(Lookups(layer).__enter__())
+            return
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is not None:
             collector._called(name, x)
 
-    return hook
+    def ended(*_: object) -> None:
+        if lookups:
+            (lookup := lookups.pop()).__exit__(None, None, None)
+            for indices in lookup.found:
+                collector._called(name, indices)
+
+    handles = [layer.register_forward_pre_hook(called, with_kwargs=True)]
+    if computes_indices(layer):
+        handles.append(layer.register_forward_hook(ended, always_call=True))
+    return handles
 
 
-def _mask(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The attention mask ``(batch, length)`` that a model was called with, as booleans."""
-    mask = kwargs.get("attention_mask")
-    if mask is None:
-        try:
-            bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
-        except (TypeError, ValueError):
-            return None
-        mask = bound.arguments.get("attention_mask")
+def _batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Batch:
+    """The texts that a model was called with."""
+    try:
+        bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = kwargs
+    # a wrapper takes what it passes on as *args and **kwargs
+    given = [*args, *kwargs.values(), *bound.values()]
+    keep = _mask(kwargs.get("attention_mask", bound.get("attention_mask")))
+    tensors = [x for x in given if isinstance(x, Tensor) and x.ndim > 1]
+    if not tensors:
+        return Batch(keep)
+    texts = len(tensors[0] if keep is None else keep)
+    return Batch(keep, texts, tuple({x.shape[1] for x in tensors if len(x) == texts}))
+
+
+def _mask(mask: object) -> Tensor | None:
+    """The attention mask ``(batch, length)`` of a call as booleans; None of one of another kind."""
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     # one that is added to scores says what is kept by zeros: it is not one of ones and zeros

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +13,21 @@ from bulkedge._precision import exact
 
 CHUNK = 4096
 """Rows whose products are summed up in float32."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a call of a model says of its texts.
+
+    Attributes:
+        keep: Which positions are text and not padding, shape ``(batch, length)``; None for all.
+        texts: How many there are; 1 if that is not known.
+        lengths: The lengths that they may have, of an encoder's and of a decoder's text.
+    """
+
+    keep: Tensor | None = None
+    texts: int = 1
+    lengths: tuple[int, ...] = ()
 
 
 def input_width(layer: nn.Module) -> int | None:
@@ -64,6 +81,46 @@ def acting(layer: nn.Module, weight: Tensor) -> Tensor:
         Shape ``(m, n)``; of an embedding as it is stored, one row per index.
     """
     return weight.mT if type(layer).__name__ == "Conv1D" else weight.flatten(1)
+
+
+def for_each_text(layer: nn.Module, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """An input that the texts of a batch have in common, such as positions, once for each of them.
+
+    Args:
+        layer: A module with an :func:`input_width`.
+        x: What it was called with, or what it returned.
+        batch: What the model was called with.
+
+    Returns:
+        ``x``, of an index without a batch too, and what of it is text: pairs of positions where
+        ``x`` has the index of each pair.
+
+    Example:
+        >>> batch = Batch(torch.tensor([[True, True], [True, False], [True, False]]), 3, (2,))
+        >>> for_each_text(nn.Embedding(2, 1), torch.tensor([[0, 1]]), batch)[0].shape
+        torch.Size([3, 2])
+    """
+    keep, texts, indices = batch.keep, batch.texts, isinstance(layer, nn.Embedding)
+    rows = x.shape if indices else x.shape[:-1]
+    if texts < 2 or isinstance(layer, (nn.Conv1d, nn.Conv2d)) or _is_of_texts(rows, keep):
+        return x, keep
+    if len(rows) == 2 and rows[0] == 1 and rows[1] in batch.lengths:
+        return x.expand(texts, *x.shape[1:]), keep
+    if len(rows) == 2 and rows[1] == 1 and rows[0] in batch.lengths:
+        return x.expand(x.shape[0], texts, *x.shape[2:]), keep
+    if not indices or texts in rows:
+        return x, keep
+    if len(rows) == 1 and rows[0] in batch.lengths:
+        return x.expand(texts, *rows), keep
+    if len(rows) == 2 and rows[0] == rows[1] and rows[0] in batch.lengths:  # distances
+        pairs = None if keep is None else keep[:, :, None] & keep[:, None, :]
+        return x.expand(texts, *rows), pairs
+    return x, keep
+
+
+def _is_of_texts(rows: torch.Size, keep: Tensor | None) -> bool:
+    """Whether inputs have a row for each position of each text."""
+    return keep is not None and rows.numel() == keep.numel()
 
 
 def input_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,23 +11,24 @@ from torch import Tensor, nn
 from bulkedge._errors import InputError
 from bulkedge._precision import exact
 
-from ._curvatures import Keep, in_backward
-from ._inputs import kept_rows
+from ._curvatures import in_backward
+from ._inputs import Batch, for_each_text, kept_rows
 
 
 class Powers:
     """Sums of ``‖W x‖²`` over the outputs of layers, their bias taken off.
 
     Args:
-        keep: What of a layer's rows is text.
+        batch: The texts that a layer runs on.
+        time_first: The layers that have the length in front of the batch.
 
     Attributes:
         sums: By path.
     """
 
-    def __init__(self, keep: Keep) -> None:
+    def __init__(self, batch: Callable[[str], Batch], time_first: Mapping[str, bool]) -> None:
         self.sums: dict[str, float] = {}
-        self._keep = keep
+        self._batch, self._time_first = batch, time_first
         self._parts: list[tuple[str, Tensor]] = []
 
     def hook(self, name: str) -> Callable[..., None]:
@@ -42,10 +43,13 @@ class Powers:
                     "leave it out, or raise exact_width above its inputs"
                 )
             with torch.no_grad():
-                out, bias, keep = y.detach(), getattr(layer, "bias", None), self._keep(name)
+                out, bias = y.detach(), getattr(layer, "bias", None)
                 if isinstance(layer, (nn.Conv1d, nn.Conv2d)):  # the channels last
-                    out, keep = out.movedim(out.ndim - layer.weight.ndim + 1, -1), (None, False)
-                rows = kept_rows(out if bias is None else out - bias, *keep).float()
+                    out, keep = out.movedim(out.ndim - layer.weight.ndim + 1, -1), None
+                else:
+                    out, keep = for_each_text(layer, out, self._batch(name))
+                out = out if bias is None else out - bias
+                rows = kept_rows(out, keep, self._time_first.get(name, False)).float()
                 self._parts.append((name, rows.square().sum()))
 
         return watch

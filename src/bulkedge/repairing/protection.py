@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bulkedge._errors import InputError, OutputError
-from bulkedge._linmap import LowRank, frobenius
+from bulkedge._linmap import LowRank
 from bulkedge._precision import exact, exact_device, one_thread
 from bulkedge.checkpoint import Correctable
 from bulkedge.comparison import EXPERTS, Comparison, Pair, Plan, load
@@ -28,7 +28,18 @@ from .layers import Layer, Stored
 from .measured_on import check_fine_tune
 from .output import Output, key_of
 from .protect import DEFAULT_STRENGTH, Protect
-from .solve import Pairs, Solve, difference, moved, pair_of, solver
+from .solve import Pairs, difference, moved, pair_of, solver
+from .updates import (
+    Update,
+    base_of,
+    drift_of,
+    norm_of,
+    on_columns,
+    one_sided,
+    power_of,
+    task_change,
+    update_of,
+)
 from .work import Options, Row, Work, covers, why_not
 
 DORA = "DoRA: its magnitudes depend on all inputs; merge it into the model first"
@@ -36,8 +47,6 @@ BOTH = "expected a full matrix or factors, got both; merge them first"
 UNTRAINED = "its base looks untrained: there is nothing to give back (--only '*' protects it too)"
 BEYOND = "the protected numbers exceed the range of its dtype; scale the update down first"
 
-Update = Tensor | LowRank
-"""ΔW so that its inputs are its columns: full, or as factors."""
 Solution = Callable[[Update], Update]
 """``ΔW ↦ D'``, in the form in which it is given."""
 
@@ -186,8 +195,8 @@ class Protection(Work):
     def _curve(self, comparison: Comparison) -> list[tuple[Tensor, float, float]]:
         """The drift of a layer at every strength and before, and its factor; none without drift."""
         inputs, pair = self._read(comparison)
-        update, power = _update(pair, inputs), _power(pair, inputs)
-        if not power > 0 or _norm(update) == 0:
+        update, power = update_of(pair, inputs), power_of(pair, inputs)
+        if not power > 0 or norm_of(update) == 0:
             return []
         basis = self._responses(*inputs.moments)
         base, task = inputs.moments
@@ -244,9 +253,9 @@ class Protection(Work):
     def _protect(self, row: Row, output: Output | None) -> None:
         comparison = row.comparison
         inputs, pair = self._read(comparison)
-        before, power = _update(pair, inputs), _power(pair, inputs)
-        row.update_norm = _norm(before)
-        row.drift = _drift(before, power, inputs)
+        before, power = update_of(pair, inputs), power_of(pair, inputs)
+        row.update_norm = norm_of(before)
+        row.drift = drift_of(before, power, inputs)
         if row.update_norm == 0:
             row.status = "left"
             return
@@ -259,12 +268,12 @@ class Protection(Work):
                 comparison, inputs, pair, cast("Tensor", solve(before)), output
             )
         changed = difference(now, before)
-        row.change = _norm(changed)
-        row.energy = 1 - (_norm(now) / row.update_norm) ** 2
+        row.change = norm_of(changed)
+        row.energy = 1 - (norm_of(now) / row.update_norm) ** 2
         row.status, row.rounds = "repaired", self.method.rounds
         row.note = "; ".join(filter(None, (unknown, note))) or None
-        row.drift_after = _drift(now, power, inputs)
-        row.task_change = _task_change(changed, before, inputs)
+        row.drift_after = drift_of(now, power, inputs)
+        row.task_change = task_change(changed, before, inputs)
 
     def _check_fine_tune(self, comparison: Comparison, inputs: Inputs, pair: Pair) -> str | None:
         """What is not known of the fine-tune that the task's moments are of; another is refused."""
@@ -287,7 +296,7 @@ class Protection(Work):
                 return self.strength * layer.unit, solution, inputs.doubt(outputs=True)
         strength = self.strength * self._exchange(comparison)
         solve = self._solvers(*inputs.moments, strength)
-        return strength, partial(_one_sided, solve), inputs.doubt() or note
+        return strength, partial(one_sided, solve), inputs.doubt() or note
 
     def _full(
         self,
@@ -298,14 +307,14 @@ class Protection(Work):
         output: Output | None,
     ) -> tuple[Tensor, float]:
         """The protected difference as it is stored, and what its dtype leaves out."""
-        W0 = exact(_base(pair, inputs))
+        W0 = exact(base_of(pair, inputs))
         meant = W0 + update
         stored = meant.to(pair.dense_part.dtype)
         if not bool(stored.isfinite().all()):
             raise InputError(BEYOND)
         if output is not None and comparison.tuned is not None:
             output.write_matrix(comparison.tuned, (stored.mT if inputs.rows else stored).cpu())
-        return exact(stored) - W0, _norm(exact(stored) - meant)
+        return exact(stored) - W0, norm_of(exact(stored) - meant)
 
     def _factors(
         self, comparison: Comparison, inputs: Inputs, solve: Solution
@@ -318,10 +327,10 @@ class Protection(Work):
             self._done[first] = done
         rows = slice(None) if update.rows is None else slice(*update.rows)
         meant, held = (
-            _on_columns(LowRank(B[rows], A, update.scale), inputs)
+            on_columns(LowRank(B[rows], A, update.scale), inputs)
             for B, A in (done.meant, done.held)
         )
-        return held, _norm(difference(held, meant))
+        return held, norm_of(difference(held, meant))
 
     def _whole(
         self, comparison: Comparison, update: Correctable, inputs: Inputs, solve: Solution
@@ -330,8 +339,8 @@ class Protection(Work):
         whole = update.whole()
         B, A, scale = whole.read()
         device = exact_device(torch.device(self.recipe.device))
-        found = solve(_on_columns(LowRank(B.to(device), A.to(device), scale), inputs))
-        B, A = (x.cpu() for x in _on_columns(cast("LowRank", found), inputs).tensors)
+        found = solve(on_columns(LowRank(B.to(device), A.to(device), scale), inputs))
+        B, A = (x.cpu() for x in on_columns(cast("LowRank", found), inputs).tensors)
         tensors = whole.stored([(B, A)], None)
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise InputError(BEYOND)
@@ -371,53 +380,3 @@ def _correctable(comparison: Comparison) -> Correctable:
     if update is None or isinstance(update, str):
         raise InputError(update or "expected factors, got none")
     return update
-
-
-def _base(pair: Pair, inputs: Inputs) -> Tensor:
-    """W0 so that its inputs are its columns: an embedding's are its rows."""
-    return pair.base.mT if inputs.rows else pair.base
-
-
-def _update(pair: Pair, inputs: Inputs) -> Update:
-    """``W − W0`` in float64, likewise."""
-    if pair.factors is not None:
-        return _on_columns(pair.factors, inputs)
-    difference = exact(pair.dense_part) - exact(pair.base)
-    return difference.mT if inputs.rows else difference
-
-
-def _on_columns(update: LowRank, inputs: Inputs) -> LowRank:
-    return LowRank(update.A.mT, update.B.mT, update.scale) if inputs.rows else update
-
-
-def _one_sided(solve: Solve, update: Update) -> Update:
-    """A full update, or the factor on the input side, by the solver of a pair of moments."""
-    if isinstance(update, LowRank):
-        return LowRank(update.B, solve(update.A), update.scale)
-    return solve(update)
-
-
-def _norm(update: Update) -> float:
-    """``‖ΔW‖_F``."""
-    if isinstance(update, LowRank):
-        return update.norm_bound()
-    return frobenius(update)
-
-
-def _power(pair: Pair, inputs: Inputs) -> float:
-    """``tr(W0 C_b W0ᵀ)``: the mean square of the base's outputs."""
-    known = inputs.output
-    return moved(_base(pair, inputs), inputs.base.moment) if known is None else known
-
-
-def _drift(update: Update, power: float, inputs: Inputs) -> float | None:
-    """The part of the base's outputs that an update changes; None of outputs that are zero."""
-    return moved(update, inputs.base.moment) / power if power > 0 else None
-
-
-def _task_change(changed: Update, before: Update, inputs: Inputs) -> float | None:
-    """The part of what an update does to the task's inputs that changes; None without moments."""
-    if inputs.task is None:
-        return None
-    there = moved(before, inputs.task.moment)
-    return max(moved(changed, inputs.task.moment), 0.0) / there if there > 0 else None

@@ -347,6 +347,11 @@ def bare(record):
     return json.loads(record.read_text()) | {"run": None}
 
 
+def hear_interrupts():
+    """In a child: a shell starts what is in its background with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_for_rows(journal, count, process):
     """Until so many matrices are on disk."""
     deadline = time.monotonic() + 60
@@ -378,6 +383,7 @@ def test_interruption_keeps_what_is_finished(jobs, sent, codes, word, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     wait_for_rows(out / "journal.jsonl", 2, process)
     os.killpg(process.pid, sent)
@@ -415,6 +421,7 @@ def test_interrupted_work_names_its_journals(command, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     wait_for_rows(first, 2, process)
     os.killpg(process.pid, signal.SIGINT)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bulkedge._fields import as_path
 from bulkedge.auditing import Engine, Notice, Progress, Shard, run_plan
 from bulkedge.comparison import Plan, make_plan, with_moments
 from bulkedge.moments import Moments
@@ -87,7 +88,7 @@ def audit(
         1
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
-    plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
+    plan = make_plan(as_path("base", base), as_path("tuned", tuned), settled)
     with _measured(plan, moments) as measured:
         record = run_plan(
             measured,

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 import operator
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -225,6 +226,32 @@ def as_real(given: Any) -> float | None:
         return float(given.detach() if hasattr(given, "detach") else given)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def as_path(name: str, given: object) -> str:
+    """The path of a model or an adapter as text.
+
+    Args:
+        name: What a message calls it.
+        given: What the caller gave.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If it is none: a model in memory, several paths, bytes.
+
+    Example:
+        >>> as_path("base", "models/base")
+        'models/base'
+    """
+    path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise InputError(
+            f"expected {name} as the path of one file or folder, got {type(given).__name__}; "
+            "a model in memory has to be saved first"
+        )
+    return path
 
 
 def as_whole(given: Any) -> int | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bulkedge._errors import InputError
+from bulkedge._fields import as_path
 from bulkedge._precision import exact
 from bulkedge.auditing.engine._device import check_device
 from bulkedge.checkpoint import Adapter, Resolver, TensorInfo, infer_rule, read_tensor
@@ -95,7 +96,7 @@ def collect_moments(
     if max_tokens is not None and max_tokens < 1:
         raise InputError(f"expected max_tokens ≥ 1, got {max_tokens}")
     check_device(make_recipe({"device": device}).device)
-    network, tokenizer = load_network(Path(model))
+    network, tokenizer = load_network(Path(as_path("model", model)))
     settings = {
         "include": include, "exclude": exclude, "rank": rank, "exact_width": exact_width,
         "curvatures": curvatures,

@@ -11,8 +11,8 @@ from typing import Any
 
 from bulkedge import __version__
 from bulkedge._errors import InputError, OutputError
-from bulkedge._fields import POSITIVE_SHARE, check_values, optional, renamed
-from bulkedge._globs import check_globs
+from bulkedge._fields import POSITIVE_SHARE, as_path, check_values, optional, renamed, whole
+from bulkedge._globs import as_globs, check_globs
 from bulkedge.auditing import Engine, LocalEngine, keep_out_of_inputs, run_plan
 from bulkedge.auditing.inputs import as_text
 from bulkedge.checkpoint import Adapter
@@ -109,9 +109,9 @@ def repair(
     """
     settled = recipe if isinstance(recipe, Recipe) else make_recipe(recipe or {})
     options = _options(select, significance, max_rank)
-    plan = make_plan(os.fspath(base), os.fspath(tuned), settled)
+    plan = make_plan(as_path("base", base), as_path("tuned", tuned), settled)
     work = work_for(plan, settled, method or Clip(), options)
-    only = tuple(only)
+    only = tuple(as_globs(only))
     check_globs(only, plan.names)
     if out is not None:
         check_output(Path(out), plan)
@@ -182,10 +182,13 @@ def _options(select: str, significance: float | None, max_rank: int | None) -> O
     words = [verdict.value for verdict in COUNTED]
     if select not in words:
         raise InputError(f"expected select {' or '.join(map(repr, words))}, got {select!r}")
-    check_values("repair", significance=(significance, optional(POSITIVE_SHARE)))
-    if max_rank is not None and not (type(max_rank) is int and max_rank >= 1):
-        raise InputError(f"expected max_rank ≥ 1, got {max_rank!r:.60}")
-    return Options(Selection(Verdict(select), significance), max_rank)
+    check_values(
+        "repair",
+        significance=(significance, optional(POSITIVE_SHARE)),
+        max_rank=(max_rank, optional(whole(1))),
+    )
+    rank = None if max_rank is None else int(max_rank)
+    return Options(Selection(Verdict(select), significance), rank)
 
 
 def _phase(progress: Progress | None, phase: str) -> Callable[[str, int, int], None] | None:

@@ -137,13 +137,13 @@ def test_what_fails_in_a_forward_of_its_own_is_not_counted():
         def forward(self, x):
             found = super().forward(x.long())
             if len(x) > 5:
-                raise RuntimeError("too many")
+                raise RuntimeError("six rows are too many")
             return found
 
     model = nn.Sequential(Table(9, 4), nn.Linear(4, 2))
     with Moments(model) as moments, torch.no_grad():
         model(torch.tensor([1.0, 1.0, 3.0]))
-        with pytest.raises(RuntimeError, match="too many"):
+        with pytest.raises(RuntimeError, match="six rows are too many"):
             model(torch.zeros(6))
         model(torch.tensor([4.0]))
     layer = moments["0"]

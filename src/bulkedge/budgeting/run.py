@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bulkedge import __version__
 from bulkedge._errors import CheckpointError, InputError, OutputError
-from bulkedge._fields import POSITIVE, check_values, optional, whole
+from bulkedge._fields import POSITIVE, as_path, check_values, optional, whole
 from bulkedge._globs import as_globs
 from bulkedge._precision import one_thread
 from bulkedge.auditing import Notice, keep_out
@@ -127,7 +127,7 @@ def budget(
     if resume and journal is None:
         raise InputError("expected the journal to resume from, got none; give journal=PATH")
     adapter = None if like is None else Path(like)
-    plan = plan_budget(Path(base), adapter, planned.target, planned.exclude)
+    plan = plan_budget(Path(as_path("base", base)), adapter, planned.target, planned.exclude)
     if plan.like is not None:
         planned = planned.model_copy(update=_own(plan.like))
     files = [*plan.base.files, *(plan.like.files if plan.like else ())]

@@ -112,7 +112,10 @@ def compare(first: Audited, second: Audited) -> RecordComparison:
         InputError: If the audits judged other directions, or by another ε.
     """
     if not isinstance(second, type(first)):
-        raise InputError(f"expected another record of an audit, got {type(second).__name__}")
+        raise InputError(
+            f"expected another record of an audit, got {type(second).__name__}; "
+            "Record.from_json reads one from its file"
+        )
     for name in SAME:
         mine, other = getattr(first.recipe, name), getattr(second.recipe, name)
         if mine != other:

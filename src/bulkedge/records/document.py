@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import ValidationError
 
-from bulkedge._errors import CheckpointError
+from bulkedge._errors import CheckpointError, InputError
 from bulkedge.checkpoint.header import read_regular
 
 from .row import Row
@@ -55,7 +55,11 @@ class Document(Row):
 
         Raises:
             CheckpointError: If the file is missing, or is not a record of this schema.
+            InputError: If ``source`` is no path and no text.
         """
+        if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
+            what = "an empty text" if isinstance(source, str) else type(source).__name__
+            raise InputError(f"expected the path of a {cls.kind}, or its JSON text, got {what}")
         is_text = isinstance(source, str) and source.lstrip()[:1] == "{"
         file = Path() if is_text else file_of(source, (cls,))
         name = "the text given" if is_text else str(file)

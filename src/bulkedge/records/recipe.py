@@ -33,13 +33,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _device_name(given: object) -> object:
+    """What a ``torch.device`` is called; torch is not loaded for that."""
+    return str(given) if type(given).__name__ == "device" else given
+
+
 def _known_device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", text, re.ASCII):
         raise ValueError("use cpu, cuda or cuda:0")
     return text
 
 
-Device = Annotated[str, AfterValidator(_known_device)]
+Device = Annotated[str, BeforeValidator(_device_name), AfterValidator(_known_device)]
 Glob = Annotated[str, Field(min_length=1)]
 Rows = Annotated[Positive, BeforeValidator(no_truth_value)]
 
@@ -110,6 +115,11 @@ def make_recipe(
     Raises:
         RecipeError: Naming every unknown field and every bad value at once.
     """
+    if not isinstance(settings, Mapping):
+        raise RecipeError(
+            f"expected {source} as a Recipe or a mapping of settings, got {settings!r:.60}; the "
+            "command line reads files of settings (--recipe)"
+        )
     try:
         return Recipe.model_validate(dict(settings))
     except ValidationError as error:

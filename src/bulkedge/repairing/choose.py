@@ -38,6 +38,7 @@ def work_for(plan: Plan, recipe: Recipe, method: Remedy, options: Options) -> Wo
         return Protection(plan, recipe, method, options)
     if isinstance(method, Rescale):
         return Rescaling(plan, recipe, method, options)
-    if isinstance(method, Method):
+    if isinstance(method, Method) and not isinstance(method, type):
         return Corrections(plan, recipe, method, options)
-    raise InputError(f"expected a method such as Clip(), got {method!r:.60}")
+    what = f"the class {method.__name__}" if isinstance(method, type) else f"{method!r:.60}"
+    raise InputError(f"expected a method such as Clip(), got {what}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from bulkedge import __version__
 from bulkedge._errors import InputError
-from bulkedge._fields import FLAG, check_values, one_of, whole
+from bulkedge._fields import FLAG, as_path, check_values, one_of, whole
 from bulkedge.auditing import Notice, hold, keep_out
 from bulkedge.auditing.inputs import Watch, digests, source_of_moments
 from bulkedge.comparison import make_plan
@@ -105,9 +105,10 @@ def frontier(
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     _check(balance, with_base, partial, jobs)
     points, evaluation = points_of(scales, strengths, with_base), evaluator(evaluate)
+    base, tuned = as_path("base", base), as_path("tuned", tuned)
     files = _files(base, tuned, moments, task_moments, balance, partial)
     recipe = make_recipe({"device": device, "partial": partial})
-    plan = make_plan(os.fspath(base), os.fspath(tuned), recipe)
+    plan = make_plan(base, tuned, recipe)
     keep_out(Path(out), (plan.base.path, plan.tuned.path, *files.measured), set(plan.files))
     folder = Folder(Path(out))
     copies = Copies(plan, recipe, files, folder, jobs, _phase(progress, "auditing"))

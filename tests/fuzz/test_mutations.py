@@ -14,7 +14,7 @@ from fuzz.mutate import mutate
 from fuzz.victims import VICTIMS
 
 DRIVER = Path(__file__).with_name("drive.py")
-CASES, CHUNK, QUICK = 10_000, 1_980, 100
+CASES, CHUNK, QUICK = 10_000, 990, 100
 
 
 def drive(start, count, timeout):

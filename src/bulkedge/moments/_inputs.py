@@ -102,7 +102,7 @@ def for_each_text(layer: nn.Module, x: Tensor, batch: Batch) -> tuple[Tensor, Te
     """
     keep, texts, indices = batch.keep, batch.texts, isinstance(layer, nn.Embedding)
     rows = x.shape if indices else x.shape[:-1]
-    if texts < 2 or isinstance(layer, (nn.Conv1d, nn.Conv2d)) or _is_of_texts(rows, keep):
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)) or _is_of_texts(rows, keep):
         return x, keep
     if len(rows) == 2 and rows[0] == 1 and rows[1] in batch.lengths:
         return x.expand(texts, *x.shape[1:]), keep

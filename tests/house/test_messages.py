@@ -114,7 +114,7 @@ def is_vague(pattern):
 def test_every_pattern_says_which_message_it_means():
     assert len(patterns()) > 300
     vague = {(path, pattern) for path, _, pattern in patterns() if is_vague(pattern)}
-    assert vague == TABLED
+    assert vague == TABLED, "take words for match= that only the meant message has"
 
 
 @pytest.mark.parametrize(

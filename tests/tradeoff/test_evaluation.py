@@ -180,6 +180,16 @@ def test_a_record_is_checked_when_it_is_read(tmp_path, change, words):
         FrontierRecord.from_json(tmp_path / "frontier.json")
 
 
+def test_a_data_frame_has_a_row_per_point():
+    pytest.importorskip("pandas")
+    record = made()
+    frame = record.to_pandas().set_index("name")
+    assert list(frame.index) == [point.name for point in record.points]
+    for point in record.points:
+        for name, value in point.values.items():
+            assert frame[f"values_{name}"][point.name] == value
+
+
 def test_a_spreadsheet_gets_text_and_numbers():
     record = made(names=("=1+1", "kept"), name="@SUM(A1)")
     rows = frontier_csv(record).splitlines()

@@ -60,8 +60,9 @@ FILES = ("moments", "task_moments", "recollect")
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for the repaired copy."
 )
 @click.option("--method", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
-              help="clip, project, scale, shrink: hold or remove directions; rescale: weaken "
-              "the whole update; protect: give back what was forgotten.")  # fmt: skip
+              help=f"{', '.join(sorted({*NAMES} - {'protect', 'rescale'}))}: hold or remove "
+              "directions; rescale: weaken the whole update; protect: give back what was "
+              "forgotten.")  # fmt: skip
 @click.option(
     "--keep", type=float, help="scale: what remains of a direction, from 0 to 1.  [default: 0]"
 )

@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
 
 from bulkedge._errors import CheckpointError, InputError
 from bulkedge.checkpoint.header import read_regular
 
+from .frame import frame_of
 from .row import Row
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ class Document(Row):
         kind: What a message calls it.
         file_name: What it is called in the folder that it is written to.
         made_by: The command that writes such a folder.
+        rows_in: The field with the rows that a data frame has.
     """
 
     kind: ClassVar[str]
     file_name: ClassVar[str]
     made_by: ClassVar[str]
+    rows_in: ClassVar[str] = "matrices"
 
     def to_json(self) -> str:
         """The record as indented JSON text with a final newline."""
@@ -93,8 +96,23 @@ class Document(Row):
             for name in type(self).model_fields
             if isinstance(found := getattr(self, name), list)
         }
-        parts = ", ".join(f"{len(found)} {name}" for name, found in lists.items())
-        return f"<{self.kind}: {self._in_brief()}{parts}; to_json() has all of it>"
+        parts = ", ".join(f"{len(found)} in {name}" for name, found in lists.items())
+        return f"<{self.kind}: {self._in_brief()}{parts}; to_pandas(), to_json()>"
+
+    def to_pandas(self) -> Any:
+        """The rows of the record as a data frame: its matrices, or the points of a frontier.
+
+        Returns:
+            A ``pandas.DataFrame`` of every field that is a single value; the fields of a part are
+            named after it, such as ``bulk_edge``.
+
+        Raises:
+            MissingExtraError: Without pandas.
+
+        Example:
+            >>> budget.to_pandas().nsmallest(3, "top_k_threshold")  # doctest: +SKIP
+        """
+        return frame_of(getattr(self, self.rows_in))
 
     def _in_brief(self) -> str:
         """What comes first in the line, with a semicolon behind it; empty by default."""

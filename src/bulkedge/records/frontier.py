@@ -103,6 +103,7 @@ class FrontierRecord(Document):
     kind: ClassVar = "frontier"
     file_name: ClassVar = "frontier.json"
     made_by: ClassVar = "bulkedge frontier BASE TUNED -o DIR --evaluate COMMAND"
+    rows_in: ClassVar = "points"
 
     schema_version: Literal["1"] = FRONTIER_VERSION
     tool: Tool

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import importlib
 from typing import Any, Protocol
 
-from bulkedge._errors import InputError, MissingExtraError, count, install, printable
+from bulkedge._errors import InputError, count, printable
 from bulkedge._verdict import COUNTED, Verdict
 
+from .frame import data_frame
 from .recipe import Recipe
 from .row import Row
 from .rows import Bulk, CriticalScale, Direction, Matrix
@@ -146,17 +146,13 @@ def as_frame(record: Audited, rows: str) -> Any:
     """
     if rows not in ("matrices", "directions"):
         raise InputError(f"expected rows 'matrices' or 'directions', got {rows!r:.40}")
-    try:
-        pandas: Any = importlib.import_module("pandas")
-    except ImportError as error:
-        raise MissingExtraError(f"to_pandas() needs pandas: {install('pandas')}") from error
     if rows == "directions":
         found = [_direction(matrix, row) for matrix in record.matrices for row in matrix.directions]
         columns = ["matrix", *Direction.model_fields]
     else:
         found = [_flat(matrix) for matrix in record.matrices]
         columns = list(_flat(Matrix.model_construct(shape=(1, 1), directions=[])))
-    return pandas.DataFrame(found, columns=columns)
+    return data_frame(found, columns)
 
 
 def _direction(matrix: Matrix, row: Direction) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is of another kind than an entry takes is refused in words, not by a traceback."""
+"""What the entries of the library take and give in Python: kinds of arguments, data frames."""
 
 import numpy as np
 import pytest
@@ -50,6 +50,25 @@ def test_a_device_of_torch_is_one_by_its_name(pair):
 def test_a_method_that_is_a_class(pair):
     with pytest.raises(InputError, match=r"a method such as Clip\(\), got the class Clip"):
         bulkedge.repair(*pair, None, method=bulkedge.Clip)
+
+
+def test_budgets_and_repairs_as_data_frames(pair):
+    pytest.importorskip("pandas")
+    base, tuned = pair
+    record = bulkedge.budget(base, rank=4, alpha=8)
+    frame = record.to_pandas().set_index("name")
+    for row in record.matrices:
+        assert tuple(frame.loc[row.name, ["rows", "columns"]]) == row.shape
+        assert frame["top_k_threshold"][row.name] == row.top_k_threshold
+        assert frame["bulk_edge"][row.name] == row.bulk.edge
+        assert frame["allowed_alpha"][row.name] == row.allowed.alpha
+    assert "to_pandas()" in repr(record)
+    alone = bulkedge.budget(base).to_pandas()
+    assert alone["allowed"].isna().all()
+    repaired = bulkedge.repair(base, tuned, None, recipe={"epsilon": 1})
+    frame = repaired.to_pandas().set_index("name")
+    assert list(frame.change) == [row.change for row in repaired.matrices]
+    assert "directions" not in frame
 
 
 def test_one_glob_and_a_rank_of_numpy(pair):

@@ -78,6 +78,14 @@ def test_a_wrong_transpose_is_named(solver, wrong, shape, kind, k):
         singular_triplet(A, k, solver=FOUND[solver])
 
 
+@pytest.mark.parametrize("solver", ["auto", "lanczos", "block_krylov", "golub_kahan"])
+def test_a_transpose_that_is_off_by_a_thousandth_is_named_in_float32(solver):
+    """Its residuals are above the tolerance by which the recurrences have ended."""
+    A = Wrong(gaussian(500, 400).float(), lambda W, Y: 1.001 * (W.mT @ Y))
+    with pytest.raises(InputError, match=r"rmatmat of Wrong\(500×400.* compare both with to_dense"):
+        singular_triplet(A, 1, solver=SOLVERS[solver])
+
+
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_widened_matrix_is_not(solver, name):

@@ -9,7 +9,7 @@ from bulkedge._errors import InputError
 from bulkedge._linmap import LinearMap, innermost
 from bulkedge._precision import exact
 
-BEYOND_ROUNDING = 100
+BEYOND_ROUNDING = 200
 """Products disagree by more than rounding from this on, in units of eps ‖A‖_F; ten is usual."""
 
 

@@ -185,8 +185,8 @@ def test_a_data_frame_has_a_row_per_point():
     record = made()
     frame = record.to_pandas().set_index("name")
     assert list(frame.index) == [point.name for point in record.points]
-    for point in record.points:
-        for name, value in point.values.items():
+    for point in some(record.points):
+        for name, value in some(point.values.items()):
             assert frame[f"values_{name}"][point.name] == value
 
 

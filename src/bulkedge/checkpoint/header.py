@@ -170,23 +170,38 @@ def parse_json(text: bytes) -> Any:
         text: What a file holds.
 
     Returns:
-        Its content.
+        Its content; half of a character, which has no UTF-8 and could stand in no record, as its
+        escape.
 
     Raises:
-        ValueError: If it is anything else, nested too deeply, or a string in it is no text.
+        ValueError: If it is anything else, or nested too deeply.
     """
-    return _load_json(text)
+    found = _load_json(text)
+    if not SURROGATE.search(text):
+        return found
+    try:
+        return _escaped(found)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _escaped(content: Any) -> Any:
+    """The same with half characters as their escapes."""
+    if isinstance(content, str):
+        return content.encode(errors="backslashreplace").decode()
+    if isinstance(content, list):
+        return [_escaped(part) for part in content]
+    if isinstance(content, dict):
+        return {_escaped(name): _escaped(part) for name, part in content.items()}
+    return content
 
 
 def _load_json(text: bytes, **hooks: Any) -> Any:
     """The same, with other readers of numbers."""
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, **hooks)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, **hooks)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if SURROGATE.search(text):
-        _check_strings(found)
-    return found
 
 
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
@@ -262,6 +277,8 @@ def _parse(text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         raise DamagedError(f"header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise DamagedError("header is not a JSON object")
+    if SURROGATE.search(text):
+        _check_strings(header)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -286,12 +303,12 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def _check_strings(content: Any) -> None:
-    """ValueError for a string that holds half of a character, which has no UTF-8."""
-    for box in _levels([content]):
+def _check_strings(header: Any) -> None:
+    """Raise for a string that holds half of a character, which has no UTF-8."""
+    for box in _levels(header):
         for string in (s for part in box for s in _parts(part) if isinstance(s, str)):
             if any("\ud800" <= c <= "\udfff" for c in string):
-                raise ValueError(f"a name or another string is no text: {string[:60]!r}")
+                raise DamagedError(f"a name or another string is no text: {string[:60]!r}")
 
 
 def _levels(value: Any) -> Iterator[list[Any]]:

@@ -397,7 +397,13 @@ def test_the_action_runs(action, tmp_path):
     assert recipe["include"] == ["*layer.5.output*"]
 
 
-@pytest.mark.parametrize("tuned", ["adapter", "adapter\nother"], ids=["one", "several"])
+@pytest.mark.parametrize(
+    "tuned",
+    [
+        pytest.param("adapter", id="one", marks=pytest.mark.slow),  # nearly all is in the other
+        pytest.param("adapter\nother", id="several"),
+    ],
+)
 def test_the_action_runs_again_and_publishes_nothing_old(tuned, action, tmp_path):
     """Neither where the audit fails before it writes, nor where it never began."""
     (tmp_path / "other").symlink_to(EXAMPLE / "lora-r8")

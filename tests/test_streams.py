@@ -152,8 +152,13 @@ def test_a_full_stdout_is_a_failure_with_every_file_there(name, inputs, usual, t
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("streams", ["| true", "2>&1 | true", ">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    ("streams", "unbuffered"),
+    [
+        *((streams, "") for streams in ("| true", "2>&1 | true", ">&-", "2>&-", ">&- 2>&-")),
+        ("| true", "1"),
+    ],
+)
 def test_streams_of_a_process_that_nobody_reads(streams, unbuffered, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)  # as images for CI have it
     words = call("audit with findings", inputs, tmp_path)
@@ -168,9 +173,8 @@ def test_streams_of_a_process_that_nobody_reads(streams, unbuffered, inputs, tmp
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_behind_stdout_of_a_process(unbuffered, inputs, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+def test_a_full_disk_behind_stdout_of_a_process(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     words = [sys.executable, "-m", "bulkedge", *call("audit with findings", inputs, tmp_path)]
     with open("/dev/full", "w") as full:
         result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)

@@ -235,6 +235,7 @@ def copy(tmp_path):
     return Copy(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_codec(copy):
     edits = [
         ("src/bulkedge/checkpoint/codec/row_steps.py", CODEC),

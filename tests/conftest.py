@@ -19,11 +19,6 @@ settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    """The file with the longest tests first: one process must not run them alone at the end."""
-    items.sort(key=lambda item: item.path.name != "test_docs.py")
-
-
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory):
     """The audits of the adapters that the repository ships, computed once in all processes."""

@@ -24,6 +24,10 @@ ENTRIES = {
     "frontier": lambda base, tuned: bulkedge.frontier(
         base, tuned, "out", moments="m", evaluate="run {model}"
     ),
+    "budget like": lambda _, tuned: bulkedge.budget("base", like=tuned),
+    "collect_moments of a fine-tune": lambda _, tuned: bulkedge.collect_moments(
+        "base", ["a text"], tuned=tuned
+    ),
     "collect_moments": lambda base, _: bulkedge.collect_moments(base, ["a text"]),
 }
 

@@ -96,7 +96,9 @@ def collect_moments(
     if max_tokens is not None and max_tokens < 1:
         raise InputError(f"expected max_tokens ≥ 1, got {max_tokens}")
     check_device(make_recipe({"device": device}).device)
-    network, tokenizer = load_network(Path(as_path("model", model)))
+    model = as_path("model", model)
+    tuned = None if tuned is None else as_path("tuned", tuned)
+    network, tokenizer = load_network(Path(model))
     settings = {
         "include": include, "exclude": exclude, "rank": rank, "exact_width": exact_width,
         "curvatures": curvatures,
@@ -104,10 +106,10 @@ def collect_moments(
     # before the fine-tune: moments are recognised by the base's weights
     moments = Moments(network, **settings)
     moments.tuned = tuned is not None
-    _check_finite(network, os.fspath(model))
+    _check_finite(network, model)
     if tuned is not None:
-        _put_on(network, os.fspath(model), os.fspath(tuned))
-        _check_finite(network, os.fspath(tuned))
+        _put_on(network, model, tuned)
+        _check_finite(network, tuned)
         moments.mark_tuned()
     tokens = tokens_of(network, tokenizer, kept, max_tokens)
     digest = digest_of(network.state_dict(), tokens, settings | {"model": settings_of(network)})

@@ -117,7 +117,7 @@ BAD = {
     "awq 8": (AWQ | {"bits": 8}, {}, "AWQ in 8 bits"),
     "gemv": (AWQ | {"version": "gemv"}, {}, "AWQ of version 'gemv', expected gemm"),
     "awq words": (AWQ, {"qweight": INT}, "AWQ: words I32 .* do not fit"),
-    "groups": (GPTQ | {"group_size": 16}, {}, "GPTQ: .* groups of 16, but .* 6 groups of 48 inp"),
+    "groups": (GPTQ | {"group_size": 16}, {}, "GPTQ: .* groups of 16, but .* 6 groups in 48 inp"),
     "all inputs": (GPTQ | {"group_size": -1}, {}, "GPTQ: .* groups of -1, but .* for 6 groups"),
     "awq groups": (AWQ | {"group_size": 128}, {}, "AWQ: .* groups of 128, but .* for 6 groups"),
 }

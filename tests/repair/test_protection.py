@@ -209,7 +209,7 @@ def test_experts_and_moments_of_another_width_are_refused(base, tmp_path):
 
 @pytest.fixture
 def half_trained(tmp_path):
-    """A base of which ``down`` alone is no noise."""
+    """A base in which only ``down`` has structure; its other layers are noise."""
     model = Net()
     U, V = (torch.linalg.qr(draw(n, 16, seed=n)).Q for n in (16, 24))
     with torch.no_grad():

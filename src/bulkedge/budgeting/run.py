@@ -126,7 +126,7 @@ def budget(
         raise InputError("expected rank and alpha, or like, whose own they are; got both")
     if resume and journal is None:
         raise InputError("expected the journal to resume from, got none; give journal=PATH")
-    adapter = None if like is None else Path(like)
+    adapter = None if like is None else Path(as_path("like", like))
     plan = plan_budget(Path(as_path("base", base)), adapter, planned.target, planned.exclude)
     if plan.like is not None:
         planned = planned.model_copy(update=_own(plan.like))

@@ -317,7 +317,7 @@ def _chosen(
 
 def _watch(collector: Collector, name: str, layer: nn.Module) -> list[Any]:
     """Hooks that pass on what a layer is called with, or what an embedding looks up."""
-    lookups: list[Lookups] = []
+    own, lookups = computes_indices(layer), list[Lookups]()
 
     def called(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if getattr(layer, "_is_replica", False):  # so torch marks them
@@ -325,7 +325,7 @@ def _watch(collector: Collector, name: str, layer: nn.Module) -> list[Any]:
                 f"{name}: runs in a copy by nn.DataParallel, which splits the mask; run the model "
                 "on one device, or with device_map"
             )
-        if computes_indices(layer):
+        if own:
             lookups.append(Lookups(layer).__enter__())
             return
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
@@ -339,7 +339,7 @@ def _watch(collector: Collector, name: str, layer: nn.Module) -> list[Any]:
                 collector._called(name, indices)
 
     handles = [layer.register_forward_pre_hook(called, with_kwargs=True)]
-    if computes_indices(layer):
+    if own:
         handles.append(layer.register_forward_hook(ended, always_call=True))
     return handles
 
@@ -351,9 +351,8 @@ def _batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     except (TypeError, ValueError):
         bound = kwargs
     # a wrapper takes what it passes on as *args and **kwargs
-    given = [*args, *kwargs.values(), *bound.values()]
     keep = _mask(kwargs.get("attention_mask", bound.get("attention_mask")))
-    tensors = [x for x in given if isinstance(x, Tensor) and x.ndim > 1]
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 1]
     if not tensors:
         return Batch(keep)
     texts = len(tensors[0] if keep is None else keep)

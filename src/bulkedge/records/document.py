@@ -58,7 +58,7 @@ class Document(Row):
 
         Raises:
             CheckpointError: If the file is missing, or is not a record of this schema.
-            InputError: If ``source`` is no path and no text.
+            InputError: If ``source`` is neither a path nor a text, or is empty.
         """
         if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
             what = "an empty text" if isinstance(source, str) else type(source).__name__

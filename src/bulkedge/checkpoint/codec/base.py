@@ -322,7 +322,7 @@ def odd_groups(sizes: Collection[object], width: int, count: int) -> str | None:
         count: How many groups have scales.
 
     Returns:
-        The reason; None if one of the sizes fits, or one is no number.
+        The reason; None if a size fits the scales, or if any is missing or no whole number.
     """
     known = [size for size in sizes if type(size) is int]
     expected = {-(-width // size) if size > 0 else 1 for size in known}
@@ -330,7 +330,7 @@ def odd_groups(sizes: Collection[object], width: int, count: int) -> str | None:
         return None
     told = " or ".join(map(str, sorted(set(known))))
     return (
-        f"config.json says groups of {told}, but there are scales for {count} groups of {width} "
+        f"config.json says groups of {told}, but there are scales for {count} groups in {width} "
         "inputs: a program that goes by config.json cannot load it"
     )
 

@@ -47,17 +47,17 @@ class BlockFp8(Codec):
         info, scales = stored.info, stored.beside(SCALES)
         if info.dtype not in FP8:
             return None
-        rows, columns = _block(stored)
+        block = _block(stored)
         if len(info.shape) < 2 or scales is None or scales.dtype not in FLOATING:
-            return cls(info, block=(rows, columns))
+            return cls(info, block=block)
         *experts, height, width = info.shape
         # a block is at most as large as the weight, so that a hostile size allocates nothing
-        rows, columns = min(rows, max(height, 1)), min(columns, max(width, 1))
+        rows, columns = min(block[0], max(height, 1)), min(block[1], max(width, 1))
         expected = (*experts, -(-height // rows), -(-width // columns))
         if scales.size != 1 and (
             scales.shape != expected or len(experts) != of_experts(stored.name)
         ):
-            return cls(info, block=_block(stored))
+            return cls(info, block=block)
         return cls(info, scales, (rows, columns))
 
     @property
